@@ -1,0 +1,1 @@
+"""Hydra configs of gptask: one primary config per verb, and its groups."""

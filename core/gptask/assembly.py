@@ -1,0 +1,60 @@
+"""The parts of a run, put together: corpus, backbone, data module, head (one way through the code)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptask.config import Data
+from gptask.data.corpus import Corpus
+from gptask.errors import UserError
+from gptask.task import Kind, Task
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+
+    from gptask.backbone import Backbone
+    from gptask.heads import Head
+
+log = logging.getLogger("gptask")
+
+
+@dataclass
+class Parts:
+    """What a trainer needs."""
+
+    task: Task
+    backbone: Backbone
+    head: Head
+    data: LightningDataModule
+
+
+def corpus(task: Task, data: Data, seed: int) -> Corpus:
+    """Check the task's options and the data's, without reading more than file names."""
+    task.validate()
+    for name in ("max_tokens", "batch_size", "batch_tokens", "eval_batch_size"):
+        if getattr(data, name) < 1:
+            raise UserError(f"data.{name}={getattr(data, name)} must be at least 1")
+    return Corpus(task, data, seed)
+
+
+def texts(task: Task, examples: Corpus) -> Iterator[str]:
+    """All text of the training split, for a tokenizer to be trained on."""
+    named = [f for f in task.fields() if f.kind in (Kind.TEXT, Kind.TEXTS)]
+    for example in examples.split("train"):
+        prompt, target = task.render(example)
+        yield prompt if target is None else prompt + target
+        for f in named:
+            if f.target:
+                yield from example[f.name] if f.kind is Kind.TEXTS else [example[f.name]]
+
+
+def parts(task: Task, examples: Corpus, options: Data, backbone: Backbone, seed: int) -> Parts:
+    """Build data module and head on a loaded backbone."""
+    if options.max_tokens > backbone.context:
+        log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
+        options.max_tokens = backbone.context
+    data: Any = task.datamodule(examples, backbone.tokenizer, options, seed)
+    return Parts(task, backbone, task.head(backbone), data)

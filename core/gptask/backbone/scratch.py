@@ -1,0 +1,54 @@
+"""A small GPT-2 from random weights, with a byte-level BPE tokenizer trained on the run's own text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gptask.config import Scratch
+from gptask.errors import UserError
+
+END = "<|endoftext|>"
+
+
+def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
+    """Make model and tokenizer; the caller has seeded torch."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    if options.n_embd % options.n_head:
+        raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
+    tokenizer = train_tokenizer(texts, options.vocab_size)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=options.context,
+        n_embd=options.n_embd,
+        n_layer=options.n_layer,
+        n_head=options.n_head,
+        resid_pdrop=options.dropout,
+        embd_pdrop=options.dropout,
+        attn_pdrop=options.dropout,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return GPT2LMHeadModel(config).to(torch.float32), tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """Train byte-level BPE (Sennrich et al. 2016; bytes as in Radford et al. 2019): no text is unknown to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < 257:
+        raise UserError(f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, bos_token=END)

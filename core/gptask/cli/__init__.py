@@ -1,0 +1,131 @@
+"""The command line: ``gptask <verb> [Hydra overrides]``, and the one boundary where errors become messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gptask.errors import UserError, listing, nearest
+
+VERBS = {
+    "train": "fine-tune on a task, keep the best checkpoint, test it",
+    "evaluate": "score a run folder or the bare backbone without training",
+    "predict": "run a run folder on a file or standard input",
+    "export": "write a Hugging Face folder for plain transformers",
+    "tasks": "list the installed task plugins and their options",
+}
+USAGE = """gptask <verb> [option=value ...]
+
+One GPT in memory, many NLP tasks on top of it.
+
+{verbs}
+
+  gptask train task=sentiment                                        fine-tune on the bundled sample
+  gptask train task=qa data=files data.train=train.json tuning=full  ... on your own files
+  gptask train -m task=sentiment,classification                      ... several, one after the other
+  gptask predict run=outputs/sentiment/<run> input=reviews.txt       predict with a run folder
+
+gptask <verb> --help shows the verb's config; --cfg job prints it composed; --version the version.
+Shell completion: eval "$(gptask -sc install=bash)"
+GPTASK_DEBUG=1 shows stack traces.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit: 0 done, 2 a user's mistake, 130 Ctrl-C, 1 a defect of ours."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+    sys.exit(code)
+
+
+def report(error: BaseException) -> int:
+    """Write the message for an error and return the exit code."""
+    from gptask.cli.explain import explain
+
+    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"\ngptask: {error or 'stopped'}\n")
+        return 130
+    message = explain(error)
+    if message is None:
+        if os.environ.get("GPTASK_DEBUG", "") in ("", "0"):
+            traceback.print_exception(error)
+        sys.stderr.write("gptask: this is a defect of gptask or of a plugin, not of your input; please report it\n")
+        return 1
+    sys.stderr.write(f"gptask: {message}\n")
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["-sc"] or arguments[:1] == ["--shell-completion"]:
+        from gptask.cli.completion import complete
+
+        complete(arguments[1:])
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+        sys.stdout.write(USAGE.format(verbs=verbs))
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        from gptask import __version__
+
+        sys.stdout.write(f"gptask {__version__}\n")
+        return 0
+    if verb not in VERBS:
+        raise UserError(f"unknown verb '{verb}'; there are {listing(VERBS)}.{nearest(verb, VERBS)}")
+    if verb == "tasks":
+        from gptask.cli.tasks import show
+
+        show(rest)
+        return 0
+    return _hydra(verb, rest)
+
+
+def _hydra(verb: str, arguments: list[str]) -> int:
+    """Hand a verb to Hydra; errors of jobs are collected, so that one failing job of a sweep does not stop it."""
+    from gptask.cli.launch import launch
+
+    errors = launch(verb, arguments, ACTIONS[verb])
+    codes = [report(error) for error in errors]
+    return max(codes, default=0)
+
+
+def _train(config: Any) -> None:
+    from gptask.cli.table import show_run
+    from gptask.training import train
+
+    show_run(train(config).folder)
+
+
+def _evaluate(config: Any) -> None:
+    from gptask.cli.table import show_run
+    from gptask.evaluation import evaluate
+
+    show_run(evaluate(config))
+
+
+def _predict(config: Any) -> None:
+    from gptask.prediction import predict
+
+    predict(config)
+
+
+def _export(config: Any) -> None:
+    from gptask.export import export
+
+    sys.stderr.write(f"exported to {export(config)}\n")
+
+
+ACTIONS: dict[str, Callable[[Any], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "export": _export,
+}

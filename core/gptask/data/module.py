@@ -1,0 +1,236 @@
+"""The default data module: encodes with a cache, counts what was cut, and batches by length."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from gptask.data.corpus import Corpus, Examples, code_hash, code_hash_core, digest
+from gptask.data.store import Store, cache_folder
+from gptask.errors import DataError
+from gptask.task import Encoded, Example, Task
+
+log = logging.getLogger("gptask")
+
+
+@dataclass
+class Batch:
+    """Right-padded sequences of prompt, target and EOS. B sequences, T positions, K numbers per label."""
+
+    input_ids: Tensor  # (B, T)
+    lengths: Tensor  # (B,) prompt + target + EOS
+    prompt_lengths: Tensor  # (B,)
+    labels: Tensor | None = None  # (B,) or (B, K)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)  # which encoded item each sequence is
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        tensors = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return Batch(**(vars(self) | tensors))
+
+    def prompts(self) -> list[list[int]]:
+        """The prompts' ids without targets and padding."""
+        pairs = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)
+        return [ids[:length] for ids, length in pairs]
+
+    def predicting(self) -> Tensor:
+        """(B, T) true where the state predicts a token of the target or its EOS, by position and never by id."""
+        position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
+        return (position >= self.prompt_lengths[:, None] - 1) & (position < self.lengths[:, None] - 1)
+
+    def last(self) -> Tensor:
+        """(B,) position of the last real token."""
+        return self.lengths - 1
+
+
+def collate(items: Sequence[dict[str, Any]]) -> Batch:
+    """Encoded items to a right-padded batch; pads are known by position, so their id does not matter."""
+    sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
+    labels = [item["label"] for item in items]
+    whole = labels[0] is not None and np.asarray(labels[0]).dtype.kind in "iu"
+    return Batch(
+        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True),
+        torch.tensor([len(sequence) for sequence in sequences]),
+        torch.tensor([len(item["ids"]) for item in items]),
+        None if labels[0] is None else torch.tensor(labels, dtype=torch.long if whole else torch.float32),
+        {name: [item["extra"][name] for item in items] for name in items[0]["extra"] or {}},
+        [item.get("row", number) for number, item in enumerate(items)],
+    )
+
+
+class BatchesByLength(Sampler[list[int]]):
+    """Batches of similar length under a budget of examples and of padded tokens.
+
+    Training draws chunks of a shuffled order and sorts inside each (lengths mix, batches vary from epoch to epoch);
+    scoring sorts everything, longest first, so that running out of memory happens at once.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, examples: int, tokens: int, seed: int | None, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        order = np.argsort(-lengths, kind="stable")
+        generator = np.random.default_rng(seed)
+        if seed is not None:
+            order = generator.permutation(len(lengths))
+            chunks = np.array_split(order, max(1, len(order) // (50 * examples)))
+            order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
+        self.batches = list(self._pack(order, lengths, examples, tokens))
+        if seed is not None:
+            generator.shuffle(self.batches)
+        rank, world = share  # every process gets equally many batches, the last ones repeated
+        self.batches = (self.batches + self.batches[: -len(self.batches) % world])[rank::world]
+
+    @staticmethod
+    def _pack(order: np.ndarray, lengths: np.ndarray, examples: int, tokens: int) -> Iterator[list[int]]:
+        batch: list[int] = []
+        longest = 0
+        for index in order.tolist():
+            longest = max(longest, int(lengths[index]))
+            if batch and (len(batch) == examples or longest * (len(batch) + 1) > tokens):
+                yield batch
+                batch, longest = [], int(lengths[index])
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Items(torch.utils.data.Dataset[dict[str, Any]]):
+    """Encoded items with their row numbers; whole batches are fetched at once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.store[index] | {"row": index}
+
+
+class DataModule(pl.LightningDataModule):
+    """Core's data module: one encoded store per split, kept in a cache keyed by everything it depends on."""
+
+    def __init__(self, task: Task, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> None:
+        super().__init__()
+        self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
+        self._items: dict[str, Store] = {}
+
+    def examples(self, split: str) -> Examples:
+        """The examples of a split."""
+        return self.corpus.split(split)
+
+    def items(self, split: str) -> Store:
+        """The encoded items of a split; ``example`` says which example each belongs to."""
+        if split not in self._items:
+            self._items[split] = self._encoded(split)
+        return self._items[split]
+
+    def _encoded(self, split: str) -> Store:
+        examples = self.examples(split)
+        options = {k: v for k, v in asdict(self.task).items()}
+        parts = [examples.key, _fingerprint(self.tokenizer), str(self.options.max_tokens), repr(options)]
+        parts += [self.task.demonstrations, code_hash(self.task), code_hash_core()]
+        path = cache_folder() / "encoded" / f"{digest(' '.join(parts))}.arrow"
+        meta = {"truncated": 0, "tokens_cut": 0}
+        store = Store(path) if path.exists() else Store.write(path, self._encode(examples, meta), meta)
+        if store.meta["truncated"]:
+            log.warning(
+                "%s: %d of %d inputs were longer than data.max_tokens=%d and lost %d tokens in all",
+                split, store.meta["truncated"], len(store), self.options.max_tokens, store.meta["tokens_cut"],
+            )  # fmt: skip
+        return store
+
+    def _encode(self, examples: Iterable[Example], meta: dict[str, int]) -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(examples):
+            try:
+                items = encode(self.task, example, self.tokenizer, self.options.max_tokens)
+            except DataError as error:
+                raise DataError(f"example '{example['id']}': {error}") from error
+            for item in items:
+                meta["truncated"] += bool(item["truncated"])
+                meta["tokens_cut"] += item.pop("truncated")
+                yield item | {"example": number}
+
+    def _loader(self, split: str, sampler: BatchesByLength) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            Items(self.items(split)),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.options.workers,
+            persistent_workers=False,
+        )
+
+    def _lengths(self, split: str) -> np.ndarray:
+        return self.items(split).column("length")
+
+    def _share(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Shuffled batches of the current epoch (the trainer asks anew for every epoch)."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        options = self.options
+        return self._loader(
+            "train",
+            BatchesByLength(
+                self._lengths("train"),
+                options.batch_size,
+                options.batch_tokens,
+                (self.seed * 1_000_003 + epoch) % 2**63,
+                self._share(),
+            ),
+        )
+
+    def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Batches of a split by falling length, in a fixed order."""
+        size = self.options.eval_batch_size
+        return self._loader(split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None))
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Validation batches."""
+        return self.eval_dataloader("validation")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Test batches."""
+        return self.eval_dataloader("test")
+
+
+def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
+    """Encode one example into items for `collate`; EOS is put behind every target, so that the model learns to stop."""
+    encoded = task.encode(example, tokenizer, max_tokens)
+    items = []
+    for part in [encoded] if isinstance(encoded, Encoded) else encoded:
+        target = None if part.target is None else [*part.target, tokenizer.eos_token_id]
+        length = len(part.ids) + len(target or [])
+        if length > max_tokens:
+            raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
+        fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
+        items.append(fields | {"length": length, "truncated": part.truncated})
+    return items
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """A hash of a tokenizer's whole definition."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{text} {tokenizer.eos_token_id}".encode()).hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""Records in an Arrow file: written as a stream, read through a memory map."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptask.errors import UserError
+
+CHUNK = 1024
+
+
+def cache_folder() -> Path:
+    """Where converted backbones and encoded data are kept: ``$GPTASK_CACHE``, else ``~/.cache/gptask``."""
+    folder = Path(os.environ.get("GPTASK_CACHE") or Path.home() / ".cache" / "gptask")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the cache {folder} can't be made ({error.strerror}); set GPTASK_CACHE") from error
+    return folder
+
+
+class Store(Sequence[dict[str, Any]]):
+    """Dictionaries on disk: random access through a memory map, so a store larger than memory is fine."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+    @classmethod
+    def write(
+        cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None
+    ) -> Store:
+        """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may be filled while records are drawn."""
+        import pyarrow as pa
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            iterator = iter(records)
+            chunk = list(islice(iterator, CHUNK))
+            schema = schema or _schema(chunk)
+            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                while chunk:
+                    writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+                    chunk = list(islice(iterator, CHUNK))
+            path.with_suffix(".json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return cls(path)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, shape (N,)."""
+        return self.table.column(name).to_numpy()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.table.slice(int(index), 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.to_batches():
+            for start in range(0, batch.num_rows, CHUNK):
+                yield from batch.slice(start, CHUNK).to_pylist()
+
+
+def _schema(records: list[dict[str, Any]]) -> Any:
+    """Infer a schema from the first records; whole numbers take four bytes (token ids, labels, positions)."""
+    import pyarrow as pa
+
+    def narrow(kind: Any) -> Any:
+        if pa.types.is_list(kind):
+            return pa.list_(narrow(kind.value_type))
+        if pa.types.is_struct(kind):
+            return pa.struct([(child.name, narrow(child.type)) for child in kind])
+        return pa.int32() if pa.types.is_int64(kind) or pa.types.is_null(kind) else kind
+
+    inferred = pa.RecordBatch.from_pylist(records).schema if records else []
+    return pa.schema([(field.name, narrow(field.type)) for field in inferred])

@@ -1,0 +1,66 @@
+"""`gptask evaluate`: score a run folder or the bare backbone on a split, without training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptask import assembly, run
+from gptask.config import Evaluate
+from gptask.data.corpus import Corpus
+from gptask.errors import UserError
+from gptask.results import finish
+from gptask.task import Task
+from gptask.trainer_options import check
+
+
+def evaluate(config: Evaluate) -> Path:
+    """Evaluate from a config; return the new run folder, which names its parent."""
+    check(config.trainer)
+    if config.run and config.shots:
+        raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
+    plugin = run.plugin_of(config.task)
+    corpus = assembly.corpus(config.task, config.data, config.seed)
+    with run.folder_for(config.outputs, plugin.name, config.folder) as folder:
+        _evaluate(config, plugin, corpus, folder)
+    return folder
+
+
+def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path) -> None:
+    started = time.time()
+    task: Task = config.task
+    corpus.split(config.split)
+    head_state: dict[str, Any] = {}
+    if config.run:
+        trained = run.load_run(config.run, type(task))
+        backbone, head_state = trained.backbone, trained.head.state_dict()
+    else:
+        from gptask import backbone as backbones
+
+        task.prepare(corpus.split("train" if corpus.given("train") else config.split))
+        backbone = backbones.load(config.backbone, lambda: assembly.texts(task, corpus))
+        task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
+    from gptask.lightning import trainer_for
+    from gptask.module import GPTModule
+
+    parts = assembly.parts(task, corpus, config.data, backbone, config.seed)
+    parts.head.load_state_dict(head_state or parts.head.state_dict())
+    module = GPTModule(task, backbone, parts.head).requires_grad_(False)
+    trainer = trainer_for(folder, config.trainer, logger=False)
+    trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
+    run.write_config(folder, config, plugin, parent=config.run)
+    finish(folder, plugin, module, parts.data, config.split, config, started, 0.0)
+
+
+def demonstrations(task: Task, corpus: Corpus, shots: int, seed: int) -> str:
+    """``shots`` solved training examples as text, drawn by the seed."""
+    if shots < 0:
+        raise UserError(f"shots={shots} must be 0 or more")
+    if not shots:
+        return ""
+    train = corpus.split("train")
+    picked = np.random.default_rng(seed).permutation(len(train))[:shots]
+    return "".join(f"{task.demonstrate(train[number])}\n\n" for number in picked)

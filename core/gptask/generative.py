@@ -1,0 +1,99 @@
+"""The base of tasks that answer in text: a prompt, a target, decoding."""
+
+from __future__ import annotations
+
+import string
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gptask.errors import UserError, listing, nearest
+from gptask.generation import Generation
+from gptask.task import Example, Prediction, Task, option
+
+if TYPE_CHECKING:
+    from gptask.backbone import Backbone
+    from gptask.heads import Head
+
+
+@dataclass
+class PromptedTask(Task):
+    """A task with a prompt: a preset chosen by language, or the user's own template."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {}
+
+    language: str = option("en", "language of the preset prompt and of text normalisation: en or zh")
+    prompt: str | None = option(None, "prompt with {field} placeholders; null takes the preset of task.language")
+
+    def validate(self) -> None:
+        """Refuse a language without preset, and placeholders that are no field of the task."""
+        super().validate()
+        if self.language not in self.PROMPTS:
+            raise UserError(
+                f"task.language='{self.language}' has no preset prompt; there are {listing(self.PROMPTS)} "
+                "(task.prompt=... with language=en takes any)"
+            )
+        names = {f.name for f in self.inputs()} | set(self.placeholders({}))
+        try:
+            used = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
+        except ValueError as error:
+            raise UserError(f"task.prompt {self.template!r} is no template: {error}") from error
+        for name in used:
+            if name not in names:
+                raise UserError(
+                    f"task.prompt names {{{name}}}; the task's fields are {listing(sorted(names))}."
+                    f"{nearest(name, names)} Write {{{{ }}}} for literal braces."
+                )
+        if not used:
+            raise UserError(f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it")
+
+    @property
+    def template(self) -> str:
+        r"""The prompt in force; a literal ``\n`` from a shell is a line break."""
+        return (self.prompt or self.PROMPTS[self.language]).replace("\\n", "\n")
+
+    def placeholders(self, example: Example) -> dict[str, str]:
+        """Values for placeholders besides the fields."""
+        return {}
+
+    def filled(self, example: Example) -> str:
+        """The prompt of an example."""
+        values = {f.name: example.get(f.name) or "" for f in self.inputs()}
+        return self.template.format(**values, **self.placeholders(example))
+
+
+@dataclass
+class GenerativeTask(PromptedTask):
+    """A task that answers in text behind a prompt; subclasses say the fields, the target and the metrics."""
+
+    generation: Generation = option(Generation, "how text is decoded")
+
+    def validate(self) -> None:
+        """Refuse options out of range."""
+        super().validate()
+        self.generation.validate()
+
+    @abstractmethod
+    def target(self, example: Example) -> str | None:
+        """The text to be learned, None where the example has none."""
+
+    def render(self, example: Example) -> tuple[str, str | None]:
+        """The prompt, and the target behind a space unless the prompt ends in one or in full-width punctuation."""
+        prompt, target = self.filled(example), self.target(example)
+        space = "" if prompt[-1:].isspace() or ord(prompt[-1:] or " ") > 0x2FFF else " "
+        return prompt, None if target is None else space + target.strip()
+
+    def reserve(self) -> int:
+        """Room for what is generated."""
+        return self.generation.max_new_tokens
+
+    def head(self, backbone: Backbone) -> Head:
+        """The language model itself."""
+        from gptask.heads import GenerationHead
+
+        return GenerationHead(backbone, self.generation)
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        """The generated text, with the mean probability of its tokens as score."""
+        return Prediction(outputs[0].text.strip(), outputs[0].score)

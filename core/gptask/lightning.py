@@ -1,0 +1,36 @@
+"""The Lightning trainer as gptask sets it up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from gptask.errors import UserError
+
+CHATTER = (".*does not have many workers.*", ".*exists and is not empty.*", ".*logging interval.*", ".*LeafSpec.*")
+
+
+def trainer_for(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:
+    """A trainer with gptask's settings, the user's ``options`` over them."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in CHATTER:
+        warnings.filterwarnings("ignore", text)
+    settings: dict[str, Any] = {
+        "default_root_dir": str(folder),
+        "enable_model_summary": False,
+        "enable_progress_bar": "callbacks" in ours,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 5,
+        "use_distributed_sampler": False,  # the batch sampler shares batches out itself
+        "reload_dataloaders_every_n_epochs": 1,  # new batches by length every epoch
+    }
+    try:
+        return pl.Trainer(**(settings | ours | options))
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"the trainer refuses its options {options}: {error}") from error

@@ -1,0 +1,105 @@
+"""Metrics that can be compared: statistics per example, aggregated, with a bootstrap interval."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gptask.task import Example, Prediction
+
+
+class Metric(ABC):
+    """A quality of a set of predictions, computed from a few numbers per example.
+
+    Numbers per example (n-gram matches, a label pair, an overlap) can be resampled for any metric, corpus BLEU and
+    macro-F1 included; a single score per example cannot.
+    """
+
+    name: str
+    higher_is_better: bool = True
+    range: tuple[float, float] = (0.0, 100.0)
+    signature: str = ""
+
+    @abstractmethod
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """Numbers of one example, always equally many: shape (K,)."""
+
+    @abstractmethod
+    def aggregate(self, rows: np.ndarray) -> float:
+        """The metric's value from the statistics of a set of examples, shape (N, K)."""
+
+
+class MeanMetric(Metric):
+    """A metric that is the mean of one score per example."""
+
+    def __init__(self, name: str, signature: str = "", scale: float = 100.0) -> None:
+        self.name, self.signature, self.scale = name, signature, scale
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """Mean of the single column, times the scale."""
+        return float(rows[:, 0].mean() * self.scale)
+
+
+@dataclass
+class Score:
+    """A metric's value on a test set with its 95% interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    higher_is_better: bool
+    range: tuple[float, float]
+    signature: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form kept in metrics.json."""
+        return {
+            "value": round(self.value, 4),
+            "interval": [round(self.low, 4), round(self.high, 4)],
+            "n": self.n,
+            "direction": "higher" if self.higher_is_better else "lower",
+            "range": list(self.range),
+            "signature": self.signature,
+        }
+
+
+def score(metric: Metric, rows: np.ndarray, resamples: int = 1000, seed: int = 12345) -> Score:
+    """Aggregate statistics of shape (N, K) and put a 95% percentile bootstrap interval over examples on it.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. The seed is fixed, so that the
+    interval is a function of the predictions alone.
+    """
+    generator = np.random.default_rng(seed)
+    n = len(rows)
+    values = [metric.aggregate(rows[generator.integers(0, n, n)]) for _ in range(resamples)]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Score(
+        metric.name,
+        metric.aggregate(rows),
+        float(low),
+        float(high),
+        n,
+        metric.higher_is_better,
+        metric.range,
+        metric.signature,
+    )
+
+
+def score_all(
+    metrics: Sequence[Metric], predictions: Sequence[Prediction], references: Sequence[Example]
+) -> tuple[list[Score], list[dict[str, list[float]]]]:
+    """Score every metric; return the scores and, per example, each metric's statistics."""
+    scores, per_example = [], [dict[str, list[float]]() for _ in predictions]
+    for metric in metrics:
+        rows = [list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)]
+        scores.append(score(metric, np.asarray(rows)))
+        for kept, row in zip(per_example, rows, strict=True):
+            kept[metric.name] = row
+    return scores, per_example

@@ -1,0 +1,47 @@
+"""Optimizer and learning-rate schedule from their configs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptask.config import SGD, AdamW, Schedule, ScheduleName
+from gptask.errors import UserError
+
+
+def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimizer over what learns; vectors (norms, biases) are not decayed."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    if not learning:
+        raise UserError("nothing to train: tuning=head trains the task's head, and this one has no weights; tuning=lora")
+    if options.lr <= 0:
+        raise UserError(f"optimizer.lr={options.lr} must be above 0")
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if isinstance(options, SGD):
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps, fused=True)  # type: ignore[arg-type]
+
+
+def shape(schedule: Schedule, total: int) -> Callable[[int], float]:
+    """Factor on the learning rate at a step: warm-up, then linear or half-cosine decay to 0, or constant."""
+    if schedule.warmup < 0:
+        raise UserError(f"schedule.warmup={schedule.warmup} must be 0 or more (a share below 1, or steps)")
+    warmup = round(schedule.warmup * total) if schedule.warmup < 1 else int(schedule.warmup)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if schedule.name is ScheduleName.constant:
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        return 1.0 - done if schedule.name is ScheduleName.linear else 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor

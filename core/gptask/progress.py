@@ -1,0 +1,126 @@
+"""Progress for people (a rich bar in a terminal, plain lines elsewhere), speed, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar
+
+log = logging.getLogger("gptask")
+
+
+class Speed(pl.Callback):
+    """Tokens per second of training, validation left out; shown as ``tok/s``."""
+
+    def __init__(self) -> None:
+        self.seconds, self.tokens, self._start, self._seen = 0.0, 0, 0.0, 0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        """Start the clock."""
+        self._start, self._seen = time.perf_counter(), module.tokens
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self._start
+        self.tokens += module.tokens - self._seen
+        module.log("train/tokens_per_second", self.rate, prog_bar=True)
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second so far."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> float | None:
+        """The rate of a trainer's training, None if it did not train."""
+        found = [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
+        return round(found[0].rate, 1) if found and found[0].tokens else None
+
+
+class Bar(RichProgressBar, Speed):
+    """A rich bar with loss, tokens/s and time left."""
+
+    def __init__(self) -> None:
+        RichProgressBar.__init__(self)
+        Speed.__init__(self)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Short names, without Lightning's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.replace("train/tokens_per_second", "tok/s").replace("train/", ""): v for name, v in metrics.items()}
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:  # type: ignore[override]
+        """Start the clock."""
+        RichProgressBar.on_train_batch_start(self, trainer, module, *rest)
+        Speed.on_train_batch_start(self, trainer, module, *rest)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:  # type: ignore[override]
+        """Stop the clock and draw."""
+        Speed.on_train_batch_end(self, trainer, module, *rest)
+        RichProgressBar.on_train_batch_end(self, trainer, module, *rest)
+
+
+class Lines(pl.callbacks.ProgressBar, Speed):
+    """A line every few seconds and after each validation."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        pl.callbacks.ProgressBar.__init__(self)
+        Speed.__init__(self)
+        self.every, self._last, self._began = every, 0.0, 0.0
+
+    def disable(self) -> None:
+        """Lightning disables bars on all ranks but the first."""
+        self.every = float("inf")
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Start the clock."""
+        self._began = self._last = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
+        """Start the clock."""
+        Speed.on_train_batch_start(self, trainer, module, *rest)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+        """Write a line if it is time."""
+        Speed.on_train_batch_end(self, trainer, module, *rest)
+        now = time.perf_counter()
+        if now - self._last < self.every:
+            return
+        self._last = now
+        total = trainer.estimated_stepping_batches
+        left = (now - self._began) / max(trainer.global_step, 1) * max(total - trainer.global_step, 0)
+        loss = trainer.callback_metrics.get("train/loss", float("nan"))
+        log.info(
+            "epoch %d step %d/%s loss %.4f %.0f tokens/s %d:%02d left",
+            trainer.current_epoch + 1, trainer.global_step, total, float(loss), self.rate, left // 60, left % 60,
+        )  # fmt: skip
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Write the validation metrics."""
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if values and not trainer.sanity_checking and self.every != float("inf"):
+            shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
+            log.info("epoch %d step %d %s", trainer.current_epoch + 1, trainer.global_step, shown)
+
+
+class Interrupted(pl.Callback):
+    """On Ctrl-C writes a checkpoint, so that nothing computed is lost."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        """Save, if a step has been made."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.training:
+            trainer.save_checkpoint(self.path)
+
+
+def progress_bar() -> pl.Callback:
+    """A bar in a terminal, lines elsewhere."""
+    return Bar() if sys.stderr.isatty() and sys.stdout.isatty() else Lines()

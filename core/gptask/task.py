@@ -1,0 +1,208 @@
+"""The plugin contract: a task is one dataclass whose fields are its options and whose methods build its parts.
+
+Nothing here imports torch, and a task's module should not either (import it inside the methods).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gptask.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningDataModule
+
+    from gptask.backbone import Backbone
+    from gptask.data.corpus import Corpus
+    from gptask.heads import Head
+    from gptask.metric import Metric
+
+CONTRACT_VERSION = 1
+Example = dict[str, Any]
+
+
+class Kind(Enum):
+    """What a field of an example holds; readers check and convert by it."""
+
+    TEXT = "text"
+    TEXTS = "texts"  # one text or several equally good ones (references)
+    LABEL = "label"
+    LABELS = "labels"  # any number of labels, none included
+    INTEGERS = "integers"
+    NUMBER = "number"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One part of an example.
+
+    ``target``: what the model is to predict, so absent from prediction input. ``truncate``: may be shortened when
+    the prompt is too long. ``group``: examples that share its value stay in one split (a context with many questions).
+    """
+
+    name: str
+    kind: Kind = Kind.TEXT
+    required: bool = True
+    target: bool = False
+    truncate: bool = False
+    group: bool = False
+    help: str = ""
+
+
+@dataclass
+class Encoded:
+    """One model input.
+
+    ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
+    it) or None; ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
+    head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    """
+
+    ids: list[int]
+    target: list[int] | None = None
+    label: int | float | list[int] | list[float] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    truncated: int = 0
+
+
+@dataclass
+class Prediction:
+    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one."""
+
+    value: Any
+    score: float | None = None
+    probabilities: dict[str, float] | None = None
+
+
+@dataclass
+class Task(ABC):
+    """Fields are the options a user sets on the command line; methods build the parts of a run.
+
+    Docstrings of subclasses are the help text: the first line describes the task in `gptask tasks`, and each option's
+    ``metadata={"help": ...}`` describes the option.
+    """
+
+    contract_version: ClassVar[int] = CONTRACT_VERSION
+    demonstrations: ClassVar[str] = ""  # solved examples put before every prompt (`evaluate shots=k` sets it)
+
+    @abstractmethod
+    def fields(self) -> list[Field]:
+        """Say what an example consists of; drives reading, column mapping, checks and prediction input."""
+
+    @abstractmethod
+    def render(self, example: Example) -> tuple[str, str | None]:
+        """Turn an example into the prompt and, for tasks that generate, the target text (None if unknown)."""
+
+    @abstractmethod
+    def head(self, backbone: Backbone) -> Head:
+        """Build the part between hidden states and predictions."""
+
+    @abstractmethod
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        """Turn what the head said about each `Encoded` of an example into the prediction."""
+
+    @abstractmethod
+    def metrics(self) -> list[Metric]:
+        """List the metrics; the first is the main one (checkpoint choice and early stopping)."""
+
+    @abstractmethod
+    def sample(self) -> dict[str, Any]:
+        """Say where the bundled sample lies: options of ``data=files`` (``train``, ``validation``, ``test``, ...)."""
+
+    def validate(self) -> None:  # noqa: B027 (a hook, not an oversight)
+        """Raise `UserError` for options that types alone can't refuse; called before anything is loaded."""
+
+    def prepare(self, train: Iterable[Example]) -> None:  # noqa: B027
+        """Settle options that training data decides (a label set, say); called before anything is encoded."""
+
+    def check(self, example: Example) -> None:  # noqa: B027
+        """Raise `DataError` for an example that a run can't use; the reader adds file and line."""
+
+    def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
+        """Turn one example into token ids: prompt, and target ids; several for a text cut into windows.
+
+        The default renders, tokenizes prompt and target apart (as they are at prediction), and shortens the fields
+        marked ``truncate`` until prompt + target + EOS fit in ``max_tokens``. The target is never shortened.
+        """
+        _, target_text = self.render(example)
+        target = (
+            tokenizer(target_text, add_special_tokens=False)["input_ids"] if target_text is not None else None
+        )
+        room = max_tokens - max(len(target or []) + 1, self.reserve())
+        ids, cut = self.fit(example, tokenizer, room)
+        return Encoded(ids, target=target, truncated=cut)
+
+    def demonstrate(self, example: Example) -> str:
+        """A solved example as text, to be put before prompts (``shots=k``)."""
+        prompt, target = self.render(example)
+        if target is None:
+            raise UserError("this task has no target text to demonstrate; use shots=0")
+        return prompt + target
+
+    def reserve(self) -> int:
+        """Tokens kept free behind a prompt for what the head generates."""
+        return 0
+
+    def fit(self, example: Example, tokenizer: Any, room: int) -> tuple[list[int], int]:
+        """Tokenize the prompt, shortening its ``truncate`` fields to ``room`` tokens; return ids and tokens cut."""
+        ids = self._prompt_ids(example, tokenizer)
+        over, example = len(ids) - room, dict(example)
+        for name in [f.name for f in self.fields() if f.truncate and not f.target]:
+            for _ in range(4):  # merging tokens at the seam may leave one or two too many
+                excess = len(ids) - room
+                if excess <= 0 or not example[name]:
+                    break
+                spans = tokenizer(example[name], add_special_tokens=False, return_offsets_mapping=True)
+                offsets = spans["offset_mapping"]
+                keep = max(len(offsets) - excess, 0)
+                example[name] = example[name][: offsets[keep - 1][1]] if keep else ""
+                ids = self._prompt_ids(example, tokenizer)
+        if len(ids) > room:
+            raise DataError(
+                f"the prompt alone needs {len(ids)} tokens and {room} are left for it: "
+                "raise data.max_tokens, or shorten the prompt or task.generation.max_new_tokens"
+            )
+        return ids, max(over, 0)
+
+    def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
+        ids = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close what is to be continued
+            ids = ids[:-1]
+        return ids
+
+    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> LightningDataModule:
+        """Build the data module; core's reads, checks, encodes, caches and batches by length."""
+        from gptask.data.module import DataModule
+
+        return DataModule(self, corpus, tokenizer, options, seed)
+
+    def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+        """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""
+        return {}
+
+    def inputs(self) -> list[Field]:
+        """The fields a prediction needs."""
+        return [f for f in self.fields() if not f.target]
+
+    def targets(self) -> list[Field]:
+        """The fields a prediction is compared with."""
+        return [f for f in self.fields() if f.target]
+
+    def key(self, example: Mapping[str, Any], *, grouped: bool = False) -> str:
+        """A text that is equal for equal inputs (or, ``grouped``, for inputs that must share a split)."""
+        fields = [f for f in self.inputs() if f.group] if grouped else []
+        return json.dumps([example.get(f.name) for f in fields or self.inputs()], ensure_ascii=False)
+
+
+def option(default: Any, help: str) -> Any:
+    """Declare a task option: its default (a class or function makes a fresh one each time) and its help line."""
+    if callable(default) and not isinstance(default, Enum):
+        return field(default_factory=default, metadata={"help": help})
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})

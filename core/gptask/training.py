@@ -1,0 +1,133 @@
+"""`gptask train`: fine-tune, keep the checkpoint that is best on validation, test that one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptask import assembly, run
+from gptask.config import CSVLog, Train
+from gptask.errors import UserError
+from gptask.results import finish
+from gptask.trainer_options import check
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from gptask.data.corpus import Corpus
+    from gptask.module import GPTModule
+
+log = logging.getLogger("gptask")
+
+
+def train(config: Train) -> run.Run:
+    """Run a training from a config; return the run with its best model loaded.
+
+    Raises `UserError` for whatever the user can mend.
+    """
+    check(config.trainer)
+    plugin = run.plugin_of(config.task)
+    config = replace(config, trainer=dict(config.trainer))
+    corpus = assembly.corpus(config.task, config.data, config.seed)
+    with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:
+        return _train(config, plugin, corpus, folder)
+
+
+def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
+    started = time.time()
+    config.task.prepare(corpus.split("train"))
+    corpus.warn_overlap()
+
+    import pytorch_lightning as pl
+
+    from gptask import backbone as backbones
+    from gptask.backbone import tuning
+    from gptask.module import GPTModule
+
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    backbone = backbones.load(config.backbone, lambda: assembly.texts(config.task, corpus))
+    parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
+    backbone.peft = tuning.apply(backbone.peft, config.tuning)
+    module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
+    run.write_config(folder, config, plugin)
+    trainer = _trainer(config, folder)
+    if config.probe and not config.resume:
+        from gptask.probe import probe
+
+        probe(module, parts.data, trainer)
+    _fit(trainer, module, parts.data, folder, config.resume)
+    _load_best(trainer, module)
+    run.save_model(folder, backbone, parts.head, config.tuning)
+    fit_seconds = time.time() - started
+    trainer.test(module, datamodule=parts.data, verbose=False)
+    finish(folder, plugin, module, parts.data, "test", config, started, fit_seconds)
+    module.eval()
+    return run.Run(folder, plugin, config.task, backbone, parts.head, run.read_config(folder))
+
+
+def _trainer(config: Train, folder: Path) -> pl.Trainer:
+    """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+    from gptask.lightning import trainer_for
+    from gptask.progress import Interrupted, progress_bar
+
+    main = config.task.metrics()[0]
+    monitor: dict[str, Any] = {"monitor": f"val/{main.name}", "mode": "max" if main.higher_is_better else "min"}
+    checkpoints = folder / "checkpoints"
+    best = ModelCheckpoint(checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor)
+    callbacks: list[pl.Callback] = [best, Interrupted(checkpoints / "interrupted.ckpt"), progress_bar()]
+    stopping = config.early_stopping
+    if stopping.patience is not None:
+        callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **monitor))
+    return trainer_for(folder, config.trainer, logger=_loggers(config, folder), callbacks=callbacks)
+
+
+def _loggers(config: Train, folder: Path) -> list[Any]:
+    from pytorch_lightning.loggers import CSVLogger
+
+    table = folder / "metrics.csv"
+    if table.exists():  # Lightning deletes it: keep the curve of the part before a resume
+        table.rename(folder / f"metrics.before-resume-{len(list(folder.glob('metrics.before*'))) + 1}.csv")
+    loggers: list[Any] = [CSVLogger(str(folder), name="", version="")]
+    if not isinstance(config.logger, CSVLog):
+        from lightning_utilities.core.imports import RequirementCache
+
+        if not RequirementCache("tensorboard"):
+            raise UserError("logger=tensorboard needs a package that is not installed: pip install 'gptask[tensorboard]'")
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
+    return loggers
+
+
+def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
+    checkpoint = None
+    if resume:
+        found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
+        checkpoint = str(found[-1])
+        log.info("going on from %s", checkpoint)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {run.kept(folder)}") from stop
+    (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
+
+
+def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
+    import torch
+
+    callback: Any = trainer.checkpoint_callback
+    if not callback or not callback.best_model_path:
+        log.warning("no validation ran, so there is no best checkpoint: the last weights are kept and tested")
+        return
+    best = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
+    module.load_state_dict(best["state_dict"], strict=False)
+    score = callback.best_model_score
+    log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))

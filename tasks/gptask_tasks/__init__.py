@@ -1,0 +1,10 @@
+"""The built-in task plugins: classification, sentiment, qa, summarization, translation."""
+
+from pathlib import Path
+from typing import Any
+
+
+def sample(name: str, suffix: str = "jsonl", **options: Any) -> dict[str, Any]:
+    """Data options for the sample bundled under ``samples/<name>``."""
+    folder = Path(__file__).parent / "samples" / name
+    return {split: str(folder / f"{split}.{suffix}") for split in ("train", "validation", "test")} | options

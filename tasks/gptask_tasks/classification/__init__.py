@@ -1,0 +1,125 @@
+"""Text classification: binary, multi-class or multi-label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
+from gptask.errors import listing, nearest
+from gptask.generative import PromptedTask
+from gptask.task import Example
+from gptask_tasks import sample
+
+if TYPE_CHECKING:
+    from gptask import Metric
+    from gptask.backbone import Backbone
+    from gptask.heads import Head
+
+
+@dataclass
+class Classification(PromptedTask):
+    """Sort texts into classes: one per text, or any number (task.multi_label=true)."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
+
+    labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
+    label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
+    multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
+    threshold: float = option(0.5, "probability from which a class is predicted, with multi_label")
+
+    def fields(self) -> list[Field]:
+        """A text, and its label or labels."""
+        name, kind = ("labels", Kind.LABELS) if self.multi_label else ("label", Kind.LABEL)
+        return [
+            Field("text", truncate=True, help="the text to sort"),
+            Field(name, kind, target=True, help="its class" + (" or classes" if self.multi_label else "")),
+        ]
+
+    def validate(self) -> None:
+        """Refuse label words for unknown labels, doubled labels, a threshold out of range."""
+        super().validate()
+        if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
+            raise UserError(f"task.labels must be at least two different names, got {self.labels}")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"task.threshold={self.threshold} must lie between 0 and 1")
+        for name in self.label_words:
+            if self.labels and name not in self.labels:
+                raise UserError(f"task.label_words.{name}: no such label; there are {listing(self.labels)}")
+
+    def prepare(self, train: Iterable[Example]) -> None:
+        """Take the label set of the training data unless it is given."""
+        if not self.labels:
+            self.labels = sorted({name for example in train for name in self.gold(example)})
+            if len(self.labels) < 2:
+                raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
+
+    def gold(self, example: Example) -> list[str]:
+        """The true labels of an example."""
+        return example.get("labels") or [] if self.multi_label else [example["label"]]
+
+    def check(self, example: Example) -> None:
+        """Refuse a label outside the set."""
+        for name in self.gold(example):
+            if self.labels and name not in self.labels:
+                hint = nearest(name, self.labels)
+                raise DataError(f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint}")
+
+    def word(self, label: str) -> str:
+        """The word that stands for a label behind the prompt."""
+        words = self.label_words.get(label, label.replace("_", " "))
+        return words if self.language == "zh" else f" {words}"
+
+    def render(self, example: Example) -> tuple[str, str | None]:
+        """The prompt, and the label words as the text that would follow."""
+        known = example.get("labels" if self.multi_label else "label") is not None
+        target = ",".join(self.word(name) for name in self.gold(example)) if known else None
+        return self.filled(example), target
+
+    def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
+        """The prompt's ids, and the label as an index or as a vector of zeros and ones."""
+        ids, cut = self.fit(example, tokenizer, max_tokens)
+        if self.render(example)[1] is None:
+            return Encoded(ids, truncated=cut)
+        gold = self.gold(example)
+        for name in gold:
+            if name not in self.labels:
+                raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
+        if self.multi_label:
+            return Encoded(ids, label=[float(name in gold) for name in self.labels], truncated=cut)
+        return Encoded(ids, label=self.labels.index(gold[0]), truncated=cut)
+
+    def head(self, backbone: Backbone) -> Head:
+        """A linear layer on the last real token, started from the label words."""
+        from gptask_tasks.classification.head import ClassificationHead
+
+        return ClassificationHead(backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label)
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        """The likeliest label (or all above the threshold) with the probabilities of all."""
+        probabilities = dict(zip(self.labels, outputs[0], strict=True))
+        if self.multi_label:
+            value = [name for name, p in probabilities.items() if p >= self.threshold]
+            return Prediction(value, probabilities=probabilities)
+        best = max(probabilities, key=probabilities.__getitem__)
+        return Prediction(best, probabilities[best], probabilities)
+
+    def metrics(self) -> list[Metric]:
+        """Accuracy first; micro-F1 first where a text may have several labels."""
+        from gptask_tasks.classification import metrics
+
+        if self.multi_label:
+            return metrics.multi_label(self.labels)
+        return metrics.single_label(self.labels)
+
+    def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+        """Per-class scores and the confusion matrix."""
+        from gptask_tasks.classification import metrics
+
+        said = [p.value if self.multi_label else [p.value] for p in predictions]
+        return metrics.per_class(self.labels, [self.gold(e) for e in examples], said, self.multi_label)
+
+    def sample(self) -> dict[str, Any]:
+        """Questions to a shop's service desk, in English and Chinese."""
+        return sample("classification")

@@ -1,0 +1,41 @@
+"""Sentiment: classification with other prompts and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gptask import option
+from gptask_tasks import sample
+from gptask_tasks.classification import Classification
+
+
+@dataclass
+class Sentiment(Classification):
+    """Tell whether a text is negative, neutral or positive, or how many stars from 1 to 5 it gives."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {"en": "Review: {text}\nSentiment:", "zh": "评论：{text}\n情感："}
+    STARS: ClassVar[dict[str, dict[str, str]]] = {
+        "en": {"1": "terrible", "2": "bad", "3": "okay", "4": "good", "5": "great"},
+        "zh": {"1": "很差", "2": "差", "3": "一般", "4": "好", "5": "很好"},
+    }
+    WORDS: ClassVar[dict[str, str]] = {"negative": "负面", "neutral": "中性", "positive": "正面"}
+
+    graded: bool = option(False, "labels are the grades 1 to 5")
+
+    def validate(self) -> None:
+        """Give grades their names; the words of the language stand for the labels unless they are given."""
+        if self.graded and not self.labels:
+            self.labels = list(self.STARS["en"])
+        super().validate()
+
+    def word(self, label: str) -> str:
+        """Grades and, in Chinese, polarities have words of their own."""
+        preset = self.STARS.get(self.language, {}) if self.graded else self.WORDS if self.language == "zh" else {}
+        if label in preset and label not in self.label_words:
+            return preset[label] if self.language == "zh" else f" {preset[label]}"
+        return super().word(label)
+
+    def sample(self) -> dict[str, Any]:
+        """Reviews and comments in English."""
+        return sample("sentiment")
