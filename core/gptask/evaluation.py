@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gptask import assembly, run
+from gptask.backbone.source import locate
 from gptask.config import Evaluate
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
@@ -38,10 +39,11 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
         trained = run.load_run(config.run, type(task))
         backbone, head_state = trained.backbone, trained.head.state_dict()
     else:
-        from gptask import backbone as backbones
+        from gptask.backbone import model as backbones
 
+        origin = locate(config.backbone)
         task.prepare(corpus.split("train" if corpus.given("train") else config.split))
-        backbone = backbones.load(config.backbone, lambda: assembly.texts(task, corpus))
+        backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.lightning import trainer_for
     from gptask.module import GPTModule

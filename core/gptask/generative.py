@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,13 @@ from gptask.generation import Generation
 from gptask.task import Example, Prediction, Task, option
 
 if TYPE_CHECKING:
-    from gptask.backbone import Backbone
+    from gptask.backbone.model import Backbone
     from gptask.heads import Head
+
+
+def is_wide(character: str) -> bool:
+    """Whether a character is Chinese, Japanese or Korean, or full-width punctuation (no spaces are written there)."""
+    return unicodedata.east_asian_width(character) in "WF"
 
 
 @dataclass
@@ -24,7 +30,9 @@ class PromptedTask(Task):
     PROMPTS: ClassVar[dict[str, str]] = {}
 
     language: str = option("en", "language of the preset prompt and of text normalisation: en or zh")
-    prompt: str | None = option(None, "prompt with {field} placeholders; null takes the preset of task.language")
+    prompt: str | None = option(
+        None, "prompt with {field} placeholders; null takes the preset of task.language"
+    )
 
     def validate(self) -> None:
         """Refuse a language without preset, and placeholders that are no field of the task."""
@@ -46,7 +54,9 @@ class PromptedTask(Task):
                     f"{nearest(name, names)} Write {{{{ }}}} for literal braces."
                 )
         if not used:
-            raise UserError(f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it")
+            raise UserError(
+                f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it"
+            )
 
     @property
     def template(self) -> str:
@@ -79,10 +89,13 @@ class GenerativeTask(PromptedTask):
         """The text to be learned, None where the example has none."""
 
     def render(self, example: Example) -> tuple[str, str | None]:
-        """The prompt, and the target behind a space unless the prompt ends in one or in full-width punctuation."""
+        """The prompt, and the target behind a space where one would be written there."""
         prompt, target = self.filled(example), self.target(example)
-        space = "" if prompt[-1:].isspace() or ord(prompt[-1:] or " ") > 0x2FFF else " "
-        return prompt, None if target is None else space + target.strip()
+        if target is None:
+            return prompt, None
+        target = target.strip()
+        seam = prompt[-1:] + target[:1]
+        return prompt, target if seam[:1].isspace() or any(is_wide(c) for c in seam) else f" {target}"
 
     def reserve(self) -> int:
         """Room for what is generated."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gptask.generation import Generation, generate
 
 if TYPE_CHECKING:
-    from gptask.backbone import Backbone
+    from gptask.backbone.model import Backbone
     from gptask.data.module import Batch
 
 

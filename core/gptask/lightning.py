@@ -12,7 +12,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from gptask.errors import UserError
 
-CHATTER = (".*does not have many workers.*", ".*exists and is not empty.*", ".*logging interval.*", ".*LeafSpec.*")
+CHATTER = (
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*logging interval.*",
+    ".*LeafSpec.*",
+)
 
 
 def trainer_for(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:

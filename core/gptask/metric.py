@@ -21,7 +21,7 @@ class Metric(ABC):
     """
 
     name: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True  # None: it describes, and ranks nothing
     range: tuple[float, float] = (0.0, 100.0)
     signature: str = ""
 
@@ -54,7 +54,7 @@ class Score:
     low: float
     high: float
     n: int
-    higher_is_better: bool
+    higher_is_better: bool | None
     range: tuple[float, float]
     signature: str
 
@@ -64,7 +64,7 @@ class Score:
             "value": round(self.value, 4),
             "interval": [round(self.low, 4), round(self.high, 4)],
             "n": self.n,
-            "direction": "higher" if self.higher_is_better else "lower",
+            "direction": {True: "higher", False: "lower", None: "none"}[self.higher_is_better],
             "range": list(self.range),
             "signature": self.signature,
         }
@@ -98,7 +98,9 @@ def score_all(
     """Score every metric; return the scores and, per example, each metric's statistics."""
     scores, per_example = [], [dict[str, list[float]]() for _ in predictions]
     for metric in metrics:
-        rows = [list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)]
+        rows = [
+            list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)
+        ]
         scores.append(score(metric, np.asarray(rows)))
         for kept, row in zip(per_example, rows, strict=True):
             kept[metric.name] = row

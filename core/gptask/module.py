@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptask import optim
-from gptask.backbone import Backbone
+from gptask.backbone.model import Backbone
 from gptask.data.module import Batch
 from gptask.heads import Head
 from gptask.task import Example, Prediction, Task

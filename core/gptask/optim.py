@@ -17,7 +17,9 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
     """Make the optimizer over what learns; vectors (norms, biases) are not decayed."""
     learning = [p for p in module.parameters() if p.requires_grad]
     if not learning:
-        raise UserError("nothing to train: tuning=head trains the task's head, and this one has no weights; tuning=lora")
+        raise UserError(
+            "nothing to train: tuning=head trains the task's head, and this one has no weights; tuning=lora"
+        )
     if options.lr <= 0:
         raise UserError(f"optimizer.lr={options.lr} must be above 0")
     groups: list[dict[str, Any]] = [

@@ -21,12 +21,21 @@ from gptask.plugins import Plugin, chosen, discover
 from gptask.task import CONTRACT_VERSION, Example, Prediction, Task
 
 if TYPE_CHECKING:
-    from gptask.backbone import Backbone
+    from gptask.backbone.model import Backbone
     from gptask.heads import Head
 
 log = logging.getLogger("gptask")
 FORMAT = 1
-PACKAGES = ("gptask", "torch", "transformers", "pytorch-lightning", "peft", "sacrebleu", "rouge-score", "scikit-learn")
+PACKAGES = (
+    "gptask",
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "peft",
+    "sacrebleu",
+    "rouge-score",
+    "scikit-learn",
+)
 
 
 def plugin_of(task: Task) -> Plugin:
@@ -49,7 +58,9 @@ def create(outputs: str, task: str, folder: str | None) -> Path:
             if folder:
                 raise UserError(f"the run folder {path} exists; choose another (or resume={path})") from error
         except OSError as error:
-            raise UserError(f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>") from error
+            raise UserError(
+                f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>"
+            ) from error
     raise UserError(f"no free run folder beside {base}")
 
 
@@ -107,7 +118,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
-        near = sorted(str(p.parent) for p in Path(folder.parts[0] if folder.parts else ".").glob("*/*/config.yaml"))
+        near = sorted(
+            str(p.parent) for p in Path(folder.parts[0] if folder.parts else ".").glob("*/*/config.yaml")
+        )
         raise UserError(f"no run folder at {folder} (no config.yaml there); there are: {listing(near[-6:])}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
@@ -196,7 +209,9 @@ def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> Non
     if isinstance(tuning, schemas.Lora):
         if scratch:
             _save_base(backbone, partial / "base")
-        backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
+        backbone.peft.peft_config["default"].base_model_name_or_path = (
+            "base" if scratch else backbone.origin.location
+        )
         backbone.peft.save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)
     elif isinstance(tuning, schemas.Full) or scratch:
@@ -301,7 +316,7 @@ def load_run(folder: str | Path, task: type[Task] | Task | None = None) -> Run:
 
 
 def _load_backbone(model: Path, values: dict[str, Any]) -> Backbone:
-    from gptask.backbone import Backbone, from_folder, number_format
+    from gptask.backbone.model import Backbone, from_folder, number_format
     from gptask.backbone.source import Resolved, resolve
 
     options = schemas.from_plain("backbone", values["backbone"])
@@ -333,4 +348,6 @@ def _load_head(head: Head, model: Path) -> None:
         try:
             head.load_state_dict(load_file(model / "head.safetensors"))
         except RuntimeError as error:
-            raise UserError(f"{model}/head.safetensors does not fit the task: {str(error).splitlines()[-1]}") from error
+            raise UserError(
+                f"{model}/head.safetensors does not fit the task: {str(error).splitlines()[-1]}"
+            ) from error

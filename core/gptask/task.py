@@ -17,7 +17,7 @@ from gptask.errors import DataError, UserError
 if TYPE_CHECKING:
     from pytorch_lightning import LightningDataModule
 
-    from gptask.backbone import Backbone
+    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
     from gptask.heads import Head
     from gptask.metric import Metric
@@ -171,7 +171,9 @@ class Task(ABC):
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
         ids = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close what is to be continued
+        if (
+            len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+        ):  # some tokenizers close what is to be continued
             ids = ids[:-1]
         return ids
 

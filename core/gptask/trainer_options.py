@@ -35,4 +35,6 @@ def check(options: Mapping[str, Any]) -> None:
                 f"There are: {listing(names(), 60)}"
             )
         if name in OURS:
-            raise UserError(f"trainer.{name} is set by gptask itself (see logger=, outputs= and early_stopping.patience=)")
+            raise UserError(
+                f"trainer.{name} is set by gptask itself (see logger=, outputs= and early_stopping.patience=)"
+            )

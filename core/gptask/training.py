@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, run
+from gptask.backbone.source import locate
 from gptask.config import CSVLog, Train
 from gptask.errors import UserError
 from gptask.results import finish
@@ -32,23 +33,25 @@ def train(config: Train) -> run.Run:
     plugin = run.plugin_of(config.task)
     config = replace(config, trainer=dict(config.trainer))
     corpus = assembly.corpus(config.task, config.data, config.seed)
+    corpus.require("train")
     with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:
         return _train(config, plugin, corpus, folder)
 
 
 def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
     started = time.time()
+    origin = locate(config.backbone)
     config.task.prepare(corpus.split("train"))
     corpus.warn_overlap()
 
     import pytorch_lightning as pl
 
-    from gptask import backbone as backbones
+    from gptask.backbone import model as backbones
     from gptask.backbone import tuning
     from gptask.module import GPTModule
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = backbones.load(config.backbone, lambda: assembly.texts(config.task, corpus))
+    backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
@@ -70,16 +73,20 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
 
 def _trainer(config: Train, folder: Path) -> pl.Trainer:
     """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
-    import pytorch_lightning as pl
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
     from gptask.lightning import trainer_for
     from gptask.progress import Interrupted, progress_bar
 
     main = config.task.metrics()[0]
-    monitor: dict[str, Any] = {"monitor": f"val/{main.name}", "mode": "max" if main.higher_is_better else "min"}
+    monitor: dict[str, Any] = {
+        "monitor": f"val/{main.name}",
+        "mode": "max" if main.higher_is_better else "min",
+    }
     checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor)
+    best = ModelCheckpoint(
+        checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor
+    )
     callbacks: list[pl.Callback] = [best, Interrupted(checkpoints / "interrupted.ckpt"), progress_bar()]
     stopping = config.early_stopping
     if stopping.patience is not None:
@@ -98,7 +105,9 @@ def _loggers(config: Train, folder: Path) -> list[Any]:
         from lightning_utilities.core.imports import RequirementCache
 
         if not RequirementCache("tensorboard"):
-            raise UserError("logger=tensorboard needs a package that is not installed: pip install 'gptask[tensorboard]'")
+            raise UserError(
+                "logger=tensorboard needs a package that is not installed: pip install 'gptask[tensorboard]'"
+            )
         from pytorch_lightning.loggers import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
@@ -130,4 +139,6 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
     best = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"], strict=False)
     score = callback.best_model_score
-    log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))
+    log.info(
+        "best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score)
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
+from gptask.backbone.model import quiet
 from gptask.errors import UserError
 
 
@@ -14,11 +17,14 @@ def convert(file: Path, folder: Path) -> None:
     """De-quantise ``file`` through transformers and write model and tokenizer to ``folder``, whole or not at all."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as chatter
 
-    chatter.disable_progress_bar()
+    quiet()
     try:
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+        ):  # a bar that can't be switched off
+            read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"{file} can't be read as a GGUF model: {error}") from error

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from gptask.config import Pretrained
+from gptask.config import Pretrained, Scratch
 from gptask.data.store import cache_folder
 from gptask.errors import UserError
 from gptask.network import hub_reachable
@@ -27,6 +27,15 @@ class Resolved:
     location: str
     kind: str
     weights_hash: str
+
+
+def locate(options: Pretrained | Scratch) -> Resolved | None:
+    """Find a pretrained backbone and log what is used; None for one from scratch."""
+    if isinstance(options, Scratch):
+        return None
+    origin = resolve(options)
+    log.info("backbone: %s%s", origin.kind, f"; licence: {options.license}" if options.license else "")
+    return origin
 
 
 def resolve(options: Pretrained) -> Resolved:
@@ -55,7 +64,9 @@ def _wheel(name: str) -> tuple[Callable[[], Path] | Path, str] | None:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(found.locate_file(file))), origin
-    for package in sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2}):
+    for package in sorted(
+        {file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2}
+    ):
         module = import_module(package)
         if hasattr(module, "assemble"):
             return (lambda: _assembled(module, name)), origin
@@ -78,7 +89,9 @@ def _converted(file: Path | Callable[[], Path], origin: str) -> Resolved:
     marker = hashlib.sha256(origin.encode()).hexdigest()[:16]
     if isinstance(file, Path):
         stat = file.stat()
-        marker = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+        marker = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[
+            :16
+        ]
     folder = cache_folder() / "backbones" / marker
     if not (folder / "gptask.json").exists():
         from gptask.backbone.gguf import convert

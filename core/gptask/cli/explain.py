@@ -15,7 +15,10 @@ def explain(error: BaseException) -> str | None:
     module = type(error).__module__.split(".")[0]
     if module in ("hydra", "omegaconf"):
         return _config_error(error)
-    if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError) and error.filename:
+    if (
+        isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        and error.filename
+    ):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == 28:
         return f"{error.strerror}: {error.filename or 'while writing'}"
@@ -38,8 +41,8 @@ def _config_error(error: BaseException) -> str:
         key = found[1].rstrip(".")
         if "not in" in texts[0] or "Key '" in texts[0]:
             return _unknown_key(key, whole)
-        return f"{key}: {texts[0].splitlines()[0]}"
-    return next(text.splitlines()[0] for text in texts if text.strip())
+        return f"{key}: {_cause(texts)}"
+    return _cause(texts)
 
 
 def _chain(error: BaseException | None) -> list[str]:
@@ -48,6 +51,14 @@ def _chain(error: BaseException | None) -> list[str]:
         texts.append(str(error))
         error = error.__cause__ or error.__context__
     return texts
+
+
+def _cause(texts: list[str]) -> str:
+    """The line that says what is wrong: OmegaConf's own if it spoke, else the innermost (outer ones say where)."""
+    spoken = [text for text in texts if "full_key:" in text] + [
+        text for text in reversed(texts) if text.strip()
+    ]
+    return spoken[0].strip().splitlines()[0]
 
 
 def _unknown_choice(group: str, name: str, whole: str) -> str:
@@ -77,7 +88,11 @@ def siblings(parent: str) -> list[str]:
 
     from gptask.cli import VERBS
 
-    choices = [a for a in sys.argv[1:] if "=" in a and "." not in a.split("=")[0] and not a.startswith(("-", "+", "~"))]
+    choices = [
+        a
+        for a in sys.argv[1:]
+        if "=" in a and "." not in a.split("=")[0] and not a.startswith(("-", "+", "~"))
+    ]
     GlobalHydra.instance().clear()
     for verb in [v for v in VERBS if v != "tasks"]:
         try:

@@ -84,7 +84,12 @@ def from_run(verb: str, folder: str, arguments: list[str]) -> list[str]:
     ConfigStore.instance().store(group="saved", name="run", node=saved, package="_global_")
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     rest = [a for a in arguments if a not in flags]
-    return [*flags, *(f"{group}={kind}" for group, kind in groups.items() if not chosen(rest, group)), "saved=run", *rest]
+    return [
+        *flags,
+        *(f"{group}={kind}" for group, kind in groups.items() if not chosen(rest, group)),
+        "saved=run",
+        *rest,
+    ]
 
 
 def checked(cfg: Any) -> Any:

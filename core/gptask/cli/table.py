@@ -20,16 +20,25 @@ def show_run(folder: Path) -> None:
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, metric in result["metrics"].items():
         low, high = metric["interval"]
-        arrow = "↑" if metric["direction"] == "higher" else "↓"
+        arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
         table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
     console.print(table)
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, 3):
             row = json.loads(line)
-            skip = ("id", "digest", "group", "references", "prediction", "score", "probabilities", "statistics")
+            skip = (
+                "id",
+                "digest",
+                "group",
+                "references",
+                "prediction",
+                "score",
+                "probabilities",
+                "statistics",
+            )
             text = " | ".join(str(value) for name, value in row.items() if name not in skip)
             console.print(Text(f"  {_short(text)}", style="dim"))
-            truth = " | ".join(_plain(value) for value in row["references"].values() if value not in (None, []))
+            truth = _plain(next(iter(row["references"].values())))
             console.print(Text(f"    → {_short(_plain(row['prediction']))}   (truth: {_short(truth)})"))
     console.print(f"\nrun folder: {folder}", soft_wrap=True)
 

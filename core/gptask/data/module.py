@@ -80,7 +80,12 @@ class BatchesByLength(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: np.ndarray, examples: int, tokens: int, seed: int | None, share: tuple[int, int] = (0, 1)
+        self,
+        lengths: np.ndarray,
+        examples: int,
+        tokens: int,
+        seed: int | None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         order = np.argsort(-lengths, kind="stable")
         generator = np.random.default_rng(seed)
@@ -132,7 +137,13 @@ class DataModule(pl.LightningDataModule):
 
     def __init__(self, task: Task, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> None:
         super().__init__()
-        self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
+        self.task, self.corpus, self.tokenizer, self.options, self.seed = (
+            task,
+            corpus,
+            tokenizer,
+            options,
+            seed,
+        )
         self._items: dict[str, Store] = {}
 
     def examples(self, split: str) -> Examples:
@@ -204,7 +215,9 @@ class DataModule(pl.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Batches of a split by falling length, in a fixed order."""
         size = self.options.eval_batch_size
-        return self._loader(split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None))
+        return self._loader(
+            split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None)
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation batches."""
@@ -223,7 +236,9 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
         target = None if part.target is None else [*part.target, tokenizer.eos_token_id]
         length = len(part.ids) + len(target or [])
         if length > max_tokens:
-            raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
+            raise DataError(
+                f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it"
+            )
         fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
         items.append(fields | {"length": length, "truncated": part.truncated})
     return items

@@ -17,7 +17,14 @@ from gptask.errors import DataError, UserError, listing
 
 csv.field_size_limit(2**31 - 1)
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "lines")
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,9 @@ def read_stream(stream: IO[bytes], options: Files) -> Iterator[Row]:
     elif options.format in ("auto", "lines"):
         yield from _lines(rest, options.pattern)
     else:
-        raise UserError(f"standard input can't be read as '{options.format}'; expected jsonl, lines, csv or tsv")
+        raise UserError(
+            f"standard input can't be read as '{options.format}'; expected jsonl, lines, csv or tsv"
+        )
 
 
 def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gptask.backbone import Backbone
+from gptask.backbone.model import Backbone
 from gptask.data.module import Batch
 from gptask.heads import Head
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ class ClassificationHead(Head):
 
     export_class = "AutoModelForSequenceClassification"
 
-    def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
+    def __init__(
+        self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool
+    ) -> None:
         super().__init__()
         self.labels, self.multi_label = list(labels), multi_label
         vectors = backbone.word_vectors(words)
@@ -55,6 +57,8 @@ class ClassificationHead(Head):
             "num_labels": len(names),
             "id2label": names,
             "label2id": {name: number for number, name in names.items()},
-            "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification",
+            "problem_type": "multi_label_classification"
+            if self.multi_label
+            else "single_label_classification",
         }
         return {"score.weight": self.linear.weight.detach()}, config

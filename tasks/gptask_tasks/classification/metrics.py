@@ -12,7 +12,13 @@ from gptask.task import Example
 
 def single_label(labels: Sequence[str]) -> list[Metric]:
     """Metrics where every text has one label."""
-    return [Accuracy("accuracy", "single label"), MacroF1(labels), MicroF1(labels), Matthews(labels), Calibration()]
+    return [
+        Accuracy("accuracy", "single label"),
+        MacroF1(labels),
+        MicroF1(labels),
+        Matthews(labels),
+        Calibration(),
+    ]
 
 
 def multi_label(labels: Sequence[str]) -> list[Metric]:
@@ -129,7 +135,9 @@ class Sets(Metric):
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """2K zeros and ones."""
-        return [float(n in reference["labels"]) for n in self.labels] + [float(n in prediction.value) for n in self.labels]
+        return [float(n in reference["labels"]) for n in self.labels] + [
+            float(n in prediction.value) for n in self.labels
+        ]
 
     def counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True positives, true, predicted, each (K,)."""
@@ -187,7 +195,10 @@ def per_class(
     )
     names = ("precision", "recall", "f1", "support")
     table = {
-        label: {name: round(float(column[k]) * (1 if name == "support" else 100), 2) for name, column in zip(names, columns, strict=True)}
+        label: {
+            name: round(float(column[k]) * (1 if name == "support" else 100), 2)
+            for name, column in zip(names, columns, strict=True)
+        }
         for k, label in enumerate(labels)
     }
     details: dict[str, Any] = {"per_class": table}

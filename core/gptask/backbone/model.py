@@ -1,0 +1,133 @@
+"""The backbone: a decoder-only model and its tokenizer, held once and shared by whatever tasks run on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptask.backbone.source import Resolved
+from gptask.config import DType, Pretrained, Scratch
+from gptask.errors import UserError
+
+log = logging.getLogger("gptask")
+
+
+class Backbone(nn.Module):
+    """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from.
+
+    Shapes: B sequences, T positions, C channels, V vocabulary.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, origin: Resolved) -> None:
+        super().__init__()
+        self.peft = model
+        self.tokenizer = tokenizer
+        self.origin = origin
+
+    @property
+    def model(self) -> Any:
+        """The causal language model, with adapters inside if there are any."""
+        return self.peft.get_base_model() if hasattr(self.peft, "get_base_model") else self.peft
+
+    @property
+    def body(self) -> Any:
+        """The decoder without the vocabulary projection."""
+        return self.model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def context(self) -> int:
+        """The most positions the model can see."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Ids that end a text: the tokenizer's EOS and those the model's generation config names."""
+        ids = self.model.generation_config.eos_token_id
+        named = ids if isinstance(ids, list) else [ids]
+        return {self.tokenizer.eos_token_id, *named} - {None}
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Last hidden states (B, T, C) of right-padded ids (B, T).
+
+        No mask: a causal model's real positions don't see the pads to their right.
+        """
+        return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
+        logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def word_vectors(self, words: Iterable[str]) -> Tensor:
+        """(K, C) output embeddings of K words, averaged where a word is several tokens."""
+        table = self.model.get_output_embeddings().weight.detach().float()
+        ids = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return torch.stack([table[torch.tensor(i, device=table.device)].mean(0) for i in ids])
+
+
+def number_format(choice: DType) -> torch.dtype:
+    """Bfloat16 where the processor multiplies in it (CUDA, AVX512-BF16, AMX), float32 otherwise."""
+    if choice is DType.float32:
+        return torch.float32
+    if choice is DType.bfloat16:
+        return torch.bfloat16
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load(
+    options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]
+) -> Backbone:
+    """Load the pretrained backbone at ``origin``, or build one from scratch on the training ``texts``."""
+    quiet()
+    if isinstance(options, Scratch) or origin is None:
+        from gptask.backbone.scratch import build
+
+        assert isinstance(options, Scratch)
+        model, tokenizer = build(options, texts())
+        log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
+        return Backbone(model, tokenizer, Resolved("", "scratch", ""))
+    return from_folder(origin, number_format(options.dtype))
+
+
+def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load a Hugging Face folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(origin.location, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(origin.location, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{origin.location} is no causal language model: {str(error).splitlines()[0]}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop"
+        )
+    return Backbone(model, tokenizer, origin)
+
+
+def quiet() -> None:
+    """Keep transformers' own progress bars out of the log."""
+    from transformers.utils import logging as chatter
+
+    chatter.disable_progress_bar()

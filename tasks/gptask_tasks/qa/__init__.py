@@ -1,0 +1,150 @@
+"""Question answering on a context: the answer is generated, or a span of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
+from gptask.generation import Generation
+from gptask.generative import GenerativeTask
+from gptask.task import Example
+
+from gptask_tasks import sample
+
+if TYPE_CHECKING:
+    from gptask.backbone.model import Backbone
+    from gptask.heads import Head
+
+
+class Answer(Enum):
+    """Where an answer comes from."""
+
+    generate = "generate"
+    span = "span"
+
+
+@dataclass
+class QuestionAnswering(GenerativeTask):
+    """Answer a question on a context, by generating or by pointing at a span."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {
+        "en": "Context: {context}\nQuestion: {question}\nAnswer:",
+        "zh": "文章：{context}\n问题：{question}\n答案：",
+    }
+    SPAN_PROMPTS: ClassVar[dict[str, str]] = {
+        "en": "Question: {question}\nContext: {context}\nAnswer:",
+        "zh": "问题：{question}\n文章：{context}\n答案：",
+    }
+    UNKNOWN: ClassVar[dict[str, str]] = {"en": "unanswerable", "zh": "无法回答"}
+
+    answer: Answer = option(Answer.generate, "generate: free text; span: the best span of the context")
+    extractive: bool = option(
+        True, "answers must occur in their context; false allows free answers (generate only)"
+    )
+    unanswerable: bool = option(False, "questions without an answer are allowed, and may be predicted")
+    null_threshold: float = option(0.0, "span: log-odds by which no answer must beat the best span")
+    max_answer_tokens: int = option(30, "span: longest answer")
+    stride: int = option(128, "span: tokens by which windows over a long context overlap")
+    generation: Generation = option(
+        partial(Generation, max_new_tokens=32, stop=["\n"]), "how text is decoded"
+    )
+
+    def fields(self) -> list[Field]:
+        """A context, a question, and the answers with their places."""
+        return [
+            Field("context", truncate=True, group=True, help="the text that holds the answer"),
+            Field("question", help="the question"),
+            Field("answers", Kind.TEXTS, target=True, help="the answer, or several equally good ones"),
+            Field(
+                "answer_start",
+                Kind.INTEGERS,
+                required=False,
+                target=True,
+                help="character offset of each answer",
+            ),
+        ]
+
+    @property
+    def template(self) -> str:
+        """The prompt in force; a span needs the question before the context, which a causal model reads once."""
+        if self.answer is Answer.span and self.prompt is None:
+            return self.SPAN_PROMPTS[self.language]
+        return super().template
+
+    def validate(self) -> None:
+        """Refuse options that exclude each other."""
+        super().validate()
+        if self.answer is Answer.span and not self.extractive:
+            raise UserError("task.extractive=false needs task.answer=generate: a span is part of its context")
+        if self.answer is Answer.span and self.template.count("{context}") != 1:
+            raise UserError(f"task.prompt {self.template!r} must hold {{context}} once for task.answer=span")
+        if self.stride < 1 or self.max_answer_tokens < 1:
+            raise UserError("task.stride and task.max_answer_tokens must be at least 1")
+
+    def check(self, example: Example) -> None:
+        """Refuse a question without answer (unless allowed), and an answer that is not in its context."""
+        answers = [text for text in example["answers"] if text.strip()]
+        if not answers and not self.unanswerable:
+            raise DataError("the question has no answer; task.unanswerable=true allows that")
+        if answers and self.extractive and not any(text in example["context"] for text in answers):
+            raise DataError(
+                f"the answer '{answers[0][:60]}' is not in its context (task.extractive=false with task.answer=generate "
+                "allows free answers)"
+            )
+
+    def target(self, example: Example) -> str | None:
+        """The first answer."""
+        if example.get("answers") is None:
+            return None
+        return example["answers"][0] if example["answers"] else self.UNKNOWN[self.language]
+
+    def demonstrate(self, example: Example) -> str:
+        """Only a generated answer follows its prompt."""
+        if self.answer is Answer.span:
+            raise UserError("shots are for task.answer=generate; a span head does not read them as answers")
+        return super().demonstrate(example)
+
+    def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
+        """Prompt and answer, or the windows of a span."""
+        if self.answer is Answer.generate:
+            return super().encode(example, tokenizer, max_tokens)
+        from gptask_tasks.qa.span import windows
+
+        before, after = self.template.split("{context}")
+        question = example["question"]
+        around = (before.format(question=question), after.format(question=question))
+        return windows(example, around, tokenizer, max_tokens, self.stride)
+
+    def head(self, backbone: Backbone) -> Head:
+        """The language model itself, or a span scorer."""
+        if self.answer is Answer.generate:
+            return super().head(backbone)
+        from gptask_tasks.qa.span import SpanHead
+
+        return SpanHead(backbone.channels, self.max_answer_tokens)
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        """The text of the best span over all windows, or the generated text; empty where there is no answer."""
+        if self.answer is Answer.generate:
+            said = super().prediction(example, outputs)
+            if self.unanswerable and str(said.value).strip().lower() == self.UNKNOWN[self.language]:
+                return Prediction("", said.score)
+            return said
+        from gptask_tasks.qa.span import best
+
+        span = best(outputs, self.unanswerable, self.null_threshold)
+        return Prediction(example["context"][span.start : span.end], span.probability)
+
+    def metrics(self) -> list[Metric]:
+        """F1 first, then exact match, with SQuAD's normalisation."""
+        from gptask_tasks.qa.metrics import Exact, Overlap
+
+        return [Overlap(self.language), Exact(self.language)]
+
+    def sample(self) -> dict[str, Any]:
+        """Short articles with questions, in English."""
+        return sample("qa", "json")

@@ -1,0 +1,147 @@
+"""Pointing at an answer in a context: windows, the head, the best span."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gptask import DataError, Encoded
+from gptask.heads import Head
+from gptask.task import Example
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gptask.backbone.model import Backbone
+    from gptask.data.module import Batch
+
+
+def windows(
+    example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int
+) -> list[Encoded]:
+    """Cut a long context into overlapping windows, each between the same two texts.
+
+    The label is the first and last token of the answer, or twice the window's last token where the answer is not
+    (wholly) inside: that token has read everything and stands for "no answer here".
+    """
+    before = tokenizer(around[0])["input_ids"]
+    after = tokenizer(around[1], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    context = tokenizer(example["context"], add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = context["input_ids"], context["offset_mapping"]
+    room = max_tokens - len(before) - len(after)
+    if room <= stride:
+        raise DataError(
+            f"question and prompt leave {room} of {max_tokens} tokens for the context, not more than task.stride="
+            f"{stride}: raise data.max_tokens or lower task.stride"
+        )
+    answer = _place(example)
+    parts = []
+    for start in range(0, max(len(ids) - stride, 1), room - stride):
+        piece, spans = ids[start : start + room], offsets[start : start + room]
+        whole = [*before, *piece, *after]
+        label = None
+        if answer:
+            label = [len(whole) - 1] * 2
+            inside = [k for k, (left, right) in enumerate(spans) if left < answer[1] and right > answer[0]]
+            if inside and spans[0][0] <= answer[0] and answer[1] <= spans[-1][1]:
+                label = [len(before) + inside[0], len(before) + inside[-1]]
+        elif example.get("answers") is not None:
+            label = [len(whole) - 1] * 2
+        extra = {"first": len(before), "left": [s[0] for s in spans], "right": [s[1] for s in spans]}
+        parts.append(Encoded(whole, label=label, extra=extra))
+    return parts
+
+
+def _place(example: Example) -> tuple[int, int] | None:
+    """Character span of the first answer that is there; at its published offset, else the occurrence nearest to it."""
+    starts = example.get("answer_start") or []
+    for number, text in enumerate(example.get("answers") or []):
+        told = starts[number] if number < len(starts) else 0
+        found, at = [], example["context"].find(text)
+        while at >= 0 and text:
+            found.append(at)
+            at = example["context"].find(text, at + 1)
+        if found:
+            start = min(found, key=lambda place: abs(place - told))
+            return start, start + len(text)
+    return None
+
+
+@dataclass
+class Span:
+    """Characters ``start`` to ``end`` of a context, with the probability of both ends."""
+
+    start: int
+    end: int
+    probability: float
+    null: float  # log-probability of "no answer here"
+    score: float  # log-probability of the span
+
+
+class SpanHead(Head):
+    """Scores every position as start and as end of the answer.
+
+    A causal state has not read what follows it, so each position is also compared with a query made from the last
+    state, which has read the whole window. The comparison starts at zero.
+    """
+
+    def __init__(self, channels: int, longest: int) -> None:
+        super().__init__()
+        self.longest = longest
+        self.linear = nn.Linear(channels, 2)
+        self.query = nn.Linear(channels, 2 * channels, bias=False)
+        nn.init.zeros_(self.query.weight)
+
+    def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Log-probabilities (B, T, 2) of start and end over the window's context and its last token."""
+        hidden = hidden.float()
+        b, t, c = hidden.shape
+        last = batch.last()
+        query = self.query(hidden[torch.arange(b, device=hidden.device), last]).view(b, 2, c)
+        logits = self.linear(hidden) + torch.einsum("btc,bkc->btk", hidden, query) / c**0.5
+        first = torch.tensor(batch.extra["first"], device=hidden.device)
+        end = first + torch.tensor([len(left) for left in batch.extra["left"]], device=hidden.device)
+        position = torch.arange(t, device=hidden.device)[None]
+        legal = (position >= first[:, None]) & (position < end[:, None]) | (position == last[:, None])
+        return logits.masked_fill(~legal[..., None], float("-inf")).log_softmax(1)
+
+    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Mean negative log-probability of the true start and end."""
+        picked = self.scores(hidden, batch).gather(1, batch.labels[:, None, :].long())  # type: ignore[index]
+        return -picked.mean()
+
+    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
+        """The best legal span of each window."""
+        if hidden is None:
+            hidden = backbone.hidden(batch.input_ids)
+        scores = self.scores(hidden, batch)
+        rows = zip(
+            scores,
+            batch.extra["first"],
+            batch.extra["left"],
+            batch.extra["right"],
+            batch.last().tolist(),
+            strict=True,
+        )
+        return [self._best(score, first, left, right, last) for score, first, left, right, last in rows]
+
+    def _best(self, scores: Tensor, first: int, left: list[int], right: list[int], last: int) -> Span:
+        null = float(scores[last].sum())
+        if not left:
+            return Span(0, 0, 0.0, null, float("-inf"))
+        window = scores[first : first + len(left)]
+        pairs = window[:, None, 0] + window[None, :, 1]  # (W, W) by start and end
+        legal = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.longest - 1)
+        score, place = pairs.masked_fill(~legal, float("-inf")).flatten().max(0)
+        start, end = divmod(int(place), len(left))
+        return Span(left[start], right[end], float(score.exp()), null, float(score))
+
+
+def best(spans: Sequence[Span], nullable: bool, threshold: float) -> Span:
+    """The likeliest span over a context's windows; an empty one if no answer is likelier in every window."""
+    found = max(spans, key=lambda span: span.score)
+    null = min(span.null for span in spans)
+    if nullable and null - found.score > threshold:
+        return Span(0, 0, float(torch.tensor(null).exp()), null, null)
+    return found

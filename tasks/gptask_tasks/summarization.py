@@ -1,0 +1,97 @@
+"""Summarization: a document, and one or several references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
+from gptask.generation import Generation
+from gptask.generative import GenerativeTask
+from gptask.task import Example
+
+from gptask_tasks import sample
+from gptask_tasks.text import characters, sentences
+
+
+@dataclass
+class Summarization(GenerativeTask):
+    """Write a short summary of a document or dialogue."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {"en": "{document}\n\nSummary:", "zh": "{document}\n\n摘要："}
+
+    generation: Generation = option(partial(Generation, stop=["\n\n"]), "how text is decoded")
+
+    def fields(self) -> list[Field]:
+        """A document and its summaries."""
+        return [
+            Field("document", truncate=True, help="the text to summarize"),
+            Field("summary", Kind.TEXTS, target=True, help="a summary, or several equally good ones"),
+        ]
+
+    def target(self, example: Example) -> str | None:
+        """The first summary is learned; all count when scoring."""
+        return example["summary"][0] if example.get("summary") else None
+
+    def metrics(self) -> list[Metric]:
+        """ROUGE as published, and the length of what is written."""
+        kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+        return [*(Rouge(kind, self.language) for kind in kinds), LengthRatio(self.language)]
+
+    def sample(self) -> dict[str, Any]:
+        """Short dialogues with summaries, in English."""
+        return sample("summarization")
+
+
+class Characters:
+    """Tokenizer for rouge-score: Chinese by characters."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split a text."""
+        return characters(text)
+
+
+class Rouge(MeanMetric):
+    """ROUGE F1 (Lin 2004) by Google's rouge-score, best over the references, in percent."""
+
+    def __init__(self, kind: str, language: str) -> None:
+        from importlib.metadata import version
+
+        from rouge_score.rouge_scorer import RougeScorer
+
+        chinese = language == "zh"
+        split = "characters" if chinese else "stemmed words"
+        super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
+        self.scorer = RougeScorer(
+            [kind], use_stemmer=not chinese, tokenizer=Characters() if chinese else None
+        )
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """F1 of one summary."""
+        references, text = reference["summary"], str(prediction.value)
+        if self.name == "rougeLsum":
+            references, text = [sentences(r) for r in references], sentences(text)
+        return [self.scorer.score_multi(references, text)[self.name].fmeasure]
+
+
+class LengthRatio(Metric):
+    """Length written by length of the first reference, in words (Chinese: characters), over all examples."""
+
+    name, higher_is_better, range = "length_ratio", None, (0.0, float("inf"))
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self.signature = "characters" if language == "zh" else "words"
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """Both lengths."""
+        split = characters if self.language == "zh" else str.split
+        return [len(split(str(prediction.value))), len(split(reference["summary"][0]))]
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """Ratio of the sums."""
+        written, wanted = rows.sum(0)
+        return float(written / max(wanted, 1))
