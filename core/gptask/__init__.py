@@ -16,10 +16,7 @@ _HOMES = {
     "Config": ("gptask.config", "Train"),
     **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
     **{name: ("gptask.metric", name) for name in ("MeanMetric", "Metric")},
-    **{
-        name: ("gptask.task", name)
-        for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")
-    },
+    **{name: ("gptask.task", name) for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")},
     "load_run": ("gptask.run", "load_run"),
     "train": ("gptask.training", "train"),
 }

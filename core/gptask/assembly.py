@@ -54,9 +54,7 @@ def texts(task: Task, examples: Corpus) -> Iterator[str]:
 def parts(task: Task, examples: Corpus, options: Data, backbone: Backbone, seed: int) -> Parts:
     """Build data module and head on a loaded backbone."""
     if options.max_tokens > backbone.context:
-        log.warning(
-            "data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context
-        )
+        log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
         options.max_tokens = backbone.context
     data: Any = task.datamodule(examples, backbone.tokenizer, options, seed)
     return Parts(task, backbone, task.head(backbone), data)

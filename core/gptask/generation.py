@@ -24,9 +24,7 @@ class Generation:
     temperature: float = option(0.0, "0 is greedy; else logits are divided by it and a token is drawn")
     top_k: int = option(0, "draw from the k likeliest tokens; 0 is no limit")
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
-    repetition_penalty: float = option(
-        1.0, "above 1 makes tokens that were seen less likely (Keskar et al. 2019)"
-    )
+    repetition_penalty: float = option(1.0, "above 1 makes tokens that were seen less likely (Keskar et al. 2019)")
     stop: list[str] = option(list, "texts that end the answer; they are cut off")
 
     def validate(self) -> None:
@@ -43,9 +41,7 @@ class Generation:
             if not fine:
                 raise UserError(f"task.generation.{name}={getattr(self, name)} must be {expected}")
         if self.num_beams > 1 and self.temperature > 0:
-            raise UserError(
-                "task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1"
-            )
+            raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
 
 
 @dataclass
@@ -125,9 +121,7 @@ def _processors(options: Generation) -> Any:
     return chain
 
 
-def _decode(
-    backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation
-) -> tuple[list[list[int]], list[float]]:
+def _decode(backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation) -> tuple[list[list[int]], list[float]]:
     """Greedy or sampled decoding with a key-value cache that finished rows leave."""
     import torch
     from transformers import DynamicCache
@@ -172,9 +166,7 @@ def _decode(
             ids, mask, position, token = ids[index], mask[index], position[index], token[index]
             alive = [alive[place] for place in keep]
         step = token
-    means = [
-        float(torch.tensor(total / max(len(row), 1)).exp()) for total, row in zip(logs, rows, strict=True)
-    ]
+    means = [float(torch.tensor(total / max(len(row), 1)).exp()) for total, row in zip(logs, rows, strict=True)]
     return rows, means
 
 

@@ -30,9 +30,7 @@ class PromptedTask(Task):
     PROMPTS: ClassVar[dict[str, str]] = {}
 
     language: str = option("en", "language of the preset prompt and of text normalisation: en or zh")
-    prompt: str | None = option(
-        None, "prompt with {field} placeholders; null takes the preset of task.language"
-    )
+    prompt: str | None = option(None, "prompt with {field} placeholders; null takes the preset of task.language")
 
     def validate(self) -> None:
         """Refuse a language without preset, and placeholders that are no field of the task."""
@@ -54,9 +52,7 @@ class PromptedTask(Task):
                     f"{nearest(name, names)} Write {{{{ }}}} for literal braces."
                 )
         if not used:
-            raise UserError(
-                f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it"
-            )
+            raise UserError(f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it")
 
     @property
     def template(self) -> str:

@@ -98,9 +98,7 @@ def score_all(
     """Score every metric; return the scores and, per example, each metric's statistics."""
     scores, per_example = [], [dict[str, list[float]]() for _ in predictions]
     for metric in metrics:
-        rows = [
-            list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)
-        ]
+        rows = [list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)]
         scores.append(score(metric, np.asarray(rows)))
         for kept, row in zip(per_example, rows, strict=True):
             kept[metric.name] = row

@@ -25,9 +25,7 @@ class GPTModule(pl.LightningModule):
 
     strict_loading = False  # frozen weights are not in a checkpoint
 
-    def __init__(
-        self, task: Task, backbone: Backbone, head: Head, optimizer: Any = None, schedule: Any = None
-    ) -> None:
+    def __init__(self, task: Task, backbone: Backbone, head: Head, optimizer: Any = None, schedule: Any = None) -> None:
         super().__init__()
         self.task, self.backbone, self.head = task, backbone, head
         self.optimizer, self.schedule = optimizer, schedule

@@ -104,9 +104,7 @@ def _validate(name: str, task: object) -> None:
     if "__dataclass_fields__" not in vars(task) or not is_dataclass(task):
         raise TypeError(f"{task.__name__} is not decorated with @dataclass")
     if task.contract_version != CONTRACT_VERSION:
-        raise TypeError(
-            f"made for contract version {task.contract_version}; this gptask has {CONTRACT_VERSION}"
-        )
+        raise TypeError(f"made for contract version {task.contract_version}; this gptask has {CONTRACT_VERSION}")
     if missing := sorted(getattr(task, "__abstractmethods__", ())):
         raise TypeError(f"{task.__name__} lacks {listing(missing)}")
 

@@ -119,9 +119,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
     from gptask.data.module import BatchesByLength, collate, encode
     from gptask.module import merge
 
-    results: list[Prediction | DataError] = [
-        e if isinstance(e, DataError) else Prediction(None) for e in chunk
-    ]
+    results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
     items: list[dict[str, Any]] = []
     limit = min(options.max_tokens, run.backbone.context)
     for number, example in enumerate(chunk):

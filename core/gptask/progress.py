@@ -54,8 +54,7 @@ class Bar(RichProgressBar, Speed):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {
-            name.replace("train/tokens_per_second", "tok/s").replace("train/", ""): v
-            for name, v in metrics.items()
+            name.replace("train/tokens_per_second", "tok/s").replace("train/", ""): v for name, v in metrics.items()
         }
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:  # type: ignore[override]

@@ -58,9 +58,7 @@ def create(outputs: str, task: str, folder: str | None) -> Path:
             if folder:
                 raise UserError(f"the run folder {path} exists; choose another (or resume={path})") from error
         except OSError as error:
-            raise UserError(
-                f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>"
-            ) from error
+            raise UserError(f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>") from error
     raise UserError(f"no free run folder beside {base}")
 
 
@@ -118,9 +116,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
-        near = sorted(
-            str(p.parent) for p in Path(folder.parts[0] if folder.parts else ".").glob("*/*/config.yaml")
-        )
+        near = sorted(str(p.parent) for p in Path(folder.parts[0] if folder.parts else ".").glob("*/*/config.yaml"))
         raise UserError(f"no run folder at {folder} (no config.yaml there); there are: {listing(near[-6:])}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
@@ -209,9 +205,7 @@ def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> Non
     if isinstance(tuning, schemas.Lora):
         if scratch:
             _save_base(backbone, partial / "base")
-        backbone.peft.peft_config["default"].base_model_name_or_path = (
-            "base" if scratch else backbone.origin.location
-        )
+        backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
         backbone.peft.save_pretrained(partial, save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)
     elif isinstance(tuning, schemas.Full) or scratch:
@@ -348,6 +342,4 @@ def _load_head(head: Head, model: Path) -> None:
         try:
             head.load_state_dict(load_file(model / "head.safetensors"))
         except RuntimeError as error:
-            raise UserError(
-                f"{model}/head.safetensors does not fit the task: {str(error).splitlines()[-1]}"
-            ) from error
+            raise UserError(f"{model}/head.safetensors does not fit the task: {str(error).splitlines()[-1]}") from error

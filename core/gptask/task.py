@@ -130,9 +130,7 @@ class Task(ABC):
         marked ``truncate`` until prompt + target + EOS fit in ``max_tokens``. The target is never shortened.
         """
         _, target_text = self.render(example)
-        target = (
-            tokenizer(target_text, add_special_tokens=False)["input_ids"] if target_text is not None else None
-        )
+        target = tokenizer(target_text, add_special_tokens=False)["input_ids"] if target_text is not None else None
         room = max_tokens - max(len(target or []) + 1, self.reserve())
         ids, cut = self.fit(example, tokenizer, room)
         return Encoded(ids, target=target, truncated=cut)
@@ -171,9 +169,7 @@ class Task(ABC):
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
         ids = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]
-        if (
-            len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
-        ):  # some tokenizers close what is to be continued
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close what is to be continued
             ids = ids[:-1]
         return ids
 

@@ -84,9 +84,7 @@ def _trainer(config: Train, folder: Path) -> pl.Trainer:
         "mode": "max" if main.higher_is_better else "min",
     }
     checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(
-        checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor
-    )
+    best = ModelCheckpoint(checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor)
     callbacks: list[pl.Callback] = [best, Interrupted(checkpoints / "interrupted.ckpt"), progress_bar()]
     stopping = config.early_stopping
     if stopping.patience is not None:
@@ -139,6 +137,4 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
     best = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"], strict=False)
     score = callback.best_model_score
-    log.info(
-        "best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score)
-    )
+    log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))

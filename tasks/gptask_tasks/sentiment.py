@@ -32,9 +32,7 @@ class Sentiment(Classification):
 
     def word(self, label: str) -> str:
         """Grades and, in Chinese, polarities have words of their own."""
-        preset = (
-            self.STARS.get(self.language, {}) if self.graded else self.WORDS if self.language == "zh" else {}
-        )
+        preset = self.STARS.get(self.language, {}) if self.graded else self.WORDS if self.language == "zh" else {}
         if label in preset and label not in self.label_words:
             return preset[label] if self.language == "zh" else f" {preset[label]}"
         return super().word(label)

@@ -65,9 +65,7 @@ class Rouge(MeanMetric):
         chinese = language == "zh"
         split = "characters" if chinese else "stemmed words"
         super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
-        self.scorer = RougeScorer(
-            [kind], use_stemmer=not chinese, tokenizer=Characters() if chinese else None
-        )
+        self.scorer = RougeScorer([kind], use_stemmer=not chinese, tokenizer=Characters() if chinese else None)
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """F1 of one summary."""

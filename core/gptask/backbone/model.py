@@ -92,9 +92,7 @@ def number_format(choice: DType) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load(
-    options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]
-) -> Backbone:
+def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]) -> Backbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch on the training ``texts``."""
     quiet()
     if isinstance(options, Scratch) or origin is None:
@@ -116,13 +114,9 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32) -> Backbon
         model = AutoModelForCausalLM.from_pretrained(origin.location, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(origin.location, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{origin.location} is no causal language model: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{origin.location} is no causal language model: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop"
-        )
+        raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
     return Backbone(model, tokenizer, origin)
 
 

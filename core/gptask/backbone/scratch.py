@@ -17,9 +17,7 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     if options.n_embd % options.n_head:
-        raise UserError(
-            f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}"
-        )
+        raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
     tokenizer = train_tokenizer(texts, options.vocab_size)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -42,9 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     if vocab_size < 257:
-        raise UserError(
-            f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text"
-        )
+        raise UserError(f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -64,9 +64,7 @@ def _wheel(name: str) -> tuple[Callable[[], Path] | Path, str] | None:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(found.locate_file(file))), origin
-    for package in sorted(
-        {file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2}
-    ):
+    for package in sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2}):
         module = import_module(package)
         if hasattr(module, "assemble"):
             return (lambda: _assembled(module, name)), origin
@@ -89,9 +87,7 @@ def _converted(file: Path | Callable[[], Path], origin: str) -> Resolved:
     marker = hashlib.sha256(origin.encode()).hexdigest()[:16]
     if isinstance(file, Path):
         stat = file.stat()
-        marker = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[
-            :16
-        ]
+        marker = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache_folder() / "backbones" / marker
     if not (folder / "gptask.json").exists():
         from gptask.backbone.gguf import convert

@@ -22,9 +22,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
-        raise UserError(
-            f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)"
-        )
+        raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,

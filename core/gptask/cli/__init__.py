@@ -56,9 +56,7 @@ def report(error: BaseException) -> int:
     if message is None:
         if os.environ.get("GPTASK_DEBUG", "") in ("", "0"):
             traceback.print_exception(error)
-        sys.stderr.write(
-            "gptask: this is a defect of gptask or of a plugin, not of your input; please report it\n"
-        )
+        sys.stderr.write("gptask: this is a defect of gptask or of a plugin, not of your input; please report it\n")
         return 1
     sys.stderr.write(f"gptask: {message}\n")
     return 2

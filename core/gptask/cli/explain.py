@@ -55,9 +55,7 @@ def _chain(error: BaseException | None) -> list[str]:
 
 def _cause(texts: list[str]) -> str:
     """The line that says what is wrong: OmegaConf's own if it spoke, else the innermost (outer ones say where)."""
-    spoken = [text for text in texts if "full_key:" in text] + [
-        text for text in reversed(texts) if text.strip()
-    ]
+    spoken = [text for text in texts if "full_key:" in text] + [text for text in reversed(texts) if text.strip()]
     return spoken[0].strip().splitlines()[0]
 
 
@@ -88,11 +86,7 @@ def siblings(parent: str) -> list[str]:
 
     from gptask.cli import VERBS
 
-    choices = [
-        a
-        for a in sys.argv[1:]
-        if "=" in a and "." not in a.split("=")[0] and not a.startswith(("-", "+", "~"))
-    ]
+    choices = [a for a in sys.argv[1:] if "=" in a and "." not in a.split("=")[0] and not a.startswith(("-", "+", "~"))]
     GlobalHydra.instance().clear()
     for verb in [v for v in VERBS if v != "tasks"]:
         try:

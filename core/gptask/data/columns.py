@@ -150,10 +150,6 @@ def _label_file(name: str, options: Data) -> Any:
     path = Source.parse(name, getattr(options, "root", None)).path
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
-    lines = [
-        str(row.value).strip()
-        for row in read(Source(path), Files(format="lines"), ())
-        if str(row.value).strip()
-    ]
+    lines = [str(row.value).strip() for row in read(Source(path), Files(format="lines"), ()) if str(row.value).strip()]
     pairs = [line.split("\t", 1) for line in lines]
     return {key: name.strip() for key, name in pairs} if all(len(p) == 2 for p in pairs) else lines

@@ -66,9 +66,7 @@ class Examples(Sequence[Example]):
         total = hashlib.sha256()
         for example in self:
             kept = {k: v for k, v in example.items() if k not in ("id", "line", "source", "digest", "group")}
-            total.update(
-                json.dumps(kept, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-            )
+            total.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return total.hexdigest()[:16]
 
 
@@ -77,18 +75,14 @@ class Corpus:
 
     def __init__(self, task: Task, options: Data, seed: int) -> None:
         if not 0 < options.cut < 0.5:
-            raise UserError(
-                f"data.cut={options.cut} must lie between 0 and 0.5: the share cut from train for a split"
-            )
+            raise UserError(f"data.cut={options.cut} must lie between 0 and 0.5: the share cut from train for a split")
         self.task, self.options, self.seed = task, options, seed
         if isinstance(options, Sample):
             shared = {k: v for k, v in vars(options).items() if not k.startswith("_")}
             self.options = Files(**(shared | task.sample()))
         for split in SPLITS:
             if isinstance(self.options, Files) and self.given(split) is not None:
-                FileReader(
-                    self.options, self.given(split)
-                )  # a missing file is an error before anything is loaded
+                FileReader(self.options, self.given(split))  # a missing file is an error before anything is loaded
         self._stores: dict[str, Store] = {}
         self._splits: dict[str, Examples] = {}
 
@@ -121,9 +115,7 @@ class Corpus:
         missing = [split for split in ("validation", "test") if self.given(split) is None]
         if name in missing:
             cut = self._cut(missing)
-            log.info(
-                "%s: no file given; %d examples cut from train (seed %d)", name, len(cut[name]), self.seed
-            )
+            log.info("%s: no file given; %d examples cut from train (seed %d)", name, len(cut[name]), self.seed)
             return self._store("train"), cut[name]
         store = self._store(name)
         if name == "train" and missing:
@@ -152,9 +144,7 @@ class Corpus:
         total = len(rows)
         if limit is not None and limit < total:
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:limit])
-        log.info(
-            "%s: %d examples%s", name, len(rows), f" of {total} (data.limit)" if len(rows) < total else ""
-        )
+        log.info("%s: %d examples%s", name, len(rows), f" of {total} (data.limit)" if len(rows) < total else "")
         return Examples(store, rows, name)
 
     def _store(self, name: str) -> Store:
@@ -162,9 +152,7 @@ class Corpus:
             given = self.given(name)
             self.require(name)
             reader = (
-                HubReader(self.options, given)
-                if isinstance(self.options, Hub)
-                else FileReader(self.options, given)
+                HubReader(self.options, given) if isinstance(self.options, Hub) else FileReader(self.options, given)
             )
             self._stores[name] = _stored(self.task, self.options, name, reader)
         return self._stores[name]
@@ -213,9 +201,7 @@ class FileReader:
             if any(value is None for value in values):
                 ended = self.sources[[value is None for value in values].index(True)].path
                 counts = listing(f"{s.path.name} {sum(1 for _ in read(s, lines, ()))}" for s in self.sources)
-                raise DataError(
-                    f"{ended} ends after line {number}, but parallel files must be equally long: {counts}"
-                )
+                raise DataError(f"{ended} ends after line {number}, but parallel files must be equally long: {counts}")
             number += 1
             yield first, Row(number, dict(zip(self.fields, (v.value for v in values if v), strict=True)))
 
@@ -264,15 +250,24 @@ def _stored(task: Task, options: Data, split: str, reader: FileReader | HubReade
         log.warning("%s: %d bad rows skipped, first at %s: %s", split, count, place, message)
     digests = store.column("digest") if len(store) else np.array([])
     if not len(store):
-        raise DataError(
-            f"{split}: there is no example in {listing(s.path for s in getattr(reader, 'sources', []))}"
-        )
+        raise DataError(f"{split}: there is no example in {listing(s.path for s in getattr(reader, 'sources', []))}")
     if twice := len(digests) - len(np.unique(digests)):
         log.warning("%s: %d of %d inputs are duplicates", split, twice, len(digests))
     return store
 
 
-_SHAPING = ["columns", "labels", "label_start", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"]
+_SHAPING = [
+    "columns",
+    "labels",
+    "label_start",
+    "label_separator",
+    "on_bad",
+    "format",
+    "header",
+    "pattern",
+    "quote",
+    "encoding",
+]
 
 
 def _schema(task: Task) -> Any:
@@ -299,9 +294,7 @@ def _schema(task: Task) -> Any:
 def code_hash_core() -> str:
     """A hash of the modules that turn files into examples."""
     names = ("gptask.data.reading", "gptask.data.columns", "gptask.data.corpus", "gptask.task")
-    return digest(
-        "".join(Path(str(sys.modules[name].__file__)).read_text(encoding="utf-8") for name in names)
-    )
+    return digest("".join(Path(str(sys.modules[name].__file__)).read_text(encoding="utf-8") for name in names))
 
 
 def _examples(

@@ -22,9 +22,7 @@ def load(options: Hub, split: str) -> Any:
     except Exception as error:  # datasets raises many kinds, from its own to requests'
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         if online:
-            raise UserError(
-                f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}"
-            ) from error
+            raise UserError(f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}") from error
         raise UserError(
             f"the hub data set '{options.path}' is neither in the cache nor reachable (no network, or "
             "HF_HUB_OFFLINE=1). Load it once on a machine with network and copy ~/.cache/huggingface, or use local "

@@ -215,9 +215,7 @@ class DataModule(pl.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Batches of a split by falling length, in a fixed order."""
         size = self.options.eval_batch_size
-        return self._loader(
-            split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None)
-        )
+        return self._loader(split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation batches."""
@@ -236,9 +234,7 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
         target = None if part.target is None else [*part.target, tokenizer.eos_token_id]
         length = len(part.ids) + len(target or [])
         if length > max_tokens:
-            raise DataError(
-                f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it"
-            )
+            raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
         fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
         items.append(fields | {"length": length, "truncated": part.truncated})
     return items

@@ -99,9 +99,7 @@ def read_stream(stream: IO[bytes], options: Files) -> Iterator[Row]:
     elif options.format in ("auto", "lines"):
         yield from _lines(rest, options.pattern)
     else:
-        raise UserError(
-            f"standard input can't be read as '{options.format}'; expected jsonl, lines, csv or tsv"
-        )
+        raise UserError(f"standard input can't be read as '{options.format}'; expected jsonl, lines, csv or tsv")
 
 
 def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -232,9 +230,7 @@ def _json(stream: IO[bytes], source: Source, encoding: str) -> Iterator[Row]:
         byte = error.object[error.start]
         raise DataError(f"{source.path}:{line}: byte {byte:#04x} is not valid {encoding}") from error
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{source.path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}"
-        ) from error
+        raise DataError(f"{source.path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
     if isinstance(content, dict) and isinstance(content.get("data"), list) and source.part is None:
         content = content["data"]
     elif isinstance(content, dict):

@@ -37,9 +37,7 @@ class Store(Sequence[dict[str, Any]]):
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
     @classmethod
-    def write(
-        cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None
-    ) -> Store:
+    def write(cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None) -> Store:
         """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may be filled while records are drawn."""
         import pyarrow as pa
 

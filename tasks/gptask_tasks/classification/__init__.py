@@ -27,9 +27,7 @@ class Classification(PromptedTask):
 
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
-    multi_label: bool = option(
-        False, "a text may have any number of labels; a class counts from threshold on"
-    )
+    multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
     threshold: float = option(0.5, "probability from which a class is predicted, with multi_label")
 
     def fields(self) -> list[Field]:
@@ -56,9 +54,7 @@ class Classification(PromptedTask):
         if not self.labels:
             self.labels = sorted({name for example in train for name in self.gold(example)})
             if len(self.labels) < 2:
-                raise DataError(
-                    f"training data has the label(s) {listing(self.labels)}; at least two are needed"
-                )
+                raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
 
     def gold(self, example: Example) -> list[str]:
         """The true labels of an example."""
@@ -99,9 +95,7 @@ class Classification(PromptedTask):
         """A linear layer on the last real token, started from the label words."""
         from gptask_tasks.classification.head import ClassificationHead
 
-        return ClassificationHead(
-            backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label
-        )
+        return ClassificationHead(backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The likeliest label (or all above the threshold) with the probabilities of all."""

@@ -22,9 +22,7 @@ class ClassificationHead(Head):
 
     export_class = "AutoModelForSequenceClassification"
 
-    def __init__(
-        self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool
-    ) -> None:
+    def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__()
         self.labels, self.multi_label = list(labels), multi_label
         vectors = backbone.word_vectors(words)
@@ -57,8 +55,6 @@ class ClassificationHead(Head):
             "num_labels": len(names),
             "id2label": names,
             "label2id": {name: number for number, name in names.items()},
-            "problem_type": "multi_label_classification"
-            if self.multi_label
-            else "single_label_classification",
+            "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification",
         }
         return {"score.weight": self.linear.weight.detach()}, config

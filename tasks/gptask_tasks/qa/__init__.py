@@ -42,16 +42,12 @@ class QuestionAnswering(GenerativeTask):
     UNKNOWN: ClassVar[dict[str, str]] = {"en": "unanswerable", "zh": "无法回答"}
 
     answer: Answer = option(Answer.generate, "generate: free text; span: the best span of the context")
-    extractive: bool = option(
-        True, "answers must occur in their context; false allows free answers (generate only)"
-    )
+    extractive: bool = option(True, "answers must occur in their context; false allows free answers (generate only)")
     unanswerable: bool = option(False, "questions without an answer are allowed, and may be predicted")
     null_threshold: float = option(0.0, "span: log-odds by which no answer must beat the best span")
     max_answer_tokens: int = option(30, "span: longest answer")
     stride: int = option(128, "span: tokens by which windows over a long context overlap")
-    generation: Generation = option(
-        partial(Generation, max_new_tokens=32, stop=["\n"]), "how text is decoded"
-    )
+    generation: Generation = option(partial(Generation, max_new_tokens=32, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A context, a question, and the answers with their places."""

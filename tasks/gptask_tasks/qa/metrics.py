@@ -40,9 +40,7 @@ class Overlap(MeanMetric):
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """F1 of one answer; a question without answer has the reference ''."""
-        return [
-            max(overlap(str(prediction.value), true, self.language) for true in reference["answers"] or [""])
-        ]
+        return [max(overlap(str(prediction.value), true, self.language) for true in reference["answers"] or [""])]
 
 
 class Exact(Overlap):

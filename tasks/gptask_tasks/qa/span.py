@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from gptask.data.module import Batch
 
 
-def windows(
-    example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int
-) -> list[Encoded]:
+def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:
     """Cut a long context into overlapping windows, each between the same two texts.
 
     The label is the first and last token of the answer, or twice the window's last token where the answer is not
