@@ -194,7 +194,7 @@ def _table(lines: Iterator[tuple[int, str]], kind: str, options: Files, wanted: 
         if not cells or cells == [""]:
             continue
         if header is None:
-            header = not by_position or bool(wanted & set(cells))
+            header = not by_position  # positions may still meet a header: data.header=true says so
         if header and names is None:
             names = cells
             continue
