@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -121,7 +122,8 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32) -> Backbon
 
 
 def quiet() -> None:
-    """Keep transformers' own progress bars out of the log."""
+    """Keep transformers' own progress bars, and its warnings to its own developers, out of the log."""
     from transformers.utils import logging as chatter
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     chatter.disable_progress_bar()
