@@ -84,8 +84,12 @@ def _trainer(config: Train, folder: Path) -> pl.Trainer:
         "mode": "max" if main.higher_is_better else "min",
     }
     checkpoints = folder / "checkpoints"
-    best = ModelCheckpoint(checkpoints, "best-{epoch}-{step}", save_last=True, enable_version_counter=False, **monitor)
-    callbacks: list[pl.Callback] = [best, Interrupted(checkpoints / "interrupted.ckpt"), progress_bar()]
+    callbacks: list[pl.Callback] = [
+        ModelCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **monitor),
+        ModelCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
+        Interrupted(checkpoints / "interrupted.ckpt"),
+        progress_bar(),
+    ]
     stopping = config.early_stopping
     if stopping.patience is not None:
         callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **monitor))

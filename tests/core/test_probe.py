@@ -1,0 +1,30 @@
+"""The cost probe leaves no trace in weights, gradients or random state."""
+
+import pytorch_lightning as pl
+import torch
+from gptask import assembly
+from gptask.backbone.model import load
+from gptask.config import AdamW, Sample, Schedule, Scratch
+from gptask.module import GPTModule
+from gptask.probe import probe
+from gptask_tasks.sentiment import Sentiment
+
+
+def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
+    task, options = Sentiment(), Sample(max_tokens=64)
+    corpus = assembly.corpus(task, options, 13)
+    task.prepare(corpus.split("train"))
+    shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
+    backbone = load(shape, None, lambda: assembly.texts(task, corpus))
+    parts = assembly.parts(task, corpus, options, backbone, 13)
+    module = GPTModule(task, backbone, parts.head, AdamW(), Schedule())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+    estimate = probe(module, parts.data, trainer)
+    assert estimate is not None
+    assert estimate["minutes"] > 0
+    assert estimate["peak_memory_mb"] > 50
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())

@@ -1,0 +1,209 @@
+"""`gptask train` from Python: the run folder, checkpoints, resume, and what an interruption leaves."""
+
+import errno
+import json
+import logging
+import signal
+import threading
+
+import pytest
+import torch
+from gptask import Config, UserError, load_run, train
+from gptask.config import EarlyStopping, Full, Limit, Lora, Sample, Scratch
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.translation import Translation
+
+
+def config(outputs, **changes):
+    """A training that takes a second: a tiny GPT-2 on a few sentences."""
+    options = {
+        "task": Sentiment(),
+        "backbone": Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300),
+        "tuning": Full(lr=1e-3),
+        "data": Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128, batch_size=8),
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+        "outputs": str(outputs),
+        "probe": False,
+    }
+    return Config(**(options | changes))
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp("outputs")))
+
+
+def test_run_folder_holds_everything_that_was_promised(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "config.yaml", "metrics.json", "predictions.jsonl", "model", "checkpoints", "metrics.csv", "train.log",
+    }  # fmt: skip
+    assert (
+        not list(finished.folder.rglob("*.bin"))
+        + list(finished.folder.rglob("*.pt"))
+        + list(finished.folder.rglob("*.pkl"))
+    )
+
+
+def test_metrics_say_what_was_measured_and_how(finished):
+    metrics = finished.metrics
+    accuracy = metrics["metrics"]["accuracy"]
+    assert metrics["n"] == accuracy["n"] == 10
+    low, high = accuracy["interval"]
+    assert low <= accuracy["value"] <= high
+    assert accuracy["direction"] == "higher"
+    assert metrics["metrics"]["ece"]["direction"] == "lower"
+    assert metrics["train_tokens_per_second"] > 0
+    assert metrics["peak_memory_mb"] > 0
+    assert metrics["trainable_parameters"] == metrics["parameters"]
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert len(metrics["details"]["confusion_matrix"]["rows_are_true"]) == 3
+
+
+def test_predictions_carry_what_a_comparison_needs(finished):
+    lines = [json.loads(line) for line in (finished.folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 10
+    first = lines[0]
+    assert set(first) >= {"id", "digest", "text", "prediction", "references", "probabilities", "statistics"}
+    assert first["statistics"]["accuracy"] == [float(first["prediction"] == first["references"]["label"])]
+    value = 100 * sum(line["statistics"]["accuracy"][0] for line in lines) / 10
+    assert value == pytest.approx(finished.metrics["metrics"]["accuracy"]["value"])
+
+
+def test_a_loaded_run_predicts_what_the_training_run_wrote(finished):
+    lines = [json.loads(line) for line in (finished.folder / "predictions.jsonl").read_text().splitlines()]
+    said = list(load_run(finished.folder).predict({"text": line["text"]} for line in lines))
+    assert [p.value for p in said] == [line["prediction"] for line in lines]
+    assert [p.score for p in said] == pytest.approx([line["score"] for line in lines], abs=1e-4)
+
+
+def test_checkpoints_load_without_unpickling_objects(finished):
+    for path in (finished.folder / "checkpoints").glob("*.ckpt"):
+        torch.load(path, weights_only=True)
+
+
+def test_a_seed_decides_everything(finished, tmp_path):
+    again = train(config(tmp_path))
+    assert again.metrics["metrics"] == finished.metrics["metrics"]
+    assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
+
+
+def test_resume_goes_on_in_the_same_folder(tmp_path):
+    first = train(config(tmp_path))
+    steps = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    longer = {"max_epochs": 4, "accelerator": "cpu"}
+    second = train(config(tmp_path, resume=str(first.folder), trainer=longer))
+    assert second.folder == first.folder
+    last = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2 * steps
+
+
+def test_resume_without_checkpoint_says_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        train(config(tmp_path, resume=str(tmp_path / "empty")))
+
+
+def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(tmp_path):
+    task = Sentiment()
+    endless = config(
+        tmp_path, task=task, folder=str(tmp_path / "run"), trainer={"max_epochs": 500, "accelerator": "cpu"}
+    )
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt():
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists() and alive.is_set():
+            threading.Event().wait(0.05)
+        signal.raise_signal(signal.SIGINT) if alive.is_set() else None
+
+    alive = threading.Event()
+    alive.set()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt.*gptask train resume="):
+            train(endless)
+    finally:
+        alive.clear()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    going_on = torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)
+    more = {"max_epochs": going_on["epoch"] + 2, "accelerator": "cpu"}
+    done = train(config(tmp_path, task=task, resume=str(tmp_path / "run"), trainer=more))
+    assert done.metrics["n"] == 10
+    assert not (tmp_path / "run/checkpoints/interrupted.ckpt").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
+    real, calls = torch.save, []
+
+    def full_after_one(value, target, *rest, **more):
+        calls.append(1)
+        if len(calls) > 2:  # best and last of the first epoch are written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(value, target, *rest, **more)
+
+    monkeypatch.setattr(torch, "save", full_after_one)
+    with pytest.raises(UserError, match=r"No space left on device.*last\.ckpt.*resume="):
+        train(config(tmp_path, folder=str(tmp_path / "run")))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="multiple of backbone.n_head"):
+        train(config(tmp_path, backbone=Scratch(n_embd=15, n_head=2)))
+    assert not list(tmp_path.rglob("train.log"))
+
+
+def test_an_existing_folder_is_never_reused(tmp_path):
+    with pytest.raises(UserError, match="exists; choose another"):
+        train(config(tmp_path, folder=str(tmp_path)))
+
+
+def test_early_stopping_watches_the_main_metric(tmp_path):
+    run = train(
+        config(
+            tmp_path,
+            tuning=Full(lr=1e-9),  # nothing can improve
+            early_stopping=EarlyStopping(patience=1),
+            trainer={"max_epochs": 9, "accelerator": "cpu"},
+        )
+    )
+    assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2 * 3
+
+
+def test_without_validation_the_last_weights_are_tested_and_said_so(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "gptask"):
+        run = train(config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    assert "no validation ran" in caplog.text
+    assert run.metrics["n"] == 10
+
+
+def test_lora_keeps_frozen_weights_out_of_checkpoints_except_those_that_cannot_be_had_again(tmp_path):
+    run = train(config(tmp_path, tuning=Lora(rank=2)))
+    assert (run.folder / "model/adapter_model.safetensors").exists()
+    assert (run.folder / "model/base/model.safetensors").exists()
+    assert run.metrics["trainable_parameters"] < run.metrics["parameters"]
+    texts = [{"text": "good"}, {"text": "a long and dull evening"}]
+    assert [p.score for p in load_run(run.folder).predict(texts)] == pytest.approx(
+        [p.score for p in run.predict(texts)], abs=1e-5
+    )
+
+
+def test_a_trainer_option_that_does_not_exist_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'max_epochs'"):
+        train(config(tmp_path, trainer={"max_epoch": 2}))
+
+
+def test_generation_is_validated_by_its_own_metric(tmp_path):
+    task = Translation()
+    task.generation.max_new_tokens = 4
+    run = train(config(tmp_path, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    assert "val/bleu" in (run.folder / "metrics.csv").read_text()
+    assert set(run.metrics["metrics"]) == {"bleu", "chrf"}
