@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gptask.errors import UserError
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptask.backbone.model import Backbone
+
+Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 
 
 @dataclass
@@ -37,41 +41,53 @@ class Generation:
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
         }
+        if "" in self.stop:
+            raise UserError("task.generation.stop holds an empty text, which would end every answer at once")
         for name, (fine, expected) in checks.items():
             if not fine:
                 raise UserError(f"task.generation.{name}={getattr(self, name)} must be {expected}")
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
 
+    def to_transformers(self) -> dict[str, Any]:
+        """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
+        values: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        values |= {"repetition_penalty": self.repetition_penalty, "do_sample": self.temperature > 0}
+        sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return values | (sampling if self.temperature > 0 else dict.fromkeys(sampling))
+
 
 @dataclass
 class Text:
-    """A generated text, and the geometric mean of its tokens' probabilities (None for beams)."""
+    """A generated text, and the geometric mean of the probabilities of its tokens and EOS (None for beams)."""
 
     text: str
     score: float | None
 
 
 def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
-    """Continue every prompt until EOS, a stop text or ``max_new_tokens``.
+    """Continue every prompt until EOS, a stop text, ``max_new_tokens`` or the end of the model's context.
 
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
+    Raises `UserError` for a prompt that is empty or longer than the context.
     """
     import torch
 
-    width = max(map(len, prompts))
-    ids = torch.tensor([[p[0]] * (width - len(p)) + p for p in prompts], device=backbone.device)  # (B, T)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=backbone.device)
+    rooms = [_room(backbone, prompt, options) for prompt in prompts]
+    search = _beams if options.num_beams > 1 else _decode
     with torch.inference_mode():
-        if options.num_beams > 1:
-            tokens, scores = _beams(backbone, ids, mask, options), None
-        else:
-            tokens, scores = _decode(backbone, ids, mask, options)
-    texts = []
-    for number, row in enumerate(tokens):
-        text = backbone.tokenizer.decode(row, skip_special_tokens=True)
-        texts.append(Text(_cut(text, options.stop), None if scores is None else scores[number]))
-    return texts
+        found = search(backbone, prompts, rooms, options)
+    texts = backbone.tokenizer.batch_decode([tokens for tokens, _ in found], skip_special_tokens=True)
+    return [Text(_cut(text, options.stop), score) for text, (_, score) in zip(texts, found, strict=True)]
+
+
+def _room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
+    """How many tokens may follow a prompt; the last one is not read again, so it needs no position."""
+    if not 0 < len(prompt) <= backbone.context:
+        raise UserError(
+            f"a prompt has {len(prompt)} tokens; the backbone reads 1 to {backbone.context}: shorten or fill the prompt"
+        )
+    return min(options.max_new_tokens, backbone.context - len(prompt) + 1)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
@@ -79,20 +95,34 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
-def _beams(backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation) -> list[list[int]]:
-    """Beam search is transformers' own."""
-    out = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.num_beams,
-        do_sample=False,
-        repetition_penalty=options.repetition_penalty,
-        eos_token_id=sorted(backbone.stop_ids),
-        pad_token_id=backbone.tokenizer.eos_token_id,
-    )
-    rows = out[:, ids.shape[1] :].tolist()
-    return [row[: _first(row, backbone.stop_ids)] for row in rows]
+def _left_padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T); pads repeat the row's first token, which the repetition penalty has seen anyway."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = [[prompt[0]] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+    """Beam search is transformers' own; rows with equal room go together."""
+    found: dict[int, Decoded] = {}
+    for room in set(rooms):
+        places = [place for place, other in enumerate(rooms) if other == room]
+        ids, mask = _left_padded([prompts[place] for place in places], backbone.device)
+        out = backbone.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            eos_token_id=sorted(backbone.stop_ids),
+            pad_token_id=backbone.tokenizer.eos_token_id,
+            stop_strings=options.stop or None,
+            tokenizer=backbone.tokenizer,
+            **options.to_transformers() | {"max_new_tokens": room},
+        )
+        for place, row in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
+            found[place] = row[: _first(row, backbone.stop_ids)], None
+    return [found[place] for place in range(len(prompts))]
 
 
 def _first(row: list[int], stops: set[int]) -> int:
@@ -121,19 +151,20 @@ def _processors(options: Generation) -> Any:
     return chain
 
 
-def _decode(backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation) -> tuple[list[list[int]], list[float]]:
+def _decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Greedy or sampled decoding with a key-value cache that finished rows leave."""
     import torch
     from transformers import DynamicCache
 
-    chain = _processors(options)
-    rows: list[list[int]] = [[] for _ in range(len(ids))]
-    logs = [0.0] * len(ids)
-    alive = list(range(len(ids)))
+    ids, mask = _left_padded(prompts, backbone.device)
+    chain, ends = _processors(options), backbone.stop_ids
+    rows: list[list[int]] = [[] for _ in prompts]
+    logs: list[list[float]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
     cache = DynamicCache(config=backbone.model.config)
     step, position = ids, (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
     padded = bool((mask == 0).any())
-    for _ in range(options.max_new_tokens):
+    while True:
         out = backbone.body(
             input_ids=step,
             attention_mask=mask if padded else None,
@@ -142,22 +173,17 @@ def _decode(backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation) 
             use_cache=True,
         )
         logits = backbone.logits(out.last_hidden_state[:, -1]).float()  # (B, V)
-        scores = chain(ids, logits)
-        if options.temperature > 0:
-            token = torch.multinomial(scores.softmax(-1), 1)
-        else:
-            token = scores.argmax(-1, keepdim=True)  # (B, 1)
-        chosen = (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
+        token, chosen = _choose(chain(ids, logits), logits, sample=options.temperature > 0)
         keep = []
         for place, (row, value, logp) in enumerate(zip(alive, token[:, 0].tolist(), chosen, strict=True)):
-            logs[row] += logp
-            if value in backbone.stop_ids:
+            logs[row].append(logp)
+            if value in ends:
                 continue
             rows[row].append(value)
-            if not (options.stop and _stopped(backbone, rows[row], options.stop)):
+            if len(rows[row]) < rooms[row] and not _stopped(backbone, rows[row], options.stop):
                 keep.append(place)
         if not keep:
-            break
+            return [(row, exp(fmean(log))) for row, log in zip(rows, logs, strict=True)]
         ids, position = torch.cat([ids, token], 1), position[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(token)], 1)
         if len(keep) < len(alive):
@@ -166,10 +192,18 @@ def _decode(backbone: Backbone, ids: Tensor, mask: Tensor, options: Generation) 
             ids, mask, position, token = ids[index], mask[index], position[index], token[index]
             alive = [alive[place] for place in keep]
         step = token
-    means = [float(torch.tensor(total / max(len(row), 1)).exp()) for total, row in zip(logs, rows, strict=True)]
-    return rows, means
+
+
+def _choose(scores: Tensor, logits: Tensor, sample: bool) -> tuple[Tensor, list[float]]:
+    """The next tokens (B, 1), and their log-probabilities under the model itself (before penalty and temperature)."""
+    import torch
+
+    token = torch.multinomial(scores.softmax(-1), 1) if sample else scores.argmax(-1, keepdim=True)
+    return token, (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
 
 
 def _stopped(backbone: Backbone, row: list[int], stops: Sequence[str]) -> bool:
+    if not stops:
+        return False
     tail = backbone.tokenizer.decode(row[-(max(map(len, stops)) + 8) :], skip_special_tokens=True)
     return any(stop in tail for stop in stops)

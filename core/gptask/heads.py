@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptask.generation import Generation, generate
 
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
     from gptask.data.module import Batch
 
+LOGITS = 2**27  # scores held at once by a loss: 512 MB in float32
+
 
 class Head(nn.Module, ABC):
-    """The part of a model that belongs to a task. Its parameters are trained and saved with the run."""
+    """The part of a model that belongs to a task. Its parameters are trained and saved with the run.
 
-    export_class = "AutoModelForCausalLM"  # what `gptask export` writes for plain transformers
+    ``export_class`` is the transformers class `gptask export` writes for, None where none fits.
+    """
+
+    export_class: ClassVar[str | None] = "AutoModelForCausalLM"
 
     @abstractmethod
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -32,7 +38,7 @@ class Head(nn.Module, ABC):
         """
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights under the names of ``export_class``, and config values it needs."""
+        """Weights under the names of ``export_class``, and values of its config (or generation config)."""
         return {}, {}
 
 
@@ -42,18 +48,36 @@ class GenerationHead(Head):
     It borrows the backbone's vocabulary projection (tied to the embedding in most GPTs) and owns no weights.
     """
 
+    backbone: Backbone
+
     def __init__(self, backbone: Backbone, options: Generation) -> None:
         super().__init__()
         object.__setattr__(self, "backbone", backbone)  # borrowed: not a submodule, so not saved twice
         self.options = options
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over target tokens; logits (N, V) exist only for the N positions that predict one."""
+        """Mean cross-entropy over target tokens; logits exist only for the N positions that predict one.
+
+        Where even those (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept.
+        """
         here = batch.predicting()  # (B, T)
         following = torch.roll(batch.input_ids, -1, dims=1)[here]  # (N,)
-        logits = self.backbone.logits(hidden[here])  # (N, V)
-        return nn.functional.cross_entropy(logits.float(), following)
+        states = hidden[here]  # (N, C)
+        size = max(1, LOGITS // self.backbone.model.get_output_embeddings().weight.shape[0])
+        if len(states) <= size:
+            return self._loss(states, following) / len(states)
+        parts = zip(states.split(size), following.split(size), strict=True)
+        losses = [checkpoint(self._loss, *part, use_reentrant=False) for part in parts]
+        return torch.stack(losses).sum() / len(states)
+
+    def _loss(self, states: Tensor, following: Tensor) -> Tensor:
+        """Summed cross-entropy of states (N, C) and the token ids (N,) that follow them."""
+        return nn.functional.cross_entropy(self.backbone.logits(states).float(), following, reduction="sum")
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt."""
         return generate(backbone, batch.prompts(), self.options)
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """How text is decoded."""
+        return {}, self.options.to_transformers()

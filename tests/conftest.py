@@ -1,0 +1,19 @@
+"""No test writes outside pytest's folders, and only our own plugins are loaded."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["GPTASK_PLUGINS"] = "gptask"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_cache = tempfile.TemporaryDirectory(prefix="gptask-tests-")
+os.environ["GPTASK_CACHE"] = _cache.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder() -> Iterator[None]:
+    """Take the session's cache away at its end."""
+    yield
+    _cache.cleanup()

@@ -1,0 +1,96 @@
+"""Tiny models with random weights, saved as local folders, one per family that a backbone can be of."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+TEXT = "the quick brown fox jumps over the lazy dog. is this film good or bad? it is very good, 这部电影很好。\n"
+
+
+def config_of(family: str, vocab_size: int, context: int) -> Any:
+    import transformers
+
+    scale = {"initializer_range": 0.3}  # random weights this large make texts that differ from prompt to prompt
+    if family == "gpt2":
+        sizes = {"vocab_size": vocab_size, "n_positions": context, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        return transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, **scale)
+    cls = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+        "gemma3": transformers.Gemma3TextConfig,
+    }[family]
+    more = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3" else {}
+    return cls(
+        vocab_size=vocab_size,
+        max_position_embeddings=context,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        tie_word_embeddings=family != "qwen3",
+        **scale,
+        **more,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny("llama")``: the folder of a tiny random Llama with its tokenizer; made once per session."""
+    made: dict[tuple[str, int, int], Path] = {}
+
+    def make(family: str, context: int = 64, seed: int = 0) -> Path:
+        key = (family, context, seed)
+        if key not in made:
+            import torch
+            import transformers
+            from gptask.backbone.scratch import train_tokenizer
+
+            torch.manual_seed(seed)
+            tokenizer = train_tokenizer([TEXT] * 3, 320)
+            model = transformers.AutoModelForCausalLM.from_config(config_of(family, len(tokenizer), context))
+            made[key] = tmp_path_factory.mktemp(family)
+            model.save_pretrained(made[key])
+            tokenizer.save_pretrained(made[key])
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def backbone_of(tiny: Callable[..., Path]) -> Callable[..., Any]:
+    """``backbone_of("llama")``: a fresh float32 backbone on that folder."""
+
+    def load(family: str, context: int = 64, seed: int = 0) -> Any:
+        from gptask.backbone.model import from_folder
+        from gptask.backbone.source import Resolved
+
+        folder = str(tiny(family, context, seed))
+        return from_folder(Resolved(folder, "local folder", ""))
+
+    return load
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that tries a connection fails, in whatever thread it is tried."""
+    tried: list[Any] = []
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        tried.append(args)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert not tried
