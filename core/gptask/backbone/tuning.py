@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from gptask.config import Full, Head, Lora
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, nearest
+
+log = logging.getLogger("gptask")
 
 
 def apply(model: Any, tuning: Lora | Full | Head) -> Any:
-    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters."""
+    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters.
+
+    What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
+    """
+    import torch
+
     if isinstance(tuning, Full):
-        return model.requires_grad_(True)
+        if model.dtype is not torch.float32:
+            log.info("tuning=full: weights in float32 (trainer.precision=bf16-mixed computes in bfloat16)")
+        return model.float().requires_grad_(True)
     model.requires_grad_(False)
     if isinstance(tuning, Head):
         return model
@@ -23,6 +33,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
 
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
+    _check_targets(model, tuning.target_modules)
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -31,17 +42,33 @@ def _lora(model: Any, tuning: Lora) -> Any:
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if hasattr(m, "weight")})
-        raise UserError(
-            f"tuning.target_modules={tuning.target_modules} names no layer; there are {listing(names)}"
-        ) from error
+    return get_peft_model(model, config)
+
+
+def _check_targets(model: Any, wanted: list[str]) -> None:
+    """Refuse names of no layer (PEFT would pass over one among several) and the projection tied to the embedding."""
+    from torch import nn
+
+    projection = model.get_output_embeddings()
+    layers = {
+        name
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        and module is not projection
+        and not isinstance(module, nn.Embedding)
+    }
+    for name in wanted:
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+            raise UserError(
+                f"tuning.target_modules: '{name}' names no layer of the backbone; there are {listing(known)}."
+                f"{nearest(name, known)}"
+            )
 
 
 def targets(model: Any) -> list[str] | str:
-    """PEFT's own choice for the architecture (query and value projections), every linear layer for one unknown to it."""
+    """PEFT's own choice for the architecture (query and value projections); every linear layer for an unknown one."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    return KNOWN.get(model.config.model_type, "all-linear")
+    known = KNOWN.get(model.config.model_type)
+    return "all-linear" if known is None else list(known)
