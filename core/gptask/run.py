@@ -195,12 +195,33 @@ def git_commit() -> str | None:
 
 
 def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
-    """Write ``model/``: adapter (PEFT format) or full weights, head, tokenizer, the backbone's source and hash."""
-    from safetensors.torch import save_file
+    """Write ``model/``: adapter (PEFT format) or full weights, head, tokenizer, the backbone's source and hash.
 
+    Whole or not at all: a save that fails leaves the model saved earlier as it was.
+    """
     partial = folder / "model.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    try:
+        _write_model(partial, backbone, head, tuning)
+        _swap(partial, folder / "model")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a folder in the place of another, which is there until the new one is."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_model(partial: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
+    from safetensors.torch import save_file
+
     scratch = backbone.origin.kind == "scratch"
     if isinstance(tuning, schemas.Lora):
         if scratch:
@@ -221,8 +242,6 @@ def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> Non
             "weights_hash": backbone.origin.weights_hash,
         },
     )
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    partial.rename(folder / "model")
 
 
 def _save_base(backbone: Backbone, folder: Path) -> None:
@@ -284,11 +303,12 @@ def load_task(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Pl
     return plugin, task
 
 
-def load_run(folder: str | Path, task: type[Task] | Task | None = None) -> Run:
+def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
     """Load a run folder's model for prediction.
 
-    ``task`` is needed for a class that no entry point names; an instance replaces the run's options. Raises `UserError`
-    where there is no such run, or where its backbone is missing or another than it was trained on.
+    ``task`` is needed for a class that no entry point names; an instance replaces the run's options, ``dtype`` the
+    number format it was trained with. Raises `UserError` where there is no such run, where its backbone is missing or
+    another than it was trained on, and where its files don't fit.
     """
     folder = Path(folder)
     values = read_config(folder)
@@ -301,7 +321,7 @@ def load_run(folder: str | Path, task: type[Task] | Task | None = None) -> Run:
             f"{folder} holds no model (an evaluation, or a run that was stopped before its end: "
             f"gptask train resume={folder})"
         )
-    backbone = _load_backbone(model, values)
+    backbone = _load_backbone(model, values, dtype)
     head = instance.head(backbone)
     _load_head(head, model)
     backbone.eval()
@@ -309,13 +329,13 @@ def load_run(folder: str | Path, task: type[Task] | Task | None = None) -> Run:
     return Run(folder, plugin, instance, backbone, head, values)
 
 
-def _load_backbone(model: Path, values: dict[str, Any]) -> Backbone:
+def _load_backbone(model: Path, values: dict[str, Any], choice: schemas.DType | None) -> Backbone:
     from gptask.backbone.model import Backbone, from_folder, number_format
     from gptask.backbone.source import Resolved, resolve
 
     options = schemas.from_plain("backbone", values["backbone"])
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    dtype = number_format(options.dtype)
+    dtype = number_format(choice or options.dtype)
     if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
         return from_folder(Resolved(str(model), known["source"], known["weights_hash"]), dtype)
     if (model / "base").is_dir():
@@ -327,19 +347,24 @@ def _load_backbone(model: Path, values: dict[str, Any]) -> Backbone:
                 f"the run was trained on another backbone: weights {known['weights_hash']} ({known['source']}), but "
                 f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
             )
-    backbone = from_folder(origin, dtype)
+    backbone = from_folder(origin, dtype, tokenizer=str(model))
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel
+    from safetensors import SafetensorError
 
-    return Backbone(PeftModel.from_pretrained(backbone.model, str(model)), backbone.tokenizer, origin)
+    try:
+        return Backbone(PeftModel.from_pretrained(backbone.model, str(model)), backbone.tokenizer, origin)
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _load_head(head: Head, model: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if (model / "head.safetensors").exists():
-        try:
-            head.load_state_dict(load_file(model / "head.safetensors"))
-        except RuntimeError as error:
-            raise UserError(f"{model}/head.safetensors does not fit the task: {str(error).splitlines()[-1]}") from error
+    file = model / "head.safetensors"
+    try:
+        head.load_state_dict(load_file(file) if file.exists() else {})
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error

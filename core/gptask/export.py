@@ -1,0 +1,144 @@
+"""`gptask export`: a run's model as a folder that plain transformers loads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptask.config import DType, Export
+from gptask.errors import UserError
+from gptask.run import Run, load_run
+
+README = """# {title}
+
+Exported by gptask from the run `{run}` (task `{task}`). Backbone: {backbone}.
+
+```python
+import torch
+from transformers import {auto}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = {auto}.from_pretrained({folder!r})
+batch = tokenizer(prompts, padding=True, return_tensors="pt")
+with torch.inference_mode():
+{use}
+```
+
+`prompts` is a list of texts made from this template, as they were in training:
+
+```text
+{template}
+```
+"""
+USES = {
+    "AutoModelForCausalLM": """    ids = model.generate(**batch{stop})
+texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True){cut}""",
+    "AutoModelForSequenceClassification": """    logits = model(**batch).logits
+probabilities = logits.{activation}
+names = [model.config.id2label[number] for number in range(model.config.num_labels)]""",
+}
+
+
+def export(config: Export) -> Path:
+    """Write the run's model to a new folder: adapter merged, float32, with tokenizer, generation config and README.
+
+    Raises `UserError` where the folder exists or can't be written, and where no transformers class fits the head.
+    """
+    output = Path(config.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"output={output} exists and is not an empty folder; choose another")
+    run = load_run(config.run, dtype=DType.float32)
+    model = build(run)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        run.backbone.tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"output={output} can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def build(run: Run) -> Any:
+    """The run's model as the transformers class its head names, adapter merged and head inside."""
+    cls = model_class(run)
+    weights, values = run.head.export()
+    peft, tokenizer = run.backbone.peft, run.backbone.tokenizer
+    merged = peft.merge_and_unload() if hasattr(peft, "merge_and_unload") else peft
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if isinstance(merged, cls):
+        tokenizer.padding_side = "left"
+        ends = {"eos_token_id": sorted(run.backbone.stop_ids), "pad_token_id": tokenizer.pad_token_id}
+        merged.generation_config.update(**values | ends)
+        return merged
+    tokenizer.padding_side = "right"
+    return with_head(cls, merged, weights, values | {"pad_token_id": tokenizer.pad_token_id})
+
+
+def model_class(run: Run) -> Any:
+    """The class of the backbone's architecture behind the head's ``export_class``."""
+    import transformers
+
+    name, head = run.head.export_class, type(run.head).__name__
+    if name is None:
+        raise UserError(f"{run.folder} can't be exported: no transformers class fits its head ({head})")
+    config = run.backbone.model.config
+    mapping = getattr(transformers, name)._model_mapping
+    if type(config) not in mapping:
+        raise UserError(f"{run.folder} can't be exported: transformers has no {name} for {config.model_type}")
+    return mapping[type(config)]
+
+
+def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, Any]) -> Any:
+    """A ``cls`` with the decoder of ``merged``, the head's ``weights`` and config ``values``."""
+    import torch
+
+    config = merged.config
+    for name, value in values.items():
+        setattr(config, name, value)
+    with torch.device("meta"):  # nothing of it is kept but the frame
+        model = cls(config)
+    prefix = model.base_model_prefix
+    own = {name for name in model.state_dict() if not name.startswith(f"{prefix}.")}
+    if own != set(weights) or type(getattr(model, prefix)) is not type(merged.base_model):
+        raise UserError(f"the head gives {sorted(weights)}, and that does not fit {cls.__name__} with {sorted(own)}")
+    setattr(model, prefix, merged.base_model)
+    model.load_state_dict({name: value.contiguous() for name, value in weights.items()}, strict=False, assign=True)
+    return model.eval()
+
+
+def readme(run: Run, output: Path) -> str:
+    """How to load the folder, and the prompt template."""
+    blank = {field.name: None for field in run.task.targets()}
+    template, _ = run.task.render(blank | {field.name: f"{{{field.name}}}" for field in run.task.inputs()})
+    auto, backbone = str(run.head.export_class), run.values["backbone"]
+    licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
+    return README.format(
+        title=output.name,
+        run=run.folder,
+        task=run.plugin.name,
+        backbone=run.backbone.origin.kind + licence,
+        auto=auto,
+        folder=str(output),
+        use=usage(run, auto),
+        template=template,
+    )
+
+
+def usage(run: Run, auto: str) -> str:
+    """The lines that turn a batch into answers."""
+    from gptask.heads import GenerationHead
+
+    stops = run.head.options.stop if isinstance(run.head, GenerationHead) else []
+    multi = run.backbone.model.config.problem_type == "multi_label_classification"
+    return USES.get(auto, "    output = model(**batch)").format(
+        stop=f", stop_strings={stops!r}, tokenizer=tokenizer" if stops else "",
+        cut="".join(f"\ntexts = [text.split({stop!r})[0] for text in texts]" for stop in stops),
+        activation="sigmoid()" if multi else "softmax(-1)",
+    )
