@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import DataError, UserError, listing, nearest
 from gptask.generation import Generation
 from gptask.task import Example, Prediction, Task, option
 
@@ -40,7 +40,8 @@ class PromptedTask(Task):
                 f"task.language='{self.language}' has no preset prompt; there are {listing(self.PROMPTS)} "
                 "(task.prompt=... with language=en takes any)"
             )
-        names = {f.name for f in self.inputs()} | set(self.placeholders({}))
+        fields = {f.name for f in self.inputs()}
+        names = fields | set(self.placeholders({}))
         try:
             used = [name for _, name, _, _ in string.Formatter().parse(self.template) if name is not None]
         except ValueError as error:
@@ -51,8 +52,8 @@ class PromptedTask(Task):
                     f"task.prompt names {{{name}}}; the task's fields are {listing(sorted(names))}."
                     f"{nearest(name, names)} Write {{{{ }}}} for literal braces."
                 )
-        if not used:
-            raise UserError(f"task.prompt {self.template!r} uses no field; put {{{sorted(names)[0]}}} into it")
+        if not fields & set(used):
+            raise UserError(f"task.prompt {self.template!r} uses no field; put {{{sorted(fields)[0]}}} into it")
 
     @property
     def template(self) -> str:
@@ -65,7 +66,7 @@ class PromptedTask(Task):
 
     def filled(self, example: Example) -> str:
         """The prompt of an example."""
-        values = {f.name: example.get(f.name) or "" for f in self.inputs()}
+        values = {f.name: "" if example.get(f.name) is None else example[f.name] for f in self.inputs()}
         return self.template.format(**values, **self.placeholders(example))
 
 
@@ -83,6 +84,12 @@ class GenerativeTask(PromptedTask):
     @abstractmethod
     def target(self, example: Example) -> str | None:
         """The text to be learned, None where the example has none."""
+
+    def check(self, example: Example) -> None:
+        """Refuse an example without a text to learn: an empty target would teach to say nothing."""
+        super().check(example)
+        if not (self.target(example) or "").strip():
+            raise DataError(f"the {listing(f.name for f in self.targets() if f.required)} is empty")
 
     def render(self, example: Example) -> tuple[str, str | None]:
         """The prompt, and the target behind a space where one would be written there."""

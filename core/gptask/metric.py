@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Score:
             "interval": [round(self.low, 4), round(self.high, 4)],
             "n": self.n,
             "direction": {True: "higher", False: "lower", None: "none"}[self.higher_is_better],
-            "range": list(self.range),
+            "range": [end if math.isfinite(end) else None for end in self.range],  # JSON has no infinity
             "signature": self.signature,
         }
 

@@ -38,5 +38,5 @@ class Sentiment(Classification):
         return super().word(label)
 
     def sample(self) -> dict[str, Any]:
-        """Reviews and comments in English."""
-        return sample("sentiment")
+        """Reviews and comments in English, each with its polarity and its grade."""
+        return sample("sentiment", columns={"label": "stars"} if self.graded else {})

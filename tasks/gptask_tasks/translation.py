@@ -16,15 +16,26 @@ from gptask.task import Example
 from gptask_tasks import sample
 
 LANGUAGES = {
-    "ar": ("Arabic", "阿拉伯语"), "cs": ("Czech", "捷克语"), "da": ("Danish", "丹麦语"), "de": ("German", "德语"),
-    "el": ("Greek", "希腊语"), "en": ("English", "英语"), "es": ("Spanish", "西班牙语"), "fi": ("Finnish", "芬兰语"),
-    "fr": ("French", "法语"), "he": ("Hebrew", "希伯来语"), "hi": ("Hindi", "印地语"), "hu": ("Hungarian", "匈牙利语"),
-    "id": ("Indonesian", "印尼语"), "it": ("Italian", "意大利语"), "ja": ("Japanese", "日语"), "ko": ("Korean", "韩语"),
-    "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"), "pl": ("Polish", "波兰语"), "pt": ("Portuguese", "葡萄牙语"),
-    "ro": ("Romanian", "罗马尼亚语"), "ru": ("Russian", "俄语"), "sv": ("Swedish", "瑞典语"), "th": ("Thai", "泰语"),
-    "tr": ("Turkish", "土耳其语"), "uk": ("Ukrainian", "乌克兰语"), "vi": ("Vietnamese", "越南语"), "zh": ("Chinese", "中文"),
+    "ar": ("Arabic", "阿拉伯语"), "cs": ("Czech", "捷克语"), "da": ("Danish", "丹麦语"),
+    "de": ("German", "德语"), "el": ("Greek", "希腊语"), "en": ("English", "英语"),
+    "es": ("Spanish", "西班牙语"), "fi": ("Finnish", "芬兰语"), "fr": ("French", "法语"),
+    "he": ("Hebrew", "希伯来语"), "hi": ("Hindi", "印地语"), "hu": ("Hungarian", "匈牙利语"),
+    "id": ("Indonesian", "印尼语"), "it": ("Italian", "意大利语"), "ja": ("Japanese", "日语"),
+    "ko": ("Korean", "韩语"), "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"),
+    "pl": ("Polish", "波兰语"), "pt": ("Portuguese", "葡萄牙语"), "ro": ("Romanian", "罗马尼亚语"),
+    "ru": ("Russian", "俄语"), "sv": ("Swedish", "瑞典语"), "th": ("Thai", "泰语"),
+    "tr": ("Turkish", "土耳其语"), "uk": ("Ukrainian", "乌克兰语"), "vi": ("Vietnamese", "越南语"),
+    "zh": ("Chinese", "中文"),
 }  # fmt: skip
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # languages written without spaces
+
+
+def code(language: str) -> str:
+    """The code of a language given by code (``zh``, ``zh-CN``) or by name; any other as it was given."""
+    given = language.strip().lower()
+    short = given.replace("_", "-").split("-")[0]
+    named = {name.lower(): code for code, names in LANGUAGES.items() for name in names}
+    return short if short in LANGUAGES else named.get(given, language)
 
 
 @dataclass
@@ -50,7 +61,7 @@ class Translation(GenerativeTask):
     def placeholders(self, example: Example) -> dict[str, str]:
         """The languages' names, in the prompt's language."""
         place = 1 if self.language == "zh" else 0
-        source, target = (LANGUAGES.get(c, (c, c))[place] for c in (self.source_lang, self.target_lang))
+        source, target = (LANGUAGES.get(code(c), (c, c))[place] for c in (self.source_lang, self.target_lang))
         return {"source_language": source, "target_language": target}
 
     def target(self, example: Example) -> str | None:
@@ -58,54 +69,41 @@ class Translation(GenerativeTask):
         return example["target"][0] if example.get("target") else None
 
     def metrics(self) -> list[Metric]:
-        """BLEU and chrF by sacreBLEU, the tokenizer chosen by the target language."""
-        return [Bleu(TOKENIZERS.get(self.target_lang, "13a")), ChrF()]
+        """BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacreBLEU (Post 2018), tokenized for the target."""
+        import sacrebleu
+
+        bleu = sacrebleu.BLEU(tokenize=TOKENIZERS.get(code(self.target_lang), "13a"))
+        return [Corpus("bleu", bleu), Corpus("chrf", sacrebleu.CHRF())]
 
     def sample(self) -> dict[str, Any]:
         """Everyday phrases in English, French and Chinese."""
-        for code in (self.source_lang, self.target_lang):
-            if code not in ("en", "fr", "zh"):
+        for language in (self.source_lang, self.target_lang):
+            if code(language) not in ("en", "fr", "zh"):
                 raise UserError(
-                    f"the bundled sample has en, fr and zh, not '{code}'; use data=files for other languages"
+                    f"the bundled sample has en, fr and zh, not '{language}'; use data=files for other languages"
                 )
-        return sample("translation", columns={"source": self.source_lang, "target": self.target_lang})
+        return sample("translation", columns={"source": code(self.source_lang), "target": code(self.target_lang)})
 
 
 class Corpus(Metric):
     """A sacreBLEU metric: statistics are its own sufficient counts, so that they can be resampled."""
 
-    scorer: Any
+    def __init__(self, name: str, scorer: Any) -> None:
+        self.name, self.scorer = name, scorer
+        self.counted: set[int] = set()  # numbers of references seen
+
+    @property
+    def signature(self) -> str:  # type: ignore[override]
+        """sacreBLEU's own, which tells how many references an example has had (``var`` where that varies)."""
+        self.scorer.num_refs = next(iter(self.counted)) if len(self.counted) == 1 else -1
+        return str(self.scorer.get_signature())
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """sacreBLEU's counts of one segment (matches and totals per n-gram order, lengths)."""
         references = [[text] for text in reference["target"]]
+        self.counted.add(len(references))
         return self.scorer._extract_corpus_statistics([str(prediction.value)], references)[0]
 
     def aggregate(self, rows: np.ndarray) -> float:
         """The corpus score from the summed counts."""
         return float(self.scorer._compute_score_from_stats(rows.sum(0).tolist()).score)
-
-
-class Bleu(Corpus):
-    """BLEU (Papineni et al. 2002) by sacreBLEU (Post 2018)."""
-
-    name = "bleu"
-
-    def __init__(self, tokenizer: str) -> None:
-        import sacrebleu
-
-        self.scorer = sacrebleu.BLEU(tokenize=tokenizer)
-        kind = f"nrefs:var|case:mixed|eff:no|tok:{tokenizer}|smooth:exp"
-        self.signature = f"{kind}|version:{sacrebleu.__version__}"
-
-
-class ChrF(Corpus):
-    """chrF (Popović 2015) by sacreBLEU."""
-
-    name = "chrf"
-
-    def __init__(self) -> None:
-        import sacrebleu
-
-        self.scorer = sacrebleu.CHRF()
-        self.signature = f"nrefs:var|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{sacrebleu.__version__}"

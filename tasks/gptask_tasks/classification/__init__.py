@@ -48,6 +48,8 @@ class Classification(PromptedTask):
         for name in self.label_words:
             if self.labels and name not in self.labels:
                 raise UserError(f"task.label_words.{name}: no such label; there are {listing(self.labels)}")
+            if not self.label_words[name].strip():
+                raise UserError(f"task.label_words.{name} is empty; give the word that stands for the label")
 
     def prepare(self, train: Iterable[Example]) -> None:
         """Take the label set of the training data unless it is given."""
@@ -123,4 +125,4 @@ class Classification(PromptedTask):
 
     def sample(self) -> dict[str, Any]:
         """Questions to a shop's service desk, in English and Chinese."""
-        return sample("classification")
+        return sample("classification", columns={"labels": "label"} if self.multi_label else {})

@@ -54,7 +54,7 @@ class QuestionAnswering(GenerativeTask):
         return [
             Field("context", truncate=True, group=True, help="the text that holds the answer"),
             Field("question", help="the question"),
-            Field("answers", Kind.TEXTS, target=True, help="the answer, or several equally good ones"),
+            Field("answers", Kind.TEXTS, target=True, blank=True, help="the answer, or several equally good ones"),
             Field(
                 "answer_start",
                 Kind.INTEGERS,
@@ -88,15 +88,16 @@ class QuestionAnswering(GenerativeTask):
             raise DataError("the question has no answer; task.unanswerable=true allows that")
         if answers and self.extractive and not any(text in example["context"] for text in answers):
             raise DataError(
-                f"the answer '{answers[0][:60]}' is not in its context (task.extractive=false with task.answer=generate "
-                "allows free answers)"
+                f"the answer '{answers[0][:60]}' is not in its context "
+                "(task.extractive=false with task.answer=generate allows free answers)"
             )
+        super().check(example)
 
     def target(self, example: Example) -> str | None:
         """The first answer."""
         if example.get("answers") is None:
             return None
-        return example["answers"][0] if example["answers"] else self.UNKNOWN[self.language]
+        return next((text for text in example["answers"] if text.strip()), self.UNKNOWN[self.language])
 
     def demonstrate(self, example: Example) -> str:
         """Only a generated answer follows its prompt."""
@@ -133,7 +134,7 @@ class QuestionAnswering(GenerativeTask):
         from gptask_tasks.qa.span import best
 
         span = best(outputs, self.unanswerable, self.null_threshold)
-        return Prediction(example["context"][span.start : span.end], span.probability)
+        return Prediction(example["context"][span.start : span.end].strip(), span.probability)
 
     def metrics(self) -> list[Metric]:
         """F1 first, then exact match, with SQuAD's normalisation."""
