@@ -1,0 +1,88 @@
+"""`gptask evaluate`: run folders and the bare backbone."""
+
+import json
+
+import pytest
+import yaml
+from gptask import UserError, train
+from gptask.config import Evaluate, Files, Limit, Sample
+from gptask.evaluation import demonstrations, evaluate
+from gptask.run import load_task, read_config
+from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.translation import Translation
+
+from tests.core.test_training import config
+
+SAMPLE = Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+
+
+def scored(tmp_path, **changes):
+    options = {"task": Sentiment(), "data": SAMPLE, "outputs": str(tmp_path), "trainer": {"accelerator": "cpu"}}
+    return evaluate(Evaluate(**(options | changes)))
+
+
+def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
+    task = load_task(read_config(run.folder))[1]
+    folder = scored(tmp_path, run=str(run.folder), task=task)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("accuracy", "ece"):
+        assert metrics["metrics"][name]["value"] == pytest.approx(run.metrics["metrics"][name]["value"], abs=1e-3)
+    assert metrics["test_data_hash"] == run.metrics["test_data_hash"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["parent"] == str(run.folder)
+    assert not (folder / "model").exists()
+
+
+def test_other_splits_and_files(run, tmp_path):
+    task = load_task(read_config(run.folder))[1]
+    (tmp_path / "mine.jsonl").write_text('{"text": "good", "label": "positive"}\n')
+    folder = scored(tmp_path, run=str(run.folder), task=task, data=Files(test=str(tmp_path / "mine.jsonl")))
+    assert json.loads((folder / "metrics.json").read_text())["n"] == 1
+    folder = scored(tmp_path, run=str(run.folder), task=task, split="validation")
+    assert json.loads((folder / "metrics.json").read_text())["n"] == 8
+    with pytest.raises(UserError, match="there are train, validation, test"):
+        scored(tmp_path, run=str(run.folder), task=task, split="dev")
+
+
+def test_an_evaluation_holds_no_model_to_load(run, tmp_path):
+    from gptask import load_run
+
+    folder = scored(tmp_path, run=str(run.folder), task=load_task(read_config(run.folder))[1])
+    with pytest.raises(UserError, match="holds no model"):
+        load_run(folder)
+
+
+def test_shots_put_solved_examples_before_every_prompt():
+    from gptask.assembly import corpus
+
+    task = Sentiment()
+    two = demonstrations(task, corpus(task, SAMPLE, 13), 2, 13)
+    assert two.count("Review:") == two.count("Sentiment: ") == 2
+    assert two.endswith("\n\n")
+    assert demonstrations(task, corpus(task, SAMPLE, 13), 2, 13) == two
+    task.demonstrations = two
+    assert task.filled({"text": "x"}) == "Review: x\nSentiment:"
+
+
+def test_shots_are_refused_where_they_make_no_sense(run, tmp_path):
+    with pytest.raises(UserError, match="bare backbone"):
+        scored(tmp_path, run=str(run.folder), shots=2)
+    with pytest.raises(UserError, match="must be 0 or more"):
+        scored(tmp_path, shots=-1, backbone=config(tmp_path).backbone)
+    with pytest.raises(UserError, match="generate"):
+        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=config(tmp_path).backbone)
+
+
+def test_the_bare_backbone_needs_no_training(tmp_path):
+    task = Translation()
+    task.generation.max_new_tokens = 3
+    folder = scored(tmp_path, task=task, shots=1, backbone=config(tmp_path).backbone)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["n"] == 10
+    assert metrics["trainable_parameters"] == 0
+    assert metrics["train_tokens_per_second"] is None
