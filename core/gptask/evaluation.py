@@ -10,7 +10,7 @@ import numpy as np
 
 from gptask import assembly, run
 from gptask.backbone.source import locate
-from gptask.config import Evaluate
+from gptask.config import Evaluate, checked
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.results import finish
@@ -20,6 +20,7 @@ from gptask.trainer_options import check
 
 def evaluate(config: Evaluate) -> Path:
     """Evaluate from a config; return the new run folder, which names its parent."""
+    config = checked(config)
     check(config.trainer)
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")

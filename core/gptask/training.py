@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, run
 from gptask.backbone.source import locate
-from gptask.config import CSVLog, Train
+from gptask.config import CSVLog, Train, checked
 from gptask.errors import UserError
 from gptask.results import finish
 from gptask.trainer_options import check
@@ -25,13 +24,13 @@ log = logging.getLogger("gptask")
 
 
 def train(config: Train) -> run.Run:
-    """Run a training from a config; return the run with its best model loaded.
+    """Run a training from a config, which is not changed; return the run with its best model loaded.
 
     Raises `UserError` for whatever the user can mend.
     """
+    config = checked(config)
     check(config.trainer)
     plugin = run.plugin_of(config.task)
-    config = replace(config, trainer=dict(config.trainer))
     corpus = assembly.corpus(config.task, config.data, config.seed)
     corpus.require("train")
     with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:

@@ -8,24 +8,12 @@ import threading
 
 import pytest
 import torch
-from gptask import Config, UserError, load_run, train
-from gptask.config import EarlyStopping, Full, Limit, Lora, Sample, Scratch
+from gptask import UserError, load_run, train
+from gptask.config import EarlyStopping, Full, Lora, Scratch
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
-
-def config(outputs, **changes):
-    """A training that takes a second: a tiny GPT-2 on a few sentences."""
-    options = {
-        "task": Sentiment(),
-        "backbone": Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300),
-        "tuning": Full(lr=1e-3),
-        "data": Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128, batch_size=8),
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
-        "outputs": str(outputs),
-        "probe": False,
-    }
-    return Config(**(options | changes))
+from tests.small import config
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +144,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
 
 
 def test_a_failed_start_leaves_no_folder(tmp_path):
-    with pytest.raises(UserError, match="multiple of backbone.n_head"):
+    with pytest.raises(UserError, match=r"multiple of backbone\.n_head"):
         train(config(tmp_path, backbone=Scratch(n_embd=15, n_head=2)))
     assert not list(tmp_path.rglob("train.log"))
 
@@ -207,3 +195,11 @@ def test_generation_is_validated_by_its_own_metric(tmp_path):
     run = train(config(tmp_path, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert "val/bleu" in (run.folder / "metrics.csv").read_text()
     assert set(run.metrics["metrics"]) == {"bleu", "chrf"}
+
+
+def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path):
+    with pytest.raises(UserError, match=r"threshold.*could not be converted to Float"):
+        train(config(tmp_path, task=Sentiment(threshold="high")))
+    task = Translation(target_lang="zh")
+    train(config(tmp_path, task=task, folder=tmp_path / "run", trainer={"max_steps": 1, "accelerator": "cpu"}))
+    assert (tmp_path / "run/metrics.json").exists()
