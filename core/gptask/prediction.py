@@ -65,7 +65,7 @@ def _examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[Exam
         try:
             yield columns.example(row)
         except DataError as error:
-            yield DataError(f"{name}:{row.line}: {error}")
+            yield DataError(f"{row.at(name)}: {error}")
 
 
 def _line(run: Run, example: Example | DataError, prediction: Prediction | DataError, on_error: OnBad) -> str:

@@ -5,9 +5,8 @@ Nothing here imports torch, and a task's module should not either (import it ins
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,14 +40,16 @@ class Kind(Enum):
 class Field:
     """One part of an example.
 
-    ``target``: what the model is to predict, so absent from prediction input. ``truncate``: may be shortened when
-    the prompt is too long. ``group``: examples that share its value stay in one split (a context with many questions).
+    ``target``: what the model is to predict, so absent from prediction input. ``blank``: a required text may be
+    empty (a question without answer). ``truncate``: may be shortened when the prompt is too long. ``group``: examples
+    that share its value stay in one split (a context with many questions).
     """
 
     name: str
     kind: Kind = Kind.TEXT
     required: bool = True
     target: bool = False
+    blank: bool = False
     truncate: bool = False
     group: bool = False
     help: str = ""
@@ -190,11 +191,6 @@ class Task(ABC):
     def targets(self) -> list[Field]:
         """The fields a prediction is compared with."""
         return [f for f in self.fields() if f.target]
-
-    def key(self, example: Mapping[str, Any], *, grouped: bool = False) -> str:
-        """A text that is equal for equal inputs (or, ``grouped``, for inputs that must share a split)."""
-        fields = [f for f in self.inputs() if f.group] if grouped else []
-        return json.dumps([example.get(f.name) for f in fields or self.inputs()], ensure_ascii=False)
 
 
 def option(default: Any, help: str) -> Any:

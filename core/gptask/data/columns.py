@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptask.config import Data, Files
@@ -11,13 +12,14 @@ from gptask.errors import DataError, UserError, listing, nearest
 from gptask.task import Example, Field, Kind, Task
 
 MISSING = object()
+EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: []}
+FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL)  # must hold something; any number of labels may be none
 
 
 class Columns:
     """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields."""
 
     def __init__(self, task: Task, options: Data, fields: list[Field] | None = None) -> None:
-        self.task, self.options = task, options
         self.fields = fields if fields is not None else task.fields()
         known = {f.name for f in task.fields()}
         for name in options.columns:
@@ -26,130 +28,153 @@ class Columns:
                     f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(known))}."
                     f"{nearest(name, known)}"
                 )
+        self.named = {name: str(column) for name, column in options.columns.items()}
+        self.required = [f.name for f in self.fields if f.required]
+        self.numbered = "id" in options.columns and fields is None  # to be predicted, a row needs no id
+        self.separator = options.label_separator
         self.names = label_names(options)
+        self.named_labels = set(self.names.values()) - set(self.names)  # names that can't be mistaken for an id
+        convert: dict[Kind, Callable[[Any], Any]] = {
+            Kind.TEXT: _joined,
+            Kind.TEXTS: _texts,
+            Kind.LABEL: self.label,
+            Kind.LABELS: self.labels,
+            Kind.INTEGERS: _integers,
+            Kind.NUMBER: float,
+        }
+        self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
+        self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 
     @property
     def wanted(self) -> list[str]:
-        """Column names that the fields are read from."""
-        return [str(self.options.columns.get(f.name, f.name)) for f in self.fields]
+        """What gives a header away: the column names asked for, and the fields' own (a number may be a label)."""
+        return [name for f, column, _ in self.columns for name in (f.name, column) if not name.isdigit()]
 
     def example(self, row: Row) -> Example:
         """One example, or `DataError` without the file (the caller knows it)."""
         if isinstance(row.value, DataError):
             raise row.value
-        example = {f.name: self._value(row, f) for f in self.fields}
-        identifier = _cell(row.value, self.options.columns.get("id", "id"))
-        if identifier not in (MISSING, None, ""):
+        example = {f.name: self._value(row.value, f, column, convert) for f, column, convert in self.columns}
+        identifier = _cell(row.value, self.named.get("id", "id"))
+        if identifier is MISSING and self.numbered:
+            raise DataError(self._missing(row.value, "id", self.named["id"]))
+        if identifier is not MISSING and identifier not in (None, ""):
             example["id"] = str(identifier)
         return example
 
-    def _value(self, row: Row, field: Field) -> Any:
-        value = row.value
-        column = self.options.columns.get(field.name, field.name)
-        if isinstance(value, str) and len([f for f in self.fields if f.required]) == 1:
-            cell = value if field.required else MISSING
-        else:
-            cell = _cell(value, column)
+    def _value(self, value: Any, field: Field, column: str, convert: Callable[[Any], Any]) -> Any:
+        cell = _cell(value, column)
+        if isinstance(value, str) and field.required and len(self.required) == 1:
+            cell = value
+        if cell is MISSING and (field.name in self.named or field.required):
+            raise DataError(self._missing(value, field.name, column))
         if cell is MISSING or cell is None:
-            if not field.required:
-                return _empty(field.kind)
-            raise DataError(self._missing(value, field, column, cell is None))
-        converted = _convert(cell, field, self)
-        if field.required and field.kind in (Kind.TEXT, Kind.LABEL) and not converted.strip():
+            if field.required:
+                raise DataError(f"the {field.name} is null")
+            return EMPTIES.get(field.kind)
+        try:
+            converted = convert(cell)
+        except UnicodeEncodeError as error:
+            raise DataError(f"the {field.name} holds half a surrogate pair, which is no character") from error
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the {field.name} must be {field.kind.value}, got {str(cell)[:40]!r}") from error
+        if field.name in self.filled and (not converted or (isinstance(converted, str) and converted.isspace())):
             raise DataError(f"the {field.name} is empty")
         return converted
 
-    def _missing(self, value: Any, field: Field, column: Any, null: bool) -> str:
-        if null:
-            return f"the {field.name} is null"
+    def _missing(self, value: Any, name: str, column: str) -> str:
         if isinstance(value, str):
             return (
-                f"a plain line can't be split into {listing(f.name for f in self.fields if f.required)}; set "
-                "data.pattern, data.columns.<field>=<position> or data.format"
+                f"a plain line can't be split into {listing(self.required)}; set data.pattern, "
+                "data.columns.<field>=<position> or data.format"
             )
         if isinstance(value, list):
             return (
-                f"no column {column!r} for {field.name}: the row has {len(value)} cells without names; "
-                f"set data.columns.{field.name}=<0 to {len(value) - 1}>"
+                f"no column '{column}' for {name}: the row has {len(value)} cells without names; "
+                f"set data.columns.{name}=<0 to {len(value) - 1}>"
             )
-        there = listing(value)
-        hint = nearest(str(column), value)
+        names = [str(there)[:40] for there in value]
         return (
-            f"no column '{column}' for {field.name}; there are: {there}.{hint} Set data.columns.{field.name}=<column>"
-            " (a file without a header: data.header=false and positions)"
+            f"no column '{column}' for {name}; there are: {listing(names)}.{nearest(column, names)} "
+            f"Set data.columns.{name}=<column> (a file without a header: data.header=false and positions)"
         )
 
     def label(self, raw: Any) -> str:
         """The name of a label as the file has it."""
-        text = str(int(raw)) if isinstance(raw, bool) else str(raw).strip()
-        if not self.names or text in self.names.values():
+        if isinstance(raw, bool) or (isinstance(raw, float) and raw.is_integer()):
+            raw = int(raw)
+        text = _text(raw).strip()
+        if not text or not self.names or text in self.named_labels:
             return text
         if text not in self.names:
             start = " (ids counted from 1? data.label_start=1)" if text.isdigit() else ""
-            raise DataError(f"label '{text}' is not in data.labels: {listing(self.names)}{start}")
+            raise DataError(f"label '{text[:40]}' is not in data.labels: {listing(self.names)}{start}")
         return self.names[text]
 
     def labels(self, raw: Any) -> list[str]:
         """The names of a row's labels, from a list or a separated string."""
-        parts = raw if isinstance(raw, list) else str(raw).split(self.options.label_separator)
+        parts = raw if isinstance(raw, list) else str(raw).split(self.separator or None)
         return [self.label(part) for part in parts if str(part).strip()]
 
 
-def _cell(value: Any, column: Any) -> Any:
-    if isinstance(value, list):
-        position = int(column) if str(column).isdigit() else -1
-        return value[position] if 0 <= position < len(value) else MISSING
-    if isinstance(value, Mapping):
+def _cell(value: Any, column: str) -> Any:
+    if isinstance(value, dict):
         if column in value:
             return value[column]
-        if str(column).isdigit() and int(column) < len(value):
+        if column.isdigit() and int(column) < len(value):
             return list(value.values())[int(column)]
-        head, dot, rest = str(column).partition(".")
-        return _cell(value[head], rest) if dot and isinstance(value.get(head), Mapping) else MISSING
+        head, dot, rest = column.partition(".")
+        return _cell(value[head], rest) if dot and head in value else MISSING
+    if isinstance(value, list):
+        if column.isdigit():
+            return value[int(column)] if int(column) < len(value) else MISSING
+        if value and all(isinstance(part, dict) and column in part for part in value):
+            return [part[column] for part in value]
     return MISSING
 
 
-def _empty(kind: Kind) -> Any:
-    return [] if kind in (Kind.TEXTS, Kind.LABELS, Kind.INTEGERS) else None
+def _text(cell: Any) -> str:
+    if isinstance(cell, list | dict):
+        raise TypeError
+    text = str(cell)
+    if not text.isascii():
+        text.encode()
+    return text
 
 
-def _convert(cell: Any, field: Field, columns: Columns) -> Any:
-    try:
-        match field.kind:
-            case Kind.TEXT:
-                return " ".join(map(str, cell)) if isinstance(cell, list) else str(cell)
-            case Kind.TEXTS:
-                return [str(part) for part in cell] if isinstance(cell, list) else [str(cell)]
-            case Kind.LABEL:
-                return columns.label(cell)
-            case Kind.LABELS:
-                return columns.labels(cell)
-            case Kind.INTEGERS:
-                return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
-            case Kind.NUMBER:
-                return float(cell)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the {field.name} must be {field.kind.value}, got {str(cell)[:40]!r}") from error
+def _joined(cell: Any) -> str:
+    return " ".join(map(_text, cell)) if isinstance(cell, list) else _text(cell)
+
+
+def _texts(cell: Any) -> list[str]:
+    texts = [_text(part) for part in cell] if isinstance(cell, list) else [_text(cell)]
+    return texts if any(text.strip() for text in texts) else []
+
+
+def _integers(cell: Any) -> list[int]:
+    return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
 
 
 def label_names(options: Data) -> dict[str, str]:
     """``data.labels`` as id → name: a map, a list, or a file (JSON, ``id TAB name`` or a name a line)."""
     labels = options.labels
-    if labels is None:
-        return {}
     if isinstance(labels, str):
         labels = _label_file(labels, options)
     if isinstance(labels, Mapping):
         return {str(key): str(name) for key, name in labels.items()}
-    return {str(number): str(name) for number, name in enumerate(labels, options.label_start)}
+    if not isinstance(labels, list | None):
+        raise UserError(f"data.labels must be a map, a list or a file with one, got {str(options.labels)[:40]!r}")
+    return {str(number): str(name) for number, name in enumerate(labels or [], options.label_start)}
 
 
 def _label_file(name: str, options: Data) -> Any:
-    import json
-
     path = Source.parse(name, getattr(options, "root", None)).path
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    lines = [str(row.value).strip() for row in read(Source(path), Files(format="lines"), ()) if str(row.value).strip()]
+    if path.suffix.lower() == ".json":
+        try:
+            return json.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise UserError(f"data.labels: {path} is no JSON: {error}") from error
+    rows = read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", "utf-8")), ())
+    lines = [line for row in rows if (line := str(row.value).strip())]
     pairs = [line.split("\t", 1) for line in lines]
     return {key: name.strip() for key, name in pairs} if all(len(p) == 2 for p in pairs) else lines

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from gptask.config import Hub
+from gptask.data.reading import Row
 from gptask.errors import UserError
 from gptask.network import hub_reachable
+
+
+class HubReader:
+    """The rows of one split of a hub data set."""
+
+    def __init__(self, options: Hub, split: str) -> None:
+        self.name = f"{options.path}[{split}]"
+        self.data = load(options, split)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The data set with its own fingerprint."""
+        return {self.name: self.data._fingerprint}
+
+    def rows(self, wanted: list[str]) -> Iterator[tuple[str, Row]]:
+        """Rows with the data set's name."""
+        for number, value in enumerate(self.data, 1):
+            yield self.name, Row(number, value, "row")
 
 
 def load(options: Hub, split: str) -> Any:

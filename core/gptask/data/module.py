@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from gptask.data.corpus import Corpus, Examples, code_hash, code_hash_core, digest
+from gptask.data.corpus import Corpus
+from gptask.data.examples import Examples, code_hash, digest
 from gptask.data.store import Store, cache_folder
 from gptask.errors import DataError
 from gptask.task import Encoded, Example, Task
@@ -96,8 +98,9 @@ class BatchesByLength(Sampler[list[int]]):
         self.batches = list(self._pack(order, lengths, examples, tokens))
         if seed is not None:
             generator.shuffle(self.batches)
-        rank, world = share  # every process gets equally many batches, the last ones repeated
-        self.batches = (self.batches + self.batches[: -len(self.batches) % world])[rank::world]
+        rank, world = share  # every process gets equally many batches: the first ones once more, if need be
+        total = -(-len(self.batches) // world) * world
+        self.batches = list(islice(cycle(self.batches), total))[rank::world]
 
     @staticmethod
     def _pack(order: np.ndarray, lengths: np.ndarray, examples: int, tokens: int) -> Iterator[list[int]]:
@@ -120,7 +123,7 @@ class BatchesByLength(Sampler[list[int]]):
 
 
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded items with their row numbers; whole batches are fetched at once."""
+    """Encoded items with their row numbers."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -158,10 +161,9 @@ class DataModule(pl.LightningDataModule):
 
     def _encoded(self, split: str) -> Store:
         examples = self.examples(split)
-        options = {k: v for k, v in asdict(self.task).items()}
-        parts = [examples.key, _fingerprint(self.tokenizer), str(self.options.max_tokens), repr(options)]
-        parts += [self.task.demonstrations, code_hash(self.task), code_hash_core()]
-        path = cache_folder() / "encoded" / f"{digest(' '.join(parts))}.arrow"
+        parts = [examples.key, _fingerprint(self.tokenizer), self.options.max_tokens, self.task]
+        parts += [self.task.demonstrations, code_hash(self.task)]
+        path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
         store = Store(path) if path.exists() else Store.write(path, self._encode(examples, meta), meta)
         if store.meta["truncated"]:

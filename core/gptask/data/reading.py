@@ -6,16 +6,22 @@ import csv
 import gzip
 import json
 import re
+import shutil
 import sys
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from gptask.config import Files
+from gptask.data.squad import flatten
 from gptask.errors import DataError, UserError, listing
 
-csv.field_size_limit(2**31 - 1)
+csv.field_size_limit(2**27)  # the default of 128 KiB is less than a long document
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "lines")
 SUFFIXES = {
     ".csv": "csv",
@@ -25,17 +31,22 @@ SUFFIXES = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+Lines = Iterator[tuple[int, str]]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A record as the file has it: named cells, cells by position, a text line, or what is wrong with it.
 
-    ``line`` counts from 1.
+    ``number`` counts from 1, in lines where the format has lines (``unit``).
     """
 
-    line: int
+    number: int
     value: dict[str, Any] | list[Any] | str | DataError
+    unit: str = "line"
+
+    def at(self, file: object) -> str:
+        """Where the row stands, for a message: ``file:line``, or ``file record 3``."""
+        return f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,9 @@ class Source:
             raise UserError(f"no such file: {path} (there: {_beside(path.parent)})")
         return cls(path, part)
 
+    def __str__(self) -> str:
+        return f"{self.path}#{self.part}" if self.part else str(self.path)
+
 
 def _beside(folder: Path) -> str:
     if not folder.is_dir():
@@ -67,96 +81,109 @@ def _beside(folder: Path) -> str:
 
 
 def read(source: Source, options: Files, wanted: Iterable[str]) -> Iterator[Row]:
-    """Read a file row by row; ``wanted`` are the column names that would give a header away."""
+    """Read a file row by row; ``wanted`` are the column names that would give a header away.
+
+    A bad row is yielded with its `DataError`; a file that can't be read on raises it.
+    """
     kind = _format(source.path, options)
-    if kind == "parquet":
-        yield from _parquet(source.path)
-        return
+    if source.part and kind != "json":
+        raise UserError(f"{source}: '#{source.part}' names a list inside a JSON file; this is read as {kind}")
     with _open(source.path) as stream:
         if kind == "json":
             yield from _json(stream, source, options.encoding)
-            return
-        lines = _decode(stream, source.path, options.encoding)
-        if kind == "jsonl":
-            yield from _jsonl(lines)
-        elif kind == "lines":
-            yield from _lines(lines, options.pattern)
+        elif kind == "parquet":
+            yield from _parquet(stream, source.path)
         else:
-            yield from _table(lines, kind, options, set(wanted))
+            yield from _text(kind, _decode(stream, source.path, options.encoding), options, wanted)
 
 
 def read_stream(stream: IO[bytes], options: Files) -> Iterator[Row]:
     """Read standard input: JSON lines if the first line starts with ``{``, else plain lines."""
+    kind = options.format
+    if kind not in ("auto", "csv", "tsv", "jsonl", "lines"):
+        raise UserError(f"standard input can't be read as '{kind}'; expected jsonl, lines, csv or tsv")
     lines = _decode(stream, Path("<stdin>"), options.encoding)
     first = next(lines, None)
     if first is None:
         return
-    rest = _chain(first, lines)
-    if options.format in ("csv", "tsv"):
-        yield from _table(rest, options.format, options, set())
-    elif options.format == "jsonl" or (options.format == "auto" and first[1].lstrip().startswith("{")):
-        yield from _jsonl(rest)
-    elif options.format in ("auto", "lines"):
-        yield from _lines(rest, options.pattern)
-    else:
-        raise UserError(f"standard input can't be read as '{options.format}'; expected jsonl, lines, csv or tsv")
+    if kind == "auto":
+        kind = "jsonl" if first[1].lstrip().startswith("{") and not options.pattern else "lines"
+    yield from _text(kind, chain([first], lines), options, ())
 
 
-def _chain(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    yield first
-    yield from rest
+def stdin() -> IO[bytes]:
+    """Standard input as bytes."""
+    return sys.stdin.buffer
+
+
+def _text(kind: str, lines: Lines, options: Files, wanted: Iterable[str]) -> Iterator[Row]:
+    if kind == "jsonl":
+        return _jsonl(lines)
+    if kind == "lines":
+        return _lines(lines, options.pattern)
+    return _table(lines, kind, options, set(wanted))
 
 
 def _format(path: Path, options: Files) -> str:
-    if options.format != "auto":
-        if options.format not in FORMATS:
-            raise UserError(f"data.format='{options.format}' is unknown; expected auto, {listing(FORMATS)}")
-        return options.format
-    suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-    if suffix in SUFFIXES:
-        return SUFFIXES[suffix]
-    return "tsv" if options.columns and not options.pattern else "lines"
+    kind = options.format
+    if kind not in ("auto", *FORMATS):
+        raise UserError(f"data.format='{kind}' is unknown; expected auto, {listing(FORMATS)}")
+    if options.pattern and kind not in ("auto", "lines"):
+        raise UserError(f"data.pattern is for plain lines, not for data.format={kind}")
+    if kind != "auto" or options.pattern:
+        return "lines" if options.pattern else kind
+    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    return SUFFIXES.get(suffix, "tsv" if options.columns else "lines")
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    zipped = path.suffix.lower() == ".gz"
     try:
-        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-    except OSError as error:
-        raise UserError(f"{path} can't be opened: {error.strerror}") from error
-
-
-def _decode(stream: IO[bytes], path: Path, encoding: str) -> Iterator[tuple[int, str]]:
-    try:
-        for number, raw in enumerate(stream, 1):
-            try:
-                text = raw.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not valid "
-                    f"{encoding}; convert the file or name its encoding (data.encoding=gb18030, latin-1, ...)"
-                ) from error
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except (gzip.BadGzipFile, EOFError) as error:
+        with gzip.open(path) if zipped else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _decode(stream: Iterable[bytes], path: Path, encoding: str) -> Lines:
+    try:
+        single = len("\n".encode(encoding)) == 1
     except LookupError as error:
         raise UserError(f"data.encoding='{encoding}' is unknown: {error}") from error
+    if not single:
+        raise UserError(f"data.encoding={encoding} can't be read by lines; convert {path} to UTF-8 (iconv) first")
+    number = 0
+    try:
+        for number, raw in enumerate(stream, 1):
+            text = raw.decode(encoding)
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: byte {error.object[error.start]:#04x} at column {error.start + 1} is not valid "
+            f"{encoding}; convert the file or name its encoding (data.encoding=gb18030, latin-1, ...)"
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} breaks off after line {number}: {error}; is the gzip file whole?") from error
 
 
-def _jsonl(lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def _jsonl(lines: Lines) -> Iterator[Row]:
     for number, text in lines:
-        if not text.strip():
-            continue
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
-            yield Row(number, DataError(f"broken JSON: {error.msg} at column {error.colno}"))
+        except ValueError as error:
+            place = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            if text.strip():
+                yield Row(number, DataError(f"broken JSON: {place}"))
             continue
         if not isinstance(value, dict | list):
             value = DataError(f"expected a JSON object, got {text.strip()[:40]!r}")
         yield Row(number, value)
 
 
-def _lines(lines: Iterator[tuple[int, str]], pattern: str | None) -> Iterator[Row]:
+def _lines(lines: Lines, pattern: str | None) -> Iterator[Row]:
     expression = _compile(pattern) if pattern else None
     for number, text in lines:
         text = text.rstrip("\r\n")
@@ -178,95 +205,109 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return expression
 
 
-def _table(lines: Iterator[tuple[int, str]], kind: str, options: Files, wanted: set[str]) -> Iterator[Row]:
-    quote = options.quote or ('"' if kind == "csv" else None)
-    text = (line for _, line in lines)
-    rows = csv.reader(
-        text,
-        delimiter="\t" if kind == "tsv" else ",",
-        quotechar=quote or '"',
-        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
-    )
-    names: list[str] | None = None
-    by_position = bool(options.columns) and all(str(c).isdigit() for c in options.columns.values())
-    header = options.header
-    for cells in rows:
-        if not cells or cells == [""]:
+def _table(lines: Lines, kind: str, options: Files, wanted: set[str]) -> Iterator[Row]:
+    positions = [str(column).isdigit() for column in options.columns.values()]
+    header, names = options.header, None
+    for row in _cells(lines, "\t" if kind == "tsv" else ",", _quote(kind, options)):
+        if isinstance(row.value, DataError):
+            yield row
             continue
+        cells = list(row.value)
         if header is None:
-            header = not by_position  # positions may still meet a header: data.header=true says so
+            header = not positions or not all(positions) or bool(wanted & set(cells))
         if header and names is None:
             names = cells
-            continue
-        if names is None:
-            yield Row(rows.line_num, cells)
+        elif names is None:
+            yield row
         elif len(cells) != len(names):
-            message = f"{len(cells)} cells, but the header has {len(names)} ({listing(names)})"
-            yield Row(rows.line_num, DataError(message))
+            message = f"{len(cells)} cells, but the header has {len(names)} ({listing(n[:40] for n in names)})"
+            yield Row(row.number, DataError(message))
         else:
-            yield Row(rows.line_num, dict(zip(names, cells, strict=True)))
+            yield Row(row.number, dict(zip(names, cells, strict=True)))
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _quote(kind: str, options: Files) -> str | None:
+    quote = options.quote if options.quote is not None else ('"' if kind == "csv" else "")
+    if len(quote) > 1:
+        raise UserError(f"data.quote={quote!r} must be one character, or '' for none")
+    return quote or None
+
+
+def _cells(lines: Lines, delimiter: str, quote: str | None) -> Iterator[Row]:
+    """Rows as lists; a quoted cell may span lines, and its row is known by the first."""
+    if quote is None:
+        for number, text in lines:
+            if text := text.rstrip("\r\n"):
+                yield Row(number, text.split(delimiter))
+        return
+    rows = csv.reader((text for _, text in lines), delimiter=delimiter, quotechar=quote, strict=True)
+    while True:
+        start = rows.line_num + 1
+        try:
+            if cells := next(rows):
+                yield Row(start, cells)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = "a quote is never closed" if "unexpected end" in str(error) else str(error)
+            yield Row(start, DataError(f"broken quoting: {hint} (data.quote='' if quotes mean nothing in this file)"))
+
+
+def _parquet(stream: IO[bytes], path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(1024):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(number, value)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} is no Parquet file: {error}") from error
+    with tempfile.TemporaryFile() as plain:
+        if isinstance(stream, gzip.GzipFile):  # Parquet is read from its end
+            shutil.copyfileobj(stream, plain)
+            stream = plain
+        try:
+            with pq.ParquetFile(stream) as file:
+                batches = file.iter_batches(1024)
+                for number, value in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                    yield Row(number, value, "row")
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path} is no Parquet file: {error}") from error
 
 
 def _json(stream: IO[bytes], source: Source, encoding: str) -> Iterator[Row]:
-    try:
-        content = json.loads(stream.read().decode(encoding))
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        raise DataError(f"{source.path}:{line}: byte {byte:#04x} is not valid {encoding}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source.path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
-    if isinstance(content, dict) and isinstance(content.get("data"), list) and source.part is None:
-        content = content["data"]
-    elif isinstance(content, dict):
-        lists = [name for name, value in content.items() if isinstance(value, list)]
-        if source.part not in lists:
-            raise DataError(
-                f"{source.path} is a JSON object with the lists {listing(lists)}; name one as {source.path.name}#"
-                f"{lists[0] if lists else 'name'}" + (f" (got '#{source.part}')" if source.part else "")
-            )
-        content = content[source.part]
-    if not isinstance(content, list):
-        raise DataError(f"{source.path}: expected a JSON list of objects, got {type(content).__name__}")
+    content = _member(_parse(stream.read(), source.path, encoding), source)
     if content and isinstance(content[0], dict) and "paragraphs" in content[0]:
-        content = _squad(content)
+        try:
+            content = list(flatten(content))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(f"{source} has 'paragraphs' as SQuAD has, but not its shape: {error!r}") from error
     for number, value in enumerate(content, 1):
         if not isinstance(value, dict | list):
             value = DataError(f"expected an object, got {json.dumps(value)[:40]}")
-        yield Row(number, value)
+        yield Row(number, value, "record")
 
 
-def _squad(articles: list[Any]) -> Iterator[dict[str, Any]]:
-    """Flatten SQuAD JSON (v1.1 and v2.0, Rajpurkar et al. 2016, 2018): one row per question."""
-    for article in articles:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                answers = [] if question.get("is_impossible") else question.get("answers", [])
-                yield {
-                    "id": str(question.get("id", "")),
-                    "title": article.get("title", ""),
-                    "context": paragraph["context"],
-                    "question": question["question"],
-                    "answers": [answer["text"] for answer in answers],
-                    "answer_start": [answer.get("answer_start", -1) for answer in answers],
-                }
+def _parse(raw: bytes, path: Path, encoding: str) -> Any:
+    try:
+        return json.loads(raw.decode(encoding).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: byte {raw[error.start]:#04x} is not valid {encoding}") from error
+    except json.JSONDecodeError as error:
+        hint = "; if each line is an object, set data.format=jsonl" if error.msg == "Extra data" else ""
+        raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}{hint}") from error
+    except LookupError as error:
+        raise UserError(f"data.encoding='{encoding}' is unknown: {error}") from error
 
 
-def stdin() -> IO[bytes]:
-    """Standard input as bytes."""
-    return sys.stdin.buffer
+def _member(content: Any, source: Source) -> list[Any]:
+    """The list of records in a JSON file: all of it, its ``data`` (SQuAD), or the part the user named."""
+    if isinstance(content, dict):
+        lists = [name for name, value in content.items() if isinstance(value, list)]
+        part = source.part or ("data" if "data" in lists else None)
+        if part in lists:
+            return content[part]
+        if lists:
+            got = f" (got '#{part}')" if part else ""
+            raise DataError(f"{source.path} is an object of lists: name one as {source.path.name}#{lists[0]}{got}; "
+                            f"there are {listing(lists)}")  # fmt: skip
+    elif isinstance(content, list) and not source.part:
+        return content
+    got = f"a list, which has no '#{source.part}'" if isinstance(content, list) else f"{json.dumps(content)[:40]}"
+    raise DataError(f"{source.path}: expected a list of objects, an object of lists, or SQuAD JSON; got {got}")

@@ -34,15 +34,17 @@ class Store(Sequence[dict[str, Any]]):
 
         self.path = path
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.batches = self.table.to_batches()  # of CHUNK rows each, but for the last
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
     @classmethod
     def write(cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None) -> Store:
-        """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may be filled while records are drawn."""
+        """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may fill up while records are drawn."""
         import pyarrow as pa
 
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        notes = partial.with_suffix(".json")
         try:
             iterator = iter(records)
             chunk = list(islice(iterator, CHUNK))
@@ -51,10 +53,12 @@ class Store(Sequence[dict[str, Any]]):
                 while chunk:
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
                     chunk = list(islice(iterator, CHUNK))
-            path.with_suffix(".json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+            notes.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+            notes.replace(path.with_suffix(".json"))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+            notes.unlink(missing_ok=True)
         return cls(path)
 
     def column(self, name: str) -> np.ndarray:
@@ -65,12 +69,23 @@ class Store(Sequence[dict[str, Any]]):
         return self.table.num_rows
 
     def __getitem__(self, index: Any) -> Any:
-        return self.table.slice(int(index), 1).to_pylist()[0]
+        batch, row = divmod(range(len(self))[index], CHUNK)
+        return self.batches[batch].slice(row, 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.table.to_batches():
-            for start in range(0, batch.num_rows, CHUNK):
-                yield from batch.slice(start, CHUNK).to_pylist()
+        return self.at(np.arange(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.path,)  # a loader's worker maps the file itself
+
+    def at(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The records at rising row numbers, read chunk by chunk."""
+        import pyarrow as pa
+
+        ends = np.searchsorted(rows, CHUNK * np.arange(1, len(self.batches)))
+        for number, chosen in enumerate(np.split(rows, ends)):
+            if len(chosen):
+                yield from self.batches[number].take(pa.array(chosen - number * CHUNK)).to_pylist()
 
 
 def _schema(records: list[dict[str, Any]]) -> Any:
