@@ -1,0 +1,368 @@
+"""Each clause of the contract has a task that breaks it and nothing else. No torch at the top: the toy's module is here."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from gptask import Field, Kind, MeanMetric, Prediction, option
+from gptask.generation import Generation
+from gptask.generative import GenerativeTask
+from gptask.task import Example
+from gptask.testing import ContractError, check_task
+
+WORDS = {
+    "train": "apple red,banana yellow,plum purple,lime green,cherry dark red,lemon bright yellow,kiwi brown,fig violet",
+    "validation": "pear pale green,peach pink",
+    "test": "grape blue,orange orange",
+}
+
+
+class Begins(MeanMetric):
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        return [str(prediction.value).startswith(reference["colour"])]
+
+
+@dataclass
+class Toy(GenerativeTask):
+    """Name the colour of a fruit."""
+
+    PROMPTS: ClassVar[dict[str, str]] = {"en": "Fruit: {fruit}\nColour:"}
+
+    folder: str = option("", "where the sample lies")
+    generation: Generation = option(partial(Generation, max_new_tokens=8), "how text is decoded")
+
+    def fields(self) -> list[Field]:
+        return [Field("fruit", truncate=True), Field("colour", target=True)]
+
+    def target(self, example: Example) -> str | None:
+        return example["colour"]
+
+    def metrics(self) -> list[Any]:
+        return [Begins("begins")]
+
+    def sample(self) -> dict[str, Any]:
+        return {split: f"{self.folder}/{split}.jsonl" for split in WORDS}
+
+
+def with_head(task: GenerativeTask, backbone: Any, **methods: Any) -> Any:
+    """The toy's head with some methods replaced."""
+    from gptask.heads import GenerationHead
+
+    return type("Head", (GenerationHead,), methods)(backbone, task.generation)
+
+
+def language_model_loss(head: Any, hidden: Any, batch: Any, here: Any, **options: Any) -> Any:
+    import torch
+
+    following = torch.roll(batch.input_ids, -1, dims=1)[here]
+    return torch.nn.functional.cross_entropy(head.backbone.logits(hidden[here]), following, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("toy")
+    for split, words in WORDS.items():
+        rows = (dict(zip(("fruit", "colour"), pair.split(" ", 1), strict=True)) for pair in words.split(","))
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- one broken task for each clause; its docstring says what is wrong with it ------------------------------------
+
+
+@dataclass
+class TruncatedTarget(Toy):
+    """fields_well_formed: 'colour' is marked truncate"""
+
+    def fields(self) -> list[Field]:
+        return [Field("fruit", truncate=True), Field("colour", target=True, truncate=True)]
+
+
+@dataclass
+class NoTarget(Toy):
+    """fields_well_formed: no field is marked target"""
+
+    def fields(self) -> list[Field]:
+        return [Field("fruit"), Field("colour")]
+
+
+@dataclass
+class TakenName(Toy):
+    """fields_well_formed: 'digest' is no identifier, or is gptask's own"""
+
+    def fields(self) -> list[Field]:
+        return [*super().fields(), Field("digest", Kind.NUMBER, required=False)]
+
+
+@dataclass
+class Drifts(Toy):
+    """options_round_trip: make the same task"""
+
+    def __post_init__(self) -> None:
+        self.folder += "/"
+
+
+class Undecorated(Toy):
+    """options_round_trip: decorated with @dataclass"""
+
+
+@dataclass
+class Overlaps(Toy):
+    """sample_readable: train and test share an input"""
+
+    def sample(self) -> dict[str, Any]:
+        return super().sample() | {"test": f"{self.folder}/train.jsonl"}
+
+
+@dataclass
+class RefusesItsSample(Toy):
+    """sample_readable: no colour like red"""
+
+    def check(self, example: Example) -> None:
+        from gptask import DataError
+
+        if example["colour"] == "red":
+            raise DataError("no colour like red")
+
+
+@dataclass
+class Detached(Toy):
+    """parts_build: must not detach"""
+
+    def head(self, backbone: Any) -> Any:
+        def loss(head: Any, hidden: Any, batch: Any) -> Any:
+            return language_model_loss(head, hidden.detach(), batch, batch.predicting())
+
+        return with_head(self, backbone, loss=loss)
+
+
+@dataclass
+class DeadWeight(Toy):
+    """parts_build: not so unused.weight"""
+
+    def head(self, backbone: Any) -> Any:
+        from torch import nn
+
+        head = super().head(backbone)
+        head.unused = nn.Linear(2, 2, bias=False)
+        return head
+
+
+@dataclass
+class SameName(Toy):
+    """parts_build: metric names must differ"""
+
+    def metrics(self) -> list[Any]:
+        return [Begins("begins"), Begins("begins")]
+
+
+@dataclass
+class DilutedLoss(Toy):
+    """padding_invariant: 3 pads change the loss"""
+
+    def head(self, backbone: Any) -> Any:
+        def loss(head: Any, hidden: Any, batch: Any) -> Any:
+            here = batch.predicting()
+            return language_model_loss(head, hidden, batch, here, reduction="sum") / here.numel()
+
+        return with_head(self, backbone, loss=loss)
+
+
+@dataclass
+class CrowdedPrediction(Toy):
+    """padding_invariant: in a padded batch"""
+
+    def head(self, backbone: Any) -> Any:
+        from gptask.generation import Text
+        from gptask.heads import GenerationHead
+
+        def predict(head: Any, backbone: Any, batch: Any, hidden: Any = None) -> Any:
+            texts = GenerationHead.predict(head, backbone, batch)
+            return [Text(text.text, 1 / batch.input_ids.shape[1]) for text in texts]
+
+        return with_head(self, backbone, predict=predict)
+
+
+@dataclass
+class LearnsPrompts(Toy):
+    """loss_ignores_prompt_and_pads: states of prompts"""
+
+    def head(self, backbone: Any) -> Any:
+        def loss(head: Any, hidden: Any, batch: Any) -> Any:
+            import torch
+
+            real = torch.arange(hidden.shape[1])[None] < batch.lengths[:, None] - 1
+            return language_model_loss(head, hidden, batch, real)
+
+        return with_head(self, backbone, loss=loss)
+
+
+@dataclass
+class NeverStops(Toy):
+    """learns_to_stop: EOS must be in the loss"""
+
+    def head(self, backbone: Any) -> Any:
+        def loss(head: Any, hidden: Any, batch: Any) -> Any:
+            here = batch.predicting()
+            here[range(len(here)), batch.lengths - 2] = False
+            return language_model_loss(head, hidden, batch, here)
+
+        return with_head(self, backbone, loss=loss)
+
+
+@dataclass
+class Smoothed(Toy):
+    """overfits_one_batch: to a tenth"""
+
+    def head(self, backbone: Any) -> Any:
+        def loss(head: Any, hidden: Any, batch: Any) -> Any:
+            return language_model_loss(head, hidden, batch, batch.predicting(), label_smoothing=0.9)
+
+        return with_head(self, backbone, loss=loss)
+
+
+@dataclass
+class Leaks(Toy):
+    """predicts_without_targets: it leaks otherwise"""
+
+    def filled(self, example: Example) -> str:
+        return f"({example['colour'] and example['colour'][0]}) {super().filled(example)}"
+
+
+@dataclass
+class NeedsAnswer(Toy):
+    """predicts_without_targets: AttributeError"""
+
+    def target(self, example: Example) -> str | None:
+        return example["colour"].lower()
+
+
+@dataclass
+class Unwritable(Toy):
+    """predicts_without_targets: not JSON serializable"""
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        return Prediction(Path(super().prediction(example, outputs).value))
+
+
+class Ragged(Begins):
+    """metrics_rank: equally many numbers"""
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        return [1.0] * (1 + len(str(prediction.value)))
+
+
+class OutOfRange(Begins):
+    """metrics_rank: must lie in its range"""
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        return 10 * super().aggregate(rows)
+
+
+class Undefined(Begins):
+    """metrics_rank: for every resample"""
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        alike = len(rows) > 1 and (rows == rows[0]).all() and rows[0, 0] == 0
+        return float("nan") if alike else super().aggregate(rows)
+
+
+class UpsideDown(Begins):
+    """metrics_rank: higher_is_better=False"""
+
+    higher_is_better = False
+
+
+class Constant(Begins):
+    """metrics_rank: gives 50.0000 to right predictions and 50.0000 to wrong ones"""
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        return 50.0
+
+
+class FearsSilence(Begins):
+    """metrics_rank: IndexError"""
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        return [prediction.value[0] == reference["colour"][0]]
+
+
+@dataclass
+class Measured(Toy):
+    """A toy with another metric."""
+
+    metric: str = option("", "name of the metric's class")
+
+    def metrics(self) -> list[Any]:
+        return [globals()[self.metric]("begins")]
+
+
+BROKEN = [
+    TruncatedTarget, NoTarget, TakenName, Drifts, Undecorated, Overlaps, RefusesItsSample, Detached, DeadWeight, SameName,
+    DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable,
+]  # fmt: skip
+METRICS = [Ragged, OutOfRange, Undefined, UpsideDown, Constant, FearsSilence]
+
+
+def assert_breaks(task: Toy, told: str) -> None:
+    clause, _, message = told.partition(": ")
+    with pytest.raises(ContractError) as error:
+        check_task(task)
+    assert list(error.value.failures) == [clause], str(error.value)
+    assert message in str(error.value)
+    assert clause in str(error.value)
+    assert type(task).__name__ in str(error.value)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda cls: cls.__name__)
+def test_a_broken_task_is_caught_by_its_clause_alone(broken: type[Toy], folder: str) -> None:
+    assert_breaks(broken(folder=folder), str(broken.__doc__))
+
+
+@pytest.mark.parametrize("broken", METRICS, ids=lambda cls: cls.__name__)
+def test_a_broken_metric_is_caught_by_its_clause_alone(broken: type[Begins], folder: str) -> None:
+    assert_breaks(Measured(folder=folder, metric=broken.__name__), str(broken.__doc__))
+
+
+def test_a_module_that_imports_torch_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "heavy_task.py").write_text(
+        "from dataclasses import dataclass\nimport torch\nfrom gptask_tasks.sentiment import Sentiment\n"
+        '@dataclass\nclass Heavy(Sentiment):\n    """Sentiment."""\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from heavy_task import Heavy
+
+    with pytest.raises(ContractError, match="must not import torch") as error:
+        check_task(Heavy)
+    assert list(error.value.failures) == ["module_imports_no_torch"]
+
+
+def test_a_sound_task_passes_every_clause_and_is_left_as_it_was(folder: str) -> None:
+    import torch
+
+    task, cache, state, threads = (
+        Toy(folder=folder), os.environ["GPTASK_CACHE"], torch.get_rng_state(), torch.get_num_threads(),
+    )  # fmt: skip
+    run = check_task(task)
+    assert len(run) == 11
+    assert "learns_to_stop" in run
+    assert task == Toy(folder=folder)
+    assert os.environ["GPTASK_CACHE"] == cache
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_failures_that_do_not_rest_on_each_other_are_told_together(folder: str) -> None:
+    @dataclass
+    class Twice(Measured, NeverStops):
+        """Breaks two clauses."""
+
+    with pytest.raises(ContractError) as error:
+        check_task(Twice(folder=folder, metric="UpsideDown"))
+    assert list(error.value.failures) == ["learns_to_stop", "metrics_rank"]
