@@ -43,7 +43,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
         from gptask.backbone import model as backbones
 
         origin = locate(config.backbone)
-        task.prepare(corpus.split("train" if corpus.given("train") else config.split))
+        task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
         backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.lightning import trainer_for

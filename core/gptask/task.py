@@ -119,7 +119,7 @@ class Task(ABC):
         """Raise `UserError` for options that types alone can't refuse; called before anything is loaded."""
 
     def prepare(self, train: Iterable[Example]) -> None:  # noqa: B027
-        """Settle options that training data decides (a label set, say); called before anything is encoded."""
+        """Settle options that training data decides (a label set, say), from all of it, before anything is encoded."""
 
     def check(self, example: Example) -> None:  # noqa: B027
         """Raise `DataError` for an example that a run can't use; the reader adds file and line."""

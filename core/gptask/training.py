@@ -40,7 +40,7 @@ def train(config: Train) -> run.Run:
 def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
     started = time.time()
     origin = locate(config.backbone)
-    config.task.prepare(corpus.split("train"))
+    config.task.prepare(corpus.whole("train"))
     corpus.warn_overlap()
 
     import pytorch_lightning as pl

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from gptask import UserError, load_run, train
-from gptask.config import EarlyStopping, Full, Lora, Scratch
+from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Scratch
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -203,3 +203,11 @@ def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path
     task = Translation(target_lang="zh")
     train(config(tmp_path, task=task, folder=tmp_path / "run", trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert (tmp_path / "run/metrics.json").exists()
+
+
+def test_labels_come_from_all_training_data_even_if_a_part_is_trained_on(tmp_path):
+    rows = [{"text": f"{label} {n}", "label": label} for n in range(9) for label in "abcdef"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, limit=Limit(train=3, validation=4), max_tokens=128)
+    run = train(config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    assert run.task.labels == list("abcdef")

@@ -48,6 +48,11 @@ class Corpus:
             self._splits[name] = self._limited(name, *self._choose(name))
         return self._splits[name]
 
+    def whole(self, name: str) -> Examples:
+        """Every row given for a split, without cut and limit: what a label set is taken from."""
+        store = self._store(name)
+        return Examples(store, np.arange(len(store)), name)
+
     def require(self, name: str) -> None:
         """Raise `UserError` unless there is data given for a split."""
         if self.given(name) is None:
