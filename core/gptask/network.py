@@ -12,7 +12,8 @@ def hub_reachable(timeout: float = 0.8) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    address = urlsplit(proxy or os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    url = proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    address = urlsplit(url if "//" in url else f"//{url}")
     port = address.port or (443 if address.scheme == "https" else 80)
     reached: list[bool] = []
 

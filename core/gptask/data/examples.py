@@ -68,16 +68,16 @@ class Examples(Sequence[Example]):
 class Reading:
     """Turns one split's rows into records for a store; ``meta`` counts rows by file, and the bad ones."""
 
-    def __init__(self, task: Task, columns: Columns, on_bad: OnBad, split: str) -> None:
-        self.task, self.columns, self.on_bad, self.split = task, columns, on_bad, split
+    def __init__(self, task: Task, columns: Columns, on_bad: OnBad) -> None:
+        self.task, self.columns, self.on_bad = task, columns, on_bad
         self.inputs = [f.name for f in task.inputs()]
         self.shared = [f.name for f in task.inputs() if f.group]
         self.rows: Counter[str] = Counter()
         self.meta: dict[str, Any] = {"rows": self.rows, "skipped": 0, "first": []}
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
-        """Examples with an id, the digest of their inputs, and of what must stay together in one split."""
-        for number, (file, row) in enumerate(reader.rows(self.columns.wanted)):
+        """Examples with an id (else file and line), a digest of their inputs and of what must stay in one split."""
+        for file, row in reader.rows(self.columns.wanted):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
             self.rows[file] += 1
@@ -87,7 +87,7 @@ class Reading:
             except DataError as error:
                 self._bad(row.at(file), error)
                 continue
-            example.setdefault("id", f"{self.split}-{number}")
+            example.setdefault("id", row.at(os.path.basename(file)))
             own = _number([example[name] for name in self.inputs])
             shared = _number([example[name] for name in self.shared]) if self.shared else own
             yield example | {"digest": own, "group": shared}
@@ -128,12 +128,12 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
     prints = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in SHAPING)
     content = [f"{Path(name).name} {code}" for name, code in prints.items()]
-    key = digest(repr([split, content, getattr(reader, "fields", []), shaping, columns.names, task, code_hash(task)]))
+    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, task, code_hash(task)]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     if path.exists():
         store = Store(path)
     else:
-        reading = Reading(task, columns, options.on_bad, split)
+        reading = Reading(task, columns, options.on_bad)
         store = Store.write(path, reading.records(reader), reading.meta, _schema(task))
     together = store.meta["rows"].get("+".join(prints), 0)  # parallel files have their rows in common
     for name, code in prints.items():

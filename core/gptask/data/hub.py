@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from gptask.config import Hub
@@ -33,17 +34,32 @@ def load(options: Hub, split: str) -> Any:
     """Load one split as a `datasets.Dataset`; raise `UserError` within a second where it can't be had."""
     online = hub_reachable()
     if not online:
+        if not _at_hand(options.path):  # known without the seconds it takes to import datasets
+            raise _absent(options.path)
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported: no retries
     import datasets
 
     try:
         return datasets.load_dataset(options.path, options.name, split=split, revision=options.revision)
     except Exception as error:  # datasets raises many kinds, from its own to requests'
+        if not online:
+            raise _absent(f"{options.path} ({split})") from error
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if online:
-            raise UserError(f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}") from error
-        raise UserError(
-            f"the hub data set '{options.path}' is neither in the cache nor reachable (no network, or "
-            "HF_HUB_OFFLINE=1). Load it once on a machine with network and copy ~/.cache/huggingface, or use local "
-            "files: data=files data.train=<file> data.test=<file>"
-        ) from error
+        raise UserError(f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}") from error
+
+
+def _at_hand(path: str) -> bool:
+    """Whether a data set is a local folder or lies in a cache of the hub."""
+    from huggingface_hub import constants
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    downloaded = Path(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}")
+    return any(p.exists() for p in (Path(path), prepared / path.replace("/", "___"), downloaded))
+
+
+def _absent(what: str) -> UserError:
+    return UserError(
+        f"the hub data set '{what}' is neither in the cache nor reachable (no network, or HF_HUB_OFFLINE=1). "
+        "Load it once on a machine with network and copy ~/.cache/huggingface, or use local files: "
+        "data=files data.train=<file> data.test=<file>"
+    )

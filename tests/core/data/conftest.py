@@ -1,0 +1,46 @@
+"""Files to read, a cache of its own for every test, and what was logged."""
+
+import gzip
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("GPTASK_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """``write("a.csv", text)``: the name of a new file, gzipped if it ends so."""
+
+    def make(name: str, content: str | bytes, encoding: str = "utf-8") -> str:
+        raw = content.encode(encoding) if isinstance(content, str) else content
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Messages of the ``gptask`` logger, whatever other tests did to its handlers."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(f"{record.levelname} {record.getMessage()}")
+
+    log, handler = logging.getLogger("gptask"), Keep()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.removeHandler(handler)
+    log.setLevel(level)

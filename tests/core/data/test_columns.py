@@ -1,0 +1,211 @@
+"""Which cell is which field, what labels are called, and what is wrong with a row."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gptask import Field, Kind
+from gptask.config import Files
+from gptask.data.columns import Columns
+from gptask.data.reading import Row
+from gptask.errors import DataError, UserError
+
+TEXT, LABEL = Field("text"), Field("label", Kind.LABEL, target=True)
+
+
+class Fielded:
+    """As much of a task as columns need."""
+
+    def __init__(self, *fields: Field) -> None:
+        self.own = list(fields) or [TEXT, LABEL]
+
+    def fields(self) -> list[Field]:
+        return self.own
+
+
+def example(value: object, *fields: Field, **options: object) -> dict:
+    return Columns(Fielded(*fields), Files(**options)).example(Row(1, value))
+
+
+def error(value: object, *fields: Field, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        example(value, *fields, **options)
+    return str(caught.value)
+
+
+def test_fields_are_found_under_their_own_names() -> None:
+    assert example({"text": "good", "label": "pos", "more": 1}) == {"text": "good", "label": "pos"}
+
+
+def test_columns_by_name_by_position_and_by_path() -> None:
+    expected = {"text": "good", "label": "pos"}
+    assert example({"review": "good", "stars": "pos"}, columns={"text": "review", "label": "stars"}) == expected
+    assert example(["x", "good", "pos"], columns={"text": 1, "label": "2"}) == expected
+    assert example({"review": "good", "stars": "pos"}, columns={"text": 0, "label": 1}) == expected
+    nested = {"meta": {"body": {"en": "good"}}, "label": "pos"}
+    assert example(nested, columns={"text": "meta.body.en"}) == expected
+
+
+def test_a_dotted_path_is_a_name_first_and_goes_into_lists() -> None:
+    assert example({"a.b": "good", "label": "x"}, columns={"text": "a.b"})["text"] == "good"
+    answers = Field("answers", Kind.TEXTS)
+    squad = {"answers": [{"text": "one", "start": 1}, {"text": "two", "start": 5}]}
+    hub = {"answers": {"text": ["one", "two"], "start": [1, 5]}}
+    for row in (squad, hub):
+        assert example(row, answers, columns={"answers": "answers.text"}) == {"answers": ["one", "two"]}
+
+
+def test_a_number_is_a_columns_name_before_its_position() -> None:
+    assert example({"1": "good", "0": "pos"}, columns={"text": 1, "label": 0}) == {"text": "good", "label": "pos"}
+
+
+def test_missing_column_names_those_there_and_the_nearest() -> None:
+    message = error({"txt": "good", "stars": 5}, columns={"label": "stars"})
+    assert "no column 'text' for text; there are: txt, stars. Did you mean 'txt'?" in message
+    assert "data.columns.text=<column>" in message
+
+
+def test_a_header_that_is_data_does_not_flood_the_message() -> None:
+    message = error({"word " * 200: "x", "1": "y"})
+    assert len(message) < 300
+    assert "data.header=false" in message
+
+
+def test_missing_position_says_how_many_there_are() -> None:
+    assert "the row has 2 cells without names; set data.columns.text=<0 to 1>" in error(["a", "b"], columns={"text": 2})
+    assert "set data.columns.text=<0 to 1>" in error(["a", "b"])
+
+
+def test_unknown_field_in_columns() -> None:
+    with pytest.raises(UserError, match=r"data.columns.txt: the task has no field 'txt'; it has label, text. Did you"):
+        example({}, columns={"txt": "a"})
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "message"),
+    [
+        ({"text": " \t", "label": "x"}, (), "the text is empty"),
+        ({"text": "good", "label": ""}, (), "the label is empty"),
+        ({"text": None, "label": "x"}, (), "the text is null"),
+        ({"text": {"a": 1}, "label": "x"}, (), "the text must be text, got"),
+        ({"text": "good", "label": ["a", "b"]}, (), r"the label must be label, got .*'a', 'b'"),
+        ({"text": "half \ud800", "label": "x"}, (), "half a surrogate pair"),
+        ({"target": ["", " "]}, (Field("target", Kind.TEXTS),), "the target is empty"),
+        ({"target": []}, (Field("target", Kind.TEXTS),), "the target is empty"),
+        ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be integers"),
+        ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'high'"),
+    ],
+)
+def test_values_that_do_not_fit(row: dict, fields: tuple, message: str) -> None:
+    import re
+
+    assert re.search(message, error(row, *fields))
+
+
+def test_what_the_reader_found_wrong_is_raised() -> None:
+    assert error(DataError("broken JSON")) == "broken JSON"
+
+
+def test_kinds_are_converted() -> None:
+    fields = [Field("t", Kind.TEXTS), Field("n", Kind.NUMBER), Field("i", Kind.INTEGERS), TEXT]
+    row = {"t": "one", "n": "2.5", "i": "7", "text": ["Two", "sentences."]}
+    assert example(row, *fields) == {"t": ["one"], "n": 2.5, "i": [7], "text": "Two sentences."}
+
+
+def test_optional_fields_may_be_absent_but_not_when_asked_for() -> None:
+    fields = [TEXT, Field("starts", Kind.INTEGERS, required=False), Field("note", required=False)]
+    assert example({"text": "a"}, *fields) == {"text": "a", "starts": [], "note": None}
+    assert "no column 'begin' for starts" in error({"text": "a"}, *fields, columns={"starts": "begin"})
+
+
+def test_a_blank_field_may_be_empty() -> None:
+    answers = Field("answers", Kind.TEXTS, blank=True)
+    assert example({"answers": []}, answers) == example({"answers": ""}, answers) == {"answers": []}
+    assert "no column 'answers'" in error({"answer": []}, answers)
+
+
+def test_a_plain_line_is_the_one_required_field() -> None:
+    assert example("good", TEXT, Field("note", required=False)) == {"text": "good", "note": None}
+    assert "can't be split into text, label; set data.pattern" in error("good")
+
+
+def test_ids_are_kept_and_must_be_there_when_asked_for() -> None:
+    row = {"text": "good", "label": "x", "id": 0, "key": "k1"}
+    assert example(row)["id"] == "0"
+    assert example(row, columns={"id": "key"})["id"] == "k1"
+    assert "no column 'uid' for id" in error(row, columns={"id": "uid"})
+    task, options = Fielded(), Files(columns={"id": "uid"})
+    assert Columns(task, options, [TEXT]).example(Row(1, row)) == {"text": "good"}  # prediction input needs none
+
+
+NAMES = {"0": "negative", "1": "positive"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {0: "negative", 1: "positive"},
+        {"0": "negative", "1": "positive"},
+        ["negative", "positive"],
+        "names.txt",
+        "map.tsv",
+        "names.json",
+        "map.json",
+    ],
+)
+def test_labels_from_a_map_a_list_or_a_file(write: Callable, tmp_path: Path, labels: object) -> None:
+    write("names.txt", "negative\r\npositive\r\n\n")
+    write("map.tsv", "1\tpositive\n0\t negative\n")
+    write("names.json", '["negative", "positive"]')
+    write("map.json", '{"0": "negative", "1": "positive"}')
+    columns = Columns(Fielded(), Files(labels=labels, root=str(tmp_path)))
+    assert columns.names == NAMES
+    for raw in (1, "1", " 1 ", 1.0, True, "positive"):
+        assert columns.label(raw) == "positive"
+
+
+def test_labels_counted_from_another_number() -> None:
+    assert example({"text": "a", "label": 4}, labels=["World", "Sports", "Business", "Sci/Tech"], label_start=1) == {
+        "text": "a",
+        "label": "Sci/Tech",
+    }
+
+
+def test_label_outside_the_names() -> None:
+    message = error({"text": "a", "label": 2}, labels=["negative", "positive"])
+    assert "label '2' is not in data.labels: 0, 1 (ids counted from 1? data.label_start=1)" in message
+    assert "label 'meh' is not in data.labels: 0, 1" in error({"text": "a", "label": "meh"}, labels=["neg", "pos"])
+
+
+def test_an_id_that_is_also_a_name_is_an_id() -> None:
+    columns = Columns(Fielded(), Files(labels={"1": "2", "2": "1", "x": "3"}))
+    assert [columns.label(raw) for raw in ("1", "2", "x", "3")] == ["2", "1", "3", "3"]
+
+
+def test_labels_that_are_no_map_list_or_file(write: Callable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data.labels must be a map, a list or a file"):
+        example({}, labels=3)
+    with pytest.raises(UserError, match="no such file"):
+        example({}, labels="nowhere.txt")
+    with pytest.raises(UserError, match=r"names.json is no JSON"):
+        example({}, labels=write("names.json", "[1,"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "separator", "expected"),
+    [
+        ("0,1", ",", ["negative", "positive"]),
+        (" 1 , 0 ", ",", ["positive", "negative"]),
+        ("0|1", "|", ["negative", "positive"]),
+        ("0 1", " ", ["negative", "positive"]),
+        ("0 1", "", ["negative", "positive"]),
+        ([0, "positive"], ",", ["negative", "positive"]),
+        (1, ",", ["positive"]),
+        ("", ",", []),
+        ([], ",", []),
+    ],
+)
+def test_several_labels(raw: object, separator: str, expected: list) -> None:
+    labels = Field("labels", Kind.LABELS, target=True)
+    options = {"labels": NAMES, "label_separator": separator}
+    assert example({"text": "a", "labels": raw}, TEXT, labels, **options)["labels"] == expected
