@@ -31,10 +31,11 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     try:
+        shared: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
         if isinstance(options, SGD):
-            return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+            return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
         first, second = options.betas
-        return torch.optim.AdamW(groups, lr=options.lr, betas=(first, second), eps=options.eps, fused=True)
+        return torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=True, **shared)
     except ValueError as error:
         raise UserError(f"optimizer={options} is out of range: {error}") from error
 

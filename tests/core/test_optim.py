@@ -1,0 +1,88 @@
+"""Optimizers decay matrices only; schedules have the shapes of their names."""
+
+import math
+
+import pytest
+import torch
+from gptask.backbone.tuning import apply
+from gptask.config import SGD, AdamW, Lora, Schedule, ScheduleName
+from gptask.errors import UserError
+from gptask.optim import build, shape
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
+    backbone = backbone_of(family)
+    groups = build(AdamW(weight_decay=0.1), backbone).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(list(backbone.parameters()))
+    for name, parameter in backbone.named_parameters():
+        spared = name.endswith(".bias") or ".ln_" in name or "norm" in name
+        assert decay[id(parameter)] == (0.0 if spared else 0.1), name
+
+
+def test_only_what_learns_is_given_and_lora_is_decayed(backbone_of):
+    model = apply(backbone_of("llama").peft, Lora(rank=2))
+    (group,) = build(AdamW(weight_decay=0.1), model).param_groups
+    assert group["weight_decay"] == 0.1
+    assert len(group["params"]) == len([p for p in model.parameters() if p.requires_grad])
+
+
+def test_options_reach_the_optimizers():
+    layer = torch.nn.Linear(2, 2)
+    adam = build(AdamW(lr=0.5, betas=[0.8, 0.9], eps=1e-3), layer)
+    assert isinstance(adam, torch.optim.AdamW)
+    assert adam.defaults["fused"]
+    assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["eps"]) == (0.5, (0.8, 0.9), 1e-3)
+    sgd = build(SGD(lr=0.5, momentum=0.7, nesterov=True), layer)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.5, 0.7, True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AdamW(lr=0),
+        AdamW(weight_decay=-1),
+        AdamW(betas=[0.9]),
+        AdamW(betas=[0.9, 1.5]),
+        SGD(momentum=-1),
+        SGD(momentum=0, nesterov=True),
+    ],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(UserError, match="optimizer"):
+        build(options, torch.nn.Linear(2, 2))
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(UserError, match="nothing to train"):
+        build(AdamW(), torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "end"),
+    [(ScheduleName.linear, 0.5, 0.0), (ScheduleName.cosine, 0.5, 0.0), (ScheduleName.constant, 1.0, 1.0)],
+)
+def test_schedules_warm_up_then_fall(name, half, end):
+    factor = shape(Schedule(name, warmup=0.2), total=100)
+    warm = [factor(step) for step in range(20)]
+    assert 0 < warm[0] < 0.1
+    assert warm == sorted(warm)
+    assert warm[-1] < 1
+    assert factor(20) == 1.0
+    assert factor(60) == pytest.approx(half)
+    assert factor(100) == pytest.approx(end)
+    assert factor(1000) == pytest.approx(end)
+
+
+def test_cosine_is_half_a_cosine():
+    factor = shape(Schedule(ScheduleName.cosine, warmup=0), total=100)
+    assert factor(25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_warmup_is_a_share_below_one_and_steps_from_one_on():
+    assert shape(Schedule(warmup=0.5), 40)(20) == shape(Schedule(warmup=20), 40)(20) == 1.0
+    assert shape(Schedule(warmup=0.5), 40)(19) == shape(Schedule(warmup=20), 40)(19) < 1.0
+    with pytest.raises(UserError, match=r"schedule\.warmup"):
+        shape(Schedule(warmup=-1), 10)
