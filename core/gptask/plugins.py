@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -17,6 +18,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.task import CONTRACT_VERSION, Task
 
 GROUP = "gptask.tasks"
+LIMIT = "GPTASK_PLUGINS"
 
 
 @dataclass
@@ -28,54 +30,70 @@ class Plugin:
     version: str
     task: type[Task] | None = None
     error: str = ""  # one line
-    trace: str = ""  # the cause in full
+    cause: BaseException | None = None  # what loading it raised; None if the name is claimed twice
 
     @property
     def state(self) -> str:
-        """``ok``, or what is wrong in one line."""
-        return self.error or "ok"
+        """``ok``, ``broken`` (it can't be loaded) or ``clash`` (two distributions claim the name)."""
+        if not self.error:
+            return "ok"
+        return "broken" if self.cause else "clash"
 
     @property
     def origin(self) -> str:
         """Distribution and version."""
-        return f"{self.distribution} {self.version}"
+        return f"{self.distribution} {self.version}".strip()
 
 
 def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
     """Find the plugins and load those named in ``only`` (all by default); a broken one never hides the others."""
-    allowed = {name.strip() for name in os.environ.get("GPTASK_PLUGINS", "").split(",") if name.strip()}
-    found: dict[str, list[EntryPoint]] = {}
+    limit = allowed()
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        twins = found.setdefault(point.name, [])
-        if (not allowed or _distribution(point)[0] in allowed) and point not in twins:
-            twins.append(point)
-    return {
-        name: _clash(points) if len(points) > 1 else _load(points[0], only is None or name in only)
-        for name, points in sorted(found.items())
-        if points
-    }
+        owner, _ = _distribution(point)
+        if not limit or _normalized(owner) in limit:
+            found.setdefault(point.name, {})[owner, point.value] = point
+    plugins = {}
+    for name, owners in sorted(found.items()):
+        points = list(owners.values())
+        wanted = only is None or name in only
+        plugins[name] = _load(points[0], wanted) if len(points) == 1 else _clash(points)
+    return plugins
+
+
+def allowed() -> set[str]:
+    """The distributions that ``GPTASK_PLUGINS`` limits discovery to; empty means all."""
+    return {_normalized(name.strip()) for name in os.environ.get(LIMIT, "").split(",") if name.strip()}
 
 
 def chosen(plugins: dict[str, Plugin], name: str) -> type[Task]:
     """Return a task's class, or raise `UserError` with the full cause or the names there are."""
     if name not in plugins:
+        limit = f" ({LIMIT}={os.environ[LIMIT]} hides others)" if allowed() else ""
         raise UserError(
-            f"unknown task '{name}'; installed: {listing(plugins)}.{nearest(name, plugins)}"
+            f"unknown task '{name}'; installed: {listing(plugins)}{limit}.{nearest(name, plugins)}"
             " `gptask tasks` describes them."
         )
     plugin = plugins[name]
     if plugin.task is None:
-        cause = f"\n{plugin.trace.strip()}" if plugin.trace else ""
-        raise UserError(f"task '{name}' ({plugin.origin}) can't be used: {plugin.error}{cause}")
+        cause = f"\n{_full(plugin.cause)}" if plugin.cause else f": {plugin.error}"
+        raise UserError(f"task '{name}' ({plugin.origin}) can't be used{cause}") from plugin.cause
     return plugin.task
 
 
+def _normalized(distribution: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist else ("unknown", "?")
+    """Name and version; installations with damaged metadata have neither."""
+    found = point.dist
+    return (found.name or "unknown", found.version or "?") if found else ("unknown", "?")
 
 
 def _clash(points: list[EntryPoint]) -> Plugin:
-    owners = sorted({f"{name} {version}" for name, version in map(_distribution, points)})
+    owners = sorted({" ".join(_distribution(point)) for point in points})
     error = f"the name is claimed by {' and '.join(owners)}: uninstall one"
     return Plugin(points[0].name, " / ".join(owners), "", error=error)
 
@@ -91,9 +109,20 @@ def _load(point: EntryPoint, load: bool) -> Plugin:
             _store(point.name, task)
         plugin.task = task
     except (Exception, SystemExit) as error:
-        plugin.error = f"{type(error).__name__}: {error}".splitlines()[0]
-        plugin.trace = "".join(traceback.format_exception(error)[-3:])
+        plugin.error = " ".join(traceback.format_exception_only(error)[-1].split())
+        plugin.cause = error
     return plugin
+
+
+def _full(error: BaseException) -> str:
+    """What a traceback says at its end: place, error, cause; four lines at most."""
+    lines = [line for line in traceback.format_exception_only(error) if line.strip()]
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith("<"):
+        lines.insert(0, f'  File "{frames[-1].filename}", line {frames[-1].lineno}: {frames[-1].line}\n')
+    if error.__cause__:
+        lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")
+    return "\n".join("".join(lines).rstrip().splitlines()[-4:])
 
 
 def _validate(name: str, task: object) -> None:

@@ -28,7 +28,7 @@ One GPT in memory, many NLP tasks on top of it.
   gptask train -m task=sentiment,classification                      ... several, one after the other
   gptask predict run=outputs/sentiment/<run> input=reviews.txt       predict with a run folder
 
-gptask <verb> --help shows the verb's config; --cfg job prints it composed; --version the version.
+gptask <verb> --help shows the verb's options; --cfg job prints a config without running it; --version the version.
 Shell completion: eval "$(gptask -sc install=bash)"
 GPTASK_DEBUG=1 shows stack traces.
 """
@@ -38,27 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit: 0 done, 2 a user's mistake, 130 Ctrl-C, 1 a defect of ours."""
     try:
         code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `gptask tasks | head`: nobody reads on, and Python would complain when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except (Exception, KeyboardInterrupt) as error:
         code = report(error)
     sys.exit(code)
 
 
-def report(error: BaseException) -> int:
-    """Write the message for an error and return the exit code."""
+def report(error: BaseException, where: str = "") -> int:
+    """Write the message for an error, behind the name of the job it ended, and return the exit code."""
     from gptask.cli.explain import explain
 
-    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0"):
-        traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write(f"\ngptask: {error or 'stopped'}\n")
-        return 130
     message = explain(error)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
+        traceback.print_exception(error)
+    if interrupted:
+        sys.stderr.write(f"\ngptask: {where}{error or 'stopped'}\n")
+        return 130
     if message is None:
-        if os.environ.get("GPTASK_DEBUG", "") in ("", "0"):
-            traceback.print_exception(error)
-        sys.stderr.write("gptask: this is a defect of gptask or of a plugin, not of your input; please report it\n")
+        sys.stderr.write(f"gptask: {where}this is a defect of gptask or of a plugin, not of your input: report it\n")
         return 1
-    sys.stderr.write(f"gptask: {message}\n")
+    sys.stderr.write(f"gptask: {where}{message}\n")
     return 2
 
 
@@ -73,7 +76,7 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(USAGE.format(verbs=verbs))
         return 0
     verb, rest = arguments[0], arguments[1:]
-    if verb == "--version":
+    if verb == "--version" or "--version" in rest:
         from gptask import __version__
 
         sys.stdout.write(f"gptask {__version__}\n")
@@ -85,16 +88,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         show(rest)
         return 0
-    return _hydra(verb, rest)
-
-
-def _hydra(verb: str, arguments: list[str]) -> int:
-    """Hand a verb to Hydra; errors of jobs are collected, so that one failing job of a sweep does not stop it."""
     from gptask.cli.launch import launch
 
-    errors = launch(verb, arguments, ACTIONS[verb])
-    codes = [report(error) for error in errors]
-    return max(codes, default=0)
+    return launch(verb, rest, ACTIONS[verb], report)
 
 
 def _train(config: Any) -> None:

@@ -3,46 +3,200 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from gptask.errors import UserError, listing, nearest
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def explain(error: BaseException) -> str | None:
     """The message for an error a user can mend, None for a defect of ours."""
     if isinstance(error, UserError):
         return str(error)
-    module = type(error).__module__.split(".")[0]
-    if module in ("hydra", "omegaconf"):
-        return _config_error(error)
-    if (
-        isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError)
-        and error.filename
-    ):
+    if isinstance(error, OSError) and error.filename and error.errno:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == 28:
-        return f"{error.strerror}: {error.filename or 'while writing'}"
+        return f"{error.strerror} while writing"
     return None
 
 
-def _config_error(error: BaseException) -> str:
-    texts = _chain(error)
-    whole = "\n".join(texts)
-    if found := re.search(r"Could not find '([\w/]+)/([^']+)'", whole):
-        return _unknown_choice(*found.groups(), whole)
-    if found := re.search(r"Could not override '([^']+)'\.?(?:\s+No match in the defaults list)", whole):
-        groups = re.findall(r"^\s+([\w/]+)$", whole, re.M)
-        return f"unknown option group '{found[1]}'.{nearest(found[1], groups)} Options are set as group.name=value."
-    if found := re.search(r"Could not override '([^']+)'", whole):
-        return _unknown_key(found[1], whole)
-    if found := re.search(r"[Mm]issing mandatory value: (\S+)", whole):
-        return f"{found[1]} is required: {found[1]}=<value>"
-    if found := re.search(r"full_key: (\S+)", whole):
-        key = found[1].rstrip(".")
-        if "not in" in texts[0] or "Key '" in texts[0]:
-            return _unknown_key(key, whole)
-        return f"{key}: {_cause(texts)}"
-    return _cause(texts)
+@dataclass
+class Line:
+    """A command line: what is needed to say where a wrong value came from and what there would have been."""
+
+    verb: str
+    overrides: Sequence[str] = ()
+    run: str | None = None  # the run folder whose values were put between defaults and overrides
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """The config groups of the verb and their choices."""
+        from gptask.cli.configs import groups, loader
+
+        with loader() as configs:
+            return groups(configs, self.verb)
+
+    def mend(self, error: Exception) -> Exception:
+        """The user's mistake behind an error of Hydra or OmegaConf; any other error comes back as it is."""
+        if isinstance(error, OSError) and error.filename:  # the folder of a sweep
+            return UserError(f"{error.filename} can't be made: {error.strerror}; set outputs=<folder>")
+        if not self._theirs(error):
+            return error
+        texts = _chain(error)
+        whole = "\n".join(texts)
+        for pattern, name in RULES:
+            if found := re.search(pattern, whole, re.MULTILINE):
+                try:
+                    return UserError(getattr(self, name)(found, whole))
+                except UserError as mended:
+                    return mended
+        return UserError(_cause(texts))
+
+    def _theirs(self, error: Exception) -> bool:
+        module = type(error).__module__.split(".")[0]
+        return module in ("hydra", "omegaconf") or "Config group override must be" in str(error)
+
+    def _choice(self, found: re.Match[str], whole: str) -> str:
+        asker, group, name = found.groups()
+        if group == "task":
+            from gptask.plugins import chosen, discover
+
+            try:
+                chosen(discover(), name)
+            except UserError as error:
+                return f"{error}{self._source('task', asker)}"
+        self.refuse_several(group, name)
+        known = self.groups.get(group) or re.findall(r"^\t(\S+)$", whole, re.M)
+        source = self._source(group, asker)
+        return f"unknown {group} '{name}'{source}; there are {listing(known, 40)}.{nearest(name, known)}"
+
+    def refuse_several(self, key: str, value: str) -> None:
+        """Raise `UserError` for the values of a sweep that were given without ``-m``."""
+        if "," in value and not value.startswith("["):
+            raise UserError(f"{key}={value}: several values need -m (a run each): gptask {self.verb} -m {key}={value}")
+
+    def _unknown(self, found: re.Match[str], whole: str) -> str:
+        key = found[1]
+        if inner := re.search(r"full_key: (\S+)", whole):
+            key = inner[1]
+        return self.unknown(key, self._source(found[1]))
+
+    def unknown(self, key: str, source: str = "") -> str:
+        """The message for an option that the schema doesn't have, with its siblings."""
+        parent, _, name = key.rpartition(".")
+        known = self.siblings(parent)
+        there = f"; there are {listing(known, 40)}.{nearest(name, known)}" if known else ""
+        return f"unknown option '{key}'{source}{there}{self._owners(key)}"
+
+    def _refused(self, found: re.Match[str], whole: str) -> str:
+        key, _, value = found[1].partition("=")
+        key = key.lstrip("+")
+        if value[:1] not in "[{" and "converted" in whole:
+            self.refuse_several(key, value.strip("'"))
+        return f"{key}={value}: {self._wrong(key, whole)}"
+
+    def _wrong(self, key: str, whole: str) -> str:
+        """What is wrong with a value, in the words of the options rather than OmegaConf's."""
+        if found := re.search(r"Value '(.*)' of type '(\w+)' could not be converted to (\w+)", whole):
+            return f"expected {KINDS.get(found[3], found[3])}, got '{found[1]}'"
+        if found := re.search(r"Value '(.*)' is not a valid bool", whole):
+            return f"expected true or false, got '{found[1]}'"
+        if "is not a ListConfig" in whole:
+            return f"expected a list: {key}=[a,b]"
+        if found := re.search(r"Cannot (?:assign (\w+) to Dict|merge DictConfig with (\w+))", whole):
+            return f"expected names with values: {key}={{name:value}} or {key}.name=value"
+        if found := re.search(r"Invalid type assigned: (\w+) is not a subclass of (\w+)", whole):
+            return f"this is a group of options, set as {key}.<name>=<value>; there are {listing(self.siblings(key))}"
+        if "GrammarParseError" in whole or "${" in whole:
+            return "a ${ that doesn't end; write \\${ for the characters themselves"
+        if "is not Optional" in whole:
+            return "null is not possible here"
+        return _cause(whole.splitlines()[1:] or [whole])
+
+    def _saved(self, found: re.Match[str], whole: str) -> str:
+        key = re.search(r"full_key: (\S+)", whole)
+        name = key[1] if key else "a value"
+        if "not in '" in whole:
+            return self.unknown(name, self._source(name, found[1]))
+        return f"{name}{self._source(name, found[1])}: {self._wrong(name, whole)}"
+
+    def _missing(self, found: re.Match[str], whole: str) -> str:
+        key = (re.search(r"full_key: (\S+)", whole) or found)[1]
+        return f"{key} is required: gptask {self.verb} {key}=<value>  (gptask {self.verb} --help shows all options)"
+
+    def _interpolation(self, found: re.Match[str], whole: str) -> str:
+        inner = re.search(r"full_key: (\S+)", whole)
+        key = inner[1] if inner else "a value"
+        what = found[0].strip().splitlines()[0]
+        return (
+            f"{key}{self._source(key)}: {what}. ${{name}} stands for another option's value; write \\${{ for the "
+            "characters themselves"
+        )
+
+    def _group(self, found: re.Match[str], whole: str) -> str:
+        for override in self.overrides:
+            group = override.partition("=")[0].lstrip("+")
+            if group in self.groups and re.fullmatch(r"[^=]+=(null|true|false|[\d.+-]*)", override):
+                return f"{override}: choose one of {listing(self.groups[group], 40)}"
+        return _cause([whole])
+
+    def _syntax(self, found: re.Match[str], whole: str) -> str:
+        return f"this override can't be read: {found[1].strip()} ({_cause(_lines(whole)[1:] or [whole])})"
+
+    def _source(self, key: str, asker: str = "") -> str:
+        """Where a value came from, if not from the command line itself."""
+        given = [override.partition("=")[0].lstrip("+~") for override in self.overrides]
+        if asker.startswith("saved/") or (self.run and key not in given and "." in key):
+            return f" (from {self.run}/config.yaml)"
+        return f" (from {asker.replace('/', '=', 1)})" if "/" in asker and "hydra" not in asker else ""
+
+    def _owners(self, key: str) -> str:
+        """Which choices of a group have an option that the present one lacks."""
+        from hydra.core.config_store import ConfigStore
+
+        group, _, name = key.partition(".")
+        repo: dict[str, Any] = ConfigStore.instance().repo
+        stored = repo.get(group, {}).items() if group in self.groups and name else ()
+        files = sorted(file.removesuffix(".yaml") for file, config in stored if name.split(".")[0] in config.node)
+        owners = [f"{group}={file.removesuffix('_schema')}" for file in files]
+        owners = [owner for owner in owners if owner.partition("=")[2] in self.groups[group]]
+        return f" It belongs to {' or '.join(owners)}." if owners else ""
+
+    def siblings(self, parent: str) -> list[str]:
+        """The options under a key, composed without the value overrides (one of them is wrong)."""
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        from gptask.cli.configs import compose, loader
+
+        wanted = [o for o in self.overrides if o.partition("=")[0] in self.groups]
+        try:
+            with loader() as configs:
+                node: Any = compose(configs, self.verb, wanted)
+                node = OmegaConf.select(node, parent) if parent else node
+        except (HydraException, OmegaConfBaseException):
+            return []
+        return [str(name) for name in node if name not in ("hydra", "saved")] if OmegaConf.is_dict(node) else []
+
+
+RULES = (
+    (r"In '([^']+)': Could not (?:find|load) '([\w/]+)/([^']+)'", "_choice"),
+    (r"In '([^']+)': \w+ raised while composing", "_saved"),
+    (r"Could not (?:override|append to|delete from) (?:config\. )?'([^']+)'", "_unknown"),
+    (r"Error merging override (.+)", "_refused"),
+    (r"missing mandatory value: (\S+)", "_missing"),
+    (
+        r"Interpolation key '[^']*' not found|Unsupported interpolation type \S+|.*raised while resolving.*",
+        "_interpolation",
+    ),
+    (r"Config group override must be", "_group"),
+    (r"(?:Error parsing override|Lexer\w+:|Error when parsing\w*) ?(.*)", "_syntax"),
+)
 
 
 def _chain(error: BaseException | None) -> list[str]:
@@ -53,49 +207,11 @@ def _chain(error: BaseException | None) -> list[str]:
     return texts
 
 
-def _cause(texts: list[str]) -> str:
-    """The line that says what is wrong: OmegaConf's own if it spoke, else the innermost (outer ones say where)."""
-    spoken = [text for text in texts if "full_key:" in text] + [text for text in reversed(texts) if text.strip()]
-    return spoken[0].strip().splitlines()[0]
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _unknown_choice(group: str, name: str, whole: str) -> str:
-    known = [n for n in re.findall(r"^\t(\S+)$", whole, re.M) if not n.endswith("_schema")]
-    return f"unknown {group} '{name}'; there are {listing(known, 40)}.{nearest(name, known)}"
-
-
-def _unknown_key(key: str, whole: str) -> str:
-    """Name the siblings of an unknown key, read from the schema that refused it."""
-    parent, _, name = key.rpartition(".")
-    if wrong := re.search(r"(Value .*|Invalid value .*|Cannot convert .*)", whole):
-        return f"{key}: {wrong[1].splitlines()[0]}"
-    if found := re.search(r"Key '([^']+)' (?:is )?not in '?([\w ]+)'?", whole):
-        name = found[1]
-    known = siblings(parent)
-    there = f"; there are {listing(known, 40)}.{nearest(name, known)}" if known else ""
-    return f"unknown option '{key}'{there}"
-
-
-def siblings(parent: str) -> list[str]:
-    """The options under a key of the last command line, composed without its value overrides."""
-    import sys
-
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    from gptask.cli import VERBS
-
-    choices = [a for a in sys.argv[1:] if "=" in a and "." not in a.split("=")[0] and not a.startswith(("-", "+", "~"))]
-    GlobalHydra.instance().clear()
-    for verb in [v for v in VERBS if v != "tasks"]:
-        try:
-            with initialize_config_module("gptask_conf", version_base="1.3"):
-                node: Any = compose(verb, overrides=choices)
-        except HydraException:
-            continue
-        for part in parent.split(".") if parent else []:
-            node = node.get(part) if hasattr(node, "get") else None
-        if hasattr(node, "keys"):
-            return [str(name) for name in node]
-    return []
+def _cause(texts: Sequence[str]) -> str:
+    """The first line that is spoken to people."""
+    spoken = [text for text in texts if text.strip() and text.strip() != "None"]
+    return spoken[0].strip().splitlines()[0] if spoken else "it can't be read"
