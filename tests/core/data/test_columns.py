@@ -1,5 +1,6 @@
 """Which cell is which field, what labels are called, and what is wrong with a row."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,8 +98,6 @@ def test_unknown_field_in_columns() -> None:
     ],
 )
 def test_values_that_do_not_fit(row: dict, fields: tuple, message: str) -> None:
-    import re
-
     assert re.search(message, error(row, *fields))
 
 
@@ -183,7 +182,7 @@ def test_an_id_that_is_also_a_name_is_an_id() -> None:
 
 
 def test_labels_that_are_no_map_list_or_file(write: Callable, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.labels must be a map, a list or a file"):
+    with pytest.raises(UserError, match=r"data.labels must be a map, a list or a file"):
         example({}, labels=3)
     with pytest.raises(UserError, match="no such file"):
         example({}, labels="nowhere.txt")

@@ -1,0 +1,410 @@
+"""The splits of a run: what is read, cut, limited, cached, counted and refused."""
+
+import gzip
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gptask.config import Data, Files, Hub, Limit, OnBad, Sample
+from gptask.data import corpus as corpora
+from gptask.data.corpus import Corpus
+from gptask.data.examples import Examples, Reading, code_hash
+from gptask.errors import DataError, UserError
+from gptask.task import Task
+from gptask_tasks.classification import Classification
+from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.translation import Translation
+
+
+def corpus(task: Task | None = None, seed: int = 13, **options: object) -> Corpus:
+    return Corpus(task or Classification(), Files(**options), seed)
+
+
+def texts(examples: Examples, name: str = "text") -> list[str]:
+    return [example[name] for example in examples]
+
+
+def jsonl(n: int, repeats: int = 1) -> str:
+    rows = [{"text": f"text {k}", "label": "ab"[k % 2]} for k in range(n)] * repeats
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def test_several_files_are_read_one_after_another(write: Callable, logged: list) -> None:
+    names = [write("a.jsonl", jsonl(2)), write("b.csv", "text,label\nlast,a\n")]
+    train = corpus(train=names, test=names[1], validation=names[1]).split("train")
+    assert texts(train) == ["text 0", "text 1", "last"]
+    assert [example["id"] for example in train] == ["a.jsonl:1", "a.jsonl:2", "b.csv:2"]
+    assert any(line.startswith(f"INFO train: 2 rows of {names[0]} (sha256 ") for line in logged)
+    assert any(line.startswith(f"INFO train: 1 rows of {names[1]} (sha256 ") for line in logged)
+
+
+def test_parts_of_one_file_are_told_apart(write: Callable, logged: list) -> None:
+    name = write("all.json", json.dumps({"train": [["a b", "x"], ["c", "y"]], "more": [["d", "oos"]]}))
+    parts = [f"{name}#train", f"{name}#more"]
+    train = corpus(train=parts, test=parts[1], validation=parts[1], columns={"text": 0, "label": 1}).split("train")
+    assert [e["label"] for e in train] == ["x", "y", "oos"]
+    assert [e["id"] for e in train] == ["all.json#train record 1", "all.json#train record 2", "all.json#more record 1"]
+    assert any(f"1 rows of {parts[1]} " in line for line in logged)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_parallel_files_are_joined_by_line(write: Callable, suffix: str) -> None:
+    source = write(f"a.de{suffix}", "eins\nzwei\tTeile\n\ufeffdrei\n")
+    target = write(f"a.en{suffix}", 'one\n"two" parts\nthree')
+    pair = {"source": source, "target": target}
+    train = corpus(Translation(), train=pair, test=pair, validation=pair).split("train")
+    assert [(e["source"], e["target"]) for e in train] == [
+        ("eins", ["one"]),
+        ("zwei\tTeile", ['"two" parts']),
+        ("\ufeffdrei", ["three"]),
+    ]
+
+
+@pytest.mark.parametrize(("short", "ends"), [("source", 1), ("target", 2)])
+def test_parallel_files_of_different_length(write: Callable, short: str, ends: int) -> None:
+    pair = {"source": write("a.de", "1\n2\n3\n4\n"), "target": write("a.en", "1\n2\n3\n4\n")}
+    pair[short] = write(f"short.{short}", "1\n" * ends)
+    with pytest.raises(DataError, match=rf"short\.{short} ends after line {ends}, .*: .*short\.{short} {ends}"):
+        corpus(Translation(), test=pair).split("test")
+
+
+def test_an_empty_line_in_a_parallel_file(write: Callable) -> None:
+    pair = {"source": write("a.de", "1\n2\n"), "target": write("a.en", "1\n\n")}
+    with pytest.raises(DataError, match=r"a\.de\+.*a\.en:2: the target is empty"):
+        corpus(Translation(), test=pair).split("test")
+
+
+def test_pattern_and_label_map(write: Callable) -> None:
+    name = write("TREC.train", "DESC:manner How ?\nNUM:date When ?\n")
+    test = corpus(
+        test=name, pattern=r"(?P<label>\w+):\S+ (?P<text>.+)", labels={"DESC": "description", "NUM": "number"}
+    )
+    assert [(e["label"], e["text"]) for e in test.split("test")] == [("description", "How ?"), ("number", "When ?")]
+
+
+def test_squad_with_and_without_unanswerable_questions(write: Callable) -> None:
+    questions = [
+        {"id": "1", "question": "How many?", "answers": [{"text": "32", "answer_start": 9}]},
+        {"id": "2", "question": "Who?", "answers": [], "is_impossible": True},
+    ]
+    name = write("squad.json", json.dumps({"data": [{"paragraphs": [{"context": "It seats 32.", "qas": questions}]}]}))
+    first, second = corpus(QuestionAnswering(unanswerable=True), test=name).split("test")
+    assert (first["id"], first["answers"], first["answer_start"]) == ("1", ["32"], [9])
+    assert (second["id"], second["answers"]) == ("2", [])
+    with pytest.raises(DataError, match=r"squad\.json record 2: the question has no answer; task.unanswerable=true"):
+        corpus(QuestionAnswering(), test=name).split("test")
+
+
+@pytest.mark.parametrize("given", [3, [], {}, [1], [{"text": "a"}]])
+def test_files_that_are_no_names(given: object) -> None:
+    with pytest.raises(UserError, match="must be a name, a list of names or field: name pairs"):
+        corpus(train=given)
+
+
+def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write: Callable, cache: Path) -> None:
+    name = write("a.jsonl", jsonl(3))
+    for options, message in [
+        ({"test": "nowhere.csv"}, "no such file"),
+        ({"limit": Limit(test=0)}, "data.limit.test=0 must be at least 1"),
+        ({"cut": 0.5}, "data.cut=0.5 must lie between"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            corpus(train=name, **options)
+    assert not cache.exists()
+
+
+def test_splits_that_are_not_there(write: Callable) -> None:
+    only_test = corpus(test=write("a.jsonl", jsonl(3)))
+    assert len(only_test.split("test")) == 3
+    for name in ("train", "validation"):
+        with pytest.raises(UserError, match=f"no {name} data: set data.{name}=<file>"):
+            only_test.split(name)
+    with pytest.raises(UserError, match="no split 'dev'; there are train, validation, test"):
+        only_test.split("dev")
+
+
+# --- errors with file and line, or counted ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text", "message"),
+    [
+        (Classification(), "a.csv", "txt,label\na,b\n", r"a\.csv:2: no column 'text' for text; .* Did you mean 'txt'"),
+        (Classification(), "a.csv", "text,label\na,b\n,b\n", r"a\.csv:3: the text is empty"),
+        (
+            Classification(labels=["pos", "neg"]),
+            "a.csv",
+            "text,label\na,po\n",
+            r"a\.csv:2: label 'po' is not in task.la",
+        ),
+        (Classification(), "a.jsonl", '{"text": "a", "label": "b"}\n{\n', r"a\.jsonl:2: broken JSON"),
+        (
+            QuestionAnswering(),
+            "a.jsonl",
+            '{"context": "c", "question": "q", "answers": "nothing"}\n',
+            r"a\.jsonl:1: the answer 'nothing' is not in its context",
+        ),
+    ],
+)
+def test_bad_rows_stop_with_file_and_line(write: Callable, task: Task, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message + r".*\(data.on_bad=skip leaves such rows out\)"):
+        corpus(task, test=write(name, text)).split("test")
+
+
+def test_bad_rows_are_skipped_and_counted(write: Callable, logged: list) -> None:
+    bad = "".join(f'{{"text": "a {k}"}}\n' for k in range(5))
+    name = write("a.jsonl", jsonl(4) + bad + '{"text": "last", "label": "a"}\n')
+    for _ in range(2):  # the second time from the cache
+        logged.clear()
+        assert len(corpus(test=name, on_bad=OnBad.skip).split("test")) == 5
+        (warning,) = [line for line in logged if line.startswith("WARNING")]
+        assert "test: 5 of 10 rows are bad and skipped" in warning
+        assert f"{name}:5: no column 'label'" in warning
+        assert f"{name}:7: " in warning
+        assert warning.endswith(", ...")
+
+
+def test_no_row_left(write: Callable) -> None:
+    with pytest.raises(
+        DataError, match=r"test: there is no example in .*a.jsonl; all 1 rows are bad: .*a.jsonl:1: no col"
+    ):
+        corpus(test=write("a.jsonl", '{"text": "a"}\n'), on_bad=OnBad.skip).split("test")
+    with pytest.raises(DataError, match=r"there is no example in .*b.csv$"):
+        corpus(test=write("b.csv", "text,label\n")).split("test")
+
+
+def test_duplicates_and_overlap_are_counted(write: Callable, logged: list) -> None:
+    train, test = write("a.jsonl", jsonl(6) + jsonl(2)), write("b.jsonl", jsonl(3))
+    corpus(train=train, validation=write("c.csv", "text,label\nnew,a\n"), test=test).warn_overlap()
+    warnings = [line for line in logged if line.startswith("WARNING")]
+    assert warnings == [
+        "WARNING train: 2 of 8 inputs are duplicates",
+        "WARNING 3 of 3 test inputs also occur in train",
+    ]
+
+
+# --- cutting and limiting ---------------------------------------------------------------------------------------
+
+
+def test_missing_splits_are_cut_from_train_and_said_so(write: Callable, logged: list) -> None:
+    whole = corpus(train=write("a.jsonl", jsonl(100)), cut=0.2)
+    train, validation, test = (texts(whole.split(name)) for name in ("train", "validation", "test"))
+    assert (len(train), len(validation), len(test)) == (60, 20, 20)
+    assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
+    assert "INFO validation: none given; 20 examples cut from train by seed 13, duplicates kept together" in logged
+
+
+def test_only_what_is_missing_is_cut(write: Callable) -> None:
+    given = corpus(train=write("a.jsonl", jsonl(100)), test=write("b.jsonl", jsonl(7)))
+    assert [len(given.split(name)) for name in ("train", "validation", "test")] == [90, 10, 7]
+
+
+def test_the_seed_decides_the_cut(write: Callable) -> None:
+    name = write("a.jsonl", jsonl(50))
+    first, again, other = (texts(corpus(train=name, seed=seed).split("test")) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_duplicates_stay_in_one_split(write: Callable) -> None:
+    whole = corpus(train=write("a.jsonl", jsonl(30, repeats=3)), cut=0.3)
+    found = [texts(whole.split(name)) for name in ("train", "validation", "test")]
+    assert sum(map(len, found)) == 90
+    assert not set(found[0]) & set(found[1]) | set(found[0]) & set(found[2]) | set(found[1]) & set(found[2])
+
+
+def test_questions_on_one_context_stay_in_one_split(write: Callable) -> None:
+    rows = [{"context": f"context {k % 20}", "question": f"q{k}", "answers": "context"} for k in range(100)]
+    whole = corpus(QuestionAnswering(), train=write("a.json", json.dumps(rows)), cut=0.25)
+    found = [set(texts(whole.split(name), "context")) for name in ("train", "validation", "test")]
+    assert [len(contexts) for contexts in found] == [10, 5, 5]
+    assert len(set.union(*found)) == 20
+
+
+def test_too_little_to_cut_from(write: Callable) -> None:
+    small = corpus(train=write("a.jsonl", jsonl(2, repeats=5)))
+    with pytest.raises(DataError, match="train has 2 different examples, too few to cut validation, test from"):
+        small.split("train")
+    assert [len(corpus(train=write("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
+
+
+def test_limits(write: Callable, logged: list) -> None:
+    limited = corpus(train=write("a.jsonl", jsonl(100)), limit=Limit(train=7, test=1000))
+    assert len(limited.split("train")) == len(set(texts(limited.split("train")))) == 7
+    assert len(limited.split("test")) == 10
+    assert "INFO train: 7 examples of 80 (data.limit)" in logged
+    assert not set(texts(limited.split("train"))) & set(texts(limited.split("test")))
+
+
+# --- the cache --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list:
+    """One entry for every time that files are read and not the cache."""
+    made: list = []
+    records = Reading.records
+
+    def counting(self: Reading, reader: object) -> object:
+        made.append(reader)
+        return records(self, reader)
+
+    monkeypatch.setattr(Reading, "records", counting)
+    return made
+
+
+def test_read_once_and_then_from_the_cache(write: Callable, reads: list) -> None:
+    name = write("a.jsonl", jsonl(4))
+    first, again = (corpus(test=name).split("test") for _ in range(2))
+    assert len(reads) == 1
+    assert list(first) == list(again)
+    assert first.key == again.key
+
+
+def test_whatever_shapes_examples_is_read_anew(write: Callable, reads: list) -> None:
+    name = write("a.jsonl", jsonl(4))
+    labels = write("labels.txt", "a\tone\nb\ttwo\n")
+    changes: list[Callable[[], Corpus]] = [
+        lambda: corpus(test=name),
+        lambda: corpus(test=name, columns={"id": "text"}),
+        lambda: corpus(test=name, labels={"a": "x", "b": "y"}),
+        lambda: corpus(test=name, labels=labels),
+        lambda: corpus(test=name, labels=write("labels.txt", "a\tone\nb\tthree\n")),
+        lambda: corpus(test=name, on_bad=OnBad.skip),
+        lambda: corpus(Classification(prompt="{text}!"), test=name),
+        lambda: corpus(test=write("a.jsonl", jsonl(5))),
+        lambda: corpus(test=[name, write("b.jsonl", jsonl(2))]),
+    ]
+    keys = {change().split("test").key for change in changes}
+    assert len(keys) == len(reads) == len(changes)
+
+
+def test_columns_swapped_between_parallel_files_are_read_anew(write: Callable, reads: list) -> None:
+    files = [write("a.de", "eins\n"), write("a.en", "one\n")]
+    there, back = (
+        corpus(Translation(), test=dict(zip(fields, files, strict=True))).split("test")[0]
+        for fields in (("source", "target"), ("target", "source"))
+    )
+    assert (there["source"], back["source"]) == ("eins", "one")
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from gptask_tasks.classification import Classification
+{imports}
+@dataclass
+class Shouting(Classification):
+    pass  # {comment}
+"""
+
+
+def module(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop(name, None)
+    return __import__(name, fromlist=["Shouting"]).Shouting()
+
+
+def test_an_edit_of_the_tasks_code_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "shouting_task.py"
+    file.write_text(PLUGIN.format(imports="", comment="one"))
+    task = module(tmp_path, "shouting_task", monkeypatch)
+    before = code_hash(task)
+    assert code_hash(task) == before
+    (tmp_path / "unrelated.py").write_text("")
+    assert code_hash(task) == before
+    file.write_text(PLUGIN.format(imports="", comment="two"))
+    assert code_hash(task) != before
+
+
+def test_an_edit_beside_a_task_in_a_package_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "shouting_package"
+    package.mkdir()
+    (package / "__init__.py").write_text(PLUGIN.format(imports="from .helper import x", comment=""))
+    (package / "helper.py").write_text("x = 1\n")
+    task = module(tmp_path, "shouting_package", monkeypatch)
+    before = code_hash(task)
+    (package / "helper.py").write_text("x = 2\n")
+    assert code_hash(task) != before
+
+
+def test_a_class_without_a_file_is_never_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Typed(Classification):
+        """As in a notebook."""
+
+    monkeypatch.setattr(Typed, "__module__", "__notebook__")
+    monkeypatch.setitem(sys.modules, "__notebook__", type(sys)("__notebook__"))
+    assert code_hash(Typed()) != code_hash(Typed())
+
+
+# --- other kinds of data ----------------------------------------------------------------------------------------
+
+
+def test_equal_tests_have_equal_hashes_whatever_their_files(write: Callable) -> None:
+    table = "".join(f"text {k}\t{'ab'[k % 2]}\n" for k in range(4))
+    first = corpus(test=write("a.jsonl", jsonl(4))).split("test")
+    second = corpus(test=write("b.tsv", table), columns={"text": 0, "label": 1}).split("test")
+    third = corpus(test=write("c.jsonl", jsonl(5))).split("test")
+    assert first.hash == second.hash != third.hash
+    assert first.digests.tolist() == second.digests.tolist()
+
+
+def test_the_sample_of_a_task() -> None:
+    sample = Corpus(Classification(), Sample(limit=Limit(train=5), on_bad=OnBad.skip), 13)
+    assert len(sample.split("train")) == 5
+    assert sample.options.on_bad is OnBad.skip
+    assert len(sample.split("validation")) >= 60
+
+
+def test_a_local_file_replaces_hub_data(write: Callable, monkeypatch: pytest.MonkeyPatch, logged: list) -> None:
+    asked: list = []
+    monkeypatch.setattr(corpora, "HubReader", lambda options, split: asked.append(split))
+    name = write("a.csv.gz", "sentence,label\nfine,1\npoor,0\n")
+    hub = Hub(path="some/set", train=name, test="test", columns={"text": "sentence"}, labels=["neg", "pos"])
+    mixed = Corpus(Classification(), hub, 13)
+    assert [e["label"] for e in Corpus(Classification(), Hub(**(vars(hub) | {"test": name})), 13).split("test")] == [
+        "pos",
+        "neg",
+    ]
+    assert any(f"2 rows of {name}" in line for line in logged)
+    assert asked == []
+    with pytest.raises(AttributeError):  # the stand-in for the hub gave nothing
+        mixed.split("test")
+    assert asked == ["test"]
+    with pytest.raises(UserError, match="no such file"):
+        Corpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
+
+
+def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeReader:
+        def __init__(self, options: Data, split: str) -> None:
+            self.name = f"{options.path}[{split}]"
+
+        def fingerprint(self) -> dict[str, str]:
+            return {self.name: "f00d"}
+
+        def rows(self, wanted: list[str]) -> object:
+            from gptask.data.reading import Row
+
+            for number in range(1, 11):
+                yield self.name, Row(number, {"text": f"{self.name} {number}", "label": number % 2}, "row")
+
+    monkeypatch.setattr(corpora, "HubReader", FakeReader)
+    hub = Corpus(Classification(), Hub(path="a/b", train="train[:10]", test="validation"), 13)
+    assert [len(hub.split(name)) for name in corpora.SPLITS] == [9, 1, 10]
+    assert hub.split("test")[0]["text"] == "a/b[validation] 1"
+    assert hub.split("test")[0]["id"] == "b[validation] row 1"
+
+
+def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write: Callable, cache: Path) -> None:
+    name = write("a.jsonl.gz", jsonl(20_000))
+    raw = Path(name).read_bytes()
+    Path(name).write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz breaks off after line \d+: .*gzip"):
+        corpus(test=name).split("test")
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    Path(name).write_bytes(gzip.compress(jsonl(5).encode()))
+    assert len(corpus(test=name).split("test")) == 5

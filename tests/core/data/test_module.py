@@ -1,0 +1,318 @@
+"""Batches: what is in them, under which budgets, in which order; what is learned; what is cached."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gptask import DataError, Encoded, Field, Kind
+from gptask.backbone.scratch import train_tokenizer
+from gptask.config import Files, Limit
+from gptask.data import module as modules
+from gptask.data.corpus import Corpus
+from gptask.data.module import Batch, BatchesByLength, DataModule, Items, collate, encode
+from gptask.task import Example, Task
+from torch.utils.data import DataLoader
+
+TEXT = "the cat sat on the mat and the dog sat on the log\n"
+
+
+@dataclass
+class Echo(Task):
+    """Say the text again, in capitals."""
+
+    prompt: str = "Text: {text}\nLoud:"
+
+    def fields(self) -> list[Field]:
+        return [Field("text", truncate=True), Field("loud", Kind.TEXTS, target=True)]
+
+    def render(self, example: Example) -> tuple[str, str | None]:
+        loud = example.get("loud")
+        return self.prompt.format(text=example["text"]), f" {loud[0]}" if loud else None
+
+    def head(self, backbone: Any) -> Any: ...
+    def prediction(self, example: Example, outputs: Any) -> Any: ...
+    def metrics(self) -> Any: ...
+    def sample(self) -> Any: ...
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return train_tokenizer([TEXT] * 3 + ["Text: Loud: THE CAT"], 300)
+
+
+def lengths(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 200, n)
+
+
+# --- batches by length ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [None, 0, 7])
+@pytest.mark.parametrize(("n", "examples", "tokens"), [(1, 4, 100), (500, 8, 400), (3000, 16, 2048), (77, 100, 10_000)])
+def test_every_item_once_within_both_budgets(n: int, examples: int, tokens: int, seed: int | None) -> None:
+    sizes = lengths(n)
+    batches = list(BatchesByLength(sizes, examples, tokens, seed))
+    assert sorted(row for batch in batches for row in batch) == list(range(n))
+    for batch in batches:
+        assert len(batch) <= examples
+        assert len(batch) == 1 or len(batch) * sizes[batch].max() <= tokens
+
+
+def test_no_items_no_batches() -> None:
+    assert list(BatchesByLength(np.array([], dtype=int), 4, 100, 1)) == []
+    assert list(BatchesByLength(np.array([], dtype=int), 4, 100, None)) == []
+
+
+def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
+    batches = list(BatchesByLength(np.array([5, 900, 5]), 8, 100, None))
+    assert batches == [[1], [0, 2]]
+
+
+def test_budgets_are_used() -> None:
+    batches = list(BatchesByLength(np.full(100, 10), 8, 1000, 3))
+    assert [len(batch) for batch in batches].count(8) == 12
+    assert [len(batch) for batch in BatchesByLength(np.full(100, 10), 50, 200, 3)] == [20] * 5
+
+
+def test_scoring_goes_from_long_to_short_and_is_always_the_same() -> None:
+    sizes = lengths(300)
+    batches = list(BatchesByLength(sizes, 8, 400, None))
+    assert batches == list(BatchesByLength(sizes, 8, 400, None))
+    in_order = [sizes[row] for batch in batches for row in batch]
+    assert in_order == sorted(in_order, reverse=True)
+
+
+def test_training_differs_by_seed_and_wastes_little_on_pads() -> None:
+    sizes = lengths(2000)
+    first, again, other = (list(BatchesByLength(sizes, 8, 4096, seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}
+    padded = sum(len(batch) * sizes[batch].max() for batch in first)
+    assert padded < 1.1 * sizes.sum()
+    longest = [sizes[batch].max() for batch in first]
+    assert longest != sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("n", [1, 5, 400])
+def test_processes_share_all_items_in_equally_many_batches(n: int, world: int) -> None:
+    sizes = lengths(n)
+    shares = [list(BatchesByLength(sizes, 8, 400, 5, (rank, world))) for rank in range(world)]
+    whole = list(BatchesByLength(sizes, 8, 400, 5))
+    assert {len(share) for share in shares} == {math.ceil(len(whole) / world)}
+    assert {row for share in shares for batch in share for row in batch} == set(range(n))
+    assert sum(map(len, shares)) - len(whole) < world
+
+
+# --- one batch --------------------------------------------------------------------------------------------------
+
+
+def item(prompt: list[int], target: list[int] | None = None, **more: Any) -> dict[str, Any]:
+    return {"ids": prompt, "target": target, "label": None, "extra": None} | more
+
+
+def test_collate_pads_on_the_right() -> None:
+    batch = collate([item([5, 6], [7, 9], row=4), item([5], None, row=2)])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 9], [5, 0, 0, 0]]
+    assert batch.lengths.tolist() == [4, 1]
+    assert batch.prompt_lengths.tolist() == [2, 1]
+    assert batch.prompts() == [[5, 6], [5]]
+    assert batch.last().tolist() == [3, 0]
+    assert batch.rows == [4, 2]
+    assert batch.labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [([1, 0], torch.int64), ([0.5, 2.0], torch.float32), ([[1.0, 0.0], [0.0, 1.0]], torch.float32),
+     ([[3, 4], [5, 5]], torch.int64)],
+)  # fmt: skip
+def test_collate_labels_and_extras(labels: list, kind: torch.dtype) -> None:
+    batch = collate([item([5], label=labels[0], extra={"left": [1]}), item([6], label=labels[1], extra={"left": []})])
+    assert batch.labels.tolist() == labels
+    assert batch.labels.dtype == kind
+    assert batch.extra == {"left": [[1], []]}
+
+
+@pytest.mark.parametrize("eos", [0, 9])
+def test_loss_is_on_target_and_eos_and_nowhere_else(eos: int) -> None:
+    """With ``eos=0`` the pads have the same id as EOS, as they do in GPT-2."""
+    items = [item([5, 6, 5], [7, 8, eos]), item([5, eos], [eos]), item([5, 6], None)]
+    batch = collate(items)
+    here = batch.predicting()
+    following = torch.roll(batch.input_ids, -1, dims=1)
+    learned = [row[mask].tolist() for row, mask in zip(following, here, strict=True)]
+    assert learned == [[7, 8, eos], [eos], []]
+    assert not here[:, -1].any()
+
+
+def test_a_batch_moves_whole() -> None:
+    batch = replace(collate([item([5], label=1)]), extra={"left": [[1]]}, rows=[3])
+    moved = batch.to("meta")
+    assert isinstance(moved, Batch)
+    assert moved.input_ids.device.type == moved.labels.device.type == "meta"
+    assert (moved.extra, moved.rows) == ({"left": [[1]]}, [3])
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------
+
+
+def test_every_target_ends_with_eos(tokenizer: Any) -> None:
+    (encoded,) = encode(Echo(), {"text": "the cat", "loud": ["THE CAT"]}, tokenizer, 100)
+    assert encoded["target"][-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(encoded["ids"]) == "Text: the cat\nLoud:"
+    assert tokenizer.decode(encoded["target"][:-1]) == " THE CAT"
+    assert encoded["length"] == len(encoded["ids"]) + len(encoded["target"])
+
+
+def test_input_to_be_predicted_has_no_target(tokenizer: Any) -> None:
+    (encoded,) = encode(Echo(), {"text": "the cat", "loud": None}, tokenizer, 100)
+    assert encoded["target"] is None
+    assert encoded["length"] == len(encoded["ids"])
+
+
+def test_the_text_is_cut_and_never_the_target(tokenizer: Any) -> None:
+    example = {"text": TEXT * 20, "loud": ["THE CAT"]}
+    (encoded,) = encode(Echo(), example, tokenizer, 60)
+    assert encoded["length"] <= 60
+    assert tokenizer.decode(encoded["target"][:-1]) == " THE CAT"
+    assert tokenizer.decode(encoded["ids"]).endswith("\nLoud:")
+    whole = len(tokenizer(Echo().render(example)[0])["input_ids"])
+    assert abs(encoded["truncated"] - (whole - len(encoded["ids"]))) <= 2
+
+
+def test_a_task_that_ignores_the_room_is_told_so(tokenizer: Any) -> None:
+    class Careless(Echo):
+        def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
+            return Encoded([5] * 50)
+
+    with pytest.raises(DataError, match=r"need 50 tokens; data.max_tokens is 20: raise it"):
+        encode(Careless(), {"text": "a"}, tokenizer, 20)
+
+
+# --- the data module --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def build(write: Callable, tokenizer: Any) -> Callable[..., DataModule]:
+    rows = "".join(f"{TEXT[: 4 + k % 40]} {k}\tTHE {k}\n" for k in range(60))
+
+    def make(task: Task | None = None, seed: int = 13, **options: Any) -> DataModule:
+        files = {"train": write("a.tsv", rows), "columns": {"text": 0, "loud": 1}, "batch_size": 8, "max_tokens": 80}
+        data = Files(**(files | options))
+        return DataModule(task or Echo(), Corpus(task or Echo(), data, 13), tokenizer, data, seed)
+
+    return make
+
+
+def order(loader: DataLoader) -> list[list[int]]:
+    return [batch.rows for batch in loader]
+
+
+def test_every_example_is_trained_on_once_an_epoch(build: Callable) -> None:
+    data = build()
+    loader = data.train_dataloader()
+    assert sorted(row for rows in order(loader) for row in rows) == list(range(len(data.examples("train"))))
+    assert isinstance(loader.dataset, Items)
+
+
+def test_epochs_differ_and_repeat_with_the_seed(build: Callable) -> None:
+    data = build()
+    epochs = []
+    for epoch in (0, 1, 0):
+        data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1)
+        epochs.append(order(data.train_dataloader()))
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert order(build(seed=14).train_dataloader()) != order(build().train_dataloader())
+
+
+def test_processes_train_on_different_batches_and_score_all(build: Callable) -> None:
+    data = build()
+    shares = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=2)
+        shares.append({row for rows in order(data.train_dataloader()) for row in rows})
+        assert sorted(row for rows in order(data.test_dataloader()) for row in rows) == list(range(6))
+    assert not shares[0] & shares[1]
+
+
+def test_loading_in_workers_gives_the_same_batches(build: Callable) -> None:
+    alone, helped = (build(workers=n).val_dataloader() for n in (0, 1))
+    for mine, theirs in zip(alone, helped, strict=True):
+        assert mine.rows == theirs.rows
+        assert torch.equal(mine.input_ids, theirs.input_ids)
+
+
+class Windows(Echo):
+    """Two items an example, as for a context that is too long."""
+
+    def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> list[Encoded]:
+        return [super().encode(example, tokenizer, max_tokens)] * 2
+
+
+def test_items_know_their_example(build: Callable) -> None:
+    data = build(Windows())
+    assert data.items("test").column("example").tolist() == [k for k in range(6) for _ in range(2)]
+
+
+def test_truncated_inputs_are_counted(build: Callable, logged: list) -> None:
+    for _ in range(2):  # the second time from the cache
+        logged.clear()
+        build(max_tokens=16).items("train")
+        (warning,) = [line for line in logged if "max_tokens" in line]
+        assert "WARNING train: " in warning
+        assert "of 48 inputs were longer than data.max_tokens=16 and lost" in warning
+    logged.clear()
+    build(max_tokens=80).items("train")
+    assert not [line for line in logged if "max_tokens" in line]
+
+
+def test_an_example_that_does_not_fit_is_named(build: Callable) -> None:
+    with pytest.raises(DataError, match=r"example 'a.tsv:\d+': the prompt alone needs"):
+        build(max_tokens=10).items("train")
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list:
+    """One entry for every time that a split is encoded and not taken from the cache."""
+    made: list = []
+    original = DataModule._encode
+
+    def counting(self: DataModule, examples: Any, meta: dict) -> Iterator[dict[str, Any]]:
+        made.append(examples.name)
+        return original(self, examples, meta)
+
+    monkeypatch.setattr(DataModule, "_encode", counting)
+    return made
+
+
+def test_encoded_once_and_then_from_the_cache(build: Callable, encodings: list) -> None:
+    first, again = (build().items("train") for _ in range(2))
+    assert encodings == ["train"]
+    assert list(first) == list(again)
+
+
+def test_whatever_shapes_token_ids_is_encoded_anew(
+    build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write: Callable
+) -> None:
+    build().items("train")
+    build(max_tokens=70).items("train")
+    build(Echo(prompt="{text} =>")).items("train")
+    build(limit=Limit(train=9)).items("train")
+    build(train=write("b.tsv", "".join(f"other {k}\tOTHER\n" for k in range(60)))).items("train")
+    another = build()
+    another.tokenizer = train_tokenizer([TEXT] * 3 + ["Text: Loud: THE DOG"], 280)
+    another.items("train")
+    shots = Echo()
+    shots.demonstrations = "Text: a\nLoud: A\n\n"
+    build(shots).items("train")
+    monkeypatch.setattr(modules, "code_hash", lambda task: "edited")
+    build().items("train")
+    assert len(encodings) == 8
+    build(seed=99, batch_size=3, batch_tokens=99).items("train")  # what only orders batches needs no new encoding
+    assert len(encodings) == 8
