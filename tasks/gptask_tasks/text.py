@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-MIXED = re.compile(rf"{CHINESE.pattern}|[^\W_]+")
+CHINESE = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+MIXED = re.compile(rf"{CHINESE}|(?:(?!{CHINESE})[^\W_])+")
 
 
 def characters(text: str) -> list[str]:
