@@ -1,0 +1,60 @@
+"""A tiny backbone whose tokenizer has seen English and Chinese, and the bundled samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+TEXT = [
+    "the film is good, the film is bad, a great story about refunds and delivery and the weather in Paris\n",
+    "这部电影很好看，退款和投诉，天气很差\n",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from gptask.backbone.scratch import train_tokenizer
+
+    return train_tokenizer(TEXT * 3, 400)
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Any:
+    import torch
+    from gptask.backbone.model import Backbone
+    from gptask.backbone.scratch import build
+    from gptask.backbone.source import Resolved
+    from gptask.config import Scratch
+
+    torch.manual_seed(0)
+    options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)
+    return Backbone(*build(options, TEXT * 3), Resolved("", "scratch", ""))
+
+
+@pytest.fixture(scope="session")
+def sample_rows() -> Callable[[Any], dict[str, list[dict[str, Any]]]]:
+    """``sample_rows(task)``: the examples of its bundled sample by split, as a run reads them."""
+    from gptask.assembly import corpus
+    from gptask.config import Sample
+    from gptask.data.corpus import SPLITS
+
+    def rows(task: Any) -> dict[str, list[dict[str, Any]]]:
+        read = corpus(task, Sample(), seed=0)
+        return {split: list(read.split(split)) for split in SPLITS}
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def assert_fit_for_use() -> Callable[[dict[str, list[dict[str, Any]]]], None]:
+    """A sample has at least 300/60/100 examples, and no two splits share an input (or a context)."""
+
+    def check(rows: dict[str, list[dict[str, Any]]]) -> None:
+        counts = [len(rows[split]) for split in ("train", "validation", "test")]
+        assert all(count >= least for count, least in zip(counts, (300, 60, 100), strict=True)), counts
+        groups = [{example["group"] for example in split} for split in rows.values()]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+        inputs = [example["digest"] for split in rows.values() for example in split]
+        assert len(inputs) == len(set(inputs))
+
+    return check

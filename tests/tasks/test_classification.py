@@ -1,0 +1,216 @@
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from gptask import DataError, Prediction, UserError
+from gptask.metric import score_all
+from gptask_tasks.classification import Classification
+from sklearn import metrics as reference
+
+LABELS = ["billing", "delivery", "refund", "other"]
+Scored = tuple[list[Prediction], list[dict[str, Any]]]
+
+
+@pytest.fixture(params=[0, 1, 2])
+def single(request: pytest.FixtureRequest) -> Scored:
+    """Random labels (the last class neither true nor predicted in one case) with probabilities."""
+    generator = np.random.default_rng(request.param)
+    k = len(LABELS) - (request.param == 0)
+    table = generator.dirichlet([0.5] * k, 200)
+    gold = [LABELS[i] for i in generator.integers(0, k, 200)]
+    said = []
+    for row in table:
+        probabilities = dict(zip(LABELS, [*row.tolist(), 0.0], strict=False))
+        best = max(probabilities, key=probabilities.__getitem__)
+        said.append(Prediction(best, probabilities[best], probabilities))
+    return said, [{"label": name} for name in gold]
+
+
+@pytest.fixture(params=[0, 1])
+def multi(request: pytest.FixtureRequest) -> Scored:
+    generator = np.random.default_rng(request.param)
+    table = generator.random((150, len(LABELS))) ** 2
+    said = [
+        Prediction([n for n, p in zip(LABELS, row, strict=True) if p >= 0.5], None, dict(zip(LABELS, row, strict=True)))
+        for row in table
+    ]
+    return said, [{"labels": [n for n in LABELS if generator.random() < 0.3]} for _ in table]
+
+
+def values(task: Classification, scored: Scored) -> dict[str, float]:
+    return {score.name: score.value for score in score_all(task.metrics(), *scored)[0]}
+
+
+def direct_ece(confidence: list[float], right: list[bool]) -> float:
+    """Guo et al. 2017, equations 2 to 5, bin by bin."""
+    total = 0.0
+    for m in range(15):
+        inside = [k for k, c in enumerate(confidence) if m / 15 <= c < (m + 1) / 15 or (m == 14 and c == 1)]
+        if inside:
+            accuracy = sum(right[k] for k in inside) / len(inside)
+            mean = sum(confidence[k] for k in inside) / len(inside)
+            total += len(inside) / len(confidence) * abs(accuracy - mean)
+    return 100 * total
+
+
+def test_single_label_metrics_equal_scikit_learn(single: Scored) -> None:
+    found = values(Classification(labels=LABELS), single)
+    said, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
+    assert found["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, said))
+    assert found["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, said, average="macro"))
+    assert found["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, said, average="micro"))
+    assert found["mcc"] == pytest.approx(100 * reference.matthews_corrcoef(gold, said))
+    right = [a == b for a, b in zip(said, gold, strict=True)]
+    assert found["ece"] == pytest.approx(direct_ece([float(p.score or 0) for p in single[0]], right))
+
+
+def test_multi_label_metrics_equal_scikit_learn(multi: Scored) -> None:
+    found = values(Classification(labels=LABELS, multi_label=True), multi)
+    said = np.array([[n in p.value for n in LABELS] for p in multi[0]])
+    gold = np.array([[n in e["labels"] for n in LABELS] for e in multi[1]])
+    assert found["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, said))
+    assert found["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, said, average="macro"))
+    assert found["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, said, average="micro"))
+    confidence = [p for prediction in multi[0] for p in (prediction.probabilities or {}).values()]
+    assert found["ece"] == pytest.approx(direct_ece(confidence, gold.ravel().tolist()))
+
+
+def test_constant_predictions_have_no_correlation() -> None:
+    scored = ([Prediction("refund", 1.0)] * 3, [{"label": name} for name in LABELS[:3]])
+    assert values(Classification(labels=LABELS), scored)["mcc"] == 0
+
+
+def test_details_equal_scikit_learn(single: Scored, multi: Scored) -> None:
+    details = Classification(labels=LABELS).details(*single)
+    said, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
+    report = reference.classification_report(gold, said, labels=LABELS, output_dict=True, zero_division=0)
+    for name in LABELS:
+        assert details["per_class"][name] == {
+            "precision": pytest.approx(100 * report[name]["precision"], abs=0.01),
+            "recall": pytest.approx(100 * report[name]["recall"], abs=0.01),
+            "f1": pytest.approx(100 * report[name]["f1-score"], abs=0.01),
+            "support": report[name]["support"],
+        }
+    matrix = details["confusion_matrix"]["rows_are_true"]
+    assert matrix == reference.confusion_matrix(gold, said, labels=LABELS).tolist()
+    assert "confusion_matrix" not in Classification(labels=LABELS, multi_label=True).details(*multi)
+    json.dumps(details)
+
+
+# --- label words --------------------------------------------------------------------------------------------------
+
+
+def test_outputs_start_from_the_label_words(backbone: Any) -> None:
+    task = Classification(labels=["good_film", "bad"], label_words={"bad": "terrible weather"})
+    weight = task.head(backbone).linear.weight.detach()
+    table = backbone.model.get_output_embeddings().weight.detach()
+    ids = [
+        backbone.tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" good film", " terrible weather")
+    ]
+    assert all(len(i) > 1 for i in ids)
+    good, bad = (table[i].mean(0) for i in ids)
+    np.testing.assert_allclose((weight[0] - weight[1]).numpy(), (good - bad).numpy(), atol=1e-6)
+    np.testing.assert_allclose(weight.mean(0).numpy(), 0, atol=1e-6)
+
+
+def test_chinese_label_words_stand_without_a_space() -> None:
+    task = Classification(language="zh", labels=["refund", "complaint"], label_words={"refund": "退款"})
+    assert [task.word(label) for label in task.labels] == ["退款", "complaint"]
+    assert Classification().word("late_delivery") == " late delivery"
+
+
+# --- prompts and options ------------------------------------------------------------------------------------------
+
+
+def test_prompts() -> None:
+    example = {"text": "Where is my parcel?", "label": "delivery"}
+    assert Classification().render(example) == ("Text: Where is my parcel?\nTopic:", " delivery")
+    assert Classification(language="zh").render(example) == ("文本：Where is my parcel?\n类别：", "delivery")
+    assert Classification(prompt="{text} =\\n").render(example | {"label": None}) == ("Where is my parcel? =\n", None)
+    assert Classification(multi_label=True).render({"text": "x", "labels": ["a", "b"]})[1] == " a, b"
+
+
+def test_a_text_with_braces_is_left_alone() -> None:
+    assert Classification().render({"text": "{label} {0} }{", "label": None})[0] == "Text: {label} {0} }{\nTopic:"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "Review: {txet}"}, r"names \{txet\}; the task's fields are text\. Did you mean 'text'\?"),
+        ({"prompt": "Review: {0}"}, r"names \{0\}"),
+        ({"prompt": "Review: {text"}, "is no template"),
+        ({"prompt": "Review:"}, r"uses no field; put \{text\} into it"),
+        ({"language": "fr"}, "language='fr' has no preset prompt; there are en, zh"),
+        ({"labels": ["a", "a"]}, "at least two different names"),
+        ({"labels": ["a"]}, "at least two different names"),
+        ({"threshold": 1.0}, "threshold=1.0 must lie between 0 and 1"),
+        ({"labels": ["a", "b"], "label_words": {"c": "see"}}, r"label_words\.c: no such label; there are a, b"),
+        ({"labels": ["a", "b"], "label_words": {"a": " "}}, r"label_words\.a is empty"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Classification(**options).validate()
+
+
+def test_labels_come_from_training_data_unless_given() -> None:
+    train = [{"text": "x", "label": name} for name in ("b", "a", "b")]
+    task, given = Classification(), Classification(labels=["b", "a", "c"])
+    task.prepare(train)
+    given.prepare(train)
+    assert task.labels == ["a", "b"]
+    assert given.labels == ["b", "a", "c"]
+    with pytest.raises(DataError, match="at least two are needed"):
+        Classification().prepare(train[:1])
+
+
+def test_a_label_outside_the_set_is_refused(tokenizer: Any) -> None:
+    task = Classification(labels=["billing", "delivery"])
+    example = {"text": "x", "label": "delivrey"}
+    with pytest.raises(
+        DataError, match=r"'delivrey' is not in task\.labels: billing, delivery\. Did you mean 'delivery'"
+    ):
+        task.check(example)
+    with pytest.raises(DataError, match="does not occur in the training data"):
+        task.encode(example, tokenizer, 64)
+
+
+def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> None:
+    task = Classification(labels=["a", "b"])
+    example = {"text": "the film is good " * 50, "label": "b"}
+    encoded = task.encode(example, tokenizer, 40)
+    whole = task.encode(example, tokenizer, 1000)
+    assert len(encoded.ids) <= 40
+    assert encoded.truncated == len(whole.ids) - 40
+    assert whole.truncated == 0
+    assert tokenizer.decode(encoded.ids).endswith("\nTopic:")
+    assert encoded.label == 1
+
+
+def test_thresholds_choose_labels() -> None:
+    task = Classification(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
+    assert task.prediction({}, [[0.3, 0.29, 0.9]]).value == ["a", "c"]
+    assert task.encode({"text": "x", "labels": ["c"]}, _Plain(), 9).label == [0.0, 0.0, 1.0]
+
+
+class _Plain:
+    """Just enough of a tokenizer."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2]}
+
+
+def test_the_sample_is_balanced_and_speaks_chinese(sample_rows: Any, assert_fit_for_use: Any) -> None:
+    rows = sample_rows(Classification())
+    assert_fit_for_use(rows)
+    for split in rows.values():
+        counts = Counter(example["label"] for example in split)
+        assert max(counts.values()) <= 1.1 * min(counts.values())
+        chinese = [e for e in split if any("\u4e00" <= c <= "\u9fff" for c in e["text"])]
+        assert len(chinese) >= len(split) / 5
+        assert len({e["label"] for e in chinese}) == len(counts)

@@ -1,0 +1,37 @@
+"""Every built-in task, in every form it can take, keeps the contract that a third party's must keep."""
+
+import pytest
+from gptask import Task
+from gptask.testing import check_task
+from gptask_tasks.classification import Classification
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.summarization import Summarization
+from gptask_tasks.translation import Translation
+
+SCORING = [
+    Classification(),
+    Classification(multi_label=True),
+    Classification(language="zh"),
+    Sentiment(),
+    Sentiment(graded=True),
+    QuestionAnswering(answer=Answer.span),
+    QuestionAnswering(answer=Answer.span, unanswerable=True),
+]
+GENERATING = [
+    QuestionAnswering(),
+    Summarization(),
+    Summarization(language="zh"),
+    Translation(),
+    Translation(target_lang="zh", language="zh"),
+]
+
+
+def named(task: Task) -> str:
+    changed = [f"{k}={v}" for k, v in vars(task).items() if v != vars(type(task)())[k]]
+    return "-".join([type(task).__name__, *changed])
+
+
+@pytest.mark.parametrize("task", [*SCORING, *GENERATING], ids=named)
+def test_a_built_in_task_keeps_the_contract(task: Task) -> None:
+    assert ("learns_to_stop" in check_task(task)) == (task in GENERATING)

@@ -1,0 +1,284 @@
+import collections
+import itertools
+import random
+import re
+import string
+from typing import Any
+
+import pytest
+from gptask import DataError, Prediction, UserError
+from gptask.generation import Text
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa.metrics import Exact, Overlap
+
+# --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
+
+
+def normalize_answer(s: str) -> str:
+    def remove_articles(text: str) -> str:
+        return re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", text)
+
+    def white_space_fix(text: str) -> str:
+        return " ".join(text.split())
+
+    def remove_punc(text: str) -> str:
+        exclude = set(string.punctuation)
+        return "".join(ch for ch in text if ch not in exclude)
+
+    return white_space_fix(remove_articles(remove_punc(s.lower())))
+
+
+def compute_f1(a_gold: str, a_pred: str) -> float:
+    gold_toks, pred_toks = normalize_answer(a_gold).split(), normalize_answer(a_pred).split()
+    common = collections.Counter(gold_toks) & collections.Counter(pred_toks)
+    num_same = sum(common.values())
+    if len(gold_toks) == 0 or len(pred_toks) == 0:
+        return int(gold_toks == pred_toks)
+    if num_same == 0:
+        return 0
+    precision = 1.0 * num_same / len(pred_toks)
+    recall = 1.0 * num_same / len(gold_toks)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def scores(said: str, answers: list[str], language: str = "en") -> tuple[float, float]:
+    """EM and F1."""
+    return tuple(m(language).statistics(Prediction(said), {"answers": answers})[0] for m in (Exact, Overlap))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "em", "f1"),
+    [
+        ("The Denver Broncos!", ["Denver Broncos"], 1, 1),
+        ("denver   broncos won", ["Denver Broncos"], 0, 0.8),  # P 2/3, R 1
+        ("Carolina Panthers", ["Denver Broncos", "The Panthers of Carolina"], 0, 0.8),  # P 1, R 2/3 with the second
+        ("gold gold", ["gold"], 0, 2 / 3),  # a bag, not a set: P 1/2, R 1
+        ("well-known", ["wellknown"], 1, 1),  # punctuation goes without a space
+        ("Santa Clara, California", ["Levi's Stadium"], 0, 0),
+        ("the", ["a"], 1, 1),  # nothing is left of either
+        ("", [], 1, 1),  # no answer, and none given
+        ("something", [], 0, 0),
+        ("", ["something"], 0, 0),
+    ],
+)
+def test_squad_scores_by_hand(said: str, answers: list[str], em: float, f1: float) -> None:
+    assert scores(said, answers) == (em, pytest.approx(f1))
+
+
+def test_squad_scores_equal_the_official_script() -> None:
+    generator = random.Random(0)
+    words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", " ", "é", "«x»"]
+    for _ in range(500):
+        said, *answers = (" ".join(generator.choices(words, k=generator.randint(0, 5))) for _ in range(3))
+        em = max(int(normalize_answer(a) == normalize_answer(said)) for a in answers)
+        assert scores(said, answers) == (em, pytest.approx(max(compute_f1(a, said) for a in answers)))
+
+
+def test_chinese_is_scored_by_characters() -> None:
+    assert scores("《北京》。", ["北京"], "zh") == (1, 1)
+    assert scores("北京大学", ["北京"], "zh") == (0, pytest.approx(2 * 2 / 6))
+    assert scores("2020年ＮＢＡ", ["nba 2020年"], "zh") == (0, 1), "words and numbers end where Chinese begins"
+
+
+# --- what is asked and learned ------------------------------------------------------------------------------------
+
+EXAMPLE = {"context": "Ada was born in London.", "question": "Where?", "answers": ["London"], "answer_start": [16]}
+
+
+def test_prompts() -> None:
+    assert QuestionAnswering().render(EXAMPLE) == (
+        "Context: Ada was born in London.\nQuestion: Where?\nAnswer:",
+        " London",
+    )
+    assert QuestionAnswering(language="zh").render(EXAMPLE)[0] == "文章：Ada was born in London.\n问题：Where?\n答案："
+    assert QuestionAnswering(language="zh").render(EXAMPLE | {"answers": ["伦敦"]})[1] == "伦敦"
+    span = QuestionAnswering(answer=Answer.span)
+    assert span.render(EXAMPLE)[0].startswith("Question: Where?\nContext: Ada"), "a causal model reads the context once"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "{context} {qestion}"}, r"names \{qestion\}.*Did you mean 'question'"),
+        ({"language": "de"}, "language='de' has no preset prompt"),
+        ({"answer": Answer.span, "extractive": False}, "extractive=false needs task.answer=generate"),
+        ({"answer": Answer.span, "prompt": "{question}"}, r"must hold \{context\} once"),
+        ({"stride": 0}, "must be at least 1"),
+        ({"max_answer_tokens": 0}, "must be at least 1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        QuestionAnswering(**options).validate()
+
+
+def test_examples_are_checked() -> None:
+    task = QuestionAnswering()
+    task.check(EXAMPLE)
+    with pytest.raises(DataError, match="the question has no answer"):
+        task.check(EXAMPLE | {"answers": []})
+    with pytest.raises(DataError, match="the answer 'Paris' is not in its context"):
+        task.check(EXAMPLE | {"answers": ["Paris"]})
+    QuestionAnswering(extractive=False).check(EXAMPLE | {"answers": ["Paris"]})
+    QuestionAnswering(unanswerable=True).check(EXAMPLE | {"answers": []})
+    QuestionAnswering(unanswerable=True).check(EXAMPLE | {"answers": [""]})
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "unanswerable"), ("zh", "无法回答")])
+def test_no_answer_is_learned_as_a_word_and_said_as_nothing(language: str, word: str) -> None:
+    task = QuestionAnswering(unanswerable=True, language=language)
+    assert str(task.render(EXAMPLE | {"answers": []})[1]).strip() == word
+    assert task.target(EXAMPLE | {"answers": ["", "London"]}) == "London"
+    assert task.prediction(EXAMPLE, [Text(f" {word.capitalize()}\n", 0.7)]).value == ""
+    assert QuestionAnswering(language=language).prediction(EXAMPLE, [Text(word, 0.7)]).value == word
+
+
+# --- spans --------------------------------------------------------------------------------------------------------
+
+
+def spans(context: str, answers: Any, tokenizer: Any, start: Any = None, max_tokens: int = 60, stride: int = 8) -> Any:
+    task = QuestionAnswering(answer=Answer.span, stride=stride, prompt="{question}|{context}|")
+    example = {"context": context, "question": "q", "answers": answers, "answer_start": start or []}
+    return task.encode(example, tokenizer, max_tokens)
+
+
+def labelled(part: Any, context: str) -> str | None:
+    """The text a window's label points at, None for its last token ("not here")."""
+    first, last = part.label
+    if first == len(part.ids) - 1:
+        assert last == first
+        return None
+    begin = part.extra["first"]
+    return context[part.extra["left"][first - begin] : part.extra["right"][last - begin]].strip()
+
+
+def test_windows_cover_a_context_and_overlap(tokenizer: Any) -> None:
+    context = " ".join(f"w{n}" for n in range(60))
+    parts = spans(context, ["w33"], tokenizer)
+    assert len(parts) > 2
+    assert all(len(part.ids) <= 60 for part in parts)
+    covered = {
+        k
+        for part in parts
+        for k, right in zip(part.extra["left"], part.extra["right"], strict=True)
+        for k in range(k, right)
+    }
+    assert covered == set(range(len(context)))
+    for one, two in itertools.pairwise(parts):
+        assert len(set(one.extra["left"]) & set(two.extra["left"])) == 8
+    assert {tuple(part.ids[:2]) for part in parts} == {tuple(tokenizer("q|")["input_ids"])}
+
+
+def test_an_answer_is_labelled_where_it_lies_wholly(tokenizer: Any) -> None:
+    context = " ".join(f"w{n}" for n in range(60))
+    for n in range(60):  # at every place, the windows' edges among them
+        start = context.index(f"w{n}")
+        found = [labelled(part, context) for part in spans(context, [f"w{n}"], tokenizer, [start])]
+        assert set(found) <= {f"w{n}", None}
+        assert f"w{n}" in found
+
+
+def test_an_answer_longer_than_the_overlap_may_be_in_no_window(tokenizer: Any) -> None:
+    context = " ".join(f"w{n}" for n in range(60))
+    (first, second, *_) = spans(context, ["x"], tokenizer)
+    edge = context[second.extra["left"][0] - 4 : first.extra["right"][-1] + 4]
+    assert {labelled(part, context) for part in spans(context, [edge], tokenizer)} == {None}
+
+
+@pytest.mark.parametrize(("told", "expected"), [(0, 0), (14, 16), (99, 34)])
+def test_wrong_offsets_take_the_nearest_occurrence(tokenizer: Any, told: int, expected: int) -> None:
+    context = "Ada met Bob in. Ada Byron and then Ada left"
+    starts = [m.start() for m in re.finditer("Ada", context)]
+    assert starts == [0, 16, 35]
+    (part,) = spans(context, ["Ada"], tokenizer, [told])
+    first = part.label[0] - part.extra["first"]
+    assert abs(part.extra["left"][first] - expected) <= 1  # a token may begin with its space
+
+
+def test_an_answer_that_is_not_there_leaves_the_next_one(tokenizer: Any) -> None:
+    context = "Ada met Bob in Paris"
+    (part,) = spans(context, ["Charles", "Bob"], tokenizer, [0, 8])
+    assert labelled(part, context) == "Bob"
+
+
+def test_unanswerable_and_unknown_answers(tokenizer: Any) -> None:
+    (none,) = spans("Ada met Bob", [], tokenizer)
+    (unknown,) = spans("Ada met Bob", None, tokenizer)
+    assert labelled(none, "Ada met Bob") is None
+    assert unknown.label is None
+
+
+def test_a_question_that_leaves_no_room_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"leave \d+ of 10 tokens for the context"):
+        spans("Ada met Bob", ["Bob"], tokenizer, max_tokens=10)
+
+
+def scored(logits: Any, longest: int = 30) -> Any:
+    """The best span of a window of six tokens after two of a question; the ninth position is the last one."""
+    import torch
+    from gptask_tasks.qa.span import SpanHead
+
+    scores = torch.full((9, 2), -20.0)
+    for place, (start, end) in logits.items():
+        scores[place] = torch.tensor([start, end])
+    left, right = list(range(0, 60, 10)), list(range(10, 70, 10))
+    return SpanHead(8, longest)._best(scores.log_softmax(0), 2, left, right, 8)
+
+
+def test_the_best_legal_span_is_taken() -> None:
+    assert (scored({3: (9.0, 0.0), 5: (0.0, 9.0)}).start, scored({3: (9.0, 0.0), 5: (0.0, 9.0)}).end) == (10, 40)
+    backwards = scored({5: (9.0, 0.0), 3: (0.0, 9.0), 6: (0.0, 5.0)})
+    assert (backwards.start, backwards.end) == (30, 50), "an end before its start is not legal"
+    short = scored({2: (9.0, 0.0), 7: (0.0, 9.0), 3: (0.0, 4.0)}, longest=2)
+    assert (short.start, short.end) == (0, 20), "nor is one longer than task.max_answer_tokens"
+    nothing = scored({8: (9.0, 9.0), 4: (1.0, 1.0)})
+    assert nothing.null > nothing.score
+    assert (nothing.start, nothing.end) == (20, 30), "the null position is no span"
+
+
+def test_the_likeliest_span_of_all_windows_wins() -> None:
+    from gptask_tasks.qa.span import Span, best
+
+    windows = [Span(3, 9, 0.1, null=-0.2, score=-2.3), Span(40, 44, 0.5, null=-3.0, score=-0.7)]
+    assert best(windows, nullable=False, threshold=0.0) is windows[1]
+    assert best(windows, nullable=True, threshold=0.0) is windows[1], "one window knows the answer"
+    assert best(windows, nullable=True, threshold=-3.0).end == 0
+    silent = [Span(3, 9, 0.1, null=-0.2, score=-2.3), Span(40, 44, 0.1, null=-0.1, score=-2.0)]
+    assert best(silent, nullable=True, threshold=0.0).end == 0
+    assert best(silent, nullable=True, threshold=5.0) is silent[1]
+    assert best(silent, nullable=False, threshold=0.0) is silent[1]
+
+
+def test_a_span_is_cut_from_the_context_without_its_space() -> None:
+    from gptask_tasks.qa.span import Span
+
+    task = QuestionAnswering(answer=Answer.span, unanswerable=True)
+    said = task.prediction(EXAMPLE, [Span(15, 22, 0.8, null=-5.0, score=-0.2)])
+    assert (said.value, said.score) == ("London", 0.8)
+    assert task.prediction(EXAMPLE, [Span(15, 22, 0.1, null=-0.1, score=-2.3)]).value == ""
+
+
+def test_pads_and_the_question_are_never_part_of_a_span(backbone: Any) -> None:
+    import torch
+    from gptask.data.module import collate, encode
+
+    task = QuestionAnswering(answer=Answer.span, stride=8)
+    texts = ["the film is good", "the weather in Paris is bad and the film is a great story about refunds"]
+    examples = [{"context": text, "question": "is it?", "answers": ["film"], "answer_start": []} for text in texts]
+    items = [item for example in examples for item in encode(task, example, backbone.tokenizer, 128)]
+    batch = collate(items)
+    scores = task.head(backbone).scores(backbone.hidden(batch.input_ids), batch)
+    for row, item in zip(scores, items, strict=True):
+        first = item["extra"]["first"]
+        legal = {*range(first, first + len(item["extra"]["left"])), item["length"] - 1}
+        assert set(torch.isfinite(row[:, 0]).nonzero().flatten().tolist()) == legal
+        torch.testing.assert_close(row.exp().sum(0), torch.ones(2))
+
+
+def test_the_sample_holds_its_answers_at_their_offsets(sample_rows: Any, assert_fit_for_use: Any) -> None:
+    rows = sample_rows(QuestionAnswering())
+    assert_fit_for_use(rows)
+    for example in (example for split in rows.values() for example in split):
+        assert example["answers"]
+        for answer, start in zip(example["answers"], example["answer_start"], strict=True):
+            assert example["context"][start : start + len(answer)] == answer

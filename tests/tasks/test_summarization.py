@@ -1,0 +1,113 @@
+import random
+from typing import Any
+
+import pytest
+from gptask import DataError, Prediction, UserError
+from gptask.metric import score_all
+from gptask_tasks.summarization import Summarization
+from gptask_tasks.text import sentences
+from rouge_score.rouge_scorer import RougeScorer
+
+ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+WORDS = ["Running", "runs", "the", "cats", "cat's", "sat", "mat.", "end!", "U.S.", "why?", "7,000", "é"]
+
+
+def texts(count: int, words: list[str], joint: str = " ") -> list[str]:
+    generator = random.Random(count)
+    return [joint.join(generator.choices(words, k=generator.randint(1, 25))) for _ in range(count)]
+
+
+def measured(task: Summarization, said: list[str], references: list[list[str]]) -> dict[str, float]:
+    scores, _ = score_all(task.metrics(), [Prediction(s) for s in said], [{"summary": r} for r in references])
+    return {score.name: score.value for score in scores}
+
+
+def test_rouge_equals_rouge_score() -> None:
+    said, first, second = texts(40, WORDS), texts(41, WORDS)[:40], texts(42, WORDS)[:40]
+    references = [[a, b] if number % 3 else [a] for number, (a, b) in enumerate(zip(first, second, strict=True))]
+    found = measured(Summarization(), [*said, ""], [*references, ["the cat"]])
+    scorer = RougeScorer(ROUGE, use_stemmer=True)
+    for name in ROUGE:
+        split = sentences if name == "rougeLsum" else str
+        one = [
+            max(scorer.score(split(r), split(s))[name].fmeasure for r in rs)
+            for s, rs in zip(said, references, strict=True)
+        ]
+        assert found[name] == pytest.approx(100 * sum(one) / 41)
+    assert found["rouge1"] > found["rouge2"] > 0
+
+
+def test_rouge_lsum_matches_sentence_by_sentence() -> None:
+    reference, said = "The cat sat. A dog ran home.", "A dog ran home. The cat sat."
+    found = measured(Summarization(), [said], [[reference]])
+    assert found["rougeLsum"] == pytest.approx(100)
+    assert found["rougeL"] < 60
+
+
+def test_chinese_is_scored_by_characters() -> None:
+    said, reference = "北京今天下雨。", "今天北京下大雨"
+    found = measured(Summarization(language="zh"), [said], [[reference]])
+    hits, pairs = 6, 2  # all of 北京今天下雨; 北京 and 今天
+    assert found["rouge1"] == pytest.approx(100 * 2 * hits / (6 + 7))
+    assert found["rouge2"] == pytest.approx(100 * 2 * pairs / (5 + 6))
+    assert measured(Summarization(), [said], [[reference]])["rouge1"] == 0, "rouge-score's own tokenizer drops Chinese"
+
+
+def test_the_length_ratio_is_of_the_sums() -> None:
+    assert measured(Summarization(), ["one two", ""], [["one two three"], ["one"]])["length_ratio"] == 0.5
+    assert measured(Summarization(language="zh"), ["北京，雨"], [["北京下雨了"]])["length_ratio"] == pytest.approx(0.6)
+
+
+def test_signatures_tell_how_the_words_were_split() -> None:
+    english, chinese = (Summarization(language=language).metrics()[0].signature for language in ("en", "zh"))
+    assert "rouge-score" in english
+    assert "stemmed words" in english
+    assert "characters" in chinese
+
+
+def test_prompts() -> None:
+    example = {"document": "A: hi", "summary": [" A greets. ", "A says hi."]}
+    assert Summarization().render(example) == ("A: hi\n\nSummary:", " A greets.")
+    assert Summarization(language="zh").render(example) == ("A: hi\n\n摘要：", "A greets.")
+    assert Summarization(prompt="{document}\\nTL;DR ").render(example) == ("A: hi\nTL;DR ", "A greets.")
+    assert Summarization().render({"document": "A: hi", "summary": None})[1] is None
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(UserError, match=r"names \{text\}; the task's fields are document"):
+        Summarization(prompt="{text}").validate()
+
+
+def test_a_document_is_cut_and_a_summary_is_not(tokenizer: Any) -> None:
+    task = Summarization()
+    task.generation.max_new_tokens = 8
+    summary = "a great story about refunds and delivery and the weather"
+    example = {"document": "the film is good " * 60, "summary": [summary]}
+    encoded = task.encode(example, tokenizer, 60)
+    assert tokenizer.decode(encoded.target) == f" {summary}"
+    assert len(encoded.ids) + len(encoded.target or []) + 1 <= 60
+    assert tokenizer.decode(encoded.ids).endswith("\n\nSummary:")
+    whole = task.encode(example, tokenizer, 10_000)
+    assert whole.truncated == 0
+    assert encoded.truncated == len(whole.ids) - (60 - len(encoded.target or []) - 1)
+
+
+def test_room_is_kept_for_what_will_be_generated(tokenizer: Any) -> None:
+    task = Summarization()
+    task.generation.max_new_tokens = 40
+    for summary in (["bad"], None):  # so training and prediction see the same prompt
+        encoded = task.encode({"document": "the film is good " * 60, "summary": summary}, tokenizer, 60)
+        assert len(encoded.ids) == 20
+
+
+def test_a_summary_that_leaves_no_room_is_refused_not_cut(tokenizer: Any) -> None:
+    example = {"document": "the film", "summary": ["the film is good " * 60]}
+    with pytest.raises(DataError, match=r"the prompt alone needs \d+ tokens and -\d+ are left"):
+        Summarization().encode(example, tokenizer, 64)
+
+
+def test_the_sample_is_fit_for_use(sample_rows: Any, assert_fit_for_use: Any) -> None:
+    rows = sample_rows(Summarization())
+    assert_fit_for_use(rows)
+    for split in rows.values():
+        assert all(len(e["summary"][0]) < len(e["document"]) for e in split)

@@ -1,0 +1,109 @@
+import random
+from typing import Any
+
+import pytest
+import sacrebleu
+from gptask import DataError, Prediction, UserError
+from gptask.metric import score_all
+from gptask_tasks.translation import Translation
+
+WORDS = {
+    "fr": ["le", "chat", "noir", "dort", "sur", "l'arbre", ".", "et", "mange,", "beaucoup", "(vite)"],
+    "zh": ["我", "们", "今天", "去", "北京", "。", "好吗", "？", "NBA"],
+}
+
+
+def corpus(language: str, most: int) -> tuple[list[str], list[list[str]]]:
+    """Random hypotheses, empty ones among them, and one to ``most`` references that share words with them."""
+    generator = random.Random(most)
+    joint = "" if language == "zh" else " "
+
+    def text(least: int = 1) -> str:
+        return joint.join(generator.choices(WORDS[language], k=generator.randint(least, 12)))
+
+    said = [text() for _ in range(40)]
+    said[3] = said[17] = ""
+    references = [[text() for _ in range(generator.randint(1, most))] for _ in said]
+    for number in range(0, 40, 4):  # some are right, in their last reference
+        references[number][-1] = said[number] or "rien"
+    return said, references
+
+
+@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize(("language", "tokenizer"), [("fr", "13a"), ("zh", "zh")])
+def test_scores_and_signatures_equal_sacrebleu(language: str, tokenizer: str, most: int) -> None:
+    said, references = corpus(language, most)
+    streams = [[r[k] if k < len(r) else None for r in references] for k in range(most)]
+    scores, _ = score_all(
+        Translation(target_lang=language).metrics(),
+        [Prediction(text) for text in said],
+        [{"target": r} for r in references],
+    )
+    for found, scorer in zip(scores, (sacrebleu.BLEU(tokenize=tokenizer), sacrebleu.CHRF()), strict=True):
+        expected = scorer.corpus_score(said, streams)  # type: ignore[arg-type]
+        assert found.value == pytest.approx(expected.score)
+        assert found.signature == str(scorer.get_signature())
+        assert found.low < found.value < found.high
+
+
+def test_nothing_said_scores_nothing() -> None:
+    scores, _ = score_all(Translation().metrics(), [Prediction("")] * 3, [{"target": ["le chat dort ici"]}] * 3)
+    assert [score.value for score in scores] == [0.0, 0.0]
+    assert [score.high for score in scores] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("target", "tokenizer"),
+    [
+        ("fr", "13a"),
+        ("zh", "zh"),
+        ("zh-CN", "zh"),
+        ("Chinese", "zh"),
+        ("中文", "zh"),
+        ("ja", "char"),
+        ("Klingon", "13a"),
+    ],
+)
+def test_the_tokenizer_follows_the_target_language(target: str, tokenizer: str) -> None:
+    assert f"tok:{tokenizer}" in Translation(target_lang=target).metrics()[0].signature
+
+
+def test_prompts_name_the_languages() -> None:
+    example = {"source": "Good morning", "target": ["Bonjour", "Salut"]}
+    assert Translation().render(example) == ("Translate English to French.\nEnglish: Good morning\nFrench:", " Bonjour")
+    chinese = Translation(language="zh", target_lang="zh")
+    assert chinese.render(example | {"target": ["早上好"]}) == (
+        "把英语翻译成中文。\n英语：Good morning\n中文：",
+        "早上好",
+    )
+    assert Translation(target_lang="zh").render(example | {"target": ["早上好"]})[1] == "早上好"
+    assert Translation(target_lang="Klingon").render(example)[0].endswith("\nKlingon:")
+    assert Translation(prompt="{source} = ({target_language})").filled(example) == "Good morning = (French)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "{source_language}: "}, r"uses no field; put \{source\} into it"),
+        ({"prompt": "{source} {target_lang}"}, r"names \{target_lang\}.*Did you mean 'target_language'"),
+        ({"language": "fr"}, "has no preset prompt"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Translation(**options).validate()
+
+
+def test_an_empty_translation_is_refused() -> None:
+    with pytest.raises(DataError, match="the target is empty"):
+        Translation().check({"source": "Good morning", "target": [" ", "Bonjour"]})
+
+
+def test_the_sample_has_three_languages_both_ways(sample_rows: Any, assert_fit_for_use: Any) -> None:
+    for source, target in (("en", "fr"), ("English", "Chinese"), ("zh", "fr")):
+        rows = sample_rows(Translation(source_lang=source, target_lang=target))
+        assert_fit_for_use(rows)
+        if target == "Chinese":
+            assert all(any("\u4e00" <= c <= "\u9fff" for c in e["target"][0]) for split in rows.values() for e in split)
+    with pytest.raises(UserError, match="the bundled sample has en, fr and zh, not 'de'"):
+        Translation(target_lang="de").sample()
