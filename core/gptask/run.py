@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import config as schemas
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, nearest
 from gptask.plugins import Plugin, chosen, discover
 from gptask.task import CONTRACT_VERSION, Example, Prediction, Task
 
@@ -111,17 +111,21 @@ def write_config(folder: Path, config: Any, plugin: Plugin, **more: Any) -> None
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read and check config.yaml of a run folder."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
-        near = sorted(str(p.parent) for p in Path(folder.parts[0] if folder.parts else ".").glob("*/*/config.yaml"))
-        raise UserError(f"no run folder at {folder} (no config.yaml there); there are: {listing(near[-6:])}")
+        there = _run_folders(folder)
+        raise UserError(
+            f"no run folder at {folder} (no config.yaml there).{nearest(str(folder), there)} "
+            f"The latest: {listing(there[-4:])}"
+        )
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OSError) as error:
-        raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or "plugin" not in values or "task" not in values:
         raise UserError(f"{file} is not the config of a gptask run")
     if values.get("format") != FORMAT:
@@ -130,6 +134,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{FORMAT}. Use the version it names in metrics.json, or train again"
         )
     return {str(k): v for k, v in values.items()}
+
+
+def _run_folders(missing: Path) -> list[str]:
+    """Run folders below or beside one that is missing, or in ./outputs, the latest last."""
+    for base, pattern in ((missing, "*"), (missing, "*/*"), (missing.parent, "*"), (Path("outputs"), "*/*")):
+        if found := sorted(base.glob(f"{pattern}/config.yaml"), key=lambda file: file.stat().st_mtime):
+            return [str(file.parent) for file in found]
+    return []
 
 
 def write_json(path: Path, value: Any) -> None:
