@@ -85,18 +85,19 @@ class Columns:
     def _missing(self, value: Any, name: str, column: str) -> str:
         if isinstance(value, str):
             return (
-                f"a plain line can't be split into {listing(self.required)}; set data.pattern, "
-                "data.columns.<field>=<position> or data.format"
+                f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
+                "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
+        alone = " One cell a row: is data.format right?" if len(value) == 1 else ""
         if isinstance(value, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(value)} cells without names; "
-                f"set data.columns.{name}=<0 to {len(value) - 1}>"
+                f"set data.columns.{name}=<position from 0>.{alone}"
             )
         names = [str(there)[:40] for there in value]
         return (
-            f"no column '{column}' for {name}; there are: {listing(names)}.{nearest(column, names)} "
-            f"Set data.columns.{name}=<column> (a file without a header: data.header=false and positions)"
+            f"no column '{column}' for {name}; there are: {listing(names)}.{nearest(column, names)} Set "
+            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{alone}"
         )
 
     def label(self, raw: Any) -> str:

@@ -73,6 +73,7 @@ class Reading:
         self.inputs = [f.name for f in task.inputs()]
         self.shared = [f.name for f in task.inputs() if f.group]
         self.rows: Counter[str] = Counter()
+        self.good = 0
         self.meta: dict[str, Any] = {"rows": self.rows, "skipped": 0, "first": []}
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
@@ -90,11 +91,13 @@ class Reading:
             example.setdefault("id", row.at(os.path.basename(file)))
             own = _number([example[name] for name in self.inputs])
             shared = _number([example[name] for name in self.shared]) if self.shared else own
+            self.good += 1
             yield example | {"digest": own, "group": shared}
 
     def _bad(self, place: str, error: DataError) -> None:
         if self.on_bad is OnBad.stop:
-            raise DataError(f"{place}: {error} (data.on_bad=skip leaves such rows out)") from error
+            hint = " (data.on_bad=skip leaves such rows out)" if self.good else ""  # else the options may be wrong
+            raise DataError(f"{place}: {error}{hint}") from error
         self.meta["skipped"] += 1
         if len(self.meta["first"]) < QUOTED:
             self.meta["first"].append(f"{place}: {error}")

@@ -67,7 +67,9 @@ class Classification(PromptedTask):
         for name in self.gold(example):
             if self.labels and name not in self.labels:
                 hint = nearest(name, self.labels)
-                raise DataError(f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint}")
+                raise DataError(
+                    f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
+                )
 
     def word(self, label: str) -> str:
         """The word that stands for a label behind the prompt."""

@@ -73,8 +73,12 @@ def test_a_header_that_is_data_does_not_flood_the_message() -> None:
 
 
 def test_missing_position_says_how_many_there_are() -> None:
-    assert "the row has 2 cells without names; set data.columns.text=<0 to 1>" in error(["a", "b"], columns={"text": 2})
-    assert "set data.columns.text=<0 to 1>" in error(["a", "b"])
+    assert "the row has 2 cells without names; set data.columns.text=<position from 0>" in error(
+        ["a", "b"], columns={"text": 2}
+    )
+    assert "set data.columns.text=<position from 0>" in error(["a", "b"])
+    for row in (["a,b"], {"text,label": "a,b"}):
+        assert "One cell a row: is data.format right?" in error(row)
 
 
 def test_unknown_field_in_columns() -> None:
@@ -125,7 +129,7 @@ def test_a_blank_field_may_be_empty() -> None:
 
 def test_a_plain_line_is_the_one_required_field() -> None:
     assert example("good", TEXT, Field("note", required=False)) == {"text": "good", "note": None}
-    assert "can't be split into text, label; set data.pattern" in error("good")
+    assert "can't be split into text, label; set data.pattern or" in error("good")
 
 
 def test_ids_are_kept_and_must_be_there_when_asked_for() -> None:
