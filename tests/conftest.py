@@ -8,6 +8,7 @@ import pytest
 
 os.environ["GPTASK_PLUGINS"] = "gptask"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models spend more on waking a second thread than on computing
 _cache = tempfile.TemporaryDirectory(prefix="gptask-tests-")
 os.environ["GPTASK_CACHE"] = _cache.name
 

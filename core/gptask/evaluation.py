@@ -54,6 +54,8 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     module = GPTModule(task, backbone, parts.head).requires_grad_(False)
     trainer = trainer_for(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
+    if not run.main_process():
+        return
     run.write_config(folder, config, plugin, parent=config.run)
     finish(folder, plugin, module, parts.data, config.split, config, started, 0.0)
 

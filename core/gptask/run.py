@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,7 +66,11 @@ def create(outputs: str, task: str, folder: str | None) -> Path:
 @contextmanager
 def folder_for(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
     """A new run folder (or the one to go on in) with its log; one that nothing came of is taken back."""
+    if not main_process():
+        yield _main_folder(folder, resume)
+        return
     path = Path(resume) if resume else create(outputs, task, folder)
+    os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -77,11 +82,26 @@ def folder_for(outputs: str, task: str, folder: str | None, resume: str | None =
             raise UserError(f"{error.strerror} while writing {path}. {kept(path)}") from error
         raise
     finally:
+        os.environ.pop("GPTASK_RUN_FOLDER")
         log.removeHandler(handler)
         handler.close()
         if {file.name for file in path.iterdir()} <= {"train.log"}:
             (path / "train.log").unlink(missing_ok=True)
             path.rmdir()
+
+
+def main_process() -> bool:
+    """Whether this process writes: the only one, or the first of several (ranks as Lightning reads them)."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
+def _main_folder(folder: str | None, resume: str | None) -> Path:
+    """The folder the first process works in: from its environment, or given by the user."""
+    known = os.environ.get("GPTASK_RUN_FOLDER") or resume or folder
+    if not known:
+        raise UserError("several processes started from outside need to agree on a run folder: set folder=<folder>")
+    return Path(known)
 
 
 def kept(folder: Path) -> str:

@@ -54,18 +54,22 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
-    run.write_config(folder, config, plugin)
+    writing = run.main_process()
+    if writing:
+        run.write_config(folder, config, plugin)
     trainer = _trainer(config, folder)
-    if config.probe and not config.resume:
+    if config.probe and writing and not config.resume:
         from gptask.probe import probe
 
         probe(module, parts.data, trainer)
     _fit(trainer, module, parts.data, folder, config.resume)
     _load_best(trainer, module)
-    run.save_model(folder, backbone, parts.head, config.tuning)
+    if writing:
+        run.save_model(folder, backbone, parts.head, config.tuning)
     fit_seconds = time.time() - started
     trainer.test(module, datamodule=parts.data, verbose=False)
-    finish(folder, plugin, module, parts.data, "test", config, started, fit_seconds)
+    if writing:
+        finish(folder, plugin, module, parts.data, "test", config, started, fit_seconds)
     module.eval()
     return run.Run(folder, plugin, config.task, backbone, parts.head, run.read_config(folder))
 

@@ -17,6 +17,7 @@ from gptask.cli.saved import from_run, run_of
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover
+from gptask.run import main_process
 
 log = logging.getLogger("gptask")
 SWEEPING = ("train", "evaluate")
@@ -31,11 +32,13 @@ def launch(
     """
     import hydra
 
+    program = sys.argv[0]
     line, flags = read(verb, arguments)
     codes: list[int] = []
 
     def job(cfg: Any) -> None:
         where = _job_name() if "--multirun" in flags else ""
+        sys.argv = [program, verb, *_own_overrides()]  # what Lightning starts further processes with
         try:
             action(_mended(line, lambda: checked(cfg, line)))
         except Exception as error:
@@ -174,6 +177,13 @@ def _job_name() -> str:
     return f"job {job.num} ({job.override_dirname}): "
 
 
+def _own_overrides() -> list[str]:
+    """The overrides of this job alone, without what a saved run put among them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [override for override in HydraConfig.get().overrides.task if override != "saved=run"]
+
+
 @contextmanager
 def _process(arguments: Sequence[str]) -> Iterator[None]:
     """What Hydra reads from the process: its arguments, and that errors are to reach us instead of its own exit."""
@@ -189,7 +199,7 @@ def _process(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _log_to_console() -> None:
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if main_process() else logging.ERROR)
     handler = next((h for h in log.handlers if type(h) is logging.StreamHandler), None)
     if handler is None:
         handler = logging.StreamHandler()

@@ -10,9 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gptask.run import main_process
+
 
 def show_run(folder: Path) -> None:
     """Print what a run folder's metrics.json and predictions.jsonl say."""
+    if not main_process():
+        return
     console = Console()
     result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     table = Table(title=f"{result['task']}: {result['split']}, n = {result['n']}")
