@@ -72,13 +72,14 @@ def build(run: Run) -> Any:
     peft, tokenizer = run.backbone.peft, run.backbone.tokenizer
     merged = peft.merge_and_unload() if hasattr(peft, "merge_and_unload") else peft
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    if isinstance(merged, cls):
-        tokenizer.padding_side = "left"
-        ends = {"eos_token_id": sorted(run.backbone.stop_ids), "pad_token_id": tokenizer.pad_token_id}
-        merged.generation_config.update(**values | ends)
-        return merged
-    tokenizer.padding_side = "right"
-    return with_head(cls, merged, weights, values | {"pad_token_id": tokenizer.pad_token_id})
+    values |= {"pad_token_id": tokenizer.pad_token_id}
+    generates = isinstance(merged, cls)
+    tokenizer.padding_side = "left" if generates else "right"
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # save_pretrained writes what was given at the start
+    if not generates:
+        return with_head(cls, merged, weights, values)
+    merged.generation_config.update(**values, eos_token_id=sorted(run.backbone.stop_ids))
+    return merged
 
 
 def model_class(run: Run) -> Any:

@@ -94,3 +94,34 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     yield
     assert not tried
+
+
+@pytest.fixture(scope="session")
+def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``run_of(task, "llama", tuning)``: a run as `train` leaves it, with random numbers for what has learned."""
+
+    def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
+        import torch
+        from gptask import Config, run
+        from gptask.backbone import model, source
+        from gptask.backbone.tuning import apply
+        from gptask.config import DType, Pretrained, Scratch
+
+        options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
+        if family != "scratch":
+            options = Pretrained(source=str(tiny(family, 128)), dtype=DType.float32, license="MIT")
+        config = Config(task=task, backbone=options, tuning=tuning)
+        torch.manual_seed(seed)
+        backbone = model.load(options, source.locate(options), lambda: [TEXT] * 3)
+        head = task.head(backbone)
+        backbone.peft = apply(backbone.peft, tuning)
+        for parameter in [*backbone.parameters(), *head.parameters()]:
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.data.normal_(0, 0.2)
+        folder = tmp_path_factory.mktemp("run")
+        run.write_config(folder, config, run.plugin_of(task))
+        run.save_model(folder, backbone, head, tuning)
+        backbone.eval()
+        return run.Run(folder, run.plugin_of(task), task, backbone, head, run.read_config(folder))
+
+    return make

@@ -1,0 +1,123 @@
+"""An exported folder gives plain transformers the predictions of the run."""
+
+import re
+
+import pytest
+import torch
+from gptask import UserError
+from gptask.config import Export, Full, Head, Lora
+from gptask.export import export
+from gptask_tasks.classification import Classification
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.translation import Translation
+
+LABELS = ["negative", "neutral", "positive"]
+TEXTS = ["good", "the quick brown fox jumps over the lazy dog", "bad film", "这部电影很好"]
+
+
+def exported(run, folder):
+    return export(Export(run=str(run.folder), output=str(folder)))
+
+
+def snippet(folder, **names):
+    """Run the README's code, as somebody without gptask would."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+    assert "gptask" not in code.replace(str(folder), "")
+    exec(code, names)
+    return names
+
+
+def filled(folder, **values):
+    """The README's prompt template with its fields filled in."""
+    (template,) = re.findall(r"```text\n(.*?)\n```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+    return template.format(**values)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "gemma3", "scratch"])
+def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, run_of, tmp_path):
+    run = run_of(Sentiment(labels=LABELS), family, Lora(rank=2))
+    expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
+    folder = exported(run, tmp_path / "out")
+    said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
+    torch.testing.assert_close(said["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert (said["batch"]["attention_mask"] == 0).any()
+    assert said["names"] == LABELS
+    assert said["model"].config.problem_type == "single_label_classification"
+    assert type(said["model"]).__name__.endswith("ForSequenceClassification")
+
+
+@pytest.mark.parametrize("tuning", [Full(), Head()])
+def test_every_tuning_exports_and_labels_may_be_many(tuning, run_of, tmp_path):
+    run = run_of(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
+    expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
+    folder = exported(run, tmp_path / "out")
+    said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
+    torch.testing.assert_close(said["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert said["model"].config.problem_type == "multi_label_classification"
+    assert said["model"].config.label2id == {"a": 0, "b": 1, "c": 2}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "scratch"])
+def test_generation_gives_the_runs_texts(family, run_of, tmp_path):
+    task = Translation(prompt="Say in French: {source}")
+    task.generation.max_new_tokens = 8
+    run = run_of(task, family, Lora(rank=2))
+    sources = ["good", "the lazy dog", "is it"]
+    expected = [p.value for p in run.predict({"source": source} for source in sources)]
+    folder = exported(run, tmp_path / "out")
+    said = snippet(folder, prompts=[filled(folder, source=source) for source in sources])
+    assert [text.strip() for text in said["texts"]] == expected
+    assert len(set(expected)) == 3
+    assert said["model"].generation_config.max_new_tokens == 8
+    assert said["tokenizer"].padding_side == "left"
+
+
+def test_stop_texts_are_in_the_snippet(run_of, tmp_path):
+    task = QuestionAnswering()
+    task.generation.max_new_tokens, task.generation.stop = 12, ["e", "\n"]
+    run = run_of(task, "llama", Lora(rank=2))
+    rows = [{"context": "the dog is lazy", "question": "is it good?"}, {"context": "bad film", "question": "is it?"}]
+    folder = exported(run, tmp_path / "out")
+    said = snippet(folder, prompts=[filled(folder, **row) for row in rows])
+    assert [text.strip() for text in said["texts"]] == [p.value for p in run.predict(rows)]
+
+
+def test_the_folder_is_self_contained_and_without_pickle(run_of, tmp_path):
+    folder = exported(run_of(Sentiment(labels=LABELS), "gemma3", Lora(rank=2)), tmp_path / "new" / "out")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert not any(name.startswith("adapter") for name in names)
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".md", ".txt"}
+    assert "licence: MIT" in (folder / "README.md").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_a_head_that_no_class_fits_is_refused(run_of, tmp_path):
+    run = run_of(QuestionAnswering(answer=Answer.span), "llama", Lora(rank=2))
+    with pytest.raises(UserError, match=r"no transformers class fits its head \(SpanHead\)"):
+        exported(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_left_alone(run_of, tmp_path):
+    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+    (tmp_path / "out").mkdir()
+    exported(run, tmp_path / "out")  # an empty folder is fine
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "file").write_text("mine")
+    for name in ("out", "file"):
+        with pytest.raises(UserError, match=f"{name} exists"):
+            exported(run, tmp_path / name)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_failing_write_leaves_nothing(run_of, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(UserError, match="can't be written: No space left"):
+        exported(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
