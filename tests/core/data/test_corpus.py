@@ -80,6 +80,12 @@ def test_an_empty_line_in_a_parallel_file(write: Callable) -> None:
         corpus(Translation(), test=pair).split("test")
 
 
+def test_a_label_that_is_a_columns_number_is_no_header(write: Callable) -> None:
+    name = write("a.tsv", "good\t1\nbad\t0\n")
+    test = corpus(test=name, columns={"text": 0, "label": 1}, labels=["neg", "pos"]).split("test")
+    assert [(e["text"], e["label"]) for e in test] == [("good", "pos"), ("bad", "neg")]
+
+
 def test_pattern_and_label_map(write: Callable) -> None:
     name = write("TREC.train", "DESC:manner How ?\nNUM:date When ?\n")
     test = corpus(
