@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,8 +20,8 @@ Exported by gptask from the run `{run}` (task `{task}`). Backbone: {backbone}.
 import torch
 from transformers import {auto}, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({folder!r})
-model = {auto}.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder})
+model = {auto}.from_pretrained({folder})
 batch = tokenizer(prompts, padding=True, return_tensors="pt")
 with torch.inference_mode():
 {use}
@@ -124,9 +125,9 @@ def readme(run: Run, output: Path) -> str:
         title=output.name,
         run=run.folder,
         task=run.plugin.name,
-        backbone=run.backbone.origin.kind + licence,
+        backbone=backbone.get("source", "from scratch") + licence,
         auto=auto,
-        folder=str(output),
+        folder=json.dumps(str(output), ensure_ascii=False),
         use=usage(run, auto),
         template=template,
     )

@@ -12,12 +12,13 @@ log = logging.getLogger("gptask")
 
 
 def apply(model: Any, tuning: Lora | Full | Head) -> Any:
-    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters.
+    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters. The model's own dropout is switched on.
 
     What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
     """
     import torch
 
+    model.train()
     if isinstance(tuning, Full):
         if model.dtype is not torch.float32:
             log.info("tuning=full: weights in float32 (trainer.precision=bf16-mixed computes in bfloat16)")

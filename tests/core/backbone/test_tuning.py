@@ -18,7 +18,7 @@ def learning(model):
 def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone_of):
     backbone = backbone_of(family)
     before = backbone.logits(backbone.hidden(IDS))
-    backbone.peft = apply(backbone.peft, Lora(rank=2))
+    backbone.peft = apply(backbone.peft, Lora(rank=2)).eval()
     assert torch.equal(backbone.logits(backbone.hidden(IDS)), before)
     names = learning(backbone)
     assert names
@@ -65,3 +65,9 @@ def test_full_learns_everything_in_float32(backbone_of):
 
 def test_head_freezes_the_backbone(backbone_of):
     assert learning(apply(backbone_of("llama").peft, Head())) == set()
+
+
+@pytest.mark.parametrize("tuning", [Lora(dropout=0.1), Full(), Head()])
+def test_dropout_is_on(tuning, backbone_of):
+    model = apply(backbone_of("gpt2").peft, tuning)
+    assert all(module.training for module in model.modules())
