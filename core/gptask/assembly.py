@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gptask.config import Data
 from gptask.data.corpus import Corpus
@@ -13,9 +13,8 @@ from gptask.errors import UserError
 from gptask.task import Kind, Task
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningDataModule
-
     from gptask.backbone.model import Backbone
+    from gptask.data.module import DataModule
     from gptask.heads import Head
 
 log = logging.getLogger("gptask")
@@ -28,7 +27,7 @@ class Parts:
     task: Task
     backbone: Backbone
     head: Head
-    data: LightningDataModule
+    data: DataModule
 
 
 def corpus(task: Task, data: Data, seed: int) -> Corpus:
@@ -56,5 +55,4 @@ def parts(task: Task, examples: Corpus, options: Data, backbone: Backbone, seed:
     if options.max_tokens > backbone.context:
         log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
         options.max_tokens = backbone.context
-    data: Any = task.datamodule(examples, backbone.tokenizer, options, seed)
-    return Parts(task, backbone, task.head(backbone), data)
+    return Parts(task, backbone, task.head(backbone), task.datamodule(examples, backbone.tokenizer, options, seed))

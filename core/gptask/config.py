@@ -39,7 +39,7 @@ class ScheduleName(Enum):
 
 @dataclass
 class Pretrained:
-    """A pretrained decoder: local folder, GGUF file, installed wheel with a GGUF file, or hub id (tried in this order)."""
+    """A pretrained decoder: local folder, GGUF file, wheel with a GGUF file, or hub id (tried in this order)."""
 
     source: str = MISSING
     install: str | None = None

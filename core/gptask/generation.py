@@ -49,6 +49,9 @@ class Generation:
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
 
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise UserError("task.generation.top_k and top_p choose among drawn tokens: set temperature above 0 too")
+
     def to_transformers(self) -> dict[str, Any]:
         """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
         values: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}

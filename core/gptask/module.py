@@ -66,11 +66,12 @@ class GPTModule(pl.LightningModule):
         """The task's metrics, logged as ``val/<name>``."""
         if self.trainer.sanity_checking:
             return
-        examples, predictions = self.predictions(self.trainer.datamodule, "validation")
-        for metric in self.task.metrics():
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        examples, predictions = self.predictions(data, "validation")
+        for number, metric in enumerate(self.task.metrics()):
             rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
             value = metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
-            self.log(f"val/{metric.name}", value, prog_bar=metric is self.task.metrics()[0])
+            self.log(f"val/{metric.name}", value, prog_bar=number == 0)
 
     def predictions(self, data: Any, split: str) -> tuple[list[Example], list[Prediction]]:
         """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""

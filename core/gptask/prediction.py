@@ -17,7 +17,8 @@ from gptask.config import OnBad, Predict
 from gptask.data.columns import Columns
 from gptask.data.reading import Row, Source, read, read_stream, stdin
 from gptask.errors import DataError, UserError
-from gptask.run import Run, load_run, prediction_fields
+from gptask.results import prediction_fields
+from gptask.run import Run, load_run
 from gptask.task import Example, Prediction
 
 CHUNK = 256  # rows at most that are sorted by length together
@@ -40,7 +41,7 @@ def predict(config: Predict) -> None:
                 stream.write(_line(run, example, prediction, config.on_error) + "\n")
                 stream.flush()
     except BrokenPipeError:  # `gptask predict ... | head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
     except OSError as error:
         raise UserError(f"{config.output} can't be written: {error.strerror}") from error
 

@@ -57,12 +57,12 @@ class Bar(RichProgressBar, Speed):
             name.replace("train/tokens_per_second", "tok/s").replace("train/", ""): v for name, v in metrics.items()
         }
 
-    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Start the clock."""
         RichProgressBar.on_train_batch_start(self, trainer, module, *rest)
         Speed.on_train_batch_start(self, trainer, module, *rest)
 
-    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Stop the clock and draw."""
         Speed.on_train_batch_end(self, trainer, module, *rest)
         RichProgressBar.on_train_batch_end(self, trainer, module, *rest)

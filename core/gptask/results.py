@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import run
 from gptask.metric import score_all
+from gptask.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.module import GPTModule
+
+PACKAGES = (
+    "gptask",
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "peft",
+    "sacrebleu",
+    "rouge-score",
+    "scikit-learn",
+)
 
 
 def finish(
@@ -30,7 +46,7 @@ def finish(
 
     examples, predictions = module.predictions(data, split)
     scores, statistics = score_all(module.task.metrics(), predictions, examples)
-    run.write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
+    write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     result = {
         "task": plugin.name,
@@ -49,8 +65,8 @@ def finish(
         "fit_seconds": round(fit_seconds, 2),
         "train_tokens_per_second": Speed.of(module.trainer),
         "peak_memory_mb": peak_memory_mb(),
-        "versions": run.versions(),
-        "git_commit": run.git_commit(),
+        "versions": versions(),
+        "git_commit": git_commit(),
     }
     run.write_json(folder / "metrics.json", result)
     return result
@@ -64,3 +80,55 @@ def peak_memory_mb() -> int:
         return torch.cuda.max_memory_allocated() >> 20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def write_predictions(
+    path: Path,
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    statistics: Sequence[dict[str, list[float]]],
+) -> None:
+    """One line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
+    with path.open("w", encoding="utf-8") as stream:
+        for example, prediction, numbers in zip(examples, predictions, statistics, strict=True):
+            line = {
+                "id": example["id"],
+                "digest": f"{example['digest'] + 2**63:016x}",
+                "group": f"{example['group'] + 2**63:016x}",
+                **{f.name: example[f.name] for f in task.inputs()},
+                "references": {f.name: example[f.name] for f in task.targets()},
+                **prediction_fields(prediction),
+                "statistics": numbers,
+            }
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def prediction_fields(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as it stands in a JSON line."""
+    fields: dict[str, Any] = {"prediction": prediction.value}
+    if prediction.score is not None:
+        fields["score"] = round(prediction.score, 6)
+    if prediction.probabilities is not None:
+        fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
+    return fields
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit gptask's own code is at, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -6,20 +6,18 @@ import errno
 import json
 import logging
 import os
-import shutil
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import config as schemas
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins import Plugin, chosen, discover
-from gptask.task import CONTRACT_VERSION, Example, Prediction, Task
+from gptask.task import CONTRACT_VERSION, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -27,16 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gptask")
 FORMAT = 1
-PACKAGES = (
-    "gptask",
-    "torch",
-    "transformers",
-    "pytorch-lightning",
-    "peft",
-    "sacrebleu",
-    "rouge-score",
-    "scikit-learn",
-)
 
 
 def plugin_of(task: Task) -> Plugin:
@@ -171,126 +159,6 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def write_predictions(
-    path: Path,
-    task: Task,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    statistics: Sequence[dict[str, list[float]]],
-) -> None:
-    """One line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
-    with path.open("w", encoding="utf-8") as stream:
-        for example, prediction, numbers in zip(examples, predictions, statistics, strict=True):
-            line = {
-                "id": example["id"],
-                "digest": f"{example['digest'] + 2**63:016x}",
-                "group": f"{example['group'] + 2**63:016x}",
-                **{f.name: example[f.name] for f in task.inputs()},
-                "references": {f.name: example[f.name] for f in task.targets()},
-                **prediction_fields(prediction),
-                "statistics": numbers,
-            }
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def prediction_fields(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as it stands in a JSON line."""
-    fields: dict[str, Any] = {"prediction": prediction.value}
-    if prediction.score is not None:
-        fields["score"] = round(prediction.score, 6)
-    if prediction.probabilities is not None:
-        fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
-    return fields
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit gptask's own code is at, where it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-# --- the model part ---------------------------------------------------------------------------------------------
-
-
-def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
-    """Write ``model/``: adapter (PEFT format) or full weights, head, tokenizer, the backbone's source and hash.
-
-    Whole or not at all: a save that fails leaves the model saved earlier as it was.
-    """
-    partial = folder / "model.part"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _write_model(partial, backbone, head, tuning)
-        _swap(partial, folder / "model")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Put a folder in the place of another, which is there until the new one is."""
-    old = place.with_name(f"{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_model(partial: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
-    from safetensors.torch import save_file
-
-    scratch = backbone.origin.kind == "scratch"
-    if isinstance(tuning, schemas.Lora):
-        if scratch:
-            _save_base(backbone, partial / "base")
-        backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
-        backbone.peft.save_pretrained(partial, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)
-    elif isinstance(tuning, schemas.Full) or scratch:
-        backbone.model.save_pretrained(partial)
-    backbone.tokenizer.save_pretrained(partial)
-    if state := {name: value.contiguous() for name, value in head.state_dict().items()}:
-        save_file(state, partial / "head.safetensors")
-    write_json(
-        partial / "backbone.json",
-        {
-            "source": backbone.origin.kind,
-            "location": backbone.origin.location,
-            "weights_hash": backbone.origin.weights_hash,
-        },
-    )
-
-
-def _save_base(backbone: Backbone, folder: Path) -> None:
-    """The frozen weights of a backbone from scratch, without adapters."""
-    from safetensors.torch import save_file
-
-    state = {
-        name.replace(".base_layer", ""): value.contiguous()
-        for name, value in backbone.model.state_dict().items()
-        if "lora_" not in name and not name.startswith("lm_head")
-    }
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    backbone.model.config.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-
-
 @dataclass
 class Run:
     """A run folder's model in memory."""
@@ -353,50 +221,11 @@ def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: s
             f"{folder} holds no model (an evaluation, or a run that was stopped before its end: "
             f"gptask train resume={folder})"
         )
-    backbone = _load_backbone(model, values, dtype)
+    from gptask import saved_model
+
+    backbone = saved_model.load_backbone(model, values, dtype)
     head = instance.head(backbone)
-    _load_head(head, model)
+    saved_model.load_head(head, model)
     backbone.eval()
     head.eval()
     return Run(folder, plugin, instance, backbone, head, values)
-
-
-def _load_backbone(model: Path, values: dict[str, Any], choice: schemas.DType | None) -> Backbone:
-    from gptask.backbone.model import Backbone, from_folder, number_format
-    from gptask.backbone.source import Resolved, resolve
-
-    options = schemas.from_plain("backbone", values["backbone"])
-    known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    dtype = number_format(choice or options.dtype)
-    if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        return from_folder(Resolved(str(model), known["source"], known["weights_hash"]), dtype)
-    if (model / "base").is_dir():
-        origin = Resolved(str(model / "base"), known["source"], "")
-    else:
-        origin = resolve(options)
-        if origin.weights_hash != known["weights_hash"]:
-            raise UserError(
-                f"the run was trained on another backbone: weights {known['weights_hash']} ({known['source']}), but "
-                f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
-            )
-    backbone = from_folder(origin, dtype, tokenizer=str(model))
-    if not (model / "adapter_config.json").exists():
-        return backbone
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    try:
-        return Backbone(PeftModel.from_pretrained(backbone.model, str(model)), backbone.tokenizer, origin)
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _load_head(head: Head, model: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = model / "head.safetensors"
-    try:
-        head.load_state_dict(load_file(file) if file.exists() else {})
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningDataModule
-
     from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
+    from gptask.data.module import DataModule
     from gptask.heads import Head
     from gptask.metric import Metric
 
@@ -174,7 +173,7 @@ class Task(ABC):
             ids = ids[:-1]
         return ids
 
-    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> LightningDataModule:
+    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> DataModule:
         """Build the data module; core's reads, checks, encodes, caches and batches by length."""
         from gptask.data.module import DataModule
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import assembly, run
+from gptask import assembly, run, saved_model
 from gptask.backbone.source import locate
 from gptask.config import CSVLog, Train, checked
 from gptask.errors import UserError
@@ -65,7 +65,7 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     _fit(trainer, module, parts.data, folder, config.resume)
     _load_best(trainer, module)
     if writing:
-        run.save_model(folder, backbone, parts.head, config.tuning)
+        saved_model.save_model(folder, backbone, parts.head, config.tuning)
     fit_seconds = time.time() - started
     trainer.test(module, datamodule=parts.data, verbose=False)
     if writing:

@@ -102,7 +102,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
     def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
         import torch
-        from gptask import Config, run
+        from gptask import Config, run, saved_model
         from gptask.backbone import model, source
         from gptask.backbone.tuning import apply
         from gptask.config import DType, Pretrained, Scratch
@@ -120,7 +120,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
                 parameter.data.normal_(0, 0.2)
         folder = tmp_path_factory.mktemp("run")
         run.write_config(folder, config, run.plugin_of(task))
-        run.save_model(folder, backbone, head, tuning)
+        saved_model.save_model(folder, backbone, head, tuning)
         backbone.eval()
         return run.Run(folder, run.plugin_of(task), task, backbone, head, run.read_config(folder))
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from gptask import Config, UserError, load_run, run
+from gptask import Config, UserError, load_run, run, saved_model
 from gptask.config import DType, Full, Head, Lora
 from gptask.heads import GenerationHead
 from gptask_tasks.sentiment import Sentiment
@@ -141,7 +141,7 @@ def test_what_is_no_run_folder_says_so(tmp_path, copied):
         load_run(copied)
 
 
-@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "gptask.run.write_json"])
+@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "gptask.saved_model.write_json"])
 def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -149,7 +149,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkey
     before = {path.name: path.read_bytes() for path in (copied / "model").iterdir()}
     monkeypatch.setattr(broken, full)
     with pytest.raises(OSError, match="No space"):
-        run.save_model(copied, lora.backbone, lora.head, Lora(rank=2))
+        saved_model.save_model(copied, lora.backbone, lora.head, Lora(rank=2))
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in (copied / "model").iterdir()} == before
     assert {path.name for path in copied.iterdir()} == {"config.yaml", "model"}
@@ -158,7 +158,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkey
 
 def test_saving_again_replaces_the_model(copied, run_of):
     other = run_of(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
-    run.save_model(copied, other.backbone, other.head, Lora(rank=2))
+    saved_model.save_model(copied, other.backbone, other.head, Lora(rank=2))
     assert probabilities(load_run(copied)) == probabilities(other)
     assert {path.name for path in copied.iterdir()} == {"config.yaml", "model"}
 

@@ -34,11 +34,11 @@ class Line:
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
-        """The config groups of the verb and their choices."""
-        from gptask.cli.configs import groups, loader
+        """The config groups and their choices."""
+        from gptask.cli.configs import choices, loader
 
         with loader() as configs:
-            return groups(configs, self.verb)
+            return {name: choices(configs, name) for name in configs.list_groups("") if name not in ("hydra", "saved")}
 
     def mend(self, error: Exception) -> Exception:
         """The user's mistake behind an error of Hydra or OmegaConf; any other error comes back as it is."""
@@ -149,10 +149,12 @@ class Line:
 
     def _source(self, key: str, asker: str = "") -> str:
         """Where a value came from, if not from the command line itself."""
-        given = [override.partition("=")[0].lstrip("+~") for override in self.overrides]
+        given = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in self.overrides}
         if asker.startswith("saved/") or (self.run and key not in given and "." in key):
             return f" (from {self.run}/config.yaml)"
-        return f" (from {asker.replace('/', '=', 1)})" if "/" in asker and "hydra" not in asker else ""
+        if "/" in asker and not asker.startswith("hydra"):
+            return f" (from {asker.replace('/', '=', 1)})"
+        return f" (from experiment={given['experiment']})" if "experiment" in given and key not in given else ""
 
     def _owners(self, key: str) -> str:
         """Which choices of a group have an option that the present one lacks."""
@@ -175,13 +177,15 @@ class Line:
         from gptask.cli.configs import compose, loader
 
         wanted = [o for o in self.overrides if o.partition("=")[0] in self.groups]
-        try:
-            with loader() as configs:
-                node: Any = compose(configs, self.verb, wanted)
-                node = OmegaConf.select(node, parent) if parent else node
-        except (HydraException, OmegaConfBaseException):
-            return []
-        return [str(name) for name in node if name not in ("hydra", "saved")] if OmegaConf.is_dict(node) else []
+        with loader() as configs:
+            for choices in (wanted, [o for o in wanted if not o.startswith("experiment=")]):  # it may be what is wrong
+                try:
+                    node: Any = compose(configs, self.verb, choices)
+                    node = OmegaConf.select(node, parent) if parent else node
+                    return [str(name) for name in node if name != "hydra"] if OmegaConf.is_dict(node) else []
+                except (HydraException, OmegaConfBaseException):
+                    continue
+        return []
 
 
 RULES = (

@@ -180,8 +180,10 @@ def _job_name() -> str:
 def _own_overrides() -> list[str]:
     """The overrides of this job alone, without what a saved run put among them."""
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
-    return [override for override in HydraConfig.get().overrides.task if override != "saved=run"]
+    given: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
+    return given[given.index("saved=run") + 1 :] if "saved=run" in given else given
 
 
 @contextmanager

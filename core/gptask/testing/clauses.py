@@ -20,7 +20,7 @@ from gptask.data.corpus import SPLITS
 from gptask.errors import listing
 from gptask.generation import Text
 from gptask.metric import Metric
-from gptask.run import prediction_fields
+from gptask.results import prediction_fields
 from gptask.task import Example, Field, Kind, Prediction
 from gptask.testing.trial import BATCH, Trial, padded
 

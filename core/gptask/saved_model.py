@@ -1,0 +1,124 @@
+"""The ``model/`` part of a run folder: safetensors and JSON, written whole and loaded again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptask.config import DType, Full, Lora, from_plain
+from gptask.errors import UserError
+from gptask.run import write_json
+
+if TYPE_CHECKING:
+    from gptask.backbone.model import Backbone
+    from gptask.heads import Head
+
+
+def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
+    """Write ``model/``: adapter (PEFT format) or full weights, head, tokenizer, the backbone's source and hash.
+
+    Whole or not at all: a save that fails leaves the model saved earlier as it was.
+    """
+    partial = folder / "model.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _write_model(partial, backbone, head, tuning)
+        _swap(partial, folder / "model")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a folder in the place of another, which is there until the new one is."""
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_model(partial: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
+    from safetensors.torch import save_file
+
+    scratch = backbone.origin.kind == "scratch"
+    if isinstance(tuning, Lora):
+        if scratch:
+            _save_base(backbone, partial / "base")
+        backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
+        backbone.peft.save_pretrained(partial, save_embedding_layers=False)
+        (partial / "README.md").unlink(missing_ok=True)
+    elif isinstance(tuning, Full) or scratch:
+        backbone.model.save_pretrained(partial)
+    backbone.tokenizer.save_pretrained(partial)
+    if state := {name: value.contiguous() for name, value in head.state_dict().items()}:
+        save_file(state, partial / "head.safetensors")
+    write_json(
+        partial / "backbone.json",
+        {
+            "source": backbone.origin.kind,
+            "location": backbone.origin.location,
+            "weights_hash": backbone.origin.weights_hash,
+        },
+    )
+
+
+def _save_base(backbone: Backbone, folder: Path) -> None:
+    """The frozen weights of a backbone from scratch, without adapters."""
+    from safetensors.torch import save_file
+
+    state = {
+        name.replace(".base_layer", ""): value.contiguous()
+        for name, value in backbone.model.state_dict().items()
+        if "lora_" not in name and not name.startswith("lm_head")
+    }
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone.model.config.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+
+
+def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> Backbone:
+    """The backbone of a run with its adapter; another one than it was trained on is an error."""
+    from gptask.backbone.model import Backbone, from_folder, number_format
+    from gptask.backbone.source import Resolved, resolve
+
+    options = from_plain("backbone", values["backbone"])
+    known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    dtype = number_format(choice or options.dtype)
+    if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
+        return from_folder(Resolved(str(model), known["source"], known["weights_hash"]), dtype)
+    if (model / "base").is_dir():
+        origin = Resolved(str(model / "base"), known["source"], "")
+    else:
+        origin = resolve(options)
+        if origin.weights_hash != known["weights_hash"]:
+            raise UserError(
+                f"the run was trained on another backbone: weights {known['weights_hash']} ({known['source']}), but "
+                f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
+            )
+    backbone = from_folder(origin, dtype, tokenizer=str(model))
+    if not (model / "adapter_config.json").exists():
+        return backbone
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return Backbone(PeftModel.from_pretrained(backbone.model, str(model)), backbone.tokenizer, origin)
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
+
+
+def load_head(head: Head, model: Path) -> None:
+    """Load the head's weights, which must be those the task's options ask for."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = model / "head.safetensors"
+    try:
+        head.load_state_dict(load_file(file) if file.exists() else {})
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
