@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -211,3 +213,16 @@ def test_labels_come_from_all_training_data_even_if_a_part_is_trained_on(tmp_pat
     data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, limit=Limit(train=3, validation=4), max_tokens=128)
     run = train(config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert run.task.labels == list("abcdef")
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_folder(tmp_path):
+    small = "backbone.n_layer=1 backbone.n_embd=16 backbone.n_head=2 data.limit.train=32 data.limit.validation=8"
+    command = [sys.executable, "-m", "gptask", "train", "backbone=nano", *small.split(), "trainer.max_epochs=1"]
+    options = ["trainer.devices=2", "trainer.accelerator=cpu", "task.prompt=Text (a, b): {text}\\nMood:", "probe=false"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs/sentiment").iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["n"] == 100
+    assert done.stdout.count("run folder:") == 1
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
