@@ -33,12 +33,19 @@ class Line:
     run: str | None = None  # the run folder whose values were put between defaults and overrides
 
     @cached_property
-    def groups(self) -> dict[str, list[str]]:
-        """The config groups and their choices."""
+    def groups(self) -> list[str]:
+        """The config groups."""
+        from gptask.cli.configs import loader
+
+        with loader() as configs:
+            return [name for name in configs.list_groups("") if name not in ("hydra", "saved")]
+
+    def choices(self, group: str) -> list[str]:
+        """What can be chosen in a config group."""
         from gptask.cli.configs import choices, loader
 
         with loader() as configs:
-            return {name: choices(configs, name) for name in configs.list_groups("") if name not in ("hydra", "saved")}
+            return choices(configs, group)
 
     def mend(self, error: Exception) -> Exception:
         """The user's mistake behind an error of Hydra or OmegaConf; any other error comes back as it is."""
@@ -70,7 +77,7 @@ class Line:
             except UserError as error:
                 return f"{error}{self._source('task', asker)}"
         self.refuse_several(group, name)
-        known = self.groups.get(group) or re.findall(r"^\t(\S+)$", whole, re.M)
+        known = (self.choices(group) if group in self.groups else []) or re.findall(r"^\t(\S+)$", whole, re.M)
         source = self._source(group, asker)
         return f"unknown {group} '{name}'{source}; there are {listing(known, 40)}.{nearest(name, known)}"
 
@@ -141,7 +148,7 @@ class Line:
         for override in self.overrides:
             group = override.partition("=")[0].lstrip("+")
             if group in self.groups and re.fullmatch(r"[^=]+=(null|true|false|[\d.+-]*)", override):
-                return f"{override}: choose one of {listing(self.groups[group], 40)}"
+                return f"{override}: choose one of {listing(self.choices(group), 40)}"
         return _cause([whole])
 
     def _syntax(self, found: re.Match[str], whole: str) -> str:
@@ -163,10 +170,10 @@ class Line:
         group, _, name = key.partition(".")
         repo: dict[str, Any] = ConfigStore.instance().repo
         stored = repo.get(group, {}).items() if group in self.groups and name else ()
-        files = sorted(file.removesuffix(".yaml") for file, config in stored if name.split(".")[0] in config.node)
-        owners = [f"{group}={file.removesuffix('_schema')}" for file in files]
-        owners = [owner for owner in owners if owner.partition("=")[2] in self.groups[group]]
-        return f" It belongs to {' or '.join(owners)}." if owners else ""
+        names = {file.removesuffix(".yaml") for file, config in stored if name.split(".")[0] in config.node}
+        owners = {name.removesuffix("_schema") for name in names}
+        shown = [f"{group}={choice}" for choice in self.choices(group) if choice in owners] if owners else []
+        return f" It belongs to {' or '.join(shown)}." if shown else ""
 
     def siblings(self, parent: str) -> list[str]:
         """The options under a key, composed without the value overrides (one of them is wrong)."""

@@ -1,0 +1,58 @@
+"""Command lines run in this process: what they print, their exit code, the config they would run."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import gptask.cli
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+    configs: list[Any]
+
+    @property
+    def config(self) -> Any:
+        assert len(self.configs) == 1, self.err
+        return self.configs[0]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """``run("train", "seed=3")``: nothing is trained, the checked configs are kept."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, action=None):
+        configs: list[Any] = []
+        act = action or configs.append
+        monkeypatch.setattr(gptask.cli, "ACTIONS", dict.fromkeys(gptask.cli.ACTIONS, act))
+        capsys.readouterr()
+        handlers, level = logging.root.handlers[:], logging.root.level
+        with pytest.raises(SystemExit) as stop:
+            gptask.cli.main(arguments)
+        logging.root.handlers[:], logging.root.level = handlers, level  # Hydra's --info changes them
+        assert not GlobalHydra.instance().is_initialized()
+        return Ended(stop.value.code, *capsys.readouterr(), configs)
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """The message of a command line that a user got wrong: short, no stack trace, exit code 2."""
+
+    def call(*arguments, **options):
+        ended = run(*arguments, **options)
+        assert ended.code == 2, ended.err
+        assert not ended.configs
+        assert "Traceback" not in ended.err
+        assert len(ended.err.splitlines()) <= 5, ended.err
+        assert ended.err.startswith("gptask: ")
+        return ended.err
+
+    return call

@@ -1,0 +1,80 @@
+"""Every mistake in a config is named in the user's words, with the way out."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        # unknown names: the nearest, and where there would have been such an option
+        ("train task=sentimen", ["unknown task 'sentimen'", "Did you mean 'sentiment'?", "translation"]),
+        ("train backbone=nanoo", ["unknown backbone 'nanoo'", "Did you mean 'nano'?"]),
+        ("train experiment=[sst2,tre]", ["unknown experiment 'tre'", "Did you mean 'trec'?"]),
+        ("train taks=qa", ["unknown option 'taks'", "Did you mean 'task'?"]),
+        ("train task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
+        ("train +task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
+        ("train ~seed", ["~seed", "can't be taken away"]),
+        ("train data.limit.tran=3", ["unknown option 'data.limit.tran'", "Did you mean 'train'?"]),
+        ("train data.test=x.csv", ["unknown option 'data.test'", "It belongs to data=files."]),
+        ("train optimizer.momentum=1", ["unknown option 'optimizer.momentum'", "optimizer=sgd"]),
+        ("train task.generation.num_beams=2", ["unknown option 'task.generation'", "task=translation"]),
+        ("train -m backbone=nano,nanoo", ["unknown backbone 'nanoo'"]),
+        # wrong values: what was expected and what came
+        ("train seed=1.5", ["seed=1.5", "a whole number, got '1.5'"]),
+        ("train tuning.lr=fast", ["tuning.lr=fast", "a number, got 'fast'"]),
+        ("train seed=null", ["seed=null", "null is not possible"]),
+        ("train task.multi_label=maybe", ["true or false, got 'maybe'"]),
+        ("train task.labels=a", ["expected a list: task.labels=[a,b]"]),
+        ("train schedule.name=foo", ["schedule.name=foo", "linear, cosine, constant"]),
+        ("train schedule=cosine", ["schedule=cosine", "schedule.<name>=<value>", "name, warmup"]),
+        ("train trainer=3", ["trainer.name=value"]),
+        ("train data.columns=[a]", ["data.columns.name=value"]),
+        ("train task=null", ["task=null", "choose one of classification"]),
+        # sweeps without -m
+        ("train task=sentiment,qa", ["several values need -m", "gptask train -m task=sentiment,qa"]),
+        ("train backbone=nano,gpt2", ["gptask train -m backbone=nano,gpt2"]),
+        ("train seed=1,2", ["gptask train -m seed=1,2"]),
+        # what is missing
+        ("predict", ["run is required", "gptask predict run=<value>"]),
+        # interpolations
+        ("train task.prompt=${foo.bar}", ["task.prompt: Interpolation key 'foo.bar' not found", r"write \${"]),
+        ("train outputs=${foo:bar}", ["outputs: Unsupported interpolation type foo"]),
+        ("train outputs=${oc.env:GPTASK_NOT_SET}", ["outputs", "GPTASK_NOT_SET"]),
+        ("train task.prompt=${text", ["a ${ that doesn't end"]),
+        # folders
+        ("train -m seed=1,2 outputs=/dev/null/x", ["/dev/null/x", "set outputs=<folder>"]),
+    ],
+)
+def test_message(refused, line, said):
+    message = refused(*line.split())
+    for words in said:
+        assert words in message
+    assert "_schema" not in message
+
+
+def test_an_unwritable_run_folder_is_named(run):
+    from gptask.training import train
+
+    ended = run("train", "outputs=/dev/null/x", "backbone=nano", action=train)
+    assert ended.code == 2
+    assert "the run folder /dev/null/x" in ended.err
+    assert "set outputs=<folder>" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_preset_that_is_wrong_is_named(refused, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    for name, text in {
+        "key": "task: {lables: [a]}",
+        "value": "seed: x",
+        "task": "defaults: [{override /task: qq}]",
+    }.items():
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    here = ("--config-dir", str(tmp_path))
+    message = refused("train", "experiment=key", *here)
+    assert "unknown option 'task.lables' (from experiment=key)" in message
+    assert "Did you mean 'labels'?" in message
+    assert "seed (from experiment=value): expected a whole number" in refused("train", "experiment=value", *here)
+    message = refused("train", "experiment=task", *here)
+    assert "unknown task 'qq'" in message
+    assert "(from experiment=task)" in message

@@ -1,0 +1,39 @@
+"""A verb's help: its groups, its options with their comments."""
+
+import pytest
+from gptask.cli import VERBS
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "tasks"])
+def test_help_reads_well(run, verb):
+    ended = run(verb, "--help")
+    assert (ended.code, ended.err, ended.configs) == (0, "", [])
+    assert ended.out.startswith(f"gptask {verb} ")
+    assert VERBS[verb] in ended.out.splitlines()[0]
+    assert "_schema" not in ended.out
+    assert "saved" not in ended.out
+    assert "Powered by Hydra" not in ended.out
+
+
+def test_comments_of_yaml_and_task_stand_beside_the_values(run):
+    out = run("train", "task=qa", "backbone=nano", "task.stride=5", "--help").out
+    lines = {line.partition("#")[0].strip(): line.partition("#")[2].strip() for line in out.splitlines()}
+    assert lines["seed: 13"].startswith("weights, shuffling")  # the primary YAML
+    assert lines["context: 512"] == "positions the model can see"  # a group's YAML
+    assert lines["stride: 5"].startswith("span: tokens by which")  # a task's option, as overridden
+    assert lines["num_beams: 1"].startswith("beams;")  # one of a nested dataclass
+
+
+def test_what_must_be_given_is_marked(run):
+    assert "input: ???" in run("predict", "--help").out
+    lines = [line for line in run("export", "--help").out.splitlines() if "run: ???" in line]
+    assert lines[0].endswith("# required")
+
+
+def test_sweeps_are_only_named_where_they_work(run):
+    assert " -m " in run("evaluate", "--help").out
+    assert " -m " not in run("predict", "--help").out
+
+
+def test_mistakes_beside_help_are_named(refused):
+    assert "Did you mean 'labels'?" in refused("train", "task.lables=1", "--help")

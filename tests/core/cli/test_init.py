@@ -1,0 +1,129 @@
+"""The entry point: verbs, exit codes, the boundary for errors, and what is imported on the way."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gptask import UserError, __version__
+from gptask.cli import USAGE, VERBS
+
+
+def test_without_arguments_the_verbs_are_listed(run):
+    for arguments in ([], ["-h"], ["--help"], ["help"]):
+        ended = run(*arguments)
+        assert ended.code == 0
+        assert all(verb in ended.out for verb in VERBS)
+
+
+def test_version(run):
+    assert run("--version").out == f"gptask {__version__}\n"
+    assert run("train", "--version").out == f"gptask {__version__}\n"
+
+
+def test_unknown_verb_names_the_nearest(refused):
+    assert "Did you mean 'train'?" in refused("trian")
+
+
+def test_usage_fits_a_terminal():
+    assert max(map(len, USAGE.splitlines())) <= 120
+
+
+def test_a_users_mistake_ends_with_2_and_no_trace(run):
+    ended = run("train", action=fail(UserError("mend it so")))
+    assert (ended.code, ended.err) == (2, "gptask: mend it so\n")
+
+
+def test_debug_shows_the_trace_of_a_users_mistake(run, monkeypatch):
+    monkeypatch.setenv("GPTASK_DEBUG", "1")
+    ended = run("train", "task.lables=x")
+    assert ended.code == 2
+    assert "Traceback" in ended.err
+    assert "omegaconf" in ended.err  # the cause beneath our words
+
+
+def test_a_defect_keeps_its_trace_and_ends_with_1(run):
+    ended = run("train", action=fail(ZeroDivisionError("ours")))
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert "ZeroDivisionError: ours" in ended.err
+    assert "defect" in ended.err
+
+
+def test_an_error_of_omegaconf_behind_the_config_is_a_defect(run):
+    from omegaconf.errors import ConfigKeyError
+
+    assert run("train", action=fail(ConfigKeyError("ours"))).code == 1
+
+
+def test_ctrl_c_says_what_was_kept_and_ends_with_130(run):
+    ended = run("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
+    assert (ended.code, ended.err) == (130, "\ngptask: stopped at step 3. Kept: last.ckpt\n")
+
+
+def test_files_that_cant_be_opened_are_named(run):
+    ended = run("train", action=lambda config: Path("/nowhere/x").read_text())
+    assert (ended.code, ended.err) == (2, "gptask: /nowhere/x: No such file or directory\n")
+
+
+def test_a_full_disk_is_no_defect(run):
+    ended = run("train", action=fail(OSError(28, "No space left on device")))
+    assert ended.code == 2
+    assert "No space left" in ended.err
+
+
+def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run):
+    ran = []
+
+    def action(config):
+        if config.seed == 1:
+            raise UserError("not with 1")
+        ran.append(config.seed)
+
+    ended = run("train", "-m", "seed=0,1,2", action=action)
+    assert ended.code == 2
+    assert ran == [0, 2]
+    assert "gptask: job 1 (seed=1): not with 1" in ended.err
+
+
+LINES = {
+    "": 0,
+    "--version": 0,
+    "tasks": 0,
+    "tasks qa": 0,
+    "-sc query=bash": 0,
+    "train --help": 0,
+    "train --cfg job": 0,
+    "train --info defaults": 0,
+    "train task=sentimen": 2,
+    "train tuning.rank=x": 2,
+    "train trainer.max_epocs=3": 2,
+    "train task=qa task.generation.max_new_tokens=0": 2,
+    "train data=files data.train=nowhere.csv": 2,
+    "evaluate run=nowhere": 2,
+    "predict run=nowhere input=x": 2,
+}
+SCRIPT = """
+import sys
+from gptask.cli import main
+heavy = {"torch", "transformers", "pytorch_lightning", "lightning_fabric", "datasets", "sklearn", "peft"}
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit as stop:
+        sys.stderr.write(f"{line!r}: {stop.code} {sorted(heavy & sys.modules.keys())}\\n")
+"""
+
+
+def test_nothing_heavy_is_imported_before_there_is_work(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, *LINES]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
+    for line, code in LINES.items():
+        assert f"{line!r}: {code} []" in ended.stderr.splitlines(), ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def fail(error):
+    def action(config):
+        raise error
+
+    return action

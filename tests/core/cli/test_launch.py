@@ -1,0 +1,120 @@
+"""From a command line to the checked config of every job."""
+
+import pytest
+from gptask.config import Files, Full, Scratch
+
+
+def test_defaults(run):
+    config = run("train").config
+    assert type(config.task).__name__ == "Sentiment"
+    assert config.optimizer.lr == config.tuning.lr
+
+
+def test_open_dictionaries_take_keys_without_a_plus(run):
+    config = run("train", "trainer.devices=2", "data.columns.text=sentence", "task.label_words.good=fine").config
+    assert config.trainer["devices"] == 2
+    assert config.trainer["max_epochs"] == 2  # beside the defaults
+    assert config.data.columns == {"text": "sentence"}
+    assert config.task.label_words == {"good": "fine"}
+
+
+def test_awkward_values_arrive(run):
+    prompt = 'It\'s a "review", {text} = \\n\n=>'
+    files = ["train=评论 (1).csv", "validation=a=b.csv", "test=[a b.csv,c(1).csv]"]
+    config = run("train", "data=files", *(f"data.{file}" for file in files), f"task.prompt={prompt}").config
+    assert (config.data.train, config.data.validation) == ("评论 (1).csv", "a=b.csv")
+    assert config.data.test == ["a b.csv", "c(1).csv"]
+    assert config.task.prompt == prompt
+
+
+def test_parallel_files_and_maps(run):
+    config = run("train", "data=files", "data.train={source: a.de, target: b.en}", "data.labels.0=no").config
+    assert config.data.train == {"source": "a.de", "target": "b.en"}
+    assert config.data.labels == {"0": "no"}
+
+
+def test_interpolations_work_and_can_be_escaped(run):
+    config = run("train", "outputs=out", "folder=${outputs}/${seed}", r"task.prompt=\${text}: {text}").config
+    assert config.folder == "out/13"
+    assert config.task.prompt == "${text}: {text}"
+
+
+def test_a_plus_is_superfluous_but_not_wrong(run):
+    config = run("train", "+seed=3", "+backbone=nano", "++trainer.max_steps=4").config
+    assert config.seed == 3
+    assert isinstance(config.backbone, Scratch)
+    assert config.trainer["max_steps"] == 4
+
+
+def test_flags_may_stand_anywhere(run):
+    ended = run("train", "task=qa", "-m", "seed=1,2")
+    assert [config.seed for config in ended.configs] == [1, 2]
+    assert {type(config.task).__name__ for config in ended.configs} == {"QuestionAnswering"}
+
+
+def test_nano_asks_for_full_tuning_unless_told_otherwise(run):
+    assert isinstance(run("train", "backbone=nano").config.tuning, Full)
+    assert not isinstance(run("train", "backbone=nano", "tuning=lora").config.tuning, Full)
+    assert isinstance(run("evaluate", "backbone=nano").config.backbone, Scratch)
+
+
+def test_presets_of_the_user(run, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    preset = "# @package _global_\ndefaults:\n  - override /task: qa\nseed: 99\ntrainer: {max_epochs: 7}\n"
+    (tmp_path / "mine" / "experiment" / "big.yaml").write_text(preset)
+    config = run("train", "--config-dir", "mine", "experiment=big").config
+    assert (config.seed, config.trainer["max_epochs"]) == (99, 7)
+    assert type(config.task).__name__ == "QuestionAnswering"
+    assert run("train", "--config-dir", "mine", "experiment=big", "seed=1").config.seed == 1
+
+
+def test_cfg_prints_the_config_and_runs_nothing(run):
+    ended = run("train", "task=qa", "seed=5", "--cfg", "job")
+    assert (ended.code, ended.configs, ended.err) == (0, [], "")
+    assert "seed: 5" in ended.out
+    assert "hydra" not in ended.out
+
+
+def test_a_run_leaves_nothing_of_hydras(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    run("train")
+    assert not list(tmp_path.iterdir())
+    import os
+    import sys
+
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert sys.argv[0] != "gptask"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--foo"], "unrecognized arguments: --foo"),
+        (["train", "--cfg", "foo"], "invalid choice: 'foo'"),
+        (["train", "--experimental-rerun", "x.pickle"], "not for gptask"),
+        (["train", "--config-dir", "nowhere"], "nowhere"),
+        (["predict", "-m", "run=x", "input=a,b"], "call gptask predict once"),
+    ],
+)
+def test_wrong_flags(refused, arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_data_files_need_no_quotes_around_numbers(run):
+    assert isinstance(run("train", "data=files", "data.train=2024_01").config.data, Files)
+    assert run("train", "folder=2024_01").config.folder == "2024_01"
+
+
+def test_further_processes_are_started_with_the_jobs_own_overrides(run):
+    import sys
+
+    seen = []
+    run(
+        "train",
+        "-m",
+        "task=qa",
+        "seed=1,2",
+        "task.prompt=${outputs} {context}",
+        action=lambda _: seen.append(sys.argv[1:]),
+    )
+    assert seen == [["train", "task=qa", f"seed={n}", "task.prompt='${outputs} {context}'"] for n in (1, 2)]

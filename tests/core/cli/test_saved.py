@@ -1,0 +1,123 @@
+"""A saved run's values go between the defaults and what the user overrides."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from gptask import Config
+from gptask import run as runs
+from gptask.config import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
+from gptask.plugins import discover
+from gptask_tasks.qa import Answer, QuestionAnswering
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a training that set much, without its weights."""
+    folder = tmp_path_factory.mktemp("outputs") / "qa" / "first run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    config = Config(
+        task=QuestionAnswering(answer=Answer.span, stride=7, generation=QuestionAnswering().generation),
+        backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
+        data=Sample(limit=Limit(test=5), max_tokens=99),
+        tuning=Full(lr=0.5),
+        optimizer=SGD(lr=0.25),
+        schedule=Schedule(ScheduleName.cosine, 0.5),
+        trainer={"max_epochs": 9, "devices": 1},
+        seed=7,
+    )
+    runs.write_config(folder, config, discover()["qa"])
+    return folder
+
+
+@pytest.fixture
+def saved(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "outputs" / "qa" / "first run"))
+
+
+def test_resume_takes_everything(run, saved):
+    config = run("train", f"resume={saved}").config
+    assert config.task == QuestionAnswering(answer=Answer.span, stride=7)
+    assert (config.backbone.n_layer, config.data.max_tokens, config.tuning, config.seed) == (1, 99, Full(0.5), 7)
+    assert (config.optimizer, config.schedule) == (SGD(lr=0.25), Schedule(ScheduleName.cosine, 0.5))
+    assert config.trainer["max_epochs"] == 9
+    assert config.resume == str(saved)
+
+
+def test_what_the_user_sets_goes_first(run, saved):
+    config = run("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
+    assert (config.trainer["max_epochs"], config.trainer["devices"]) == (12, 1)
+    assert (config.seed, config.task.stride, config.task.answer) == (8, 9, Answer.span)
+
+
+def test_evaluate_takes_task_data_and_backbone(run, saved):
+    config = run("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
+    assert (config.task.answer, config.task.stride) == (Answer.span, 9)
+    assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
+    assert isinstance(config.backbone, Scratch)
+    assert config.trainer == {}
+
+
+def test_other_data_replaces_the_runs_altogether(run, saved):
+    config = run("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
+    assert isinstance(config.data, Files)
+    assert config.data.limit == Limit()
+
+
+def test_predict_takes_the_task_and_reads_files(run, saved):
+    config = run("predict", f"run={saved}", "input=-", "data.columns.context=text").config
+    assert config.task.answer is Answer.span
+    assert isinstance(config.data, Files)
+    assert (config.data.max_tokens, config.data.columns) == (99, {"context": "text"})
+
+
+def test_run_null_is_the_bare_backbone(run):
+    assert run("evaluate", "run=null", "backbone=nano").config.run is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "run={}", "task=sentiment"], "is a run of task 'qa', not 'sentiment'"),
+        (["evaluate", "run={}", "backbone=nano"], "brings its own backbone"),
+        (["evaluate", "run={}", "backbone.dtype=float32"], "brings its own backbone"),
+        (["evaluate", "-m", "run={},b"], "one run folder at a time"),
+        (["evaluate", "run={}", "task.strid=1"], "Did you mean 'stride'?"),
+        (["evaluate", "run={}x"], "Did you mean '{}'?"),
+        (["evaluate", "run=outputs"], "The latest: outputs/qa/first run"),
+        (["train", "resume=nowhere"], "no run folder at nowhere"),
+    ],
+)
+def test_what_does_not_fit_is_refused(refused, saved, arguments, said):
+    assert said.format(saved) in refused(*(argument.format(saved) for argument in arguments))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("stride: 7", "strde: 7", ["unknown option 'task.strde' (from", "Did you mean 'stride'?"]),
+        ("stride: 7", "stride: far", ["task.stride (from", "expected a whole number, got 'far'"]),
+        ("answer: span", "answer: spam", ["task.answer (from", "expected one of"]),
+        ("seed: 7", "seed: x", ["seed (from"]),
+        ("kind: scratch", "kind: scrtch", ["is damaged: backbone.kind is 'scrtch'"]),
+        ("format: 1", "format: 2", ["run format 2", "reads format 1"]),
+        ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
+        ("plugin:", "plgin:", ["is not the config of a gptask run"]),
+        ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),
+        ("seed: 7", "seed: [", ["is damaged"]),
+        ("seed: 7", "seed: ${", ["is damaged"]),
+    ],
+)
+def test_a_damaged_or_foreign_config_is_named(refused, saved, old, new, said):
+    file = saved / "config.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    message = refused("train", f"resume={saved}")
+    for words in said:
+        assert words in message
+
+
+def test_an_evaluation_cannot_be_resumed(refused, saved):
+    shutil.rmtree(saved / "checkpoints")
+    assert "no checkpoint to go on from" in refused("train", f"resume={saved}")
