@@ -79,8 +79,7 @@ class GPTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The configured optimizer with its schedule, stepped at every optimizer step."""
-        optimizer = optim.build(self.optimizer, self)
-        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, total = optim.build(self.optimizer, self), self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.shape(self.schedule, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -40,11 +40,19 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
         raise UserError(f"optimizer={options} is out of range: {error}") from error
 
 
-def shape(schedule: Schedule, total: int) -> Callable[[int], float]:
-    """Factor on the learning rate at a step: warm-up, then linear or half-cosine decay to 0, or constant."""
+def shape(schedule: Schedule, total: float) -> Callable[[int], float]:
+    """Factor on the learning rate at a step: warm-up, then linear or half-cosine decay to 0, or constant.
+
+    A run without end (``total`` infinite) can only be constant, with warm-up in steps.
+    """
     if schedule.warmup < 0:
         raise UserError(f"schedule.warmup={schedule.warmup} must be 0 or more (a share below 1, or steps)")
-    warmup = round(schedule.warmup * total) if schedule.warmup < 1 else int(schedule.warmup)
+    if math.isinf(total) and (schedule.name is not ScheduleName.constant or 0 < schedule.warmup < 1):
+        raise UserError(
+            f"schedule.name={schedule.name.value} with warmup={schedule.warmup} needs to know where training ends: set "
+            "trainer.max_epochs or trainer.max_steps, or schedule.name=constant with schedule.warmup=<steps>"
+        )
+    warmup = round(schedule.warmup * total) if 0 < schedule.warmup < 1 else int(schedule.warmup)
 
     def factor(step: int) -> float:
         if step < warmup:

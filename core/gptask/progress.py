@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import timedelta
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ class Lines(pl.callbacks.ProgressBar, Speed):
     def __init__(self, every: float = 10.0) -> None:
         pl.callbacks.ProgressBar.__init__(self)
         Speed.__init__(self)
-        self.every, self._last, self._began = every, 0.0, 0.0
+        self.every, self._last, self._began, self._first = every, 0.0, 0.0, 0
 
     def disable(self) -> None:
         """Lightning disables bars on all ranks but the first."""
@@ -83,6 +85,7 @@ class Lines(pl.callbacks.ProgressBar, Speed):
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Start the clock."""
         self._began = self._last = time.perf_counter()
+        self._first = trainer.global_step  # above zero after a resume
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Start the clock."""
@@ -96,11 +99,12 @@ class Lines(pl.callbacks.ProgressBar, Speed):
             return
         self._last = now
         total = trainer.estimated_stepping_batches
-        left = (now - self._began) / max(trainer.global_step, 1) * max(total - trainer.global_step, 0)
+        pace = (now - self._began) / max(trainer.global_step - self._first, 1)
+        left = timedelta(seconds=round(pace * max(total - trainer.global_step, 0))) if isfinite(total) else "?"
         loss = trainer.callback_metrics.get("train/loss", float("nan"))
         log.info(
-            "epoch %d step %d/%s loss %.4f %.0f tokens/s %d:%02d left",
-            trainer.current_epoch + 1, trainer.global_step, total, float(loss), self.rate, left // 60, left % 60,
+            "epoch %d step %d/%s loss %.4f %.0f tokens/s, %s left",
+            trainer.current_epoch + 1, trainer.global_step, total, float(loss), self.rate, left,
         )  # fmt: skip
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:

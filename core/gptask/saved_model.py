@@ -88,9 +88,10 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
 
     options = from_plain("backbone", values["backbone"])
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    dtype = number_format(choice or options.dtype)
     if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        return from_folder(Resolved(str(model), known["source"], known["weights_hash"]), dtype)
+        origin = Resolved(str(model), known["source"], known["weights_hash"])
+        return from_folder(origin, number_format(choice or DType.float32))  # full tuning works, and tests, in float32
+    dtype = number_format(choice or options.dtype)
     if (model / "base").is_dir():
         origin = Resolved(str(model / "base"), known["source"], "")
     else:

@@ -86,3 +86,9 @@ def test_warmup_is_a_share_below_one_and_steps_from_one_on():
     assert shape(Schedule(warmup=0.5), 40)(19) == shape(Schedule(warmup=20), 40)(19) < 1.0
     with pytest.raises(UserError, match=r"schedule\.warmup"):
         shape(Schedule(warmup=-1), 10)
+
+
+def test_a_run_without_end_needs_a_constant_schedule():
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
+        shape(Schedule(), math.inf)
+    assert shape(Schedule(ScheduleName.constant, warmup=2), math.inf)(5) == 1.0

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import threading
 import pytest
 import torch
 from gptask import UserError, load_run, train
-from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Scratch
+from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
+from gptask.progress import Lines
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -226,3 +228,14 @@ def test_two_processes_write_one_run_folder(tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["n"] == 100
     assert done.stdout.count("run folder:") == 1
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_lines_tell_loss_speed_and_time_left(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("gptask.progress.progress_bar", lambda: Lines(every=0))
+    with caplog.at_level(logging.INFO, "gptask"):
+        train(config(tmp_path))
+        endless = {"max_epochs": -1, "max_time": "00:00:00:01", "accelerator": "cpu"}
+        train(config(tmp_path, trainer=endless, schedule=Schedule(ScheduleName.constant, warmup=0)))
+    assert re.search(r"epoch 2 step 4/6 loss \d\.\d{4} \d+ tokens/s, 0:00:0\d left", caplog.text)
+    assert re.search(r"epoch 2 step 6 val/loss \S+ val/accuracy", caplog.text)
+    assert re.search(r"step 4/inf .* \? left", caplog.text)
