@@ -81,6 +81,10 @@ def _line(run: Run, example: Example | DataError, prediction: Prediction | DataE
 def _predicted(
     run: Run, examples: Iterable[Example | DataError], options: Any
 ) -> Iterator[tuple[Example | DataError, Prediction | DataError]]:
+    import torch
+
+    for part in (run.backbone, run.head):
+        part.to("cuda" if torch.cuda.is_available() else "cpu")
     for chunk in _chunks(examples):
         yield from zip(chunk, _predict_chunk(run, chunk, options), strict=True)
 
