@@ -77,18 +77,18 @@ class Limit:
 class Data:
     """What every kind of data has in common."""
 
-    columns: dict[str, Any] = field(default_factory=dict)
-    labels: Any = None
-    label_start: int = 0
-    label_separator: str = ","
+    columns: dict[str, Any] = field(default_factory=dict)  # field of the task -> column name, position or dotted path
+    labels: Any = None  # label id -> name: a map, a list, or a file
+    label_start: int = 0  # what ids count from where labels is a list
+    label_separator: str = ","  # between several labels in one cell
     limit: Limit = field(default_factory=Limit)
-    cut: float = 0.1
+    cut: float = 0.1  # share of train cut off for each split that is not given
     on_bad: OnBad = OnBad.stop
-    max_tokens: int = 512
-    batch_size: int = 16
-    batch_tokens: int = 2048
+    max_tokens: int = 512  # longest prompt and target together
+    batch_size: int = 16  # examples in a training batch at most
+    batch_tokens: int = 2048  # padded tokens in a training batch at most: bounds the memory
     eval_batch_size: int = 64
-    workers: int = 0
+    workers: int = 0  # processes that fetch batches; the memory map makes them needless on most machines
 
 
 @dataclass
