@@ -146,4 +146,5 @@ def _hydra_plugin(shell: str) -> Any:
 
     kinds: list[Any] = Plugins.instance().discover(CompletionPlugin)
     found = {kind.provides(): kind for kind in kinds}
+    sys.argv[0] = "gptask"  # what Hydra's scripts are to complete, however we were started
     return found[shell](None)

@@ -1,6 +1,7 @@
 """Command lines run in this process: what they print, their exit code, the config they would run."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ class Ended:
 def run(monkeypatch, capsys, tmp_path):
     """``run("train", "seed=3")``: nothing is trained, the checked configs are kept."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
 
     def call(*arguments, action=None):
         configs: list[Any] = []

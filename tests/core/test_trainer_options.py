@@ -1,0 +1,50 @@
+"""The Trainer's options, read from its source."""
+
+import inspect
+
+import pytest
+from gptask import UserError
+from gptask.trainer_options import OURS, check, names, parameters
+
+
+def test_the_source_says_what_the_signature_says():
+    from pytorch_lightning import Trainer
+
+    assert list(parameters()) == [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    assert set(OURS) <= set(parameters())
+    assert not set(OURS) & set(names())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_epochs": 3, "gradient_clip_val": 1, "limit_train_batches": 0.5},
+        {"max_epochs": None, "deterministic": "warn"},
+        {"devices": 2},
+        {"devices": [0, 1], "accelerator": "cpu"},
+        {"max_time": "00:01:00:00", "precision": "bf16-mixed", "val_check_interval": 0.25},
+        {"fast_dev_run": True},
+    ],
+)
+def test_what_the_trainer_takes_passes(options):
+    check(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_epocs": 3}, "trainer.max_epocs: the Lightning Trainer has no such option. Did you mean 'max_epochs'?"),
+        ({"callbacks": []}, "trainer.callbacks is set by gptask itself"),
+        ({"max_epochs": "many"}, "trainer.max_epochs='many': expected a whole number or null, got str"),
+        ({"max_epochs": 1.5}, "expected a whole number or null, got float"),
+        ({"max_epochs": True}, "got bool"),
+        ({"max_epochs": {"foo": 1}}, "got dict"),
+        ({"max_steps": None}, "expected a whole number, got NoneType"),
+        ({"inference_mode": 1}, "expected true or false, got int"),
+    ],
+)
+def test_what_it_does_not_take_is_refused(options, said):
+    with pytest.raises(UserError) as raised:
+        check(options)
+    assert said in str(raised.value)
