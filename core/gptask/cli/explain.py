@@ -96,7 +96,8 @@ class Line:
         """The message for an option that the schema doesn't have, with its siblings."""
         parent, _, name = key.rpartition(".")
         known = self.siblings(parent)
-        there = f"; there are {listing(known, 40)}.{nearest(name, known)}" if known else ""
+        known = [] if name in known else known  # another job of a sweep lacks it
+        there = f"; there are {listing(known, 40)}.{nearest(name, known)}" if known else "."
         return f"unknown option '{key}'{source}{there}{self._owners(key)}"
 
     def _refused(self, found: re.Match[str], whole: str) -> str:

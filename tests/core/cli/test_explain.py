@@ -15,9 +15,10 @@ import pytest
         ("train +task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train ~seed", ["~seed", "can't be taken away"]),
         ("train data.limit.tran=3", ["unknown option 'data.limit.tran'", "Did you mean 'train'?"]),
-        ("train data.test=x.csv", ["unknown option 'data.test'", "It belongs to data=files."]),
+        ("train data.test=x.csv", ["unknown option 'data.test'", "It belongs to data=files"]),
         ("train optimizer.momentum=1", ["unknown option 'optimizer.momentum'", "optimizer=sgd"]),
         ("train task.generation.num_beams=2", ["unknown option 'task.generation'", "task=translation"]),
+        ("train -m task=qa,sentiment task.stride=3", ["unknown option 'task.stride'", "It belongs to task=qa."]),
         ("train -m backbone=nano,nanoo", ["unknown backbone 'nanoo'"]),
         # wrong values: what was expected and what came
         ("train seed=1.5", ["seed=1.5", "a whole number, got '1.5'"]),
