@@ -80,10 +80,10 @@ def test_a_preset_composes_fits_and_is_not_overridden(configs, chosen_in, preset
     group, name, text = preset.parts[0], preset.stem, (FOLDER / preset).read_text(encoding="utf-8")
     written = OmegaConf.create(text)
     written.pop("defaults", None)
-    verbs = [verb for verb in ("train", "evaluate") if group in chosen_in[verb]]
-    assert verbs
-    for verb in verbs:
-        config = composed(configs, verb, f"{group}={name}")
+    needed = [f"{group}.{key}=x" for key in written if OmegaConf.is_missing(written, key)]
+    for verb in ["train", "evaluate"] if group in ("backbone", "experiment") else ["train"]:
+        assert name in chosen_in[verb][group]
+        config = composed(configs, verb, f"{group}={name}", *needed)
         assert_within(written, config if "# @package _global_" in text else config[group])
         made = made_from(config, verb)
         assert isinstance(made.task, Task)
@@ -92,7 +92,7 @@ def test_a_preset_composes_fits_and_is_not_overridden(configs, chosen_in, preset
 
 def assert_within(part, whole):
     for key in part:
-        if OmegaConf.is_interpolation(part, key):
+        if OmegaConf.is_interpolation(part, key) or OmegaConf.is_missing(part, key):
             continue
         if OmegaConf.is_dict(part[key]):
             assert_within(part[key], whole[key])

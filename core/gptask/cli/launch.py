@@ -106,6 +106,10 @@ def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     given = parser.parse_intermixed_args(list(arguments))
     if given.experimental_rerun or given.config_name or given.config_path:
         raise UserError("--experimental-rerun, --config-name and --config-path are not for gptask; see resume=")
+    if given.shell_completion:
+        raise UserError("-sc stands before any verb: gptask -sc install=bash")
+    if (shown := sum(map(bool, (given.cfg, given.info, given.multirun)))) > 1 or (given.resolve and not given.cfg):
+        raise UserError("--cfg, --info and -m exclude each other" if shown > 1 else "--resolve goes with --cfg job")
     if given.multirun and verb not in SWEEPING:
         raise UserError(f"-m is for {' and '.join(SWEEPING)}; call gptask {verb} once for each value")
     flags = [

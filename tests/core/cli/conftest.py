@@ -7,6 +7,7 @@ from typing import Any
 
 import gptask.cli
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 
@@ -28,6 +29,7 @@ def run(monkeypatch, capsys, tmp_path):
     """``run("train", "seed=3")``: nothing is trained, the checked configs are kept."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes once more, only to ask for hydra.mode
 
     def call(*arguments, action=None):
         configs: list[Any] = []

@@ -91,6 +91,9 @@ def test_a_run_leaves_nothing_of_hydras(run, tmp_path, monkeypatch):
     [
         (["train", "--foo"], "unrecognized arguments: --foo"),
         (["train", "--cfg", "foo"], "invalid choice: 'foo'"),
+        (["train", "--cfg", "job", "-m"], "exclude each other"),
+        (["train", "--resolve"], "goes with --cfg job"),
+        (["train", "-sc"], "before any verb"),
         (["train", "--experimental-rerun", "x.pickle"], "not for gptask"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
         (["predict", "-m", "run=x", "input=a,b"], "call gptask predict once"),
