@@ -14,7 +14,7 @@ TINY = "backbone=nano backbone.n_layer=1 backbone.n_embd=16 backbone.n_head=2 ba
 SMALL = "data.limit.train=16 data.limit.validation=4 data.limit.test=4 trainer.accelerator=cpu"
 
 
-def tested_commands():
+def use_commands():
     block = re.search(r"<!-- tested.*?```bash\n(.*?)```", README, re.DOTALL)
     assert block
     return [shlex.split(line, comments=True) for line in block[1].splitlines() if line.strip()]
@@ -36,7 +36,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
-    commands = tested_commands()
+    commands = use_commands()
     assert {words[1] for words in commands if words[0] == "gptask"} == {
         "tasks",
         "train",

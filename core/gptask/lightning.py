@@ -17,6 +17,9 @@ CHATTER = (
     ".*exists and is not empty.*",
     ".*logging interval.*",
     ".*LeafSpec.*",
+    ".*could not find the monitored.*",  # training.py says what that means
+    ".*sync_dist=True.*",  # every process scores everything
+    ".*your dataloader is not resumable.*",
 )
 
 
