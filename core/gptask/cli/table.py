@@ -44,7 +44,7 @@ def show_run(folder: Path) -> None:
             console.print(Text(f"  {_short(text)}", style="dim"))
             truth = _plain(next(iter(row["references"].values())))
             console.print(Text(f"    → {_short(_plain(row['prediction']))}   (truth: {_short(truth)})"))
-    console.print(f"\nrun folder: {folder}", soft_wrap=True)
+    console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _plain(value: object) -> str:
