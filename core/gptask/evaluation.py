@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,9 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     started = time.time()
     task: Task = config.task
     corpus.split(config.split)
-    head_state: dict[str, Any] = {}
-    if config.run:
-        trained = run.load_run(config.run, type(task))
-        backbone, head_state = trained.backbone, trained.head.state_dict()
+    trained = run.load_run(config.run, task) if config.run else None
+    if trained:
+        backbone = trained.backbone
     else:
         from gptask.backbone import model as backbones
 
@@ -50,8 +48,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     from gptask.module import GPTModule
 
     parts = assembly.parts(task, corpus, config.data, backbone, config.seed)
-    parts.head.load_state_dict(head_state or parts.head.state_dict())
-    module = GPTModule(task, backbone, parts.head).requires_grad_(False)
+    module = GPTModule(task, backbone, trained.head if trained else parts.head).requires_grad_(False)
     trainer = trainer_for(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
     if not run.main_process():

@@ -103,34 +103,25 @@ def test_stop_ids_join_the_tokenizers_and_the_generation_configs(backbone_of):
         assert backbone.stop_ids == expected
 
 
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
 def bert(tiny):
     from transformers import BertConfig, BertLMHeadModel
 
-    return BertLMHeadModel(
-        BertConfig(
-            vocab_size=320,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            initializer_range=0.5,
-        )
-    )
+    return BertLMHeadModel(BertConfig(**SIZES, initializer_range=0.5))
 
 
 def granite(tiny):
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    return GraniteForCausalLM(
-        GraniteConfig(
-            vocab_size=320,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            logits_scaling=8.0,
-        )
-    )
+    return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
 
 
 def t5(tiny):

@@ -1,5 +1,6 @@
 """`gptask tasks`: the plugins for people and for machines."""
 
+import contextlib
 import json
 import os
 import pty
@@ -131,11 +132,9 @@ def test_a_terminal_gets_a_table_of_its_width(tmp_path):
     process = subprocess.Popen(command, stdout=follower, env=environment, cwd=tmp_path)
     os.close(follower)
     text = b""
-    try:
+    with contextlib.suppress(OSError):  # Linux's end of a closed terminal
         while part := os.read(leader, 4096):
             text += part
-    except OSError:  # Linux's end of a closed terminal
-        pass
     assert process.wait(60) == 0
     lines = re.sub(r"\x1b\[[\d;]*m", "", text.decode()).splitlines()
     assert max(map(len, lines)) <= 60
