@@ -83,6 +83,7 @@ def _save_base(backbone: Backbone, folder: Path) -> None:
 
 def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> Backbone:
     """The backbone of a run with its adapter; another one than it was trained on is an error."""
+    from gptask.backbone import lean
     from gptask.backbone.model import Backbone, from_folder, number_format
     from gptask.backbone.source import Resolved, resolve
 
@@ -108,7 +109,9 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
     from safetensors import SafetensorError
 
     try:
-        return Backbone(PeftModel.from_pretrained(backbone.model, str(model)), backbone.tokenizer, origin)
+        adapted = PeftModel.from_pretrained(backbone.model, str(model))
+        lean.install(adapted)
+        return Backbone(adapted, backbone.tokenizer, origin)
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
 

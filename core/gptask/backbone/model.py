@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptask.backbone import attention
 from gptask.backbone.source import Resolved
 from gptask.config import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
@@ -25,6 +26,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, origin: Resolved) -> None:
         super().__init__()
+        attention.install(model)
         self.peft = model
         self.tokenizer = tokenizer
         self.origin = origin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from gptask.backbone import lean
 from gptask.config import Full, Head, Lora
 from gptask.errors import UserError, listing, nearest
 
@@ -34,7 +35,10 @@ def _lora(model: Any, tuning: Lora) -> Any:
 
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
+    if not 0 < tuning.top <= 1:
+        raise UserError(f"tuning.top={tuning.top} must be above 0 and at most 1: the share of layers that get adapters")
     _check_targets(model, tuning.target_modules)
+    layers = model.config.get_text_config().num_hidden_layers
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -42,8 +46,11 @@ def _lora(model: Any, tuning: Lora) -> Any:
         target_modules=tuning.target_modules or targets(model),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
+        layers_to_transform=None if tuning.top == 1 else list(range(round(layers * (1 - tuning.top)), layers)),
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    lean.install(adapted)
+    return adapted
 
 
 def _check_targets(model: Any, wanted: list[str]) -> None:

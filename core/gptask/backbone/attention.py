@@ -1,0 +1,51 @@
+"""Attention by plain matrix products, registered with transformers: at short lengths on a CPU faster than the fused
+kernel, whose blocks are made for long ones (tests/benchmarks/primitives.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "gptask"
+LONGEST = 512  # keys up to which the products pay; beyond them their (T, S) scores fill memory
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attend from queries (B, H, T, D) to keys and values (B, K, S, D); states (B, T, H, D) and no weights.
+
+    Heads that share keys (grouped-query attention) go through one product, so keys are not repeated. The mask is None
+    (causal) or one of numbers to add, (B, 1, T, S). What this does not do goes to the fused kernel.
+    """
+    b, h, t, d = query.shape
+    k, s = key.shape[1:3]
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    odd = options.get("dropout") or options.get("position_bias") is not None
+    masked = causal if attention_mask is None else attention_mask.is_floating_point()
+    if odd or not masked or query.device.type != "cpu" or s > LONGEST:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if attention_mask is None:
+        attention_mask = query.new_full((t, s), float("-inf")).triu(1 + s - t)
+    scale = options.get("scaling") or d**-0.5
+    query = query.reshape(b * k, h // k * t, d)  # (B·K, H/K·T, D)
+    scores = torch.bmm(query, key.reshape(b * k, s, d).transpose(1, 2))  # (B·K, H/K·T, S)
+    scores = torch.add(attention_mask, scores.view(b, h, t, s), alpha=scale)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, d))
+    return states.view(b, h, t, d).transpose(1, 2), None
+
+
+def install(model: Any) -> None:
+    """Let a model attend this way, unless it caps its scores (Gemma 2), which only its own code does."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        return
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)

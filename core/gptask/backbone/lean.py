@@ -1,0 +1,111 @@
+"""Equal-valued, leaner forms of what a frozen backbone with adapters computes most: LoRA layers and RMS norms.
+
+Each keeps for the backward pass only what it needs, and computes in the backbone's number format with adapters whose
+own weights stay float32.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class LowRank(torch.autograd.Function):
+    """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` (Hu et al. 2021, arXiv 2106.09685) with W (N, C) frozen, A (r, C), B (N, r)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """States (..., N) of states (..., C)."""
+        rows = x.reshape(-1, x.shape[-1])  # (M, C)
+        a, b = (a * scale).to(x.dtype), b.to(x.dtype)
+        low = rows @ a.T  # (M, r)
+        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T)
+        ctx.save_for_backward(rows, weight, low, a, b)
+        ctx.scale = scale
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of x, A and B."""
+        rows, weight, low, a, b = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])  # (M, N)
+        inner = flat @ b  # (M, r)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = (flat @ weight).addmm_(inner, a).view(*grad.shape[:-1], -1)
+        return to_x, None, None, (inner.T @ rows).float().mul_(ctx.scale), (flat.T @ low).float(), None
+
+
+class Norm(torch.autograd.Function):
+    """A frozen RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467), ``scale · x / rms(x)``; only x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Any, scale: Tensor, eps: float) -> Tensor:
+        """What the model's own norm makes of states (..., C)."""
+        ctx.save_for_backward(x, scale)
+        ctx.eps = eps
+        return norm(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of x: with n = x / rms, g' = scale · g, it is ``(g' - n · mean(g' n)) / rms``."""
+        x, scale = ctx.saved_tensors
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = (norm.square() / x.shape[-1] + ctx.eps).rsqrt().to(x.dtype)
+        normed, grad = x * inverse, grad * scale
+        along = torch.linalg.vecdot(grad, normed)[..., None] / x.shape[-1]
+        return grad.addcmul_(normed, along, value=-1).mul_(inverse), None, None, None
+
+
+def install(model: Any) -> None:
+    """Give a PEFT model's plain LoRA layers and frozen RMS norms their lean forms; what is different stays as it is."""
+    from peft.tuners.lora.layer import Linear
+
+    for module in model.modules():
+        if isinstance(module, Linear) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant:
+            module.forward = MethodType(_adapted, module)  # type: ignore[method-assign]
+        elif type(module).__name__.endswith("RMSNorm") and not module.weight.requires_grad:
+            _lean_norm(module)
+
+
+def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    plain = not self.disable_adapters and not self.merged and self.active_adapters == ["default"]
+    if not plain or args or kwargs or torch.is_autocast_enabled(x.device.type):
+        return type(self).forward(self, x, *args, **kwargs)
+    base, scale = self.base_layer, self.scaling["default"]
+    a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
+    dropout = self.lora_dropout["default"]
+    if self.training and not isinstance(dropout, nn.Identity):
+        return type(self).forward(self, x)
+    return LowRank.apply(x, base.weight, base.bias, a, b, scale)
+
+
+def _lean_norm(module: Any) -> None:
+    """Swap in `Norm` where its gradient is that of the module's own formula, tried on random states."""
+    own = module.forward
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    with torch.no_grad():
+        scale = own(torch.ones_like(module.weight)[None])[0]
+    x = torch.randn(4, len(scale), dtype=module.weight.dtype, device=scale.device, requires_grad=True)
+    if eps is None or not _same_gradient(own(x), Norm.apply(x, own, scale, eps), x):
+        return
+
+    module.register_buffer("lean_scale", scale, persistent=False)  # moves with the module
+
+    def forward(x: Tensor) -> Tensor:
+        return Norm.apply(x, own, module.lean_scale, eps) if x.requires_grad else own(x)
+
+    module.forward = forward
+
+
+def _same_gradient(own: Tensor, lean: Tensor, x: Tensor) -> bool:
+    along = torch.randn_like(own)
+    (expected,) = torch.autograd.grad(own, x, along)
+    (got,) = torch.autograd.grad(lean, x, along)
+    return bool((got - expected).abs().max() <= 0.03 * expected.abs().max())
