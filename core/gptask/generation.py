@@ -1,22 +1,17 @@
-"""Text generation: its options, and the decoding loop shared by every task that generates."""
+"""Text generation, shared by every task that generates: its options, and texts from prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from gptask.errors import UserError
 from gptask.task import option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gptask.backbone.model import Backbone
-
-Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
+    from gptask.decoding import Decoded
 
 
 @dataclass
@@ -76,8 +71,10 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     """
     import torch
 
+    from gptask.decoding import decode
+
     rooms = [_room(backbone, prompt, options) for prompt in prompts]
-    search = _beams if options.num_beams > 1 else _decode
+    search = _beams if options.num_beams > 1 else decode
     with torch.inference_mode():
         found = search(backbone, prompts, rooms, options)
     texts = backbone.tokenizer.batch_decode([tokens for tokens, _ in found], skip_special_tokens=True)
@@ -98,22 +95,14 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
-def _left_padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T); pads repeat the row's first token, which the repetition penalty has seen anyway."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = [[prompt[0]] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
 def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Beam search is transformers' own; rows with equal room go together."""
+    from gptask.decoding import left_padded
+
     found: dict[int, Decoded] = {}
     for room in set(rooms):
         places = [place for place, other in enumerate(rooms) if other == room]
-        ids, mask = _left_padded([prompts[place] for place in places], backbone.device)
+        ids, mask = left_padded([prompts[place] for place in places], backbone.device)
         out = backbone.model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -130,83 +119,3 @@ def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], o
 
 def _first(row: list[int], stops: set[int]) -> int:
     return next((place for place, token in enumerate(row) if token in stops), len(row))
-
-
-def _processors(options: Generation) -> Any:
-    from transformers import LogitsProcessorList
-    from transformers.generation.logits_process import (
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    chain = LogitsProcessorList()
-    if options.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-    if options.temperature > 0:
-        if options.temperature != 1.0:
-            chain.append(TemperatureLogitsWarper(options.temperature))
-        if options.top_k:
-            chain.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1:
-            chain.append(TopPLogitsWarper(options.top_p))
-    return chain
-
-
-def _decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
-    """Greedy or sampled decoding with a key-value cache that finished rows leave."""
-    import torch
-    from transformers import DynamicCache
-
-    ids, mask = _left_padded(prompts, backbone.device)
-    chain, ends = _processors(options), backbone.stop_ids
-    rows: list[list[int]] = [[] for _ in prompts]
-    logs: list[list[float]] = [[] for _ in prompts]
-    alive = list(range(len(prompts)))
-    cache = DynamicCache(config=backbone.model.config)
-    step, position = ids, (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    padded = bool((mask == 0).any())
-    while True:
-        out = backbone.body(
-            input_ids=step,
-            attention_mask=mask if padded else None,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = backbone.logits(out.last_hidden_state[:, -1]).float()  # (B, V)
-        token, chosen = _choose(chain(ids, logits), logits, sample=options.temperature > 0)
-        keep = []
-        for place, (row, value, logp) in enumerate(zip(alive, token[:, 0].tolist(), chosen, strict=True)):
-            logs[row].append(logp)
-            if value in ends:
-                continue
-            rows[row].append(value)
-            if len(rows[row]) < rooms[row] and not _stopped(backbone, rows[row], options.stop):
-                keep.append(place)
-        if not keep:
-            return [(row, exp(fmean(log))) for row, log in zip(rows, logs, strict=True)]
-        ids, position = torch.cat([ids, token], 1), position[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones_like(token)], 1)
-        if len(keep) < len(alive):
-            index = torch.tensor(keep, device=ids.device)
-            cache.batch_select_indices(index)
-            ids, mask, position, token = ids[index], mask[index], position[index], token[index]
-            alive = [alive[place] for place in keep]
-        step = token
-
-
-def _choose(scores: Tensor, logits: Tensor, sample: bool) -> tuple[Tensor, list[float]]:
-    """The next tokens (B, 1), and their log-probabilities under the model itself (before penalty and temperature)."""
-    import torch
-
-    token = torch.multinomial(scores.softmax(-1), 1) if sample else scores.argmax(-1, keepdim=True)
-    return token, (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
-
-
-def _stopped(backbone: Backbone, row: list[int], stops: Sequence[str]) -> bool:
-    if not stops:
-        return False
-    tail = backbone.tokenizer.decode(row[-(max(map(len, stops)) + 8) :], skip_special_tokens=True)
-    return any(stop in tail for stop in stops)
