@@ -24,6 +24,9 @@ types: .venv/tools  ## mypy
 
 check: lint types test  ## what CI checks: lint, types, tests
 
+bench: .venv/tools  ## measure against Trainer, pipeline() and generate(); TIER=full takes an hour
+	$(BIN)/python tests/benchmarks/bench.py --tier $(or $(TIER),quick)
+
 wheel: .venv/tools  ## build sdist and wheel, use the wheel in a clean environment outside the checkout
 	bash tests/wheel.sh
 
@@ -45,4 +48,4 @@ clean:  ## remove the environment and build products (run folders stay)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch .venv/tools
 
-.PHONY: help run test lint types check wheel clean
+.PHONY: help run test lint types check bench wheel clean

@@ -30,6 +30,8 @@ HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own ro
 class Buffer(DynamicLayer):
     """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions."""
 
+    room: list[Tensor]
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind those that are there."""
         seen = self.get_seq_length()
@@ -49,7 +51,7 @@ class Buffer(DynamicLayer):
     def repeat(self, rows: int) -> None:
         """Give the one sequence that is held to ``rows`` rows."""
         end = self.get_seq_length()
-        self.room = [_roomy(held.expand(rows, -1, -1, -1), held, end) for held in (self.keys, self.values)]
+        self.room = [_roomy(held.expand(rows, -1, -1, -1), held[:, :, :end], end) for held in self.room]
         self._show(rows, end)
 
     def keep(self, rows: int, source: list[int], target: list[int]) -> None:
@@ -83,7 +85,7 @@ def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], o
             use_cache=True,
         ).last_hidden_state[:, -1]
         logits = backbone.logits(hidden).float()  # (B, V)
-        token, chosen = _choose(chain(rows.ids, logits), logits, sample=options.temperature > 0)
+        token, chosen = _choose(chain(rows.ids, logits), logits, sample=options.temperature > 0)  # type: ignore[arg-type]
         order = rows.take(token[:, 0].tolist(), chosen, stops)
         if not order:
             return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
@@ -101,23 +103,29 @@ class Rows:
         self.logs: list[list[float]] = [[] for _ in prompts]
         self.alive = list(range(len(prompts)))
         layers = backbone.model.config.get_text_config().num_hidden_layers
-        self.cache = Cache(layers=[Buffer() for _ in range(layers)])
+        self.buffers = [Buffer() for _ in range(layers)]
+        self.cache = Cache(layers=list(self.buffers))
 
     def start(self) -> tuple[Tensor, Tensor, Tensor]:
         """Read what all prompts share; the rest left-padded, its positions (B, T), and which of (B, S) are real."""
-        common = shared(self.prompts)
+        common = shared(self.prompts) if self._may_share() else 0
         device = self.backbone.device
         if common:
             first = torch.tensor([self.prompts[0][:common]], device=device)
             self.backbone.body(input_ids=first, past_key_values=self.cache, use_cache=True)
-            for layer in self.cache.layers:
-                layer.repeat(len(self.prompts))
+            for buffer in self.buffers:
+                buffer.repeat(len(self.prompts))
         step, real = left_padded([prompt[common:] for prompt in self.prompts], device)
         position = common + (real.cumsum(1) - 1).clamp(min=0)
         mask = torch.cat([real.new_ones(len(real), common), real], 1)
         # pads repeat a token of the row, which the repetition penalty has seen anyway
         self.ids = torch.cat([step.new_tensor(self.prompts[0][:common]).expand(len(step), -1), step], 1)
         return step, position, mask
+
+    def _may_share(self) -> bool:
+        """Whether pads may follow what is shared: a layer that sees only a window counts them as if they were real."""
+        lengths = set(map(len, self.prompts))
+        return len(lengths) == 1 or max(lengths) + max(self.rooms) <= (_window(self.backbone) or float("inf"))
 
     def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
         """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
@@ -136,8 +144,8 @@ class Rows:
         for place, source in zip(free, moved, strict=True):
             order[place] = source
         if count < len(self.alive):
-            for layer in self.cache.layers:
-                layer.keep(count, moved, free)
+            for buffer in self.buffers:
+                buffer.keep(count, moved, free)
         self.alive = [self.alive[place] for place in order]
         return order
 
@@ -157,10 +165,15 @@ def left_padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tens
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def _window(backbone: Backbone) -> int | None:
+    """How many last positions some layers see, if not all."""
+    return getattr(backbone.model.config.get_text_config(), "sliding_window", None)
+
+
 def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     """What to add to the scores (B, 1, T, S) of the last T of S positions; as (B, S) where layers see only a window."""
     s = real.shape[1]
-    if (getattr(backbone.model.config.get_text_config(), "sliding_window", None) or s) < s:
+    if (_window(backbone) or s) < s:
         return real
     if t == s and real.all():
         return None
@@ -193,7 +206,7 @@ def _choose(scores: Tensor, logits: Tensor, sample: bool) -> tuple[Tensor, list[
 def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
     """Whether a row's text holds a stop text since its last token; only a token that may end one is looked at."""
     ends: dict[int, bool] = {}
-    window = max(map(len, stops), default=0) + 8
+    window = max((len(stop.encode()) for stop in stops), default=0) + 8  # a token may be one byte
 
     def text(ids: list[int]) -> str:
         return str(backbone.tokenizer.decode(ids, skip_special_tokens=True))

@@ -21,10 +21,12 @@ LOGITS = 2**27  # scores held at once by a loss: 512 MB in float32
 class Head(nn.Module, ABC):
     """The part of a model that belongs to a task. Its parameters are trained and saved with the run.
 
-    ``export_class`` is the transformers class `gptask export` writes for, None where none fits.
+    ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
+    ``last_only`` reads no state but that of a sequence's last real token.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
+    last_only: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from gptask import optim
 from gptask.backbone.model import Backbone
 from gptask.data.module import Batch
 from gptask.heads import Head
+from gptask.states import States
 from gptask.task import Example, Prediction, Task
 
 
@@ -31,18 +32,24 @@ class GPTModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.outputs: dict[int, Any] = {}  # encoded item -> what the head said
         self.tokens = 0  # real tokens (no pads) seen in training
+        self.states: dict[str, States | None] = {}  # split -> kept hidden states of a frozen backbone
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss = self.head.loss(self.backbone.hidden(batch.input_ids), batch)
+        loss = self.head.loss(self._hidden(batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
         return loss
 
+    def _hidden(self, batch: Batch, split: str) -> Tensor:
+        """Last hidden states (B, T, C), read from disk where they are kept."""
+        kept = self.states.get(split)
+        return kept.hidden(batch) if kept else self.backbone.hidden(batch.input_ids)
+
     def _score_batch(self, batch: Batch, loss_name: str | None) -> None:
         hidden = None
         if loss_name:
-            hidden = self.backbone.hidden(batch.input_ids)
+            hidden = self._hidden(batch, "validation")
             loss = self.head.loss(hidden, batch)
             self.log(loss_name, loss, batch_size=len(batch.lengths), on_epoch=True, on_step=False)
         said = self.head.predict(self.backbone, batch, hidden)

@@ -44,6 +44,8 @@ def probe(module: GPTModule, data: Any, trainer: pl.Trainer) -> dict[str, float]
         module.zero_grad(set_to_none=True)
     torch.set_rng_state(state)
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
+    if module.states.get("train"):  # later epochs read what the first one kept
+        epochs = 1
     total = sum(sizes) * float(trainer.limit_train_batches if isinstance(trainer.limit_train_batches, float) else 1)
     minutes = seconds / tokens * total * epochs / 60
     if trainer.max_steps > 0:

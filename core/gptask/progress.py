@@ -71,7 +71,7 @@ class Bar(RichProgressBar, Speed):
 
 
 class Lines(pl.callbacks.ProgressBar, Speed):
-    """A line every few seconds and after each validation."""
+    """A line at the first step, every few seconds, and after each validation."""
 
     def __init__(self, every: float = 10.0) -> None:
         pl.callbacks.ProgressBar.__init__(self)
@@ -84,7 +84,7 @@ class Lines(pl.callbacks.ProgressBar, Speed):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Start the clock."""
-        self._began = self._last = time.perf_counter()
+        self._began, self._last = time.perf_counter(), float("-inf")
         self._first = trainer.global_step  # above zero after a resume
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:

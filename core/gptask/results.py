@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from gptask.task import Example, Prediction, Task
 if TYPE_CHECKING:
     from gptask.module import GPTModule
 
+log = logging.getLogger("gptask")
 PACKAGES = (
     "gptask",
     "torch",
@@ -45,7 +47,9 @@ def finish(
     from gptask.progress import Speed
 
     examples, predictions = module.predictions(data, split)
-    scores, statistics = score_all(module.task.metrics(), predictions, examples)
+    if not examples:
+        log.warning("%s: no example was scored (trainer.limit_test_batches=0?), so there are no metrics", split)
+    scores, statistics = score_all(module.task.metrics(), predictions, examples) if examples else ([], [])
     write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     result = {
@@ -54,7 +58,7 @@ def finish(
         "split": split,
         "n": len(examples),
         "metrics": {score.name: score.to_dict() for score in scores},
-        "details": module.task.details(predictions, examples),
+        "details": module.task.details(predictions, examples) if examples else {},
         "test_data_hash": data.examples(split).hash,
         "seed": config.seed,
         "backbone": module.backbone.origin.kind,

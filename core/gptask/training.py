@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask import assembly, run, saved_model
 from gptask.backbone.source import locate
 from gptask.config import CSVLog, Train, checked
+from gptask.config import Head as FrozenTuning
 from gptask.errors import UserError
 from gptask.results import finish
 from gptask.trainer_options import check
@@ -37,8 +38,8 @@ def train(config: Train) -> run.Run:
         return _train(config, plugin, corpus, folder)
 
 
-def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
-    started = time.time()
+def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
+    """The module to train and its data module; nothing is written yet."""
     origin = locate(config.backbone)
     config.task.prepare(corpus.whole("train"))
     corpus.warn_overlap()
@@ -47,13 +48,23 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
 
     from gptask.backbone import model as backbones
     from gptask.backbone import tuning
+    from gptask.data.module import DataModule
     from gptask.module import GPTModule
+    from gptask.states import states_of
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
+    if isinstance(config.tuning, FrozenTuning) and origin and isinstance(parts.data, DataModule):
+        module.states = {s: states_of(parts.data, s, backbone, parts.head) for s in ("train", "validation")}
+    return module, parts.data
+
+
+def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
+    started = time.time()
+    module, data = assemble(config, corpus)
     writing = run.main_process()
     if writing:
         run.write_config(folder, config, plugin)
@@ -61,17 +72,17 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     if config.probe and writing and not config.resume:
         from gptask.probe import probe
 
-        probe(module, parts.data, trainer)
-    _fit(trainer, module, parts.data, folder, config.resume)
+        probe(module, data, trainer)
+    _fit(trainer, module, data, folder, config.resume)
     _load_best(trainer, module)
     if writing:
-        saved_model.save_model(folder, backbone, parts.head, config.tuning)
+        saved_model.save_model(folder, module.backbone, module.head, config.tuning)
     fit_seconds = time.time() - started
-    trainer.test(module, datamodule=parts.data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False)
     if writing:
-        finish(folder, plugin, module, parts.data, "test", config, started, fit_seconds)
+        finish(folder, plugin, module, data, "test", config, started, fit_seconds)
     module.eval()
-    return run.Run(folder, plugin, config.task, backbone, parts.head, run.read_config(folder))
+    return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
 
 
 def _trainer(config: Train, folder: Path) -> pl.Trainer:

@@ -38,13 +38,13 @@ def attention(
     scores = torch.bmm(query, key.reshape(b * k, s, d).transpose(1, 2))  # (B·K, H/K·T, S)
     scores = torch.add(attention_mask, scores.view(b, h, t, s), alpha=scale)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, d))
-    return states.view(b, h, t, d).transpose(1, 2), None
+    states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, -1))
+    return states.view(b, h, t, -1).transpose(1, 2), None
 
 
 def install(model: Any) -> None:
-    """Let a model attend this way, unless it caps its scores (Gemma 2), which only its own code does."""
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+    """Let a model attend this way, unless no fused kernel computes what it does (Gemma 2's caps, gpt-oss's sinks)."""
+    if model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -6,6 +6,7 @@ own weights stay float32.
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -70,8 +71,10 @@ def install(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, Linear) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant:
             module.forward = MethodType(_adapted, module)  # type: ignore[method-assign]
-        elif type(module).__name__.endswith("RMSNorm") and not module.weight.requires_grad:
-            _lean_norm(module)
+        elif type(module).__name__.endswith("RMSNorm"):
+            weight = getattr(module, "weight", None)  # some norms have no scale
+            if weight is not None and not weight.requires_grad:
+                _lean_norm(module)
 
 
 def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,11 +100,13 @@ def _lean_norm(module: Any) -> None:
         return
 
     module.register_buffer("lean_scale", scale, persistent=False)  # moves with the module
+    module.lean_eps = eps
+    module.forward = MethodType(_normed, module)  # not a closure: a copy of the model must use its own weights
 
-    def forward(x: Tensor) -> Tensor:
-        return Norm.apply(x, own, module.lean_scale, eps) if x.requires_grad else own(x)
 
-    module.forward = forward
+def _normed(self: Any, x: Tensor) -> Tensor:
+    own = partial(type(self).forward, self)
+    return Norm.apply(x, own, self.lean_scale, self.lean_eps) if x.requires_grad else own(x)
 
 
 def _same_gradient(own: Tensor, lean: Tensor, x: Tensor) -> bool:

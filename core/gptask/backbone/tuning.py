@@ -13,13 +13,14 @@ log = logging.getLogger("gptask")
 
 
 def apply(model: Any, tuning: Lora | Full | Head) -> Any:
-    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters. The model's own dropout is switched on.
+    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters. The model's own dropout is switched on,
+    but for a frozen model, whose states are the same in every epoch.
 
     What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
     """
     import torch
 
-    model.train()
+    model.train(not isinstance(tuning, Head))
     if isinstance(tuning, Full):
         if model.dtype is not torch.float32:
             log.info("tuning=full: weights in float32 (trainer.precision=bf16-mixed computes in bfloat16)")
@@ -39,6 +40,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
         raise UserError(f"tuning.top={tuning.top} must be above 0 and at most 1: the share of layers that get adapters")
     _check_targets(model, tuning.target_modules)
     layers = model.config.get_text_config().num_hidden_layers
+    first = min(round(layers * (1 - tuning.top)), layers - 1)  # PEFT takes an empty list for all layers
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -46,7 +48,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
         target_modules=tuning.target_modules or targets(model),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
-        layers_to_transform=None if tuning.top == 1 else list(range(round(layers * (1 - tuning.top)), layers)),
+        layers_to_transform=None if tuning.top == 1 else list(range(first, layers)),
     )
     adapted = get_peft_model(model, config)
     lean.install(adapted)
@@ -77,6 +79,11 @@ def _check_targets(model: Any, wanted: list[str]) -> None:
 def targets(model: Any) -> list[str] | str:
     """PEFT's own choice for the architecture (query and value projections); every linear layer for an unknown one."""
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    from torch import nn
 
     known = KNOWN.get(model.config.model_type)
-    return "all-linear" if known is None else list(known)
+    if known is not None:
+        return known if isinstance(known, str) else list(known)
+    projection = model.get_output_embeddings()
+    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not projection]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})  # not "all-linear", which excludes tuning.top

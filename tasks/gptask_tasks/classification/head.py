@@ -21,6 +21,7 @@ class ClassificationHead(Head):
     """
 
     export_class = "AutoModelForSequenceClassification"
+    last_only = True
 
     def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__()

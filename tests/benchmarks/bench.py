@@ -1,0 +1,48 @@
+"""`make bench`: gptask beside what a user would run instead, on the same machine, weights and data.
+
+    python tests/benchmarks/bench.py [--tier quick|full] [comparison ...]
+
+Both sides take turns in one process (memory and start-up: in processes of their own). The report goes to
+outputs/bench/<date>.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import logging
+import time
+import warnings
+
+from harness import ROOT, Result, report
+
+COMPARISONS = ("training", "inference", "generation", "head", "memory", "startup", "attention", "accuracy")
+
+
+def main() -> None:
+    """Run the comparisons and write the report, also after an interrupt."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tier", choices=("quick", "full"), default="quick")
+    parser.add_argument("comparisons", nargs="*", choices=[*COMPARISONS, []], default=list(COMPARISONS))
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("gptask").setLevel(logging.ERROR)
+    results: list[Result] = []
+    try:
+        for name in arguments.comparisons:
+            start = time.perf_counter()
+            found = importlib.import_module(name).run(arguments.tier)
+            results += found
+            for result in found:
+                print(" | ".join(result.row()), flush=True)
+            print(f"({name}: {time.perf_counter() - start:.0f} s)", flush=True)
+            gc.collect()
+    finally:
+        if results:
+            page = report(results, arguments.tier, ROOT / "outputs" / "bench")
+            print(page.read_text(), page, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Greedy generation on translation and dialogue prompts, against generate() in float32 and in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import reference
+import torch
+from harness import FULL, Result, alternate
+from ours import Training, options
+
+BATCHES = (16, 32, 64)  # of which the reference in bfloat16 takes its best
+
+
+def run(tier: str) -> list[Result]:
+    """New tokens/s on the test prompts of Multi30k and DialogSum."""
+    few, many = (48, 32), (192, 96)
+    counts = many if tier == FULL else few
+    return [
+        *prompts("multi30k", "translation prompts", counts[0], 40, tier),
+        *prompts("dialogsum", "dialogue prompts", counts[1], 60, tier),
+    ]
+
+
+def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list[Result]:
+    """Both sides write until EOS, a stop text or ``new`` tokens."""
+    from gptask.generation import generate
+    from gptask.heads import GenerationHead
+
+    ours = Training(options(experiment, "data.limit.train=16", f"data.limit.test={count}"))
+    backbone, head = ours.module.backbone, ours.module.head
+    assert isinstance(head, GenerationHead)
+    head.options.max_new_tokens = new
+    loader = ours.data.eval_dataloader("test")
+    texts: dict[str, list[str]] = {}
+    ids = [item["ids"] for item in ours.data.items("test")]
+    tasks: dict[str, Any] = {}
+
+    def mine() -> float:
+        said: dict[int, str] = {}
+        for batch in loader:
+            found = generate(backbone, batch.prompts(), head.options)
+            said.update(zip(batch.rows, (text.text for text in found), strict=True))
+        texts["ours"] = [said[row] for row in range(len(ids))]
+        return written(texts["ours"])
+
+    def written(answers: list[str]) -> float:
+        return sum(len(backbone.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in answers)
+
+    def theirs(kind: str, generator: Any, batch: int) -> float:
+        texts[kind] = generator(ids, batch, new, head.options.stop)
+        return written(texts[kind])
+
+    exact = reference.Generator(ours.location, torch.float32)
+    half = reference.Generator(ours.location, torch.bfloat16)
+    tasks = {"ours": mine, "fp32": lambda: theirs("fp32", exact, 16)}
+    for batch in BATCHES:
+        tasks[f"bf16 {batch}"] = lambda batch=batch: theirs("bf16", half, batch)
+    rates = alternate(tasks, 3 if tier == FULL else 1)
+    best = max(BATCHES, key=lambda batch: max(rates[f"bf16 {batch}"]))
+    quality = (score(ours, texts["ours"]), score(ours, texts["fp32"]))
+    against = [("fp32", "generate() fp32, batch 16", 6.0), (f"bf16 {best}", f"generate() bf16, batch {best}", 2.2)]
+    return [
+        Result(f"generation, {name}", "tokens/s", rates["ours"], rates[kind], said, least, note=metric(ours, quality))
+        for kind, said, least in against
+    ]
+
+
+def score(ours: Training, texts: list[str]) -> float:
+    """The task's main metric of some texts for the test split."""
+    import numpy as np
+    from gptask import Prediction
+
+    main = ours.config.task.metrics()[0]
+    examples = list(ours.data.examples("test"))
+    cut = [next(iter(text.split("\n")), "") for text in texts]
+    rows = [main.statistics(Prediction(text.strip()), e) for text, e in zip(cut, examples, strict=True)]
+    return float(main.aggregate(np.asarray(rows, dtype=float)))
+
+
+def metric(ours: Training, quality: tuple[float, float]) -> str:
+    """Both sides' score, without training: the numbers are low, and must be nearly the same."""
+    name = ours.config.task.metrics()[0].name
+    return f"{name} untrained {quality[0]:.2f} / fp32 {quality[1]:.2f}"

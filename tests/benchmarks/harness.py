@@ -1,0 +1,135 @@
+"""What every comparison shares: alternating rounds, results with their ratios, and a report as JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+FULL = "full"
+
+
+@dataclass
+class Result:
+    """One comparison: what both sides reached in each round, higher being better unless ``lower``."""
+
+    measure: str
+    unit: str
+    ours: list[float]
+    reference: list[float]
+    against: str  # what the reference is
+    least: float | None = None  # the ratio asked for
+    lower: bool = False  # seconds and megabytes: the reference is divided by ours, so that above 1 is better
+    quality: tuple[float, float] | None = None  # ours, reference: a ratio counts only if ours is as good
+    note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """The median over the rounds."""
+        pairs = zip(self.ours, self.reference, strict=True)
+        return statistics.median(r / o if self.lower else o / r for o, r in pairs)
+
+    @property
+    def counts(self) -> bool:
+        """Whether our quality is at least the reference's, where it was measured."""
+        return self.quality is None or self.quality[0] >= self.quality[1]
+
+    def row(self) -> list[str]:
+        """Cells of the Markdown table."""
+        asked = "" if self.least is None else f"{self.least:g}×"
+        quality = "" if self.quality is None else f"{self.quality[0]:.1f} / {self.quality[1]:.1f}"
+        ratio = f"**{self.ratio:.2f}×**" if self.counts else f"({self.ratio:.2f}×: quality is lower)"
+        cells = [self.measure, self.against, _span(self.ours), _span(self.reference), self.unit, ratio, asked]
+        return [*cells, quality, self.note]
+
+
+HEADER = ["measure", "against", "gptask", "reference", "unit", "ratio", "asked", "quality (ours / ref.)", "note"]
+
+
+def _span(values: list[float]) -> str:
+    middle = statistics.median(values)
+    return f"{middle:.4g} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else f"{middle:.4g}"
+
+
+def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Work per second of each side, the sides taking turns; a side does its work and says how much it was.
+
+    One round that is not counted goes first: kernels are chosen and memory is taken there.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            work = side()
+            if number:
+                rates[name].append(work / (time.perf_counter() - start))
+    return rates
+
+
+def matrix_peak(dtype: str = "bfloat16", size: int = 2048, tries: int = 8) -> float:
+    """Best GFLOP/s of a square matrix product, measured now."""
+    import torch
+
+    a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def training_flops(model: Any, top: float) -> float:
+    """FLOPs per token of LoRA on the top share of layers: forward everywhere, gradients of states in that share."""
+    body = sum(p.numel() for p in model.get_decoder().layers.parameters() if p.ndim == 2)
+    return 2.0 * body * (1 + top)
+
+
+def subprocess_rate(*arguments: str) -> dict[str, Any]:
+    """Run a Python program that prints one JSON line last, in a process of its own."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{arguments} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on, with the matrix peaks of this very run."""
+    import torch
+
+    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "processor": model[0] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "bf16_peak_gflops": round(matrix_peak("bfloat16")),
+        "fp32_peak_gflops": round(matrix_peak("float32")),
+    }
+
+
+def report(results: list[Result], tier: str, folder: Path) -> Path:
+    """Write ``<date>.json`` and ``<date>.md``; return the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    here = machine()
+    rows = [asdict(result) | {"ratio": result.ratio, "counts": result.counts} for result in results]
+    content = {"tier": tier, "machine": here, "results": rows}
+    (folder / f"{stamp}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    lines = [" | ".join(cells) for cells in (HEADER, ["---"] * len(HEADER), *(result.row() for result in results))]
+    head = f"`make bench TIER={tier}`, {stamp}; " + ", ".join(f"{name} {value}" for name, value in here.items())
+    page = folder / f"{stamp}.md"
+    page.write_text(head + "\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
+    return page

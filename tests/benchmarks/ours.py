@@ -1,0 +1,66 @@
+"""gptask's side of a comparison: the shipped experiments' own configs, through gptask's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import DATA
+
+SAMPLES = {"sst2": "sentiment", "multi30k": "translation", "dialogsum": "summarization", "xquad_en": "qa"}
+
+
+def options(experiment: str, *more: str) -> list[str]:
+    """Overrides for an experiment on the real data where it lies, on the task's sample otherwise."""
+    if DATA.is_dir():
+        return [f"experiment={experiment}", f"data.root={DATA}", *more]
+    return [f"task={SAMPLES[experiment]}", *more]
+
+
+def config(verb: str, overrides: list[str]) -> Any:
+    """The config of a command line."""
+    from gptask.cli.launch import launch
+
+    found: list[Any] = []
+
+    def fail(error: Exception, where: str) -> int:
+        raise error
+
+    launch(verb, overrides, found.append, fail)
+    return found[0]
+
+
+class Training:
+    """A training that can be run for one epoch again and again, without validation."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        from gptask import assembly
+        from gptask.training import assemble
+
+        self.config = config("train", overrides)
+        corpus = assembly.corpus(self.config.task, self.config.data, self.config.seed)
+        self.module, self.data = assemble(self.config, corpus)
+        self.examples = [dict(example) for example in self.data.examples("train")]
+        self.tokens = int(self.data.items("train").column("length").sum())
+
+    def fit(self, folder: Path, epochs: int = 1, callbacks: Any = (), **settings: Any) -> None:
+        """Train."""
+        from gptask.lightning import trainer_for
+
+        options = self.config.trainer | {
+            "max_epochs": epochs,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+        } | settings
+        trainer = trainer_for(folder, options, logger=False, callbacks=list(callbacks))
+        trainer.fit(self.module, datamodule=self.data)
+
+    def epoch(self, folder: Path, work: float) -> float:
+        """One epoch; what it is worth."""
+        self.fit(folder, limit_val_batches=0)
+        return work
+
+    @property
+    def location(self) -> str:
+        """The backbone's folder, which the reference loads too."""
+        return str(self.module.backbone.origin.location)

@@ -1,0 +1,129 @@
+"""What an informed user of transformers would write: Trainer, pipeline() and generate(), on the same weights."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+STOCK: dict[str, Any] = {"per_device_train_batch_size": 16, "learning_rate": 2e-5}
+TUNED: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1e-3,
+    "bf16": True,
+    "train_sampling_strategy": "group_by_length",
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.06,
+}
+
+
+def tokenizer(location: str) -> Any:
+    """The tokenizer, padded with its EOS where it has no pad token."""
+    found: Any = AutoTokenizer.from_pretrained(location)
+    if found.pad_token is None:
+        found.pad_token = found.eos_token
+    return found
+
+
+def _lora(model: Any, task_type: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "v_proj"]
+    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type=task_type))
+
+
+def _trainer(model: Any, words: Any, rows: Sequence[dict[str, Any]], collator: Any, settings: dict[str, Any]) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **({"num_train_epochs": 1} | settings),
+    )
+    return Trainer(model=model, args=arguments, train_dataset=list(rows), data_collator=collator, processing_class=words)
+
+
+def classifier(location: str, labels: Sequence[str], lora: bool = False) -> Any:
+    """A sequence classifier, in float32, with a new head."""
+    names = dict(enumerate(labels))
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        location, dtype=torch.float32, id2label=names, label2id={name: n for n, name in names.items()}
+    )
+    model.config.pad_token_id = tokenizer(location).pad_token_id
+    return _lora(model, "SEQ_CLS") if lora else model
+
+
+def classification(model: Any, location: str, texts: Sequence[str], labels: Sequence[int], **settings: Any) -> Trainer:
+    """A Trainer on texts and label numbers, dynamically padded."""
+    words = tokenizer(location)
+    rows = [
+        {**words(text, truncation=True, max_length=512), "labels": label}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    return _trainer(model, words, rows, DataCollatorWithPadding(words), settings)
+
+
+def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[int]) -> float:
+    """Accuracy in percent."""
+    words = tokenizer(location)
+    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(order), 32):
+            part = order[start : start + 32]
+            batch = words([texts[n] for n in part], padding=True, truncation=True, return_tensors="pt")
+            said = model(**batch).logits.argmax(-1).tolist()
+            right += sum(a == labels[n] for a, n in zip(said, part, strict=True))
+    model.train()
+    return 100 * right / len(texts)
+
+
+def sequence_trainer(location: str, pairs: Sequence[tuple[list[int], list[int]]], **settings: Any) -> Trainer:
+    """A LoRA Trainer on ids of prompt and target, the prompt masked from the loss."""
+    words = tokenizer(location)
+    model = _lora(AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), "CAUSAL_LM")
+    rows = [
+        {"input_ids": a + b, "attention_mask": [1] * len(a + b), "labels": [-100] * len(a) + b} for a, b in pairs
+    ]
+    return _trainer(model, words, rows, DataCollatorForSeq2Seq(words, padding=True), settings)
+
+
+class Generator:
+    """``generate()``, greedy, left-padded, prompts sorted by length."""
+
+    def __init__(self, location: str, dtype: torch.dtype) -> None:
+        self.words = tokenizer(location)
+        self.words.padding_side = "left"
+        self.model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
+
+    def __call__(self, prompts: Sequence[list[int]], batch: int, new: int, stop: list[str]) -> list[str]:
+        """Texts of all prompts."""
+        order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+        said = [""] * len(prompts)
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            inputs = self.words.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
+            with torch.inference_mode():
+                ids = self.model.generate(
+                    **inputs, max_new_tokens=new, do_sample=False, stop_strings=stop, tokenizer=self.words,
+                    pad_token_id=self.words.pad_token_id,
+                )  # fmt: skip
+            texts = self.words.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for n, text in zip(part, texts, strict=True):
+                said[n] = text
+        return said
