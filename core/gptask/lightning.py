@@ -19,6 +19,7 @@ CHATTER = (
     ".*LeafSpec.*",
     ".*could not find the monitored.*",  # training.py says what that means
     ".*sync_dist=True.*",  # every process scores everything
+    ".*in eval mode at the start of training.*",  # tuning=head: so it shall be
     ".*your dataloader is not resumable.*",
 )
 

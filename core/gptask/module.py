@@ -32,6 +32,7 @@ class GPTModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.outputs: dict[int, Any] = {}  # encoded item -> what the head said
         self.tokens = 0  # real tokens (no pads) seen in training
+        self.adjusted: dict[str, Any] = {}  # options of the task that validation chose
         self.states: dict[str, States | None] = {}  # split -> kept hidden states of a frozen backbone
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -75,10 +76,19 @@ class GPTModule(pl.LightningModule):
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         examples, predictions = self.predictions(data, "validation")
+        if examples and (adjusted := self.task.adjust(predictions, examples)):
+            self.adjust(adjusted)
+            examples, predictions = self.predictions(data, "validation")
         for number, metric in enumerate(self.task.metrics()):
             rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
             value = metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
             self.log(f"val/{metric.name}", value, prog_bar=number == 0)
+
+    def adjust(self, options: dict[str, Any]) -> None:
+        """Set options of the task that validation chose."""
+        self.adjusted = options
+        for name, value in options.items():
+            setattr(self.task, name, value)
 
     def predictions(self, data: Any, split: str) -> tuple[list[Example], list[Prediction]]:
         """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""
@@ -92,6 +102,7 @@ class GPTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen weights (a backbone from scratch can't be had again, so it is kept)."""
+        checkpoint["adjusted"] = self.adjusted
         if self.backbone.origin.kind != "scratch":
             learning = {name for name, p in self.named_parameters() if p.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learning}

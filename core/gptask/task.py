@@ -183,6 +183,13 @@ class Task(ABC):
         """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""
         return {}
 
+    def adjust(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+        """Choose values for options that were left open (a threshold, say) by the validation split's predictions.
+
+        They are set as options before that split is scored, kept with its checkpoint, and saved with the run.
+        """
+        return {}
+
     def inputs(self) -> list[Field]:
         """The fields a prediction needs."""
         return [f for f in self.fields() if not f.target]

@@ -76,6 +76,7 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     _fit(trainer, module, data, folder, config.resume)
     _load_best(trainer, module)
     if writing:
+        run.write_config(folder, config, plugin)  # with what validation chose
         saved_model.save_model(folder, module.backbone, module.head, config.tuning)
     fit_seconds = time.time() - started
     trainer.test(module, datamodule=data, verbose=False)
@@ -154,5 +155,6 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
         return
     best = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"], strict=False)
+    module.adjust(best["adjusted"])
     score = callback.best_model_score
     log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))

@@ -14,6 +14,7 @@ import torch
 from gptask import UserError, load_run, train
 from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
 from gptask.progress import Lines
+from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -177,6 +178,37 @@ def test_without_validation_the_last_weights_are_tested_and_said_so(tmp_path, ca
     assert run.metrics["n"] == 10
 
 
+def test_a_test_without_examples_is_told_and_the_model_is_kept(tmp_path, caplog):
+    options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
+    with caplog.at_level(logging.WARNING, "gptask"):
+        run = train(config(tmp_path, trainer=options))
+    assert "no example was scored" in caplog.text
+    assert run.metrics["metrics"] == {}
+    assert load_run(run.folder).predict([{"text": "Good."}])
+
+
+def test_what_validation_chooses_is_kept_with_the_best_checkpoint_and_saved(tmp_path, monkeypatch):
+    chosen = iter((0.11, 0.22, 0.33))
+    told = []
+
+    def best(probabilities, truth):
+        told.append(len(probabilities))
+        return next(chosen)
+
+    monkeypatch.setattr("gptask_tasks.classification.metrics.best_threshold", best)
+    scores = iter((50.0, 90.0, 40.0))  # the second epoch is best
+    monkeypatch.setattr("gptask_tasks.classification.metrics.MultiMicroF1.aggregate", lambda *_: next(scores, 1.0))
+    options = {"max_epochs": 3, "accelerator": "cpu"}
+    run = train(config(tmp_path, task=Classification(multi_label=True), trainer=options))
+    assert told == [8, 8, 8]
+    assert run.task.threshold == load_run(run.folder).task.threshold == 0.22
+
+
+def test_a_given_threshold_stays(tmp_path):
+    run = train(config(tmp_path, task=Classification(multi_label=True, threshold=0.4)))
+    assert run.task.threshold == 0.4
+
+
 def test_lora_keeps_frozen_weights_out_of_checkpoints_except_those_that_cannot_be_had_again(tmp_path):
     run = train(config(tmp_path, tuning=Lora(rank=2)))
     assert (run.folder / "model/adapter_model.safetensors").exists()
@@ -228,6 +260,13 @@ def test_two_processes_write_one_run_folder(tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["n"] == 100
     assert done.stdout.count("run folder:") == 1
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_the_first_step_is_told_at_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("gptask.progress.progress_bar", lambda: Lines(every=1e9))
+    with caplog.at_level(logging.INFO, "gptask"):
+        train(config(tmp_path))
+    assert re.findall(r"step (\d)/6 loss", caplog.text) == ["1"]
 
 
 def test_lines_tell_loss_speed_and_time_left(tmp_path, caplog, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from gptask import DataError, Prediction, UserError
 from gptask.metric import score_all
 from gptask_tasks.classification import Classification
+from gptask_tasks.classification.metrics import best_threshold
 from sklearn import metrics as reference
 
 LABELS = ["billing", "delivery", "refund", "other"]
@@ -194,6 +195,33 @@ def test_thresholds_choose_labels() -> None:
     task = Classification(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
     assert task.prediction({}, [[0.3, 0.29, 0.9]]).value == ["a", "c"]
     assert task.encode({"text": "x", "labels": ["c"]}, _Plain(), 9).label == [0.0, 0.0, 1.0]
+
+
+def test_the_best_threshold_is_the_one_a_search_over_all_finds() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random((60, 5)) < 0.2
+    said = np.round(np.clip(0.3 * truth + 0.7 * generator.random((60, 5)), 0, 1), 1)  # with ties
+    found = best_threshold(said.tolist(), truth.tolist())
+
+    def score(threshold: float) -> float:
+        return float(reference.f1_score(truth, said >= threshold, average="micro", zero_division=0))
+
+    assert score(found) == max(score(value) for value in np.unique(said))
+    assert score(found) > score(0.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "low", "high"),
+    [
+        ([[0.9, 0.2]], [[0.0, 0.0]], 0.5, 0.5),  # nothing is true
+        ([[0.9, 0.2]], [[1.0, 0.0]], 0.2, 0.9),
+        ([[0.9, 0.2]], [[1.0, 1.0]], 0.0, 0.2),
+        ([[0.4, 0.4]], [[1.0, 0.0]], 0.0, 0.4),  # equal ones can't be told apart
+    ],
+)
+def test_thresholds_at_the_edges(said: Any, truth: Any, low: float, high: float) -> None:
+    assert low <= best_threshold(said, truth) <= high
+    assert 0 < best_threshold(said, truth) < 1
 
 
 class _Plain:

@@ -45,7 +45,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
-        target_modules=tuning.target_modules or targets(model),
+        target_modules=tuning.target_modules or "all-linear",
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
         layers_to_transform=None if tuning.top == 1 else list(range(first, layers)),
@@ -74,16 +74,3 @@ def _check_targets(model: Any, wanted: list[str]) -> None:
                 f"tuning.target_modules: '{name}' names no layer of the backbone; there are {listing(known)}."
                 f"{nearest(name, known)}"
             )
-
-
-def targets(model: Any) -> list[str] | str:
-    """PEFT's own choice for the architecture (query and value projections); every linear layer for an unknown one."""
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-    from torch import nn
-
-    known = KNOWN.get(model.config.model_type)
-    if known is not None:
-        return known if isinstance(known, str) else list(known)
-    projection = model.get_output_embeddings()
-    linear = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not projection]
-    return sorted({name.rsplit(".", 1)[-1] for name in linear})  # not "all-linear", which excludes tuning.top

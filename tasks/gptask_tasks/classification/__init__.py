@@ -25,10 +25,12 @@ class Classification(PromptedTask):
 
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
+    threshold_open: ClassVar[bool] = False  # whether validation goes on choosing it
+
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
     multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
-    threshold: float = option(0.5, "probability from which a class is predicted, with multi_label")
+    threshold: float | None = option(None, "multi_label: probability from which a class counts; null: by validation")
 
     def fields(self) -> list[Field]:
         """A text, and its label or labels."""
@@ -43,7 +45,7 @@ class Classification(PromptedTask):
         super().validate()
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"task.labels must be at least two different names, got {self.labels}")
-        if not 0 < self.threshold < 1:
+        if self.threshold is not None and not 0 < self.threshold < 1:
             raise UserError(f"task.threshold={self.threshold} must lie between 0 and 1")
         for name in self.label_words:
             if self.labels and name not in self.labels:
@@ -57,6 +59,11 @@ class Classification(PromptedTask):
             self.labels = sorted({name for example in train for name in self.gold(example)})
             if len(self.labels) < 2:
                 raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
+
+    def truth(self, example: Example) -> list[float]:
+        """Zeros and ones (K) of an example's labels."""
+        gold = self.gold(example)
+        return [float(name in gold) for name in self.labels]
 
     def gold(self, example: Example) -> list[str]:
         """The true labels of an example."""
@@ -92,7 +99,7 @@ class Classification(PromptedTask):
             if name not in self.labels:
                 raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
         if self.multi_label:
-            return Encoded(ids, label=[float(name in gold) for name in self.labels], truncated=cut)
+            return Encoded(ids, label=self.truth(example), truncated=cut)
         return Encoded(ids, label=self.labels.index(gold[0]), truncated=cut)
 
     def head(self, backbone: Backbone) -> Head:
@@ -105,10 +112,21 @@ class Classification(PromptedTask):
         """The likeliest label (or all above the threshold) with the probabilities of all."""
         probabilities = dict(zip(self.labels, outputs[0], strict=True))
         if self.multi_label:
-            value = [name for name, p in probabilities.items() if p >= self.threshold]
+            threshold = 0.5 if self.threshold is None else self.threshold
+            value = [name for name, p in probabilities.items() if p >= threshold]
             return Prediction(value, probabilities=probabilities)
         best = max(probabilities, key=probabilities.__getitem__)
         return Prediction(best, probabilities[best], probabilities)
+
+    def adjust(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+        """The threshold of the best micro-F1 where none was given."""
+        if not self.multi_label or not (self.threshold is None or self.threshold_open):
+            return {}
+        from gptask_tasks.classification.metrics import best_threshold
+
+        self.threshold_open = True
+        probabilities = [list((p.probabilities or {}).values()) for p in predictions]
+        return {"threshold": best_threshold(probabilities, [self.truth(e) for e in examples])}
 
     def metrics(self) -> list[Metric]:
         """Accuracy first; micro-F1 first where a text may have several labels."""

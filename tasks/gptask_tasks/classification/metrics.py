@@ -156,6 +156,23 @@ class MultiMicroF1(Sets):
         return float(100 * f1(hits, true, said))
 
 
+def best_threshold(probabilities: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
+    """The probability (N, K) from which to predict so that micro-F1 against zeros and ones (N, K) is highest.
+
+    Halfway to the next lower probability, and 0.5 where there is no true label.
+    """
+    said, true = np.ravel(probabilities), np.ravel(truth)
+    order = np.argsort(-said, kind="stable")
+    said, hits = said[order], np.cumsum(true[order])
+    scores = f1(hits, true.sum(), np.arange(1, len(said) + 1))
+    scores[:-1][said[:-1] == said[1:]] = 0  # equal probabilities can't be told apart
+    best = int(scores.argmax())
+    if not hits[-1]:
+        return 0.5
+    following = said[best + 1] if best + 1 < len(said) else 0.0
+    return float(np.clip((said[best] + following) / 2, 1e-6, 1 - 1e-6))
+
+
 class MultiMacroF1(Sets):
     """Mean F1 over all classes, in percent."""
 
