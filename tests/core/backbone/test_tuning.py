@@ -1,5 +1,7 @@
 """Which weights learn under each tuning."""
 
+import re
+
 import pytest
 import torch
 from gptask.backbone.tuning import apply
@@ -8,10 +10,18 @@ from gptask.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 IDS = torch.tensor([[5, 6, 7, 8]])
+LINEAR = {
+    False: {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    True: {"c_attn", "c_fc", "c_proj"},  # GPT-2
+}
 
 
 def learning(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapted_names(model):
+    return {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in learning(model)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -23,8 +33,7 @@ def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone
     names = learning(backbone)
     assert names
     assert all("lora_A" in name or "lora_B" in name for name in names)
-    attention = {"gpt2": {"c_attn"}}.get(family, {"q_proj", "v_proj"})
-    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names} == attention
+    assert adapted_names(backbone) == LINEAR[family == "gpt2"]
 
 
 def test_lora_changes_what_the_shared_backbone_computes(backbone_of):
@@ -67,7 +76,54 @@ def test_head_freezes_the_backbone(backbone_of):
     assert learning(apply(backbone_of("llama").peft, Head())) == set()
 
 
-@pytest.mark.parametrize("tuning", [Lora(dropout=0.1), Full(), Head()])
-def test_dropout_is_on(tuning, backbone_of):
+@pytest.mark.parametrize(("tuning", "on"), [(Lora(dropout=0.1), True), (Full(), True), (Head(), False)])
+def test_dropout_is_on_unless_the_backbone_is_frozen(tuning, on, backbone_of):
     model = apply(backbone_of("gpt2").peft, tuning)
-    assert all(module.training for module in model.modules())
+    assert {module.training for module in model.modules()} == {on}
+
+
+def deeper(tiny, family, layers=4):
+    """The tiny model of a family, with more layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny(family), num_hidden_layers=layers)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def adapted_layers(model):
+    return sorted({int(re.search(r"\.(?:layers|h)\.(\d+)\.", name)[1]) for name in learning(model)})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("top", "layers"), [(1.0, [0, 1, 2, 3]), (0.5, [2, 3]), (0.25, [3]), (0.01, [3])])
+def test_top_adapts_only_the_last_layers(family, top, layers, tiny):
+    model = apply(deeper(tiny, family), Lora(rank=2, top=top))
+    assert adapted_layers(model) == layers
+    assert adapted_names(model) == LINEAR[family == "gpt2"]
+
+
+def test_top_is_a_share_of_many_layers(tiny):
+    assert adapted_layers(apply(deeper(tiny, "llama", 30), Lora(rank=2, top=0.3))) == list(range(21, 30))
+
+
+def test_top_goes_with_layers_by_name(tiny):
+    model = apply(deeper(tiny, "llama"), Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"]))
+    assert adapted_layers(model) == [2, 3]
+    assert adapted_names(model) == {"up_proj", "q_proj"}
+
+
+@pytest.mark.parametrize("top", [0.0, -0.5, 1.01])
+def test_top_out_of_range_is_refused(top, backbone_of):
+    with pytest.raises(UserError, match=rf"tuning\.top={top} must be above 0 and at most 1"):
+        apply(backbone_of("llama").peft, Lora(top=top))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_layers_below_the_top_keep_nothing_for_a_backward_pass(family, tiny):
+    model = apply(deeper(tiny, family), Lora(rank=2, top=0.5))
+    kept = []
+    body = model.get_base_model().get_decoder()
+    for layer in body.layers if family == "llama" else body.h:
+        layer.register_forward_hook(lambda _, __, out: kept.append(torch.is_tensor(out) and out.requires_grad))
+    model(IDS)
+    assert kept == [False, False, True, True]

@@ -1,0 +1,228 @@
+"""The lean forms of LoRA layers and RMS norms give what PEFT's and the model's own forms give."""
+
+import contextlib
+from copy import deepcopy
+
+import pytest
+import torch
+from gptask.backbone import lean
+from gptask.backbone.tuning import apply
+from gptask.config import Lora
+from torch import nn
+
+FAMILIES = ["llama", "qwen3", "gemma3"]
+IDS = torch.arange(5, 35).view(2, 15)
+
+
+def gradients(out, inputs, seed=0):
+    torch.manual_seed(seed)
+    return torch.autograd.grad(out, inputs, torch.randn_like(out))
+
+
+def replaced(model):
+    """Names of modules that have a lean form."""
+    return {name for name, module in model.named_modules() if "forward" in vars(module)}
+
+
+def norm_of(family, channels=8, **options):
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    norm = {"llama": LlamaRMSNorm, "gemma3": Gemma3RMSNorm}[family](channels, **options)
+    nn.init.normal_(norm.weight)
+    return norm
+
+
+@pytest.fixture
+def adapted(backbone_of, monkeypatch):
+    """``adapted("llama")``: a PEFT model as PEFT made it, and the same with lean forms; B is not zero as at first."""
+
+    def make(family, dtype=torch.float32, **options):
+        models = []
+        for install in (lambda model: None, lean.install):
+            with monkeypatch.context() as patch:
+                patch.setattr(lean, "install", install)
+                targets = [] if family == "gpt2" else ["q_proj", "v_proj", "up_proj"]
+                models.append(
+                    apply(backbone_of(family).peft.to(dtype), Lora(rank=2, target_modules=targets, **options))
+                )
+            torch.manual_seed(0)
+            for name, parameter in models[-1].named_parameters():
+                if "lora_" in name:
+                    parameter.data.normal_(0, 0.2)
+        return models
+
+    return make
+
+
+def learn(model, seed=0):
+    """Loss, and gradients by name."""
+    torch.manual_seed(seed)
+    loss = model(IDS, labels=IDS).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("from_gradient", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_low_rank_is_the_formula(bias, from_gradient):
+    torch.manual_seed(0)
+    sizes = [(2, 3, 6), (5, 6), (5,), (4, 6), (5, 4)]
+    x, weight, shift, a, b = (torch.randn(size, dtype=torch.float64) for size in sizes)
+    shift = shift if bias else torch.zeros(5, dtype=torch.float64)
+    inputs = [part.requires_grad_() for part in ([x, a, b] if from_gradient else [a, b])]
+    lean_out = lean.LowRank.apply(x, weight, shift if bias else None, a, b, 0.7)
+    plain = x @ weight.T + shift + 0.7 * (x @ a.T @ b.T)
+    torch.testing.assert_close(lean_out, plain)
+    for got, expected in zip(gradients(lean_out, inputs), gradients(plain, inputs), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)  # adapters' gradients are float32
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])  # so small that eps counts
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_norm_is_the_models_own(family, size):
+    torch.manual_seed(0)
+    own = norm_of(family).requires_grad_(False)
+    leaned = deepcopy(own)
+    lean.install(nn.ModuleList([leaned]))
+    assert "forward" in vars(leaned)
+    x = (torch.randn(2, 3, 8) * size).requires_grad_()
+    assert torch.equal(leaned(x), own(x))
+    assert torch.equal(leaned(x.detach()), own(x))
+    (got,), (expected,) = gradients(leaned(x), x), gradients(own(x), x)
+    torch.testing.assert_close(got, expected, atol=1e-5 / size, rtol=1e-4)
+
+
+class CentredRMSNorm(nn.LayerNorm):
+    """A norm that is named like another."""
+
+
+class CappedRMSNorm(nn.RMSNorm):
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x):
+        return super().forward(x).clamp(-0.5, 0.5)
+
+
+def scaleless(channels):
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
+
+    return Gemma3nRMSNorm(channels, with_scale=False)
+
+
+@pytest.mark.parametrize("make", [CentredRMSNorm, CappedRMSNorm, scaleless])
+def test_a_norm_of_another_formula_stays_as_it_is(make):
+    norm = make(8).requires_grad_(False)
+    lean.install(nn.ModuleList([norm]))
+    assert "forward" not in vars(norm)
+
+
+def test_a_norm_that_learns_stays_as_it_is():
+    norm = norm_of("llama")
+    lean.install(nn.ModuleList([norm]))
+    assert "forward" not in vars(norm)
+    norm(torch.randn(2, 8)).sum().backward()
+    assert norm.weight.grad.abs().sum() > 0
+
+
+def test_a_copy_of_a_norm_uses_its_own_weights():
+    norm = norm_of("llama").requires_grad_(False)
+    lean.install(nn.ModuleList([norm]))
+    copy, x = deepcopy(norm), torch.randn(2, 8, requires_grad=True)
+    before, (gradient,) = copy(x), gradients(copy(x), x)
+    norm.weight.zero_()
+    norm.lean_scale.zero_()
+    assert torch.equal(copy(x), before)
+    assert torch.equal(gradients(copy(x), x)[0], gradient)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapted_layers_and_frozen_norms_are_replaced(family, adapted):
+    theirs, ours = adapted(family)
+    assert not replaced(theirs)
+    names = {name.rsplit(".", 1)[-1] for name in replaced(ours)}
+    norms = {
+        name.rsplit(".", 1)[-1] for name, module in ours.named_modules() if type(module).__name__.endswith("RMSNorm")
+    }
+    assert norms
+    assert names == {"q_proj", "v_proj", "up_proj"} | norms
+
+
+def test_gpt2s_layers_stay_as_they_are(adapted):
+    _, ours = adapted("gpt2")
+    assert learn(ours)[1]
+    assert not replaced(ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_equal_pefts(family, adapted):
+    theirs, ours = adapted(family)
+    (expected, wanted), (loss, got) = learn(theirs), learn(ours)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    assert got.keys() == wanted.keys()
+    assert all("lora_" in name for name in got)
+    for name, gradient in got.items():
+        assert gradient.abs().max() > 0
+        assert (gradient - wanted[name]).abs().max() < 1e-4 * wanted[name].abs().max()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_in_bfloat16_adapters_and_their_gradients_are_float32(family, adapted):
+    theirs, ours = adapted(family, torch.bfloat16)
+    (expected, wanted), (loss, got) = learn(theirs), learn(ours)
+    torch.testing.assert_close(loss, expected, atol=0, rtol=0.02)
+    formats = {name: p.dtype for name, p in ours.named_parameters()}
+    assert {formats.pop(name) for name in got} == {torch.float32}
+    assert set(formats.values()) == {torch.bfloat16}
+    for name, gradient in got.items():
+        assert gradient.dtype is torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), wanted[name].flatten(), 0) > 0.95
+
+
+@contextlib.contextmanager
+def merged(model):
+    model.merge_adapter()
+    yield
+    model.unmerge_adapter()
+
+
+STATES = {
+    "learning, with dropout": lambda model: contextlib.nullcontext(model.train()),
+    "not learning": lambda model: contextlib.nullcontext(model.eval()),
+    "disabled": lambda model: model.disable_adapter(),
+    "merged": merged,
+    "autocast": lambda model: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_dropout_disabled_and_merged_adapters_are_pefts(state, adapted):
+    outs = []
+    for model in adapted("llama", dropout=0.5):
+        model.eval()
+        plain = model(IDS).logits
+        with STATES[state](model):
+            torch.manual_seed(0)
+            outs.append(model(IDS).logits.float())
+        same = torch.allclose(outs[-1], plain, atol=1e-4)
+        assert same == (state in ("merged", "not learning"))  # the others do change something
+        torch.testing.assert_close(model.eval()(IDS).logits, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_in_autocast_loss_and_gradients_are_pefts(adapted):
+    results = []
+    for model in adapted("llama"):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(learn(model))
+    (expected, wanted), (loss, got) = results
+    assert torch.equal(loss, expected)
+    for name, gradient in got.items():
+        assert torch.cosine_similarity(gradient.flatten(), wanted[name].flatten(), 0) > 0.95
+
+
+def test_a_state_dict_has_the_same_keys(adapted):
+    theirs, ours = adapted("gemma3")
+    assert replaced(ours)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
