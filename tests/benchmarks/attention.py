@@ -29,7 +29,7 @@ def run(tier: str) -> list[Result]:
 
     results = []
     for shape in SHAPES if tier == FULL else SHAPES[:2]:
-        sides = {kind: (lambda kind=kind: step(kind, shape)) for kind in (NAME, "sdpa")}
+        sides = {kind: (lambda kind=kind, shape=shape: step(kind, shape)) for kind in (NAME, "sdpa")}
         rates = alternate(sides, 8 if tier == FULL else 3)
         name = f"training step, {shape[0]} x {shape[1]} tokens"
         results.append(Result(name, "tokens/s", rates[NAME], rates["sdpa"], "fused attention (sdpa)"))

@@ -109,7 +109,9 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on, with the matrix peaks of this very run."""
     import torch
 
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    model = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return {
         "processor": model[0] if model else platform.processor(),
         "cores": os.cpu_count(),

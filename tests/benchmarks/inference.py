@@ -43,4 +43,8 @@ def run(tier: str) -> list[Result]:
     same = sum(said["label"] == example["label"] for said, example in zip(prompted, examples, strict=True))
     quality = (100 * right / len(seen), 100 * same / len(examples))
     against = "pipeline, batch 32"
-    return [Result("classification inference", "examples/s", rates["ours"], rates["pipeline"], against, 4.0, quality=quality)]
+    return [
+        Result(
+            "classification inference", "examples/s", rates["ours"], rates["pipeline"], against, 4.0, quality=quality
+        )
+    ]

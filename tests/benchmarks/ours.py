@@ -47,11 +47,15 @@ class Training:
         """Train."""
         from gptask.lightning import trainer_for
 
-        options = self.config.trainer | {
-            "max_epochs": epochs,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-        } | settings
+        options = (
+            self.config.trainer
+            | {
+                "max_epochs": epochs,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+            }
+            | settings
+        )
         trainer = trainer_for(folder, options, logger=False, callbacks=list(callbacks))
         trainer.fit(self.module, datamodule=self.data)
 

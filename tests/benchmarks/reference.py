@@ -43,7 +43,9 @@ def _lora(model: Any, task_type: str) -> Any:
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type=task_type))
 
 
-def _trainer(model: Any, words: Any, rows: Sequence[dict[str, Any]], collator: Any, settings: dict[str, Any]) -> Trainer:
+def _trainer(
+    model: Any, words: Any, rows: Sequence[dict[str, Any]], collator: Any, settings: dict[str, Any]
+) -> Trainer:
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         use_cpu=not torch.cuda.is_available(),
@@ -54,7 +56,9 @@ def _trainer(model: Any, words: Any, rows: Sequence[dict[str, Any]], collator: A
         remove_unused_columns=False,
         **({"num_train_epochs": 1} | settings),
     )
-    return Trainer(model=model, args=arguments, train_dataset=list(rows), data_collator=collator, processing_class=words)
+    return Trainer(
+        model=model, args=arguments, train_dataset=list(rows), data_collator=collator, processing_class=words
+    )
 
 
 def classifier(location: str, labels: Sequence[str], lora: bool = False) -> Any:
@@ -97,9 +101,7 @@ def sequence_trainer(location: str, pairs: Sequence[tuple[list[int], list[int]]]
     """A LoRA Trainer on ids of prompt and target, the prompt masked from the loss."""
     words = tokenizer(location)
     model = _lora(AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), "CAUSAL_LM")
-    rows = [
-        {"input_ids": a + b, "attention_mask": [1] * len(a + b), "labels": [-100] * len(a) + b} for a, b in pairs
-    ]
+    rows = [{"input_ids": a + b, "attention_mask": [1] * len(a + b), "labels": [-100] * len(a) + b} for a, b in pairs]
     return _trainer(model, words, rows, DataCollatorForSeq2Seq(words, padding=True), settings)
 
 

@@ -38,14 +38,13 @@ def _lora(model: Any, tuning: Lora) -> Any:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
     if not 0 < tuning.top <= 1:
         raise UserError(f"tuning.top={tuning.top} must be above 0 and at most 1: the share of layers that get adapters")
-    _check_targets(model, tuning.target_modules)
     layers = model.config.get_text_config().num_hidden_layers
     first = min(round(layers * (1 - tuning.top)), layers - 1)  # PEFT takes an empty list for all layers
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
-        target_modules=tuning.target_modules or "all-linear",
+        target_modules=_targets(model, tuning.target_modules),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
         layers_to_transform=None if tuning.top == 1 else list(range(first, layers)),
@@ -55,22 +54,28 @@ def _lora(model: Any, tuning: Lora) -> Any:
     return adapted
 
 
-def _check_targets(model: Any, wanted: list[str]) -> None:
-    """Refuse names of no layer (PEFT would pass over one among several) and the projection tied to the embedding."""
+def _targets(model: Any, wanted: list[str]) -> list[str]:
+    """The layers that get adapters: those named, or every linear one but the projection tied to the embedding.
+
+    Raises `UserError` for a name of no layer (PEFT would pass over one among several).
+    """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     projection = model.get_output_embeddings()
     layers = {
-        name
+        name: module
         for name, module in model.named_modules()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2
         and module is not projection
         and not isinstance(module, nn.Embedding)
     }
+    known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
     for name in wanted:
         if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
-            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
             raise UserError(
                 f"tuning.target_modules: '{name}' names no layer of the backbone; there are {listing(known)}."
                 f"{nearest(name, known)}"
             )
+    plain = {name.rsplit(".", 1)[-1] for name, module in layers.items() if isinstance(module, nn.Linear | Conv1D)}
+    return wanted or sorted(plain)

@@ -124,7 +124,7 @@ class Classification(PromptedTask):
             return {}
         from gptask_tasks.classification.metrics import best_threshold
 
-        self.threshold_open = True
+        self.threshold_open = True  # type: ignore[misc]
         probabilities = [list((p.probabilities or {}).values()) for p in predictions]
         return {"threshold": best_threshold(probabilities, [self.truth(e) for e in examples])}
 
