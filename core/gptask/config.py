@@ -85,9 +85,9 @@ class Data:
     cut: float = 0.1  # share of train cut off for each split that is not given
     on_bad: OnBad = OnBad.stop
     max_tokens: int = 512  # longest prompt and target together
-    batch_size: int = 16  # examples in a training batch at most
-    batch_tokens: int = 2048  # padded tokens in a training batch at most: bounds the memory
-    eval_batch_size: int = 64
+    batch_size: int = 32  # examples in a training batch at most
+    batch_tokens: int = 1024  # padded tokens in a training batch at most: bounds the memory
+    eval_batch_size: int = 128
     workers: int = 0  # processes that fetch batches; the memory map makes them needless on most machines
 
 

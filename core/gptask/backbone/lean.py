@@ -22,9 +22,9 @@ class LowRank(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         """States (..., N) of states (..., C)."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C)
-        a, b = (a * scale).to(x.dtype), b.to(x.dtype)
+        a, b = a.to(x.dtype), b.to(x.dtype)
         low = rows @ a.T  # (M, r)
-        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T)
+        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(rows, weight, low, a, b)
         ctx.scale = scale
         return out.view(*x.shape[:-1], -1)
@@ -38,8 +38,8 @@ class LowRank(torch.autograd.Function):
         inner = flat @ b  # (M, r)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = (flat @ weight).addmm_(inner, a).view(*grad.shape[:-1], -1)
-        return to_x, None, None, (inner.T @ rows).float().mul_(ctx.scale), (flat.T @ low).float(), None
+            to_x = (flat @ weight).addmm_(inner, a, alpha=ctx.scale).view(*grad.shape[:-1], -1)
+        return to_x, None, None, (inner.T @ rows).float().mul_(ctx.scale), (flat.T @ low).float().mul_(ctx.scale), None
 
 
 class Norm(torch.autograd.Function):
