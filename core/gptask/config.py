@@ -135,7 +135,7 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=list)
-    top: float = 1.0
+    top: float | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, run, saved_model
 from gptask.backbone.source import locate
-from gptask.config import CSVLog, Train, checked
+from gptask.config import CSVLog, Lora, Train, checked
 from gptask.config import Head as FrozenTuning
 from gptask.errors import UserError
 from gptask.results import finish
@@ -55,6 +55,8 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
+    if isinstance(config.tuning, Lora) and config.tuning.top is None:
+        config.tuning.top = parts.head.depth
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
     if isinstance(config.tuning, FrozenTuning) and origin and isinstance(parts.data, DataModule):

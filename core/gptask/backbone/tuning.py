@@ -36,10 +36,11 @@ def _lora(model: Any, tuning: Lora) -> Any:
 
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
-    if not 0 < tuning.top <= 1:
-        raise UserError(f"tuning.top={tuning.top} must be above 0 and at most 1: the share of layers that get adapters")
+    top = 1.0 if tuning.top is None else tuning.top
+    if not 0 < top <= 1:
+        raise UserError(f"tuning.top={top} must be above 0 and at most 1: the share of layers that get adapters")
     layers = model.config.get_text_config().num_hidden_layers
-    first = min(round(layers * (1 - tuning.top)), layers - 1)  # PEFT takes an empty list for all layers
+    first = min(round(layers * (1 - top)), layers - 1)  # PEFT takes an empty list for all layers
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -47,7 +48,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
         target_modules=_targets(model, tuning.target_modules),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
-        layers_to_transform=None if tuning.top == 1 else list(range(first, layers)),
+        layers_to_transform=None if top == 1 else list(range(first, layers)),
     )
     adapted = get_peft_model(model, config)
     lean.install(adapted)

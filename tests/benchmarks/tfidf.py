@@ -1,0 +1,68 @@
+"""What words alone reach: TF-IDF and logistic regression on the same splits, C and threshold chosen by validation.
+
+python tests/benchmarks/tfidf.py [experiment ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from harness import DATA
+from ours import config
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline, make_union
+
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+def score(experiment: str) -> str:
+    """The task's main metric on the test split, with its interval."""
+    from gptask import Prediction, assembly
+    from gptask.metric import score_all
+
+    options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
+    task = options.task
+    corpus = assembly.corpus(task, options.data, options.seed)
+    task.prepare(corpus.whole("train"))
+    splits = {name: list(corpus.split(name)) for name in ("train", "validation", "test")}
+    texts = {name: [example["text"] for example in rows] for name, rows in splits.items()}
+
+    def truth(name: str) -> Any:
+        if task.multi_label:
+            return np.asarray([task.truth(example) for example in splits[name]])
+        return np.asarray([task.labels.index(example["label"]) for example in splits[name]])
+
+    def said(model: Any, name: str) -> list[Prediction]:
+        table = model.predict_proba(texts[name])
+        return [task.prediction(e, [row.tolist()]) for e, row in zip(splits[name], table, strict=True)]
+
+    def main(model: Any, name: str) -> Any:
+        return score_all(task.metrics()[:1], said(model, name), splits[name])[0][0]
+
+    found = []
+    for strength in STRENGTHS:
+        regression: Any = LogisticRegression(C=strength, max_iter=1000)
+        if task.multi_label:
+            regression = OneVsRestClassifier(regression)
+        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+        letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2)
+        model = make_pipeline(make_union(words, letters), regression).fit(texts["train"], truth("train"))
+        chosen = task.adjust(said(model, "validation"), splits["validation"])
+        for name, value in chosen.items():
+            setattr(task, name, value)
+        found.append((main(model, "validation").value, strength, chosen, model))
+    _, strength, chosen, model = max(found, key=lambda item: item[0])
+    for name, value in chosen.items():
+        setattr(task, name, value)
+    result = main(model, "test")
+    low, high = result.low, result.high
+    return f"{experiment}: {result.name} {result.value:.1f} ({low:.1f} to {high:.1f}), C={strength:g} {chosen or ''}"
+
+
+if __name__ == "__main__":
+    for experiment in sys.argv[1:] or ("sst2", "trec", "banking77", "goemotions"):
+        print(score(experiment), flush=True)
