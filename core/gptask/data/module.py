@@ -22,6 +22,7 @@ from gptask.errors import DataError
 from gptask.task import Encoded, Example, Task
 
 log = logging.getLogger("gptask")
+ENOUGH = 512  # padded tokens that keep the processor busy
 
 
 @dataclass
@@ -78,7 +79,8 @@ class BatchesByLength(Sampler[list[int]]):
     """Batches of similar length under a budget of examples and of padded tokens.
 
     Training draws chunks of a shuffled order and sorts inside each (lengths mix, batches vary from epoch to epoch);
-    scoring sorts everything, longest first, so that running out of memory happens at once.
+    scoring sorts everything, longest first, so that running out of memory happens at once. ``padding`` is the share of
+    pads from which a batch of `ENOUGH` tokens is closed.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class BatchesByLength(Sampler[list[int]]):
         tokens: int,
         seed: int | None,
         share: tuple[int, int] = (0, 1),
+        padding: float = 1.0,
     ) -> None:
         order = np.argsort(-lengths, kind="stable")
         generator = np.random.default_rng(seed)
@@ -95,7 +98,7 @@ class BatchesByLength(Sampler[list[int]]):
             order = generator.permutation(len(lengths))
             chunks = np.array_split(order, max(1, len(order) // (50 * examples)))
             order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
-        self.batches = list(self._pack(order, lengths, examples, tokens))
+        self.batches = list(self._pack(order, lengths, examples, tokens, padding))
         if seed is not None:
             generator.shuffle(self.batches)
         rank, world = share  # every process gets equally many batches: the first ones once more, if need be
@@ -103,15 +106,21 @@ class BatchesByLength(Sampler[list[int]]):
         self.batches = list(islice(cycle(self.batches), total))[rank::world]
 
     @staticmethod
-    def _pack(order: np.ndarray, lengths: np.ndarray, examples: int, tokens: int) -> Iterator[list[int]]:
+    def _pack(
+        order: np.ndarray, lengths: np.ndarray, examples: int, tokens: int, padding: float
+    ) -> Iterator[list[int]]:
         batch: list[int] = []
-        longest = 0
+        longest = real = 0
         for index in order.tolist():
-            longest = max(longest, int(lengths[index]))
-            if batch and (len(batch) == examples or longest * (len(batch) + 1) > tokens):
+            length = int(lengths[index])
+            longest = max(longest, length)
+            size = longest * (len(batch) + 1)
+            wasteful = size > ENOUGH and size - real - length > padding * size
+            if batch and (len(batch) == examples or size > tokens or wasteful):
                 yield batch
-                batch, longest = [], int(lengths[index])
+                batch, longest, real = [], length, 0
             batch.append(index)
+            real += length
         if batch:
             yield batch
 
@@ -215,9 +224,11 @@ class DataModule(pl.LightningDataModule):
         )
 
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches of a split by falling length, in a fixed order."""
-        size = self.options.eval_batch_size
-        return self._loader(split, BatchesByLength(self._lengths(split), size, 16 * self.options.batch_tokens, None))
+        """Batches of a split by falling length, in a fixed order; large ones where text is generated behind prompts."""
+        size, tokens = self.options.eval_batch_size, 16 * self.options.batch_tokens
+        store = self.items(split)
+        padding = 1.0 if len(store) and store[0]["target"] is not None else 0.1
+        return self._loader(split, BatchesByLength(self._lengths(split), size, tokens, None, padding=padding))
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation batches."""

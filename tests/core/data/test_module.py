@@ -316,3 +316,14 @@ def test_whatever_shapes_token_ids_is_encoded_anew(
     assert len(encodings) == 8
     build(seed=99, batch_size=3, batch_tokens=99).items("train")  # what only orders batches needs no new encoding
     assert len(encodings) == 8
+
+
+def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
+    monkeypatch.setattr("gptask.data.module.ENOUGH", 40)
+    sizes = np.random.default_rng(0).integers(5, 60, 300)
+    batches = list(BatchesByLength(sizes, 64, 10_000, None, padding=0.1))
+    assert sorted(row for batch in batches for row in batch) == list(range(300))
+    for batch in batches:
+        padded = int(sizes[batch].max()) * len(batch)
+        assert padded <= 40 or padded - sizes[batch].sum() <= 0.1 * padded
+    assert len(batches) > len(list(BatchesByLength(sizes, 64, 10_000, None)))
