@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 64  # positions that a buffer has to spare when it is made
+TOGETHER = 2048  # padded tokens of prompts that are read at once
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row has nothing else
 
 
@@ -48,11 +49,29 @@ class Buffer(DynamicLayer):
         self.keys, self.values = (buffer[:rows, :, :end] for buffer in self.room)
         return self.keys, self.values
 
-    def repeat(self, rows: int) -> None:
-        """Give the one sequence that is held to ``rows`` rows."""
-        end = self.get_seq_length()
-        self.room = [_roomy(held.expand(rows, -1, -1, -1), held[:, :, :end], end) for held in self.room]
-        self._show(rows, end)
+    def held(self) -> list[Tensor]:
+        """The keys and the values that are shown."""
+        return [states for states in (self.keys, self.values) if states is not None]
+
+    def repeated(self, rows: int) -> Buffer:
+        """A buffer that holds for each of ``rows`` rows what this one holds for its only one."""
+        copy, end = Buffer(), self.get_seq_length()
+        if end:
+            copy.is_initialized = True
+            copy.room = [_roomy(held.expand(rows, -1, -1, -1), held, end) for held in self.held()]
+            copy._show(rows, end)
+        return copy
+
+    def place(self, total: int, rows: list[int], read: Buffer, common: int, end: int) -> None:
+        """Take over what was read for some of ``total`` rows: the common part at the start, the rest up to ``end``."""
+        sources = read.held()
+        if not self.is_initialized:
+            self.is_initialized = True  # zeros: nothing is ever written where a row is shorter than the longest
+            self.room = [held.new_zeros(total, held.shape[1], end + ROOM, held.shape[3]) for held in sources]
+        for buffer, held in zip(self.room, sources, strict=True):
+            buffer[rows, :, :common] = held[:, :, :common]
+            buffer[rows, :, end - held.shape[2] + common : end] = held[:, :, common:]
+        self._show(total, end)
 
     def keep(self, rows: int, source: list[int], target: list[int]) -> None:
         """Copy some rows over others and keep the first ``rows``."""
@@ -75,23 +94,27 @@ def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], o
     """Continue every prompt, greedily or by sampling, for at most its room."""
     rows = Rows(backbone, prompts, rooms, options)
     chain, stops = processors(options), stop_test(backbone, options.stop)
-    step, position, mask = rows.start()
+    logits, position = rows.read()
     while True:
-        hidden = backbone.body(
-            input_ids=step,
-            attention_mask=_mask(backbone, mask, step.shape[1]),
-            position_ids=position,
-            past_key_values=rows.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = backbone.logits(hidden).float()  # (B, V)
         token, chosen = _choose(chain(rows.ids, logits), logits, sample=options.temperature > 0)  # type: ignore[arg-type]
         order = rows.take(token[:, 0].tolist(), chosen, stops)
         if not order:
             return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)[order]
-        step, position = token[order], position[order, -1:] + 1
-        rows.ids = torch.cat([rows.ids, token], 1)[order]
+        position = position[order] + 1
+        rows.add(token[order], order)
+        logits = _logits(backbone, token[order], rows.real, position, rows.cache)
+
+
+def _logits(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
+    hidden = backbone.body(
+        input_ids=step,
+        attention_mask=_mask(backbone, real, step.shape[1]),
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state[:, -1]
+    return backbone.logits(hidden).float()
 
 
 class Rows:
@@ -106,21 +129,38 @@ class Rows:
         self.buffers = [Buffer() for _ in range(layers)]
         self.cache = Cache(layers=list(self.buffers))
 
-    def start(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Read what all prompts share; the rest left-padded, its positions (B, T), and which of (B, S) are real."""
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Read what all prompts share once and the rest in groups of similar length; scores (B, V), positions (B, 1).
+
+        All rows end at the same place; pads lie between what is shared and the rest of a shorter prompt.
+        """
         common = shared(self.prompts) if self._may_share() else 0
-        device = self.backbone.device
+        count, end, device = len(self.prompts), max(map(len, self.prompts)), self.backbone.device
+        start = [Buffer() for _ in self.buffers]
         if common:
             first = torch.tensor([self.prompts[0][:common]], device=device)
-            self.backbone.body(input_ids=first, past_key_values=self.cache, use_cache=True)
-            for buffer in self.buffers:
-                buffer.repeat(len(self.prompts))
-        step, real = left_padded([prompt[common:] for prompt in self.prompts], device)
-        position = common + (real.cumsum(1) - 1).clamp(min=0)
-        mask = torch.cat([real.new_ones(len(real), common), real], 1)
-        # pads repeat a token of the row, which the repetition penalty has seen anyway
-        self.ids = torch.cat([step.new_tensor(self.prompts[0][:common]).expand(len(step), -1), step], 1)
-        return step, position, mask
+            self.backbone.body(input_ids=first, past_key_values=Cache(layers=list(start)), use_cache=True)
+        # a pad is a token of its row, which the repetition penalty has seen anyway
+        self.ids = torch.tensor([[prompt[0]] * (end - len(prompt)) + prompt for prompt in self.prompts], device=device)
+        self.real = torch.zeros_like(self.ids)
+        scores: dict[int, Tensor] = {}
+        for group in groups(self.prompts, common):
+            step, real = left_padded([self.prompts[row][common:] for row in group], device)
+            buffers = [buffer.repeated(len(group)) for buffer in start]
+            mask = torch.cat([real.new_ones(len(real), common), real], 1)
+            position = common + (real.cumsum(1) - 1).clamp(min=0)
+            found = _logits(self.backbone, step, mask, position, Cache(layers=list(buffers)))
+            scores |= dict(zip(group, found, strict=True))
+            self.real[group, :common] = 1
+            self.real[group, end - step.shape[1] :] = real
+            for mine, read in zip(self.buffers, buffers, strict=True):
+                mine.place(count, group, read, common, end)
+        return torch.stack([scores[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
+
+    def add(self, token: Tensor, order: list[int]) -> None:
+        """Put the rows in ``order`` and one more token (B, 1) behind them."""
+        self.ids = torch.cat([self.ids[order], token], 1)
+        self.real = torch.cat([self.real[order], torch.ones_like(token)], 1)
 
     def _may_share(self) -> bool:
         """Whether pads may follow what is shared: a layer that sees only a window counts them as if they were real."""
@@ -155,6 +195,17 @@ def shared(prompts: Sequence[list[int]]) -> int:
     first, last = min(prompts), max(prompts)
     longest = min(map(len, prompts)) - 1
     return next((n for n in range(longest) if first[n] != last[n]), longest) if len(prompts) > 1 else 0
+
+
+def groups(prompts: Sequence[list[int]], common: int) -> list[list[int]]:
+    """Row numbers, longest first, in groups of at most `TOGETHER` padded tokens (or one row)."""
+    found: list[list[int]] = [[]]
+    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
+        longest = len(prompts[found[-1][0] if found[-1] else row]) - common
+        if found[-1] and longest * (len(found[-1]) + 1) > TOGETHER:
+            found.append([])
+        found[-1].append(row)
+    return found
 
 
 def left_padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:

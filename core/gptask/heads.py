@@ -22,8 +22,8 @@ class Head(nn.Module, ABC):
     """The part of a model that belongs to a task. Its parameters are trained and saved with the run.
 
     ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
-    ``last_only`` reads no state but that of a sequence's last real token. ``depth`` is the share of layers, from the top,
-    that LoRA adapts for it unless ``tuning.top`` says otherwise.
+    ``last_only`` reads no state but that of a sequence's last real token. ``depth`` is the share of layers, from the
+    top, that LoRA adapts for it unless ``tuning.top`` says otherwise.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"

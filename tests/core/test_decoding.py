@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask import decoding
-from gptask.decoding import Buffer, decode, shared, stop_test
+from gptask.decoding import Buffer, decode, groups, shared, stop_test
 from gptask.generation import Generation, generate
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
@@ -69,6 +69,17 @@ def test_prompts_that_share_tokens_are_decoded_as_alone(family, length, penalty,
     expected = alone(backbone, prompts, repetition_penalty=penalty)
     assert len({tuple(ids) for ids, _ in expected}) == len(prompts)  # the tiny model does listen to its prompt
     same(together(backbone, prompts, repetition_penalty=penalty), expected)
+
+
+@pytest.mark.parametrize("length", [0, 3, 20])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_read_in_groups_are_decoded_as_alone(family, length, backbone_of, monkeypatch):
+    monkeypatch.setattr(decoding, "TOGETHER", 8)
+    backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
+    seen = read_by(backbone, monkeypatch)
+    got = together(backbone, prompts)
+    assert len([shape for shape in seen if shape[1] > 1]) > 1 + bool(length), "one group would prove nothing"
+    same(got, alone(backbone, prompts))
 
 
 @pytest.mark.parametrize("prompts", [[LONG] * 3, [LONG[:12], LONG, LONG[:13]], [LONG, [7, 8]]])
@@ -168,13 +179,30 @@ def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
 def test_a_buffer_repeats_its_row_and_grows(monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", 1)
     buffer = written(Buffer(), [1, 2])
-    buffer.repeat(3)
+    buffer = buffer.repeated(3)
     assert held(buffer) == [[1, 2]] * 3
     written(buffer, [3], [4], [5])
     room = buffer.room[0]
     written(buffer, [6], [7], [8])
     assert buffer.room[0] is not room
     assert held(buffer) == [[1, 2, 3, 6], [1, 2, 4, 7], [1, 2, 5, 8]]
+
+
+def test_what_was_read_in_groups_ends_at_the_same_place():
+    buffer = Buffer()
+    buffer.place(3, [2, 0], written(Buffer(), [1, 2, 3, 4], [1, 2, 5, 6]), common=1, end=4)
+    buffer.place(3, [1], written(Buffer(), [1, 9]), common=1, end=4)
+    assert held(buffer) == [[1, 2, 5, 6], [1, 0, 0, 9], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("together", [1, 9, 12, 1000])
+def test_groups_hold_every_row_within_the_budget(together, monkeypatch):
+    monkeypatch.setattr(decoding, "TOGETHER", together)
+    prompts = [[0] * length for length in (3, 8, 5, 5, 9, 4)]
+    found = groups(prompts, 2)
+    assert sorted(row for group in found for row in group) == list(range(6))
+    assert all(len(g) == 1 or (len(prompts[g[0]]) - 2) * len(g) <= together for g in found)
+    assert len(found) == {1: 6, 9: 4, 12: 3, 1000: 1}[together]
 
 
 @pytest.fixture(scope="module")
