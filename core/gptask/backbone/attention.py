@@ -1,5 +1,5 @@
 """Attention by plain matrix products, registered with transformers: at short lengths on a CPU faster than the fused
-kernel, whose blocks are made for long ones (tests/benchmarks/primitives.py)."""
+kernel, whose blocks are made for long ones (tests/benchmarks/attention.py)."""
 
 from __future__ import annotations
 
