@@ -50,7 +50,7 @@ class Result:
         """Cells of the Markdown table."""
         asked = "" if self.least is None else f"{self.least:g}×"
         quality = "" if self.quality is None else f"{self.quality[0]:.1f} / {self.quality[1]:.1f}"
-        ratio = f"**{self.ratio:.2f}×**" if self.counts else f"({self.ratio:.2f}×: quality is lower)"
+        ratio = f"**{self.ratio:.2f}×**" if self.counts else f"({self.ratio:.2f}×: worse result)"
         cells = [self.measure, self.against, _span(self.ours), _span(self.reference), self.unit, ratio, asked]
         return [*cells, quality, self.note]
 
