@@ -122,8 +122,8 @@ class Interrupted(pl.Callback):
         self.path = path
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Save, if a step has been made."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.training:
+        """Save, if a step has been made; validation between the steps counts as training."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.state.fn == "fit":
             trainer.save_checkpoint(self.path)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gptask import UserError, load_run, train
 from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
+from gptask.module import GPTModule
 from gptask.progress import Lines
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
@@ -130,6 +131,22 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(tmp_path):
     done = train(config(tmp_path, task=task, resume=str(tmp_path / "run"), trainer=more))
     assert done.metrics["n"] == 10
     assert not (tmp_path / "run/checkpoints/interrupted.ckpt").exists()
+
+
+def test_ctrl_c_during_validation_keeps_the_epoch_before_it(tmp_path, monkeypatch):
+    step = GPTModule.validation_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt"):
+        patch.setattr(GPTModule, "validation_step", interrupted)
+        train(config(tmp_path, folder=str(tmp_path / "run")))
+    assert torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 6
+    done = train(config(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": 3, "accelerator": "cpu"}))
+    assert done.metrics["n"] == 10
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
