@@ -141,9 +141,10 @@ def test_ctrl_c_during_validation_keeps_the_epoch_before_it(tmp_path, monkeypatc
             raise KeyboardInterrupt
         step(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt"):
-        patch.setattr(GPTModule, "validation_step", interrupted)
+    monkeypatch.setattr(GPTModule, "validation_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt"):
         train(config(tmp_path, folder=str(tmp_path / "run")))
+    monkeypatch.setattr(GPTModule, "validation_step", step)
     assert torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 6
     done = train(config(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": 3, "accelerator": "cpu"}))
     assert done.metrics["n"] == 10
