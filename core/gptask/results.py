@@ -82,6 +82,9 @@ def peak_memory_mb() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() >> 20
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss would count the process that started this one
+        return next(int(line.split()[1]) >> 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if sys.platform == "darwin" else 10)
 

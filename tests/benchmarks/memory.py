@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ def run(tier: str) -> list[Result]:
 def train(side: str, experiment: str, count: int) -> float:
     """One epoch of a side; its peak in MB."""
     import reference
+    from gptask.results import peak_memory_mb
     from ours import Training, options
 
     if experiment != "sst2":
@@ -32,7 +32,7 @@ def train(side: str, experiment: str, count: int) -> float:
     ours = Training(options(experiment, f"data.limit.train={count}"))
     if side == "ours":
         ours.epoch(Path(tempfile.mkdtemp()), 0)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_memory_mb()
     location, task = ours.location, ours.config.task
     batch = 32 if experiment == "sst2" else 8
     settings = reference.TUNED | {"per_device_train_batch_size": batch}
@@ -46,7 +46,7 @@ def train(side: str, experiment: str, count: int) -> float:
         pairs = [(item["ids"], item["target"]) for item in ours.data.items("train")]
         del ours
         reference.sequence_trainer(location, pairs, **settings).train()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mb()
 
 
 if __name__ == "__main__":

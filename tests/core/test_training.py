@@ -59,6 +59,14 @@ def test_metrics_say_what_was_measured_and_how(finished):
     assert len(metrics["details"]["confusion_matrix"]["rows_are_true"]) == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the figure is the system's own")
+def test_peak_memory_does_not_count_the_process_that_started_this_one():
+    held = bytearray(b"x" * 2**30)
+    said = "from gptask.results import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert 10 < int(done.stdout) < len(held) >> 20
+
+
 def test_predictions_carry_what_a_comparison_needs(finished):
     lines = [json.loads(line) for line in (finished.folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 10
