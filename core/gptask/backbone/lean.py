@@ -86,7 +86,19 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dropout = self.lora_dropout["default"]
     if self.training and not isinstance(dropout, nn.Identity):
         return type(self).forward(self, x)
-    return LowRank.apply(x, base.weight, base.bias, a, b, scale)
+    if torch.is_grad_enabled():
+        self.lean_merged = None
+        return LowRank.apply(x, base.weight, base.bias, a, b, scale)
+    return nn.functional.linear(x, _merged(self, base.weight, a, b, scale), base.bias)
+
+
+def _merged(layer: Any, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``W + scale · B A`` (N, C) for scoring, kept until a factor changes or training goes on; W itself stays."""
+    state = (a._version, b._version, weight.data_ptr(), weight.dtype)
+    held = getattr(layer, "lean_merged", None)
+    if held is None or held[0] != state:
+        layer.lean_merged = held = (state, (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype))
+    return held[1]
 
 
 def _lean_norm(module: Any) -> None:

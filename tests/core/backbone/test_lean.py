@@ -226,3 +226,19 @@ def test_a_state_dict_has_the_same_keys(adapted):
     theirs, ours = adapted("gemma3")
     assert replaced(ours)
     assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_scoring_uses_merged_weights_of_the_factors_as_they_are_now(backbone_of):
+    model = apply(backbone_of("llama").peft, Lora(rank=2))
+    ids = torch.arange(6)[None]
+    layer = next(m for m in model.modules() if getattr(m, "lora_B", None))
+    with torch.inference_mode():
+        before = model(ids).logits
+        assert layer.lean_merged is not None
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    with torch.inference_mode():
+        after = model(ids).logits
+    assert not torch.allclose(before, after)
+    assert torch.allclose(model(ids).logits, after, atol=1e-4), "training computes the same from the factors"
+    assert layer.lean_merged is None, "and keeps no merged weight"
