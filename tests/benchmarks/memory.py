@@ -23,30 +23,38 @@ def run(tier: str) -> list[Result]:
 
 def train(side: str, experiment: str, count: int) -> float:
     """One epoch of a side; its peak in MB."""
-    import reference
     from gptask.results import peak_memory_mb
     from ours import Training, options
 
-    if experiment != "sst2":
-        count //= 4
-    ours = Training(options(experiment, f"data.limit.train={count}"))
+    overrides = options(experiment, f"data.limit.train={count if experiment == 'sst2' else count // 4}")
     if side == "ours":
-        ours.epoch(Path(tempfile.mkdtemp()), 0)
-        return peak_memory_mb()
-    location, task = ours.location, ours.config.task
-    batch = 32 if experiment == "sst2" else 8
-    settings = reference.TUNED | {"per_device_train_batch_size": batch}
-    if experiment == "sst2":
-        numbers = [task.labels.index(e["label"]) for e in ours.examples]
-        texts = [e["text"] for e in ours.examples]
-        model = reference.classifier(location, task.labels, lora=True)
-        del ours
-        reference.classification(model, location, texts, numbers, **settings).train()
+        Training(overrides).epoch(Path(tempfile.mkdtemp()), 0)
     else:
-        pairs = [(item["ids"], item["target"]) for item in ours.data.items("train")]
-        del ours
-        reference.sequence_trainer(location, pairs, **settings).train()
+        tuned(overrides)
     return peak_memory_mb()
+
+
+def tuned(overrides: list[str]) -> None:
+    """The reference's epoch; nothing of gptask's model is ever loaded beside it."""
+    import reference
+    from gptask import assembly
+    from gptask.backbone.source import locate
+    from ours import config
+
+    options = config("train", overrides)
+    corpus, task = assembly.corpus(options.task, options.data, options.seed), options.task
+    location = str(locate(options.backbone).location)
+    examples = list(corpus.split("train"))
+    if hasattr(task, "labels"):
+        numbers = [task.labels.index(e["label"]) for e in examples]
+        model = reference.classifier(location, task.labels, lora=True)
+        texts = [e["text"] for e in examples]
+        reference.classification(model, location, texts, numbers, **reference.TUNED).train()
+        return
+    data = task.datamodule(corpus, reference.tokenizer(location), options.data, options.seed)
+    pairs = [(item["ids"], item["target"]) for item in data.items("train")]
+    settings = reference.TUNED | {"per_device_train_batch_size": 8}
+    reference.sequence_trainer(reference.generator(location), location, pairs, **settings).train()
 
 
 if __name__ == "__main__":

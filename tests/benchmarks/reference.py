@@ -97,10 +97,14 @@ def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[i
     return 100 * right / len(texts)
 
 
-def sequence_trainer(location: str, pairs: Sequence[tuple[list[int], list[int]]], **settings: Any) -> Trainer:
-    """A LoRA Trainer on ids of prompt and target, the prompt masked from the loss."""
+def generator(location: str) -> Any:
+    """A causal language model with LoRA, in float32."""
+    return _lora(AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), "CAUSAL_LM")
+
+
+def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings: Any) -> Trainer:
+    """A Trainer on pairs of prompt ids and target ids, the prompt masked from the loss."""
     words = tokenizer(location)
-    model = _lora(AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), "CAUSAL_LM")
     rows = [{"input_ids": a + b, "attention_mask": [1] * len(a + b), "labels": [-100] * len(a) + b} for a, b in pairs]
     return _trainer(model, words, rows, DataCollatorForSeq2Seq(words, padding=True), settings)
 
