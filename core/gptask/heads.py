@@ -23,12 +23,14 @@ class Head(nn.Module, ABC):
 
     ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
     ``last_only`` reads no state but that of a sequence's last real token. ``depth`` is the share of layers, from the
-    top, that LoRA adapts for it unless ``tuning.top`` says otherwise.
+    top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its learning rate unless
+    ``tuning.lr`` does.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
     last_only: ClassVar[bool] = False
     depth: ClassVar[float] = 1.0
+    lora_lr: ClassVar[float] = 1e-3
 
     @abstractmethod
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -51,6 +53,8 @@ class GenerationHead(Head):
 
     It borrows the backbone's vocabulary projection (tied to the embedding in most GPTs) and owns no weights.
     """
+
+    lora_lr = 3e-3
 
     backbone: Backbone
 

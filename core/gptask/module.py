@@ -45,7 +45,7 @@ class GPTModule(pl.LightningModule):
     def _hidden(self, batch: Batch, split: str) -> Tensor:
         """Last hidden states (B, T, C), read from disk where they are kept."""
         kept = self.states.get(split)
-        return kept.hidden(batch) if kept else self.backbone.hidden(batch.input_ids)
+        return kept.hidden(batch) if kept else self.backbone.hidden(batch.input_ids, batch.lengths)
 
     def _score_batch(self, batch: Batch, loss_name: str | None) -> None:
         hidden = None

@@ -23,8 +23,8 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
         raise UserError(
             "nothing to train: tuning=head trains the task's head, and this one has no weights; tuning=lora"
         )
-    if options.lr <= 0:
-        raise UserError(f"optimizer.lr={options.lr} must be above 0")
+    if options.lr is None or options.lr <= 0:
+        raise UserError(f"optimizer.lr={options.lr} must be a number above 0")
     groups: list[dict[str, Any]] = [
         {"params": [p for p in learning if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},

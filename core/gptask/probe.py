@@ -25,8 +25,7 @@ def probe(module: GPTModule, data: Any, trainer: pl.Trainer) -> dict[str, float]
     if not hasattr(sampler, "batches") or not isinstance(trainer.accelerator, pl.accelerators.CPUAccelerator):
         return None
     loader = data.train_dataloader()
-    lengths = data._lengths("train")
-    sizes = [len(batch) * int(lengths[batch].max()) for batch in loader.batch_sampler.batches]
+    sizes = loader.batch_sampler.costs
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     picked = [order[-1], order[len(order) // 2], order[len(order) // 4]]
     state = torch.get_rng_state()
@@ -35,7 +34,7 @@ def probe(module: GPTModule, data: Any, trainer: pl.Trainer) -> dict[str, float]
     for warm, number in enumerate([order[0], *picked]):  # the first one only warms up
         batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
         start = time.perf_counter()
-        loss = module.head.loss(module.backbone.hidden(batch.input_ids), batch)
+        loss = module.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
         if loss.requires_grad:
             loss.backward()
         if warm:

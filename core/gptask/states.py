@@ -48,7 +48,7 @@ class States:
         """States (B, T, C) of a batch, read if all are there, else computed and kept; those of pads are not real."""
         rows = np.asarray(batch.rows)
         if not bool(self.done[rows].all()):
-            hidden = self.backbone.hidden(batch.input_ids)
+            hidden = self.backbone.hidden(batch.input_ids, batch.lengths)
             self._keep(hidden, batch, rows)
             return hidden
         b, t = batch.input_ids.shape

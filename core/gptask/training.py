@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from gptask.data.corpus import Corpus
+    from gptask.heads import Head
     from gptask.module import GPTModule
 
 log = logging.getLogger("gptask")
@@ -55,13 +57,22 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
-    if isinstance(config.tuning, Lora) and config.tuning.top is None:
-        config.tuning.top = parts.head.depth
+    if isinstance(config.tuning, Lora):
+        _settle(config.tuning, parts.head)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
-    module = GPTModule(config.task, backbone, parts.head, config.optimizer, config.schedule)
+    optimizer = config.optimizer
+    if optimizer.lr is None:  # kept open in the config, so that a resumed run follows tuning.lr
+        optimizer = replace(optimizer, lr=config.tuning.lr)
+    module = GPTModule(config.task, backbone, parts.head, optimizer, config.schedule)
     if isinstance(config.tuning, FrozenTuning) and origin and isinstance(parts.data, DataModule):
         module.states = {s: states_of(parts.data, s, backbone, parts.head) for s in ("train", "validation")}
     return module, parts.data
+
+
+def _settle(tuning: Lora, head: Head) -> None:
+    """Fill in what the config left to the task's head."""
+    tuning.top = head.depth if tuning.top is None else tuning.top
+    tuning.lr = head.lora_lr if tuning.lr is None else tuning.lr
 
 
 def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:

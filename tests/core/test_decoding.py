@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask import decoding
-from gptask.decoding import Buffer, decode, groups, shared, stop_test
+from gptask.decoding import Buffer, decode, groups, stop_test
 from gptask.generation import Generation, generate
+from transformers.cache_utils import DynamicLayer
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 LONG = list(range(30, 50))  # longer than Gemma's tiny window of 8
@@ -41,24 +42,6 @@ def read_by(backbone, monkeypatch):
 
     monkeypatch.setattr(backbone.body, "forward", spy)
     return seen
-
-
-@pytest.mark.parametrize(
-    ("prompts", "count"),
-    [
-        ([[1, 2, 3]], 0),
-        ([[1, 2, 3], [1, 2, 3], [1, 2, 3]], 2),  # each has a last token of its own to be read
-        ([[1, 2, 3, 4], [1, 2]], 1),
-        ([[1, 2, 3], [1, 2, 3, 4], [1, 2, 9]], 2),
-        ([[5, 1, 2], [6, 1, 2]], 0),
-        ([[5], [5, 6]], 0),
-        ([[1, 2, 3, 4], [1, 9, 3, 4], [1, 2, 3, 4]], 1),
-        ([[3, 1, 1, 1], [3, 1, 2, 1], [3, 1, 1, 9]], 2),
-    ],
-)
-def test_shared_counts_common_first_tokens_but_no_last_one(prompts, count):
-    assert shared(prompts) == count
-    assert shared(prompts[::-1]) == count
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
@@ -99,9 +82,8 @@ def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
 @pytest.mark.parametrize(
     ("prompts", "room", "first"),
     [
-        ([[*LONG, 7], [*LONG, 8]], 5, (1, 20)),  # no pads
-        ([[1, 2, 3], [1, 2, 4, 5, 6]], 3, (1, 2)),  # all within the window
-        ([[1, 2, 3], [1, 2, 4, 5, 6]], 4, (2, 5)),
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, (1, 3)),  # all within the window
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, (2, 5)),
         ([[*LONG, 7], [*LONG, 8, 9]], 1, (2, 22)),
     ],
 )
@@ -123,7 +105,7 @@ def test_buffers_grow_without_changing_the_text(family, length, backbone_of, mon
     monkeypatch.setattr(decoding, "_roomy", lambda *args: made.append(args) or make(*args))
     monkeypatch.setattr(decoding, "ROOM", 3)
     same(together(backbone, prompts, rooms), expected)
-    assert len(made) >= 2 * 2 * 4  # layers, keys and values, and several times
+    assert len(made) >= 2 * 2 * 3  # layers, keys and values, and several times
 
 
 @pytest.mark.parametrize("length", [0, 12])
@@ -149,13 +131,30 @@ def held(buffer):
     return buffer.keys[:, 0, :, 0].tolist()
 
 
-def written(buffer, *rows):
-    """Write rows of numbers as keys, in two heads of three channels, and their negatives as values."""
+def pair(rows):
+    """Rows of numbers as keys, in two heads of three channels, and their negatives as values."""
     keys = torch.tensor(rows, dtype=torch.float32)[:, None, :, None].expand(-1, 2, -1, 3)
-    shown = buffer.update(keys, -keys)
+    return keys, -keys
+
+
+def read(*rows):
+    """A layer that has read rows of numbers."""
+    layer = DynamicLayer()
+    layer.update(*pair(rows))
+    return layer
+
+
+def placed(*rows):
+    """A buffer that holds rows of numbers."""
+    buffer = Buffer()
+    buffer.place(len(rows), list(range(len(rows))), read(*rows), 0, len(rows[0]))
+    return buffer
+
+
+def write(buffer, *rows):
+    shown = buffer.update(*pair(rows))
     assert shown[0] is buffer.keys
     assert shown[1] is buffer.values
-    return buffer
 
 
 @pytest.mark.parametrize(
@@ -168,41 +167,46 @@ def written(buffer, *rows):
     ],
 )
 def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
-    buffer = written(Buffer(), [1, 2], [3, 4], [5, 6], [7, 8])
+    buffer = placed([1, 2], [3, 4], [5, 6], [7, 8])
     buffer.keep(rows, source, target)
     assert held(buffer) == expected
     assert buffer.get_seq_length() == 2
-    written(buffer, *([place + 90] for place in range(rows)))
+    write(buffer, *([place + 90] for place in range(rows)))
     assert held(buffer) == [[*row, place + 90] for place, row in enumerate(expected)]
 
 
-def test_a_buffer_repeats_its_row_and_grows(monkeypatch):
+def test_a_buffer_grows(monkeypatch):
     monkeypatch.setattr(decoding, "ROOM", 1)
-    buffer = written(Buffer(), [1, 2])
-    buffer = buffer.repeated(3)
-    assert held(buffer) == [[1, 2]] * 3
-    written(buffer, [3], [4], [5])
+    buffer = placed([1, 2], [3, 4])
     room = buffer.room[0]
-    written(buffer, [6], [7], [8])
+    write(buffer, [5], [6])
+    assert buffer.room[0] is room
+    write(buffer, [7], [8])
     assert buffer.room[0] is not room
-    assert held(buffer) == [[1, 2, 3, 6], [1, 2, 4, 7], [1, 2, 5, 8]]
+    assert held(buffer) == [[1, 2, 5, 7], [3, 4, 6, 8]]
 
 
 def test_what_was_read_in_groups_ends_at_the_same_place():
     buffer = Buffer()
-    buffer.place(3, [2, 0], written(Buffer(), [1, 2, 3, 4], [1, 2, 5, 6]), common=1, end=4)
-    buffer.place(3, [1], written(Buffer(), [1, 9]), common=1, end=4)
+    buffer.place(3, [2, 0], read([1, 2, 3, 4], [1, 2, 5, 6]), prefix=1, end=4)
+    buffer.place(3, [1], read([1, 9]), prefix=1, end=4)
     assert held(buffer) == [[1, 2, 5, 6], [1, 0, 0, 9], [1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("together", [1, 9, 12, 1000])
-def test_groups_hold_every_row_within_the_budget(together, monkeypatch):
+@pytest.mark.parametrize("share", [True, False])
+def test_groups_hold_every_row_within_the_budget(share, together, monkeypatch):
     monkeypatch.setattr(decoding, "TOGETHER", together)
-    prompts = [[0] * length for length in (3, 8, 5, 5, 9, 4)]
-    found = groups(prompts, 2)
-    assert sorted(row for group in found for row in group) == list(range(6))
-    assert all(len(g) == 1 or (len(prompts[g[0]]) - 2) * len(g) <= together for g in found)
-    assert len(found) == {1: 6, 9: 4, 12: 3, 1000: 1}[together]
+    prompts = [[1, 2, *range(3, 3 + n)] for n in (4, 1, 2, 9, 4, 3, 1)]
+    found = list(groups(prompts, share))
+    assert sorted(row for rows, _ in found for row in rows) == list(range(len(prompts)))
+    for rows, parts in found:
+        assert [parts.prefixes[of] + own for of, own in zip(parts.of, parts.suffixes, strict=True)] == [
+            prompts[row] for row in rows
+        ]
+        assert len(rows) == 1 or parts.padded <= together or not parts.padded_prefixes
+        assert share or not parts.padded_prefixes
+
 
 
 @pytest.fixture(scope="module")

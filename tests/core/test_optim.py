@@ -13,7 +13,7 @@ from gptask.optim import build, shape
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
 def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
     backbone = backbone_of(family)
-    groups = build(AdamW(weight_decay=0.1), backbone).param_groups
+    groups = build(AdamW(lr=1e-3, weight_decay=0.1), backbone).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(backbone.parameters()))
     for name, parameter in backbone.named_parameters():
@@ -23,7 +23,7 @@ def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
 
 def test_only_what_learns_is_given_and_lora_is_decayed(backbone_of):
     model = apply(backbone_of("llama").peft, Lora(rank=2))
-    (group,) = build(AdamW(weight_decay=0.1), model).param_groups
+    (group,) = build(AdamW(lr=1e-3, weight_decay=0.1), model).param_groups
     assert group["weight_decay"] == 0.1
     assert len(group["params"]) == len([p for p in model.parameters() if p.requires_grad])
 
@@ -43,9 +43,9 @@ def test_options_reach_the_optimizers():
     "options",
     [
         AdamW(lr=0),
-        AdamW(weight_decay=-1),
-        AdamW(betas=[0.9]),
-        AdamW(betas=[0.9, 1.5]),
+        AdamW(lr=1e-3, weight_decay=-1),
+        AdamW(lr=1e-3, betas=[0.9]),
+        AdamW(lr=1e-3, betas=[0.9, 1.5]),
         SGD(momentum=-1),
         SGD(momentum=0, nesterov=True),
     ],
@@ -57,7 +57,7 @@ def test_options_out_of_range_are_refused(options):
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(UserError, match="nothing to train"):
-        build(AdamW(), torch.nn.Linear(2, 2).requires_grad_(False))
+        build(AdamW(lr=1e-3), torch.nn.Linear(2, 2).requires_grad_(False))
 
 
 @pytest.mark.parametrize(

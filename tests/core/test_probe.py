@@ -17,7 +17,7 @@ def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
     shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
     backbone = load(shape, None, lambda: assembly.texts(task, corpus))
     parts = assembly.parts(task, corpus, options, backbone, 13)
-    module = GPTModule(task, backbone, parts.head, AdamW(), Schedule())
+    module = GPTModule(task, backbone, parts.head, AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -30,6 +30,8 @@ def attention(
     odd = options.get("dropout") or options.get("position_bias") is not None
     masked = causal if attention_mask is None else attention_mask.is_floating_point()
     if odd or not masked or query.device.type != "cpu" or s > LONGEST:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)  # autocast computes in another one
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if attention_mask is None:
         attention_mask = query.new_full((t, s), float("-inf")).triu(1 + s - t)

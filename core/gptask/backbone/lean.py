@@ -1,11 +1,14 @@
-"""Equal-valued, leaner forms of what a frozen backbone with adapters computes most: LoRA layers and RMS norms.
+"""Equal-valued, leaner forms of what a backbone computes most: linear layers, LoRA layers and RMS norms.
 
-Each keeps for the backward pass only what it needs, and computes in the backbone's number format with adapters whose
-own weights stay float32.
+For the backward pass each keeps only what it needs, and computes in the backbone's number format with adapters whose
+own weights stay float32. For scoring, adapters are merged into a copy of their weight, and a weight that few rows are
+multiplied with (as when decoding) is kept in oneDNN's own layout, which torch otherwise makes anew for every product
+and which takes as long as the product itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -13,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
 
 
 class LowRank(torch.autograd.Function):
@@ -65,12 +71,16 @@ class Norm(torch.autograd.Function):
 
 
 def install(model: Any) -> None:
-    """Give a PEFT model's plain LoRA layers and frozen RMS norms their lean forms; what is different stays as it is."""
-    from peft.tuners.lora.layer import Linear
-
+    """Give a model's linear layers, PEFT's plain LoRA layers and frozen RMS norms their lean forms; what is different
+    stays as it is."""
+    adapted: Any = ()
+    if hasattr(model, "peft_config"):
+        from peft.tuners.lora.layer import Linear as adapted
     for module in model.modules():
-        if isinstance(module, Linear) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant:
-            module.forward = MethodType(_adapted, module)  # type: ignore[method-assign]
+        lora = isinstance(module, adapted) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
+        if lora or type(module) is nn.Linear:
+            module.lean_kept = None
+            module.forward = MethodType(_adapted if lora else _plain, module)  # type: ignore[method-assign]
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
@@ -87,18 +97,49 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if self.training and not isinstance(dropout, nn.Identity):
         return type(self).forward(self, x)
     if torch.is_grad_enabled():
-        self.lean_merged = None
+        self.lean_kept = None
         return LowRank.apply(x, base.weight, base.bias, a, b, scale)
-    return nn.functional.linear(x, _merged(self, base.weight, a, b, scale), base.bias)
+    return _product(self, x, base, lambda: base.weight.float() + scale * (b.float() @ a.float()), (a, b))
 
 
-def _merged(layer: Any, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``W + scale · B A`` (N, C) for scoring, kept until a factor changes or training goes on; W itself stays."""
-    state = (a._version, b._version, weight.data_ptr(), weight.dtype)
-    held = getattr(layer, "lean_merged", None)
-    if held is None or held[0] != state:
-        layer.lean_merged = held = (state, (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype))
-    return held[1]
+def _plain(self: Any, x: Tensor) -> Tensor:
+    """A linear layer without adapters; only products of few rows are worth a second copy of its weight."""
+    if torch.is_grad_enabled():
+        self.lean_kept = None
+    elif x.numel() <= FEW * x.shape[-1] and x.dtype is self.weight.dtype and _packable(self.weight):
+        return _product(self, x, self, lambda: self.weight, ())
+    return nn.functional.linear(x, self.weight, self.bias)
+
+
+def _product(layer: Any, x: Tensor, base: Any, make: Callable[[], Tensor], factors: tuple[Tensor, ...]) -> Tensor:
+    """``x Mᵀ + bias`` for scoring. M (N, C) is made of the base's weight W and the factors, packed if that helps, and
+    kept until one of them changes or training goes on; W itself stays."""
+    weight, packed = base.weight, _packable(base.weight)
+    state = (weight.data_ptr(), weight.dtype, *(part._version for part in (weight, *factors)))
+    kept = layer.lean_kept
+    if kept is None or kept.state != state:
+        made = make().to(weight.dtype)
+        layer.lean_kept = kept = Kept(state, torch.ops.mkldnn._reorder_linear_weight(made, FEW) if packed else made)
+    if packed:
+        return torch.ops.mkldnn._linear_pointwise(x, kept.weight, base.bias, "none", [], "")
+    return nn.functional.linear(x, kept.weight, base.bias)
+
+
+class Kept:
+    """A weight made for scoring, and what it was made of. A copy of its layer makes its own: a packed one can't be."""
+
+    def __init__(self, state: Any, weight: Tensor | None) -> None:
+        self.state, self.weight = state, weight
+
+    def __reduce__(self) -> Any:
+        return Kept, (None, None)
+
+
+def _packable(weight: Tensor) -> bool:
+    """Whether oneDNN multiplies in the weight's number format on this processor."""
+    if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16:
+        return False
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _lean_norm(module: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptask.backbone import attention
+from gptask import sharing
+from gptask.backbone import attention, lean
 from gptask.backbone.source import Resolved
 from gptask.config import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
@@ -27,6 +28,7 @@ class Backbone(nn.Module):
     def __init__(self, model: Any, tokenizer: Any, origin: Resolved) -> None:
         super().__init__()
         attention.install(model)
+        lean.install(model)
         self.peft = model
         self.tokenizer = tokenizer
         self.origin = origin
@@ -63,12 +65,23 @@ class Backbone(nn.Module):
         named = ids if isinstance(ids, list) else [ids]
         return {self.tokenizer.eos_token_id, *named} - {None}
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Last hidden states (B, T, C) of right-padded ids (B, T).
 
-        No mask: a causal model's real positions don't see the pads to their right.
+        No mask: a causal model's real positions don't see the pads to their right. With the ``lengths`` (B,) of the
+        sequences, what several of them have in common at their start is computed once, where that saves much.
         """
+        if lengths is not None and self.sees(input_ids.shape[1]):
+            rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
+            found = sharing.split(rows)
+            if found.padded_prefixes:
+                return sharing.hidden(self, found, input_ids.shape[1])
         return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def sees(self, positions: int) -> bool:
+        """Whether every layer sees so many positions back (some models have layers that see a window only)."""
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        return positions <= (window or positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""

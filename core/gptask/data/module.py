@@ -6,15 +6,16 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from gptask import sharing
+from gptask.data.batches import BatchesByLength
 from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, code_hash, digest
 from gptask.data.store import Store, cache_folder
@@ -22,7 +23,6 @@ from gptask.errors import DataError
 from gptask.task import Encoded, Example, Task
 
 log = logging.getLogger("gptask")
-ENOUGH = 512  # padded tokens that keep the processor busy
 
 
 @dataclass
@@ -75,62 +75,6 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
     )
 
 
-class BatchesByLength(Sampler[list[int]]):
-    """Batches of similar length under a budget of examples and of padded tokens.
-
-    Training draws chunks of a shuffled order and sorts inside each (lengths mix, batches vary from epoch to epoch);
-    scoring sorts everything, longest first, so that running out of memory happens at once. ``padding`` is the share of
-    pads from which a batch of `ENOUGH` tokens is closed.
-    """
-
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        examples: int,
-        tokens: int,
-        seed: int | None,
-        share: tuple[int, int] = (0, 1),
-        padding: float = 1.0,
-    ) -> None:
-        order = np.argsort(-lengths, kind="stable")
-        generator = np.random.default_rng(seed)
-        if seed is not None:
-            order = generator.permutation(len(lengths))
-            chunks = np.array_split(order, max(1, len(order) // (50 * examples)))
-            order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
-        self.batches = list(self._pack(order, lengths, examples, tokens, padding))
-        if seed is not None:
-            generator.shuffle(self.batches)
-        rank, world = share  # every process gets equally many batches: the first ones once more, if need be
-        total = -(-len(self.batches) // world) * world
-        self.batches = list(islice(cycle(self.batches), total))[rank::world]
-
-    @staticmethod
-    def _pack(
-        order: np.ndarray, lengths: np.ndarray, examples: int, tokens: int, padding: float
-    ) -> Iterator[list[int]]:
-        batch: list[int] = []
-        longest = real = 0
-        for index in order.tolist():
-            length = int(lengths[index])
-            longest = max(longest, length)
-            size = longest * (len(batch) + 1)
-            wasteful = size > ENOUGH and size - real - length > padding * size
-            if batch and (len(batch) == examples or size > tokens or wasteful):
-                yield batch
-                batch, longest, real = [], length, 0
-            batch.append(index)
-            real += length
-        if batch:
-            yield batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded items with their row numbers."""
 
@@ -157,6 +101,7 @@ class DataModule(pl.LightningDataModule):
             seed,
         )
         self._items: dict[str, Store] = {}
+        self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def examples(self, split: str) -> Examples:
         """The examples of a split."""
@@ -205,6 +150,14 @@ class DataModule(pl.LightningDataModule):
     def _lengths(self, split: str) -> np.ndarray:
         return self.items(split).column("length")
 
+    def _common(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which prompts share a prefix, for a task with a field that several examples have in common."""
+        if split not in self._prefixes and any(f.group for f in self.task.inputs()):
+            column = self.items(split).table.column("ids").combine_chunks()
+            ends = column.offsets.to_numpy()[1:-1]
+            self._prefixes[split] = sharing.prefixes(np.split(column.flatten().to_numpy(), ends))
+        return self._prefixes.get(split)
+
     def _share(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -220,6 +173,7 @@ class DataModule(pl.LightningDataModule):
                 options.batch_tokens,
                 (self.seed * 1_000_003 + epoch) % 2**63,
                 self._share(),
+                common=self._common("train"),
             ),
         )
 
@@ -228,7 +182,10 @@ class DataModule(pl.LightningDataModule):
         size, tokens = self.options.eval_batch_size, 16 * self.options.batch_tokens
         store = self.items(split)
         padding = 1.0 if len(store) and store[0]["target"] is not None else 0.1
-        return self._loader(split, BatchesByLength(self._lengths(split), size, tokens, None, padding=padding))
+        batches = BatchesByLength(
+            self._lengths(split), size, tokens, None, padding=padding, common=self._common(split)
+        )
+        return self._loader(split, batches)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Validation batches."""

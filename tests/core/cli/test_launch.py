@@ -7,7 +7,7 @@ from gptask.config import Files, Full, Scratch
 def test_defaults(run):
     config = run("train").config
     assert type(config.task).__name__ == "Sentiment"
-    assert config.optimizer.lr == config.tuning.lr
+    assert config.optimizer.lr is None is config.tuning.lr  # the head settles the latter, and the former follows
 
 
 def test_open_dictionaries_take_keys_without_a_plus(run):

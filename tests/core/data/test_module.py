@@ -45,70 +45,6 @@ def tokenizer() -> Any:
     return train_tokenizer([TEXT] * 3 + ["Text: Loud: THE CAT"], 300)
 
 
-def lengths(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, 200, n)
-
-
-# --- batches by length ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", [None, 0, 7])
-@pytest.mark.parametrize(("n", "examples", "tokens"), [(1, 4, 100), (500, 8, 400), (3000, 16, 2048), (77, 100, 10_000)])
-def test_every_item_once_within_both_budgets(n: int, examples: int, tokens: int, seed: int | None) -> None:
-    sizes = lengths(n)
-    batches = list(BatchesByLength(sizes, examples, tokens, seed))
-    assert sorted(row for batch in batches for row in batch) == list(range(n))
-    for batch in batches:
-        assert len(batch) <= examples
-        assert len(batch) == 1 or len(batch) * sizes[batch].max() <= tokens
-
-
-def test_no_items_no_batches() -> None:
-    assert list(BatchesByLength(np.array([], dtype=int), 4, 100, 1)) == []
-    assert list(BatchesByLength(np.array([], dtype=int), 4, 100, None)) == []
-
-
-def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
-    batches = list(BatchesByLength(np.array([5, 900, 5]), 8, 100, None))
-    assert batches == [[1], [0, 2]]
-
-
-def test_budgets_are_used() -> None:
-    batches = list(BatchesByLength(np.full(100, 10), 8, 1000, 3))
-    assert [len(batch) for batch in batches].count(8) == 12
-    assert [len(batch) for batch in BatchesByLength(np.full(100, 10), 50, 200, 3)] == [20] * 5
-
-
-def test_scoring_goes_from_long_to_short_and_is_always_the_same() -> None:
-    sizes = lengths(300)
-    batches = list(BatchesByLength(sizes, 8, 400, None))
-    assert batches == list(BatchesByLength(sizes, 8, 400, None))
-    in_order = [sizes[row] for batch in batches for row in batch]
-    assert in_order == sorted(in_order, reverse=True)
-
-
-def test_training_differs_by_seed_and_wastes_little_on_pads() -> None:
-    sizes = lengths(2000)
-    first, again, other = (list(BatchesByLength(sizes, 8, 4096, seed)) for seed in (1, 1, 2))
-    assert first == again != other
-    assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in other}
-    padded = sum(len(batch) * sizes[batch].max() for batch in first)
-    assert padded < 1.1 * sizes.sum()
-    longest = [sizes[batch].max() for batch in first]
-    assert longest != sorted(longest, reverse=True)
-
-
-@pytest.mark.parametrize("world", [2, 3, 8])
-@pytest.mark.parametrize("n", [1, 5, 400])
-def test_processes_share_all_items_in_equally_many_batches(n: int, world: int) -> None:
-    sizes = lengths(n)
-    shares = [list(BatchesByLength(sizes, 8, 400, 5, (rank, world))) for rank in range(world)]
-    whole = list(BatchesByLength(sizes, 8, 400, 5))
-    assert {len(share) for share in shares} == {math.ceil(len(whole) / world)}
-    assert {row for share in shares for batch in share for row in batch} == set(range(n))
-    assert sum(map(len, shares)) - len(whole) < world
-
-
 # --- one batch --------------------------------------------------------------------------------------------------
 
 
@@ -316,14 +252,3 @@ def test_whatever_shapes_token_ids_is_encoded_anew(
     assert len(encodings) == 8
     build(seed=99, batch_size=3, batch_tokens=99).items("train")  # what only orders batches needs no new encoding
     assert len(encodings) == 8
-
-
-def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
-    monkeypatch.setattr("gptask.data.module.ENOUGH", 40)
-    sizes = np.random.default_rng(0).integers(5, 60, 300)
-    batches = list(BatchesByLength(sizes, 64, 10_000, None, padding=0.1))
-    assert sorted(row for batch in batches for row in batch) == list(range(300))
-    for batch in batches:
-        padded = int(sizes[batch].max()) * len(batch)
-        assert padded <= 40 or padded - sizes[batch].sum() <= 0.1 * padded
-    assert len(batches) > len(list(BatchesByLength(sizes, 64, 10_000, None)))

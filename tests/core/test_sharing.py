@@ -1,0 +1,121 @@
+"""What sequences have in common is found and computed once, and nothing else changes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from gptask import sharing
+from gptask.backbone.tuning import apply
+from gptask.config import Lora
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
+ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
+
+
+def runs(rows):
+    return sorted((sorted(members), prefix) for members, prefix in sharing.runs([np.array(row) for row in rows]))
+
+
+def saved(rows, partition):
+    """Tokens that a partition into runs need not compute."""
+    total = 0
+    for members in partition:
+        prefix = min(len(rows[row]) for row in members) - 1
+        while any(rows[a][:prefix] != rows[b][:prefix] for a, b in pairwise(members)):
+            prefix -= 1
+        total += prefix * (len(members) - 1)
+    return total
+
+
+def partitions(items):
+    """Every way to split items into sets."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for found in partitions(rest):
+        yield [[first], *found]
+        for place in range(len(found)):
+            yield [*found[:place], [first, *found[place]], *found[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 2, 3]], [([0], 2)]),
+        ([[1, 2, 3], [1, 2, 3], [1, 2, 3]], [([0, 1, 2], 2)]),  # each keeps a last token of its own
+        ([[1, 2, 3, 4], [1, 2]], [([0, 1], 1)]),
+        ([[5, 1, 2], [6, 1, 2]], [([0], 2), ([1], 2)]),
+        ([[5], [5, 6]], [([0], 0), ([1], 1)]),
+        # one context has two questions, the other one only the first word in common with it
+        ([[1, 2, 3, 4, 5], [1, 9, 9], [1, 2, 3, 4, 6]], [([0, 2], 4), ([1], 2)]),
+        ([[300, 1], [70_000, 1], [300, 2]], [([0, 2], 1), ([1], 1)]),  # ids of more than one byte
+    ],
+)
+def test_runs(rows, expected):
+    assert runs(rows) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_split_saves_more(seed):
+    generator = np.random.default_rng(seed)
+    rows = [generator.integers(1, 3, generator.integers(1, 7)).tolist() for _ in range(7)]
+    found = sum(prefix * (len(members) - 1) for members, prefix in runs(rows))
+    assert found == max(saved(rows, partition) for partition in partitions(list(range(7))))
+
+
+def test_a_split_holds_every_sequence():
+    found = sharing.split(ROWS)
+    assert [found.prefixes[of] + own for of, own in zip(found.of, found.suffixes, strict=True)] == ROWS
+    assert found.padded_prefixes
+    few = [[5, *range(20 * n, 20 * n + 9)] for n in range(1, 5)]
+    assert not sharing.split(few).padded_prefixes, "too little is saved"
+    assert sharing.split([[1, 2], [3, 4]]).padded == 4
+
+
+def padded(rows):
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    return ids, lengths, torch.arange(ids.shape[1])[None] < lengths[:, None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
+    ids, lengths, real = padded(ROWS)
+    backbone = backbone_of(family)
+    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()  # no dropout
+    torch.manual_seed(0)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    weights = torch.randn(*ids.shape, backbone.channels)[real]
+    shapes, results = [], []
+    backbone.body.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    for known in (None, lengths):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, known)[real]
+        (states * weights).sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+    assert shapes[0] == tuple(ids.shape)
+    assert len(shapes) == 3, "prefixes, then the rest"
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_little_in_common_or_a_window_is_read_whole(backbone_of):
+    for family, rows in (("llama", [[1, 2, 3, 4, 5, 6], [1, 9, 9, 9, 9, 9]]), ("gemma3", [[*range(10)]] * 4)):
+        backbone, shapes = backbone_of(family), []
+        backbone.body.register_forward_pre_hook(
+            lambda module, args, kwargs, shapes=shapes: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+        ids, lengths, _ = padded(rows)
+        backbone.hidden(ids, lengths)
+        assert shapes == [ids.shape]
