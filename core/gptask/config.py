@@ -87,7 +87,7 @@ class Data:
     max_tokens: int = 512  # longest prompt and target together
     batch_size: int = 32  # examples in a training batch at most
     batch_tokens: int = 1024  # padded tokens in a training batch at most: bounds the memory
-    eval_batch_size: int = 128
+    eval_batch_size: int = 256
     workers: int = 0  # processes that fetch batches; the memory map makes them needless on most machines
 
 

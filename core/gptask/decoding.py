@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from transformers.generation.logits_process import (
 )
 
 from gptask import sharing
+from gptask.backbone.attention import HIDDEN
 from gptask.data.batches import BatchesByLength
-from gptask.sharing import Shared
+from gptask.sharing import Layout
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 64  # positions that a buffer has to spare when it is made
-TOGETHER = 2048  # padded tokens of prompts that are read at once
+TOGETHER = 4096  # padded tokens of prompts that are read at once
 
 
 class Buffer(DynamicLayer):
@@ -53,16 +54,14 @@ class Buffer(DynamicLayer):
         self.keys, self.values = (buffer[:rows, :, :end] for buffer in self.room)
         return self.keys, self.values
 
-    def place(self, total: int, rows: list[int], read: DynamicLayer, prefix: int, end: int) -> None:
-        """Take over what was read for some of ``total`` rows: the first positions at the start, the rest up to ``end``."""
-        for number, held in enumerate((read.keys, read.values)):
-            assert held is not None
-            if len(self.room) == number:  # zeros: nothing is ever written between what a row has
-                self.room.append(held.new_zeros(total, held.shape[1], end + ROOM, held.shape[3]))
-            self.room[number][rows, :, :prefix] = held[:, :, :prefix]
-            self.room[number][rows, :, end - held.shape[2] + prefix : end] = held[:, :, prefix:]
+    def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:
+        """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
+        for number, held in enumerate(read):
+            if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
+                self.room.append(held.new_zeros(shape[0], held.shape[1], shape[1] + ROOM, held.shape[2]))
+            self.room[number][where[0], :, where[1]] = held
         self.is_initialized = True
-        self._show(total, end)
+        self._show(*shape)
 
     def keep(self, rows: int, source: list[int], target: list[int]) -> None:
         """Copy some rows over others and keep the first ``rows``."""
@@ -99,7 +98,7 @@ def _logits(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, ca
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
-        attention_mask=sharing.additive(backbone, real, step.shape[1]),
+        attention_mask=_mask(backbone, real, step.shape[1]),
         position_ids=position,
         past_key_values=cache,
         use_cache=True,
@@ -120,36 +119,38 @@ class Rows:
         self.cache = Cache(layers=list(self.buffers))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Read the prompts, what some share once; scores (B, V), positions (B, 1).
-
-        All rows end at the same place; pads lie between a prefix and the rest of its prompt.
-        """
-        parts = list(groups(self.prompts, share=self._may_share()))
-        prefixes = [max(map(len, shared.prefixes)) for _, shared in parts]
-        own = [max(map(len, shared.suffixes)) for _, shared in parts]
-        end, count, device = max(map(sum, zip(prefixes, own, strict=True))), len(self.prompts), self.backbone.device
-        # a pad is a token of its row, which the repetition penalty has seen anyway
-        self.ids = torch.tensor([[prompt[0]] * (end - len(prompt)) + prompt for prompt in self.prompts], device=device)
-        self.real = torch.zeros_like(self.ids)
+        """Read the prompts, what some share once; scores (B, V), positions (B, 1). All rows end at the same place."""
+        self.ids, self.real = left_padded(self.prompts, self.backbone.device)
+        count, end = self.ids.shape
+        share = self.backbone.lays_out(end)
+        common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if share else None
+        lengths = self.real.sum(1).cpu()
         scores: dict[int, Tensor] = {}
-        for (rows, shared), prefix in zip(parts, prefixes, strict=True):
-            found = sharing.read(self.backbone, shared)
-            scores |= dict(zip(rows, self.backbone.logits(found.suffixes[:, -1]).float(), strict=True))
-            for row, suffix in zip(rows, shared.suffixes, strict=True):
-                self.real[row, : len(self.prompts[row]) - len(suffix)] = 1
-                self.real[row, end - len(suffix) :] = 1
-            for mine, layer in zip(self.buffers, found.layers, strict=True):
-                mine.place(count, rows, layer, prefix, end)
+        for rows in BatchesByLength(lengths.numpy(), count, TOGETHER, None, common=common):
+            layers = [DynamicLayer() for _ in self.buffers]
+            found, pick = self._read([self.prompts[row] for row in rows], Cache(layers=list(layers)), share)
+            scores |= dict(zip(rows, found, strict=True))
+            columns = torch.cat([torch.arange(end - int(length), end) for length in lengths[rows]])
+            where = torch.tensor(rows).repeat_interleave(lengths[rows]), columns
+            for mine, layer in zip(self.buffers, layers, strict=True):
+                mine.place((count, end), where, [pick(held) for held in (layer.keys, layer.values) if held is not None])
         return torch.stack([scores[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
+
+    def _read(self, prompts: list[list[int]], cache: Cache, share: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Scores (B, V) behind some prompts, and what picks their N real positions (N, K, D) from keys or values."""
+        if share:
+            layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
+            states = sharing.read(self.backbone, layout, cache)
+            places = layout.keys[layout.real]
+            return self.backbone.logits(states[layout.last()]).float(), lambda held: held[0].transpose(0, 1)[places]
+        ids, real = left_padded(prompts, self.backbone.device)
+        scores = _logits(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
+        return scores, lambda held: held.transpose(1, 2)[real.bool()]
 
     def add(self, token: Tensor, order: list[int]) -> None:
         """Put the rows in ``order`` and one more token (B, 1) behind them."""
         self.ids = torch.cat([self.ids[order], token], 1)
         self.real = torch.cat([self.real[order], torch.ones_like(token)], 1)
-
-    def _may_share(self) -> bool:
-        """Whether pads may follow what is shared: a layer that sees only a window counts them as if they were real."""
-        return self.backbone.sees(max(map(len, self.prompts)) + max(self.rooms))
 
     def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
         """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
@@ -174,13 +175,25 @@ class Rows:
         return order
 
 
-def groups(prompts: Sequence[list[int]], share: bool) -> Iterator[tuple[list[int], Shared]]:
-    """Row numbers and the parts of their prompts, in groups of at most `TOGETHER` padded tokens (or one row)."""
-    lengths = np.array([len(prompt) for prompt in prompts])
-    common = sharing.prefixes([np.array(prompt) for prompt in prompts]) if share else None
-    for rows in BatchesByLength(lengths, len(prompts), TOGETHER, None, common=common):
-        chosen = [prompts[row] for row in rows]
-        yield rows, sharing.split(chosen) if share else sharing.whole(chosen)
+def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T); pads repeat the row's first token, which the repetition penalty has seen anyway."""
+    width = max(map(len, rows))
+    ids = [[row[0]] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
+    """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
+    all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
+    s = real.shape[1]
+    if not backbone.sees(s):
+        return real
+    if t == s and real.all():
+        return None
+    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
+    unseen = later | (real == 0)[:, None, None]
+    return torch.zeros(unseen.shape, dtype=backbone.model.dtype, device=real.device).masked_fill_(unseen, HIDDEN)
 
 
 def processors(options: Generation) -> LogitsProcessorList:

@@ -97,7 +97,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Beam search is transformers' own; rows with equal room go together."""
-    from gptask.sharing import left_padded
+    from gptask.decoding import left_padded
 
     found: dict[int, Decoded] = {}
     for room in set(rooms):

@@ -1,27 +1,30 @@
 """What sequences have in common at their start, computed once: a context with several questions, an instruction.
 
-A causal model's states of a prefix don't depend on what follows, so one forward pass over the prefixes and one over
-what is each sequence's own give the very states, and gradients, of a pass over whole sequences.
+A causal model's states of a prefix don't depend on what follows. So all prefixes, and what is each sequence's own, lie
+behind one another in a single row without pads; only attention sees which tokens come before which. States and
+gradients are those of whole sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+
+from gptask.backbone import attention
+from gptask.backbone.attention import HIDDEN
 
 if TYPE_CHECKING:
+    from transformers import Cache
+
     from gptask.backbone.model import Backbone
 
-WORTH = 0.15  # share of padded tokens that must be saved for a second forward pass to pay
+WORTH = 0.05  # share of padded tokens that must be saved for the detour to pay
 MOST = 64  # sequences that are looked at for a common prefix
-HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 
 
 def runs(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
@@ -68,114 +71,107 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 @dataclass
 class Shared:
-    """B sequences as G prefixes and B suffixes."""
+    """B sequences as G prefixes and B suffixes, all of them token ids."""
 
     prefixes: list[list[int]]
     suffixes: list[list[int]]
     of: list[int]  # (B,) number of each sequence's prefix
 
     @property
-    def padded_prefixes(self) -> int:
-        """Tokens of prefixes that are computed, pads included."""
-        return len(self.prefixes) * max(map(len, self.prefixes))
-
-    @property
-    def padded(self) -> int:
-        """Tokens that are computed, pads included."""
-        return self.padded_prefixes + len(self.suffixes) * max(map(len, self.suffixes))
+    def size(self) -> int:
+        """N, the tokens that are computed."""
+        return sum(map(len, self.prefixes)) + sum(map(len, self.suffixes))
 
 
-def split(rows: Sequence[list[int]]) -> Shared:
-    """Prefixes and suffixes of token ids; one empty prefix where that saves less than the share `WORTH` of tokens."""
+def split(rows: Sequence[list[int]], share: bool = True) -> Shared:
+    """Prefixes and suffixes of token ids; one empty prefix where nothing is shared."""
     found = Shared([], [[]] * len(rows), [0] * len(rows))
-    for members, prefix in runs([np.asarray(row) for row in rows]):
+    parts = list(runs([np.asarray(row) for row in rows])) if share else []
+    if len(parts) in (0, len(rows)):
+        parts = [([*range(len(rows))], 0)]
+    for members, prefix in parts:
         for row in members:
             found.suffixes[row], found.of[row] = rows[row][prefix:], len(found.prefixes)
         found.prefixes.append(rows[members[0]][:prefix])
-    return found if found.padded <= (1 - WORTH) * whole(rows).padded else whole(rows)
+    return found
 
 
-def whole(rows: Sequence[list[int]]) -> Shared:
-    """Sequences that share nothing."""
-    return Shared([[]], list(rows), [0] * len(rows))
+class Layout:
+    """Where the tokens of B sequences lie in a row of N: G prefixes, then B suffixes."""
+
+    def __init__(self, rows: Shared, device: Any, dtype: torch.dtype) -> None:
+        self.prefix, prefix_real, start = _places(rows.prefixes, 0)  # (G, P)
+        self.own, own_real, self.size = _places(rows.suffixes, start)  # (B, S)
+        of = torch.tensor(rows.of)
+        self.keys = torch.cat([self.prefix[of], self.own], 1)  # (B, P + S)
+        self.real = torch.cat([prefix_real[of], own_real], 1)
+        before = prefix_real.sum(1)[of]
+        position = torch.cat([_position(prefix_real)[prefix_real], (_position(own_real) + before[:, None])[own_real]])
+        self.lengths = before + own_real.sum(1)
+        ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
+        self.inputs = {"input_ids": torch.tensor([ids], device=device), "position_ids": position[None].to(device)}
+        s = self.own.shape[1]
+        unseen = ~self.real[:, None] | torch.ones(s, self.keys.shape[1], dtype=torch.bool).triu(1 + self.prefix.shape[1])
+        self.mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, HIDDEN)[:, None].to(device)
+        self.prefix_real, self.own_real = prefix_real.to(device), own_real.to(device)
+        self.prefix, self.own, self.keys = (part.to(device) for part in (self.prefix, self.own, self.keys))
+
+    def whole(self, states: Tensor, width: int) -> Tensor:
+        """States (B, T, C) of whole sequences, right-padded to ``width``, from those of the row (N, C)."""
+        index = torch.zeros(len(self.real), width, dtype=torch.long)
+        index[torch.arange(width) < self.lengths[:, None]] = self.keys.cpu()[self.real]
+        return states[index.to(states.device)]
+
+    def last(self) -> Tensor:
+        """(B,) where the last token of each sequence is."""
+        return self.own.gather(1, self.own_real.sum(1, keepdim=True) - 1)[:, 0]
+
+    def attend(self, attention: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of queries (1, H, N, D) to keys and values (1, K, N, D): states (1, N, H, D).
+
+        ``attention`` computes the same for sequences; it gets queries, keys, values and a mask to add.
+        """
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (N, H or K, D)
+        parts = []
+        if self.prefix.shape[1]:
+            states = attention(*(_rows(part, self.prefix) for part in (q, k, v)), None)
+            parts.append(states[self.prefix_real])
+        states = attention(_rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys), self.mask)
+        parts.append(states[self.own_real])
+        return torch.cat(parts)[None]
 
 
-@dataclass
-class Read:
-    """States of G prefixes (G, P, C), right-padded, and of B suffixes (B, S, C), left-padded, with every layer's keys
-    and values of P + S positions."""
-
-    prefixes: Tensor
-    suffixes: Tensor
-    layers: list[DynamicLayer]
+def _places(rows: Sequence[list[int]], start: int) -> tuple[Tensor, Tensor, int]:
+    """Places (B, T) of tokens that lie behind one another from ``start`` on, which are real, and where they end."""
+    lengths = torch.tensor([len(row) for row in rows])
+    real = torch.arange(int(lengths.max())) < lengths[:, None]
+    first = start + lengths.cumsum(0) - lengths
+    return (first[:, None] + _position(real)).where(real, start), real, start + int(lengths.sum())
 
 
-def read(backbone: Backbone, rows: Shared) -> Read:
-    """Two forward passes, or one if nothing is shared; gradients of a prefix are those of all its suffixes."""
-    device, count = backbone.device, backbone.model.config.get_text_config().num_hidden_layers
-    layers = [DynamicLayer() for _ in range(count)]
-    lengths = torch.tensor([len(prefix) for prefix in rows.prefixes], device=device)
-    of = torch.tensor(rows.of, device=device)
-    ids, real = left_padded(rows.suffixes, device)
-    prefixes = torch.empty(len(lengths), 0, backbone.channels, device=device, dtype=backbone.model.dtype)
-    position = (real.cumsum(1) - 1).clamp(min=0)
-    if rows.padded_prefixes:
-        first = [torch.tensor(prefix, dtype=torch.long, device=device) for prefix in rows.prefixes]
-        padded = torch.nn.utils.rnn.pad_sequence(first, batch_first=True)
-        prefixes = _states(backbone, layers, input_ids=padded)
-        layers = [_taken(layer, of) for layer in layers]
-        seen = torch.arange(padded.shape[1], device=device) < lengths[of][:, None]
-        position, real = position + lengths[of][:, None], torch.cat([seen.long(), real], 1)
-    mask = additive(backbone, real, ids.shape[1])
-    suffixes = _states(backbone, layers, input_ids=ids, attention_mask=mask, position_ids=position)
-    return Read(prefixes, suffixes, layers)
+def _position(real: Tensor) -> Tensor:
+    return torch.arange(real.shape[1]).expand_as(real)
 
 
-def _states(backbone: Backbone, layers: list[DynamicLayer], **inputs: Any) -> Tensor:
-    """Last hidden states (B, T, C) behind the keys and values in ``layers``, which take in those of the inputs."""
-    return backbone.body(**inputs, past_key_values=Cache(layers=list(layers)), use_cache=True).last_hidden_state
+def _rows(states: Tensor, places: Tensor) -> Tensor:
+    """States (B, H, T, D) at places (B, T) of a row (N, H, D)."""
+    found = states.index_select(0, places.flatten()).view(*places.shape, *states.shape[1:])
+    return found.transpose(1, 2)
 
 
-def _taken(layer: DynamicLayer, of: Tensor) -> DynamicLayer:
-    """A layer that holds for each of B rows what another holds for its prefix."""
-    taken = DynamicLayer()
-    keys, values = layer.keys, layer.values
-    assert keys is not None and values is not None
-    taken.lazy_initialization(keys, values)
-    taken.keys, taken.values = keys[of], values[of]
-    return taken
+def read(backbone: Backbone, layout: Layout, cache: Cache | None = None) -> Tensor:
+    """Last hidden states (N, C) in one forward pass; a cache takes the row's keys and values, (1, K, N, D) a layer."""
+    mask = torch.empty(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype)  # the layout brings its own
+    with attention.laid_out(layout):
+        return backbone.body(
+            **layout.inputs, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state[0]
 
 
-def hidden(backbone: Backbone, rows: Shared, width: int) -> Tensor:
-    """Last hidden states (B, T, C) of whole sequences, right-padded to ``width``; those of pads are not real."""
-    found = read(backbone, rows)
-    (_, p, c), (b, s, _) = found.prefixes.shape, found.suffixes.shape
-    index = torch.zeros(b, width, dtype=torch.long)
-    for row, (group, suffix) in enumerate(zip(rows.of, rows.suffixes, strict=True)):
-        start, end = len(rows.prefixes[group]), len(rows.prefixes[group]) + len(suffix)
-        index[row, :start] = torch.arange(group * p, group * p + start)
-        last = len(rows.prefixes) * p + (row + 1) * s
-        index[row, start:end] = torch.arange(last - len(suffix), last)
-    states = torch.cat([found.prefixes.reshape(-1, c), found.suffixes.reshape(-1, c)])
-    return states[index.to(states.device)]
-
-
-def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, T); pads repeat the row's first token."""
-    width = max(map(len, rows))
-    ids = [[row[0]] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def additive(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
-    """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
-    all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
-    s = real.shape[1]
-    if not backbone.sees(s):
-        return real
-    if t == s and real.all():
+def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int) -> Tensor | None:
+    """Last hidden states (B, T, C) of sequences, right-padded to ``width``; None where little is saved."""
+    found = split(rows)
+    if found.size > (1 - WORTH) * len(rows) * width:
         return None
-    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
-    unseen = later | (real == 0)[:, None, None]
-    return torch.zeros(unseen.shape, dtype=backbone.model.dtype, device=real.device).masked_fill_(unseen, HIDDEN)
+    layout = Layout(found, backbone.device, backbone.model.dtype)
+    return layout.whole(read(backbone, layout), width)

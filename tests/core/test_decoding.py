@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask import decoding
-from gptask.decoding import Buffer, decode, groups, stop_test
+from gptask.decoding import Buffer, decode, stop_test
 from gptask.generation import Generation, generate
-from transformers.cache_utils import DynamicLayer
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 LONG = list(range(30, 50))  # longer than Gemma's tiny window of 8
@@ -76,18 +75,18 @@ def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
     backbone = backbone_of("llama")
     seen = read_by(backbone, monkeypatch)
     together(backbone, [LONG + tail for tail in TAILS], 3)
-    assert seen == [(1, 20), (4, 6), (4, 1), (4, 1)]
+    assert seen == [(1, len(LONG) + sum(map(len, TAILS))), (4, 1), (4, 1)]
 
 
 @pytest.mark.parametrize(
     ("prompts", "room", "first"),
     [
-        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, (1, 3)),  # all within the window
-        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, (2, 5)),
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, (1, 6)),  # all within the window
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, (1, 6)),  # the prompts are
         ([[*LONG, 7], [*LONG, 8, 9]], 1, (2, 22)),
     ],
 )
-def test_nothing_is_shared_before_pads_that_a_window_would_count(prompts, room, first, backbone_of, monkeypatch):
+def test_prompts_longer_than_a_window_are_read_whole(prompts, room, first, backbone_of, monkeypatch):
     backbone = backbone_of("gemma3")
     expected = alone(backbone, prompts, rooms=room)
     seen = read_by(backbone, monkeypatch)
@@ -122,7 +121,7 @@ def test_finished_rows_are_not_read_on(backbone_of, monkeypatch):
     backbone = backbone_of("llama")
     seen = read_by(backbone, monkeypatch)
     together(backbone, TAILS, [2, 5, 1, 3])
-    assert seen == [(4, 6), (3, 1), (2, 1), (1, 1), (1, 1)]
+    assert seen == [(1, 12), (3, 1), (2, 1), (1, 1), (1, 1)]
 
 
 def held(buffer):
@@ -137,17 +136,11 @@ def pair(rows):
     return keys, -keys
 
 
-def read(*rows):
-    """A layer that has read rows of numbers."""
-    layer = DynamicLayer()
-    layer.update(*pair(rows))
-    return layer
-
-
 def placed(*rows):
     """A buffer that holds rows of numbers."""
-    buffer = Buffer()
-    buffer.place(len(rows), list(range(len(rows))), read(*rows), 0, len(rows[0]))
+    buffer, shape = Buffer(), (len(rows), len(rows[0]))
+    where = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1])).unbind(1)
+    buffer.place(shape, where, [part.transpose(1, 2).flatten(0, 1) for part in pair(rows)])
     return buffer
 
 
@@ -186,27 +179,11 @@ def test_a_buffer_grows(monkeypatch):
     assert held(buffer) == [[1, 2, 5, 7], [3, 4, 6, 8]]
 
 
-def test_what_was_read_in_groups_ends_at_the_same_place():
-    buffer = Buffer()
-    buffer.place(3, [2, 0], read([1, 2, 3, 4], [1, 2, 5, 6]), prefix=1, end=4)
-    buffer.place(3, [1], read([1, 9]), prefix=1, end=4)
-    assert held(buffer) == [[1, 2, 5, 6], [1, 0, 0, 9], [1, 2, 3, 4]]
-
-
-@pytest.mark.parametrize("together", [1, 9, 12, 1000])
-@pytest.mark.parametrize("share", [True, False])
-def test_groups_hold_every_row_within_the_budget(share, together, monkeypatch):
-    monkeypatch.setattr(decoding, "TOGETHER", together)
-    prompts = [[1, 2, *range(3, 3 + n)] for n in (4, 1, 2, 9, 4, 3, 1)]
-    found = list(groups(prompts, share))
-    assert sorted(row for rows, _ in found for row in rows) == list(range(len(prompts)))
-    for rows, parts in found:
-        assert [parts.prefixes[of] + own for of, own in zip(parts.of, parts.suffixes, strict=True)] == [
-            prompts[row] for row in rows
-        ]
-        assert len(rows) == 1 or parts.padded <= together or not parts.padded_prefixes
-        assert share or not parts.padded_prefixes
-
+def test_what_was_read_in_parts_lies_where_it_belongs():
+    buffer, numbers = Buffer(), torch.arange(1.0, 6.0)[:, None, None].expand(-1, 2, 3)
+    for part, rows, columns in ((slice(3), [2, 2, 2], [0, 1, 2]), (slice(3, 5), [0, 1], [2, 2])):
+        buffer.place((3, 3), (torch.tensor(rows), torch.tensor(columns)), [numbers[part], -numbers[part]])
+    assert held(buffer) == [[0, 0, 4], [0, 0, 5], [1, 2, 3]]
 
 
 @pytest.fixture(scope="module")

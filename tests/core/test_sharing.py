@@ -69,10 +69,9 @@ def test_no_split_saves_more(seed):
 def test_a_split_holds_every_sequence():
     found = sharing.split(ROWS)
     assert [found.prefixes[of] + own for of, own in zip(found.of, found.suffixes, strict=True)] == ROWS
-    assert found.padded_prefixes
-    few = [[5, *range(20 * n, 20 * n + 9)] for n in range(1, 5)]
-    assert not sharing.split(few).padded_prefixes, "too little is saved"
-    assert sharing.split([[1, 2], [3, 4]]).padded == 4
+    assert found.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
+    apart = sharing.split(ROWS, share=False)
+    assert (apart.prefixes, apart.suffixes) == ([[]], ROWS)
 
 
 def padded(rows):
@@ -103,19 +102,27 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
         (states * weights).sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
     assert shapes[0] == tuple(ids.shape)
-    assert len(shapes) == 3, "prefixes, then the rest"
+    assert shapes[1:] == [(1, sharing.split(ROWS).size)]
     (states, gradients), (got, learned) = results
     torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(learned, gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_little_in_common_or_a_window_is_read_whole(backbone_of):
-    for family, rows in (("llama", [[1, 2, 3, 4, 5, 6], [1, 9, 9, 9, 9, 9]]), ("gemma3", [[*range(10)]] * 4)):
-        backbone, shapes = backbone_of(family), []
-        backbone.body.register_forward_pre_hook(
-            lambda module, args, kwargs, shapes=shapes: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
-        )
-        ids, lengths, _ = padded(rows)
-        backbone.hidden(ids, lengths)
-        assert shapes == [ids.shape]
+@pytest.mark.parametrize(
+    ("family", "rows", "shape"),
+    [
+        ("llama", [[1, *range(5, 30)], [2, *range(5, 30)]], (2, 26)),  # nothing in common, no pads
+        ("llama", [[1, 2, 3, 4, 5, 6], [7]], (1, 7)),  # pads
+        ("gemma3", [[*range(8)]] * 4, (1, 11)),
+        ("gemma3", [[*range(10)]] * 4, (4, 10)),  # longer than the window of some layers
+    ],
+)
+def test_sequences_lie_in_a_row_where_that_saves_tokens_and_no_window_is_in_the_way(family, rows, shape, backbone_of):
+    backbone, shapes = backbone_of(family), []
+    backbone.body.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    ids, lengths, _ = padded(rows)
+    backbone.hidden(ids, lengths)
+    assert shapes == [shape]

@@ -3,7 +3,10 @@ kernel, whose blocks are made for long ones (tests/benchmarks/attention.py)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,8 +14,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+if TYPE_CHECKING:
+    from gptask.sharing import Layout
+
 NAME = "gptask"
+HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # keys up to which the products pay; beyond them their (T, S) scores fill memory
+
+_layout: Layout | None = None  # how the tokens of the row that is being read hang together
 
 
 def attention(
@@ -23,6 +32,8 @@ def attention(
     Heads that share keys (grouped-query attention) go through one product, so keys are not repeated. The mask is None
     (causal) or one of numbers to add, (B, 1, T, S). What this does not do goes to the fused kernel.
     """
+    if _layout:
+        return _layout.attend(partial(_whole, module, options), query, key, value), None
     b, h, t, d = query.shape
     k, s = key.shape[1:3]
     causal = options.get("is_causal")
@@ -42,6 +53,23 @@ def attention(
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, -1))
     return states.view(b, h, t, -1).transpose(1, 2), None
+
+
+def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+    """Attention of the sequences of a layout: states (B, T, H, D)."""
+    with laid_out(None):
+        return attention(module, query, key, value, mask, **options)[0]
+
+
+@contextmanager
+def laid_out(layout: Layout | None) -> Iterator[None]:
+    """Within, a row holds the tokens of many sequences."""
+    global _layout
+    before, _layout = _layout, layout
+    try:
+        yield
+    finally:
+        _layout = before
 
 
 def install(model: Any) -> None:

@@ -69,19 +69,22 @@ class Backbone(nn.Module):
         """Last hidden states (B, T, C) of right-padded ids (B, T).
 
         No mask: a causal model's real positions don't see the pads to their right. With the ``lengths`` (B,) of the
-        sequences, what several of them have in common at their start is computed once, where that saves much.
+        sequences, pads are left out and what sequences have in common at their start is computed once.
         """
-        if lengths is not None and self.sees(input_ids.shape[1]):
+        if lengths is not None and self.lays_out(input_ids.shape[1]):
             rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            found = sharing.split(rows)
-            if found.padded_prefixes:
-                return sharing.hidden(self, found, input_ids.shape[1])
+            if (states := sharing.hidden(self, rows, input_ids.shape[1])) is not None:
+                return states
         return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def sees(self, positions: int) -> bool:
         """Whether every layer sees so many positions back (some models have layers that see a window only)."""
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         return positions <= (window or positions)
+
+    def lays_out(self, positions: int) -> bool:
+        """Whether sequences of so many positions may lie in one row (`gptask.sharing`)."""
+        return self.sees(positions) and self.model.config._attn_implementation == attention.NAME
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
