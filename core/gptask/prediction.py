@@ -121,7 +121,8 @@ def _chunks(examples: Iterable[Any]) -> Iterator[list[Any]]:
 def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> list[Prediction | DataError]:
     import torch
 
-    from gptask.data.module import BatchesByLength, collate, encode
+    from gptask.data.batches import BatchesByLength
+    from gptask.data.module import collate, encode
     from gptask.module import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]

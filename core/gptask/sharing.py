@@ -30,8 +30,8 @@ MOST = 64  # sequences that are looked at for a common prefix
 def runs(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
     """Split token ids into runs of row numbers and the length of their common prefix, so that most tokens are shared.
 
-    Sorted rows with a prefix in common are neighbours, so the best split is found by dynamic programming over them. Each
-    row keeps a last token of its own; a row alone in its run "shares" all others.
+    Sorted rows with a prefix in common are neighbours, so the best split is found by dynamic programming over them.
+    Each row keeps a last token of its own; a row alone in its run "shares" all others.
     """
     order = sorted(range(len(rows)), key=lambda row: rows[row].astype(">u4").tobytes())
     ordered = [rows[row] for row in order]
@@ -97,30 +97,31 @@ def split(rows: Sequence[list[int]], share: bool = True) -> Shared:
 
 
 class Layout:
-    """Where the tokens of B sequences lie in a row of N: G prefixes, then B suffixes."""
+    """Where the tokens of B sequences lie in a row of N: G prefixes (P at most), then B suffixes (S at most)."""
 
     def __init__(self, rows: Shared, device: Any, dtype: torch.dtype) -> None:
-        self.prefix, prefix_real, start = _places(rows.prefixes, 0)  # (G, P)
-        self.own, own_real, self.size = _places(rows.suffixes, start)  # (B, S)
         of = torch.tensor(rows.of)
+        self.prefix, self.prefix_real, start = _places(rows.prefixes, 0)  # (G, P)
+        self.own, self.own_real, _ = _places(rows.suffixes, start)  # (B, S)
         self.keys = torch.cat([self.prefix[of], self.own], 1)  # (B, P + S)
-        self.real = torch.cat([prefix_real[of], own_real], 1)
-        before = prefix_real.sum(1)[of]
-        position = torch.cat([_position(prefix_real)[prefix_real], (_position(own_real) + before[:, None])[own_real]])
-        self.lengths = before + own_real.sum(1)
+        self.real = torch.cat([self.prefix_real[of], self.own_real], 1)
+        before = self.prefix_real.sum(1)[of]
+        self.lengths = before + self.own_real.sum(1)
+        later = torch.ones(self.own.shape[1], self.keys.shape[1], dtype=torch.bool).triu(1 + self.prefix.shape[1])
+        unseen = (later | ~self.real[:, None])[:, None]
+        self.mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, HIDDEN).to(device)  # (B, 1, S, P + S)
         ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
-        self.inputs = {"input_ids": torch.tensor([ids], device=device), "position_ids": position[None].to(device)}
-        s = self.own.shape[1]
-        unseen = ~self.real[:, None] | torch.ones(s, self.keys.shape[1], dtype=torch.bool).triu(1 + self.prefix.shape[1])
-        self.mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, HIDDEN)[:, None].to(device)
-        self.prefix_real, self.own_real = prefix_real.to(device), own_real.to(device)
-        self.prefix, self.own, self.keys = (part.to(device) for part in (self.prefix, self.own, self.keys))
+        own_position = _position(self.own_real) + before[:, None]
+        position = torch.cat([_position(self.prefix_real)[self.prefix_real], own_position[self.own_real]])
+        self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
+        for name in ("prefix", "prefix_real", "own", "own_real", "keys", "real"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def whole(self, states: Tensor, width: int) -> Tensor:
         """States (B, T, C) of whole sequences, right-padded to ``width``, from those of the row (N, C)."""
-        index = torch.zeros(len(self.real), width, dtype=torch.long)
-        index[torch.arange(width) < self.lengths[:, None]] = self.keys.cpu()[self.real]
-        return states[index.to(states.device)]
+        index = torch.zeros(len(self.real), width, dtype=torch.long, device=states.device)
+        index[(torch.arange(width) < self.lengths[:, None]).to(states.device)] = self.keys[self.real]
+        return states[index]
 
     def last(self) -> Tensor:
         """(B,) where the last token of each sequence is."""

@@ -61,7 +61,7 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
         _settle(config.tuning, parts.head)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     optimizer = config.optimizer
-    if optimizer.lr is None:  # kept open in the config, so that a resumed run follows tuning.lr
+    if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)
     module = GPTModule(config.task, backbone, parts.head, optimizer, config.schedule)
     if isinstance(config.tuning, FrozenTuning) and origin and isinstance(parts.data, DataModule):

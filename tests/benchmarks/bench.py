@@ -17,7 +17,7 @@ import warnings
 
 from harness import ROOT, Result, report
 
-COMPARISONS = ("training", "inference", "generation", "head", "memory", "startup", "attention", "accuracy")
+COMPARISONS = ("training", "inference", "generation", "head", "memory", "startup", "attention", "packed", "accuracy")
 
 
 def main() -> None:

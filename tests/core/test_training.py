@@ -11,10 +11,11 @@ import threading
 
 import pytest
 import torch
-from gptask import UserError, load_run, train
-from gptask.config import EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
+from gptask import UserError, assembly, load_run, train
+from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
 from gptask.module import GPTModule
 from gptask.progress import Lines
+from gptask.training import assemble
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -93,6 +94,22 @@ def test_a_seed_decides_everything(finished, tmp_path):
     again = train(config(tmp_path))
     assert again.metrics["metrics"] == finished.metrics["metrics"]
     assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
+
+
+@pytest.mark.parametrize(
+    ("task", "tuning", "optimizer", "expected"),
+    [
+        (Sentiment(), Lora(rank=2), AdamW(), (1e-3, 0.5)),
+        (Translation(), Lora(rank=2), AdamW(), (3e-3, 1.0)),
+        (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
+        (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),
+        (Translation(), Full(), AdamW(), (5e-5, None)),
+    ],
+)
+def test_what_a_config_leaves_open_the_head_decides(task, tuning, optimizer, expected, tmp_path):
+    settings = config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
+    module, _ = assemble(settings, assembly.corpus(task, settings.data, settings.seed))
+    assert (module.optimizer.lr, getattr(settings.tuning, "top", None)) == expected
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):

@@ -8,7 +8,6 @@ and which takes as long as the product itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
 
 FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
 
@@ -80,7 +78,7 @@ def install(model: Any) -> None:
         lora = isinstance(module, adapted) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
         if lora or type(module) is nn.Linear:
             module.lean_kept = None
-            module.forward = MethodType(_adapted if lora else _plain, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_adapted if lora else _plain, module)
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
@@ -99,40 +97,47 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_grad_enabled():
         self.lean_kept = None
         return LowRank.apply(x, base.weight, base.bias, a, b, scale)
-    return _product(self, x, base, lambda: base.weight.float() + scale * (b.float() @ a.float()), (a, b))
+    kept = self.lean_kept
+    if kept is None or not kept.made_of(base.weight, a, b):
+        merged = base.weight.float() + scale * (b.float() @ a.float())
+        self.lean_kept = kept = Kept(merged.to(base.weight.dtype), base.weight, a, b)
+    return kept.product(x, base.bias)
 
 
 def _plain(self: Any, x: Tensor) -> Tensor:
     """A linear layer without adapters; only products of few rows are worth a second copy of its weight."""
+    weight, kept = self.weight, self.lean_kept
     if torch.is_grad_enabled():
         self.lean_kept = None
-    elif x.numel() <= FEW * x.shape[-1] and x.dtype is self.weight.dtype and _packable(self.weight):
-        return _product(self, x, self, lambda: self.weight, ())
-    return nn.functional.linear(x, self.weight, self.bias)
-
-
-def _product(layer: Any, x: Tensor, base: Any, make: Callable[[], Tensor], factors: tuple[Tensor, ...]) -> Tensor:
-    """``x Mᵀ + bias`` for scoring. M (N, C) is made of the base's weight W and the factors, packed if that helps, and
-    kept until one of them changes or training goes on; W itself stays."""
-    weight, packed = base.weight, _packable(base.weight)
-    state = (weight.data_ptr(), weight.dtype, *(part._version for part in (weight, *factors)))
-    kept = layer.lean_kept
-    if kept is None or kept.state != state:
-        made = make().to(weight.dtype)
-        layer.lean_kept = kept = Kept(state, torch.ops.mkldnn._reorder_linear_weight(made, FEW) if packed else made)
-    if packed:
-        return torch.ops.mkldnn._linear_pointwise(x, kept.weight, base.bias, "none", [], "")
-    return nn.functional.linear(x, kept.weight, base.bias)
+    elif x.numel() <= FEW * x.shape[-1] and x.dtype is weight.dtype:
+        if kept is None or not kept.made_of(weight):
+            if not _packable(weight):
+                return nn.functional.linear(x, weight, self.bias)
+            self.lean_kept = kept = Kept(weight, weight)
+        return kept.product(x, self.bias)
+    return nn.functional.linear(x, weight, self.bias)
 
 
 class Kept:
-    """A weight made for scoring, and what it was made of. A copy of its layer makes its own: a packed one can't be."""
+    """A weight (N, C) for scoring, packed if that helps, until what it was made of changes or training goes on."""
 
-    def __init__(self, state: Any, weight: Tensor | None) -> None:
-        self.state, self.weight = state, weight
+    def __init__(self, weight: Tensor, *parts: Tensor) -> None:
+        self.state = [(part.data_ptr(), part._version) for part in parts]
+        self.packed = _packable(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, FEW) if self.packed else weight
 
     def __reduce__(self) -> Any:
-        return Kept, (None, None)
+        return type(None), ()  # a copy of the layer makes its own: a packed one can't be copied
+
+    def made_of(self, *parts: Tensor) -> bool:
+        """Whether these have not changed since."""
+        return self.state == [(part.data_ptr(), part._version) for part in parts]
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """``x Mᵀ + bias``."""
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
+        return nn.functional.linear(x, self.weight, bias)
 
 
 def _packable(weight: Tensor) -> bool:

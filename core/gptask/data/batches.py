@@ -31,7 +31,10 @@ class BatchesByLength(Sampler[list[int]]):
         common: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.lengths, self.examples, self.tokens, self.padding = lengths, examples, tokens, padding
-        self.of, self.prefix = common or (np.arange(len(lengths)), np.zeros_like(lengths))
+        alone = np.arange(len(lengths)), np.zeros_like(lengths)
+        self.of: np.ndarray
+        self.prefix: np.ndarray
+        self.of, self.prefix = alone if common is None else common
         generator = None if seed is None else np.random.default_rng(seed)
         packed = list(self._pack(self._order(generator)))
         if generator:

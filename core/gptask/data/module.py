@@ -182,9 +182,7 @@ class DataModule(pl.LightningDataModule):
         size, tokens = self.options.eval_batch_size, 16 * self.options.batch_tokens
         store = self.items(split)
         padding = 1.0 if len(store) and store[0]["target"] is not None else 0.1
-        batches = BatchesByLength(
-            self._lengths(split), size, tokens, None, padding=padding, common=self._common(split)
-        )
+        batches = BatchesByLength(self._lengths(split), size, tokens, None, padding=padding, common=self._common(split))
         return self._loader(split, batches)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:

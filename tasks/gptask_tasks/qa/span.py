@@ -114,7 +114,7 @@ class SpanHead(Head):
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """The best legal span of each window."""
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids)
+            hidden = backbone.hidden(batch.input_ids, batch.lengths)
         scores = self.scores(hidden, batch)
         rows = zip(
             scores,

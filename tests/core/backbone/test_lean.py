@@ -243,3 +243,48 @@ def test_scoring_uses_merged_weights_of_the_factors_as_they_are_now(backbone_of)
     assert not torch.allclose(before, after)
     assert torch.allclose(model(ids).logits, after, atol=1e-4), "training computes the same from the factors"
     assert layer.lean_kept is None, "and keeps no merged weight"
+
+
+def some_layer(model):
+    return next(m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype is torch.bfloat16)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 products here")
+def test_few_rows_meet_a_packed_weight_and_many_do_not(backbone_of, monkeypatch):
+    model = backbone_of("llama").peft.to(torch.bfloat16)
+    layer = some_layer(model)
+    x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        monkeypatch.setattr(lean, "FEW", 5)
+        expected = layer(x)
+        assert layer.lean_kept is None, "six rows are many"
+        monkeypatch.setattr(lean, "FEW", 6)
+        torch.testing.assert_close(layer(x), expected)
+        assert layer.lean_kept.packed
+        torch.testing.assert_close(deepcopy(model).get_submodule("model.layers.0.mlp.up_proj").weight,
+                                   model.model.layers[0].mlp.up_proj.weight)  # fmt: skip
+    with torch.no_grad():
+        layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * expected)
+    layer(x)
+    assert layer.lean_kept is None, "training keeps no second copy"
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 products here")
+def test_merged_weights_are_packed_where_bfloat16_is_fast(backbone_of):
+    model = apply(backbone_of("llama").peft.to(torch.bfloat16), Lora(rank=2))
+    layer = next(m for m in model.modules() if getattr(m, "lora_B", None))
+    a, b = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
+    nn.init.normal_(b)
+    x = torch.randn(2, 3, a.shape[1], dtype=torch.bfloat16)
+    expected = x.float() @ (layer.base_layer.weight.float() + layer.scaling["default"] * (b @ a)).T
+    with torch.inference_mode():
+        assert (layer(x) - expected).abs().max() <= 0.02 * expected.abs().max()
+    assert layer.lean_kept.packed
+
+
+def test_float32_weights_stay_as_they_are(backbone_of):
+    model = backbone_of("llama").peft
+    with torch.inference_mode():
+        model(IDS)
+    assert all(module.lean_kept is None for module in model.modules() if type(module) is nn.Linear)

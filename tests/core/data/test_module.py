@@ -1,12 +1,10 @@
 """Batches: what is in them, under which budgets, in which order; what is learned; what is cached."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from gptask import DataError, Encoded, Field, Kind
@@ -14,7 +12,7 @@ from gptask.backbone.scratch import train_tokenizer
 from gptask.config import Files, Limit
 from gptask.data import module as modules
 from gptask.data.corpus import Corpus
-from gptask.data.module import Batch, BatchesByLength, DataModule, Items, collate, encode
+from gptask.data.module import Batch, DataModule, Items, collate, encode
 from gptask.task import Example, Task
 from torch.utils.data import DataLoader
 
