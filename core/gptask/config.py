@@ -219,6 +219,7 @@ class Train:
     folder: str | None = None
     resume: str | None = None
     probe: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the groups a Python caller left out (a schema that Hydra merges groups into must leave them open)."""

@@ -60,6 +60,8 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     if isinstance(config.tuning, Lora):
         _settle(config.tuning, parts.head)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
+    if config.compile:
+        backbone.compile()
     optimizer = config.optimizer
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)

@@ -40,7 +40,7 @@ def kept(tiny, task, seed=0):
 
 def test_states_of_every_real_token_are_read_back(tiny):
     module, held, batch = kept(tiny, QuestionAnswering(answer=Answer.span, stride=8))
-    expected = module.backbone.hidden(batch.input_ids)
+    expected = module.backbone.hidden(batch.input_ids, batch.lengths)
     assert torch.equal(held.hidden(batch), expected)
     module.backbone.hidden = None  # from here on nothing may be computed
     real = torch.arange(expected.shape[1])[None] < batch.lengths[:, None]
@@ -63,7 +63,7 @@ def test_a_batch_with_one_new_item_is_computed(tiny):
     held.done[batch.rows[1]] = False
     calls = []
     compute = module.backbone.hidden
-    module.backbone.hidden = lambda ids: calls.append(1) or compute(ids)
+    module.backbone.hidden = lambda *inputs: calls.append(1) or compute(*inputs)
     held.hidden(batch)
     held.hidden(batch)
     assert len(calls) == 1

@@ -85,6 +85,12 @@ def install(model: Any) -> None:
                 _lean_norm(module)
 
 
+def remove(model: Any) -> None:
+    """Give every layer its own form back."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+
+
 def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     plain = not self.disable_adapters and not self.merged and self.active_adapters == ["default"]
     if not plain or args or kwargs or torch.is_autocast_enabled(x.device.type):

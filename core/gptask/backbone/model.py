@@ -32,6 +32,7 @@ class Backbone(nn.Module):
         self.peft = model
         self.tokenizer = tokenizer
         self.origin = origin
+        self.compiled: Callable[[Tensor], Any] | None = None
 
     @property
     def model(self) -> Any:
@@ -75,7 +76,18 @@ class Backbone(nn.Module):
             rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
             if (states := sharing.hidden(self, rows, input_ids.shape[1])) is not None:
                 return states
+        if self.compiled:
+            return self.compiled(input_ids).last_hidden_state
         return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def compile(self) -> None:
+        """Let torch.compile make `hidden`: it fuses by itself what the lean forms and rows without pads save."""
+
+        def read(ids: Tensor) -> Any:
+            return self.body(input_ids=ids, use_cache=False)
+
+        lean.remove(self.peft)
+        self.compiled = torch.compile(read, dynamic=True)
 
     def sees(self, positions: int) -> bool:
         """Whether every layer sees so many positions back (some models have layers that see a window only)."""
@@ -84,7 +96,8 @@ class Backbone(nn.Module):
 
     def lays_out(self, positions: int) -> bool:
         """Whether sequences of so many positions may lie in one row (`gptask.sharing`)."""
-        return self.sees(positions) and self.model.config._attn_implementation == attention.NAME
+        ours = self.model.config._attn_implementation == attention.NAME
+        return ours and not self.compiled and self.sees(positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""

@@ -7,10 +7,11 @@ import pytest
 import torch
 from gptask.backbone.model import from_folder, load, number_format
 from gptask.backbone.source import Resolved
-from gptask.config import DType, Scratch
+from gptask.backbone.tuning import apply
+from gptask.config import DType, Lora, Scratch
 from gptask.data.module import collate
 from gptask.errors import UserError
-from gptask.generation import Generation
+from gptask.generation import Generation, generate
 from gptask.heads import GenerationHead
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
@@ -134,6 +135,7 @@ def t5(tiny):
     ("make", "said"), [(bert, "not causal"), (granite, "does more to its logits"), (t5, "no causal")]
 )
 def test_what_is_no_plain_decoder_is_refused(make, said, tmp_path, tiny):
+    torch.manual_seed(0)
     with pytest.raises(UserError, match=said):
         from_folder(saved(make(tiny), tmp_path / "m", tiny))
 
@@ -171,3 +173,24 @@ def test_number_format_follows_the_option(backbone_of):
     assert number_format(DType.auto) in (torch.float32, torch.bfloat16)
     options = Scratch(n_layer=1, n_head=2, n_embd=16, context=32, vocab_size=300, dtype=DType.bfloat16)
     assert load(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_backbone_learns_the_same(backbone_of):
+    backbone = backbone_of("llama")
+    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    ids, results = torch.arange(5, 26).view(3, 7), []
+    keys = list(backbone.state_dict())
+    for _ in range(2):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, torch.tensor([7, 5, 7]))[:, :5]
+        states.square().sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+        backbone.compile()
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-4, rtol=1e-3)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
+    assert list(backbone.state_dict()) == keys
+    assert generate(backbone, [[5, 6, 7]], Generation(max_new_tokens=2))
