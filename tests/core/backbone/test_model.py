@@ -116,7 +116,7 @@ SIZES = {
 def bert(tiny):
     from transformers import BertConfig, BertLMHeadModel
 
-    return BertLMHeadModel(BertConfig(**SIZES, initializer_range=0.5))
+    return BertLMHeadModel(BertConfig(**SIZES, initializer_range=2.0))
 
 
 def granite(tiny):
