@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
-LONGEST = 512  # keys up to which the products pay; beyond them their (T, S) scores fill memory
+LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 
 _layout: Layout | None = None  # how the tokens of the row that is being read hang together
 
@@ -40,7 +40,7 @@ def attention(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     odd = options.get("dropout") or options.get("position_bias") is not None
     masked = causal if attention_mask is None else attention_mask.is_floating_point()
-    if odd or not masked or query.device.type != "cpu" or s > LONGEST:
+    if odd or not masked or query.device.type != "cpu" or t * s > LONGEST**2:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)  # autocast computes in another one
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
