@@ -152,8 +152,9 @@ class DataModule(pl.LightningDataModule):
 
     def _common(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Which prompts share a prefix, for a task with a field that several examples have in common."""
-        if split not in self._prefixes and any(f.group for f in self.task.inputs()):
-            column = self.items(split).table.column("ids").combine_chunks()
+        store = self.items(split)
+        if split not in self._prefixes and len(store) and any(f.group for f in self.task.inputs()):
+            column = store.table.column("ids").combine_chunks()
             ends = column.offsets.to_numpy()[1:-1]
             self._prefixes[split] = sharing.prefixes(np.split(column.flatten().to_numpy(), ends))
         return self._prefixes.get(split)

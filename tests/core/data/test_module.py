@@ -182,6 +182,30 @@ def test_loading_in_workers_gives_the_same_batches(build: Callable) -> None:
         assert torch.equal(mine.input_ids, theirs.input_ids)
 
 
+@dataclass
+class Questions(Echo):
+    """Several examples have their text in common."""
+
+    def fields(self) -> list[Field]:
+        text, loud = super().fields()
+        return [replace(text, group=True), loud, Field("question", help="what each asks")]
+
+    def render(self, example: Example) -> tuple[str, str | None]:
+        prompt, target = super().render(example)
+        return prompt.replace("\n", f" {example['question']}\n"), target
+
+
+def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write: Callable) -> None:
+    rows = "".join(f"{TEXT[4 * (k % 5) :].strip()}\tTHE\t{k}\n" for k in range(40))
+    columns = {"text": 0, "loud": 1, "question": 2}
+    data = build(Questions(), train=write("c.tsv", rows), columns=columns)
+    texts = [example["text"] for example in data.examples("train")]
+    batches = order(data.train_dataloader())
+    assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))
+    assert all(len({texts[row] for row in rows}) <= 2 for rows in batches), "shuffled, a batch of eight has five texts"
+    assert order(data.test_dataloader())
+
+
 class Windows(Echo):
     """Two items an example, as for a context that is too long."""
 
