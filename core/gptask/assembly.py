@@ -55,4 +55,6 @@ def parts(task: Task, examples: Corpus, options: Data, backbone: Backbone, seed:
     if options.max_tokens > backbone.context:
         log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
         options.max_tokens = backbone.context
-    return Parts(task, backbone, task.head(backbone), task.datamodule(examples, backbone.tokenizer, options, seed))
+    data = task.datamodule(examples, backbone.tokenizer, options, seed)
+    data.shares = backbone.lays_out(options.max_tokens)
+    return Parts(task, backbone, task.head(backbone), data)

@@ -162,7 +162,7 @@ def _rows(states: Tensor, places: Tensor) -> Tensor:
 
 def read(backbone: Backbone, layout: Layout, cache: Cache | None = None) -> Tensor:
     """Last hidden states (N, C) in one forward pass; a cache takes the row's keys and values, (1, K, N, D) a layer."""
-    mask = torch.empty(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype)  # the layout brings its own
+    mask = torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype)  # the layout brings its own
     with attention.laid_out(layout):
         return backbone.body(
             **layout.inputs, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
@@ -176,3 +176,14 @@ def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int) -> Tensor 
         return None
     layout = Layout(found, backbone.device, backbone.model.dtype)
     return layout.whole(read(backbone, layout), width)
+
+
+def stay_apart(backbone: Backbone) -> bool:
+    """Whether a sequence's states are the same behind another one in its row: not where layers mix tokens by other
+    means than our attention (convolutions, state spaces)."""
+    states = []
+    with torch.inference_mode():
+        for first in ([0, 1, 2], [3, 4, 5]):
+            layout = Layout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)
+            states.append(read(backbone, layout)[3:])
+    return torch.equal(*states)

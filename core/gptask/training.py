@@ -62,6 +62,7 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
+        parts.data.shares = False
     optimizer = config.optimizer
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gptask import sharing
+from gptask.backbone import attention
 from gptask.backbone.tuning import apply
 from gptask.config import Lora
 
@@ -126,3 +127,16 @@ def test_sequences_lie_in_a_row_where_that_saves_tokens_and_no_window_is_in_the_
     ids, lengths, _ = padded(rows)
     backbone.hidden(ids, lengths)
     assert shapes == [shape]
+
+
+def test_sequences_stay_apart_unless_layers_mix_them_by_other_means(backbone_of):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    assert all(sharing.stay_apart(backbone_of(family)) for family in FAMILIES)
+    backbone = backbone_of("llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    torch.manual_seed(0)
+    backbone.peft = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads))
+    attention.install(backbone.peft)
+    assert not sharing.stay_apart(backbone)

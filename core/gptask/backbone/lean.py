@@ -92,6 +92,8 @@ def remove(model: Any) -> None:
 
 
 def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.is_grad_enabled():  # before any way out: a fused optimizer's step is not seen in a factor's version
+        self.lean_kept = None
     plain = not self.disable_adapters and not self.merged and self.active_adapters == ["default"]
     if not plain or args or kwargs or torch.is_autocast_enabled(x.device.type):
         return type(self).forward(self, x, *args, **kwargs)
@@ -101,7 +103,6 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if self.training and not isinstance(dropout, nn.Identity):
         return type(self).forward(self, x)
     if torch.is_grad_enabled():
-        self.lean_kept = None
         return LowRank.apply(x, base.weight, base.bias, a, b, scale)
     kept = self.lean_kept
     if kept is None or not kept.made_of(base.weight, a, b):

@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.origin = origin
         self.compiled: Callable[[Tensor], Any] | None = None
+        self.apart = True  # whether sequences in one row stay apart
 
     @property
     def model(self) -> Any:
@@ -81,7 +82,7 @@ class Backbone(nn.Module):
         return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def compile(self) -> None:
-        """Let torch.compile make `hidden`: it fuses by itself what the lean forms and rows without pads save."""
+        """Let torch.compile make `hidden`, in place of the lean forms and of rows without pads."""
 
         def read(ids: Tensor) -> Any:
             return self.body(input_ids=ids, use_cache=False)
@@ -91,13 +92,14 @@ class Backbone(nn.Module):
 
     def sees(self, positions: int) -> bool:
         """Whether every layer sees so many positions back (some models have layers that see a window only)."""
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-        return positions <= (window or positions)
+        config = self.model.config.get_text_config()
+        windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return all(positions <= (window or positions) for window in windows)
 
     def lays_out(self, positions: int) -> bool:
         """Whether sequences of so many positions may lie in one row (`gptask.sharing`)."""
         ours = self.model.config._attn_implementation == attention.NAME
-        return ours and not self.compiled and self.sees(positions)
+        return ours and self.apart and not self.compiled and self.sees(positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
@@ -169,6 +171,7 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
         raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
     backbone = Backbone(model, words, origin)
     _check(backbone)
+    backbone.apart = backbone.lays_out(6) and sharing.stay_apart(backbone)
     return backbone
 
 

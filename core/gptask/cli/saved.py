@@ -12,7 +12,7 @@ from gptask.errors import UserError
 from gptask.run import read_config
 
 SHARED = {  # what a verb takes over from a run, beside its task
-    "train": (*schemas.GROUPS, "schedule", "early_stopping", "trainer", "seed", "probe"),
+    "train": (*schemas.GROUPS, "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
 }

@@ -100,6 +100,7 @@ class DataModule(pl.LightningDataModule):
             options,
             seed,
         )
+        self.shares = False  # whether the backbone computes once what prompts of a batch have in common
         self._items: dict[str, Store] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -153,6 +154,8 @@ class DataModule(pl.LightningDataModule):
     def _common(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Which prompts share a prefix, for a task with a field that several examples have in common."""
         store = self.items(split)
+        if not self.shares:
+            return None
         if split not in self._prefixes and len(store) and any(f.group for f in self.task.inputs()):
             column = store.table.column("ids").combine_chunks()
             ends = column.offsets.to_numpy()[1:-1]

@@ -288,3 +288,17 @@ def test_float32_weights_stay_as_they_are(backbone_of):
     with torch.inference_mode():
         model(IDS)
     assert all(module.lean_kept is None for module in model.modules() if type(module) is nn.Linear)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_scoring_follows_every_step_of_a_fused_optimizer(dropout, backbone_of):
+    model = apply(backbone_of("llama").peft, Lora(rank=2, dropout=dropout))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+    scores = []
+    for _ in range(3):
+        with torch.inference_mode():
+            scores.append(model.eval()(IDS).logits)
+        model.train()(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert not torch.allclose(scores[1], scores[0])
+    assert not torch.allclose(scores[2], scores[1])

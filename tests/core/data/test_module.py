@@ -199,10 +199,13 @@ def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write: Ca
     rows = "".join(f"{TEXT[4 * (k % 5) :].strip()}\tTHE\t{k}\n" for k in range(40))
     columns = {"text": 0, "loud": 1, "question": 2}
     data = build(Questions(), train=write("c.tsv", rows), columns=columns)
+    alone = order(data.train_dataloader())
+    data.shares = True
     texts = [example["text"] for example in data.examples("train")]
     batches = order(data.train_dataloader())
     assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))
     assert all(len({texts[row] for row in rows}) <= 2 for rows in batches), "shuffled, a batch of eight has five texts"
+    assert any(len({texts[row] for row in rows}) > 2 for rows in alone), "not for a backbone that reads them whole"
     assert order(data.test_dataloader())
 
 
