@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -82,7 +84,15 @@ class Backbone(nn.Module):
         return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def compile(self) -> None:
-        """Let torch.compile make `hidden`, in place of the lean forms and of rows without pads."""
+        """Let torch.compile make `hidden`, in place of the lean forms and of rows without pads.
+
+        Raises `UserError` on a CPU without a C++ compiler.
+        """
+        compilers = (os.environ.get("CXX", "g++"), "clang++")
+        if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
+            raise UserError(
+                f"compile=true needs a C++ compiler on a CPU; found none of {listing(compilers)}: install one"
+            )
 
         def read(ids: Tensor) -> Any:
             return self.body(input_ids=ids, use_cache=False)

@@ -179,6 +179,7 @@ def test_number_format_follows_the_option(backbone_of):
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
     """The graph is captured and differentiated as always, but run without the compiler of C++."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr("gptask.backbone.model.shutil.which", lambda name: name)
     backbone = backbone_of("llama")
     backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
     ids, results = torch.arange(5, 26).view(3, 7), []
@@ -195,3 +196,9 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
         assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
     assert list(backbone.state_dict()) == keys
     assert generate(backbone, [[5, 6, 7]], Generation(max_new_tokens=2))
+
+
+def test_compiling_without_a_compiler_is_refused(backbone_of, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU; found none of"):
+        backbone_of("llama").compile()
