@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from gptask import sharing
-from gptask.backbone.attention import HIDDEN
+from gptask.backbone.attention import additive
 from gptask.data.batches import BatchesByLength
 from gptask.sharing import Layout
 
@@ -191,9 +191,7 @@ def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
         return real
     if t == s and real.all():
         return None
-    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
-    unseen = later | (real == 0)[:, None, None]
-    return torch.zeros(unseen.shape, dtype=backbone.model.dtype, device=real.device).masked_fill_(unseen, HIDDEN)
+    return additive(real, t, backbone.model.dtype)
 
 
 def processors(options: Generation) -> LogitsProcessorList:

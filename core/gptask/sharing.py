@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from gptask.backbone import attention
-from gptask.backbone.attention import HIDDEN
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -107,9 +106,7 @@ class Layout:
         self.real = torch.cat([self.prefix_real[of], self.own_real], 1)
         before = self.prefix_real.sum(1)[of]
         self.lengths = before + self.own_real.sum(1)
-        later = torch.ones(self.own.shape[1], self.keys.shape[1], dtype=torch.bool).triu(1 + self.prefix.shape[1])
-        unseen = (later | ~self.real[:, None])[:, None]
-        self.mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, HIDDEN).to(device)  # (B, 1, S, P + S)
+        self.mask = attention.additive(self.real, self.own.shape[1], dtype).to(device)  # (B, 1, S, P + S)
         ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
         own_position = _position(self.own_real) + before[:, None]
         position = torch.cat([_position(self.prefix_real)[self.prefix_real], own_position[self.own_real]])

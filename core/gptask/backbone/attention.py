@@ -72,6 +72,14 @@ def laid_out(layout: Layout | None) -> Iterator[None]:
         _layout = before
 
 
+def additive(real: Tensor, t: int, dtype: torch.dtype) -> Tensor:
+    """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S)."""
+    s = real.shape[1]
+    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
+    unseen = later | (real == 0)[:, None, None]
+    return torch.zeros(unseen.shape, dtype=dtype, device=real.device).masked_fill_(unseen, HIDDEN)
+
+
 def install(model: Any) -> None:
     """Let a model attend this way, unless no fused kernel computes what it does (Gemma 2's caps, gpt-oss's sinks)."""
     if model.config._attn_implementation != "sdpa":
