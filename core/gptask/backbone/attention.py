@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
+WIDE = 64  # keys from which a softmax in the scores' own number format is the faster one (below, its tails are slow)
 
 _layout: Layout | None = None  # how the tokens of the row that is being read hang together
 
@@ -48,9 +49,13 @@ def attention(
         attention_mask = query.new_full((t, s), float("-inf")).triu(1 + s - t)
     scale = options.get("scaling") or d**-0.5
     query = query.reshape(b * k, h // k * t, d)  # (B·K, H/K·T, D)
-    scores = torch.bmm(query, key.reshape(b * k, s, d).transpose(1, 2))  # (B·K, H/K·T, S)
+    keys = key.contiguous().view(b * k, s, d)  # a slice of a decoding buffer is not; bmm would copy it column by column
+    scores = torch.bmm(query, keys.transpose(1, 2))  # (B·K, H/K·T, S)
     scores = torch.add(attention_mask, scores.view(b, h, t, s), alpha=scale)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    if scores.requires_grad and s >= WIDE:
+        weights = scores.softmax(-1)  # computed in float32 as well, but kept for the backward pass as it is used
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, -1))
     return states.view(b, h, t, -1).transpose(1, 2), None
 
