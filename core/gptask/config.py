@@ -213,7 +213,7 @@ class Train:
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     logger: Any = None  # null: CSVLog()
-    trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 2, "gradient_clip_val": 1.0})
+    trainer: dict[str, Any] = field(default_factory=lambda: {"gradient_clip_val": 1.0})
     seed: int = 13
     outputs: str = "outputs"
     folder: str | None = None

@@ -23,8 +23,8 @@ class Head(nn.Module, ABC):
 
     ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
     ``last_only`` reads no state but that of a sequence's last real token. ``depth`` is the share of layers, from the
-    top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its learning rate unless
-    ``tuning.lr`` does.
+    top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its learning rate on
+    SmolLM2-135M (`gptask.backbone.tuning.rate` has it for other models) unless ``tuning.lr`` does.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"

@@ -19,11 +19,14 @@ from gptask.trainer_options import check
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
     from gptask.heads import Head
     from gptask.module import GPTModule
 
 log = logging.getLogger("gptask")
+STEPS = 200  # of the optimizer, below which a training set is gone through more often than LEAST times
+LEAST, MOST = 2, 8  # epochs
 
 
 def train(config: Train) -> run.Run:
@@ -58,7 +61,7 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
     if isinstance(config.tuning, Lora):
-        _settle(config.tuning, parts.head)
+        _settle(config.tuning, parts.head, backbone)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
@@ -72,15 +75,20 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     return module, parts.data
 
 
-def _settle(tuning: Lora, head: Head) -> None:
-    """Fill in what the config left to the task's head."""
-    tuning.top = head.depth if tuning.top is None else tuning.top
-    tuning.lr = head.lora_lr if tuning.lr is None else tuning.lr
+def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
+    """Fill in what the config left to the task's head and the model."""
+    from gptask.backbone.tuning import rate
+
+    options.top = head.depth if options.top is None else options.top
+    if options.lr is None:
+        options.lr = rate(head.lora_lr, backbone.model.config.get_text_config().model_type, backbone.channels)
 
 
 def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
     started = time.time()
     module, data = assemble(config, corpus)
+    if config.trainer.get("max_epochs") is None and config.trainer.get("max_steps") in (None, -1):
+        config.trainer = config.trainer | {"max_epochs": epochs(config.trainer, data)}
     writing = run.main_process()
     if writing:
         run.write_config(folder, config, plugin)
@@ -100,6 +108,18 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
         finish(folder, plugin, module, data, "test", config, started, fit_seconds)
     module.eval()
     return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
+
+
+def epochs(options: dict[str, Any], data: Any) -> int:
+    """As many epochs as make `STEPS` steps, within `LEAST` and `MOST`: small data needs more of them."""
+    try:
+        batches = len(data.train_dataloader())
+    except TypeError:  # a plugin's stream, of no known length
+        return LEAST
+    steps = -(-batches // int(options.get("accumulate_grad_batches") or 1))
+    count = max(LEAST, min(MOST, -(-STEPS // max(1, steps))))
+    log.info("trainer.max_epochs=%d: %d steps each", count, steps)
+    return count
 
 
 def _trainer(config: Train, folder: Path) -> pl.Trainer:

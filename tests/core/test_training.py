@@ -12,10 +12,10 @@ import threading
 import pytest
 import torch
 from gptask import UserError, assembly, load_run, train
-from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Schedule, ScheduleName, Scratch
+from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Sample, Schedule, ScheduleName, Scratch
 from gptask.module import GPTModule
 from gptask.progress import Lines
-from gptask.training import assemble
+from gptask.training import assemble, epochs
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -99,17 +99,40 @@ def test_a_seed_decides_everything(finished, tmp_path):
 @pytest.mark.parametrize(
     ("task", "tuning", "optimizer", "expected"),
     [
-        (Sentiment(), Lora(rank=2), AdamW(), (1e-3, 0.5)),
-        (Translation(), Lora(rank=2), AdamW(), (3e-3, 1.0)),
+        (Sentiment(), Lora(rank=2), AdamW(), (5.5e-4, 0.5)),
+        (Translation(), Lora(rank=2), AdamW(), (1.6e-3, 1.0)),
         (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
         (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),
         (Translation(), Full(), AdamW(), (5e-5, None)),
     ],
 )
-def test_what_a_config_leaves_open_the_head_decides(task, tuning, optimizer, expected, tmp_path):
+def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer, expected, tmp_path):
     settings = config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
     module, _ = assemble(settings, assembly.corpus(task, settings.data, settings.seed))
     assert (module.optimizer.lr, getattr(settings.tuning, "top", None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "data", "expected"),
+    [
+        ({}, {"batch_size": 8}, 8),  # 3 batches: as often as we dare
+        ({"max_epochs": None}, {"batch_size": 1}, 8),
+        ({}, {"batch_size": 1, "limit": Limit(train=70, validation=8, test=8)}, 3),
+        ({}, {"batch_size": 1, "limit": Limit(train=150, validation=8, test=8)}, 2),
+        ({"accumulate_grad_batches": 2}, {"batch_size": 1, "limit": Limit(train=70, validation=8, test=8)}, 6),
+    ],
+)
+def test_small_data_gets_more_epochs(options, data, expected, tmp_path):
+    settings = config(tmp_path, data=Sample(**{"limit": Limit(train=24, validation=8, test=8)} | data))
+    _, made = assemble(settings, assembly.corpus(settings.task, settings.data, settings.seed))
+    assert epochs(options, made) == expected
+
+
+def test_a_run_says_how_many_epochs_it_chose(tmp_path):
+    run = train(config(tmp_path, trainer={"accelerator": "cpu"}))
+    assert run.values["trainer"]["max_epochs"] == 8
+    stopped = train(config(tmp_path, trainer={"accelerator": "cpu", "max_steps": 2}))
+    assert stopped.values["trainer"].get("max_epochs") is None
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):

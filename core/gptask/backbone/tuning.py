@@ -10,6 +10,18 @@ from gptask.config import Full, Head, Lora
 from gptask.errors import UserError, listing, nearest
 
 log = logging.getLogger("gptask")
+LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
+FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
+
+
+def rate(lr: float, family: str, channels: int) -> float:
+    """A head's LoRA learning rate for a model of another family or width: lower, never higher.
+
+    The best rate goes with ``(2000 / channels) ** power`` (Schulman et al. 2025, "LoRA Without Regret"); families that
+    were not looked at there take the power that gives the lower rate to small models.
+    """
+    best = (2000 / channels) ** (LLAMA if family == "llama" else OTHER)
+    return float(f"{lr * min(1.0, best / (2000 / FOUND_ON) ** LLAMA):.2g}")
 
 
 def apply(model: Any, tuning: Lora | Full | Head) -> Any:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from gptask.backbone.tuning import apply
+from gptask.backbone.tuning import apply, rate
 from gptask.config import Full, Head, Lora
 from gptask.errors import UserError
 
@@ -64,6 +64,20 @@ def test_a_target_that_is_no_layer_is_refused_even_beside_a_good_one(name, backb
 def test_lora_out_of_range_is_refused(options, backbone_of):
     with pytest.raises(UserError, match=r"tuning\.rank"):
         apply(backbone_of("llama").peft, Lora(**options))
+
+
+@pytest.mark.parametrize(
+    ("family", "channels", "expected"),
+    [
+        ("llama", 576, 1e-3),  # where the rates were found
+        ("llama", 2048, 3.7e-4),  # 5e-4 times (2000 / 2048) ** 0.781, the published rule, over 1.32e-3 there
+        ("llama", 64, 1e-3),
+        ("qwen3", 1024, 4e-4),
+        ("gemma3_text", 640, 4.1e-4),
+    ],
+)
+def test_lora_rate_falls_with_width_and_is_lower_in_other_families(family, channels, expected):
+    assert rate(1e-3, family, channels) == pytest.approx(expected)
 
 
 def test_full_learns_everything_in_float32(backbone_of):

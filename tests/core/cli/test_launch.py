@@ -13,7 +13,7 @@ def test_defaults(run):
 def test_open_dictionaries_take_keys_without_a_plus(run):
     config = run("train", "trainer.devices=2", "data.columns.text=sentence", "task.label_words.good=fine").config
     assert config.trainer["devices"] == 2
-    assert config.trainer["max_epochs"] == 2  # beside the defaults
+    assert config.trainer["gradient_clip_val"] == 1.0  # beside the defaults
     assert config.data.columns == {"text": "sentence"}
     assert config.task.label_words == {"good": "fine"}
 
