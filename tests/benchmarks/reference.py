@@ -81,25 +81,31 @@ def classification(model: Any, location: str, texts: Sequence[str], labels: Sequ
     return _trainer(model, words, rows, DataCollatorWithPadding(words), settings)
 
 
-def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[int]) -> float:
-    """Accuracy in percent."""
+def classified(model: Any, location: str, texts: Sequence[str]) -> list[list[float]]:
+    """The probabilities of the labels for each text."""
     words = tokenizer(location)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+    found: dict[int, list[float]] = {}
     model.eval()
-    right = 0
     with torch.inference_mode():
         for start in range(0, len(order), 32):
             part = order[start : start + 32]
             batch = words([texts[n] for n in part], padding=True, truncation=True, return_tensors="pt")
-            said = model(**batch).logits.argmax(-1).tolist()
-            right += sum(a == labels[n] for a, n in zip(said, part, strict=True))
+            found |= dict(zip(part, model(**batch).logits.softmax(-1).tolist(), strict=True))
     model.train()
-    return 100 * right / len(texts)
+    return [found[n] for n in range(len(texts))]
 
 
-def generator(location: str) -> Any:
-    """A causal language model with LoRA, in float32."""
-    return _lora(AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32), "CAUSAL_LM")
+def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[int]) -> float:
+    """Accuracy in percent."""
+    said = [row.index(max(row)) for row in classified(model, location, texts)]
+    return 100 * sum(a == b for a, b in zip(said, labels, strict=True)) / len(texts)
+
+
+def generator(location: str, lora: bool = True) -> Any:
+    """A causal language model in float32."""
+    model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+    return _lora(model, "CAUSAL_LM") if lora else model
 
 
 def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings: Any) -> Trainer:
@@ -112,10 +118,11 @@ def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings
 class Generator:
     """``generate()``, greedy, left-padded, prompts sorted by length."""
 
-    def __init__(self, location: str, dtype: torch.dtype) -> None:
+    def __init__(self, location: str, dtype: torch.dtype, model: Any = None) -> None:
         self.words = tokenizer(location)
         self.words.padding_side = "left"
-        self.model: Any = AutoModelForCausalLM.from_pretrained(location, dtype=dtype)
+        self.model: Any = model or AutoModelForCausalLM.from_pretrained(location)
+        self.model.to(dtype)
 
     def __call__(self, prompts: Sequence[list[int]], batch: int, new: int, stop: list[str]) -> list[str]:
         """Texts of all prompts."""

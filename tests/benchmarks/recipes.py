@@ -1,0 +1,114 @@
+"""What the stock and the tuned Trainer reach on the test split of an experiment in the minutes that gptask took.
+
+    python tests/benchmarks/recipes.py sst2 stock 8 [learning rate]
+
+Splits, metrics and (for generation) prompts are those of the experiment. Only training counts for the minutes: at most
+three epochs, their schedule cut to what fits, as 20 steps foretell it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import reference
+import torch
+from ours import config, options
+from transformers import Trainer, TrainerCallback
+
+EPOCHS = 3
+TRIED = 20  # steps that foretell how many fit
+
+
+class Deadline(TrainerCallback):
+    """Stops a training that was foretold wrongly."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.perf_counter() + seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = time.perf_counter() > self.end
+
+
+def train(trainer_on: Callable[..., Trainer], settings: dict[str, Any], seconds: float) -> str:
+    """Train for so long; say how far it came. ``trainer_on`` makes a Trainer of a fresh model from its settings."""
+    tried = trainer_on(**settings | {"max_steps": TRIED})
+    start = time.perf_counter()
+    tried.train()
+    fit = int(seconds * TRIED / (time.perf_counter() - start))
+    epoch = len(tried.get_train_dataloader())
+    steps = min(fit, EPOCHS * epoch)
+    trainer = trainer_on(**settings | {"max_steps": steps})
+    trainer.add_callback(Deadline(seconds))
+    start = time.perf_counter()
+    trainer.train()
+    done = trainer.state.global_step
+    return f"{done} of {steps} steps, {done / epoch:.2f} epochs in {(time.perf_counter() - start) / 60:.1f} minutes"
+
+
+def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str:
+    """The experiment's main metric, with its interval."""
+    from gptask import assembly
+    from gptask.backbone.source import locate
+    from gptask.metric import score_all
+
+    mine = config("train", options(experiment))
+    task = mine.task
+    corpus = assembly.corpus(task, mine.data, mine.seed)
+    task.prepare(corpus.whole("train"))
+    rows, test = list(corpus.split("train")), list(corpus.split("test"))
+    origin = locate(mine.backbone)
+    assert origin is not None
+    tuned = kind == "tuned"
+    settings = reference.TUNED if tuned else reference.STOCK
+    if rate:
+        settings = settings | {"learning_rate": rate}
+    side = sequences if hasattr(task, "generation") else classes
+    said, how = side(task, rows, test, str(origin.location), tuned, settings, 60 * minutes)
+    found = score_all(task.metrics()[:1], said, test)[0][0]
+    reached = f"{found.name} {found.value:.1f} ({found.low:.1f} to {found.high:.1f})"
+    return f"{experiment}, {kind}, learning rate {settings['learning_rate']:g}: {reached}, {how}"
+
+
+def classes(task: Any, rows: Any, test: Any, location: str, tuned: bool, settings: Any, seconds: float) -> Any:
+    """Predictions of a sequence classifier on the bare texts."""
+    texts, labels = [row["text"] for row in rows], [task.labels.index(row["label"]) for row in rows]
+    made: list[Any] = []
+
+    def trainer_on(**settings: Any) -> Trainer:
+        torch.manual_seed(13)
+        made[:] = [reference.classifier(location, task.labels, lora=tuned)]
+        return reference.classification(made[0], location, texts, labels, **settings)
+
+    how = train(trainer_on, settings, seconds)
+    table = reference.classified(made[0], location, [example["text"] for example in test])
+    return [task.prediction(example, [row]) for example, row in zip(test, table, strict=True)], how
+
+
+def sequences(task: Any, rows: Any, test: Any, location: str, tuned: bool, settings: Any, seconds: float) -> Any:
+    """Predictions of a causal language model on the task's prompts, decoded greedily."""
+    from gptask.generation import Text
+
+    words, limit = reference.tokenizer(location), 512
+    encoded = [task.encode(row, words, limit) for row in rows]
+    pairs = [(item.ids, [*item.target, words.eos_token_id]) for item in encoded]
+    made: list[Any] = []
+
+    def trainer_on(**settings: Any) -> Trainer:
+        torch.manual_seed(13)
+        made[:] = [reference.generator(location, lora=tuned)]
+        return reference.sequence_trainer(made[0], location, pairs, **settings)
+
+    how = train(trainer_on, settings, seconds)
+    model = made[0].merge_and_unload() if tuned else made[0]
+    writer = reference.Generator(location, torch.bfloat16, model.eval())
+    prompts = [task.encode(example, words, limit).ids for example in test]
+    texts = writer(prompts, 32, task.generation.max_new_tokens, task.generation.stop)
+    return [task.prediction(example, [Text(text, None)]) for example, text in zip(test, texts, strict=True)], how
+
+
+if __name__ == "__main__":
+    name, kind, minutes, *rest = sys.argv[1:]
+    print(score(name, kind, float(minutes), float(rest[0]) if rest else None), flush=True)
