@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from gptask.module import GPTModule
 
 log = logging.getLogger("gptask")
-STEPS = 200  # of the optimizer, below which a training set is gone through more often than LEAST times
+BATCHES = 200  # in all, below which a training set is gone through more often than LEAST times
 LEAST, MOST = 2, 8  # epochs
+EXAMPLES = 16  # that a step of the optimizer learns from, where a batch has no room for so many
 
 
 def train(config: Train) -> run.Run:
@@ -87,8 +88,7 @@ def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
 def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
     started = time.time()
     module, data = assemble(config, corpus)
-    if config.trainer.get("max_epochs") is None and config.trainer.get("max_steps") in (None, -1):
-        config.trainer = config.trainer | {"max_epochs": epochs(config.trainer, data)}
+    config.trainer = pace(config.trainer, data)
     writing = run.main_process()
     if writing:
         run.write_config(folder, config, plugin)
@@ -110,16 +110,25 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
 
 
-def epochs(options: dict[str, Any], data: Any) -> int:
-    """As many epochs as make `STEPS` steps, within `LEAST` and `MOST`: small data needs more of them."""
+def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
+    """What the trainer's ``options`` leave open: epochs, and batches per optimizer step.
+
+    Few batches are gone through more often, `LEAST` to `MOST` times. Where long texts leave a batch few examples, a
+    step takes several batches, `EXAMPLES` together: the gradient of one or two short answers is too noisy for LoRA's
+    learning rates.
+    """
     try:
-        batches = len(data.train_dataloader())
+        batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
-        return LEAST
-    steps = -(-batches // int(options.get("accumulate_grad_batches") or 1))
-    count = max(LEAST, min(MOST, -(-STEPS // max(1, steps))))
-    log.info("trainer.max_epochs=%d: %d steps each", count, steps)
-    return count
+        return {"max_epochs": LEAST, "accumulate_grad_batches": 1} | options
+    together = round(EXAMPLES * batches / max(1, len(data.items("train")))) if hasattr(data, "items") else 1
+    found = {"accumulate_grad_batches": max(1, together)}
+    if options.get("max_steps") in (None, -1):
+        found["max_epochs"] = max(LEAST, min(MOST, -(-BATCHES // batches)))
+    found = {name: value for name, value in found.items() if options.get(name) is None}
+    if found:
+        log.info("%d batches an epoch; %s", batches, ", ".join(f"trainer.{name}={found[name]}" for name in found))
+    return options | found
 
 
 def _trainer(config: Train, folder: Path) -> pl.Trainer:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gptask import UserError, assembly, load_run, train
 from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Sample, Schedule, ScheduleName, Scratch
 from gptask.module import GPTModule
 from gptask.progress import Lines
-from gptask.training import assemble, epochs
+from gptask.training import assemble, pace
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -113,26 +114,35 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
 
 
 @pytest.mark.parametrize(
-    ("options", "data", "expected"),
+    ("options", "train", "size", "expected"),
     [
-        ({}, {"batch_size": 8}, 8),  # 3 batches: as often as we dare
-        ({"max_epochs": None}, {"batch_size": 1}, 8),
-        ({}, {"batch_size": 1, "limit": Limit(train=70, validation=8, test=8)}, 3),
-        ({}, {"batch_size": 1, "limit": Limit(train=150, validation=8, test=8)}, 2),
-        ({"accumulate_grad_batches": 2}, {"batch_size": 1, "limit": Limit(train=70, validation=8, test=8)}, 6),
+        ({}, 24, 8, (8, 2)),  # 3 batches: as often as we dare, and two of them a step
+        ({}, 70, 1, (3, 16)),
+        ({}, 150, 1, (2, 16)),
+        ({}, 70, 32, (8, 1)),
+        ({"max_epochs": None, "accumulate_grad_batches": None}, 70, 1, (3, 16)),
+        ({"max_epochs": 5, "accumulate_grad_batches": 1}, 70, 1, (5, 1)),
+        ({"max_steps": 9}, 70, 1, (None, 16)),
     ],
 )
-def test_small_data_gets_more_epochs(options, data, expected, tmp_path):
-    settings = config(tmp_path, data=Sample(**{"limit": Limit(train=24, validation=8, test=8)} | data))
-    _, made = assemble(settings, assembly.corpus(settings.task, settings.data, settings.seed))
-    assert epochs(options, made) == expected
+def test_small_data_gets_more_epochs_and_small_batches_share_a_step(options, train, size, expected, tmp_path):
+    data = Sample(limit=Limit(train=train, validation=8, test=8), batch_size=size)
+    settings = config(tmp_path, data=data)
+    _, made = assemble(settings, assembly.corpus(settings.task, data, settings.seed))
+    paced = pace(options, made)
+    assert (paced.get("max_epochs"), paced["accumulate_grad_batches"]) == expected
 
 
-def test_a_run_says_how_many_epochs_it_chose(tmp_path):
+def test_a_stream_of_unknown_length_gets_two_epochs():
+    assert pace({}, SimpleNamespace(train_dataloader=lambda: iter(()))) == {
+        "max_epochs": 2,
+        "accumulate_grad_batches": 1,
+    }
+
+
+def test_a_run_says_at_what_pace_it_learned(tmp_path):
     run = train(config(tmp_path, trainer={"accelerator": "cpu"}))
-    assert run.values["trainer"]["max_epochs"] == 8
-    stopped = train(config(tmp_path, trainer={"accelerator": "cpu", "max_steps": 2}))
-    assert stopped.values["trainer"].get("max_epochs") is None
+    assert run.values["trainer"] == {"accelerator": "cpu", "max_epochs": 8, "accumulate_grad_batches": 2}
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):
