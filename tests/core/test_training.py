@@ -120,7 +120,7 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
         ({}, 70, 1, (3, 16)),
         ({}, 150, 1, (2, 16)),
         ({}, 70, 32, (8, 1)),
-        ({"max_epochs": None, "accumulate_grad_batches": None}, 70, 1, (3, 16)),
+        ({"max_epochs": None}, 70, 1, (3, 16)),
         ({"max_epochs": 5, "accumulate_grad_batches": 1}, 70, 1, (5, 1)),
         ({"max_steps": 9}, 70, 1, (None, 16)),
     ],
