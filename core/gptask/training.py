@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptask.module import GPTModule
 
 log = logging.getLogger("gptask")
-BATCHES = 200  # in all, below which a training set is gone through more often than LEAST times
+BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
 LEAST, MOST = 2, 8  # epochs
 EXAMPLES = 16  # that a step of the optimizer learns from, where a batch has no room for so many
 

@@ -117,10 +117,10 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
     ("options", "train", "size", "expected"),
     [
         ({}, 24, 8, (8, 2)),  # 3 batches: as often as we dare, and two of them a step
-        ({}, 70, 1, (3, 16)),
-        ({}, 150, 1, (2, 16)),
+        ({}, 70, 1, (6, 16)),
+        ({}, 150, 1, (3, 16)),
         ({}, 70, 32, (8, 1)),
-        ({"max_epochs": None}, 70, 1, (3, 16)),
+        ({"max_epochs": None}, 250, 1, (2, 16)),
         ({"max_epochs": 5, "accumulate_grad_batches": 1}, 70, 1, (5, 1)),
         ({"max_steps": 9}, 70, 1, (None, 16)),
     ],

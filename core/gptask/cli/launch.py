@@ -78,6 +78,7 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
     overrides, flags = split(verb, arguments)
     known = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
     overrides = normalize(overrides, "--multirun" in flags, known, open_keys())
+    overrides += _not_of_the_preset(overrides)
     run = run_of(verb, overrides)
     if run:
         overrides = from_run(verb, run, overrides)
@@ -91,6 +92,14 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
     return line, flags
+
+
+def _not_of_the_preset(overrides: list[str]) -> list[str]:
+    """Overrides that take away what a preset says of its own weights where the line names others."""
+    named = {override.partition("=")[0] for override in overrides}
+    if "backbone.source" not in named:
+        return []
+    return [f"{name}=null" for name in ("backbone.license", "backbone.install") if name not in named]
 
 
 def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:

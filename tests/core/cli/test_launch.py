@@ -18,6 +18,18 @@ def test_open_dictionaries_take_keys_without_a_plus(run):
     assert config.task.label_words == {"good": "fine"}
 
 
+@pytest.mark.parametrize(
+    ("line", "licence"),
+    [
+        ([], "Apache-2.0"),
+        (["backbone.source=mine"], None),  # the preset's licence is not that of other weights
+        (["backbone.source=mine", "backbone.license=MIT"], "MIT"),
+    ],
+)
+def test_other_weights_do_not_take_over_the_licence_of_a_preset(line, licence, run):
+    assert run("train", *line).config.backbone.license == licence
+
+
 def test_awkward_values_arrive(run):
     prompt = 'It\'s a "review", {text} = \\n\n=>'
     files = ["train=评论 (1).csv", "validation=a=b.csv", "test=[a b.csv,c(1).csv]"]
