@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
     from gptask.data.module import Batch
 
-LOGITS = 2**27  # scores held at once by a loss: 512 MB in float32
+LOGITS = 2**26  # scores held at once by a loss: some 650 MB, as they are held in three forms
 
 
 class Head(nn.Module, ABC):
