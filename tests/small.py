@@ -12,7 +12,7 @@ def config(outputs, **changes):
         "backbone": Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300),
         "tuning": Full(lr=1e-3),
         "data": Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128, batch_size=8),
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "accumulate_grad_batches": 1},
         "outputs": str(outputs),
         "probe": False,
     }

@@ -148,7 +148,7 @@ def test_a_run_says_at_what_pace_it_learned(tmp_path):
 def test_resume_goes_on_in_the_same_folder(tmp_path):
     first = train(config(tmp_path))
     steps = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    longer = {"max_epochs": 4, "accelerator": "cpu"}
+    longer = {"max_epochs": 4, "accelerator": "cpu", "accumulate_grad_batches": 1}
     second = train(config(tmp_path, resume=str(first.folder), trainer=longer))
     assert second.folder == first.folder
     last = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
@@ -244,7 +244,7 @@ def test_early_stopping_watches_the_main_metric(tmp_path):
             trainer={"max_epochs": 9, "accelerator": "cpu"},
         )
     )
-    assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2 * 3
+    assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2 * 2
 
 
 def test_without_validation_the_last_weights_are_tested_and_said_so(tmp_path, caplog):
