@@ -117,17 +117,21 @@ def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
     step takes several batches, `EXAMPLES` together: the gradient of one or two short answers is too noisy for LoRA's
     learning rates.
     """
+    from gptask.data.module import DataModule
+
+    found = {"accumulate_grad_batches": 1}
     try:
         batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
-        return {"max_epochs": LEAST, "accumulate_grad_batches": 1} | options
-    together = round(EXAMPLES * batches / max(1, len(data.items("train")))) if hasattr(data, "items") else 1
-    found = {"accumulate_grad_batches": max(1, together)}
-    if options.get("max_steps") in (None, -1):
-        found["max_epochs"] = max(LEAST, min(MOST, -(-BATCHES // batches)))
+        batches = BATCHES
+    found["max_epochs"] = max(LEAST, min(MOST, -(-BATCHES // batches)))
+    if isinstance(data, DataModule):
+        found["accumulate_grad_batches"] = max(1, round(EXAMPLES * batches / max(1, len(data.items("train")))))
+    if options.get("max_steps") not in (None, -1):
+        del found["max_epochs"]
     found = {name: value for name, value in found.items() if options.get(name) is None}
     if found:
-        log.info("%d batches an epoch; %s", batches, ", ".join(f"trainer.{name}={found[name]}" for name in found))
+        log.info("left open and settled: %s", ", ".join(f"trainer.{name}={found[name]}" for name in found))
     return options | found
 
 

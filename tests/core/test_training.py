@@ -134,10 +134,8 @@ def test_small_data_gets_more_epochs_and_small_batches_share_a_step(options, tra
 
 
 def test_a_stream_of_unknown_length_gets_two_epochs():
-    assert pace({}, SimpleNamespace(train_dataloader=lambda: iter(()))) == {
-        "max_epochs": 2,
-        "accumulate_grad_batches": 1,
-    }
+    stream = SimpleNamespace(train_dataloader=lambda: iter(()))
+    assert pace({"max_epochs": None}, stream) == {"max_epochs": 2, "accumulate_grad_batches": 1}
 
 
 def test_a_run_says_at_what_pace_it_learned(tmp_path):
