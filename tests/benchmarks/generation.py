@@ -6,7 +6,7 @@ from typing import Any
 
 import reference
 import torch
-from harness import FULL, Result, alternate
+from harness import FULL, Result, alternate, bf16
 from ours import Training, options
 
 BATCHES = {FULL: (16, 32, 64), "quick": (32,)}  # of which the reference in bfloat16 takes its best
@@ -51,15 +51,18 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
         return written(texts[kind])
 
     exact = reference.Generator(ours.location, torch.float32)
-    half = reference.Generator(ours.location, torch.bfloat16)
     tasks: dict[str, Any] = {"ours": mine, "fp32": lambda: theirs("fp32", exact, 16)}
-    for batch in BATCHES[tier]:
-        tasks[f"bf16 {batch}"] = lambda batch=batch: theirs("bf16", half, batch)
+    if bf16():
+        half = reference.Generator(ours.location, torch.bfloat16)
+        for batch in BATCHES[tier]:
+            tasks[f"bf16 {batch}"] = lambda batch=batch: theirs("bf16", half, batch)
     rates = alternate(tasks, 3 if tier == FULL else 1)
-    best = max(BATCHES[tier], key=lambda batch: max(rates[f"bf16 {batch}"]))
-    against = [("fp32", "generate() fp32, batch 16", 6.0), (f"bf16 {best}", f"generate() bf16, batch {best}", 2.2)]
-    note = f"texts equal to generate() in fp32: {agreement(texts['ours'], texts['fp32'])}; its own bf16: "
-    note += agreement(texts["bf16"], texts["fp32"])
+    against = [("fp32", "generate() fp32, batch 16", 6.0)]
+    note = f"texts equal to generate() in fp32: {agreement(texts['ours'], texts['fp32'])}"
+    if bf16():
+        best = max(BATCHES[tier], key=lambda batch: max(rates[f"bf16 {batch}"]))
+        against.append((f"bf16 {best}", f"generate() bf16, batch {best}", 2.2))
+        note += f"; its own bf16: {agreement(texts['bf16'], texts['fp32'])}"
     return [
         Result(f"generation, {name}", "tokens/s", rates["ours"], rates[kind], said, least, note=note)
         for kind, said, least in against

@@ -78,10 +78,20 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
     return rates
 
 
-def matrix_peak(dtype: str = "bfloat16", size: int = 2048, tries: int = 8) -> float:
-    """Best GFLOP/s of a square matrix product, measured now."""
+def bf16() -> bool:
+    """Whether this processor multiplies in bfloat16; emulated, it is a hundred times slower, and neither side uses it."""
+    import torch
+    from gptask.backbone.model import number_format
+    from gptask.config import DType
+
+    return number_format(DType.auto) is torch.bfloat16
+
+
+def matrix_peak(dtype: str | None = None, size: int = 2048, tries: int = 8) -> float:
+    """Best GFLOP/s of a square matrix product, measured now; by default in the format gptask computes in here."""
     import torch
 
+    dtype = dtype or ("bfloat16" if bf16() else "float32")
     a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     best = float("inf")
     for _ in range(tries):
@@ -117,7 +127,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "bf16_peak_gflops": round(matrix_peak("bfloat16")),
+        "bf16_peak_gflops": round(matrix_peak()) if bf16() else None,
         "fp32_peak_gflops": round(matrix_peak("float32")),
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import reference
 import torch
+from harness import bf16
 from ours import config, options
 from transformers import Trainer, TrainerCallback
 
@@ -103,7 +104,7 @@ def sequences(task: Any, rows: Any, test: Any, location: str, tuned: bool, setti
 
     how = train(trainer_on, settings, seconds)
     model = made[0].merge_and_unload() if tuned else made[0]
-    writer = reference.Generator(location, torch.bfloat16, model.eval())
+    writer = reference.Generator(location, torch.bfloat16 if bf16() else torch.float32, model.eval())
     prompts = [task.encode(example, words, limit).ids for example in test]
     texts = writer(prompts, 32, task.generation.max_new_tokens, task.generation.stop)
     return [task.prediction(example, [Text(text, None)]) for example, text in zip(test, texts, strict=True)], how

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from harness import bf16
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,7 +22,7 @@ STOCK: dict[str, Any] = {"per_device_train_batch_size": 16, "learning_rate": 2e-
 TUNED: dict[str, Any] = {
     "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
-    "bf16": True,
+    "bf16": bf16(),
     "train_sampling_strategy": "group_by_length",
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.06,

@@ -41,7 +41,7 @@ def sentiment(tier: str) -> list[Result]:
     speed = max(rates["ours"]) * ours.tokens / len(texts)
     flops = training_flops(ours.module.backbone.model, ours.config.tuning.top)
     peak = matrix_peak()
-    note = f"{speed:.0f} tokens/s, {100 * speed * flops / 1e9 / peak:.0f}% of the bf16 peak {peak:.0f} GFLOP/s"
+    note = f"{speed:.0f} tokens/s, {100 * speed * flops / 1e9 / peak:.0f}% of the matrix peak {peak:.0f} GFLOP/s"
     return [
         Result("sentiment training", "examples/s", rates["ours"], rates[name], against, least, note=note)
         for name, against, least in (("stock", "stock Trainer", 6.0), ("tuned", "tuned Trainer", 2.5))
