@@ -1,0 +1,1 @@
+"""Comparing finished runs: what they left in their folders, paired tests, tables."""

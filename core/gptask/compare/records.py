@@ -1,0 +1,198 @@
+"""Run folders as records: what finished runs left, and which folders are damaged or unfinished. No torch."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptask import run
+from gptask.errors import UserError, listing, nearest
+from gptask.metric import Metric
+from gptask.task import Task
+
+MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
+
+
+@dataclass
+class Predictions:
+    """predictions.jsonl: N test examples in their order, with each metric's statistics."""
+
+    rows: list[dict[str, Any]]
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Of the inputs."""
+        return [row["digest"] for row in self.rows]
+
+    @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """Id and input digest."""
+        return [(str(row["id"]), row["digest"]) for row in self.rows]
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N,) number of what each example shares with others (its context, or a duplicate's input)."""
+        return np.unique([row["group"] for row in self.rows], return_inverse=True)[1]
+
+    def statistics(self, metric: str) -> np.ndarray:
+        """(N, K) numbers of a metric."""
+        return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float)
+
+    def taken(self, order: Sequence[int]) -> Predictions:
+        """Some rows, in another order."""
+        return Predictions([self.rows[number] for number in order])
+
+
+@dataclass
+class Record:
+    """One run folder. ``problem`` says why it can't be compared; then only the folder is sure to be there."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)  # metrics.json
+    problem: str = ""
+
+    @property
+    def task(self) -> str:
+        """The task's entry-point name, empty where even that is not known."""
+        return str(self.result.get("task") or self.config.get("plugin", {}).get("name", ""))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """What metrics.json says of each metric, the main one first."""
+        found: dict[str, dict[str, Any]] = self.result.get("metrics", {})
+        return found
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What was said about each test example; raises `UserError` for a damaged file."""
+        return Predictions(list(_lines(self.folder / "predictions.jsonl")))
+
+    @cached_property
+    def predictions_hash(self) -> str:
+        """SHA-256 of predictions.jsonl, 16 digits."""
+        with (self.folder / "predictions.jsonl").open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+    @property
+    def plugin(self) -> Task:
+        """The task with the run's options; raises `UserError` where its plugin is not installed or has changed."""
+        return _task(json.dumps({key: self.config[key] for key in ("plugin", "task")}))
+
+    def metric(self, name: str) -> Metric:
+        """A metric of the run's task, which aggregates statistics."""
+        for metric in self.plugin.metrics():
+            if metric.name == name:
+                return metric
+        raise UserError(f"{self.folder}: the installed plugin of '{self.task}' has no metric '{name}'")
+
+
+@lru_cache(maxsize=256)
+def _task(values: str) -> Task:
+    return run.load_task(json.loads(values))[1]
+
+
+def find(places: Iterable[str], task: str | None = None, latest: int | None = None) -> list[Record]:
+    """The runs at or below some folders or glob patterns, each once, oldest first.
+
+    ``latest`` keeps so many of each task. Raises `UserError` where a place has no run, or a task none.
+    """
+    folders: dict[Path, Path] = {}
+    for place in places:
+        below = [folder for path in _expanded(place) for folder in _runs(path)]
+        if not below:
+            raise UserError(f"no run folder at or below {place} (a run folder holds config.yaml and metrics.json)")
+        folders |= {folder.resolve(): folder for folder in below}
+    records = sorted(map(read, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
+    tasks = {record.task for record in records if record.task}
+    if task is not None:
+        if task not in tasks:
+            raise UserError(f"no run of task '{task}' there; tasks: {listing(sorted(tasks))}.{nearest(task, tasks)}")
+        records = [record for record in records if record.task == task]
+    return _latest(records, latest) if latest is not None else records
+
+
+def read(folder: Path) -> Record:
+    """The record of a run folder; what is wrong with it is told in ``problem``."""
+    import yaml
+
+    record = Record(folder)
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        record.result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record.problem = _problem(record)
+    except FileNotFoundError as error:
+        record.problem = f"unfinished: no {Path(error.filename).name}"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        record.problem = f"damaged: {' '.join(str(error).split())[:120]}"
+    if not (isinstance(record.config, dict) and isinstance(record.config.get("plugin", {}), dict)):
+        record.config = {}
+    if not isinstance(record.result, dict):
+        record.result = {}
+    return record
+
+
+def _problem(record: Record) -> str:
+    """What keeps the files of a run, each readable, from being a result."""
+    config, result = record.config, record.result
+    if not (isinstance(config, dict) and {"plugin", "task"} <= config.keys() and isinstance(config["plugin"], dict)):
+        return "damaged: config.yaml is not the config of a gptask run"
+    if config.get("format") != run.FORMAT:
+        return f"written in run format {config.get('format')}, not {run.FORMAT}"
+    if not isinstance(result, dict) or not {"task", "split", "test_data_hash", "metrics"} <= result.keys():
+        return "damaged: metrics.json is not that of a gptask run"
+    if not result["metrics"]:
+        return "no example was scored"
+    if not (record.folder / "predictions.jsonl").is_file():
+        return "damaged: no predictions.jsonl"
+    return ""
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                row = json.loads(line)
+                if not (isinstance(row, dict) and {"id", "digest", "group", "statistics"} <= row.keys()):
+                    raise UserError(f"{path}, line {number}: no prediction of a gptask run")
+                yield row
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _expanded(place: str) -> list[Path]:
+    """The folders a place stands for: itself, or what its pattern matches."""
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return [path]
+    return [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_dir()]
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    """Run folders at or below a folder; nothing inside one is another."""
+    for place, below, files in os.walk(folder):
+        if any(mark in files for mark in MARKS):
+            below.clear()
+            yield Path(place)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def _latest(records: Sequence[Record], count: int) -> list[Record]:
+    """The last runs of each task by the time they were written."""
+    if count < 1:
+        raise UserError(f"--latest {count} must be at least 1")
+    tasks: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.folder.stat().st_mtime):
+        tasks.setdefault(record.task, []).append(record)
+    kept = {id(record) for runs in tasks.values() for record in runs[-count:]}
+    return [record for record in records if id(record) in kept]
