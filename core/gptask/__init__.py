@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptask.config import Train as Config
     from gptask.errors import DataError, UserError
-    from gptask.metric import MeanMetric, Metric
+    from gptask.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.run import load_run
     from gptask.task import Encoded, Field, Kind, Prediction, Task, option
     from gptask.training import train
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": ("gptask.config", "Train"),
     **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
-    **{name: ("gptask.metric", name) for name in ("MeanMetric", "Metric")},
+    **{name: ("gptask.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
     **{name: ("gptask.task", name) for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")},
     "load_run": ("gptask.run", "load_run"),
     "train": ("gptask.training", "train"),
 }
 __all__ = [
+    "AdditiveMetric",
     "Config",
     "DataError",
     "Encoded",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptask.resampling import bootstrap, numbered
+
 if TYPE_CHECKING:
     from gptask.task import Example, Prediction
 
@@ -34,6 +36,21 @@ class Metric(ABC):
     def aggregate(self, rows: np.ndarray) -> float:
         """The metric's value from the statistics of a set of examples, shape (N, K)."""
 
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Values (R,) of R sets in which example n of (N, K) occurs ``counts[r, n]`` times, whole numbers.
+
+        The default aggregates each set; override it where that is slow.
+        """
+        return np.array([self.aggregate(np.repeat(rows, times.astype(int), axis=0)) for times in counts])
+
+
+class AdditiveMetric(Metric):
+    """A metric that looks at nothing but the sums of its statistics over the examples."""
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """From the sums of each set, all made in one product."""
+        return np.array([self.aggregate(sums[None]) for sums in counts.astype(float) @ rows])
+
 
 class MeanMetric(Metric):
     """A metric that is the mean of one score per example."""
@@ -44,6 +61,10 @@ class MeanMetric(Metric):
     def aggregate(self, rows: np.ndarray) -> float:
         """Mean of the single column, times the scale."""
         return float(rows[:, 0].mean() * self.scale)
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Weighted means."""
+        return counts @ rows[:, 0] / counts.sum(1) * self.scale
 
 
 @dataclass
@@ -71,16 +92,17 @@ class Score:
         }
 
 
-def score(metric: Metric, rows: np.ndarray, resamples: int = 1000, seed: int = 12345) -> Score:
+def score(
+    metric: Metric, rows: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000, seed: int = 12345
+) -> Score:
     """Aggregate statistics of shape (N, K) and put a 95% percentile bootstrap interval over examples on it.
 
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. The seed is fixed, so that the
-    interval is a function of the predictions alone.
+    Examples of one group (N,) are resampled together. Source: Efron & Tibshirani, An Introduction to the Bootstrap
+    (1993), section 13.3. The seed is fixed, so that the interval is a function of the predictions alone.
     """
-    generator = np.random.default_rng(seed)
     n = len(rows)
-    values = [metric.aggregate(rows[generator.integers(0, n, n)]) for _ in range(resamples)]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    counts = bootstrap(np.arange(n) if groups is None else groups, resamples, seed)
+    low, high = np.nanpercentile(np.concatenate([metric.resampled(rows, block) for block in counts]), [2.5, 97.5])
     return Score(
         metric.name,
         metric.aggregate(rows),
@@ -96,11 +118,15 @@ def score(metric: Metric, rows: np.ndarray, resamples: int = 1000, seed: int = 1
 def score_all(
     metrics: Sequence[Metric], predictions: Sequence[Prediction], references: Sequence[Example]
 ) -> tuple[list[Score], list[dict[str, list[float]]]]:
-    """Score every metric; return the scores and, per example, each metric's statistics."""
+    """Score every metric; return the scores and, per example, each metric's statistics.
+
+    Examples with the same ``group`` are resampled together for the intervals.
+    """
     scores, per_example = [], [dict[str, list[float]]() for _ in predictions]
+    groups = numbered([reference.get("group", number) for number, reference in enumerate(references)])
     for metric in metrics:
         rows = [list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)]
-        scores.append(score(metric, np.asarray(rows)))
+        scores.append(score(metric, np.asarray(rows), groups))
         for kept, row in zip(per_example, rows, strict=True):
             kept[metric.name] = row
     return scores, per_example

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
+from gptask import AdditiveMetric, Field, Kind, MeanMetric, Metric, Prediction, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
 from gptask.task import Example
@@ -75,7 +75,7 @@ class Rouge(MeanMetric):
         return [self.scorer.score_multi(references, text)[self.name].fmeasure]
 
 
-class LengthRatio(Metric):
+class LengthRatio(AdditiveMetric):
     """Length written by length of the first reference, in words (Chinese: characters), over all examples."""
 
     name, higher_is_better, range = "length_ratio", None, (0.0, float("inf"))

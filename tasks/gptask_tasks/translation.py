@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from gptask import Field, Kind, Metric, Prediction, UserError, option
+from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, UserError, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
 from gptask.task import Example
@@ -85,7 +85,7 @@ class Translation(GenerativeTask):
         return sample("translation", columns={"source": code(self.source_lang), "target": code(self.target_lang)})
 
 
-class Corpus(Metric):
+class Corpus(AdditiveMetric):
     """A sacreBLEU metric: statistics are its own sufficient counts, so that they can be resampled."""
 
     def __init__(self, name: str, scorer: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gptask import MeanMetric, Metric, Prediction
+from gptask.resampling import BLOCK
 from gptask.task import Example
 
 
@@ -63,6 +65,26 @@ class Pairs(Metric):
         k = len(self.labels)
         return np.bincount((rows[:, 0] * k + rows[:, 1]).astype(int), minlength=k * k).reshape(k, k)
 
+    @abstractmethod
+    def values(self, tables: np.ndarray) -> np.ndarray:
+        """The metric (R,) of confusion matrices (R, K, K)."""
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """From the confusion matrix."""
+        return float(self.values(self.confusion(rows)[None])[0])
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """From the confusion matrix of each set; only pairs that occur are counted."""
+        k = len(self.labels)
+        cells, place = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
+        sums = counts @ np.eye(len(cells), dtype=counts.dtype)[place]  # (R, cells)
+        parts = []
+        for part in np.array_split(sums, -(-len(sums) * k * k // BLOCK)):
+            tables = np.zeros((len(part), k * k))
+            tables[:, cells] = part
+            parts.append(self.values(tables.reshape(-1, k, k)))
+        return np.concatenate(parts)
+
 
 def f1(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
     """2·TP / (2·TP + FP + FN); 0 where there is neither a true nor a predicted one."""
@@ -74,11 +96,11 @@ class MacroF1(Pairs):
 
     name = "f1_macro"
 
-    def aggregate(self, rows: np.ndarray) -> float:
-        """From the confusion matrix."""
-        table = self.confusion(rows)
-        true, said = table.sum(1), table.sum(0)
-        return float(100 * f1(np.diag(table), true, said)[true + said > 0].mean())
+    def values(self, tables: np.ndarray) -> np.ndarray:
+        """Mean over classes (R,)."""
+        true, said = tables.sum(2), tables.sum(1)  # (R, K)
+        scores = f1(np.diagonal(tables, axis1=1, axis2=2), true, said)
+        return 100 * scores.sum(1) / (true + said > 0).sum(1)
 
 
 class MicroF1(Pairs):
@@ -86,10 +108,9 @@ class MicroF1(Pairs):
 
     name = "f1_micro"
 
-    def aggregate(self, rows: np.ndarray) -> float:
-        """From the confusion matrix."""
-        table = self.confusion(rows)
-        return float(100 * np.trace(table) / table.sum())
+    def values(self, tables: np.ndarray) -> np.ndarray:
+        """Share on the diagonal (R,)."""
+        return 100 * np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2))
 
 
 class Matthews(Pairs):
@@ -97,12 +118,12 @@ class Matthews(Pairs):
 
     name, range = "mcc", (-100.0, 100.0)
 
-    def aggregate(self, rows: np.ndarray) -> float:
-        """From the confusion matrix; 0 where one side is constant."""
-        table = self.confusion(rows).astype(float)
-        n, true, said = table.sum(), table.sum(1), table.sum(0)
-        spread = (n * n - said @ said) * (n * n - true @ true)
-        return float(100 * (np.trace(table) * n - true @ said) / np.sqrt(spread)) if spread > 0 else 0.0
+    def values(self, tables: np.ndarray) -> np.ndarray:
+        """Correlation (R,); 0 where one side is constant."""
+        n, true, said = tables.sum((1, 2), dtype=float), tables.sum(2, dtype=float), tables.sum(1, dtype=float)
+        spread = (n**2 - (said**2).sum(1)) * (n**2 - (true**2).sum(1))
+        right = np.trace(tables, axis1=1, axis2=2) * n - (true * said).sum(1)
+        return np.where(spread > 0, 100 * right / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
 
 class Calibration(Metric):
@@ -116,14 +137,18 @@ class Calibration(Metric):
 
     def aggregate(self, rows: np.ndarray) -> float:
         """Sum over bins of |mean confidence - accuracy|, weighted by size."""
-        return 100 * calibration(rows[:, 0], rows[:, 1])
+        return float(self.resampled(rows, np.ones((1, len(rows))))[0])
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """From the gaps of each set."""
+        return 100 * np.abs(counts @ gaps(rows[:, :1], rows[:, 1:])).sum(1) / counts.sum(1)
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error of confidences (N,) and outcomes (N,)."""
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    gap = np.bincount(place, weights=confidence - right, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+def gaps(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Confidence less outcome of decisions (N, D), summed by bin of confidence: (N, bins)."""
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1) + bins * np.arange(len(confidence))[:, None]
+    total = np.bincount(place.ravel(), weights=(confidence - right).ravel(), minlength=bins * len(confidence))
+    return total.reshape(-1, bins)
 
 
 class Sets(Metric):
@@ -139,10 +164,18 @@ class Sets(Metric):
             float(n in prediction.value) for n in self.labels
         ]
 
-    def counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """True positives, true, predicted, each (K,)."""
+    @abstractmethod
+    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+        """The metric (R,) of true positives, true and predicted, each (R, K)."""
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """From the counts per class."""
+        return float(self.resampled(rows, np.ones((1, len(rows))))[0])
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """From the counts per class of each set."""
         true, said = np.split(rows, 2, axis=1)
-        return (true * said).sum(0), true.sum(0), said.sum(0)
+        return self.values(*(counts @ part for part in (true * said, true, said)))
 
 
 class MultiMicroF1(Sets):
@@ -150,10 +183,9 @@ class MultiMicroF1(Sets):
 
     name = "f1_micro"
 
-    def aggregate(self, rows: np.ndarray) -> float:
+    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
         """From the counts over all classes."""
-        hits, true, said = (counts.sum() for counts in self.counts(rows))
-        return float(100 * f1(hits, true, said))
+        return 100 * f1(hits.sum(1), true.sum(1), said.sum(1))
 
 
 def best_threshold(probabilities: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
@@ -178,9 +210,9 @@ class MultiMacroF1(Sets):
 
     name = "f1_macro"
 
-    def aggregate(self, rows: np.ndarray) -> float:
-        """From the counts per class."""
-        return float(100 * f1(*self.counts(rows)).mean())
+    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
+        """Mean over classes."""
+        return 100 * f1(hits, true, said).mean(1)
 
 
 class MultiCalibration(Metric):
@@ -195,8 +227,12 @@ class MultiCalibration(Metric):
 
     def aggregate(self, rows: np.ndarray) -> float:
         """Over all N·K decisions."""
+        return float(self.resampled(rows, np.ones((1, len(rows))))[0])
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """From the gaps of each set."""
         said, true = np.split(rows, 2, axis=1)
-        return 100 * calibration(said.ravel(), true.ravel())
+        return 100 * np.abs(counts @ gaps(said, true)).sum(1) / (counts.sum(1) * said.shape[1])
 
 
 def per_class(
