@@ -36,7 +36,7 @@ def corpus(task: Task, data: Data, seed: int) -> Corpus:
     for name in ("max_tokens", "batch_size", "batch_tokens", "eval_batch_size"):
         if getattr(data, name) < 1:
             raise UserError(f"data.{name}={getattr(data, name)} must be at least 1")
-    return Corpus(task, data, seed)
+    return Corpus(task, data, seed if data.seed is None else data.seed)
 
 
 def texts(task: Task, examples: Corpus) -> Iterator[str]:

@@ -83,6 +83,7 @@ class Data:
     label_separator: str = ","  # between several labels in one cell
     limit: Limit = field(default_factory=Limit)
     cut: float = 0.1  # share of train cut off for each split that is not given
+    seed: int | None = None  # of cuts and limits; null: the run's
     on_bad: OnBad = OnBad.stop
     max_tokens: int = 512  # longest prompt and target together
     batch_size: int = 32  # examples in a training batch at most

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gptask")
 FORMAT = 1
+started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # the command line, where there is one
 
 
 def plugin_of(task: Task) -> Plugin:
@@ -104,8 +106,9 @@ def write_config(folder: Path, config: Any, plugin: Plugin, **more: Any) -> None
     """Write config.yaml: resolved values, each group with its schema, and the plugin that understands them."""
     from omegaconf import OmegaConf
 
-    head = {
+    head: dict[str, Any] = {
         "format": FORMAT,
+        "command": started_by.get(),
         "plugin": {
             "name": plugin.name,
             "distribution": plugin.distribution,
@@ -154,8 +157,13 @@ def _run_folders(missing: Path) -> list[str]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

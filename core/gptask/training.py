@@ -100,7 +100,7 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     _fit(trainer, module, data, folder, config.resume)
     _load_best(trainer, module)
     if writing:
-        run.write_config(folder, config, plugin)  # with what validation chose
+        run.write_config(folder, config, plugin, adjusted=module.adjusted)  # with what validation chose
         saved_model.save_model(folder, module.backbone, module.head, config.tuning)
     fit_seconds = time.time() - started
     trainer.test(module, datamodule=data, verbose=False)

@@ -79,7 +79,7 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
 
 
 def bf16() -> bool:
-    """Whether this processor multiplies in bfloat16; emulated, it is a hundred times slower, and neither side uses it."""
+    """Whether this processor multiplies in bfloat16: emulated it is a hundred times slower, so neither side uses it."""
     import torch
     from gptask.backbone.model import number_format
     from gptask.config import DType

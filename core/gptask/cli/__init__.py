@@ -16,6 +16,7 @@ VERBS = {
     "predict": "run a run folder on a file or standard input",
     "export": "write a Hugging Face folder for plain transformers",
     "tasks": "list the installed task plugins and their options",
+    "compare": "compare runs: intervals, paired tests, leaderboard",
 }
 USAGE = """gptask <verb> [option=value ...]
 
@@ -88,6 +89,10 @@ def _dispatch(arguments: list[str]) -> int:
 
         show(rest)
         return 0
+    if verb == "compare":
+        from gptask.cli.compare import compare
+
+        return compare(rest)
     from gptask.cli.launch import launch
 
     return launch(verb, rest, ACTIONS[verb], report)

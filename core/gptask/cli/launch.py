@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from gptask.cli.saved import from_run, run_of
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover
-from gptask.run import main_process
+from gptask.run import main_process, started_by
 
 log = logging.getLogger("gptask")
 SWEEPING = ("train", "evaluate")
@@ -39,6 +40,7 @@ def launch(
     def job(cfg: Any) -> None:
         where = _job_name() if "--multirun" in flags else ""
         sys.argv = [program, verb, *_own_overrides()]  # what Lightning starts further processes with
+        started_by.set(None if line.run and verb == "train" else shlex.join(["gptask", *sys.argv[1:]]))
         try:
             action(_mended(line, lambda: checked(cfg, line)))
         except Exception as error:

@@ -1,0 +1,64 @@
+"""The one line that would do a run again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from gptask import config as schemas
+from gptask.cli.overrides import accepted
+
+OWN = {"folder", "outputs", "resume", "probe", "run", "task"}  # of that one run, or said otherwise
+
+
+def command(config: dict[str, Any]) -> str:
+    """The command line a run was started with; where it was not (from Python, or resumed), one made of all values of
+    its config.yaml that are not the defaults."""
+    if written := config.get("command"):
+        return str(written)
+    verb = "train" if "optimizer" in config else "evaluate"
+    defaults = schemas.to_plain(schemas.VERBS[verb]())
+    parent = config.get("parent")
+    words = [f"run={accepted(str(parent))}"] if parent else [f"task={config['plugin']['name']}"]
+    words += _different("task", config["task"], {})
+    for name in (f.name for f in fields(schemas.VERBS[verb])):
+        if name in config and name not in OWN and not (parent and name in ("backbone", "data")):
+            words += _group(name, config[name], defaults.get(name))
+    return shlex.join(["gptask", verb, *words])
+
+
+def _group(name: str, value: Any, default: Any) -> Iterator[str]:
+    """A config group: which of its kinds, and what is not that kind's default."""
+    if name not in schemas.GROUPS or not isinstance(value, dict):
+        yield from _different(name, value, default)
+        return
+    kind = value.get("kind")
+    if kind not in schemas.GROUPS[name]:
+        return
+    choice = {"pretrained": None, "scratch": "nano"}.get(kind, kind.removesuffix("_schema"))
+    if choice and (default or {}).get("kind") != kind:
+        yield f"{name}={choice}"
+    schema = schemas.GROUPS[name][kind]
+    own = {} if kind == "pretrained" else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
+    yield from _different(name, {key: item for key, item in value.items() if key != "kind"}, own)
+
+
+def _different(name: str, value: Any, default: Any) -> Iterator[str]:
+    """Overrides for what differs from a default, dictionaries key by key."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _different(
+                f"{name}.{key}", item, (default or {}).get(key) if isinstance(default, dict) else None
+            )
+    elif value not in (default, None):
+        yield f"{name}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return accepted(str(value)) if isinstance(value, str) else str(value)

@@ -1,0 +1,129 @@
+"""What the paired tests do over many test sets: how often they find what is not there, and what is.
+
+    python tests/core/compare/simulation.py [trials]
+
+prints the table of the README. Each kind draws two systems' statistics on a test set of n examples; ``gap`` is the true
+difference of their metric, 0 for no difference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import sacrebleu
+from gptask.compare.paired import ALPHA, difference
+from gptask.metric import MeanMetric, Metric
+from gptask_tasks.classification.metrics import MacroF1
+from gptask_tasks.translation import Corpus
+
+RESAMPLES = 400
+Sides = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
+Draw = Callable[[np.random.Generator, int, float], Sides]
+
+
+class Mean(MeanMetric):
+    """A mean of whatever was drawn."""
+
+    def statistics(self, prediction: object, reference: object) -> list[float]:
+        """Not needed: statistics are drawn."""
+        return []
+
+
+def accuracy(generator: np.random.Generator, n: int, gap: float) -> Sides:
+    """Right and wrong answers; the systems disagree on one of eight."""
+    theirs, apart = generator.random((n, 1)) < 0.85, generator.random((n, 1)) < 0.125
+    first = generator.random((n, 1)) < 0.5 + gap / 100 / 0.25  # of those, who is right
+    return [np.where(apart, first, theirs) * 1.0], [np.where(apart, ~first, theirs) * 1.0], np.arange(n)
+
+
+def overlap(generator: np.random.Generator, n: int, gap: float) -> Sides:
+    """F1 of answers, five questions on each context, which has an effect of its own."""
+    groups = np.arange(n) // 5
+    theirs = generator.beta(2, 1, (n, 1))
+    shared = generator.normal(0, 0.1, (groups[-1] + 1, 1))[groups]
+    return [theirs + gap / 100 + shared + generator.normal(0, 0.2, (n, 1))], [theirs], groups
+
+
+def macro(generator: np.random.Generator, n: int, gap: float) -> Sides:
+    """Pairs of true and predicted labels; four classes, so that macro-F1 is nearly the share of right ones."""
+    true = generator.integers(0, 4, n)
+    hits = accuracy(generator, n, gap)[:2]
+    wrong = (true + generator.integers(1, 4, n)) % 4
+    ours, theirs = (np.stack([true, np.where(side[0][:, 0] > 0, true, wrong)], 1).astype(float) for side in hits)
+    return [ours], [theirs], np.arange(n)
+
+
+def bleu(generator: np.random.Generator, n: int, gap: float) -> Sides:
+    """sacreBLEU's counts of segments of 8 to 20 words; a gap shifts the share of matches."""
+    length = generator.integers(8, 21, n)
+    ease = generator.normal(0, 0.08, n)
+    sides = []
+    for shift in (gap * BLEU_SLOPE, 0.0):
+        totals = np.stack([length - order for order in range(4)], 1)
+        share = np.clip(np.array([0.6, 0.4, 0.28, 0.2]) + ease[:, None] + shift, 0.02, 0.98)
+        matches = generator.binomial(totals, share)
+        sides.append(np.concatenate([np.stack([length, length], 1), matches, totals], 1).astype(float))
+    return [sides[0]], [sides[1]], np.arange(n)
+
+
+BLEU_SLOPE = 0.0094  # shift of the shares that is worth a point of BLEU, on a million segments
+
+
+def seeds(generator: np.random.Generator, n: int, gap: float) -> Sides:
+    """Accuracy of three seeds of two methods; methods, seeds and the two together have effects on examples."""
+    ease = generator.normal(1.5, 1.5, n)
+    sides = []
+    for shift in (gap / 100 * SEEDS_SLOPE, 0.0):
+        method = ease + shift + generator.normal(0, 0.5, n)
+        runs = [method + generator.normal(0, 0.1) + generator.normal(0, 1, n) for _ in range(3)]
+        sides.append([(run > 0).astype(float)[:, None] for run in runs])
+    return sides[0], sides[1], np.arange(n)
+
+
+SEEDS_SLOPE = 6.75  # shift of the ease that is worth a share of 1 of right answers, on a million examples
+
+KINDS: dict[str, tuple[str, Metric, Draw]] = {
+    "accuracy": ("McNemar mid-p", Mean("accuracy"), accuracy),
+    "f1": ("approximate randomisation, contexts together", Mean("f1"), overlap),
+    "f1_macro": ("approximate randomisation", MacroF1("abcd"), macro),
+    "bleu": ("approximate randomisation", Corpus("bleu", sacrebleu.BLEU()), bleu),
+    "seeds": ("t over 3 seeds and examples", Mean("accuracy"), seeds),
+}
+
+
+def rejected(kind: str, n: int, gap: float, trials: int, seed: int = 1) -> float:
+    """Share of test sets on which a difference is found, at 5%, not corrected."""
+    _, metric, draw = KINDS[kind]
+    generator = np.random.default_rng(seed)
+    found = 0
+    for _ in range(trials):
+        ours, theirs, groups = draw(generator, n, gap)
+        found += difference(metric, ours, theirs, groups, RESAMPLES).p < ALPHA
+    return found / trials
+
+
+def stated(kind: str, n: int, trials: int = 100) -> float:
+    """The detectable difference that is told on average, where there is none."""
+    _, metric, draw = KINDS[kind]
+    generator = np.random.default_rng(2)
+    sides = (draw(generator, n, 0.0) for _ in range(trials))
+    return float(np.mean([difference(metric, *drawn, RESAMPLES).detectable() for drawn in sides]))
+
+
+def table(trials: int) -> str:
+    """The README's table."""
+    lines = ["| metric | test | n | found where there is none | stated detectable difference | found |"]
+    lines.append("|" + "---|" * 6)
+    for kind, (test, *_) in KINDS.items():
+        for n in (500, 2000):
+            gap = stated(kind, n)
+            size, power = rejected(kind, n, 0.0, trials), rejected(kind, n, gap, trials)
+            lines.append(f"| {kind} | {test} | {n} | {100 * size:.1f}% | {gap:.2f} | {100 * power:.1f}% |")
+            sys.stderr.write(f"{lines[-1]}\n")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table(int(sys.argv[1]) if sys.argv[1:] else 5000) + "\n")
