@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.runs import sentiment, translation, write  # noqa: F401 (fixtures)
+
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 TEXT = "the quick brown fox jumps over the lazy dog. is this film good or bad? it is very good, 这部电影很好。\n"
 

@@ -40,11 +40,14 @@ def launch(
     def job(cfg: Any) -> None:
         where = _job_name() if "--multirun" in flags else ""
         sys.argv = [program, verb, *_own_overrides()]  # what Lightning starts further processes with
-        started_by.set(None if line.run and verb == "train" else shlex.join(["gptask", *sys.argv[1:]]))
+        typed = None if line.run and verb == "train" else shlex.join(["gptask", *sys.argv[1:]])
+        before = started_by.set(typed)
         try:
             action(_mended(line, lambda: checked(cfg, line)))
         except Exception as error:
             codes.append(report(error, where))
+        finally:
+            started_by.reset(before)
 
     if "--help" in flags:
         from gptask.cli import VERBS

