@@ -49,7 +49,7 @@ class AdditiveMetric(Metric):
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """From the sums of each set, all made in one product."""
-        return np.array([self.aggregate(sums[None]) for sums in counts.astype(float) @ rows])
+        return np.array([self.aggregate(sums[None]) for sums in counts @ rows])
 
 
 class MeanMetric(Metric):

@@ -26,7 +26,7 @@ def bootstrap(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
         drawn = generator.integers(0, total, (size, total))
         drawn += np.arange(size)[:, None] * total
         counts = np.bincount(drawn.ravel(), minlength=size * total).reshape(size, total)
-        yield counts[:, groups].astype(np.float32)
+        yield counts[:, groups].astype(float)
 
 
 def halves(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -34,7 +34,7 @@ def halves(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray
     coin for a group (N,); block by block."""
     generator, total = np.random.default_rng(seed), int(groups.max()) + 1
     for size in _blocks(resamples, len(groups)):
-        yield generator.integers(0, 2, (size, total)).astype(np.float32)[:, groups]
+        yield generator.integers(0, 2, (size, total)).astype(float)[:, groups]
 
 
 def _blocks(resamples: int, examples: int) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
@@ -15,6 +16,7 @@ RESAMPLES = 10_000
 SEED = 12345  # fixed, so that a verdict is a function of the predictions alone
 ALPHA = 0.05
 POWER = 0.8
+KEPT = 20_000_000  # counts of a test set that are kept in memory, eight bytes each
 
 
 @dataclass
@@ -86,9 +88,16 @@ def _drawn(
     metric: Metric, candidate: Sequence[np.ndarray], baseline: Sequence[np.ndarray], groups: np.ndarray, resamples: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """Values of either side's runs (S, R) on the same resamples."""
-    for counts in bootstrap(groups, resamples, SEED):
+    kept = resamples * len(groups) <= KEPT
+    for counts in _kept(tuple(groups.tolist()), resamples) if kept else bootstrap(groups, resamples, SEED):
         ours, theirs = (np.stack([metric.resampled(rows, counts) for rows in side]) for side in (candidate, baseline))
         yield ours, theirs
+
+
+@lru_cache(maxsize=1)
+def _kept(groups: tuple[int, ...], resamples: int) -> list[np.ndarray]:
+    """A test set's resamples, which take longer to draw than to use: a hundred runs are tested on the same."""
+    return list(bootstrap(np.asarray(groups), resamples, SEED))
 
 
 def _p(metric: Metric, ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, resamples: int) -> tuple[float, str]:

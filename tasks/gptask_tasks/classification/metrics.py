@@ -77,7 +77,7 @@ class Pairs(Metric):
         """From the confusion matrix of each set; only pairs that occur are counted."""
         k = len(self.labels)
         cells, place = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
-        sums = counts @ np.eye(len(cells), dtype=counts.dtype)[place]  # (R, cells)
+        sums = counts @ np.eye(len(cells))[place]  # (R, cells)
         parts = []
         for part in np.array_split(sums, -(-len(sums) * k * k // BLOCK)):
             tables = np.zeros((len(part), k * k))
