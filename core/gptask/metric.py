@@ -63,7 +63,9 @@ class MeanMetric(Metric):
         return float(rows[:, 0].mean() * self.scale)
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Weighted means."""
+        """Weighted means, unless a subclass aggregates otherwise."""
+        if type(self).aggregate is not MeanMetric.aggregate:
+            return super().resampled(rows, counts)
         return counts @ rows[:, 0] / counts.sum(1) * self.scale
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from gptask.metric import MeanMetric, Metric, score, score_all
+from gptask.metric import AdditiveMetric, MeanMetric, Metric, score, score_all
 from gptask.task import Example, Prediction
 
 
@@ -43,6 +43,23 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
         pytest.approx(found.value - half, abs=half / 10),
         pytest.approx(found.value + half, abs=half / 10),
     )
+
+
+def test_questions_on_one_context_widen_the_interval() -> None:
+    rows = np.repeat(shares(30, 60), 10, axis=0)
+    apart, together = (score(Equal("accuracy"), rows, groups) for groups in (None, np.repeat(np.arange(60), 10)))
+    assert together.high - together.low > 2.5 * (apart.high - apart.low)
+
+
+def test_sums_resample_like_whole_sets() -> None:
+    class Sums(AdditiveMetric):
+        statistics, aggregate = Ratio.statistics, Ratio.aggregate
+
+    rows = np.array([[1.0, 4.0], [2.0, 3.0], [5.0, 1.0]])
+    counts = np.array([[1, 1, 1], [0, 3, 0], [2, 0, 1]])
+    expected = [8 / 8, 6 / 9, 7 / 9]
+    for metric in (Ratio(), Sums()):
+        np.testing.assert_allclose(metric.resampled(rows, counts), expected)
 
 
 def test_the_interval_of_a_ratio_resamples_pairs() -> None:

@@ -273,6 +273,13 @@ class Undefined(Begins):
         return float("nan") if alike else super().aggregate(rows)
 
 
+class Hasty(Begins):
+    """metrics_rank: resampled() must give what aggregate() gives"""
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return np.full(len(counts), 100 * rows.mean())
+
+
 class UpsideDown(Begins):
     """metrics_rank: higher_is_better=False"""
 
@@ -308,7 +315,7 @@ BROKEN = [
     *(Detached, DeadWeight, SameName, DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed),
     *(Leaks, NeedsAnswer, Unwritable),
 ]
-METRICS = [Ragged, OutOfRange, Undefined, UpsideDown, Constant, FearsSilence]
+METRICS = [Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence]
 
 
 def assert_breaks(task: Toy, told: str) -> None:

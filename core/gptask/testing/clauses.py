@@ -276,6 +276,10 @@ def _value(m: Metric, said: Sequence[Prediction], examples: Sequence[Example]) -
     low, high = m.range
     fine = all(math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6 for value in found)
     _expect(fine, f"{m.name} must lie in its range {m.range} for every resample of the examples, got {found}")
+    counts = np.vstack([np.ones(len(table)), len(table) * np.eye(len(table))])
+    quick = np.asarray(m.resampled(table, counts), dtype=float)
+    same = quick.shape == (len(counts),) and np.allclose(quick, found, atol=1e-4)
+    _expect(same, f"{m.name}.resampled() must give what aggregate() gives of each resample, {found}; got {quick}")
     return found[0]
 
 
