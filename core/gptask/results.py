@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
+from gptask import loggers, run
 from gptask.metric import score_all
 from gptask.task import Example, Prediction, Task
 
@@ -73,6 +73,8 @@ def finish(
         "git_commit": git_commit(),
     }
     run.write_json(folder / "metrics.json", result)
+    tested = {f"test/{name}": score["value"] for name, score in result["metrics"].items()}
+    loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
     return result
 
 
