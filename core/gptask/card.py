@@ -98,11 +98,6 @@ class Card:
         return self.corpus.options if self.corpus else self.config.data
 
     @property
-    def hub(self) -> str | None:
-        """The data's id on the hub, where it comes from there."""
-        return hub_id(self.options.path) if isinstance(self.options, Hub) else None
-
-    @property
     def license(self) -> str | None:
         """The backbone's licence, where it is known."""
         return getattr(self.config.backbone, "license", None)
@@ -126,6 +121,12 @@ class Card:
     def files(self, split: str) -> dict[str, str]:
         """Files (or the hub split) that a split came from, each with a hash of its content."""
         return self.corpus.sources(split) if self.corpus else {}
+
+    def hub(self, split: str) -> str | None:
+        """The id of the hub's data set that a split came from, if it came from there."""
+        path = str(getattr(self.options, "path", ""))
+        found = isinstance(self.options, Hub) and any(name.startswith(f"{path}[") for name in self.files(split))
+        return hub_id(path) if found and not Path(path).exists() else None
 
     def body(self) -> str:
         """The text below the metadata."""
@@ -175,13 +176,10 @@ class Card:
         rows = []
         for split in ("train", "validation", "test") if self.trained else (self.result["split"],):
             cut = " (cut from train)" if self.corpus and self.corpus.given(split) is None else ""
-            on_hub = f"{self.hub}["
-            found = [
-                f"{code(name if name.startswith(on_hub) else Path(name).name)} {code(digest[:16])}"
-                for name, digest in self.files(split).items()
-            ]
+            short = str if self.hub(split) else lambda name: Path(name).name
+            found = [f"{code(short(name))} {code(digest[:16])}" for name, digest in self.files(split).items()]
             rows.append([split + cut, f"{len(self.data.examples(split)):,}", "<br>".join(found) or "not known"])
-        return table(["split", "examples", "from, with the start of the content's SHA-256"], rows)
+        return table(["split", "examples", "from, with the start of the content's hash"], rows)
 
     def results(self) -> str:
         """Every metric with its interval, what it was computed on, and how."""
@@ -202,10 +200,11 @@ class Card:
 
     def reproduce(self) -> str:
         """Where all that a repetition needs is written."""
-        commit = self.result["git_commit"]
+        commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
+        at = f", commit {code(commit)}" if commit else ""
         return (
-            f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what it "
-            f"ran on: gptask {self.result['versions'].get('gptask', '')}{f', commit {code(commit)}' if commit else ''}."
+            f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what "
+            f"it ran on: gptask {version}{at}."
         )
 
     def use(self) -> str:
@@ -251,11 +250,11 @@ class Card:
         known = ", ".join(languages(self.config.task)) or "not stated"
         texts = [
             f"Meant for input ({inputs}) like that of the data above. Languages, by the task's options: {known}.",
-            f"The scores are those of the {self.result['split']} split above and of no other text: other topics, lengths "
-            "and sources may go worse. The intervals cover the choice of examples, not that of the seed.",
+            f"The scores are those of the {self.result['split']} split above and of no other text: other topics, "
+            "lengths and sources may go worse. The intervals cover the choice of examples, not that of the seed.",
             "What holds for the backbone holds here: its licence, the languages it knows, the slant of what it was "
             "trained on. The licence of the data may narrow the use further.",
-            f"A prompt and its answer have {self.config.data.max_tokens} tokens together at most; longer prompts are cut.",
+            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut.",
         ]
         if self.auto == "AutoModelForCausalLM":
             texts.append("What it writes can be fluent and wrong: have it checked where that matters.")

@@ -37,11 +37,12 @@ def front_matter(card: Card) -> Any:
     """The card's metadata as a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
+    hub = card.hub("train") if card.trained else None
     values: dict[str, Any] = {
         "language": languages(card.config.task) or None,
         **license_of(card.license),
         "base_model": card.base,
-        "datasets": [card.hub] if card.hub else None,
+        "datasets": [hub] if hub else None,
         "library_name": card.library,
         "pipeline_tag": PIPELINES.get(str(card.auto)),
         "tags": ["gptask", card.plugin.name, card.tuning or "evaluation"],
@@ -56,15 +57,17 @@ def scores(card: Card) -> list[Any]:
     from huggingface_hub import EvalResult
 
     options, split = card.options, card.result["split"]
-    sample = f"{card.plugin.name}-sample" if isinstance(card.config.data, Sample) else None
+    hub = card.hub(split)
+    sample = f"{card.plugin.name}-sample" if isinstance(card.config.data, Sample) else ""
+    files = line(listing(Path(name).name for name in card.files(split)))
     where: dict[str, Any] = {
         "task_type": PIPELINES.get(str(card.auto), card.plugin.name),
         "task_name": card.plugin.name,
-        "dataset_type": card.hub or hub_id(sample) or "local",
-        "dataset_name": card.hub or sample or line(listing(Path(name).name for name in card.files(split))),
+        "dataset_type": hub or hub_id(sample) or "local",
+        "dataset_name": hub or sample or files,
         "dataset_split": split,
     }
-    if isinstance(options, Hub):
+    if hub and isinstance(options, Hub):
         where |= {"dataset_config": options.name, "dataset_revision": options.revision}
     return [
         EvalResult(metric_type=name, metric_name=name, metric_value=score["value"], **where)
@@ -87,9 +90,9 @@ def license_of(said: str | None) -> dict[str, str]:
     return found
 
 
-def hub_id(name: object) -> str | None:
+def hub_id(name: str) -> str | None:
     """A name, if it is one the hub could have."""
-    return str(name) if re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", str(name), re.ASCII) else None
+    return name if re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", name, re.ASCII) else None
 
 
 def languages(task: Task) -> list[str]:
