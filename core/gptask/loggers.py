@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import run
-from gptask.config import MLflowLog, TensorBoardLog, Train, WandbLog
+from gptask.config import MLflowLog, TensorBoardLog, Train, WandbLog, to_plain
 from gptask.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def tracked(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
     trainer.loggers = [*trainer.loggers, logger]
     status = "failed"
     try:
-        logger.log_hyperparams(flat(run.read_config(folder)))
+        plugin = run.plugin_of(config.task)
+        logger.log_hyperparams(flat({"plugin": plugin.name, "plugin_version": plugin.version, **to_plain(config)}))
         yield
         status = "success"
     finally:

@@ -91,10 +91,10 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     module, data = assemble(config, corpus)
     config.trainer = pace(config.trainer, data)
     writing = run.main_process()
-    if writing:
-        run.write_config(folder, config, plugin)
     trainer = _trainer(config, folder)
     with loggers.tracked(trainer, config, folder):
+        if writing:
+            run.write_config(folder, config, plugin)
         if config.probe and writing and not config.resume:
             from gptask.probe import probe
 

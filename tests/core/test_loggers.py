@@ -185,10 +185,11 @@ def test_a_missing_package_is_told_before_anything_is_read(kind, missing, extra,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tracker_that_cannot_start_says_why(tmp_path):
+def test_a_tracker_that_cannot_start_says_why_and_leaves_no_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"^logger=mlflow can't start: \S"):
         train(config(tmp_path, logger=MLflowLog(uri=f"sqlite:///{tmp_path}/file/runs.db")))
+    assert not list(tmp_path.glob("sentiment/*"))
 
 
 def test_a_config_becomes_flat_and_a_users_own_keys_stay_values():
