@@ -26,6 +26,13 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class WandbMode(Enum):
+    """Whether Weights & Biases gets a run at once, or with ``wandb sync`` later."""
+
+    offline = "offline"
+    online = "online"
+
+
 class ScheduleName(Enum):
     """Shape of the learning rate after warm-up."""
 
@@ -78,6 +85,7 @@ class Data:
     """What every kind of data has in common."""
 
     columns: dict[str, Any] = field(default_factory=dict)  # field of the task -> column name, position or dotted path
+    license: str | None = None  # of the data, for the model card (null: what the sample says of itself, or not stated)
     labels: Any = None  # label id -> name: a map, a list, or a file
     label_start: int = 0  # what ids count from where labels is a list
     label_separator: str = ","  # between several labels in one cell
@@ -203,6 +211,23 @@ class TensorBoardLog:
 
 
 @dataclass
+class MLflowLog:
+    """A run in MLflow, beside metrics.csv."""
+
+    uri: str | None = None  # null: $MLFLOW_TRACKING_URI, else a local SQLite file, <outputs>/mlflow.db
+    experiment: str | None = None  # null: the task's name
+
+
+@dataclass
+class WandbLog:
+    """A run of Weights & Biases in the run folder, beside metrics.csv."""
+
+    project: str = "gptask"
+    entity: str | None = None
+    mode: WandbMode = WandbMode.offline
+
+
+@dataclass
 class Train:
     """`gptask train`."""
 
@@ -274,7 +299,12 @@ GROUPS: dict[str, dict[str, type]] = {
     "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},
     "tuning": {"lora_schema": Lora, "full_schema": Full, "head_schema": Head},
     "optimizer": {"adamw_schema": AdamW, "sgd_schema": SGD},
-    "logger": {"csv_schema": CSVLog, "tensorboard_schema": TensorBoardLog},
+    "logger": {
+        "csv_schema": CSVLog,
+        "tensorboard_schema": TensorBoardLog,
+        "mlflow_schema": MLflowLog,
+        "wandb_schema": WandbLog,
+    },
 }
 
 

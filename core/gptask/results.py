@@ -1,4 +1,4 @@
-"""What a finished run writes: metrics.json and predictions.jsonl."""
+"""What a finished run writes: metrics.json, predictions.jsonl, the test's scores in its loggers, README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
+from gptask import loggers, run
+from gptask.card import Card
 from gptask.metric import score_all
 from gptask.task import Example, Prediction, Task
 
@@ -73,7 +74,18 @@ def finish(
         "git_commit": git_commit(),
     }
     run.write_json(folder / "metrics.json", result)
+    tested = {f"test/{name}": score["value"] for name, score in result["metrics"].items()}
+    loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
+    write_card(Card(folder, plugin, module, data, config, result))
     return result
+
+
+def write_card(card: Card) -> None:
+    """Write README.md; the run is finished and kept whatever comes of that."""
+    try:
+        card.write()
+    except Exception as error:  # a plugin's text, a full disk
+        log.warning("README.md could not be written: %s: %s", type(error).__name__, error)
 
 
 def peak_memory_mb() -> int:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import assembly, run, saved_model
+from gptask import assembly, loggers, run, saved_model
 from gptask.backbone.source import locate
-from gptask.config import CSVLog, Lora, Train, checked
 from gptask.config import Head as FrozenTuning
+from gptask.config import Lora, Train, checked
 from gptask.errors import UserError
 from gptask.results import finish
 from gptask.trainer_options import check
@@ -37,6 +37,7 @@ def train(config: Train) -> run.Run:
     """
     config = checked(config)
     check(config.trainer)
+    loggers.require(config.logger)
     plugin = run.plugin_of(config.task)
     corpus = assembly.corpus(config.task, config.data, config.seed)
     corpus.require("train")
@@ -90,22 +91,23 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     module, data = assemble(config, corpus)
     config.trainer = pace(config.trainer, data)
     writing = run.main_process()
-    if writing:
-        run.write_config(folder, config, plugin)
     trainer = _trainer(config, folder)
-    if config.probe and writing and not config.resume:
-        from gptask.probe import probe
+    with loggers.tracked(trainer, config, folder):
+        if writing:
+            run.write_config(folder, config, plugin)
+        if config.probe and writing and not config.resume:
+            from gptask.probe import probe
 
-        probe(module, data, trainer)
-    _fit(trainer, module, data, folder, config.resume)
-    _load_best(trainer, module)
-    if writing:
-        run.write_config(folder, config, plugin, adjusted=module.adjusted)  # with what validation chose
-        saved_model.save_model(folder, module.backbone, module.head, config.tuning)
-    fit_seconds = time.time() - started
-    trainer.test(module, datamodule=data, verbose=False)
-    if writing:
-        finish(folder, plugin, module, data, "test", config, started, fit_seconds)
+            probe(module, data, trainer)
+        _fit(trainer, module, data, folder, config.resume)
+        _load_best(trainer, module)
+        if writing:
+            run.write_config(folder, config, plugin, adjusted=module.adjusted)  # with what validation chose
+            saved_model.save_model(folder, module.backbone, module.head, config.tuning)
+        fit_seconds = time.time() - started
+        trainer.test(module, datamodule=data, verbose=False)
+        if writing:
+            finish(folder, plugin, module, data, "test", config, started, fit_seconds)
     module.eval()
     return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
 
@@ -157,27 +159,7 @@ def _trainer(config: Train, folder: Path) -> pl.Trainer:
     stopping = config.early_stopping
     if stopping.patience is not None:
         callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **monitor))
-    return trainer_for(folder, config.trainer, logger=_loggers(config, folder), callbacks=callbacks)
-
-
-def _loggers(config: Train, folder: Path) -> list[Any]:
-    from pytorch_lightning.loggers import CSVLogger
-
-    table = folder / "metrics.csv"
-    if table.exists():  # Lightning deletes it: keep the curve of the part before a resume
-        table.rename(folder / f"metrics.before-resume-{len(list(folder.glob('metrics.before*'))) + 1}.csv")
-    loggers: list[Any] = [CSVLogger(str(folder), name="", version="")]
-    if not isinstance(config.logger, CSVLog):
-        from lightning_utilities.core.imports import RequirementCache
-
-        if not RequirementCache("tensorboard"):
-            raise UserError(
-                "logger=tensorboard needs a package that is not installed: pip install 'gptask[tensorboard]'"
-            )
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(str(folder), name="", version="tensorboard"))
-    return loggers
+    return trainer_for(folder, config.trainer, logger=loggers.csv(folder), callbacks=callbacks)
 
 
 def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:

@@ -38,6 +38,7 @@ def test_run_folder_holds_everything_that_was_promised(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.json", "predictions.jsonl", "model", "checkpoints", "metrics.csv", "train.log",
+        "README.md",
     }  # fmt: skip
     assert (
         not list(finished.folder.rglob("*.bin"))

@@ -33,7 +33,10 @@ class Corpus:
             if limit is not None and limit < 1:
                 raise UserError(f"data.limit.{split}={limit} must be at least 1")
         self.task, self.seed = task, seed
-        self.options = _files(options, **task.sample()) if isinstance(options, Sample) else options
+        self.options = options
+        if isinstance(options, Sample):
+            said = {"license": options.license} if options.license else {}
+            self.options = _files(options, **task.sample() | said)
         for split in SPLITS:
             if self.given(split) is not None and not self._on_hub(split):
                 self._reader(split)  # a missing file is an error before anything is loaded
@@ -52,6 +55,11 @@ class Corpus:
         """Every row given for a split, without cut and limit: what a label set is taken from."""
         store = self._store(name)
         return Examples(store, np.arange(len(store)), name)
+
+    def sources(self, name: str) -> dict[str, str]:
+        """Files (or the hub split) that a split which was read came from, each with a hash of its content."""
+        store = self._stores.get(name if self.given(name) is not None else "train")
+        return store.sources if store else {}
 
     def require(self, name: str) -> None:
         """Raise `UserError` unless there is data given for a split."""

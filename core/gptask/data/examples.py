@@ -138,6 +138,7 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
     else:
         reading = Reading(task, columns, options.on_bad)
         store = Store.write(path, reading.records(reader), reading.meta, _schema(task))
+    store.sources = prints
     together = store.meta["rows"].get("+".join(prints), 0)  # parallel files have their rows in common
     for name, code in prints.items():
         log.info("%s: %d rows of %s (sha256 %s)", split, store.meta["rows"].get(name, together), name, code[:12])

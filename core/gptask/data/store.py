@@ -35,6 +35,7 @@ class Store(Sequence[dict[str, Any]]):
         self.path = path
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self.batches = self.table.to_batches()  # of CHUNK rows each, but for the last
+        self.sources: dict[str, str] = {}  # what it was read from this time, each with a hash of its content
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
     @classmethod

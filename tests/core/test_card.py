@@ -1,0 +1,229 @@
+"""The model card: the hub's own class reads it back, plain libraries run its code, and nothing in it breaks it."""
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from gptask import train
+from gptask.assembly import corpus
+from gptask.backbone.source import Resolved
+from gptask.card import Card
+from gptask.config import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
+from gptask.evaluation import evaluate
+from gptask.front_matter import hub_id, languages, license_of
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.translation import Translation
+from huggingface_hub import ModelCard
+
+from tests.small import config
+
+SMALL = Sample(limit=Limit(train=16, validation=4, test=6), max_tokens=128, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    return train(config(tmp_path_factory.mktemp("outputs")))
+
+
+def card_of(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+def values_of(card):
+    return {result.metric_type: result.metric_value for result in card.data.eval_results}
+
+
+def reported(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    return {name: score["value"] for name, score in metrics.items()}
+
+
+def blocks(card, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", card.text, re.S | re.M)
+
+
+def test_the_hub_reads_every_metric_back(classified):
+    card = card_of(classified.folder)
+    assert values_of(card) == reported(classified.folder)
+    first = card.data.eval_results[0]
+    assert (first.task_type, first.task_name, first.dataset_split) == ("text-classification", "sentiment", "test")
+    assert first.dataset_type == "sentiment-sample"
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
+    assert (card.data.language, card.data.tags) == (["en"], ["gptask", "sentiment", "full"])
+    assert card.data.license is card.data.base_model is card.data.datasets is None
+    assert not card.data.to_dict().keys() & {"eval_results", "model_name"}
+
+
+def test_a_reader_finds_data_licence_intervals_and_how_to_load(classified):
+    text, metrics = card_of(classified.folder).text, classified.metrics
+    low, high = metrics["metrics"]["accuracy"]["interval"]
+    value = metrics["metrics"]["accuracy"]["value"]
+    assert f"| `accuracy` | {value:.2f} | {low:.2f} to {high:.2f} | higher | 10 | `single label` |" in text
+    assert re.search(r"\| train \| 24 \| `train\.jsonl` `[0-9a-f]{16}` \|", text)
+    assert "Licence of the data: Apache-2.0. This is the sample" in text
+    assert metrics["test_data_hash"] in text
+    assert f"gptask predict run={classified.folder} input=" in text
+    assert f"`gptask export run={classified.folder} output=<new folder>`" in text
+
+
+def test_its_python_loads_the_run(classified, capsys):
+    (said,) = blocks(card_of(classified.folder), "python")
+    exec(said, {})
+    assert re.match(r"(negative|neutral|positive) 0\.\d+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("tuning", [Lora(rank=2), Full()])
+def test_a_generators_weights_load_without_gptask(tuning, tiny, tmp_path):
+    task = Translation(source_lang="de", target_lang="zh-CN")
+    task.generation.max_new_tokens = 4
+    rows = "".join(json.dumps({"source": f"der Hund {n}", "target": f"狗 {n}"}) + "\n" for n in range(12))
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    settings = {
+        "task": task,
+        "tuning": tuning,
+        "backbone": Pretrained(source=str(tiny("llama", 128)), dtype=DType.float32, license="MIT License"),
+        "data": Files(train=str(tmp_path / "pairs.jsonl"), cut=0.2, max_tokens=64),
+        "trainer": {"max_steps": 1, "accelerator": "cpu"},
+    }
+    run = train(config(tmp_path, **settings))
+    card = card_of(run.folder)
+    assert values_of(card) == reported(run.folder)
+    assert (card.data.language, card.data.license, card.data.base_model) == (["de", "zh"], "mit", None)
+    assert card.data.library_name == ("peft" if isinstance(tuning, Lora) else "transformers")
+    assert (card.data.pipeline_tag, card.data.eval_results[0].dataset_type) == ("text-generation", "local")
+    assert card.data.eval_results[0].dataset_name == "pairs.jsonl"
+    assert "test (cut from train)" in card.text
+    names = {}
+    exec(blocks(card, "python")[1], names)
+    (template,) = blocks(card, "text")
+    ids = names["tokenizer"](template.strip().format(source="der Hund 3"), return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = run.backbone.model(ids).logits
+        torch.testing.assert_close(names["model"](ids).logits, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
+    origin = Resolved(str(tiny("llama", 128)), "hub org/tiny-llama", "abc")
+    monkeypatch.setattr("gptask.backbone.source.resolve", lambda options: origin)
+    monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
+    data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
+               columns={"text": "t", "label": "l"}, labels=["bad", "good"], max_tokens=64)  # fmt: skip
+    backbone = Pretrained(
+        source="org/tiny-llama", dtype=DType.float32, license="Gemma Terms of Use (ai.google.dev/gemma/terms)"
+    )
+    trainer = {"max_steps": 1, "accelerator": "cpu"}
+    run = train(config(tmp_path, backbone=backbone, data=data, tuning=Lora(rank=2), trainer=trainer))
+    card = card_of(run.folder)
+    assert (card.data.base_model, card.data.datasets) == ("org/tiny-llama", ["org/films"])
+    assert (card.data.library_name, card.data.license) == ("peft", "gemma")
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config, result.dataset_revision) == ("org/films", "en", "v1")
+    assert "`org/films[test]`" in card.text
+    assert "Licence of the data: CC-BY-4.0." in card.text
+    assert "Gemma Terms of Use (ai.google.dev/gemma/terms)" in card.text
+
+
+def test_an_evaluation_names_its_run_and_offers_no_model(classified, tmp_path):
+    task, backbone = Sentiment(labels=["negative", "neutral", "positive"]), config(tmp_path).backbone
+    for run, name in ((str(classified.folder), f"the run `{classified.folder}`"), (None, "the bare backbone")):
+        settings = Evaluate(
+            task=task, backbone=backbone, data=SMALL, run=run, split="validation", outputs=str(tmp_path)
+        )
+        folder = evaluate(settings)
+        card = card_of(folder)
+        assert values_of(card) == reported(folder)
+        assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+        assert card.data.tags[-1] == "evaluation"
+        assert name in card.text
+        assert not blocks(card, "python")
+        assert "| train" not in card.text
+
+
+def test_nothing_a_user_names_breaks_metadata_or_text(tmp_path):
+    name = "x|y `code` <b> --- ```\n---\n*é* {a} 'q\".jsonl"
+    rows = [{"a|b": f"text {n}", "---\n": "good" if n % 2 else "bad"} for n in range(30)]
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "run|`1` {folder}"
+    data = Files(train=str(tmp_path / name), columns={"text": "a|b", "label": "---\n"}, max_tokens=64,
+                 license="mine | <script>\n---\n# no")  # fmt: skip
+    run = train(config(tmp_path, data=data, folder=str(folder), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    card = card_of(run.folder)
+    assert values_of(card) == reported(run.folder)
+    assert card.data.eval_results[0].dataset_name == "x|y `code` <b> --- ``` --- *é* {a} 'q\".jsonl"
+    outside = re.sub(r"^(```+)bash$.*?^\1$", "", card.text, flags=re.M | re.S)  # in a code block nothing is markup
+    assert "<script>" not in outside
+    assert "<script>" in card.text  # the command
+    assert re.findall("^#+ (.*)", outside, re.M)[1:] == [
+        "Data", "Results", "Reproduce", "Use", "Intended use and limits",
+    ]  # fmt: skip
+    (table,) = re.findall(r"^\| split .*\n\| ---.*\n((?:\|.*\n)+)", card.text, re.M)
+    assert [len(re.split(r"(?<!\\)\|", row)) - 2 for row in table.splitlines()] == [3, 3, 3]
+    exec(blocks(card, "python")[0], {})
+
+
+def test_a_card_that_fails_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+    monkeypatch.setattr(Card, "body", lambda self: 1 / 0)
+    run = train(config(tmp_path))
+    assert run.metrics["n"] == 10
+    assert "README.md could not be written: ZeroDivisionError" in caplog.text
+    assert not (run.folder / "README.md").exists()
+
+
+def test_a_head_without_a_transformers_class_has_no_pipeline(tmp_path):
+    run = train(config(tmp_path, task=QuestionAnswering(answer=Answer.span, stride=16), data=SMALL))
+    card = card_of(run.folder)
+    assert card.data.pipeline_tag is None
+    assert card.data.eval_results[0].task_type == "qa"
+    assert "No class of transformers fits its head" in card.text
+
+
+def test_a_test_without_examples_has_a_card_too(tmp_path):
+    options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
+    card = card_of(train(config(tmp_path, trainer=options)).folder)
+    assert card.data.eval_results is None
+    assert "No example was scored" in card.text
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (None, {}),
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("CC BY-SA 4.0", {"license": "cc-by-sa-4.0"}),
+        ("MIT licence", {"license": "mit"}),
+        ("Gemma Terms of Use (ai.google.dev/gemma/terms)", {"license": "gemma"}),
+        ("ours (https://x.org/l)", {"license": "other", "license_name": "ours", "license_link": "https://x.org/l"}),
+        ("仅供研究", {"license": "other", "license_name": "other"}),
+    ],
+)
+def test_a_licence_is_one_of_the_hubs_or_other_with_a_name(said, expected):
+    assert license_of(said) == expected
+
+
+def test_only_names_the_hub_could_have_go_where_it_checks_them():
+    names = ["gpt2", "org/model.v1", "/home/me/model", "a/b/c", "a b", "../x", "模型"]
+    assert [hub_id(name) for name in names] == ["gpt2", "org/model.v1", None, None, None, None, None]
+
+
+def test_languages_are_the_tasks_options():
+    @dataclass
+    class Silent:
+        prompt: str = "de"
+
+    assert languages(Translation(source_lang="deu_Latn", target_lang="en")) == ["deu", "en"]
+    assert languages(Sentiment(language="zh")) == ["zh"]
+    assert languages(Silent()) == []
+
+
+def test_the_datas_licence_is_the_users_else_the_samples_and_no_part_of_the_caches_key():
+    mine, bundled = (corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
+    assert (mine.options.license, bundled.options.license) == ("CC0-1.0", "Apache-2.0")
+    assert mine.split("test").key == bundled.split("test").key
