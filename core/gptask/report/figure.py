@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (4.6, 2.9)  # inches, drawn about a phone's width, so that text keeps its size there
+MARGINS = {"left": 0.11, "right": 0.985, "bottom": 0.155, "top": 0.9, "hspace": 0.1}  # laying out takes half the time
 SERIES = 6  # colours; the seventh run has the first again, with other marks
 INK, MUTED, GRID = "#010101", "#010102", "#010103"
 COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
@@ -59,7 +60,8 @@ def figure(key: str, title: str, description: str, draw: Callable[[Figure], None
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts
-        canvas = Figure(figsize=SIZE, layout="constrained")
+        canvas = Figure(figsize=SIZE)
+        canvas.subplots_adjust(**MARGINS)
         draw(canvas)
         canvas.savefig(stream, format="svg", transparent=True)
     return _embedded(stream.getvalue(), key, title, description)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOSSES = ("train/loss", "val/loss")
 MARKS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
-METRICS = 6  # validation metrics drawn at most
+METRICS = 5  # validation metrics drawn at most
 
 
 def learning(entries: Sequence[Entry], logged: Sequence[dict[str, Curve]]) -> list[Markup]:

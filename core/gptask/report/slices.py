@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ class Table:
     entries: list[Entry]
     rows: list[tuple[str, list[Score | None]]]
     note: str = ""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """From the lowest to the highest end of all intervals, with some air."""
+        ends = [end for _, row in self.rows for s in row if s for end in (s.low, s.high) if math.isfinite(end)]
+        low, high = min(ends, default=0.0), max(ends, default=1.0)
+        air = (high - low or 1.0) * 0.05
+        return low - air, high + air
 
 
 def tables(groups: Sequence[Sequence[Entry]]) -> Iterator[Table]:
