@@ -18,3 +18,11 @@ def _cache_folder() -> Iterator[None]:
     """Take the session's cache away at its end."""
     yield
     _cache.cleanup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the long tier unless it is asked for."""
+    if os.environ.get("GPTASK_LONG", "") in ("", "0"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long tier: GPTASK_LONG=1 runs it"))

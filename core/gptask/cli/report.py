@@ -42,7 +42,7 @@ def _parser() -> Parser:
         prog="gptask report",
         allow_abbrev=False,
         description="Write one HTML page on a run, or on several side by side (each against the oldest). It holds all "
-        "it needs: metrics with intervals, learning curves, calibration, slices, examples, what flips, how to reproduce.",
+        "it needs: metrics with intervals, learning curves, calibration, slices, examples, flips, how to reproduce.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of run folders, or glob pattern")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the run, or above all the runs")
@@ -70,4 +70,4 @@ def _write(path: Path, text: str) -> None:
         partial.write_bytes(text.encode("utf-8", errors="replace"))
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}; choose another place with --output FILE") from error
+        raise UserError(f"{path} can't be written: {error.strerror}; choose another place: --output FILE") from error

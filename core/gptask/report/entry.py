@@ -114,7 +114,8 @@ class Entry:
 
 def entries(records: Sequence[Record]) -> tuple[list[Entry], list[Record]]:
     """The runs that can be shown, with a letter each, and those that can't, their ``problem`` told."""
-    good, bad = [], []
+    good: list[Record] = []
+    bad: list[Record] = []
     for record in records:
         try:
             if not record.problem:
@@ -135,8 +136,8 @@ def _check(record: Record) -> None:
             numbers = [float(metric["value"]), float(low), float(high), float(metric["n"]), *metric["range"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{record.folder}: metrics.json says of '{name}' what no gptask run writes") from error
-        if len(entry.statistics(name)) != metric["n"] or len(numbers) != 6:
-            raise UserError(f"{record.folder}: predictions.jsonl has {len(entry.rows)} lines, metrics.json {metric['n']}")
+        if len(numbers) != 6 or len(entry.statistics(name)) != metric["n"]:
+            raise UserError(f"{record.folder}: predictions.jsonl has {len(entry.rows)} lines, not {metric['n']}")
 
 
 def inputs(row: dict[str, Any]) -> dict[str, Any]:

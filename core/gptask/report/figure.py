@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
@@ -20,7 +20,7 @@ SERIES = 6  # colours; the seventh run has the first again, with other marks
 INK, MUTED, GRID = "#010101", "#010102", "#010103"
 COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 COLOURS |= {f"#0101a{k}": f"var(--c{k})" for k in range(SERIES)}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gptask",
     "text.parse_math": False,

@@ -69,7 +69,8 @@ def matched(first: Entry, other: Entry) -> np.ndarray | str:
         return "examples are not told apart by id and input"
     places = {key: place for place, key in enumerate(theirs)}
     if places.keys() != set(keys):
-        return f"they were tested on different examples ({len(places.keys() & set(keys)):,} of {len(keys):,} are common)"
+        common = len(places.keys() & set(keys))
+        return f"they were tested on different examples ({common:,} of {len(keys):,} are common)"
     return np.asarray([places[key] for key in keys])
 
 

@@ -31,17 +31,21 @@ def page(records: Sequence[Record]) -> str:
         raise UserError(_damage(bad))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _environment().get_template("page.html").render(
-        several=len(good) > 1,
-        entries=good,
-        damaged=bad,
-        version=version("gptask"),
-        script=Markup(script),
-        script_hash=digest,
-        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        **_overview(good),
-        **_curves(good),
-        **_parts(good),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            several=len(good) > 1,
+            entries=good,
+            damaged=bad,
+            version=version("gptask"),
+            script=Markup(script),
+            script_hash=digest,
+            style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+            **_overview(good),
+            **_curves(good),
+            **_parts(good),
+        )
     )
 
 

@@ -90,7 +90,7 @@ def _counts(axes: Axes, number: int, bins: Sequence[Bin]) -> None:
     centres = [(b.start + b.end) / 2 for b in bins]
     axes.bar(centres, [b.n for b in bins], width=0.085, color=colour(number), alpha=0.35)
     for centre, b in zip(centres, bins, strict=True):
-        axes.annotate(f"{b.n:,}", (centre, b.n), ha="center", va="bottom", fontsize=7.5, color=INK, annotation_clip=False)
+        axes.text(centre, b.n, f"{b.n:,}", ha="center", va="bottom", fontsize=7.5, color=INK)
     axes.margins(y=0.45)
     axes.set_yticks([])
     axes.grid(False)

@@ -12,7 +12,7 @@ from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
 LABELS = ["negative", "neutral", "positive"]
-WORDS = "the room was small but clean and staff helped us when our flight came late so we would stay again".split()
+WORDS = ["the", "room", "was", "small", "but", "clean", "and", "staff", "helped", "our", "late", "flight", "stay"]
 
 
 def written(folder, task, examples, predictions, seed=13, curve=True, **changes):
