@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Entry:
     def confidence(self) -> np.ndarray | None:
         """(N,) scores of the predictions, where each has one."""
         scores = [row.get("score") for row in self.rows]
-        return None if any(score is None for score in scores) else np.asarray(scores, dtype=float)
+        return None if any(score is None or not math.isfinite(score) for score in scores) else np.asarray(scores)
 
     @cached_property
     def lacking(self) -> str:
@@ -138,6 +139,17 @@ def _check(record: Record) -> None:
             raise UserError(f"{record.folder}: metrics.json says of '{name}' what no gptask run writes") from error
         if len(numbers) != 6 or len(entry.statistics(name)) != metric["n"]:
             raise UserError(f"{record.folder}: predictions.jsonl has {len(entry.rows)} lines, not {metric['n']}")
+    for number, row in enumerate(entry.rows, 1):
+        if not _whole(row):
+            raise UserError(f"{record.folder}: predictions.jsonl, line {number}: no prediction of a gptask run")
+
+
+def _whole(row: dict[str, Any]) -> bool:
+    """Whether the parts of a line that are computed with are of the right kind."""
+    score, chances = row.get("score"), row.get("probabilities") or {}
+    if not isinstance(row.get("references", {}), dict) or not isinstance(chances, dict):
+        return False
+    return isinstance(score, int | float | None) and all(isinstance(chance, int | float) for chance in chances.values())
 
 
 def inputs(row: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,13 @@ def test_a_row_without_score_takes_the_confidence_away(tmp_path):
     assert entry_of(folder).confidence is None
 
 
+def test_a_score_that_is_no_number_takes_the_confidence_away(tmp_path):
+    folder = made.sentiment(tmp_path / "run")
+    text = (folder / "predictions.jsonl").read_text()
+    (folder / "predictions.jsonl").write_text(text.replace('"score": ', '"score": NaN, "old": ', 1))
+    assert entry_of(folder).confidence is None
+
+
 def test_names_are_as_short_as_they_can_be(tmp_path):
     folders = [made.sentiment(tmp_path / name / "2026", seed=k) for k, name in enumerate("xy")]
     good, _ = entries([read(folder) for folder in folders])

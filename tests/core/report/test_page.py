@@ -153,6 +153,10 @@ def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
         ("metrics.json", '"n": 40', '"n": 41'),
         ("predictions.jsonl", '"accuracy": [1.0]', '"accuracy": []'),
         ("predictions.jsonl", '"accuracy"', '"akkuracy"'),
+        ("predictions.jsonl", '"score": 0', '"score": "0'),
+        ("predictions.jsonl", '"probabilities": {', '"probabilities": ['),
+        ("predictions.jsonl", '"negative": 0', '"negative": null, "y": 0'),
+        ("predictions.jsonl", '"references": {"label"', '"references": "label", "x": {"y"'),
     ],
 )
 def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
