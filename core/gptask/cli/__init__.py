@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "score a run folder or the bare backbone without training",
     "predict": "run a run folder on a file or standard input",
     "export": "write a Hugging Face folder for plain transformers",
+    "report": "write one HTML page on a run, or on several side by side",
     "tasks": "list the installed task plugins and their options",
     "compare": "compare runs: intervals, paired tests, leaderboard",
 }
@@ -44,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (Exception, KeyboardInterrupt) as error:
-        code = report(error)
+        code = told(error)
     sys.exit(code)
 
 
-def report(error: BaseException, where: str = "") -> int:
+def told(error: BaseException, where: str = "") -> int:
     """Write the message for an error, behind the name of the job it ended, and return the exit code."""
     from gptask.cli.explain import explain
 
@@ -93,9 +94,13 @@ def _dispatch(arguments: list[str]) -> int:
         from gptask.cli.compare import compare
 
         return compare(rest)
+    if verb == "report":
+        from gptask.cli.report import report
+
+        return report(rest)
     from gptask.cli.launch import launch
 
-    return launch(verb, rest, ACTIONS[verb], report)
+    return launch(verb, rest, ACTIONS[verb], told)
 
 
 def _train(config: Any) -> None:
