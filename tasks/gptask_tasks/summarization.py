@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -60,12 +60,17 @@ class Rouge(MeanMetric):
     def __init__(self, kind: str, language: str) -> None:
         from importlib.metadata import version
 
+        self.chinese = language == "zh"
+        split = "characters" if self.chinese else "stemmed words"
+        super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
+
+    @cached_property
+    def scorer(self) -> Any:
+        """Google's scorer, loaded for statistics only: a comparison aggregates those that are there."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        chinese = language == "zh"
-        split = "characters" if chinese else "stemmed words"
-        super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
-        self.scorer = RougeScorer([kind], use_stemmer=not chinese, tokenizer=Characters() if chinese else None)
+        tokenizer = Characters() if self.chinese else None
+        return RougeScorer([self.name], use_stemmer=not self.chinese, tokenizer=tokenizer)
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """F1 of one summary."""

@@ -90,10 +90,13 @@ class Record:
 
     def metric(self, name: str) -> Metric:
         """A metric of the run's task, which aggregates statistics."""
-        for metric in self.plugin.metrics():
-            if metric.name == name:
-                return metric
-        raise UserError(f"{self.folder}: the installed plugin of '{self.task}' has no metric '{name}'")
+        if name not in self._metrics:
+            raise UserError(f"{self.folder}: the installed plugin of '{self.task}' has no metric '{name}'")
+        return self._metrics[name]
+
+    @cached_property
+    def _metrics(self) -> dict[str, Metric]:
+        return {metric.name: metric for metric in self.plugin.metrics()}
 
 
 @lru_cache(maxsize=256)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptask.compare.comparison import compare
 from gptask.report.entry import Entry
 
 
@@ -47,6 +48,26 @@ def _measured(values: dict[str, Any] | None) -> Measured | None:
         return None
     (low, high), value = values["interval"], values["value"]
     return Measured(value, low, high, values["n"], bar(low, value, high, *values["range"]))
+
+
+@dataclass
+class Verdict:
+    """What a paired test says of a run against another, metric by metric."""
+
+    first: Entry
+    other: Entry
+    words: dict[str, str]
+
+
+def verdicts(groups: Sequence[Sequence[Entry]]) -> Iterator[Verdict]:
+    """Paired tests within groups of runs on the same test examples, each run against the first of its group."""
+    for first, *others in groups:
+        if others and not any(entry.lacking for entry in (first, *others)):
+            records = [entry.record for entry in (first, *others)]
+            found = compare(records, first.record.folder, every=True, apart=True, grouped=False).tables[0].verdicts
+            for number, other in enumerate(others, 1):
+                said = {metric: known[number].words for metric, known in found.items() if number in known}
+                yield Verdict(first, other, said)
 
 
 def bar(

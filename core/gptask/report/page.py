@@ -64,6 +64,7 @@ def _overview(good: Sequence[Entry]) -> dict[str, Any]:
         "facts": facts.facts(good),
         "origin": facts.origin(good),
         "tasks": [(task, some, measures.metrics(some)) for task, some in ((t, list(e)) for t, e in tasks)],
+        "verdicts": list(measures.verdicts(flips.groups(good))),
         "hashes": {str(entry.record.result.get("test_data_hash")) for entry in good},
         "differences": settings.differences(good),
         "commands": [(entry, settings.reproduce(entry)) for entry in good],

@@ -104,7 +104,7 @@ def test_two_runs_side_by_side(folders):
     assert "wrong in A, right in B" in found.text
     assert "The keys that differ" in found.text
     assert "seed" in found.text
-    assert "tests the difference, paired by example" in found.text
+    assert "B against A, paired by example" in found.text
     changes = {card["data-change"] for card in found.named("li") if "data-change" in card}
     assert changes == {"better", "worse", ""}
 
@@ -236,3 +236,10 @@ def test_5000_examples_make_a_page_of_modest_size(tmp_path):
     html = page(records.find([str(made.sentiment(tmp_path / "run", long))]))
     assert len(html.encode()) < 3_000_000
     assert "of 5,000 examples; the others are in predictions.jsonl" in html
+
+
+def test_runs_are_tested_against_the_first(sentiment):
+    a, b = sentiment("a", 0.95, draw=1), sentiment("b", 0.8, draw=2)
+    text = page([records.read(a), records.read(b)])
+    assert "accuracy: this model is worse" in text
+    assert "paired by example" not in page([records.read(a)])
