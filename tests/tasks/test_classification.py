@@ -179,6 +179,19 @@ def test_a_label_outside_the_set_is_refused(tokenizer: Any) -> None:
         task.encode(example, tokenizer, 64)
 
 
+def test_a_text_that_has_room_is_read_again(tokenizer: Any) -> None:
+    twice, once = Classification(labels=LABELS, readings=2), Classification(labels=LABELS)
+    example = {"text": "a great story about delivery"}
+    assert twice.render(example)[0] == f"Text: {example['text']}\nText: {example['text']}\nTopic:"
+    assert Classification(labels=LABELS, readings=2, prompt="{text} =").template == "{text}\n{text} ="
+    whole = once.encode(example, tokenizer, 200).ids
+    assert twice.encode(example, tokenizer, 200).ids != whole
+    encoded = twice.encode(example, tokenizer, len(whole) + 3)
+    assert (encoded.ids, encoded.truncated) == (whole, 0)  # rather once and whole than twice and cut
+    with pytest.raises(UserError, match="task.readings=0"):
+        Classification(labels=LABELS, readings=0).validate()
+
+
 def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> None:
     task = Classification(labels=["a", "b"])
     example = {"text": "the film is good " * 50, "label": "b"}

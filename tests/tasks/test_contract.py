@@ -13,6 +13,7 @@ SCORING = [
     Classification(),
     Classification(multi_label=True),
     Classification(language="zh"),
+    Classification(readings=2),
     Sentiment(),
     Sentiment(graded=True),
     QuestionAnswering(answer=Answer.span),

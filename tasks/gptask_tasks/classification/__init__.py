@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +31,7 @@ class Classification(PromptedTask):
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
     multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
+    readings: int = option(1, "times a text that has room stands in its prompt: the second is read knowing its end")
     threshold: float | None = option(None, "multi_label: probability from which a class counts; null: by validation")
 
     def fields(self) -> list[Field]:
@@ -45,6 +47,8 @@ class Classification(PromptedTask):
         super().validate()
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"task.labels must be at least two different names, got {self.labels}")
+        if self.readings < 1:
+            raise UserError(f"task.readings={self.readings} must be at least 1")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UserError(f"task.threshold={self.threshold} must lie between 0 and 1")
         for name in self.label_words:
@@ -83,6 +87,13 @@ class Classification(PromptedTask):
         words = self.label_words.get(label, label.replace("_", " "))
         return words if self.language == "zh" else f" {words}"
 
+    @property
+    def template(self) -> str:
+        """The prompt in force, with what stands before the text and the text itself as often as it is read."""
+        once = super().template
+        before, text, _ = once.partition("{text}")
+        return f"{before}{text}\n" * (self.readings - 1 if text else 0) + once
+
     def render(self, example: Example) -> tuple[str, str | None]:
         """The prompt, and the label words as the text that would follow."""
         known = example.get("labels" if self.multi_label else "label") is not None
@@ -92,6 +103,10 @@ class Classification(PromptedTask):
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """The prompt's ids, and the label as an index or as a vector of zeros and ones."""
         ids, cut = self.fit(example, tokenizer, max_tokens)
+        if cut and self.readings > 1:  # rather once and whole
+            short = copy(self)
+            short.readings = 1
+            ids, cut = short.fit(example, tokenizer, max_tokens)
         if self.render(example)[1] is None:
             return Encoded(ids, truncated=cut)
         gold = self.gold(example)
