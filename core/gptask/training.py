@@ -13,6 +13,7 @@ from gptask.backbone.source import locate
 from gptask.config import CSVLog, Lora, Train, checked
 from gptask.config import Head as FrozenTuning
 from gptask.errors import UserError
+from gptask.job import identity
 from gptask.results import finish
 from gptask.trainer_options import check
 
@@ -40,8 +41,9 @@ def train(config: Train) -> run.Run:
     plugin = run.plugin_of(config.task)
     corpus = assembly.corpus(config.task, config.data, config.seed)
     corpus.require("train")
+    job = identity(config, corpus)  # of the config as given: the training settles what that left open
     with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:
-        return _train(config, plugin, corpus, folder)
+        return _train(config, plugin, corpus, folder, job)
 
 
 def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
@@ -85,7 +87,7 @@ def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
         options.lr = rate(head.lora_lr, backbone.model.config.get_text_config().model_type, backbone.channels)
 
 
-def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
+def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str) -> run.Run:
     started = time.time()
     module, data = assemble(config, corpus)
     config.trainer = pace(config.trainer, data)
@@ -105,7 +107,7 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
     fit_seconds = time.time() - started
     trainer.test(module, datamodule=data, verbose=False)
     if writing:
-        finish(folder, plugin, module, data, "test", config, started, fit_seconds)
+        finish(folder, plugin, module, data, "test", config, started, fit_seconds, job)
     module.eval()
     return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
 
