@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def plugin_of(task: Task) -> Plugin:
 def create(outputs: str, task: str, folder: str | None) -> Path:
     """Make a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused."""
     base = Path(folder) if folder else Path(outputs) / task / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for path in (base, *siblings(base)):
+    for path in chain([base], siblings(base)):
         try:
             path.mkdir(parents=True)
             return path

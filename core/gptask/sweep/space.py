@@ -146,20 +146,17 @@ def in_file(name: str) -> list[Dimension]:
 
 
 def _entry(place: str, option: str, value: Any) -> Dimension:
-    expression = f"choice({','.join(map(_element, value))})" if isinstance(value, list) else value
     found = None
-    if isinstance(expression, str):
-        try:
-            found = dimension(f"{option}={expression}")
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+    try:
+        if isinstance(value, list):
+            found = _choices(option, [quoted(v) if isinstance(v, str) else json.dumps(v) for v in value], False)
+        if isinstance(value, str):
+            found = dimension(f"{option}={value}")
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
     if found is None:
         raise UserError(f"{place}: {option}: {value!r} is no search space; expected a list of choices, or {GRAMMAR}")
     return found
-
-
-def _element(value: Any) -> str:
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def together(in_yaml: Iterable[Dimension], space: Iterable[Dimension], fixed: Sequence[str]) -> list[Dimension]:

@@ -68,9 +68,7 @@ class Study:
             if known.get(name) != self.about[name]
         ]
         if differing:
-            raise UserError(
-                f"{self.folder} is the study of another search: {'; '.join(differing)}. Take another --study"
-            )
+            raise UserError(f"{self.folder} belongs to another search: {'; '.join(differing)}. Take another --study")
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
