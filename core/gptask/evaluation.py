@@ -12,6 +12,7 @@ from gptask.backbone.source import locate
 from gptask.config import Evaluate, checked
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
+from gptask.job import identity
 from gptask.results import finish
 from gptask.task import Task
 from gptask.trainer_options import check
@@ -25,12 +26,13 @@ def evaluate(config: Evaluate) -> Path:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
     plugin = run.plugin_of(config.task)
     corpus = assembly.corpus(config.task, config.data, config.seed)
+    job = identity(config, corpus)
     with run.folder_for(config.outputs, plugin.name, config.folder) as folder:
-        _evaluate(config, plugin, corpus, folder)
+        _evaluate(config, plugin, corpus, folder, job)
     return folder
 
 
-def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path) -> None:
+def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str) -> None:
     started = time.time()
     task: Task = config.task
     corpus.split(config.split)
@@ -54,7 +56,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     if not run.main_process():
         return
     run.write_config(folder, config, plugin, parent=config.run)
-    finish(folder, plugin, module, parts.data, config.split, config, started, 0.0)
+    finish(folder, plugin, module, parts.data, config.split, config, started, 0.0, job)
 
 
 def demonstrations(task: Task, corpus: Corpus, shots: int, seed: int) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import timedelta
 from math import isfinite
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +129,6 @@ class Interrupted(pl.Callback):
 
 
 def progress_bar() -> pl.Callback:
-    """A bar in a terminal, lines elsewhere."""
-    return Bar() if sys.stderr.isatty() and sys.stdout.isatty() else Lines()
+    """A bar in a terminal, lines elsewhere; lines too where jobs run side by side and would draw over one another."""
+    alone = current_process().name == "MainProcess"
+    return Bar() if alone and sys.stderr.isatty() and sys.stdout.isatty() else Lines()

@@ -43,8 +43,9 @@ def finish(
     config: Any,
     started: float,
     fit_seconds: float,
+    job: str,
 ) -> dict[str, Any]:
-    """Score what the module said about a split, and write it down."""
+    """Score what the module said about a split, and write it down; ``job`` says what it is the result of."""
     from gptask.progress import Speed
 
     examples, predictions = module.predictions(data, split)
@@ -54,6 +55,7 @@ def finish(
     write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
     result = {
+        "job": job,
         "task": plugin.name,
         "plugin": plugin.origin,
         "split": split,
@@ -144,9 +146,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """The commit gptask's own code is at, where it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git_commit(touching: bool = False) -> str | None:
+    """The commit gptask's own code is at, where it runs from a checkout; ``touching``: the last that changed it."""
+    asked = ["log", "-1", "--format=%H", "--", "."] if touching else ["rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), *asked]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

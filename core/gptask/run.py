@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,7 @@ def plugin_of(task: Task) -> Plugin:
 def create(outputs: str, task: str, folder: str | None) -> Path:
     """Make a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused."""
     base = Path(folder) if folder else Path(outputs) / task / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for number in range(1000):
-        path = base if not number else base.with_name(f"{base.name}_{number}")
+    for path in chain([base], siblings(base)):
         try:
             path.mkdir(parents=True)
             return path
@@ -51,6 +51,11 @@ def create(outputs: str, task: str, folder: str | None) -> Path:
         except OSError as error:
             raise UserError(f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>") from error
     raise UserError(f"no free run folder beside {base}")
+
+
+def siblings(base: Path) -> Iterator[Path]:
+    """``base_1``, ``base_2``, ...: where runs go that find ``base`` taken."""
+    return (base.with_name(f"{base.name}_{number}") for number in range(1, 1000))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from gptask.backbone.source import locate
 from gptask.config import Head as FrozenTuning
 from gptask.config import Lora, Train, checked
 from gptask.errors import UserError
+from gptask.job import identity
 from gptask.results import finish
 from gptask.trainer_options import check
 
@@ -30,9 +32,10 @@ LEAST, MOST = 2, 8  # epochs
 EXAMPLES = 16  # that a step of the optimizer learns from, where a batch has no room for so many
 
 
-def train(config: Train) -> run.Run:
+def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
     """Run a training from a config, which is not changed; return the run with its best model loaded.
 
+    ``callbacks`` of Lightning's watch it beside our own; what they raise ends it.
     Raises `UserError` for whatever the user can mend.
     """
     config = checked(config)
@@ -41,8 +44,9 @@ def train(config: Train) -> run.Run:
     plugin = run.plugin_of(config.task)
     corpus = assembly.corpus(config.task, config.data, config.seed)
     corpus.require("train")
+    job = identity(config, corpus)  # of the config as given: the training settles what that left open
     with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:
-        return _train(config, plugin, corpus, folder)
+        return _train(config, plugin, corpus, folder, job, callbacks)
 
 
 def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
@@ -86,12 +90,14 @@ def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
         options.lr = rate(head.lora_lr, backbone.model.config.get_text_config().model_type, backbone.channels)
 
 
-def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> run.Run:
+def _train(
+    config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str, callbacks: Sequence[pl.Callback]
+) -> run.Run:
     started = time.time()
     module, data = assemble(config, corpus)
     config.trainer = pace(config.trainer, data)
     writing = run.main_process()
-    trainer = _trainer(config, folder)
+    trainer = _trainer(config, folder, callbacks)
     with loggers.tracked(trainer, config, folder):
         if writing:
             run.write_config(folder, config, plugin)
@@ -107,7 +113,7 @@ def _train(config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path) -> r
         fit_seconds = time.time() - started
         trainer.test(module, datamodule=data, verbose=False)
         if writing:
-            finish(folder, plugin, module, data, "test", config, started, fit_seconds)
+            finish(folder, plugin, module, data, "test", config, started, fit_seconds, job)
     module.eval()
     return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
 
@@ -137,7 +143,7 @@ def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
     return options | found
 
 
-def _trainer(config: Train, folder: Path) -> pl.Trainer:
+def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl.Trainer:
     """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -155,6 +161,7 @@ def _trainer(config: Train, folder: Path) -> pl.Trainer:
         ModelCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
         Interrupted(checkpoints / "interrupted.ckpt"),
         progress_bar(),
+        *watching,
     ]
     stopping = config.early_stopping
     if stopping.patience is not None:

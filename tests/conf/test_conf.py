@@ -7,9 +7,8 @@ from pathlib import Path
 import gptask_conf
 import pytest
 from gptask import config as schemas
-from gptask.cli.configs import choices, compose, groups, loader
+from gptask.cli.configs import checked, choices, compose, groups, loader
 from gptask.cli.explain import Line
-from gptask.cli.launch import checked
 from gptask.plugins import discover
 from gptask.task import Task
 from gptask.trainer_options import check

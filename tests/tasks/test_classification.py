@@ -188,7 +188,7 @@ def test_a_text_that_has_room_is_read_again(tokenizer: Any) -> None:
     assert twice.encode(example, tokenizer, 200).ids != whole
     encoded = twice.encode(example, tokenizer, len(whole) + 3)
     assert (encoded.ids, encoded.truncated) == (whole, 0)  # rather once and whole than twice and cut
-    with pytest.raises(UserError, match="task.readings=0"):
+    with pytest.raises(UserError, match=r"task\.readings=0"):
         Classification(labels=LABELS, readings=0).validate()
 
 

@@ -46,7 +46,7 @@ def resolve(options: Pretrained) -> Resolved:
     source = str(options.source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return Resolved(str(path), "local folder", _folder_hash(path))
+        return Resolved(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():
         stat = path.stat()
         return _converted(nullcontext(path), f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"GGUF file {path}")
@@ -119,7 +119,7 @@ def _hub(options: Pretrained, source: str) -> Resolved:
         )
     except (HFValidationError, HTTPError, OSError) as error:
         raise UserError(_absent(source, f"the hub says: {str(error).strip().splitlines()[0]}")) from error
-    return Resolved(folder, f"hub {source}", _folder_hash(Path(folder)))
+    return Resolved(folder, f"hub {source}", folder_hash(Path(folder)))
 
 
 def _absent(source: str, reason: str) -> str:
@@ -130,7 +130,7 @@ def _absent(source: str, reason: str) -> str:
     )
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """A hash of all weight files; kept in the cache by name, size and time, since hashing gigabytes takes seconds."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:

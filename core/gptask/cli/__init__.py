@@ -13,11 +13,12 @@ from gptask.errors import UserError, listing, nearest
 VERBS = {
     "train": "fine-tune on a task, keep the best checkpoint, test it",
     "evaluate": "score a run folder or the bare backbone without training",
+    "sweep": "search for the options that do best on validation",
     "predict": "run a run folder on a file or standard input",
     "export": "write a Hugging Face folder for plain transformers",
+    "compare": "compare runs: intervals, paired tests, leaderboard",
     "report": "write one HTML page on a run, or on several side by side",
     "tasks": "list the installed task plugins and their options",
-    "compare": "compare runs: intervals, paired tests, leaderboard",
 }
 USAGE = """gptask <verb> [option=value ...]
 
@@ -28,6 +29,7 @@ One GPT in memory, many NLP tasks on top of it.
   gptask train task=sentiment                                        fine-tune on the bundled sample
   gptask train task=qa data=files data.train=train.json tuning=full  ... on your own files
   gptask train -m task=sentiment,classification                      ... several, one after the other
+  gptask sweep tuning.rank=4,8,16 --trials 3                         ... and let Optuna choose the options
   gptask predict run=outputs/sentiment/<run> input=reviews.txt       predict with a run folder
 
 gptask <verb> --help shows the verb's options; --cfg job prints a config without running it; --version the version.
@@ -85,22 +87,44 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}'; there are {listing(VERBS)}.{nearest(verb, VERBS)}")
-    if verb == "tasks":
-        from gptask.cli.tasks import show
-
-        show(rest)
-        return 0
-    if verb == "compare":
-        from gptask.cli.compare import compare
-
-        return compare(rest)
-    if verb == "report":
-        from gptask.cli.report import report
-
-        return report(rest)
+    if verb in OWN:
+        return OWN[verb](rest)
     from gptask.cli.launch import launch
 
     return launch(verb, rest, ACTIONS[verb], told)
+
+
+def _tasks(arguments: Sequence[str]) -> int:
+    from gptask.cli.tasks import show
+
+    show(arguments)
+    return 0
+
+
+def _sweep(arguments: Sequence[str]) -> int:
+    from gptask.cli.sweep import run
+
+    return run(arguments, told)
+
+
+def _compare(arguments: Sequence[str]) -> int:
+    from gptask.cli.compare import compare
+
+    return compare(arguments)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from gptask.cli.report import report
+
+    return report(arguments)
+
+
+OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own arguments, and return the exit code
+    "sweep": _sweep,
+    "compare": _compare,
+    "report": _report,
+    "tasks": _tasks,
+}
 
 
 def _train(config: Any) -> None:

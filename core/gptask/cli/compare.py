@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gptask.cli.arguments import Parser
 from gptask.errors import UserError
 
+ABOUT = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
 EPILOG = """examples:
   gptask compare outputs                                    every run below a folder, task by task
   gptask compare outputs/sentiment/a outputs/sentiment/b    two runs, every metric tested
@@ -19,17 +20,9 @@ EPILOG = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors as `UserError`, so that they look and exit like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        raise UserError(f"{message}; `{self.prog} --help` shows what there is")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The arguments of `gptask compare`."""
-    made = Parser("gptask compare", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter)
+    made = Parser("compare", description=ABOUT, epilog=EPILOG)
     made.add_argument("runs", nargs="+", help="run folders, folders that hold some, or glob patterns")
     made.add_argument("--task", help="only runs of this task")
     made.add_argument("--latest", type=int, metavar="N", help="only the last N runs of each task")

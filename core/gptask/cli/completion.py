@@ -60,6 +60,8 @@ def candidates(line: str) -> list[str]:
         from gptask.plugins import discover
 
         return _starting([word], [f"{name} " for name in (*discover(), "--json")])
+    if verb == "sweep":
+        return _sweep(before, word)
     if verb not in VERBS:
         return []
     if word.startswith("-"):
@@ -68,6 +70,19 @@ def candidates(line: str) -> list[str]:
         return sorted(set(_overrides(verb, before, word)))
     except Exception:  # a half-typed line may be wrong in any way; Enter will tell, the Tab key must not
         return []
+
+
+def _sweep(before: Sequence[str], word: str) -> list[str]:
+    """Flags of its own, and the overrides of train; what has a space doesn't help to know the others."""
+    from gptask.cli.sweep import parser
+
+    flags = {flag: action for action in parser()._actions for flag in action.option_strings}
+    if before and before[-1] in flags and flags[before[-1]].nargs != 0:
+        return _starting([word], [f"{choice} " for choice in flags[before[-1]].choices or ()])
+    if word.startswith("-"):
+        return _starting([word], [f"{flag} " for flag in flags if flag.startswith("--")])
+    fixed = [w for w in before if not w.startswith("-") and "=" in w and not re.search(r"[,(]", w)]
+    return candidates(" ".join(["gptask", "train", *map(shlex.quote, fixed), word]))
 
 
 def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,23 @@ def explain(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno == 28:
         return f"{error.strerror} while writing"
+    if isinstance(error, BrokenExecutor):  # joblib's
+        return (
+            "a job's process was killed (was there memory for so many at a time? hydra.launcher.n_jobs=1 runs one). "
+            "The same command again skips the finished jobs"
+        )
     return None
+
+
+def mended(line: Line, part: Callable[[], Any]) -> Any:
+    """Run a part, its errors of Hydra or OmegaConf put into the user's words."""
+    try:
+        return part()
+    except Exception as error:
+        theirs = line.mend(error)
+        if theirs is error:
+            raise
+        raise theirs from error
 
 
 @dataclass

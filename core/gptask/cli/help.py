@@ -14,7 +14,9 @@ NOTES = """Values: lists [a,b], dictionaries {{a:b}}, null, true, false. Keys of
   gptask {verb} ... --info       prints where each part of it comes from
   gptask tasks <name>          describes a task: its data fields and options
 """
-SWEEP = "  gptask {verb} -m a=1,2 b=x,y   runs every combination, one after the other\n"
+SWEEP = """  gptask {verb} -m a=1,2 b=x,y   runs every combination, one by one; started again, the unfinished
+  hydra/launcher=joblib        ... in parallel: pip install 'gptask[joblib]'; submitit_slurm: 'gptask[slurm]'
+"""
 
 
 def text(verb: str, summary: str, overrides: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,16 +11,19 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from gptask import config as schemas
-from gptask.cli.explain import Line
+from gptask.cli.configs import hydra_on
+from gptask.cli.explain import Line, mended
+from gptask.cli.job import Job, log_to_console
+from gptask.cli.launchers import refuse_launcher
 from gptask.cli.overrides import chosen, normalize
 from gptask.cli.saved import from_run, run_of
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover
-from gptask.run import main_process, started_by
 
 log = logging.getLogger("gptask")
 SWEEPING = ("train", "evaluate")
+SHOWING = ("--cfg", "--info", "--hydra-help")
 
 
 def launch(
@@ -29,47 +31,47 @@ def launch(
 ) -> int:
     """Compose, check and run every job of a command line; return the worst code that ``report`` gave an error.
 
-    A failing job of a sweep doesn't stop the others.
+    A failing job of a sweep doesn't stop the others, and one that is finished already is skipped.
     """
-    import hydra
-
-    program = sys.argv[0]
     line, flags = read(verb, arguments)
-    codes: list[int] = []
-
-    def job(cfg: Any) -> None:
-        where = _job_name() if "--multirun" in flags else ""
-        sys.argv = [program, verb, *_own_overrides()]  # what Lightning starts further processes with
-        typed = None if line.run and verb == "train" else shlex.join(["gptask", *sys.argv[1:]])
-        before = started_by.set(typed)
-        try:
-            action(_mended(line, lambda: checked(cfg, line)))
-        except Exception as error:
-            codes.append(report(error, where))
-        finally:
-            started_by.reset(before)
-
     if "--help" in flags:
         from gptask.cli import VERBS
         from gptask.cli.help import text
 
-        sys.stdout.write(_mended(line, lambda: text(verb, VERBS[verb], line.overrides)))
+        sys.stdout.write(mended(line, lambda: text(verb, VERBS[verb], line.overrides)))
         return 0
-    main = hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=verb)
+    job = Job(line, action, report, sys.argv[0], "--multirun" in flags)
     with _process([*line.overrides, *flags]):
-        _mended(line, main(job))
-    return max(codes, default=0)
+        return mended(line, lambda: _run(job, flags))
 
 
-def _mended(line: Line, part: Callable[[], Any]) -> Any:
-    """Run a part, its errors of Hydra or OmegaConf put into the user's words."""
+def _run(job: Job, flags: Sequence[str]) -> int:
+    """Show what the flags ask for, or run the jobs; through Hydra's own object, since `hydra.main` returns nothing."""
+    line = job.line
+    if any(flag.startswith(SHOWING) for flag in flags):
+        import hydra
+
+        hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=line.verb)(job)()
+        return 0
+    folder = next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
+    with hydra_on(folder) as hydra_:
+        if not job.sweeping:
+            return hydra_.run(line.verb, job, [*line.overrides, "hydra.mode=RUN"]).return_value
+        return _sweep(job, hydra_)
+
+
+def _sweep(job: Job, hydra: Any) -> int:
+    """Run every combination of a sweep's values; return the worst code."""
+    refuse_launcher(job.line.overrides, here=True)
     try:
-        return part()
-    except Exception as error:
-        mended = line.mend(error)
-        if mended is error:
-            raise
-        raise mended from error
+        batches = hydra.multirun(job.line.verb, job, [*job.line.overrides, "hydra.mode=MULTIRUN"])
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop or 'stopped'}\nThe same command again skips the finished jobs.") from stop
+    codes = [done.return_value for batch in batches for done in batch]
+    if failed := [number for number, code in enumerate(codes) if code]:
+        log.warning("%d of %d jobs failed: %s. The same command again runs only these", len(failed), len(codes),
+                    listing(failed))  # fmt: skip
+    return max(codes)
 
 
 def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line, list[str]]:
@@ -79,10 +81,11 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
         if plugin.error and not quiet:
             sys.stderr.write(f"gptask: task '{plugin.name}' ({plugin.origin}) is {plugin.state}: {plugin.error}\n")
     schemas.store()
-    _log_to_console()
+    log_to_console()
     overrides, flags = split(verb, arguments)
     known = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
     overrides = normalize(overrides, "--multirun" in flags, known, open_keys())
+    refuse_launcher(overrides)
     overrides += _not_of_the_preset(overrides)
     run = run_of(verb, overrides)
     if run:
@@ -154,56 +157,6 @@ def _dictionaries(node: Any, prefix: str) -> Iterator[str]:
             yield name
 
 
-def checked(cfg: Any, line: Line) -> Any:
-    """The composed config as the verb's dataclass, its task an instance of the plugin."""
-    from omegaconf import OmegaConf
-
-    _strict(cfg, "", line)
-    _interpolate(cfg)
-    return OmegaConf.to_object(cfg)
-
-
-def _strict(node: Any, prefix: str, line: Line) -> None:
-    """Refuse keys that ``+`` and ``~`` smuggled past a schema."""
-    from omegaconf import OmegaConf
-
-    if not OmegaConf.is_dict(node) or not is_dataclass(schema := OmegaConf.get_type(node)):
-        return
-    names = {f.name for f in fields(schema)}
-    for key in node.keys() - names:
-        raise UserError(line.unknown(f"{prefix}{key}"))
-    for key in names - node.keys():
-        raise UserError(f"~{prefix}{key}: this option can't be taken away; set it to null or leave it alone")
-    for key in names:
-        _strict(node._get_node(key), f"{prefix}{key}.", line)
-
-
-def _interpolate(node: Any) -> None:
-    """Try interpolations one by one, so that an error names the option that holds it."""
-    from omegaconf import OmegaConf
-
-    for key in range(len(node)) if OmegaConf.is_list(node) else list(node):
-        if not OmegaConf.is_missing(node, key) and OmegaConf.is_config(value := node[key]):
-            _interpolate(value)
-
-
-def _job_name() -> str:
-    from hydra.core.hydra_config import HydraConfig
-
-    job = HydraConfig.get().job
-    log.info("job %d: %s", job.num, job.override_dirname)
-    return f"job {job.num} ({job.override_dirname}): "
-
-
-def _own_overrides() -> list[str]:
-    """The overrides of this job alone, without what a saved run put among them."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    given: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
-    return given[given.index("saved=run") + 1 :] if "saved=run" in given else given
-
-
 @contextmanager
 def _process(arguments: Sequence[str]) -> Iterator[None]:
     """What Hydra reads from the process: its arguments, and that errors are to reach us instead of its own exit."""
@@ -216,13 +169,3 @@ def _process(arguments: Sequence[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before[1] is not None:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
-
-
-def _log_to_console() -> None:
-    log.setLevel(logging.INFO if main_process() else logging.ERROR)
-    handler = next((h for h in log.handlers if type(h) is logging.StreamHandler), None)
-    if handler is None:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-    handler.stream = sys.stderr  # today's: a program may have replaced it since the last call

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from gptask.cli.arguments import Parser
 from gptask.errors import UserError
 
 RUNS = 12  # side by side on a page at most
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes become a `UserError` instead of an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and the usage."""
-        raise UserError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -39,8 +30,7 @@ def report(arguments: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="gptask report",
-        allow_abbrev=False,
+        "report",
         description="Write one HTML page on a run, or on several side by side (each against the oldest). It holds all "
         "it needs: metrics with intervals, learning curves, calibration, slices, examples, flips, how to reproduce.",
     )

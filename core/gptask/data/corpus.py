@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptask.config import Data, Files, Hub, Sample
+from gptask.data.columns import label_names
 from gptask.data.examples import Examples, stored
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
@@ -33,6 +34,8 @@ class Corpus:
             if limit is not None and limit < 1:
                 raise UserError(f"data.limit.{split}={limit} must be at least 1")
         self.task, self.seed = task, seed
+        self._readers: dict[str, FileReader | HubReader] = {}
+        self._stores: dict[str, Store] = {}
         self.options = options
         if isinstance(options, Sample):
             said = {"license": options.license} if options.license else {}
@@ -40,7 +43,6 @@ class Corpus:
         for split in SPLITS:
             if self.given(split) is not None and not self._on_hub(split):
                 self._reader(split)  # a missing file is an error before anything is loaded
-        self._stores: dict[str, Store] = {}
         self._splits: dict[str, Examples] = {}
 
     def split(self, name: str) -> Examples:
@@ -77,6 +79,14 @@ class Corpus:
     def given(self, name: str) -> Any:
         """The file names (or the hub split) the user gave for a split, None if none."""
         return getattr(self.options, name, None)
+
+    def fingerprint(self) -> list[Any]:
+        """What the data is by content: a hash of every file (of a hub split, its own), and the names of labels."""
+        given = [name for name in SPLITS if self.given(name) is not None]
+        return [
+            [[name, *self._reader(name).fingerprint().values()] for name in given],
+            list(label_names(self.options).items()),
+        ]
 
     def _choose(self, name: str) -> tuple[Store, np.ndarray]:
         missing = [split for split in ("validation", "test") if self.given(split) is None]
@@ -129,6 +139,11 @@ class Corpus:
         return not (suffixes & {*SUFFIXES, ".txt", ".gz"} or Path(given).expanduser().is_file())
 
     def _reader(self, name: str) -> FileReader | HubReader:
+        if name not in self._readers:
+            self._readers[name] = self._new_reader(name)
+        return self._readers[name]
+
+    def _new_reader(self, name: str) -> FileReader | HubReader:
         if self._on_hub(name):
             return HubReader(self.options, self.given(name))  # type: ignore[arg-type]
         options = self.options if isinstance(self.options, Files) else _files(self.options)

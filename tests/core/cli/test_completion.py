@@ -36,6 +36,11 @@ SCRIPTS = Path(sys.executable).parent
         ("gptask train data.train=rev", []),  # files are the shell's
         ("gptask train task=nonsense tuning.", []),
         ("gptask nonsense ta", []),
+        ("gptask sweep tuning.lr=interval(1,2) task=se", ["task=sentiment "]),
+        ("gptask sweep task=qa --trials 3 task.generation.num", ["task.generation.num_beams="]),
+        ("gptask sweep --sam", ["--sampler "]),
+        ("gptask sweep --pruner ", ["median ", "hyperband ", "none "]),
+        ("gptask sweep --space sp", []),
     ],
 )
 def test_candidates(line, expected):

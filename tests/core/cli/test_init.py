@@ -101,11 +101,15 @@ LINES = {
     "train data=files data.train=nowhere.csv": 2,
     "evaluate run=nowhere": 2,
     "predict run=nowhere input=x": 2,
+    "sweep --help": 0,
+    "sweep task=qa": 2,
+    "sweep tuning.lr=interval(2,1)": 2,
+    "sweep tuning.rnk=4,8": 2,
 }
 SCRIPT = """
 import sys
 from gptask.cli import main
-heavy = {"torch", "transformers", "pytorch_lightning", "lightning_fabric", "datasets", "sklearn", "peft"}
+heavy = {"torch", "transformers", "pytorch_lightning", "lightning_fabric", "datasets", "sklearn", "peft", "optuna"}
 for line in sys.argv[1:]:
     try:
         main(line.split())

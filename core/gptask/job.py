@@ -1,0 +1,56 @@
+"""What a run is the result of: its config as given, its data and its code. A finished job needs no second run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptask import assembly, run
+from gptask.backbone.source import folder_hash
+from gptask.config import Evaluate, Pretrained, Train, checked, to_plain
+from gptask.data.corpus import Corpus
+from gptask.data.examples import code_hash, digest
+from gptask.results import git_commit, versions
+
+ASIDE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
+
+
+def identity(config: Train | Evaluate, corpus: Corpus | None = None) -> str:
+    """A digest of the job; take it before the run, which settles what the config left open.
+
+    ``corpus`` is made from the config where the caller has none. Raises `UserError` as the run itself would.
+    """
+    config = checked(config)
+    corpus = corpus or assembly.corpus(config.task, config.data, config.seed)
+    plain = {name: value for name, value in to_plain(config).items() if name not in ASIDE}
+    code = [versions()["gptask"], git_commit(touching=True), run.plugin_of(config.task).origin, code_hash(config.task)]
+    whole = [type(config).__name__, plain, corpus.fingerprint(), _weights(config), code]
+    text = json.dumps(whole, default=str, ensure_ascii=False)
+    return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
+
+
+def _weights(config: Train | Evaluate) -> str:
+    """The hash of a local model: a name stays while what it stands for may change."""
+    folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
+    if isinstance(config, Evaluate) and config.run:
+        folder = Path(config.run) / "model"
+    return folder_hash(folder) if folder and folder.is_dir() else ""
+
+
+def finished(job: str, folders: Iterable[Path], model: bool) -> Path | None:
+    """The run folder among ``folders`` that a job ended in, with its ``model`` if it has to have one."""
+    for folder in folders:
+        metrics = folder / "metrics.json"  # written last
+        whole = metrics.is_file() and (not model or (folder / "model" / "backbone.json").is_file())
+        if whole and f'"job": "{job}"' in metrics.read_text(encoding="utf-8", errors="replace"):
+            return folder
+    return None
+
+
+def homes(config: Any) -> list[Path]:
+    """Where a job of a sweep may have ended before: beside its own ``folder``, or among the runs of its task."""
+    if config.folder:
+        return [path for path in (Path(config.folder), *run.siblings(Path(config.folder))) if path.is_dir()]
+    return sorted(Path(config.outputs, run.plugin_of(config.task).name).glob("*"))

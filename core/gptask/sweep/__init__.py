@@ -1,0 +1,1 @@
+"""Search for the options that do best on validation, with Optuna."""

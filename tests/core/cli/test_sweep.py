@@ -1,0 +1,140 @@
+"""`gptask sweep`: what is checked before the study is made, what is printed, and going on after a kill."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import gptask.cli
+import pytest
+from gptask.cli.launch import read
+
+SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
+TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
+TINY += [f"data.limit.{split}={n}" for split, n in {"train": 16, "validation": 4, "test": 4}.items()]
+TINY += ["probe=false", "trainer.accumulate_grad_batches=1"]
+LR = "tuning.lr=tag(log,interval(1e-4,1e-2))"
+
+
+def contents(folder):
+    """Every file below a folder, with its time and its bytes."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("task=qa", "there is no search space"),
+        ("tuning.rnk=4,8", "unknown option 'tuning.rnk'; there are lr, rank, alpha, dropout, target_modules, top. "
+                           "Did you mean 'rank'?"),
+        ("tuning.rank=4,8 tuning.alfa=3", "Did you mean 'alpha'?"),
+        ("tuning.rank=4,x", "tuning.rank=x: expected a whole number"),
+        ("tuning=lora,ful", "unknown tuning 'ful'"),
+        ("tuning=lora,full tuning.rank=4,8", "unknown option 'tuning.rank'"),
+        ("tuning.lr=interval(2,1)", "the interval is empty"),
+        ("tuning.rank=4,8 trainer.max_epocs=3", "Did you mean 'max_epochs'?"),
+        ("tuning.rank=4,8 task=sentimen", "Did you mean 'sentiment'?"),
+        ("task=qa,sentiment", "task has one value in a sweep"),
+        ("experiment=sst2,dialogsum", "of another task"),
+        ("outputs=a,b", "outputs has one value in a sweep"),
+        ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
+        ("tuning.rank=4,8 resume=x", "a stopped trial is asked again"),
+        ("tuning.rank=4,8 --trials 0", "--trials 0: expected 1 or more"),
+        ("tuning.rank=4,8 --timeout 0", "expected minutes above 0"),
+        ("tuning.rank=4,8 --study ../x", "expected a name"),
+        ("tuning.rank=4,8 --sampler best", "invalid choice: 'best'"),
+        ("tuning.rank=4,8 -m", "unrecognized arguments: -m"),
+        ("tuning.lr=interval(1,2) --sampler grid", "grid needs choices or ranges"),
+        ("--space nowhere.yaml", "nowhere.yaml: No such file"),
+        ("--space space.yaml", "space.yaml:2: this is no YAML"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_a_study_is_made(line, said, refused, tmp_path):
+    (tmp_path / "space.yaml").write_text("tuning.rank: [4, 8\ntuning.alpha: 3\n")
+    assert said in refused("sweep", *line.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
+
+
+def test_a_missing_optuna_is_named_with_its_extra(refused, monkeypatch):
+    monkeypatch.setattr("gptask.cli.sweep.find_spec", lambda name: None)
+    assert refused("sweep", "tuning.rank=4,8") == (
+        "gptask: gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'\n"
+    )
+
+
+def test_help_shows_the_grammar(run):
+    ended = run("sweep", "--help")
+    assert ended.code == 0
+    assert "tag(log,interval(1e-5,1e-2))" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 120
+
+
+def planned(monkeypatch, run, *arguments):
+    """The plan of a line, and the first config."""
+    found = []
+    monkeypatch.setattr("gptask.sweep.driver.sweep", lambda plan, first: found.append((plan, first)))
+    monkeypatch.setattr("gptask.cli.sweep.show", lambda plan, study: None)
+    ended = run("sweep", *arguments)
+    assert ended.code == 0, ended.err
+    return found[0]
+
+
+def test_the_line_and_a_file_make_the_plan(run, monkeypatch, tmp_path):
+    (tmp_path / "space.yaml").write_text("tuning.rank: [4, 8]\ntrainer.max_epochs: range(1,4)\n")
+    line = ["task=qa", LR, "--space", "space.yaml", "trainer.devices=1", "task.prompt='a, b: {context}'"]
+    plan, first = planned(monkeypatch, run, *line, "--trials", "7")
+    assert {d.key: str(d) for d in plan.space} == {
+        "tuning.rank": "choice(4,8)",
+        "trainer.max_epochs": "whole numbers from 1 to 3 by 1",
+        "tuning.lr": "numbers from 0.0001 to 0.01 on a log scale",
+    }
+    assert (first.tuning.rank, first.trainer["max_epochs"], first.trainer["devices"]) == (4, 1, 1)
+    assert (plan.trials, plan.sampler, plan.pruner) == (7, "tpe", "median")
+    assert plan.name.startswith("qa_")
+    other = planned(monkeypatch, run, *line, "--trials", "9", "--timeout", "5", "probe=false")[0].name
+    assert other == plan.name  # more of the same
+    assert planned(monkeypatch, run, *line, "seed=2")[0].name != plan.name
+    assert planned(monkeypatch, run, *line, "--study", "mine")[0].name == "mine"
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        gptask.cli.main(arguments)
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_names_the_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["sweep", *TINY, "trainer.max_epochs=4", LR, "--trials", "2", "--sampler", "random", "--study", "s"]
+    study = tmp_path / "outputs/sweeps/s"
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([sys.executable, "-m", "gptask", *line], stdout=said, stderr=said)
+        end = time.monotonic() + 180
+        while not (study / "trial_1/config.yaml").exists():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (study / "trial_1/metrics.json").exists()
+    before = contents(study / "trial_0") | contents(study / "trial_1")
+    assert call(*line) == 0
+    ended = capsys.readouterr()
+    assert "study: outputs/sweeps/s, 1 of 2 trials done" in ended.err
+    asked = [text.split()[-1] for text in ((tmp_path / "said").read_text() + ended.err).splitlines()
+             if text.startswith("trial ") and "tuning.lr=" in text]  # fmt: skip
+    assert len(asked) == 3
+    assert asked[1] == asked[2]  # the killed trial's
+    after = contents(study)
+    assert {path.name for path in study.glob("trial_*")} == {"trial_0", "trial_1", "trial_2"}
+    assert before.items() <= after.items()
+    assert "2 complete, 0 pruned, 1 failed" in ended.out
+    best = shlex.split(ended.out.splitlines()[-1].partition("gptask train ")[2])
+    assert best[:-1] == [*TINY, "trainer.max_epochs=4"]
+    assert best[-1] in asked
+    read("train", best, quiet=True)
+    assert call(*line) == 0
+    assert "2 complete" in capsys.readouterr().out
+    assert contents(study).keys() == after.keys()
