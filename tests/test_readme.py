@@ -61,7 +61,7 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
     assert "sentiment" in capsys.readouterr().out
     assert len((workplace / "said.jsonl").read_text().splitlines()) == 2
     assert (workplace / "exported/config.json").exists()
-    assert len(list((workplace / "outputs").glob("*/*/metrics.json"))) >= 7
+    assert len(list((workplace / "outputs").glob("*/*/metrics.json"))) >= 6  # -m skips what has been run before
 
 
 def test_the_python_example_runs(workplace, capsys):

@@ -129,6 +129,7 @@ def call(*arguments):
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = [*TRAIN, "seed=1,2", "trainer.max_epochs=4"]

@@ -104,6 +104,7 @@ def call(*arguments):
     return stop.value.code
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_names_the_best(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = ["sweep", *TINY, "trainer.max_epochs=4", LR, "--trials", "2", "--sampler", "random", "--study", "s"]
