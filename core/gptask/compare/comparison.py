@@ -70,6 +70,7 @@ class Table:
     baseline: Method
     main: str  # the metric that ranks
     verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> number of the method
+    note: str = ""  # why nothing was tested
 
     @property
     def first(self) -> Record:
@@ -139,9 +140,7 @@ def compare(
         problem = next((r.problem for r in records if _same(r.folder, baseline)), "it is not among the runs given")
         raise UserError(f"the baseline {baseline} can't be compared with: {problem}")
     for table in tables if tested else []:
-        for name in table.metrics if every else [table.main]:
-            if table.metrics[name]["direction"] != "none":
-                table.verdicts[name] = dict(_verdicts(table, name))
+        _test(table, list(table.metrics) if every else [table.main])
     _correct(tables)
     return Comparison(tables, [record for record in records if record.problem])
 
@@ -202,6 +201,19 @@ def _same(a: Path, b: Path) -> bool:
 
 def _holds(method: Method, folder: Path) -> bool:
     return any(_same(record.folder, folder) for record in method.records)
+
+
+def _test(table: Table, metrics: Sequence[str]) -> None:
+    """Test all methods against the baseline, where the task's plugin is there to aggregate its metrics."""
+    try:
+        for name in metrics:
+            table.first.metric(name)
+    except UserError as error:
+        table.note = f"not tested: {error}"
+        return
+    for name in metrics:
+        if table.metrics[name]["direction"] != "none":
+            table.verdicts[name] = dict(_verdicts(table, name))
 
 
 def _verdicts(table: Table, metric: str) -> Iterator[tuple[int, Verdict]]:

@@ -179,3 +179,17 @@ def test_equal_facts_are_folded_and_differing_options_shown(sentiment, tmp_path)
     assert [line[-1] for line in rows(table, str)] == ["compile=False", "compile=True"]
     assert [line[0] for line in rows(table, str)] == ["a", "b"]
     assert read(tmp_path / "outputs/sentiment/a").folder == tmp_path / "outputs/sentiment/a"
+
+
+def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment, tmp_path):
+    import yaml
+    from gptask.compare.formats import folded
+
+    for name, right in (("a", 0.9), ("b", 0.7)):
+        folder = sentiment(name, right)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["plugin"]["name"] = "gone"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (table,) = compare(runs(tmp_path)).tables
+    assert not table.verdicts
+    assert "not tested: unknown task 'gone'" in folded(table)
