@@ -60,8 +60,9 @@ def _group(name: str, value: Any, default: Any) -> Iterator[str]:
     if choice and (default or {}).get("kind") != kind:
         yield f"{name}={choice}"
     schema = schemas.GROUPS[name][kind]
-    own = {} if kind == "pretrained" else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
-    yield from _different(name, {key: item for key, item in value.items() if key != "kind"}, own)
+    own = default if kind == "pretrained" else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
+    preset = {"install", "license"} if value.get("source") == own.get("source") else set()  # of the default backbone
+    yield from _different(name, {key: item for key, item in value.items() if key not in {"kind", *preset}}, own)
 
 
 def _different(name: str, value: Any, default: Any) -> Iterator[str]:

@@ -96,7 +96,7 @@ class Table:
         """What is equal for all methods, and the names of what is not."""
         names = [name for name in self.methods[0].facts if any(method.facts[name] for method in self.methods)]
         values = {name: {method.facts[name] for method in self.methods} for name in names}
-        equal = {name: found.pop() for name, found in values.items() if len(found) == 1 and len(self.methods) > 1}
+        equal = {name: found.pop() for name, found in values.items() if len(found) == 1}
         return equal, [name for name in names if name not in equal]
 
     @property

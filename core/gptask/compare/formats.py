@@ -28,7 +28,7 @@ def title(table: Table) -> str:
 
 def folded(table: Table) -> str:
     """What is equal for all rows, in one line, and why they were not tested, if they were not."""
-    equal = table.facts[0] if len(table.methods) == 1 else {"in": table.folder} | table.facts[0]
+    equal = {"in": table.folder} | table.facts[0]
     return "; ".join([*(f"{name}: {value}" for name, value in equal.items()), *([table.note] if table.note else [])])
 
 

