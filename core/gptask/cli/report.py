@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gptask.cli.arguments import Parser
 from gptask.errors import UserError
+from gptask.run import write_text
 
 RUNS = 12  # side by side on a page at most
 
@@ -55,9 +56,7 @@ def _place(output: str | None, folders: Sequence[Path]) -> Path:
 
 def _write(path: Path, text: str) -> None:
     """Write the page whole or not at all; half a surrogate pair from a data file becomes a question mark."""
-    partial = path.with_name(f"{path.name}.part")
     try:
-        partial.write_bytes(text.encode("utf-8", errors="replace"))
-        partial.replace(path)
+        write_text(path, text.encode("utf-8", errors="replace").decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; choose another place: --output FILE") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from gptask.compare.comparison import Comparison, Table, Verdict
 from gptask.compare.methods import Method, options
+from gptask.markdown import table as grid
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:2rem auto;
@@ -116,12 +117,6 @@ def markdown(comparison: Comparison) -> str:
         if lines := list(details(table)):
             parts.append(grid(DETAILS, lines))
     return "\n\n".join(parts + problems(comparison)) + "\n"
-
-
-def grid(names: list[str], lines: Iterator[list[str]] | list[list[str]]) -> str:
-    """A Markdown table."""
-    every = [names, ["---"] * len(names), *lines]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in every)
 
 
 def html(comparison: Comparison) -> str:

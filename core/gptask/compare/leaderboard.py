@@ -8,9 +8,11 @@ from pathlib import Path
 
 from gptask.compare.command import command
 from gptask.compare.comparison import Table, compare
-from gptask.compare.formats import ARROWS, cell, grid, html_grid, page, title
+from gptask.compare.formats import ARROWS, cell, html_grid, page, title
 from gptask.compare.methods import Method
 from gptask.compare.records import Record
+from gptask.markdown import code
+from gptask.markdown import table as grid
 from gptask.run import write_text
 
 
@@ -54,4 +56,4 @@ def rows(table: Table) -> Iterator[list[str]]:
         facts, first = method.facts, method.records[0]
         value = cell(method, table.main)
         line = [backbone, tuning, value, str(counts[backbone, tuning]), facts["seconds"], facts["trainable"]]
-        yield [*line, str(first.folder), f"`{command(first.config)}`"]
+        yield [*line, str(first.folder), code(command(first.config))]
