@@ -68,19 +68,35 @@ class GenerationHead(Head):
 
         Where even those (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept.
         """
-        here = batch.predicting()  # (B, T)
-        following = torch.roll(batch.input_ids, -1, dims=1)[here]  # (N,)
-        states = hidden[here]  # (N, C)
-        size = max(1, LOGITS // self.backbone.model.get_output_embeddings().weight.shape[0])
+        states, following = self._learned(hidden, batch)
+        size = self._size()
         if len(states) <= size:
             return self._loss(states, following) / len(states)
         parts = zip(states.split(size), following.split(size), strict=True)
         losses = [checkpoint(self._loss, *part, use_reentrant=False) for part in parts]
         return torch.stack(losses).sum() / len(states)
 
-    def _loss(self, states: Tensor, following: Tensor) -> Tensor:
-        """Summed cross-entropy of states (N, C) and the token ids (N,) that follow them."""
-        return nn.functional.cross_entropy(self.backbone.logits(states).float(), following, reduction="sum")
+    def nats(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy (B,) of the learned tokens of each sequence, and how many there are (B,)."""
+        states, following = self._learned(hidden, batch)
+        parts = zip(states.split(self._size()), following.split(self._size()), strict=True)
+        here = batch.predicting()
+        total = torch.zeros(here.shape, device=hidden.device)
+        total[here] = torch.cat([self._loss(*part, "none") for part in parts])
+        return total.sum(1), here.sum(1)
+
+    def _learned(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """States (N, C) that predict a learned token, and the ids (N,) of those tokens."""
+        here = batch.predicting()  # (B, T)
+        return hidden[here], torch.roll(batch.input_ids, -1, dims=1)[here]
+
+    def _size(self) -> int:
+        """How many states' logits are made at once."""
+        return max(1, LOGITS // self.backbone.model.get_output_embeddings().weight.shape[0])
+
+    def _loss(self, states: Tensor, following: Tensor, reduction: str = "sum") -> Tensor:
+        """Cross-entropy of states (N, C) and the token ids (N,) that follow them."""
+        return nn.functional.cross_entropy(self.backbone.logits(states).float(), following, reduction=reduction)
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt."""
