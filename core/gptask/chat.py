@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ class Chat:
         """Forget what was said; the system message stays."""
         self.messages = self._head()
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str]:
         """Say something; yield the answer piece by piece, as much of it as is drawn is kept as said.
 
         The oldest turns that have no room are forgotten (``dropped``). Raises `UserError` for a text that is longer

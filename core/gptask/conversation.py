@@ -126,6 +126,27 @@ class Template:
                 break
         return turns, kept
 
+    def shorten(self, messages: Sequence[Message], room: int) -> Turns:
+        """The conversation in ``room`` tokens, the end of its last message cut off where that is needed.
+
+        Raises `DataError` where the rest alone is longer.
+        """
+        turns, messages = self.turns(messages), list(messages)
+        for _ in range(4):  # merging tokens at the seam may leave one or two too many
+            excess, text = len(turns.ids) - room, messages[-1]["content"]
+            if excess <= 0 or not text:
+                break
+            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            keep = max(len(spans) - excess, 0)
+            messages[-1] = messages[-1] | {"content": text[: spans[keep - 1][1]] if keep else ""}
+            turns = self.turns(messages)
+        if len(turns.ids) > room:
+            raise DataError(
+                f"the conversation needs {len(turns.ids)} tokens without its last question and {room} are left for it: "
+                "raise data.max_tokens, or lower task.generation.max_new_tokens"
+            )
+        return turns
+
 
 @lru_cache(1)  # said once
 def _rewrites() -> None:

@@ -59,7 +59,7 @@ class Buffer(DynamicLayer):
 
     def cut(self, end: int) -> None:
         """Forget positions from ``end`` on."""
-        if self.room:
+        if self.keys is not None:
             self._show(len(self.keys), end)
 
     def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:

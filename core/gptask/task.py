@@ -130,7 +130,7 @@ class Task(ABC):
     def record(self, row: Any) -> Any:
         """Turn a row (named cells, cells by position or a line of text) into cells named like the fields.
 
-        For data that is published in other shapes than columns; what ``data.columns`` maps is there by its field's name.
+        For data that is published in other shapes than columns; what ``data.columns`` maps is under its field's name.
         Raises `DataError` for a row it can't use; the reader adds file and line.
         """
         return row

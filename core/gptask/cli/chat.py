@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 DEFAULT = "smollm2"
 HIDDEN = {"num_beams", "samples"}  # not for a chat
-ABOUT = """Talk to a model in the terminal; what it says appears as it is written. Input that is piped is taken line by line.
-"""
+ABOUT = """Talk to a model in the terminal; what it says appears as it is written.
+Input that is piped is taken line by line."""
 COMMANDS = """/reset          forget the conversation
 /system [TEXT]  show the system message, or set another
 /save FILE      write the conversation as a line of JSON ({"messages": [...]})
@@ -137,7 +137,7 @@ def _pretrained(model: str) -> Backbone:
         del values["defaults"]
         if "source" not in values:
             raise UserError(f"backbone '{model}' is made from scratch: train it first, then talk to its run folder")
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Pretrained), values))
+        options = Pretrained(**OmegaConf.to_container(values))  # type: ignore[arg-type]
     try:
         return load(options, locate(options), list)
     except UserError as error:

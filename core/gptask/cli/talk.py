@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +147,8 @@ def _texts(lines: Iterator[str]) -> Iterator[str]:
 
 def _typed() -> Iterator[str]:
     """Lines from the keyboard, which can be edited and called back."""
-    try:
+    with suppress(ImportError):  # Windows has none
         import readline  # noqa: F401 (input() uses it)
-    except ImportError:  # Windows
-        pass
     try:
         while True:
             yield input("> " if sys.stdout.isatty() else "")

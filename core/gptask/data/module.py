@@ -225,9 +225,8 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
         length = len(part.ids) + len(target or [])
         if length > max_tokens:
             raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
-        learned = [place for span in part.learned for place in span]
-        fields = {"ids": part.ids, "target": target, "learned": learned}
-        fields |= {"label": part.label, "extra": part.extra or None}
+        fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
+        fields["learned"] = [place for span in part.learned for place in span]
         items.append(fields | {"length": length, "truncated": part.truncated})
     return items
 
