@@ -4,6 +4,7 @@ import pytest
 from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
+from gptask_tasks.generation import TextGeneration
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
@@ -25,6 +26,8 @@ GENERATING = [
     Summarization(language="zh"),
     Translation(),
     Translation(target_lang="zh", language="zh"),
+    TextGeneration(),
+    TextGeneration(raw=True),
 ]
 
 

@@ -44,7 +44,7 @@ class Columns:
             Kind.NUMBER: float,
             Kind.MESSAGES: messages,
         }
-        self.record = task.record if type(task).record is not Task.record else None
+        self.record = task.record if getattr(type(task), "record", Task.record) is not Task.record else None
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
         self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 

@@ -17,7 +17,7 @@ from gptask.cli.tasks import options
 from gptask.plugins import Plugin
 from gptask_tasks.qa import QuestionAnswering
 
-BUILT_IN = ["classification", "qa", "sentiment", "summarization", "translation"]
+BUILT_IN = ["classification", "generation", "qa", "sentiment", "summarization", "translation"]
 
 
 def columns(line):
