@@ -60,8 +60,9 @@ def _group(name: str, value: Any, default: Any) -> Iterator[str]:
     if choice and (default or {}).get("kind") != kind:
         yield f"{name}={choice}"
     schema = schemas.GROUPS[name][kind]
-    own = default if kind == "pretrained" else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
-    preset = {"install", "license"} if value.get("source") == own.get("source") else set()  # of the default backbone
+    pretrained = kind == "pretrained"
+    own = default if pretrained else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
+    preset = {"install", "license"} if pretrained and value.get("source") == own.get("source") else set()
     yield from _different(name, {key: item for key, item in value.items() if key not in {"kind", *preset}}, own)
 
 
