@@ -104,7 +104,9 @@ def score(
     """
     n = len(rows)
     counts = bootstrap(np.arange(n) if groups is None else groups, resamples, seed)
-    low, high = np.nanpercentile(np.concatenate([metric.resampled(rows, block) for block in counts]), [2.5, 97.5])
+    values = np.concatenate([metric.resampled(rows, block) for block in counts])
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
     return Score(
         metric.name,
         metric.aggregate(rows),
