@@ -87,9 +87,15 @@ def _normalized(distribution: str) -> str:
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version; installations with damaged metadata have neither."""
-    found = point.dist
-    return (found.name or "unknown", found.version or "?") if found else ("unknown", "?")
+    """Name and version; installations with damaged metadata have neither.
+
+    The standard library says so by None, the importlib_metadata backport (whose finder takes the place of the standard
+    one as soon as anybody imports it) by a FileNotFoundError.
+    """
+    found, name, version = point.dist, None, None
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        name, version = (found.name, found.version) if found else (None, None)
+    return name or "unknown", version or "?"
 
 
 def _clash(points: list[EntryPoint]) -> Plugin:
