@@ -32,7 +32,7 @@ class Kind(Enum):
     LABEL = "label"
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
-    NUMBER = "number"
+    NUMBER = "number"  # finite
 
 
 @dataclass(frozen=True)

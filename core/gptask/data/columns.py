@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class Columns:
             Kind.LABEL: self.label,
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
-            Kind.NUMBER: float,
+            Kind.NUMBER: _number,
         }
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
         self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
@@ -154,6 +155,13 @@ def _texts(cell: Any) -> list[str]:
 
 def _integers(cell: Any) -> list[int]:
     return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
+
+
+def _number(cell: Any) -> float:
+    number = float(cell)
+    if not math.isfinite(number):  # a score that is missing: no loss and no mean could be made of it
+        raise ValueError
+    return number
 
 
 def label_names(options: Data) -> dict[str, str]:

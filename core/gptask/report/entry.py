@@ -76,11 +76,15 @@ class Entry:
 
     @cached_property
     def alone(self) -> dict[str, np.ndarray]:
-        """(N,) value of each example by itself, for the directed metrics that give one, the main one first."""
+        """(N,) value of each example by itself, for the directed metrics that give one, the main one first.
+
+        Behind the others stands what can't tell one example from another, as a correlation can't.
+        """
         if self.lacking:
             return {}
         values = {name: _each(self.record.metric(name), self.statistics(name)) for name in self.directed}
-        return {name: value for name, value in values.items() if np.isfinite(value).all()}
+        finite = [name for name, value in values.items() if np.isfinite(value).all()]
+        return {name: values[name] for name in sorted(finite, key=lambda n: _silent(values[n], self.statistics(n)))}
 
     def sign(self, metric: str) -> int:
         """1 for a metric that is better high, -1 for one that is better low."""
@@ -149,8 +153,13 @@ def inputs(row: dict[str, Any]) -> dict[str, Any]:
 def _each(metric: Metric, rows: np.ndarray) -> np.ndarray:
     """(N,) a metric of one example at a time; equal statistics are computed once."""
     kinds, place = np.unique(rows, axis=0, return_inverse=True)
-    with np.errstate(all="ignore"):  # a correlation of one example is not a number, and is left out by the caller
+    with np.errstate(all="ignore"):  # what is no number is left out by the caller
         return np.asarray([metric.aggregate(row[None]) for row in kinds], dtype=float)[place.ravel()]
+
+
+def _silent(values: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether examples with different statistics (N, K) all have the same value (N,)."""
+    return bool((values == values[0]).all() and (rows != rows[0]).any())
 
 
 def _tag(number: int) -> str:

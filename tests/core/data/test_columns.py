@@ -99,6 +99,8 @@ def test_unknown_field_in_columns() -> None:
         ({"target": []}, (Field("target", Kind.TEXTS),), "the target is empty"),
         ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be integers"),
         ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'high'"),
+        ({"score": "nan"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'nan'"),
+        ({"score": float("inf")}, (Field("score", Kind.NUMBER),), "the score must be number, got 'inf'"),
     ],
 )
 def test_values_that_do_not_fit(row: dict, fields: tuple, message: str) -> None:
