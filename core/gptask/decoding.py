@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import (
+    MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -44,6 +45,8 @@ class Buffer(DynamicLayer):
         """Write new keys and values behind those that are there."""
         seen = self.get_seq_length()
         end = seen + key_states.shape[2]
+        if not self.room:
+            self.room, self.is_initialized = [_roomy(new[:, :, :0], end) for new in (key_states, value_states)], True
         if end > self.room[0].shape[2]:
             self.room = [_roomy(held, end) for held in (self.keys, self.values)]
         for buffer, new in zip(self.room, (key_states, value_states), strict=True):
@@ -53,6 +56,11 @@ class Buffer(DynamicLayer):
     def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (buffer[:rows, :, :end] for buffer in self.room)
         return self.keys, self.values
+
+    def cut(self, end: int) -> None:
+        """Forget positions from ``end`` on."""
+        if self.keys is not None:
+            self._show(len(self.keys), end)
 
     def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:
         """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
@@ -82,19 +90,20 @@ def _roomy(held: Any, end: int) -> Tensor:
 def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Continue every prompt, greedily or by sampling, for at most its room."""
     rows = Rows(backbone, prompts, rooms, options)
-    chain, stops = processors(options), stop_test(backbone, options.stop)
+    stops, draw = stop_test(backbone, options.stop), Draw(options, len(prompts), backbone.device)
     logits, position = rows.read()
+    chain = processors(options, rows.ids.shape[1], backbone.stop_ids, backbone.device)
     while True:
-        token, chosen = _choose(chain(rows.ids, logits), logits, sample=options.temperature > 0)  # type: ignore[arg-type]
+        token, chosen = draw(chain(rows.ids, logits), logits, rows.alive)  # type: ignore[arg-type]
         order = rows.take(token[:, 0].tolist(), chosen, stops)
         if not order:
             return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
         position = position[order] + 1
         rows.add(token[order], order)
-        logits = _logits(backbone, token[order], rows.real, position, rows.cache)
+        logits = scores(backbone, token[order], rows.real, position, rows.cache)
 
 
-def _logits(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cache: Cache) -> Tensor:
+def scores(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cache: Cache) -> Tensor:
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
@@ -125,16 +134,16 @@ class Rows:
         share = self.backbone.lays_out(end)
         common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if share else None
         lengths = self.real.sum(1).cpu()
-        scores: dict[int, Tensor] = {}
+        read: dict[int, Tensor] = {}
         for rows in BatchesByLength(lengths.numpy(), count, TOGETHER, None, common=common):
             layers = [DynamicLayer() for _ in self.buffers]
             found, pick = self._read([self.prompts[row] for row in rows], Cache(layers=list(layers)), share)
-            scores |= dict(zip(rows, found, strict=True))
+            read |= dict(zip(rows, found, strict=True))
             columns = torch.cat([torch.arange(end - int(length), end) for length in lengths[rows]])
             where = torch.tensor(rows).repeat_interleave(lengths[rows]), columns
             for mine, layer in zip(self.buffers, layers, strict=True):
                 mine.place((count, end), where, [pick(held) for held in (layer.keys, layer.values) if held is not None])
-        return torch.stack([scores[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
+        return torch.stack([read[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
 
     def _read(self, prompts: list[list[int]], cache: Cache, share: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Scores (B, V) behind some prompts, and what picks their N real positions (N, K, D) from keys or values."""
@@ -144,8 +153,8 @@ class Rows:
             places = layout.keys[layout.real]
             return self.backbone.logits(states[layout.last()]).float(), lambda held: held[0].transpose(0, 1)[places]
         ids, real = left_padded(prompts, self.backbone.device)
-        scores = _logits(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
-        return scores, lambda held: held.transpose(1, 2)[real.bool()]
+        found = scores(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
+        return found, lambda held: held.transpose(1, 2)[real.bool()]
 
     def add(self, token: Tensor, order: list[int]) -> None:
         """Put the rows in ``order`` and one more token (B, 1) behind them."""
@@ -194,9 +203,11 @@ def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     return additive(real, t, backbone.model.dtype)
 
 
-def processors(options: Generation) -> LogitsProcessorList:
-    """What is done to the logits, by transformers' own."""
+def processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
+    """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
     chain = LogitsProcessorList()
+    if options.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt, options.min_new_tokens, sorted(stop_ids), str(device)))
     if options.repetition_penalty != 1.0:
         chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.temperature > 0:
@@ -209,10 +220,29 @@ def processors(options: Generation) -> LogitsProcessorList:
     return chain
 
 
-def _choose(scores: Tensor, logits: Tensor, sample: bool) -> tuple[Tensor, list[float]]:
-    """The next tokens (B, 1), and their log-probabilities under the model itself (before penalty and temperature)."""
-    token = torch.multinomial(scores.softmax(-1), 1) if sample else scores.argmax(-1, keepdim=True)
-    return token, (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
+class Draw:
+    """Chooses the next tokens; with ``options.seed``, what a prompt's samples get depends on no other prompt."""
+
+    def __init__(self, options: Generation, rows: int, device: Any) -> None:
+        self.sample = options.temperature > 0
+        self.generators: list[torch.Generator] = []
+        if self.sample and options.seed is not None:
+            seeds = [options.seed + row % options.samples for row in range(rows)]
+            self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, scores: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Tokens (B, 1) of the rows by scores (B, V), and their log-probabilities under the model itself (before
+        penalty and temperature)."""
+        token = self._token(scores, rows)
+        return token, (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
+
+    def _token(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        if not self.sample:
+            return scores.argmax(-1, keepdim=True)
+        if not self.generators:
+            return torch.multinomial(scores.softmax(-1), 1)
+        pairs = zip(scores.softmax(-1), rows, strict=True)
+        return torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
 
 
 def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:

@@ -19,17 +19,26 @@ class Generation:
     """How text is decoded."""
 
     max_new_tokens: int = option(64, "tokens generated at most")
+    min_new_tokens: int = option(0, "tokens before which a text can't end by itself")
     num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
     temperature: float = option(0.0, "0 is greedy; else logits are divided by it and a token is drawn")
     top_k: int = option(0, "draw from the k likeliest tokens; 0 is no limit")
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
     repetition_penalty: float = option(1.0, "above 1 makes tokens that were seen less likely (Keskar et al. 2019)")
     stop: list[str] = option(list, "texts that end the answer; they are cut off")
+    samples: int = option(1, "texts drawn for each prompt; the likeliest of them is the answer, all are told")
+    seed: int | None = option(None, "what each prompt's draws start from; null goes on with the process's own")
 
     def validate(self) -> None:
         """Refuse values out of range."""
         checks = {
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_new_tokens": (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"0 to max_new_tokens={self.max_new_tokens}",
+            ),
+            "samples": (self.samples >= 1, "at least 1"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "null, or 0 or more and below 2**63"),
             "num_beams": (self.num_beams >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 or more"),
             "top_k": (self.top_k >= 0, "0 or more"),
@@ -43,7 +52,8 @@ class Generation:
                 raise UserError(f"task.generation.{name}={getattr(self, name)} must be {expected}")
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
-
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError("task.generation.samples are equal unless they are drawn: set temperature above 0 too")
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise UserError("task.generation.top_k and top_p choose among drawn tokens: set temperature above 0 too")
 
@@ -51,16 +61,21 @@ class Generation:
         """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
         values: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
         values |= {"repetition_penalty": self.repetition_penalty, "do_sample": self.temperature > 0}
+        values |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {}
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return values | (sampling if self.temperature > 0 else dict.fromkeys(sampling))
 
 
 @dataclass
 class Text:
-    """A generated text, and the geometric mean of the probabilities of its tokens and EOS (None for beams)."""
+    """A generated text, and the geometric mean of the probabilities of its tokens and EOS (None for beams).
+
+    Of several that were drawn it is the one with the highest mean; ``samples`` are all of them.
+    """
 
     text: str
     score: float | None
+    samples: list[str] | None = None
 
 
 def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
@@ -69,11 +84,22 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
+    count = options.samples
+    size = max(1, len(prompts) // count)  # so that no more rows are decoded at once than there are prompts, if possible
+    found: list[Text] = []
+    for start in range(0, len(prompts), size):
+        texts = _texts(backbone, [prompt for prompt in prompts[start : start + size] for _ in range(count)], options)
+        found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
+    return found
+
+
+def _texts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
+    """One text behind every prompt; equal prompts that are neighbours are one prompt's samples."""
     import torch
 
     from gptask.decoding import decode
 
-    rooms = [_room(backbone, prompt, options) for prompt in prompts]
+    rooms = [room(backbone, prompt, options) for prompt in prompts]
     search = _beams if options.num_beams > 1 else decode
     with torch.inference_mode():
         found = search(backbone, prompts, rooms, options)
@@ -81,7 +107,14 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     return [Text(_cut(text, options.stop), score) for text, (_, score) in zip(texts, found, strict=True)]
 
 
-def _room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
+def _likeliest(texts: Sequence[Text]) -> Text:
+    if len(texts) == 1:
+        return texts[0]
+    best = max(texts, key=lambda text: text.score or 0.0)
+    return Text(best.text, best.score, [text.text for text in texts])
+
+
+def room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
     """How many tokens may follow a prompt; the last one is not read again, so it needs no position."""
     if not 0 < len(prompt) <= backbone.context:
         raise UserError(

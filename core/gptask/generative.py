@@ -71,8 +71,8 @@ class PromptedTask(Task):
 
 
 @dataclass
-class GenerativeTask(PromptedTask):
-    """A task that answers in text behind a prompt; subclasses say the fields, the target and the metrics."""
+class WritingTask(Task):
+    """A task whose head is the language model itself, so that its predictions are texts."""
 
     generation: Generation = option(Generation, "how text is decoded")
 
@@ -80,6 +80,27 @@ class GenerativeTask(PromptedTask):
         """Refuse options out of range."""
         super().validate()
         self.generation.validate()
+
+    def reserve(self) -> int:
+        """Room for what is generated."""
+        return self.generation.max_new_tokens
+
+    def head(self, backbone: Backbone) -> Head:
+        """The language model itself."""
+        from gptask.heads import GenerationHead
+
+        return GenerationHead(backbone, self.generation)
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        """The generated text, with the mean probability of its tokens as score, and all that were drawn."""
+        (said,) = outputs
+        samples = None if said.samples is None else [text.strip() for text in said.samples]
+        return Prediction(said.text.strip(), said.score, samples=samples)
+
+
+@dataclass
+class GenerativeTask(PromptedTask, WritingTask):
+    """A task that answers in text behind a prompt; subclasses say the fields, the target and the metrics."""
 
     @abstractmethod
     def target(self, example: Example) -> str | None:
@@ -99,17 +120,3 @@ class GenerativeTask(PromptedTask):
         target = target.strip()
         seam = prompt[-1:] + target[:1]
         return prompt, target if seam[:1].isspace() or any(is_wide(c) for c in seam) else f" {target}"
-
-    def reserve(self) -> int:
-        """Room for what is generated."""
-        return self.generation.max_new_tokens
-
-    def head(self, backbone: Backbone) -> Head:
-        """The language model itself."""
-        from gptask.heads import GenerationHead
-
-        return GenerationHead(backbone, self.generation)
-
-    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
-        """The generated text, with the mean probability of its tokens as score."""
-        return Prediction(outputs[0].text.strip(), outputs[0].score)

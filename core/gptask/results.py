@@ -130,6 +130,8 @@ def prediction_fields(prediction: Prediction) -> dict[str, Any]:
     fields: dict[str, Any] = {"prediction": prediction.value}
     if prediction.score is not None:
         fields["score"] = round(prediction.score, 6)
+    if prediction.samples is not None:
+        fields["samples"] = prediction.samples
     if prediction.probabilities is not None:
         fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
     return fields

@@ -33,6 +33,7 @@ class Kind(Enum):
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
     NUMBER = "number"  # finite
+    MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class Encoded:
     """One model input.
 
     ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
-    it) or None; ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
+    it) or None; ``learned`` the spans (start, end) of ``ids`` that are learned like a target (a conversation's earlier
+    answers); ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
     head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
     """
 
     ids: list[int]
     target: list[int] | None = None
+    learned: list[tuple[int, int]] = field(default_factory=list)
     label: int | float | list[int] | list[float] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
@@ -72,11 +75,15 @@ class Encoded:
 
 @dataclass
 class Prediction:
-    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one."""
+    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one.
+
+    ``samples`` are all the values drawn, where there are several.
+    """
 
     value: Any
     score: float | None = None
     probabilities: dict[str, float] | None = None
+    samples: list[Any] | None = None
 
 
 @dataclass
@@ -119,6 +126,14 @@ class Task(ABC):
 
     def prepare(self, train: Iterable[Example]) -> None:  # noqa: B027
         """Settle options that training data decides (a label set, say), from all of it, before anything is encoded."""
+
+    def record(self, row: Any) -> Any:
+        """Turn a row (named cells, cells by position or a line of text) into cells named like the fields.
+
+        For data that is published in other shapes than columns; what ``data.columns`` maps is under its field's name.
+        Raises `DataError` for a row it can't use; the reader adds file and line.
+        """
+        return row
 
     def check(self, example: Example) -> None:  # noqa: B027
         """Raise `DataError` for an example that a run can't use; the reader adds file and line."""

@@ -57,10 +57,10 @@ class Characters:
 class Rouge(MeanMetric):
     """ROUGE F1 (Lin 2004) by Google's rouge-score, best over the references, in percent."""
 
-    def __init__(self, kind: str, language: str) -> None:
+    def __init__(self, kind: str, language: str, field: str = "summary") -> None:
         from importlib.metadata import version
 
-        self.chinese = language == "zh"
+        self.chinese, self.field = language == "zh", field
         split = "characters" if self.chinese else "stemmed words"
         super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
 
@@ -74,7 +74,7 @@ class Rouge(MeanMetric):
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """F1 of one summary."""
-        references, text = reference["summary"], str(prediction.value)
+        references, text = reference[self.field], str(prediction.value)
         if self.name == "rougeLsum":
             references, text = [sentences(r) for r in references], sentences(text)
         return [self.scorer.score_multi(references, text)[self.name].fmeasure]

@@ -88,8 +88,8 @@ class Translation(GenerativeTask):
 class Corpus(AdditiveMetric):
     """A sacreBLEU metric: statistics are its own sufficient counts, so that they can be resampled."""
 
-    def __init__(self, name: str, scorer: Any) -> None:
-        self.name, self.scorer = name, scorer
+    def __init__(self, name: str, scorer: Any, field: str = "target") -> None:
+        self.name, self.scorer, self.field = name, scorer, field
         self.counted: set[int] = set()  # numbers of references seen
 
     @property
@@ -100,7 +100,7 @@ class Corpus(AdditiveMetric):
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """sacreBLEU's counts of one segment (matches and totals per n-gram order, lengths)."""
-        references = [[text] for text in reference["target"]]
+        references = [[text] for text in reference[self.field]]
         self.counted.add(len(references))
         return self.scorer._extract_corpus_statistics([str(prediction.value)], references)[0]
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from gptask import sharing
 from gptask.backbone import attention, lean
 from gptask.backbone.source import Resolved
 from gptask.config import DType, Pretrained, Scratch
+from gptask.conversation import turn_end
 from gptask.errors import UserError, listing
 
 log = logging.getLogger("gptask")
@@ -64,10 +66,15 @@ class Backbone(nn.Module):
 
     @property
     def stop_ids(self) -> set[int]:
-        """Ids that end a text: the tokenizer's EOS and those the model's generation config names."""
+        """Ids that end a text: the tokenizer's EOS, what ends an answer in its chat template, and those the model's
+        generation config names."""
         ids = self.model.generation_config.eos_token_id
         named = ids if isinstance(ids, list) else [ids]
-        return {self.tokenizer.eos_token_id, *named} - {None}
+        return {self.tokenizer.eos_token_id, self._turn_end, *named} - {None}
+
+    @cached_property
+    def _turn_end(self) -> int | None:
+        return turn_end(self.tokenizer)
 
     def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Last hidden states (B, T, C) of right-padded ids (B, T).

@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "score a run folder or the bare backbone without training",
     "sweep": "search for the options that do best on validation",
     "predict": "run a run folder on a file or standard input",
+    "chat": "talk to a run folder or a bare backbone",
     "export": "write a Hugging Face folder for plain transformers",
     "compare": "compare runs: intervals, paired tests, leaderboard",
     "report": "write one HTML page on a run, or on several side by side",
@@ -31,6 +32,7 @@ One GPT in memory, many NLP tasks on top of it.
   gptask train -m task=sentiment,classification                      ... several, one after the other
   gptask sweep tuning.rank=4,8,16 --trials 3                         ... and let Optuna choose the options
   gptask predict run=outputs/sentiment/<run> input=reviews.txt       predict with a run folder
+  gptask chat smollm2 temperature=0.2                                talk to a model in the terminal
 
 gptask <verb> --help shows the verb's options; --cfg job prints a config without running it; --version the version.
 Shell completion: eval "$(gptask -sc install=bash)"
@@ -113,6 +115,12 @@ def _compare(arguments: Sequence[str]) -> int:
     return compare(arguments)
 
 
+def _chat(arguments: Sequence[str]) -> int:
+    from gptask.cli.chat import chat
+
+    return chat(arguments)
+
+
 def _report(arguments: Sequence[str]) -> int:
     from gptask.cli.report import report
 
@@ -121,6 +129,7 @@ def _report(arguments: Sequence[str]) -> int:
 
 OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own arguments, and return the exit code
     "sweep": _sweep,
+    "chat": _chat,
     "compare": _compare,
     "report": _report,
     "tasks": _tasks,

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptask.config import Data, Files
+from gptask.data.messages import messages
 from gptask.data.reading import Row, Source, read
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.task import Example, Field, Kind, Task
 
 MISSING = object()
-EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: []}
-FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL)  # must hold something; any number of labels may be none
+EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
+FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.MESSAGES)  # must hold something; any number of labels may be none
 
 
 class Columns:
@@ -42,7 +43,9 @@ class Columns:
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
             Kind.NUMBER: _number,
+            Kind.MESSAGES: messages,
         }
+        self.record = task.record if type(task).record is not Task.record else None
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
         self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 
@@ -55,7 +58,10 @@ class Columns:
         """One example, or `DataError` without the file (the caller knows it)."""
         if isinstance(row.value, DataError):
             raise row.value
-        example = {f.name: self._value(row.value, f, column, convert) for f, column, convert in self.columns}
+        value = row.value
+        if self.record:
+            value = self.record(value | self._mapped(value) if isinstance(value, dict) else value)
+        example = {f.name: self._value(value, f, column, convert) for f, column, convert in self.columns}
         identifier = _cell(row.value, self.named.get("id", "id"))
         if identifier is MISSING and self.numbered:
             raise DataError(self._missing(row.value, "id", self.named["id"]))
@@ -63,8 +69,15 @@ class Columns:
             example["id"] = str(identifier)
         return example
 
+    def _mapped(self, value: dict[str, Any]) -> dict[str, Any]:
+        """The cells that ``data.columns`` names, under the names of their fields."""
+        found = {name: _cell(value, column) for name, column in self.named.items() if name != "id"}
+        return {name: cell for name, cell in found.items() if cell is not MISSING}
+
     def _value(self, value: Any, field: Field, column: str, convert: Callable[[Any], Any]) -> Any:
-        cell = _cell(value, column)
+        cell = _cell(value, field.name) if self.record else MISSING
+        if cell is MISSING:
+            cell = _cell(value, column)
         if isinstance(value, str) and field.required and len(self.required) == 1:
             cell = value
         if cell is MISSING and (field.name in self.named or field.required):

@@ -120,6 +120,7 @@ def _schema(task: Task) -> Any:
         Kind.LABELS: pa.list_(text),
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
+        Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
     }
     own = [(f.name, kinds[f.kind]) for f in task.fields()]
     return pa.schema([("id", text), *own, ("digest", number), ("group", number)])

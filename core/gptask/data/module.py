@@ -35,6 +35,7 @@ class Batch:
     labels: Tensor | None = None  # (B,) or (B, K)
     extra: dict[str, list[Any]] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)  # which encoded item each sequence is
+    learned: Tensor | None = None  # (B, T) which tokens of the prompts are learned too
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -51,9 +52,13 @@ class Batch:
         return [ids[:length] for ids, length in pairs]
 
     def predicting(self) -> Tensor:
-        """(B, T) true where the state predicts a token of the target or its EOS, by position and never by id."""
+        """(B, T) true where the state predicts a token that is learned: of the target, its EOS, or ``learned`` in the
+        prompt; by position and never by id."""
         position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
-        return (position >= self.prompt_lengths[:, None] - 1) & (position < self.lengths[:, None] - 1)
+        here = (position >= self.prompt_lengths[:, None] - 1) & (position < self.lengths[:, None] - 1)
+        if self.learned is not None:
+            here[:, : self.learned.shape[1] - 1] |= self.learned[:, 1:]
+        return here
 
     def last(self) -> Tensor:
         """(B,) position of the last real token."""
@@ -65,13 +70,15 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
     labels = [item["label"] for item in items]
     whole = labels[0] is not None and np.asarray(labels[0]).dtype.kind in "iu"
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return Batch(
-        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True),
+        ids,
         torch.tensor([len(sequence) for sequence in sequences]),
         torch.tensor([len(item["ids"]) for item in items]),
         None if labels[0] is None else torch.tensor(labels, dtype=torch.long if whole else torch.float32),
         {name: [item["extra"][name] for item in items] for name in items[0]["extra"] or {}},
         [item.get("row", number) for number, item in enumerate(items)],
+        _learned([item.get("learned") or [] for item in items], ids.shape),
     )
 
 
@@ -198,6 +205,17 @@ class DataModule(pl.LightningDataModule):
         return self.eval_dataloader("test")
 
 
+def _learned(bounds: Sequence[list[int]], shape: Sequence[int]) -> Tensor | None:
+    """(B, T) true in the spans that begin and end at ``bounds``; None where there are none."""
+    if not any(bounds):
+        return None
+    mask = torch.zeros(*shape, dtype=torch.bool)
+    for row, ends in zip(mask, bounds, strict=True):
+        for start, end in zip(ends[::2], ends[1::2], strict=True):
+            row[start:end] = True
+    return mask
+
+
 def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
     """Encode one example into items for `collate`; EOS is put behind every target, so that the model learns to stop."""
     encoded = task.encode(example, tokenizer, max_tokens)
@@ -208,6 +226,7 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
         if length > max_tokens:
             raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
         fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
+        fields["learned"] = [place for span in part.learned for place in span]
         items.append(fields | {"length": length, "truncated": part.truncated})
     return items
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PADS = 3
 OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-WRITTEN = {"references", "prediction", "score", "probabilities", "statistics"}  # and beside its inputs when it writes
+WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "statistics"}  # and when it writes
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
 IMPORT = """
 import importlib, runpy, sys
@@ -244,7 +244,10 @@ def predicts_without_targets(trial: Trial) -> None:
 
 
 def metrics_rank(trial: Trial) -> None:
-    """Right predictions (of the batch learned by heart) score better than the same ones dealt to other examples."""
+    """Right predictions (of the batch learned by heart) score better than the same ones dealt to other examples.
+
+    A metric that does not look at the example (the likelihood of a text) must find them better than untrained ones.
+    """
     from gptask.heads import GenerationHead
 
     right, examples = trial.predictions, trial.examples
@@ -254,7 +257,8 @@ def metrics_rank(trial: Trial) -> None:
         silent = [trial.task.prediction(example, [Text("", 0.0)]) for example in examples]
     *_, losses = trial.trained
     for m in trial.task.metrics():
-        values = [_value(m, said, examples) for said in (right, wrong, silent) if said]
+        dealt = trial.untrained if _blind(m, right, examples) else wrong
+        values = [_value(m, said, examples) for said in (right, dealt, silent) if said]
         better = {True: values[0] > values[1], False: values[0] < values[1], None: True}[m.higher_is_better]
         learned = losses[-1] <= 0.1 * losses[0]  # else overfits_one_batch has said so
         _expect(
@@ -262,6 +266,12 @@ def metrics_rank(trial: Trial) -> None:
             f"{m.name} gives {values[0]:.4f} to right predictions and {values[1]:.4f} to wrong ones, with "
             f"higher_is_better={m.higher_is_better}; look at statistics(), aggregate() and Task.prediction()",
         )
+
+
+def _blind(m: Metric, said: Sequence[Prediction], examples: Sequence[Example]) -> bool:
+    """Whether a metric's statistics of predictions that differ are the same beside any example."""
+    rows = [[list(m.statistics(p, e)) for e in examples] for p in said]
+    return rows[0] != rows[-1] and all(row == [row[0]] * len(row) for row in rows)
 
 
 def _value(m: Metric, said: Sequence[Prediction], examples: Sequence[Example]) -> float:
