@@ -64,23 +64,9 @@ class GenerationHead(Head):
         self.options = options
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over target tokens; logits exist only for the N positions that predict one.
-
-        Where even those (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept.
-        """
+        """Mean cross-entropy over target tokens; logits exist only for the N positions that predict one."""
         here = batch.predicting()  # (B, T)
-        following = torch.roll(batch.input_ids, -1, dims=1)[here]  # (N,)
-        states = hidden[here]  # (N, C)
-        size = max(1, LOGITS // self.backbone.model.get_output_embeddings().weight.shape[0])
-        if len(states) <= size:
-            return self._loss(states, following) / len(states)
-        parts = zip(states.split(size), following.split(size), strict=True)
-        losses = [checkpoint(self._loss, *part, use_reentrant=False) for part in parts]
-        return torch.stack(losses).sum() / len(states)
-
-    def _loss(self, states: Tensor, following: Tensor) -> Tensor:
-        """Summed cross-entropy of states (N, C) and the token ids (N,) that follow them."""
-        return nn.functional.cross_entropy(self.backbone.logits(states).float(), following, reduction="sum")
+        return nats(self.backbone, hidden[here], torch.roll(batch.input_ids, -1, dims=1)[here]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt."""
@@ -89,3 +75,19 @@ class GenerationHead(Head):
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """How text is decoded."""
         return {}, self.options.to_transformers()
+
+
+def nats(backbone: Backbone, states: Tensor, following: Tensor) -> Tensor:
+    """(N,) cross-entropy of states (N, C) and the token ids (N,) that follow them.
+
+    Where their logits (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept.
+    """
+
+    def part(states: Tensor, following: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(backbone.logits(states).float(), following, reduction="none")
+
+    size = max(1, LOGITS // backbone.model.get_output_embeddings().weight.shape[0])
+    if len(states) <= size:
+        return part(states, following)
+    pairs = zip(states.split(size), following.split(size), strict=True)
+    return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs])

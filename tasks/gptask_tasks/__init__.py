@@ -1,4 +1,4 @@
-"""The built-in task plugins: classification, sentiment, qa, summarization, translation."""
+"""The built-in task plugins: classification, sentiment, qa, summarization, translation, language modeling."""
 
 from pathlib import Path
 from typing import Any

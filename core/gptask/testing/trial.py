@@ -116,10 +116,21 @@ class Trial:
     @cached_property
     def predictions(self) -> list[Prediction]:
         """What the trained task says about its own training batch: as right as it gets."""
+        return self._merged(self.outputs(self.batch()))
+
+    @cached_property
+    def untrained(self) -> list[Prediction]:
+        """What the task says about that batch before any training."""
+        import torch
+
+        with torch.inference_mode():
+            return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
+
+    def _merged(self, outputs: list[Any]) -> list[Prediction]:
         from gptask.module import merge
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
-        return merge(self.task, self.examples, owners, dict(enumerate(self.outputs(self.batch()))))[1]
+        return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
 
 
 def padded(batch: Batch, pads: int, pad: int = 0) -> Batch:
