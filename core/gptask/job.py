@@ -34,6 +34,8 @@ def identity(config: Train | Evaluate, corpus: Corpus | None = None) -> str:
 def _weights(config: Train | Evaluate) -> str:
     """The hash of a local model: a name stays while what it stands for may change."""
     folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
+    if folder and (folder / "config.yaml").is_file():
+        folder /= "model"
     if isinstance(config, Evaluate) and config.run:
         folder = Path(config.run) / "model"
     return folder_hash(folder) if folder and folder.is_dir() else ""

@@ -6,11 +6,13 @@ Nothing here imports torch, and a task's module should not either (import it ins
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gptask.config import Documents
 from gptask.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -96,6 +98,9 @@ class Task(ABC):
 
     contract_version: ClassVar[int] = CONTRACT_VERSION
     demonstrations: ClassVar[str] = ""  # solved examples put before every prompt (`evaluate shots=k` sets it)
+    supervised: ClassVar[bool] = True  # False: no field is a target, the inputs themselves are learned
+    documents: ClassVar[Documents] = Documents.line  # what one example of a plain text file is
+    examples_per_step: ClassVar[int] = 16  # at least, that a step of the optimizer learns from
 
     @abstractmethod
     def fields(self) -> list[Field]:
@@ -137,6 +142,15 @@ class Task(ABC):
 
     def check(self, example: Example) -> None:  # noqa: B027
         """Raise `DataError` for an example that a run can't use; the reader adds file and line."""
+
+    def curate(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
+        """Clean examples that passed `check`, and leave out what a model should not learn from.
+
+        Called once on all rows of a file, in order. Of ``train`` (from which splits that are not given are cut)
+        examples may be left out; of a test set none, or its scores could not be compared. ``counts`` takes what was
+        done and how often, for the log.
+        """
+        return iter(examples)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
         """Turn one example into token ids: prompt, and target ids; several for a text cut into windows.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, loggers, run, saved_model
 from gptask.backbone.source import locate
+from gptask.config import Full, Lora, Train, checked
 from gptask.config import Head as FrozenTuning
-from gptask.config import Lora, Train, checked
 from gptask.errors import UserError
 from gptask.job import identity
 from gptask.results import finish
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
 LEAST, MOST = 2, 8  # epochs
-EXAMPLES = 16  # that a step of the optimizer learns from, where a batch has no room for so many
+RANDOM, LEARNED = 1e-3, 5e-5  # learning rates of weights that start anywhere, and of those that have learned
 
 
 def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
@@ -66,8 +66,7 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
     parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
-    if isinstance(config.tuning, Lora):
-        _settle(config.tuning, parts.head, backbone)
+    _settle(config.tuning, parts.head, backbone)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
@@ -81,10 +80,14 @@ def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
     return module, parts.data
 
 
-def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
+def _settle(options: Any, head: Head, backbone: Backbone) -> None:
     """Fill in what the config left to the task's head and the model."""
     from gptask.backbone.tuning import rate
 
+    if isinstance(options, Full) and options.lr is None:
+        options.lr = RANDOM if backbone.origin.kind == "scratch" else LEARNED
+    if not isinstance(options, Lora):
+        return
     options.top = head.depth if options.top is None else options.top
     if options.lr is None:
         options.lr = rate(head.lora_lr, backbone.model.config.get_text_config().model_type, backbone.channels)
@@ -122,8 +125,8 @@ def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
     """What the trainer's ``options`` leave open: epochs, and batches per optimizer step.
 
     Few batches are gone through more often, `LEAST` to `MOST` times. Where long texts leave a batch few examples, a
-    step takes several batches, `EXAMPLES` together: the gradient of one or two short answers is too noisy for LoRA's
-    learning rates.
+    step takes several batches, `Task.examples_per_step` together: the gradient of one or two short answers is too noisy
+    for LoRA's learning rates.
     """
     from gptask.data.module import DataModule
 
@@ -134,7 +137,9 @@ def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
         batches = BATCHES
     found["max_epochs"] = max(LEAST, min(MOST, -(-BATCHES // batches)))
     if isinstance(data, DataModule):
-        found["accumulate_grad_batches"] = max(1, round(EXAMPLES * batches / max(1, len(data.items("train")))))
+        found["accumulate_grad_batches"] = max(
+            1, round(data.task.examples_per_step * batches / max(1, len(data.items("train"))))
+        )
     if options.get("max_steps") not in (None, -1):
         del found["max_epochs"]
     found = {name: value for name, value in found.items() if options.get(name) is None}

@@ -120,7 +120,9 @@ def _text(kind: str, lines: Lines, options: Files, wanted: Iterable[str]) -> Ite
     if kind == "jsonl":
         return _jsonl(lines)
     if kind == "lines":
-        return _lines(lines, options.pattern)
+        from gptask.data.documents import documents
+
+        return _matched(lines, options.pattern) if options.pattern else documents(lines, options)
     return _table(lines, kind, options, set(wanted))
 
 
@@ -183,13 +185,11 @@ def _jsonl(lines: Lines) -> Iterator[Row]:
         yield Row(number, value)
 
 
-def _lines(lines: Lines, pattern: str | None) -> Iterator[Row]:
-    expression = _compile(pattern) if pattern else None
+def _matched(lines: Lines, pattern: str) -> Iterator[Row]:
+    expression = _compile(pattern)
     for number, text in lines:
         text = text.rstrip("\r\n")
-        if expression is None:
-            yield Row(number, text)
-        elif found := expression.fullmatch(text):
+        if found := expression.fullmatch(text):
             yield Row(number, found.groupdict())
         elif text.strip():
             yield Row(number, DataError(f"the line does not match data.pattern {pattern!r}: {text[:60]!r}"))

@@ -80,7 +80,11 @@ def fields_well_formed(trial: Trial) -> None:
         _expect(fine or not f.truncate, f"field '{f.name}' is marked truncate: only an input of kind TEXT can be")
         _expect(not (f.group and f.target), f"field '{f.name}' is marked group: only an input can be")
     _expect(trial.task.inputs(), "every field is marked target: a prediction has no input; look at Task.fields()")
-    _expect(trial.task.targets(), "no field is marked target: nothing is to be predicted; look at Task.fields()")
+    _expect(
+        bool(trial.task.targets()) == trial.task.supervised,
+        f"Task.supervised={trial.task.supervised} says whether a field is marked target, but marked are "
+        f"{listing([f.name for f in trial.task.targets()])}; look at Task.fields()",
+    )
 
 
 def options_round_trip(trial: Trial) -> None:
@@ -251,7 +255,7 @@ def metrics_rank(trial: Trial) -> None:
     from gptask.heads import GenerationHead
 
     right, examples = trial.predictions, trial.examples
-    wrong = right[1:] + right[:1]
+    wrong = right[1:] + right[:1] if trial.task.supervised else trial.untrained
     silent = []
     if isinstance(trial.parts.head, GenerationHead):
         silent = [trial.task.prediction(example, [Text("", 0.0)]) for example in examples]
