@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gptask.metric import Metric
 
 CONTRACT_VERSION = 1
+IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
 Example = dict[str, Any]
 
 
@@ -33,6 +34,8 @@ class Kind(Enum):
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
     NUMBER = "number"
+    TOKENS = "tokens"  # a text as its words
+    TAGS = "tags"  # a label for each word: as many as there are TOKENS
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Encoded:
     """One model input.
 
     ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
-    it) or None; ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
-    head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    it) or None; ``label`` a number or a list of numbers for heads that classify or score (in lists of whole numbers,
+    which may differ in length, `IGNORED` is no label); ``extra`` whatever the head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
     """
 
     ids: list[int]

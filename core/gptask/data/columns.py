@@ -8,12 +8,14 @@ from typing import Any
 
 from gptask.config import Data, Files
 from gptask.data.reading import Row, Source, read
+from gptask.data.words import words
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.task import Example, Field, Kind, Task
 
 MISSING = object()
 EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: []}
-FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL)  # must hold something; any number of labels may be none
+FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS)  # must hold something; any number of labels may be none
+ALONG = {Kind.TOKENS: 0, Kind.TAGS: -1}  # equally long, and where they stand in rows without names, as CoNLL has it
 
 
 class Columns:
@@ -41,7 +43,11 @@ class Columns:
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
             Kind.NUMBER: float,
+            Kind.TOKENS: self.tokens,
+            Kind.TAGS: self.tags,
         }
+        self.along = [f.name for f in self.fields if f.kind in ALONG]
+        self.tagged = any(f.kind is Kind.TAGS for f in self.fields)
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
         self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 
@@ -55,6 +61,10 @@ class Columns:
         if isinstance(row.value, DataError):
             raise row.value
         example = {f.name: self._value(row.value, f, column, convert) for f, column, convert in self.columns}
+        counts = {name: len(example[name]) for name in self.along if example[name] is not None}
+        if len(set(counts.values())) > 1:
+            told = listing(f"{count} {name}" for name, count in counts.items())
+            raise DataError(f"{listing(counts)} must be equally many, got {told}")
         identifier = _cell(row.value, self.named.get("id", "id"))
         if identifier is MISSING and self.numbered:
             raise DataError(self._missing(row.value, "id", self.named["id"]))
@@ -66,6 +76,8 @@ class Columns:
         cell = _cell(value, column)
         if isinstance(value, str) and field.required and len(self.required) == 1:
             cell = value
+        if cell is MISSING and isinstance(value, list) and field.kind in ALONG and field.name not in self.named:
+            cell = value[ALONG[field.kind]] if len(value) >= len(self.along) else MISSING
         if cell is MISSING and (field.name in self.named or field.required):
             raise DataError(self._missing(value, field.name, column))
         if cell is MISSING or cell is None:
@@ -116,6 +128,20 @@ class Columns:
         """The names of a row's labels, from a list or a separated string."""
         parts = raw if isinstance(raw, list) else str(raw).split(self.separator or None)
         return [self.label(part) for part in parts if str(part).strip()]
+
+    def tokens(self, raw: Any) -> list[str]:
+        """The words of a list, or of a text: divided at spaces where tags lie beside it, else as `words` does."""
+        if not isinstance(raw, list):
+            return _text(raw).split() if self.tagged else words(_text(raw))
+        tokens = [_text(part) for part in raw]
+        for number, token in enumerate(tokens, 1):
+            if not token.strip():
+                raise DataError(f"token {number} of {len(tokens)} is empty")
+        return tokens
+
+    def tags(self, raw: Any) -> list[str]:
+        """The names of the words' labels, from a list or from a text with spaces between them."""
+        return [self.label(part) for part in (raw if isinstance(raw, list) else _text(raw).split())]
 
 
 def _cell(value: Any, column: str) -> Any:

@@ -120,6 +120,8 @@ def _schema(task: Task) -> Any:
         Kind.LABELS: pa.list_(text),
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
+        Kind.TOKENS: pa.list_(text),
+        Kind.TAGS: pa.list_(text),
     }
     own = [(f.name, kinds[f.kind]) for f in task.fields()]
     return pa.schema([("id", text), *own, ("digest", number), ("group", number)])
