@@ -62,8 +62,9 @@ class Encoded:
     """One model input.
 
     ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
-    it) or None; ``label`` a number or a list of numbers for heads that classify or score (in lists of whole numbers,
-    which may differ in length, `IGNORED` is no label); ``extra`` whatever the head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    it) or None; ``label`` a number or a list of numbers for heads that classify or score (lists of whole numbers may
+    differ in length, and `IGNORED` in them is no label); ``extra`` whatever the head or `Task.prediction` needs besides
+    (numbers or lists of numbers); ``truncated`` the tokens cut off.
     """
 
     ids: list[int]
@@ -75,11 +76,15 @@ class Encoded:
 
 @dataclass
 class Prediction:
-    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one."""
+    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one.
+
+    ``extra`` is what else is written beside it, as JSON.
+    """
 
     value: Any
     score: float | None = None
     probabilities: dict[str, float] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -181,6 +186,13 @@ class Task(ABC):
         from gptask.data.module import DataModule
 
         return DataModule(self, corpus, tokenizer, options, seed)
+
+    def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
+        """Look at all predictions of a test together before they are scored (not in validation, nor in `predict`).
+
+        The place to ask another model, for metrics that are ``final``; what it says stands in `Prediction.extra`.
+        """
+        return predictions
 
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""

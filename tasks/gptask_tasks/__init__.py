@@ -1,4 +1,4 @@
-"""The built-in task plugins: classification, sentiment, qa, summarization, translation."""
+"""The built-in task plugins, a module or package each."""
 
 from pathlib import Path
 from typing import Any

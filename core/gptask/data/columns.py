@@ -77,7 +77,7 @@ class Columns:
         if isinstance(value, str) and field.required and len(self.required) == 1:
             cell = value
         if cell is MISSING and isinstance(value, list) and field.kind in ALONG and field.name not in self.named:
-            cell = value[ALONG[field.kind]] if len(value) >= len(self.along) else MISSING
+            cell = value[ALONG[field.kind]] if len(value) > -ALONG[field.kind] else MISSING
         if cell is MISSING and (field.name in self.named or field.required):
             raise DataError(self._missing(value, field.name, column))
         if cell is MISSING or cell is None:
@@ -133,15 +133,18 @@ class Columns:
         """The words of a list, or of a text: divided at spaces where tags lie beside it, else as `words` does."""
         if not isinstance(raw, list):
             return _text(raw).split() if self.tagged else words(_text(raw))
-        tokens = [_text(part) for part in raw]
-        for number, token in enumerate(tokens, 1):
-            if not token.strip():
-                raise DataError(f"token {number} of {len(tokens)} is empty")
-        return tokens
+        return _none_empty("token", [_text(part) for part in raw])
 
     def tags(self, raw: Any) -> list[str]:
         """The names of the words' labels, from a list or from a text with spaces between them."""
-        return [self.label(part) for part in (raw if isinstance(raw, list) else _text(raw).split())]
+        return _none_empty("tag", [self.label(part) for part in (raw if isinstance(raw, list) else _text(raw).split())])
+
+
+def _none_empty(what: str, texts: list[str]) -> list[str]:
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise DataError(f"{what} {number} of {len(texts)} is empty")
+    return texts
 
 
 def _cell(value: Any, column: str) -> Any:

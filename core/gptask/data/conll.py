@@ -8,7 +8,7 @@ from typing import Any
 
 from gptask.errors import DataError
 
-UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+UNIVERSAL = ("number", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 Words = list[tuple[int, list[str]]]  # the line of each word, and its cells
 
 

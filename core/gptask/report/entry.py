@@ -16,7 +16,7 @@ from gptask.errors import UserError
 from gptask.metric import Metric
 from gptask.task import Kind
 
-WRITTEN = {"id", "digest", "group", "references", "prediction", "score", "probabilities", "statistics"}
+WRITTEN = {"id", "digest", "group", "references", "prediction", "score", "probabilities", "extra", "statistics"}
 
 
 @dataclass

@@ -32,10 +32,10 @@ class TokenTagging(Task):
     """Tag each word of a sentence: named entities, semantic roles (of a predicate), parts of speech."""
 
     types: list[str] = option(list, "types of spans, or plain tags, in order; empty takes the training data's, sorted")
-    plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless some in train begin with B-, I-")
+    plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless some in train are B-, I-")
     context: Context = option(
         Context.bidirectional,
-        "what stands to a word's right: none; repeat: the sentence is read twice; bidirectional: a thin layer both ways",
+        "how a word sees its right: none; repeat: the sentence is read twice; bidirectional: a thin layer both ways",
     )
 
     def fields(self) -> list[Field]:
@@ -66,12 +66,17 @@ class TokenTagging(Task):
             raise DataError("training data marks no span: every tag is O")
 
     def check(self, example: Example) -> None:
-        """Refuse a type outside the set, and a predicate outside its sentence."""
-        words = len(example["tokens"])
-        if wrong := [place for place in example["predicate"] or [] if not 0 <= place < words]:
-            raise DataError(f"predicate {wrong[0]} is no position of its {words} tokens; they count from 0")
+        """Refuse a predicate outside its sentence, and a type outside the set where that is known."""
+        self._predicate(example)
         if self.types and self.plain is not None:
             self._numbers(example["tags"])
+
+    def _predicate(self, example: Example) -> list[int]:
+        """Positions of the words that the roles are of."""
+        words, places = len(example["tokens"]), example.get("predicate") or []
+        if wrong := [place for place in places if not 0 <= place < words]:
+            raise DataError(f"predicate {wrong[0]} is no position of its {words} tokens; they count from 0")
+        return places
 
     @property
     def tags(self) -> list[str]:
@@ -99,7 +104,7 @@ class TokenTagging(Task):
         """The sentence in as many windows as it needs, and the tags of the words that are each window's own."""
         from gptask_tasks.token_tagging.windows import pieces, windows
 
-        parts = pieces(example["tokens"], example.get("predicate") or [], tokenizer)
+        parts = pieces(example["tokens"], self._predicate(example), tokenizer)
         before = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         found = windows(parts, before, 2 if self.context is Context.repeat else 1, max_tokens)
         if example.get("tags") is not None:

@@ -17,12 +17,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 class TaggingHead(Head):
     """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
 
-    export_class = "AutoModelForTokenClassification"
+    export_class = None  # transformers would read every token, and know nothing of words and what stands before them
 
     def __init__(self, channels: int, tags: Sequence[str]) -> None:
         super().__init__()
-        self.tags = list(tags)
-        self.linear = nn.Linear(channels, len(self.tags))
+        self.linear = nn.Linear(channels, len(tags))
 
     def words(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """States (B, W, C) of the words, gathered once, and how many (B,) there are; those of pads are not real."""
@@ -48,28 +47,16 @@ class TaggingHead(Head):
         own = zip(scores, batch.extra["first"], batch.extra["stop"], strict=True)
         return [row[first:stop].tolist() for row, first, stop in own]
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The ``score`` layer and the tags of transformers' token classification."""
-        names = dict(enumerate(self.tags))
-        config = {
-            "num_labels": len(names),
-            "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
-        }
-        return {f"score.{name}": value.detach() for name, value in self.linear.named_parameters()}, config
-
 
 class BidirectionalHead(TaggingHead):
     """The same on states to which an LSTM over the words (Hochreiter & Schmidhuber 1997), both ways, has added what
     stands to their right: a causal backbone's know only what stands to their left."""
 
-    export_class = None
-
     def __init__(self, channels: int, tags: Sequence[str]) -> None:
         super().__init__(channels, tags)
         self.norm = nn.LayerNorm(channels)
         self.lstm = nn.LSTM(channels, channels // 2, batch_first=True, bidirectional=True)
-        self.linear = nn.Linear(channels + 2 * (channels // 2), len(self.tags))
+        self.linear = nn.Linear(channels + 2 * (channels // 2), len(tags))
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, W, K) scores; packing keeps pads out of the backward direction."""

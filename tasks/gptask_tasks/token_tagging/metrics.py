@@ -88,7 +88,8 @@ def per_type(
     types: Sequence[str], plain: bool, predictions: Sequence[Prediction], examples: Sequence[Example]
 ) -> dict[str, dict[str, float]]:
     """Precision, recall, F1 and number of true spans of every type."""
-    right, found, true = sum(counts(p, e, types, plain) for p, e in zip(predictions, examples, strict=True))
+    tables = [counts(p, e, types, plain) for p, e in zip(predictions, examples, strict=True)]
+    right, found, true = np.sum(tables, axis=0)  # (T,) each
     scores = (ratio(right, found), ratio(right, true), ratio(2 * right, found + true))
     table = {}
     for number, kind in enumerate(types):

@@ -39,8 +39,8 @@ def split(tag: str) -> tuple[str, str]:
 def spans(tags: Sequence[str], plain: bool = False) -> list[Span]:
     """The spans that tags mark, by the rules of conlleval (Tjong Kim Sang & Buchholz 2000), as seqeval counts them.
 
-    They hold for BIO, IOB1, IO, BIOES, BILOU and BMES alike: a span begins at B- (S-, U-), at any type that differs from
-    the word's before it, and behind the end of another. ``plain`` tags are a span each.
+    They hold for BIO, IOB1, IO, BIOES, BILOU and BMES alike: a span begins at B- (S-, U-), at a type that the word
+    before has not, and behind the end of another. ``plain`` tags are a span each.
     """
     if plain:
         return [Span(tag, number, number + 1) for number, tag in enumerate(tags)]
