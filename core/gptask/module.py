@@ -79,7 +79,7 @@ class GPTModule(pl.LightningModule):
         if examples and (adjusted := self.task.adjust(predictions, examples)):
             self.adjust(adjusted)
             examples, predictions = self.predictions(data, "validation")
-        for number, metric in enumerate(self.task.metrics()):
+        for number, metric in enumerate(m for m in self.task.metrics() if not m.final):
             rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
             value = metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
             self.log(f"val/{metric.name}", value, prog_bar=number == 0)

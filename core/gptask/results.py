@@ -51,6 +51,8 @@ def finish(
     examples, predictions = module.predictions(data, split)
     if not examples:
         log.warning("%s: no example was scored (trainer.limit_test_batches=0?), so there are no metrics", split)
+    else:
+        predictions = list(module.task.review(predictions, examples))
     scores, statistics = score_all(module.task.metrics(), predictions, examples) if examples else ([], [])
     write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
     learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -134,6 +136,8 @@ def prediction_fields(prediction: Prediction) -> dict[str, Any]:
         fields["samples"] = prediction.samples
     if prediction.probabilities is not None:
         fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
+    if prediction.extra:
+        fields["extra"] = prediction.extra
     return fields
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gptask.metric import Metric
 
 CONTRACT_VERSION = 1
+IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
 Example = dict[str, Any]
 
 
@@ -36,6 +37,8 @@ class Kind(Enum):
     INTEGERS = "integers"
     NUMBER = "number"  # finite
     MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
+    TOKENS = "tokens"  # a text as its words
+    TAGS = "tags"  # a label for each word: as many as there are TOKENS
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class Encoded:
 
     ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
     it) or None; ``learned`` the spans (start, end) of ``ids`` that are learned like a target (a conversation's earlier
-    answers); ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
-    head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    answers); ``label`` a number or a list of numbers for heads that classify or score (lists of whole numbers may
+    differ in length, and `IGNORED` in them is no label); ``extra`` whatever the head or `Task.prediction` needs besides
+    (numbers or lists of numbers); ``truncated`` the tokens cut off.
     """
 
     ids: list[int]
@@ -79,13 +83,14 @@ class Encoded:
 class Prediction:
     """What a task says about one example: a value a user reads, its score in [0, 1] where there is one.
 
-    ``samples`` are all the values drawn, where there are several.
+    ``samples`` are all the values drawn, where there are several; ``extra`` is what else is written beside it, as JSON.
     """
 
     value: Any
     score: float | None = None
     probabilities: dict[str, float] | None = None
     samples: list[Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -207,6 +212,13 @@ class Task(ABC):
         from gptask.data.module import DataModule
 
         return DataModule(self, corpus, tokenizer, options, seed)
+
+    def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
+        """Look at all predictions of a test together before they are scored (not in validation, nor in `predict`).
+
+        The place to ask another model, for metrics that are ``final``; what it says stands in `Prediction.extra`.
+        """
+        return predictions
 
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""

@@ -5,8 +5,10 @@ from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.question_generation import Place, QuestionGeneration
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
+from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.translation import Translation
 
 SCORING = [
@@ -18,6 +20,10 @@ SCORING = [
     Sentiment(graded=True),
     QuestionAnswering(answer=Answer.span),
     QuestionAnswering(answer=Answer.span, unanswerable=True),
+    TokenTagging(),
+    TokenTagging(context=Context.none),
+    TokenTagging(context=Context.repeat),
+    TokenTagging(plain=True),
 ]
 GENERATING = [
     QuestionAnswering(),
@@ -25,6 +31,8 @@ GENERATING = [
     Summarization(language="zh"),
     Translation(),
     Translation(target_lang="zh", language="zh"),
+    QuestionGeneration(),
+    QuestionGeneration(answer=Place.marked, language="zh"),
 ]
 
 

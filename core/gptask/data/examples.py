@@ -128,6 +128,8 @@ def _schema(task: Task) -> Any:
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
         Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
+        Kind.TOKENS: pa.list_(text),
+        Kind.TAGS: pa.list_(text),
     }
     own = [(f.name, kinds[f.kind]) for f in task.fields()]
     return pa.schema([("id", text), *own, ("digest", number), ("group", number)])

@@ -1,4 +1,4 @@
-"""Files to rows: CSV, TSV, JSON, JSONL, Parquet and plain lines, each also as ``.gz``, read as a stream."""
+"""Files to rows: CSV, TSV, JSON, JSONL, Parquet, CoNLL and plain lines, each also as ``.gz``, read as a stream."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptask.config import Files
+from gptask.data import conll
 from gptask.data.squad import flatten
 from gptask.errors import DataError, UserError, listing
 
 csv.field_size_limit(2**27)  # the default of 128 KiB is less than a long document
-FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "lines")
+FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "conll", "conllu", "lines")
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -30,6 +31,10 @@ SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".conllu": "conllu",
 }
 Lines = Iterator[tuple[int, str]]
 
@@ -100,8 +105,8 @@ def read(source: Source, options: Files, wanted: Iterable[str]) -> Iterator[Row]
 def read_stream(stream: IO[bytes], options: Files) -> Iterator[Row]:
     """Read standard input: JSON lines if the first line starts with ``{``, else plain lines."""
     kind = options.format
-    if kind not in ("auto", "csv", "tsv", "jsonl", "lines"):
-        raise UserError(f"standard input can't be read as '{kind}'; expected jsonl, lines, csv or tsv")
+    if kind not in ("auto", *FORMATS) or kind in ("json", "parquet"):
+        raise UserError(f"standard input can't be read as '{kind}'; expected jsonl, lines, csv, tsv, conll or conllu")
     lines = _decode(stream, Path("<stdin>"), options.encoding)
     first = next(lines, None)
     if first is None:
@@ -123,6 +128,8 @@ def _text(kind: str, lines: Lines, options: Files, wanted: Iterable[str]) -> Ite
         from gptask.data.documents import documents
 
         return _matched(lines, options.pattern) if options.pattern else documents(lines, options)
+    if kind in ("conll", "conllu"):
+        return (Row(number, value) for number, value in conll.sentences(lines, universal=kind == "conllu"))
     return _table(lines, kind, options, set(wanted))
 
 

@@ -16,7 +16,8 @@ from gptask.errors import UserError
 from gptask.metric import Metric
 from gptask.task import Kind
 
-WRITTEN = {"id", "digest", "group", "references", "prediction", "score", "samples", "probabilities", "statistics"}
+WRITTEN = {"id", "digest", "group", "references", "prediction", "score"}
+WRITTEN |= {"samples", "probabilities", "extra", "statistics"}
 
 
 @dataclass

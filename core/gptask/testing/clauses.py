@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PADS = 3
 OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "statistics"}  # and when it writes
+WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}  # and when it writes
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
 IMPORT = """
 import importlib, runpy, sys

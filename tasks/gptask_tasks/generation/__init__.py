@@ -16,8 +16,7 @@ from gptask.task import Example
 from gptask_tasks import sample
 from gptask_tasks.generation.metrics import BitsPerByte, Judged, Perplexity
 from gptask_tasks.generation.records import conversation
-from gptask_tasks.summarization import Rouge
-from gptask_tasks.translation import Corpus
+from gptask_tasks.scores import Corpus, Rouge
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

@@ -17,7 +17,9 @@ from gptask.cli.tasks import options
 from gptask.plugins import Plugin
 from gptask_tasks.qa import QuestionAnswering
 
-BUILT_IN = ["classification", "qa", "sentiment", "summarization", "translation"]
+BUILT_IN = [
+    "classification", "qa", "question_generation", "sentiment", "summarization", "token_tagging", "translation"
+]  # fmt: skip
 
 
 def columns(line):
