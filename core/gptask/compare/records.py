@@ -84,6 +84,12 @@ class Record:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
     @property
+    def curves(self) -> tuple[Path, str | None]:
+        """The folder whose metrics.csv tells of the training, and the task's name there if it is one of several."""
+        member = self.config.get("member")
+        return (self.folder.parent if member else self.folder), member
+
+    @property
     def plugin(self) -> Task:
         """The task with the run's options; raises `UserError` where its plugin is not installed or has changed."""
         return _task(json.dumps({key: self.config[key] for key in ("plugin", "task")}))
@@ -148,6 +154,8 @@ def read(folder: Path) -> Record:
 def _problem(record: Record) -> str:
     """What keeps the files of a run, each readable, from being a result."""
     config, result = record.config, record.result
+    if isinstance(config, dict) and config.get("tasks"):
+        return f"of several tasks: take {record.folder / str(next(iter(config['tasks'])))}, say"
     if not (isinstance(config, dict) and {"plugin", "task"} <= config.keys() and isinstance(config["plugin"], dict)):
         return "damaged: config.yaml is not the config of a gptask run"
     if config.get("format") != run.FORMAT:
@@ -182,11 +190,12 @@ def _expanded(place: str) -> list[Path]:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below a folder; nothing inside one is another."""
+    """Run folders at or below a folder; nothing inside one is another, but for the tasks of a run of several."""
     for place, below, files in os.walk(folder):
         if any(mark in files for mark in MARKS):
+            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "config.yaml").is_file()]
             below.clear()
-            yield Path(place)
+            yield from tasks or [Path(place)]
         below[:] = sorted(name for name in below if not name.startswith("."))
 
 

@@ -116,7 +116,7 @@ class Trial:
     @cached_property
     def predictions(self) -> list[Prediction]:
         """What the trained task says about its own training batch: as right as it gets."""
-        from gptask.module import merge
+        from gptask.seat import merge
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return merge(self.task, self.examples, owners, dict(enumerate(self.outputs(self.batch()))))[1]
