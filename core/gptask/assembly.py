@@ -45,13 +45,17 @@ def members(config: Train | Evaluate) -> dict[str, Member]:
 
 
 def corpora(config: Train | Evaluate) -> dict[str, Corpus]:
-    """The data of each task, after its options were checked."""
+    """The data of each task, after its options were checked; for a training there must be some to train on."""
     found = {}
     for name, member in members(config).items():
         try:
             found[name] = corpus(member.task, member.data, config.seed)
+            if isinstance(config, Train):
+                found[name].require("train")
         except UserError as error:
-            raise type(error)(f"{name}: {error}" if getattr(config, "tasks", {}) else str(error)) from error.__cause__
+            if not getattr(config, "tasks", {}):
+                raise
+            raise type(error)(f"tasks.{name}: {error}") from error
     return found
 
 

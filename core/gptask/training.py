@@ -57,8 +57,6 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run
     check(config.trainer)
     loggers.require(config.logger)
     corpora = assembly.corpora(config)
-    for corpus in corpora.values():
-        corpus.require("train")
     job = identity(config, corpora)  # of the config as given: the training settles what that left open
     with run.folder_for(config.outputs, run.title(config), config.folder, config.resume) as folder:
         return _train(config, corpora, folder, job, callbacks)
