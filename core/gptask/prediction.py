@@ -125,7 +125,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
 
     from gptask.data.batches import BatchesByLength
     from gptask.data.module import collate, encode
-    from gptask.module import merge
+    from gptask.seat import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
     items: list[dict[str, Any]] = []

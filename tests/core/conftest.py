@@ -122,7 +122,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
                 parameter.data.normal_(0, 0.2)
         folder = tmp_path_factory.mktemp("run")
         run.write_config(folder, config, run.plugin_of(task))
-        saved_model.save_model(folder, backbone, head, tuning)
+        saved_model.save_model(folder, backbone, {"": head}, tuning)
         backbone.eval()
         return run.Run(folder, run.plugin_of(task), task, backbone, head, run.read_config(folder))
 

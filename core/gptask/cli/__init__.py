@@ -138,9 +138,11 @@ OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own 
 
 def _train(config: Any) -> None:
     from gptask.cli.table import show_run
-    from gptask.training import train
+    from gptask.training import train_tasks
 
-    show_run(train(config).folder)
+    runs = train_tasks(config)
+    for run in runs.tasks.values():
+        show_run(run.folder)
 
 
 def _evaluate(config: Any) -> None:

@@ -108,7 +108,7 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
             config_name=verb, line=" ".join([*fitting, word]) if word else " ".join(fitting) + " "
         ):
             if not found.startswith(("hydra", "saved")):
-                yield found
+                yield "tasks=" if found == "tasks." else found  # none are named yet
     if verb in ("train", "evaluate") and word.startswith("trainer."):
         yield from _starting([word], [f"trainer.{name}=" for name in trainer_options.names()])
 

@@ -17,6 +17,7 @@ from gptask.cli.job import Job, log_to_console
 from gptask.cli.launchers import refuse_launcher
 from gptask.cli.overrides import chosen, normalize
 from gptask.cli.saved import from_run, run_of
+from gptask.cli.several import several
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover
@@ -53,11 +54,15 @@ def _run(job: Job, flags: Sequence[str]) -> int:
 
         hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=line.verb)(job)()
         return 0
-    folder = next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
-    with hydra_on(folder) as hydra_:
+    with hydra_on(_config_folder(flags)) as hydra_:
         if not job.sweeping:
             return hydra_.run(line.verb, job, [*line.overrides, "hydra.mode=RUN"]).return_value
         return _sweep(job, hydra_)
+
+
+def _config_folder(flags: Sequence[str]) -> str | None:
+    """The folder of the user's own configs, if there is one."""
+    return next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
 
 
 def _sweep(job: Job, hydra: Any) -> int:
@@ -87,10 +92,13 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
     overrides = normalize(overrides, "--multirun" in flags, known, open_keys())
     refuse_launcher(overrides)
     overrides += _not_of_the_preset(overrides)
-    run = run_of(verb, overrides)
+    folder = _config_folder(flags)
+    tasks = several(overrides, plugins, folder) if verb == "train" else None
+    overrides = tasks.composed() if tasks else overrides
+    run, overrides = run_of(verb, overrides)
     if run:
         overrides = from_run(verb, run, overrides)
-    line = Line(verb, overrides, run)
+    line = Line(verb, overrides, run, tasks.typed if tasks else ())
     for name in chosen(overrides, "task"):
         if name is None:
             raise UserError(f"task=null: choose one of {listing(plugins)}")

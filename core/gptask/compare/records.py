@@ -135,6 +135,12 @@ class Record:
                 raise UserError(f"predictions.jsonl: {error.strerror}") from error
 
     @property
+    def curves(self) -> tuple[Path, str | None]:
+        """The folder whose metrics.csv tells of the training, and the task's name there if it is one of several."""
+        member = self.config.get("member")
+        return (self.folder.parent if member else self.folder), member
+
+    @property
     def plugin(self) -> Task:
         """The task with the run's options; raises `UserError` where its plugin is not installed or has changed."""
         return _task(json.dumps({key: self.config[key] for key in ("plugin", "task")}))
@@ -229,12 +235,14 @@ def _expanded(place: str) -> list[Path]:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below a folder, and those that can't be looked into; nothing inside one is another."""
+    """Run folders at or below a folder, and those that can't be looked into; nothing inside one is another, but for
+    the tasks of a run of several."""
     closed: list[OSError] = []
     for place, below, files in os.walk(folder, onerror=closed.append):
         if any(mark in files for mark in MARKS):
+            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "config.yaml").is_file()]
             below.clear()
-            yield Path(place)
+            yield from tasks or [Path(place)]
         below[:] = sorted(name for name in below if not name.startswith("."))
     yield from (Path(error.filename) for error in closed)
 

@@ -18,6 +18,8 @@ DIRECTIONS = ("higher", "lower", "none")
 
 def problem(config: Any, result: Any) -> str:
     """Why the contents of config.yaml and metrics.json can't be compared; empty where they can."""
+    if isinstance(config, dict) and config.get("tasks"):
+        return f"of several tasks: take one of its folders, {next(iter(config['tasks']))}, say"
     if wrong := _wrong(config, CONFIG) or _wrong(config["plugin"], {"name": str}) or _wrong(config, OPTIONAL, True):
         return f"damaged: config.yaml is not the config of a gptask run ({wrong})"
     if config.get("format") != run.FORMAT:

@@ -74,7 +74,7 @@ def _curves(good: Sequence[Entry]) -> dict[str, Any]:
     notes = []
     for entry in good:
         try:
-            found = curves(entry.record.folder)
+            found = curves(*entry.record.curves)
             if not found:
                 notes.append((entry, "it logged none (an evaluation, or another logger)"))
         except UserError as error:

@@ -19,7 +19,7 @@ SCRIPTS = Path(sys.executable).parent
     [
         ("gptask tr", ["train "]),
         ("gptask tasks sent", ["sentiment "]),
-        ("gptask train ta", ["task.", "task="]),
+        ("gptask train ta", ["task.", "task=", "tasks="]),
         ("gptask train task=se", ["task=sentiment "]),
         ("gptask train trainer.max_e", ["trainer.max_epochs="]),
         ("gptask train trainer.acc", ["trainer.accelerator=", "trainer.accumulate_grad_batches="]),
