@@ -20,6 +20,7 @@ VERBS = {
     "compare": "compare runs: intervals, paired tests, leaderboard",
     "report": "write one HTML page on a run, or on several side by side",
     "tasks": "list the installed task plugins and their options",
+    "new-task": "write an installable package for a task of your own",
 }
 USAGE = """gptask <verb> [option=value ...]
 
@@ -127,12 +128,19 @@ def _report(arguments: Sequence[str]) -> int:
     return report(arguments)
 
 
+def _new_task(arguments: Sequence[str]) -> int:
+    from gptask.cli.new_task import new_task
+
+    return new_task(arguments)
+
+
 OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own arguments, and return the exit code
     "sweep": _sweep,
     "chat": _chat,
     "compare": _compare,
     "report": _report,
     "tasks": _tasks,
+    "new-task": _new_task,
 }
 
 

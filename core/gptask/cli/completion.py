@@ -50,7 +50,7 @@ def complete(arguments: Sequence[str]) -> None:
 
 def candidates(line: str) -> list[str]:
     """What the last word of a command line, up to the cursor, may become; nothing leaves it to the shell."""
-    from gptask.cli import VERBS
+    from gptask.cli import OWN, VERBS
 
     words = _words(line)[1:]
     if len(words) < 2:
@@ -62,7 +62,7 @@ def candidates(line: str) -> list[str]:
         return _starting([word], [f"{name} " for name in (*discover(), "--json")])
     if verb == "sweep":
         return _sweep(before, word)
-    if verb not in VERBS:
+    if verb not in VERBS or verb in OWN:
         return []
     if word.startswith("-"):
         return _starting([word], [f"{flag} " for flag in FLAGS])

@@ -19,6 +19,7 @@ SCRIPTS = Path(sys.executable).parent
     [
         ("gptask tr", ["train "]),
         ("gptask tasks sent", ["sentiment "]),
+        ("gptask new-task toxicity --c", []),
         ("gptask train ta", ["task.", "task=", "tasks="]),
         ("gptask train task=se", ["task=sentiment "]),
         ("gptask train trainer.max_e", ["trainer.max_epochs="]),
