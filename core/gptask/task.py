@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptask.heads import Head
     from gptask.metric import Metric
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = "1.0"
 Example = dict[str, Any]
 
 
@@ -87,7 +87,7 @@ class Task(ABC):
     ``metadata={"help": ...}`` describes the option.
     """
 
-    contract_version: ClassVar[int] = CONTRACT_VERSION
+    contract_version: ClassVar[str] = CONTRACT_VERSION  # a plugin states the one it was made for
     demonstrations: ClassVar[str] = ""  # solved examples put before every prompt (`evaluate shots=k` sets it)
 
     @abstractmethod
