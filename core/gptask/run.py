@@ -32,8 +32,9 @@ started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # t
 
 def plugin_of(task: Task) -> Plugin:
     """The plugin a task instance comes from; a class that no entry point names gets its own name."""
-    for plugin in discover().values():
-        if plugin.task is type(task):
+    plugins = discover(()).values()
+    for plugin in [plugin for plugin in plugins if plugin.brings(type(task))] or plugins:
+        if plugin.load().task is type(task):
             return plugin
     return Plugin(type(task).__name__.lower(), "unregistered", "", type(task))
 

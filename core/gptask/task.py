@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gptask.heads import Head
     from gptask.metric import Metric
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = "1.0"
 IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
 Example = dict[str, Any]
 
@@ -101,7 +101,7 @@ class Task(ABC):
     ``metadata={"help": ...}`` describes the option.
     """
 
-    contract_version: ClassVar[int] = CONTRACT_VERSION
+    contract_version: ClassVar[str] = CONTRACT_VERSION  # a plugin states the one it was made for
     demonstrations: ClassVar[str] = ""  # solved examples put before every prompt (`evaluate shots=k` sets it)
     supervised: ClassVar[bool] = True  # False: no field is a target, the inputs themselves are learned
     documents: ClassVar[Documents] = Documents.line  # what one example of a plain text file is

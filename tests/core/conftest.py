@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.installed import install  # noqa: F401
 from tests.runs import sentiment, translation, write  # noqa: F401 (fixtures)
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]

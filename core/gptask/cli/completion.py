@@ -59,7 +59,7 @@ def candidates(line: str) -> list[str]:
     if verb == "tasks":
         from gptask.plugins import discover
 
-        return _starting([word], [f"{name} " for name in (*discover(), "--json")])
+        return _starting([word], [f"{name} " for name in (*discover(()), "--json")])
     if verb == "sweep":
         return _sweep(before, word)
     if verb not in VERBS or verb in OWN:
@@ -93,7 +93,7 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
     from gptask.cli.configs import choices, loader
     from gptask.cli.launch import read
 
-    line, _ = read(verb, before, quiet=True)
+    line, _ = read(verb, before)
     fitting = [override for override in line.overrides if not re.search(r"\s", override)]  # Hydra splits at spaces
     key, equals, _ = word.partition("=")
     with loader() as configs:

@@ -91,7 +91,7 @@ class Line:
             from gptask.plugins import chosen, discover
 
             try:
-                chosen(discover(), name)
+                chosen(discover(()), name)
             except UserError as error:
                 return f"{error}{self._source('task', asker)}"
         self.refuse_several(group, name)
@@ -186,13 +186,15 @@ class Line:
 
     def _owners(self, key: str) -> str:
         """Which choices of a group have an option that the present one lacks."""
-        from hydra.core.config_store import ConfigStore
+        from gptask.choices import stored
+        from gptask.plugins import discover
 
         prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
         group, _, name = key.removeprefix(prefix).partition(".")
-        repo: dict[str, Any] = ConfigStore.instance().repo
-        stored = repo.get(group, {}).items() if group in self.groups and name else ()
-        names = {file.removesuffix(".yaml") for file, config in stored if name.split(".")[0] in config.node}
+        if group == "task":
+            discover()  # loads them all
+        nodes = stored(group) if group in self.groups and name else {}
+        names = {choice for choice, node in nodes.items() if name.split(".")[0] in node}
         owners = {name.removesuffix("_schema") for name in names}
         shown = [f"{prefix}{group}={choice}" for choice in self.choices(group) if choice in owners] if owners else []
         return f" It belongs to {' or '.join(shown)}." if shown else ""

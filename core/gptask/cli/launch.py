@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from gptask import config as schemas
-from gptask.cli.configs import hydra_on
+from gptask.cli.configs import hydra_on, loader
 from gptask.cli.explain import Line, mended
 from gptask.cli.job import Job, log_to_console
 from gptask.cli.launchers import refuse_launcher
@@ -79,12 +79,9 @@ def _sweep(job: Job, hydra: Any) -> int:
     return max(codes)
 
 
-def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line, list[str]]:
-    """Load the plugins and the saved run that a command line names, and make its overrides acceptable to Hydra."""
-    plugins = discover()
-    for plugin in plugins.values():
-        if plugin.error and not quiet:
-            sys.stderr.write(f"gptask: task '{plugin.name}' ({plugin.origin}) is {plugin.state}: {plugin.error}\n")
+def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
+    """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
+    plugins = discover(())
     schemas.store()
     log_to_console()
     overrides, flags = split(verb, arguments)
@@ -107,7 +104,25 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
             chosen_plugin(plugins, str(name).strip("'\""))
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
+    _load_by_default(line)
+    line.overrides = normalize(overrides, "--multirun" in flags, known, open_keys())  # now with the task's own
     return line, flags
+
+
+def _load_by_default(line: Line) -> None:
+    """Load the task that Hydra will choose if the line doesn't, where its options may have dictionaries among them."""
+    if chosen(line.overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in line.overrides):
+        return
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    presets = [[f"experiment={name}"] for name in chosen(line.overrides, "experiment")]
+    with loader() as configs:
+        try:
+            for preset in presets or [[]]:
+                configs.compute_defaults_list(line.verb, preset, RunMode.RUN)
+        except HydraException:  # a preset in a folder of the user's, or none at all: it might choose any
+            discover()
 
 
 def _not_of_the_preset(overrides: list[str]) -> list[str]:
@@ -147,11 +162,10 @@ def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def open_keys() -> set[str]:
     """Full names of the options that are dictionaries without fixed keys, or may be: pass-through options."""
-    from hydra.core.config_store import ConfigStore
+    from gptask.choices import stored
 
-    repo: dict[str, Any] = ConfigStore.instance().repo
-    stored = [(group, node.node) for group in ("task", *schemas.GROUPS) for node in repo.get(group, {}).values()]
-    return {"trainer", *(name for group, node in stored for name in _dictionaries(node, group))}
+    nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored(group).values()]
+    return {"trainer", *(name for group, node in nodes for name in _dictionaries(node, group))}
 
 
 def _dictionaries(node: Any, prefix: str) -> Iterator[str]:

@@ -74,7 +74,7 @@ def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) ->
                         f"--timeout {given.timeout:g}: expected minutes above 0")  # fmt: skip
     if given.study and not re.fullmatch(r"\w[\w.-]*", given.study):
         raise UserError(f"--study {given.study}: expected a name of letters, digits, '-', '_' and '.'")
-    read("train", [])  # the plugins, with what is wrong with them
+    read("train", [])  # makes the plugins choices
     known = {override.partition("=")[0].split(".")[0].lstrip("+") for override in given.overrides}
     space, fixed = on_line(given.overrides, normalize(given.overrides, True, known, open_keys()))
     space = together(in_file(given.space) if given.space else [], space, fixed)
@@ -116,7 +116,7 @@ def configure(overrides: Sequence[str]) -> Train:
     """The checked config of `gptask train` with overrides."""
     from omegaconf import open_dict
 
-    line, flags = read("train", overrides, quiet=True)
+    line, flags = read("train", overrides)
 
     def made() -> Any:
         with loader() as configs:
