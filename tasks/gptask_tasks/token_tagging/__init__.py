@@ -54,14 +54,15 @@ class TokenTagging(Task):
 
     def prepare(self, train: Iterable[Example]) -> None:
         """Take types, and whether they are of spans, from the training data unless they are given."""
-        from gptask_tasks.token_tagging.spans import are_plain, split
+        from gptask_tasks.token_tagging.spans import are_plain
 
         if self.types and self.plain is not None:
             return
-        tags = {tag for example in train for tag in example["tags"]}
+        tags = {tag: example["id"] for example in train for tag in example["tags"]}  # and where each is found
         if self.plain is None:
             self.plain = are_plain(tags)
-        self.types = self.types or sorted(tags if self.plain else {split(tag)[1] for tag in tags} - {""})
+        if not self.types:
+            self.types = sorted(tags if self.plain else {_type(tag, place) for tag, place in tags.items()} - {""})
         if not self.types:
             raise DataError("training data marks no span: every tag is O")
 
@@ -90,8 +91,8 @@ class TokenTagging(Task):
         found = spans(tags, bool(self.plain))
         for kind in {span.type for span in found} - set(self.types):
             raise DataError(
-                f"'{kind}' is not among the training data's types (or task.types): {listing(self.types)}."
-                f"{nearest(kind, self.types)}"
+                f"'{kind}' is not among the training data's types, {listing(self.types)}.{nearest(kind, self.types)} "
+                "task.types can name more, to have them counted"
             )
         known = {name: number for number, name in enumerate(self.tags)}
         return [known[tag] for tag in (tags if self.plain else bio(found, len(tags)))]
@@ -159,6 +160,15 @@ class TokenTagging(Task):
     def sample(self) -> dict[str, Any]:
         """Short news sentences with persons, places, organizations and dates, in English and Chinese."""
         return sample("token_tagging", "conll")
+
+
+def _type(tag: str, place: str) -> str:
+    from gptask_tasks.token_tagging.spans import split
+
+    try:
+        return split(tag)[1]
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def joined(words: Sequence[str]) -> str:
