@@ -208,6 +208,15 @@ def test_labels_stand_beside_the_words_of_their_window(tokenizer: Any) -> None:
     assert all(window.label is None for window in task.encode(example | {"tags": None}, tokenizer, 24))
 
 
+def test_a_predicate_is_marked_where_it_stands(tokenizer: Any) -> None:
+    task = TokenTagging(types=["ARG0"], plain=False)
+    example = {"tokens": ["is", "good", "is", "bad"], "tags": None, "predicate": [2]}
+    (marked,), (plain,) = (task.encode(e, tokenizer, 64) for e in (example, example | {"predicate": []}))
+    assert tokenizer.decode(marked.ids[1:]) == " is good * is bad"
+    assert tokenizer.decode(plain.ids[1:]) == " is good is bad"
+    assert [marked.ids[end] for end in marked.extra["ends"]] == [plain.ids[end] for end in plain.extra["ends"]]
+
+
 # --- the head -----------------------------------------------------------------------------------------------------
 
 

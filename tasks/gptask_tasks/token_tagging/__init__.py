@@ -89,10 +89,10 @@ class TokenTagging(Task):
         from gptask_tasks.token_tagging.spans import bio, spans
 
         found = spans(tags, bool(self.plain))
-        for kind in {span.type for span in found} - set(self.types):
+        if unknown := sorted({span.type for span in found} - set(self.types)):
             raise DataError(
-                f"'{kind}' is not among the training data's types, {listing(self.types)}.{nearest(kind, self.types)} "
-                "task.types can name more, to have them counted"
+                f"'{unknown[0]}' is not among the training data's types, {listing(self.types)}."
+                f"{nearest(unknown[0], self.types)} task.types can name more, to have them counted"
             )
         known = {name: number for number, name in enumerate(self.tags)}
         return [known[tag] for tag in (tags if self.plain else bio(found, len(tags)))]
@@ -122,7 +122,7 @@ class TokenTagging(Task):
         from gptask_tasks.token_tagging.head import BidirectionalHead, TaggingHead
 
         cls = BidirectionalHead if self.context is Context.bidirectional else TaggingHead
-        return cls(backbone.channels, self.tags)
+        return cls(backbone.channels, len(self.tags))
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The spans (of plain tags, every word) of the likeliest sound tags, each with the probability of its tags."""
