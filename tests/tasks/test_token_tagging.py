@@ -208,6 +208,15 @@ def test_labels_stand_beside_the_words_of_their_window(tokenizer: Any) -> None:
     assert all(window.label is None for window in task.encode(example | {"tags": None}, tokenizer, 24))
 
 
+def test_a_predicate_is_marked_where_it_stands(tokenizer: Any) -> None:
+    task = TokenTagging(types=["ARG0"], plain=False)
+    example = {"tokens": ["is", "good", "is", "bad"], "tags": None, "predicate": [2]}
+    (marked,), (plain,) = (task.encode(e, tokenizer, 64) for e in (example, example | {"predicate": []}))
+    assert tokenizer.decode(marked.ids[1:]) == " is good * is bad"
+    assert tokenizer.decode(plain.ids[1:]) == " is good is bad"
+    assert [marked.ids[end] for end in marked.extra["ends"]] == [plain.ids[end] for end in plain.extra["ends"]]
+
+
 # --- the head -----------------------------------------------------------------------------------------------------
 
 
@@ -244,23 +253,25 @@ def test_shorter_neighbours_change_nothing(context: Context, backbone: Any) -> N
 
 
 def test_types_come_from_training_data_unless_given() -> None:
-    rows = [{"tags": ["I-PER", "O"]}, {"tags": ["O", "S-LOC"]}]
+    rows = [{"id": "a.conll:1", "tags": ["I-PER", "O"]}, {"id": "a.conll:4", "tags": ["O", "S-LOC"]}]
     task, plain, given = TokenTagging(), TokenTagging(), TokenTagging(types=["PER", "LOC"], plain=False)
     task.prepare(rows)
-    plain.prepare([{"tags": ["VERB", "NOUN"]}])
+    plain.prepare([{"id": "", "tags": ["VERB", "NOUN"]}])
     given.prepare([])
     assert (task.types, task.plain, task.tags) == (["LOC", "PER"], False, ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"])
     assert (plain.types, plain.plain, plain.tags) == (["NOUN", "VERB"], True, ["NOUN", "VERB"])
     assert given.types == ["PER", "LOC"]
     with pytest.raises(DataError, match="marks no span"):
-        TokenTagging(plain=False).prepare([{"tags": ["O"]}])
+        TokenTagging(plain=False).prepare([{"id": "", "tags": ["O"]}])
+    with pytest.raises(DataError, match=r"a\.conll:9: tag 'PER' is neither"):
+        TokenTagging().prepare([*rows, {"id": "a.conll:9", "tags": ["O", "PER"]}])
     with pytest.raises(UserError, match="must be different names"):
         TokenTagging(types=["A", "A"]).validate()
 
 
 def test_what_can_not_be_used_is_refused() -> None:
     task = TokenTagging(types=["PER"], plain=False)
-    with pytest.raises(DataError, match=r"'PRE' is not among the training data's types .*: PER\. Did you mean 'PER'\?"):
+    with pytest.raises(DataError, match=r"'PRE' is not among the training data's types, PER\. Did you mean 'PER'\?"):
         task.check({"tokens": ["a"], "tags": ["B-PRE"], "predicate": []})
     with pytest.raises(DataError, match="predicate 1 is no position of its 1 tokens"):
         task.check({"tokens": ["a"], "tags": ["O"], "predicate": [1]})

@@ -54,14 +54,15 @@ class TokenTagging(Task):
 
     def prepare(self, train: Iterable[Example]) -> None:
         """Take types, and whether they are of spans, from the training data unless they are given."""
-        from gptask_tasks.token_tagging.spans import are_plain, split
+        from gptask_tasks.token_tagging.spans import are_plain
 
         if self.types and self.plain is not None:
             return
-        tags = {tag for example in train for tag in example["tags"]}
+        tags = {tag: example["id"] for example in train for tag in example["tags"]}  # and where each is found
         if self.plain is None:
             self.plain = are_plain(tags)
-        self.types = self.types or sorted(tags if self.plain else {split(tag)[1] for tag in tags} - {""})
+        if not self.types:
+            self.types = sorted(tags if self.plain else {_type(tag, place) for tag, place in tags.items()} - {""})
         if not self.types:
             raise DataError("training data marks no span: every tag is O")
 
@@ -88,10 +89,10 @@ class TokenTagging(Task):
         from gptask_tasks.token_tagging.spans import bio, spans
 
         found = spans(tags, bool(self.plain))
-        for kind in {span.type for span in found} - set(self.types):
+        if unknown := sorted({span.type for span in found} - set(self.types)):
             raise DataError(
-                f"'{kind}' is not among the training data's types (or task.types): {listing(self.types)}."
-                f"{nearest(kind, self.types)}"
+                f"'{unknown[0]}' is not among the training data's types, {listing(self.types)}."
+                f"{nearest(unknown[0], self.types)} task.types can name more, to have them counted"
             )
         known = {name: number for number, name in enumerate(self.tags)}
         return [known[tag] for tag in (tags if self.plain else bio(found, len(tags)))]
@@ -121,7 +122,7 @@ class TokenTagging(Task):
         from gptask_tasks.token_tagging.head import BidirectionalHead, TaggingHead
 
         cls = BidirectionalHead if self.context is Context.bidirectional else TaggingHead
-        return cls(backbone.channels, self.tags)
+        return cls(backbone.channels, len(self.tags))
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The spans (of plain tags, every word) of the likeliest sound tags, each with the probability of its tags."""
@@ -159,6 +160,15 @@ class TokenTagging(Task):
     def sample(self) -> dict[str, Any]:
         """Short news sentences with persons, places, organizations and dates, in English and Chinese."""
         return sample("token_tagging", "conll")
+
+
+def _type(tag: str, place: str) -> str:
+    from gptask_tasks.token_tagging.spans import split
+
+    try:
+        return split(tag)[1]
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def joined(words: Sequence[str]) -> str:

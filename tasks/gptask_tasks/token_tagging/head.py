@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ class TaggingHead(Head):
     """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
 
     export_class = None  # transformers would read every token, and know nothing of words and what stands before them
+    depth = 0.5  # a third faster than all layers
 
-    def __init__(self, channels: int, tags: Sequence[str]) -> None:
+    def __init__(self, features: int, tags: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(channels, len(tags))
+        self.linear = nn.Linear(features, tags)
 
     def words(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """States (B, W, C) of the words, gathered once, and how many (B,) there are; those of pads are not real."""
@@ -52,11 +52,11 @@ class BidirectionalHead(TaggingHead):
     """The same on states to which an LSTM over the words (Hochreiter & Schmidhuber 1997), both ways, has added what
     stands to their right: a causal backbone's know only what stands to their left."""
 
-    def __init__(self, channels: int, tags: Sequence[str]) -> None:
-        super().__init__(channels, tags)
+    def __init__(self, channels: int, tags: int) -> None:
+        half = channels // 2
+        super().__init__(channels + 2 * half, tags)
         self.norm = nn.LayerNorm(channels)
-        self.lstm = nn.LSTM(channels, channels // 2, batch_first=True, bidirectional=True)
-        self.linear = nn.Linear(channels + 2 * (channels // 2), len(tags))
+        self.lstm = nn.LSTM(channels, half, batch_first=True, bidirectional=True)
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, W, K) scores; packing keeps pads out of the backward direction."""

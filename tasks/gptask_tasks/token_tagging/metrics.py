@@ -71,12 +71,12 @@ class Accuracy(AdditiveMetric):
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """Words that are right, and all."""
-        words = len(reference["tags"])
+        true, found = reference["tags"], said(prediction)
         if self.plain:
-            pairs = zip([span.type for span in said(prediction)], reference["tags"], strict=True)
+            tags = [span.type for span in found]
         else:
-            pairs = zip(bio(said(prediction), words), bio(spans(reference["tags"]), words), strict=True)
-        return [sum(a == b for a, b in pairs), words]
+            tags, true = bio(found, len(true)), bio(spans(true), len(true))
+        return [sum(a == b for a, b in zip(tags, true, strict=False)), len(true)]
 
     def aggregate(self, rows: np.ndarray) -> float:
         """Ratio of the sums."""
