@@ -1,6 +1,9 @@
 """The plugin contract: a task is one dataclass whose fields are its options and whose methods build its parts.
 
 Nothing here imports torch, and a task's module should not either (import it inside the methods).
+
+The names in ``__all__`` are stable: within a major version of the contract they only grow, by what has a default. A
+plugin states the version it was made for, ``contract_version = "1.0"``; CONTRIBUTING.md has the rules.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from gptask.heads import Head
     from gptask.metric import Metric
 
+__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"]
 CONTRACT_VERSION = "1.0"
 IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
 Example = dict[str, Any]

@@ -22,6 +22,7 @@ from gptask_tasks.text import characters
 class Summarization(GenerativeTask):
     """Write a short summary of a document or dialogue."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "{document}\n\nSummary:", "zh": "{document}\n\n摘要："}
 
     generation: Generation = option(partial(Generation, stop=["\n\n"]), "how text is decoded")

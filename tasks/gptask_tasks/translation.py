@@ -41,6 +41,7 @@ def code(language: str) -> str:
 class Translation(GenerativeTask):
     """Translate a text from task.source_lang to task.target_lang."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Translate {source_language} to {target_language}.\n{source_language}: {source}\n{target_language}:",
         "zh": "把{source_language}翻译成{target_language}。\n{source_language}：{source}\n{target_language}：",

@@ -19,7 +19,7 @@ VERBS = {
     "export": "write a Hugging Face folder for plain transformers",
     "compare": "compare runs: intervals, paired tests, leaderboard",
     "report": "write one HTML page on a run, or on several side by side",
-    "tasks": "list the installed task plugins and their options",
+    "tasks": "list the installed task plugins and their options, check them",
     "new-task": "write an installable package for a task of your own",
 }
 USAGE = """gptask <verb> [option=value ...]
@@ -100,8 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _tasks(arguments: Sequence[str]) -> int:
     from gptask.cli.tasks import show
 
-    show(arguments)
-    return 0
+    return show(arguments)
 
 
 def _sweep(arguments: Sequence[str]) -> int:

@@ -59,7 +59,7 @@ def candidates(line: str) -> list[str]:
     if verb == "tasks":
         from gptask.plugins import discover
 
-        return _starting([word], [f"{name} " for name in (*discover(()), "--json")])
+        return _starting([word], [f"{name} " for name in (*discover(()), "--check", "--json")])
     if verb == "sweep":
         return _sweep(before, word)
     if verb not in VERBS or verb in OWN:

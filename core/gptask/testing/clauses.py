@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask import config as schemas
+from gptask.contract import made_for, refuse_other_version
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
 from gptask.generation import Text
 from gptask.metric import Metric
 from gptask.results import prediction_fields
-from gptask.task import Example, Field, Kind, Prediction
+from gptask.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:
@@ -102,6 +103,14 @@ def options_round_trip(trial: Trial) -> None:
     )
 
 
+def version_stated(trial: Trial) -> None:
+    """The task says which contract it was made for, so that another one can refuse it or keep what it relied on."""
+    task = type(trial.task)
+    stated = f'contract_version = "{CONTRACT_VERSION}"'
+    _expect(made_for(task), f"{task.__name__} must state the contract it was made for: write {stated} in the class")
+    refuse_other_version(task)
+
+
 def module_imports_no_torch(trial: Trial) -> None:
     """`gptask tasks` and --help answer at once, so a task's module imports heavy packages inside its methods."""
     module = type(trial.task).__module__
@@ -176,11 +185,6 @@ def padding_invariant(trial: Trial) -> None:
         (alone_said,) = trial.outputs(collate([item]))
         same = _alike(alone_said, said)
         _expect(same, f"a sequence alone gives {alone_said!r}, in a padded batch {said!r}; {LENGTHS}")
-
-
-LENGTHS = (
-    "look for hidden[:, -1] or a mean over positions in the head: batch.last() and batch.lengths know the real ones"
-)
 
 
 def _moved(trial: Trial) -> tuple[Batch, Any]:
@@ -299,7 +303,7 @@ def _value(m: Metric, said: Sequence[Prediction], examples: Sequence[Example]) -
 
 Clause = Callable[[Trial], None]
 STAGES: tuple[tuple[Clause, ...], ...] = (
-    (fields_well_formed, options_round_trip, module_imports_no_torch),
+    (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),
     (parts_build,),
     (
