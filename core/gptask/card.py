@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from gptask import run
 from gptask.compare.command import command
 from gptask.config import Data, Hub, Sample, Scratch
+from gptask.data.messages import messages
 from gptask.front_matter import front_matter, hub_id, languages
 from gptask.markdown import code, fenced, line, prose, table
 from gptask.run import Plugin
+from gptask.task import Kind
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -255,9 +257,16 @@ class Card:
 
     def template(self) -> str:
         """The prompt, as it was in training."""
-        task = self.config.task
+        from gptask.data.module import encode
+
+        task, tokenizer = self.config.task, self.module.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}
-        return task.render(blank | {f.name: f"{{{f.name}}}" for f in task.inputs()})[0]
+        example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
+        turns = {f.name: messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
+        if not turns:
+            return task.render(example)[0]
+        (item,) = encode(task, example | turns, tokenizer, self.config.data.max_tokens)  # by its chat template
+        return str(tokenizer.decode(item["ids"]))
 
     def limits(self) -> list[str]:
         """What it is for, where that is known to hold, and where not."""

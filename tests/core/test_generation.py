@@ -193,6 +193,11 @@ def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_o
         {"repetition_penalty": 0.0},
         {"stop": [""]},
         {"num_beams": 2, "temperature": 1.0},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 65},
+        {"samples": 0},
+        {"samples": 2},
+        {"seed": -1},
     ],
 )
 def test_options_out_of_range_are_refused(options):

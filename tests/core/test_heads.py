@@ -54,6 +54,22 @@ def test_loss_sees_the_end_but_neither_prompt_nor_pads(backbone):
     torch.testing.assert_close(head.loss(hidden, batch), whole)
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_learned_spans_of_a_prompt_are_in_the_loss_and_nothing_else_of_it(together, backbone):
+    start = list(range(30, 50))
+    ids = [start + list(range(5, 15)), start + [15, 16, 17]]
+    items = [ITEMS[0] | {"ids": row, "learned": [20, 23] if row is ids[0] else []} for row in ids]
+    batch = collate(items)
+    hidden = backbone.hidden(batch.input_ids, batch.lengths if together else None).detach().requires_grad_()
+    loss = GenerationHead(backbone, Generation()).loss(hidden, batch)
+    logs = backbone.model(batch.input_ids).logits.log_softmax(-1)
+    places = [(0, n) for n in (20, 21, 22, 30, 31, 32)] + [(1, n) for n in (23, 24, 25)]
+    expected = -sum(logs[row, n - 1, batch.input_ids[row, n]] for row, n in places) / len(places)
+    torch.testing.assert_close(loss, expected)
+    (moved,) = torch.autograd.grad(loss, hidden)
+    assert moved.abs().sum(-1).nonzero().tolist() == [[row, n - 1] for row, n in places]
+
+
 def test_the_head_owns_no_weights(backbone):
     assert not list(GenerationHead(backbone, Generation()).parameters())
 

@@ -4,6 +4,7 @@ import pytest
 from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
+from gptask_tasks.generation import TextGeneration
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration
 from gptask_tasks.sentiment import Sentiment
@@ -33,6 +34,8 @@ GENERATING = [
     Translation(target_lang="zh", language="zh"),
     QuestionGeneration(),
     QuestionGeneration(answer=Place.marked, language="zh"),
+    TextGeneration(),
+    TextGeneration(raw=True),
 ]
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gptask.data.messages import told
 from gptask.run import main_process
 
 
@@ -37,10 +38,11 @@ def show_run(folder: Path) -> None:
                 "references",
                 "prediction",
                 "score",
+                "samples",
                 "probabilities",
                 "statistics",
             )
-            text = " | ".join(str(value) for name, value in row.items() if name not in skip)
+            text = " | ".join(told(value) or str(value) for name, value in row.items() if name not in skip)
             console.print(Text(f"  {_short(text)}", style="dim"))
             truth = _plain(next(iter(row["references"].values())))
             console.print(Text(f"    → {_short(_plain(row['prediction']))}   (truth: {_short(truth)})"))

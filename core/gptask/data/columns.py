@@ -49,7 +49,7 @@ class Columns:
             Kind.TOKENS: self.tokens,
             Kind.TAGS: self.tags,
         }
-        self.record = task.record if type(task).record is not Task.record else None
+        self.record = task.record if getattr(type(task), "record", Task.record) is not Task.record else None
         self.along = [f.name for f in self.fields if f.kind in ALONG]
         self.tagged = any(f.kind is Kind.TAGS for f in self.fields)
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]

@@ -39,6 +39,15 @@ def messages(cell: Any) -> list[Message]:
     return [message for message in found if message["content"].strip()]  # a system message may be empty
 
 
+def told(value: Any) -> str | None:
+    """Turns as lines for a reader; None for anything else."""
+    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
+        return None
+    if not all(turn.keys() == {"role", "content"} for turn in value):
+        return None
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
+
+
 def _message(turn: Any, number: int) -> Message:
     given = turn if isinstance(turn, dict) else {}
     keys = next((pair for pair in KEYS if all(key in given for key in pair)), None)

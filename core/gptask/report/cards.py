@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptask.data.messages import told
 from gptask.report.entry import Entry, inputs
 
 HEAD, LENGTH = 360, 900  # characters of a text: shown at once, and embedded at most
@@ -88,4 +89,4 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         items = list(map(str, value))
         return (", " if all(len(item) < 40 for item in items) else "\n").join(items)
-    return json.dumps(value, ensure_ascii=False)
+    return told(value) or json.dumps(value, ensure_ascii=False)

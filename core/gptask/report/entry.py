@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptask.compare.records import Record
+from gptask.data.messages import told
 from gptask.errors import UserError
 from gptask.metric import Metric
 from gptask.task import Kind
@@ -184,4 +185,6 @@ def _listed(value: Any) -> list[str]:
 
 
 def _length(value: Any) -> int:
+    if (text := told(value)) is not None:
+        return len(text)
     return sum(map(_length, value)) if isinstance(value, list) else len(str(value))

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 import pytest
 from gptask import option

@@ -58,6 +58,7 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.prompts() == [[5, 6], [5]]
     assert batch.last().tolist() == [3, 0]
     assert batch.rows == [4, 2]
+    assert batch.labels is None
 
 
 def test_lists_of_labels_may_differ_in_length() -> None:
@@ -65,7 +66,30 @@ def test_lists_of_labels_may_differ_in_length() -> None:
     assert batch.labels is not None
     assert batch.labels.tolist() == [[3, IGNORED, 1], [2, IGNORED, IGNORED]]
     assert batch.labels.dtype == torch.long
-    assert batch.labels is None
+
+
+def test_spans_of_a_prompt_can_be_learned_too() -> None:
+    batch = collate([item([5, 6, 7, 8, 9, 4], [3, 0], learned=[1, 3, 4, 5]), item([5, 6], [7, 0], learned=[])])
+    assert batch.predicting().long().tolist() == [[1, 1, 0, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0]]
+    wider = replace(batch, input_ids=torch.nn.functional.pad(batch.input_ids, (0, 3)))
+    assert wider.predicting()[:, :8].equal(batch.predicting())
+    assert not wider.predicting()[:, 8:].any()
+    alone = collate([item([5, 6, 7], None, learned=[0, 3])])  # a text that is learned whole, but for its first token
+    assert alone.predicting().tolist() == [[True, True, False]]
+    assert batch.to("cpu").learned is not None
+
+
+def test_spans_come_through_the_cache(tokenizer: Any, tmp_path: Any) -> None:
+    class Spoken(Echo):
+        def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
+            return Encoded([5, 6, 7, 8], [9], learned=[(1, 2)] if example["text"] == "b" else [])
+
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(f'{{"text": "{c}", "loud": "{c}"}}\n' for c in "aaab"))
+    corpus = Corpus(Spoken(), Files(train=str(file), validation=str(file), test=str(file)), 0)
+    data = DataModule(Spoken(), corpus, tokenizer, Files(batch_size=4), 0)
+    (batch,) = data.eval_dataloader("test")
+    assert [batch.predicting()[batch.rows.index(row)].sum().item() for row in range(4)] == [2, 2, 2, 3]
 
 
 @pytest.mark.parametrize(

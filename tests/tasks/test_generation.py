@@ -1,0 +1,206 @@
+"""The task generation: published forms, what is learned of a conversation, what is measured."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from gptask import Config, DataError, UserError, load_run, train
+from gptask.config import Files, Full, Scratch
+from gptask.data.columns import Columns
+from gptask.data.module import collate, encode
+from gptask.data.reading import Row
+from gptask.generation import Generation
+from gptask_tasks.generation import TextGeneration
+
+TALK = [
+    {"role": "user", "content": "good film?"},
+    {"role": "assistant", "content": "a good film"},
+    {"role": "user", "content": "why"},
+    {"role": "assistant", "content": "the story"},
+]
+EXAMPLE = {"messages": TALK[:3], "answer": ["the story"]}
+ALPACA = {"instruction": "Translate", "input": "good", "output": "bon"}
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def read(row):
+    return Columns(TextGeneration(), Files()).example(Row(1, row))
+
+
+@pytest.mark.parametrize(
+    ("row", "messages", "answer"),
+    [
+        ({"messages": TALK}, TALK[:3], "the story"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, user("a"), "b"),
+        (ALPACA, user("Translate\n\ngood"), "bon"),
+        (ALPACA | {"input": ""}, user("Translate"), "bon"),
+        (ALPACA | {"input": None}, user("Translate"), "bon"),
+        ({"instruction": "Why", "context": "It rains", "response": "so"}, user("Why\n\nIt rains"), "so"),
+        ({"prompt": "2 + 2 =", "completion": " 4"}, user("2 + 2 ="), " 4"),
+        ({"prompt": TALK[:3], "completion": TALK[3:]}, TALK[:3], "the story"),
+        ({"system": "Be", "conversations": TALK[:2]}, [{"role": "system", "content": "Be"}, TALK[0]], "a good film"),
+        ({"messages": TALK[:3], "answer": "the story"}, TALK[:3], "the story"),
+    ],
+)
+def test_published_forms_become_a_conversation_and_its_last_answer(row, messages, answer):
+    assert read(row) == {"messages": messages, "answer": [answer]}
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": TALK[:3]}, {"instruction": "a"}, {"prompt": "a"}, {"prompt": "a", "completion": ""}, "a"]
+)
+def test_what_has_no_answer_is_a_prompt_and_nothing_to_learn(row):
+    with pytest.raises(DataError, match="no answer to learn"):
+        TextGeneration().check(read(row))
+    task = TextGeneration()
+    example = Columns(task, Files(), task.inputs()).example(Row(1, row))
+    assert example == {"messages": TALK[:3] if "messages" in row else user("a")}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "x"}, "the columns text hold no conversation: expected messages"),
+        ({"messages": 3}, "the messages must be a list of messages, got '3'"),
+        ({"instruction": " ", "output": "x"}, "the instruction is empty"),
+        ({"instruction": "a", "output": ["x"]}, "the output must be a text"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "message 1 has the role 'tool'"),
+        ({"messages": [TALK[1]]}, "the messages is empty"),
+    ],
+)
+def test_other_rows_are_refused(row, said):
+    with pytest.raises(DataError, match=said):
+        read(row)
+
+
+def test_an_error_names_file_and_row(tmp_path):
+    file = tmp_path / "talk.jsonl"
+    file.write_text(f"{json.dumps(ALPACA)}\n{json.dumps({'messages': TALK[:3]})}\n")
+    config = Config(task=TextGeneration(), data=Files(train=str(file)), backbone=Scratch(), outputs=str(tmp_path))
+    with pytest.raises(DataError, match=r"talk\.jsonl:2: there is no answer to learn"):
+        train(config)
+
+
+def learned(tokenizer, item):
+    batch = collate([item])
+    return tokenizer.decode(batch.input_ids.roll(-1, 1)[batch.predicting()].tolist())
+
+
+def test_every_answer_is_learned_with_its_end_and_nothing_else(tokenizer):
+    (item,) = encode(TextGeneration(), EXAMPLE, tokenizer, 512)
+    end = tokenizer.eos_token
+    assert learned(tokenizer, item) == f" a good film{end} the story{end}"
+    whole = tokenizer.decode(item["ids"] + item["target"])
+    assert whole == f"User: good film?\nAssistant: a good film{end}\nUser: why\nAssistant: the story{end}"
+
+
+def test_without_an_answer_nothing_is_learned(tokenizer):
+    (item,) = encode(TextGeneration(), EXAMPLE | {"answer": None}, tokenizer, 512)
+    assert (item["target"], item["learned"]) == (None, [])
+    assert item["ids"] == encode(TextGeneration(), EXAMPLE, tokenizer, 512)[0]["ids"]
+
+
+def test_raw_texts_are_continued(tokenizer):
+    task = TextGeneration(raw=True)
+    (item,) = encode(task, {"messages": user("good film"), "answer": [" is good"]}, tokenizer, 512)
+    assert tokenizer.decode(item["ids"] + item["target"]) == f"good film is good{tokenizer.eos_token}"
+
+
+def test_a_system_message_stands_before_conversations_without_one(tokenizer):
+    task = TextGeneration(system="Be good.")
+    (item,) = encode(task, EXAMPLE, tokenizer, 512)
+    assert tokenizer.decode(item["ids"]).startswith("Be good.\n\nUser: good film?")
+    own = [{"role": "system", "content": "Be bad."}, *TALK[:3]]
+    (item,) = encode(task, EXAMPLE | {"messages": own}, tokenizer, 512)
+    assert tokenizer.decode(item["ids"]).startswith("Be bad.\n\nUser: good film?")
+
+
+def test_old_turns_are_dropped_and_counted_and_the_last_answer_is_whole(tokenizer):
+    task = TextGeneration(generation=Generation(max_new_tokens=1))
+    (whole,) = encode(task, EXAMPLE, tokenizer, 512)
+    for limit in range(whole["length"] - 1, whole["length"] - 16, -1):
+        (item,) = encode(task, EXAMPLE, tokenizer, limit)
+        assert item["length"] <= limit
+        assert item["target"] == whole["target"]
+        assert item["truncated"] == len(whole["ids"]) - len(item["ids"]) > 0
+        assert learned(tokenizer, item) == f" the story{tokenizer.eos_token}"
+        assert tokenizer.decode(item["ids"]) == "User: why\nAssistant:"
+    with pytest.raises(DataError, match=r"data\.max_tokens"):
+        encode(task, EXAMPLE, tokenizer, 12)
+
+
+@torch.no_grad()
+def test_likelihood_is_that_of_all_answers(backbone, tokenizer):
+    task = TextGeneration(generation=Generation(max_new_tokens=2))
+    other = {"messages": user("good"), "answer": ["the story 电影"]}
+    items = [encode(task, example, tokenizer, 128)[0] for example in (EXAMPLE, other)]
+    said = task.head(backbone).predict(backbone, collate(items))
+    predictions = [task.prediction(e, [s]) for e, s in zip((EXAMPLE, other), said, strict=True)]
+    rows = {m.name: np.array([m.statistics(p, e) for p, e in zip(predictions, (EXAMPLE, other), strict=True)])
+            for m in task.metrics()}  # fmt: skip
+    nats = tokens = 0
+    for item in items:
+        batch = collate([item])
+        here = batch.predicting()
+        logs = backbone.model(batch.input_ids).logits.log_softmax(-1)
+        nats -= logs[here].gather(1, batch.input_ids.roll(-1, 1)[here][:, None]).sum().item()
+        tokens += int(here.sum())
+    size = len(" a good film the story the story 电影".encode())
+    values = {m.name: m.aggregate(rows[m.name]) for m in task.metrics()}
+    assert values["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
+def test_text_metrics_compare_the_last_answer():
+    from gptask import Prediction
+
+    right, wrong = Prediction("the story"), Prediction("a good film")
+    for metric in TextGeneration().metrics()[2:]:
+        scores = [metric.aggregate(np.array([metric.statistics(said, EXAMPLE)])) for said in (right, wrong)]
+        assert scores[0] == pytest.approx(100)
+        assert scores[1] < 40
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(UserError, match="raw"):
+        TextGeneration(raw=True, system="x").validate()
+    with pytest.raises(UserError, match="language"):
+        TextGeneration(language="de").validate()
+    with pytest.raises(UserError, match="shots"):
+        TextGeneration().demonstrate(EXAMPLE)
+
+
+def test_the_sample_is_fit_for_use(sample_rows, assert_fit_for_use):
+    rows = sample_rows(TextGeneration())
+    assert_fit_for_use(rows)
+    assert sum(any(m["role"] == "assistant" for m in e["messages"]) for e in rows["train"]) > 50
+
+
+def test_a_run_learns_earlier_answers_and_says_several_things(tmp_path):
+    """The last answers are all alike, so that the colours can only come from an earlier turn."""
+    colours = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
+    talks = [
+        [*user(f"Colour of {thing}?"), {"role": "assistant", "content": colour}, *user("Sure?"), TALK[1]]
+        for thing, colour in colours.items()
+    ]
+    file = tmp_path / "talk.jsonl"
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    files = Files(train=str(file), validation=str(file), test=str(file), max_tokens=96)
+    task = TextGeneration(generation=Generation(max_new_tokens=8))
+    backbone = Scratch(n_layer=2, n_head=2, n_embd=64, context=96, vocab_size=300)
+    trainer = {"max_epochs": 60, "accelerator": "cpu", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 60}
+    run = train(Config(task=task, backbone=backbone, data=files, tuning=Full(lr=6e-3), trainer=trainer,
+                       outputs=str(tmp_path), probe=False))  # fmt: skip
+    assert run.metrics["metrics"]["perplexity"]["value"] < 1.3
+    again = load_run(run.folder)
+    said = [p.value for p in again.predict({"messages": f"Colour of {thing}?"} for thing in colours)]
+    assert said == list(colours.values())
+    several = load_run(run.folder, TextGeneration(generation=Generation(8, temperature=3.0, samples=3, seed=1)))
+    (prediction,) = several.predict([{"messages": "Colour of sky?"}])
+    assert len(set(prediction.samples)) > 1
+    assert prediction.value in prediction.samples
