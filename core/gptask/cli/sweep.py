@@ -39,6 +39,7 @@ OURS = {  # options that a sweep settles itself
     "folder": "each trial gets a folder in <outputs>/sweeps/<study>",
     "resume": "a stopped trial is asked again",
 }
+ALIKE = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # of all trials
 SHOWN = 10
 
 
@@ -96,8 +97,10 @@ def _refuse(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
     for key in [*(d.key for d in space), *(override.partition("=")[0].lstrip("+~") for override in fixed)]:
         if key in OURS:
             raise UserError(f"{key}= is not for a sweep: {OURS[key]}")
-    if wrong := [d.key for d in space if d.key in ("task", "outputs")]:
+    if wrong := [d.key for d in space if d.key in ALIKE]:
         raise UserError(f"{wrong[0]} has one value in a sweep: only what is measured alike can be compared")
+    if any(d.key == "seed" for d in space) and not any(o.lstrip("+").startswith("data.seed=") for o in fixed):
+        raise UserError("seed decides what is validation data: data.seed=<number> fixes that, so that trials compare")
 
 
 def _first(space: Sequence[Dimension], fixed: Sequence[str]) -> Train:

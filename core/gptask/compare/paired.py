@@ -171,14 +171,23 @@ def randomisation(
     metric: Metric, ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
 ) -> float:
     """Two-sided p of approximate randomisation (Riezler & Maxwell 2005): how often systems whose answers are swapped
-    by coin differ as much as the real ones."""
+    by coin differ as much as the real ones.
+
+    Where none of so many does, it is the normal tail by what the swaps vary, so that a correction for hundreds of tests
+    is not bound by the number of swaps; but no less than the groups that differ allow.
+    """
     both = np.concatenate([ours, theirs])
     observed = abs(metric.aggregate(ours) - metric.aggregate(theirs))
     found = []
     for kept in halves(groups, resamples, SEED):
         first, second = np.concatenate([kept, 1 - kept], 1), np.concatenate([1 - kept, kept], 1)
         found.append(np.abs(metric.resampled(both, first) - metric.resampled(both, second)))
-    return _share(np.concatenate(found), observed)
+    values = np.concatenate(found)
+    p, deviation = _share(values, observed), float(np.mean(values**2)) ** 0.5
+    if p * (resamples + 1) > 1.5 or not deviation > 0:
+        return p
+    least = 0.5 ** (len(np.unique(groups[_unequal([theirs, ours])])) - 1)
+    return min(p, max(least, 2 * _tail(observed / deviation, inf)))
 
 
 def _share(values: np.ndarray, least: float) -> float:

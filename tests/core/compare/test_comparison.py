@@ -8,6 +8,10 @@ from gptask.compare import comparison
 from gptask.compare.comparison import compare
 from gptask.compare.records import find, read
 from gptask.config import Full, Lora
+from gptask.task import Prediction
+from gptask_tasks.sentiment import Sentiment
+
+from tests.runs import LABELS, texts
 
 
 def runs(tmp_path):
@@ -295,3 +299,13 @@ def test_numbers_have_digits_for_their_range(sentiment, tmp_path):
     (table,) = compare(runs(tmp_path), tested=False).tables
     assert cell(table, table.methods[0], "ece") == "0.123 (0.100 to 0.200)"
     assert cell(table, table.methods[0], "accuracy").count(".") == 3
+
+
+def test_labels_may_be_in_another_order(write, tmp_path):
+    examples = texts(40)
+    said = [Prediction(LABELS[n % 3 % 2], 0.9, {}) for n in range(40)]
+    write("a", Sentiment(labels=LABELS), examples, said)
+    write("b", Sentiment(labels=LABELS[::-1]), examples, said, tuning=Full())
+    (table,) = compare(runs(tmp_path), metric="f1_macro").tables
+    ((_, verdict),) = table.verdicts["f1_macro"].items()
+    assert verdict.words == "equal on every example"

@@ -195,3 +195,14 @@ class Rounded(Mean):
 def test_zeros_and_ones_are_right_and_wrong_only_in_a_plain_mean():
     found = difference(Rounded("rounded"), [answers(0.9)], [answers(0.6, seed=1)], ALONE, 200)
     assert found.test == "approximate randomisation"
+
+
+def test_p_is_not_bound_by_the_number_of_swaps():
+    from scipy.stats import ttest_rel
+
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.normal(1, 1, (80, 1)), generator.normal(0, 1, (80, 1))
+    p = randomisation(ACCURACY, ours, theirs, np.arange(80))
+    assert ttest_rel(ours[:, 0], theirs[:, 0]).pvalue < p < 1e-5
+    one = np.where(np.arange(80)[:, None] < 12, 1.0, 0.0)  # twelve examples differ, all for one side
+    assert 0.5**11 <= randomisation(ACCURACY, one, one * 0, np.arange(80), 200) < 1.3 * 0.5**11
