@@ -13,28 +13,22 @@ import pytest
 from gptask.cli import main
 from gptask.plugins import discover
 from gptask.scaffold.project import Kind, write
-from hydra.core.config_store import ConfigStore
+
+from tests.installed import install  # noqa: F401 (a fixture)
 
 PLUGIN = Path(__file__).parent / "plugin"
 TINY = "backbone=nano backbone.n_layer=1 backbone.n_embd=16 backbone.n_head=2 backbone.vocab_size=300 probe=false"
-QUICK = f"{TINY} tuning=full trainer.max_epochs=1 trainer.accelerator=cpu"
+QUICK = f"{TINY} tuning=full trainer.max_epochs=1 trainer.accelerator=cpu data.limit.train=16"
 
 
 @pytest.fixture
-def registered(tmp_path, monkeypatch):
+def registered(install, tmp_path, monkeypatch):  # noqa: F811
     """The example plugin as an installer leaves it: its metadata on the path."""
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "site" / f"gptask_similarity-{project['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = project["entry-points"]["gptask.tasks"]
-    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
-    monkeypatch.syspath_prepend(info.parent)
+    metadata = f"Name: {{}}\nVersion: {project['version']}\n"
+    install(project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
     monkeypatch.setenv("GPTASK_PLUGINS", "gptask,gptask-similarity")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    ConfigStore.instance().repo["task"].pop("similarity.yaml", None)
 
 
 def call(line):
@@ -44,7 +38,8 @@ def call(line):
 
 
 def test_the_example_is_found_by_its_entry_point_and_used(registered, capsys):
-    assert (discover()["similarity"].origin, discover()["similarity"].state) == ("gptask-similarity 0.1.0", "ok")
+    plugin = discover()["similarity"]
+    assert (plugin.origin, plugin.state) == ("gptask-similarity 0.1.0", "ok")
     assert call(f"train task=similarity task.loss=huber task.both_orders=true folder=run {QUICK}") == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert list(metrics["metrics"]) == ["spearman", "pearson", "mae"]

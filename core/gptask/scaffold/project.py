@@ -33,8 +33,8 @@ def write(name: str, folder: Path, kind: Kind = Kind.classification) -> list[Pat
             with (folder / place).open("x", encoding="utf-8") as stream:  # never over another's file
                 stream.write(text)
     except OSError as error:
-        place = error.filename or folder
-        raise UserError(f"{place} can't be written: {error.strerror}; name another folder") from error
+        where = error.filename or folder
+        raise UserError(f"{where} can't be written: {error.strerror}; name another folder") from error
     return [folder / place for place in files]
 
 
