@@ -58,6 +58,7 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.prompts() == [[5, 6], [5]]
     assert batch.last().tolist() == [3, 0]
     assert batch.rows == [4, 2]
+    assert batch.labels is None
 
 
 def test_lists_of_labels_may_differ_in_length() -> None:
@@ -65,7 +66,6 @@ def test_lists_of_labels_may_differ_in_length() -> None:
     assert batch.labels is not None
     assert batch.labels.tolist() == [[3, IGNORED, 1], [2, IGNORED, IGNORED]]
     assert batch.labels.dtype == torch.long
-    assert batch.labels is None
 
 
 @pytest.mark.parametrize(
