@@ -1,9 +1,9 @@
 """Main metrics of several tasks on one scale."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
-from gptask import MeanMetric
 from gptask.seat import goodness
 
 INFINITE = math.inf
@@ -23,8 +23,7 @@ INFINITE = math.inf
     ],
 )
 def test_goodness(limits, higher, value, expected):
-    metric = MeanMetric("m")
-    metric.range, metric.higher_is_better = limits, higher
+    metric = SimpleNamespace(range=limits, higher_is_better=higher)
     assert goodness(metric, value) == pytest.approx(expected)
     better = value + (0.1 if higher else -0.1)
     if limits[0] <= better <= limits[1]:

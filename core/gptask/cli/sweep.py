@@ -35,9 +35,10 @@ quote it for the shell. What has one value is fixed for all trials. The study an
 
   gptask sweep task=sentiment 'tuning.lr=tag(log,interval(1e-4,1e-2))' tuning.rank=4,8,16 --trials 20
 """
-OURS = {  # options that a sweep settles itself
+OURS = {  # options that a sweep settles itself, or can't have
     "folder": "each trial gets a folder in <outputs>/sweeps/<study>",
     "resume": "a stopped trial is asked again",
+    "tasks": "it searches for what is best for one task (gptask train -m runs several values)",
 }
 ALIKE = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # of all trials
 SHOWN = 10
