@@ -4,6 +4,7 @@ import pytest
 from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
+from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
@@ -18,6 +19,8 @@ SCORING = [
     Sentiment(graded=True),
     QuestionAnswering(answer=Answer.span),
     QuestionAnswering(answer=Answer.span, unanswerable=True),
+    LanguageModeling(),
+    LanguageModeling(overlap=8),
 ]
 GENERATING = [
     QuestionAnswering(),
