@@ -105,7 +105,8 @@ def test_a_seed_decides_everything(finished, tmp_path):
         (Translation(), Lora(rank=2), AdamW(), (1.6e-3, 1.0)),
         (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
         (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),
-        (Translation(), Full(), AdamW(), (5e-5, None)),
+        (Translation(), Full(), AdamW(), (1e-3, None)),  # random weights
+        (Translation(), Full(lr=5e-5), AdamW(), (5e-5, None)),
     ],
 )
 def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer, expected, tmp_path):

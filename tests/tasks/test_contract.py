@@ -5,6 +5,7 @@ from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
 from gptask_tasks.generation import TextGeneration
+from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration
 from gptask_tasks.sentiment import Sentiment
@@ -25,6 +26,8 @@ SCORING = [
     TokenTagging(context=Context.none),
     TokenTagging(context=Context.repeat),
     TokenTagging(plain=True),
+    LanguageModeling(),
+    LanguageModeling(overlap=8),
 ]
 GENERATING = [
     QuestionAnswering(),

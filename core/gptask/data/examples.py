@@ -163,7 +163,7 @@ def _report(store: Store, split: str, names: str) -> None:
         why = f"; all {skipped} rows are bad: {first}" if skipped else ""
         raise DataError(f"{split}: there is no example in {names}{why}")
     if store.meta["curated"]:
-        done = ", ".join(f"{what} {number:,}" for what, number in store.meta["curated"].items())
+        done = ", ".join(f"{number:,} {what}" for what, number in store.meta["curated"].items())
         log.info("%s: cleaned: %s", split, done)
     if skipped:
         total = sum(store.meta["rows"].values())

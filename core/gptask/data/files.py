@@ -43,8 +43,7 @@ class FileReader:
                 yield name, row
 
     def _parallel(self) -> Iterator[tuple[str, Row]]:
-        whole = {"documents": Documents.line, "separator": None}
-        lines = replace(self.options, format="lines", pattern=None, **whole)
+        lines = replace(self.options, format="lines", pattern=None, documents=Documents.line, separator=None)
         name = "+".join(map(str, self.sources))
         streams = [read(source, lines, ()) for source in self.sources]
         for number, rows in enumerate(zip_longest(*streams), 1):
