@@ -105,7 +105,7 @@ def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
     _load_by_default(line)
-    line.overrides = normalize(overrides, "--multirun" in flags, known, open_keys())  # now with the task's own
+    line.overrides = normalize(overrides, "--multirun" in flags, (), open_keys())  # now with the task's own
     return line, flags
 
 
