@@ -77,10 +77,10 @@ class Encoded:
 
     ids: list[int]
     target: list[int] | None = None
-    learned: list[tuple[int, int]] = field(default_factory=list)
     label: int | float | list[int] | list[float] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
+    learned: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Place(Enum):
 class QuestionGeneration(GenerativeTask):
     """Ask the question that a part of a context answers."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Context: {context}\nAnswer: {answers}\nQuestion:",
         "zh": "文章：{context}\n答案：{answers}\n问题：",

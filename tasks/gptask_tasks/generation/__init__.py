@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class TextGeneration(WritingTask):
     """Answer a prompt or go on with a conversation; learns from every turn of the assistant's, and from no other."""
 
+    contract_version = "1.0"
+
     system: str | None = option(None, "system message of conversations that bring none")
     raw: bool = option(False, "texts as they stand, EOS behind each answer: no chat template, no turns")
     language: str = option("en", "language of ROUGE-L: en stems words, zh takes characters")
@@ -72,7 +74,8 @@ class TextGeneration(WritingTask):
             cut = len(template.turns(messages).ids)
             turns = template.shorten(kept, room)
             cut -= len(turns.ids)
-        return Encoded(turns.ids, target, turns.answers if target is not None else [], truncated=cut)
+        learned = turns.answers if target is not None else []
+        return Encoded(turns.ids, target, truncated=cut, learned=learned)
 
     def _messages(self, example: Example) -> list[dict[str, str]]:
         messages = list(example["messages"])

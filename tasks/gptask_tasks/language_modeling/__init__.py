@@ -30,6 +30,8 @@ class LanguageModeling(Task):
     tokens that follow its own; so every token is learned, and scored, exactly once. Documents never see each other.
     """
 
+    contract_version = "1.0"
+
     supervised: ClassVar[bool] = False
     documents: ClassVar[Documents] = Documents.section
     examples_per_step: ClassVar[int] = 4  # a block is hundreds of examples

@@ -31,6 +31,8 @@ class Context(Enum):
 class TokenTagging(Task):
     """Tag each word of a sentence: named entities, semantic roles (of a predicate), parts of speech."""
 
+    contract_version = "1.0"
+
     types: list[str] = option(list, "types of spans, or plain tags, in order; empty takes the training data's, sorted")
     plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless some in train are B-, I-")
     context: Context = option(

@@ -30,6 +30,7 @@ class Loss(Enum):
 class Similarity(PromptedTask):
     """Say how similar two sentences are in meaning, as a number on a scale."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Sentence 1: {first}\nSentence 2: {second}\nSimilarity:",
         "zh": "句子一：{first}\n句子二：{second}\n相似度：",
