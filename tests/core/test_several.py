@@ -188,7 +188,7 @@ def test_the_loss_is_weighted(tmp_path, monkeypatch):
     plain = module.seats[drawn.seat].head.loss(
         module.backbone.hidden(drawn.batch.input_ids, drawn.batch.lengths), drawn.batch
     )
-    assert float(module.training_step(drawn, 0)) == pytest.approx(0.5 * float(plain))
+    assert module.training_step(drawn, 0).item() == pytest.approx(0.5 * plain.item())
 
 
 @pytest.mark.parametrize(
