@@ -57,7 +57,7 @@ def test_loss_sees_the_end_but_neither_prompt_nor_pads(backbone):
 @pytest.mark.parametrize("together", [False, True])
 def test_learned_spans_of_a_prompt_are_in_the_loss_and_nothing_else_of_it(together, backbone):
     start = list(range(30, 50))
-    ids = [start + list(range(5, 15)), start + [15, 16, 17]]
+    ids = [start + list(range(5, 15)), [*start, 15, 16, 17]]
     items = [ITEMS[0] | {"ids": row, "learned": [20, 23] if row is ids[0] else []} for row in ids]
     batch = collate(items)
     hidden = backbone.hidden(batch.input_ids, batch.lengths if together else None).detach().requires_grad_()

@@ -95,6 +95,8 @@ def _options(given: Sequence[str]) -> ChatOptions:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
     made: Any = OmegaConf.to_object(options)
+    if made.temperature == 0 and not any(override.startswith("top_p=") for override in given):
+        made.top_p = 1.0  # the default is for draws
     made.validate()
     return made
 

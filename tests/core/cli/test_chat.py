@@ -28,7 +28,8 @@ def piped(monkeypatch):
 @pytest.fixture
 def chat(backbone_of):
     def make(family="llama", context=128, **options):
-        return Chat(backbone_of(family, context), ChatOptions(**{"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0} | options))  # fmt: skip
+        settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0} | options
+        return Chat(backbone_of(family, context), ChatOptions(**settings))
 
     return make
 
@@ -149,7 +150,7 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, re
 def test_a_system_message_needs_no_further_quotes(run, monkeypatch):
     seen = []
     monkeypatch.setattr("gptask.cli.chat._backbone", lambda model, options: seen.append(options) or exit(0))
-    run("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0", "top_p=1")
+    run("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert seen[0].system == "You are terse, yes: [very]"
     assert seen[0].stop == ["a", "b c"]
 
