@@ -259,7 +259,7 @@ class Card:
         """The prompt, as it was in training."""
         from gptask.data.module import encode
 
-        task, tokenizer = self.config.task, self.module.backbone.tokenizer
+        task, tokenizer = self.config.task, self.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}
         example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
         turns = {f.name: messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}

@@ -240,7 +240,7 @@ def _runs(folder: Path) -> Iterator[Path]:
     closed: list[OSError] = []
     for place, below, files in os.walk(folder, onerror=closed.append):
         if any(mark in files for mark in MARKS):
-            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "config.yaml").is_file()]
+            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "metrics.json").is_file()]
             below.clear()
             yield from tasks or [Path(place)]
         below[:] = sorted(name for name in below if not name.startswith("."))

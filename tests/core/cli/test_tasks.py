@@ -50,8 +50,9 @@ def test_one_task_shows_fields_and_options(run):
 def test_json_holds_everything(run):
     listed = json.loads(run("tasks", "--json").out)
     assert [task["name"] for task in listed] == BUILT_IN
-    assert json.loads(run("tasks", "qa", "--json").out) == listed[1]
-    found = {option["name"]: option for option in listed[1]["options"]}
+    qa = listed[BUILT_IN.index("qa")]
+    assert json.loads(run("tasks", "qa", "--json").out) == qa
+    found = {option["name"]: option for option in qa["options"]}
     assert found["generation.max_new_tokens"]["default"] == 32
     assert found["answer"] == {
         "name": "answer",
@@ -73,7 +74,7 @@ def test_every_option_of_a_built_in_task_has_help():
         (["--jsn"], "`gptask tasks --help` shows what there is"),
         (["--format", "yaml"], "invalid choice: 'yaml'"),
         (["qa", "sentiment"], "describes one task at a time, got qa, sentiment; --check takes several"),
-        (["--check", "sentimen"], "unknown task 'sentimen'; installed: classification, qa"),
+        (["--check", "sentimen"], "unknown task 'sentimen'; installed: classification, generation"),
     ],
 )
 def test_mistakes(refused, arguments, said):
