@@ -60,7 +60,7 @@ def test_json_holds_everything(run):
         "default": "generate",
         "help": "generate: free text; span: the best span of the context",
     }
-    assert (listed[1]["distribution"], listed[1]["state"], listed[1]["cause"]) == ("gptask", "ok", None)
+    assert (qa["distribution"], qa["state"], qa["cause"]) == ("gptask", "ok", None)
 
 
 def test_every_option_of_a_built_in_task_has_help():
