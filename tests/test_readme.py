@@ -43,6 +43,8 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
         "evaluate",
         "predict",
         "export",
+        "compare",
+        "report",
     }
     for words in commands:
         if "|" in words:
@@ -58,10 +60,17 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
         if "task=translation" in words:
             arguments += ["task.generation.max_new_tokens=2"]
         call(arguments)
-    assert "sentiment" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "sentiment" in said
     assert len((workplace / "said.jsonl").read_text().splitlines()) == 2
     assert (workplace / "exported/config.json").exists()
-    assert len(list((workplace / "outputs").glob("*/*/metrics.json"))) >= 6  # -m skips what has been run before
+    runs = {path.parent.name for path in (workplace / "outputs").glob("*/*/metrics.json")}
+    assert len(runs) >= 6  # -m skips what has been run before
+    assert set(re.findall(r"^ (\S+)", said, re.MULTILINE)) >= runs  # a row of the tables for each
+    assert not re.search("not compared|not tested", said)
+    board = (workplace / "outputs/leaderboard.md").read_text(encoding="utf-8")
+    assert all(f"## {task}" in board for task in ("sentiment", "classification", "qa", "summarization", "translation"))
+    assert "<h1>" in (workplace / "outputs/sentiment/first/report.html").read_text(encoding="utf-8")
 
 
 def test_the_python_example_runs(workplace, capsys):

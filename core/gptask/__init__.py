@@ -8,17 +8,19 @@ if TYPE_CHECKING:
     from gptask.config import Train as Config
     from gptask.errors import DataError, UserError
     from gptask.metric import AdditiveMetric, MeanMetric, Metric
-    from gptask.run import load_run
+    from gptask.run import load_run, load_runs
+    from gptask.several import Member, Mixing
     from gptask.task import Encoded, Field, Kind, Prediction, Task, option
-    from gptask.training import train
+    from gptask.training import train, train_tasks
 
 _HOMES = {
     "Config": ("gptask.config", "Train"),
     **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
     **{name: ("gptask.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
     **{name: ("gptask.task", name) for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")},
-    "load_run": ("gptask.run", "load_run"),
-    "train": ("gptask.training", "train"),
+    **{name: ("gptask.run", name) for name in ("load_run", "load_runs")},
+    **{name: ("gptask.several", name) for name in ("Member", "Mixing")},
+    **{name: ("gptask.training", name) for name in ("train", "train_tasks")},
 }
 __all__ = [
     "AdditiveMetric",
@@ -28,13 +30,17 @@ __all__ = [
     "Field",
     "Kind",
     "MeanMetric",
+    "Member",
     "Metric",
+    "Mixing",
     "Prediction",
     "Task",
     "UserError",
     "load_run",
+    "load_runs",
     "option",
     "train",
+    "train_tasks",
 ]
 __version__ = version("gptask")
 

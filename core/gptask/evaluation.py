@@ -25,10 +25,10 @@ def evaluate(config: Evaluate) -> Path:
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
     plugin = run.plugin_of(config.task)
-    corpus = assembly.corpus(config.task, config.data, config.seed)
-    job = identity(config, corpus)
+    corpora = assembly.corpora(config)
+    job = identity(config, corpora)
     with run.folder_for(config.outputs, plugin.name, config.folder) as folder:
-        _evaluate(config, plugin, corpus, folder, job)
+        _evaluate(config, plugin, corpora[plugin.name], folder, job)
     return folder
 
 
@@ -48,15 +48,17 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.lightning import trainer_for
     from gptask.module import GPTModule
+    from gptask.seat import Seat
 
     parts = assembly.parts(task, corpus, config.data, backbone, config.seed)
-    module = GPTModule(task, backbone, trained.head if trained else parts.head).requires_grad_(False)
+    seat = Seat(plugin.name, task, trained.head if trained else parts.head, parts.data)
+    module = GPTModule(backbone, [seat]).requires_grad_(False)
     trainer = trainer_for(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
     if not run.main_process():
         return
     run.write_config(folder, config, plugin, parent=config.run)
-    finish(folder, plugin, module, parts.data, config.split, config, started, 0.0, job)
+    finish(folder, module, seat, config.split, config, started, 0.0, job)
 
 
 def demonstrations(task: Task, corpus: Corpus, shots: int, seed: int) -> str:

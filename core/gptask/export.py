@@ -11,6 +11,7 @@ from typing import Any
 from gptask.config import DType, Export
 from gptask.errors import UserError
 from gptask.run import Run, load_run
+from gptask.task import Field, Kind
 
 README = """# {title}
 
@@ -117,8 +118,7 @@ def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, 
 
 def readme(run: Run, output: Path) -> str:
     """How to load the folder, and the prompt template."""
-    blank = {field.name: None for field in run.task.targets()}
-    template, _ = run.task.render(blank | {field.name: f"{{{field.name}}}" for field in run.task.inputs()})
+    template, _ = run.task.render({field.name: _mark(field) for field in run.task.fields()})
     auto, backbone = str(run.head.export_class), run.values["backbone"]
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
     return README.format(
@@ -131,6 +131,12 @@ def readme(run: Run, output: Path) -> str:
         use=usage(run, auto),
         template=template,
     )
+
+
+def _mark(field: Field) -> Any:
+    """What shows in the template where a field stands: ``{text}``."""
+    mark = f"{{{field.name}}}"
+    return {Kind.TEXT: mark, Kind.TEXTS: [mark], Kind.TOKENS: [mark]}.get(field.kind) if not field.target else None
 
 
 def usage(run: Run, auto: str) -> str:

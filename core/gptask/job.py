@@ -17,16 +17,19 @@ from gptask.results import git_commit, versions
 ASIDE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
 
 
-def identity(config: Train | Evaluate, corpus: Corpus | None = None) -> str:
+def identity(config: Train | Evaluate, corpora: dict[str, Corpus] | None = None) -> str:
     """A digest of the job; take it before the run, which settles what the config left open.
 
-    ``corpus`` is made from the config where the caller has none. Raises `UserError` as the run itself would.
+    ``corpora`` are made from the config where the caller has none. Raises `UserError` as the run itself would.
     """
     config = checked(config)
-    corpus = corpus or assembly.corpus(config.task, config.data, config.seed)
+    corpora = corpora or assembly.corpora(config)
     plain = {name: value for name, value in to_plain(config).items() if name not in ASIDE}
-    code = [versions()["gptask"], git_commit(touching=True), run.plugin_of(config.task).origin, code_hash(config.task)]
-    whole = [type(config).__name__, plain, corpus.fingerprint(), _weights(config), code]
+    tasks = [member.task for member in assembly.members(config).values()]
+    code = [versions()["gptask"], git_commit(touching=True)]
+    code += [part for task in tasks for part in (run.plugin_of(task).origin, code_hash(task))]
+    data = [corpus.fingerprint() for corpus in corpora.values()]
+    whole = [type(config).__name__, plain, data, _weights(config), code]
     text = json.dumps(whole, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
 
@@ -34,8 +37,10 @@ def identity(config: Train | Evaluate, corpus: Corpus | None = None) -> str:
 def _weights(config: Train | Evaluate) -> str:
     """The hash of a local model: a name stays while what it stands for may change."""
     folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
+    if folder and (folder / "config.yaml").is_file():
+        folder /= "model"
     if isinstance(config, Evaluate) and config.run:
-        folder = Path(config.run) / "model"
+        folder = run.model_folder(config.run)
     return folder_hash(folder) if folder and folder.is_dir() else ""
 
 
@@ -53,4 +58,4 @@ def homes(config: Any) -> list[Path]:
     """Where a job of a sweep may have ended before: beside its own ``folder``, or among the runs of its task."""
     if config.folder:
         return [path for path in (Path(config.folder), *run.siblings(Path(config.folder))) if path.is_dir()]
-    return sorted(Path(config.outputs, run.plugin_of(config.task).name).glob("*"))
+    return sorted(Path(config.outputs, run.title(config)).glob("*"))

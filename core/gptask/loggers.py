@@ -40,7 +40,7 @@ def _mlflow(config: Train, folder: Path) -> Logger:
     outputs = Path(config.outputs).resolve()
     uri = config.logger.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return MLFlowLogger(
-        config.logger.experiment or run.plugin_of(config.task).name,
+        config.logger.experiment or run.title(config),
         run_name=folder.name,
         tracking_uri=uri or f"sqlite:///{outputs / 'mlflow.db'}",
         artifact_location=None if uri else (outputs / "mlflow").as_uri(),
@@ -112,14 +112,20 @@ def tracked(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
     trainer.loggers = [*trainer.loggers, logger]
     status = "failed"
     try:
-        plugin = run.plugin_of(config.task)
-        logger.log_hyperparams(flat({"plugin": plugin.name, "plugin_version": plugin.version, **to_plain(config)}))
+        logger.log_hyperparams(flat({**_plugins(config), **to_plain(config)}))
         yield
         status = "success"
     finally:
         logger.finalize(status)
         if isinstance(config.logger, WandbLog):  # Lightning leaves it open
             logger.experiment.finish(exit_code=int(status == "failed"))
+
+
+def _plugins(config: Train) -> dict[str, Any]:
+    """Name and version of the plugin, or of those of several tasks."""
+    found = [run.plugin_of(member.task) for member in config.tasks.values()] or [run.plugin_of(config.task)]
+    pairs = {"plugin": [plugin.name for plugin in found], "plugin_version": [plugin.version for plugin in found]}
+    return {key: "+".join(values) for key, values in pairs.items()}
 
 
 def _started(tracker: Tracker, config: Train, folder: Path) -> Any:

@@ -27,6 +27,7 @@ class Metric(ABC):
     higher_is_better: bool | None = True  # None: it describes, and ranks nothing
     range: tuple[float, float] = (0.0, 100.0)
     signature: str = ""
+    final: bool = False  # it rests on `Task.review`, so validation leaves it out
 
     @abstractmethod
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
@@ -104,7 +105,9 @@ def score(
     """
     n = len(rows)
     counts = bootstrap(np.arange(n) if groups is None else groups, resamples, seed)
-    low, high = np.nanpercentile(np.concatenate([metric.resampled(rows, block) for block in counts]), [2.5, 97.5])
+    values = np.concatenate([metric.resampled(rows, block) for block in counts])
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (math.nan, math.nan)
     return Score(
         metric.name,
         metric.aggregate(rows),

@@ -1,98 +1,101 @@
-"""The one LightningModule: backbone, head, optimizer; the same for every task."""
+"""The one LightningModule: backbone, heads, optimizer; the same for every task, and for several at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from gptask import optim
 from gptask.backbone.model import Backbone
+from gptask.data.mixture import Drawn
 from gptask.data.module import Batch
-from gptask.heads import Head
-from gptask.states import States
-from gptask.task import Example, Prediction, Task
+from gptask.seat import Seat, goodness
+
+SCORE = "val/score"  # mean over several tasks
 
 
 class GPTModule(pl.LightningModule):
-    """Trains a head on a backbone, and scores splits with the task's own metrics.
+    """Trains the head of each task on one backbone, and scores splits with the tasks' own metrics.
 
     Checkpoints hold what learns and nothing else, so they stay small and load with ``weights_only=True``.
     """
 
     strict_loading = False  # frozen weights are not in a checkpoint
 
-    def __init__(self, task: Task, backbone: Backbone, head: Head, optimizer: Any = None, schedule: Any = None) -> None:
+    def __init__(self, backbone: Backbone, seats: Sequence[Seat], optimizer: Any = None, schedule: Any = None) -> None:
         super().__init__()
-        self.task, self.backbone, self.head = task, backbone, head
+        self.backbone, self.seats = backbone, list(seats)
+        for seat in seats:
+            self.add_module(f"{seat.prefix}head".replace("/", "_"), seat.head)
         self.optimizer, self.schedule = optimizer, schedule
-        self.outputs: dict[int, Any] = {}  # encoded item -> what the head said
         self.tokens = 0  # real tokens (no pads) seen in training
-        self.adjusted: dict[str, Any] = {}  # options of the task that validation chose
-        self.states: dict[str, States | None] = {}  # split -> kept hidden states of a frozen backbone
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss = self.head.loss(self._hidden(batch, "train"), batch)
+    def training_step(self, batch: Batch | Drawn, batch_idx: int) -> Tensor:
+        """Loss of one batch, which is of one task, times that task's weight."""
+        number, batch = batch if isinstance(batch, Drawn) else (0, batch)
+        seat = self.seats[number]
+        loss = seat.head.loss(self._hidden(seat, batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
-        return loss
+        if seat.prefix:
+            self.log(f"train/{seat.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
+        return loss * seat.weight
 
-    def _hidden(self, batch: Batch, split: str) -> Tensor:
+    def _hidden(self, seat: Seat, batch: Batch, split: str) -> Tensor:
         """Last hidden states (B, T, C), read from disk where they are kept."""
-        kept = self.states.get(split)
+        kept = seat.states.get(split)
         return kept.hidden(batch) if kept else self.backbone.hidden(batch.input_ids, batch.lengths)
-
-    def _score_batch(self, batch: Batch, loss_name: str | None) -> None:
-        hidden = None
-        if loss_name:
-            hidden = self._hidden(batch, "validation")
-            loss = self.head.loss(hidden, batch)
-            self.log(loss_name, loss, batch_size=len(batch.lengths), on_epoch=True, on_step=False)
-        said = self.head.predict(self.backbone, batch, hidden)
-        self.outputs.update(zip(batch.rows, said, strict=True))
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier pass said."""
-        self.outputs = {}
+        for seat in self.seats:
+            seat.outputs = {}
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
-        self._score_batch(batch, "val/loss")
+        seat = self.seats[dataloader_idx]
+        hidden = self._hidden(seat, batch, "validation")
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
+        self._say(seat, batch, hidden)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
-        self._score_batch(batch, None)
+        self._say(self.seats[dataloader_idx], batch, None)
+
+    def _say(self, seat: Seat, batch: Batch, hidden: Tensor | None) -> None:
+        said = seat.head.predict(self.backbone, batch, hidden)
+        seat.outputs.update(zip(batch.rows, said, strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """The task's metrics, logged as ``val/<name>``."""
+        """The tasks' metrics, logged as ``val/<name>``; of several tasks, also the mean of their main ones."""
         if self.trainer.sanity_checking:
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        examples, predictions = self.predictions(data, "validation")
-        if examples and (adjusted := self.task.adjust(predictions, examples)):
-            self.adjust(adjusted)
-            examples, predictions = self.predictions(data, "validation")
-        for number, metric in enumerate(self.task.metrics()):
-            rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
-            value = metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
-            self.log(f"val/{metric.name}", value, prog_bar=number == 0)
+        mains = []
+        for seat in self.seats:
+            for number, (metric, value) in enumerate(seat.validated()):
+                self.log(f"val/{seat.prefix}{metric.name}", value, prog_bar=number == 0)
+                mains += [goodness(metric, value)] if number == 0 else []
+        if len(self.seats) > 1:
+            self.log(SCORE, fmean(mains), prog_bar=True)
 
-    def adjust(self, options: dict[str, Any]) -> None:
-        """Set options of the task that validation chose."""
-        self.adjusted = options
-        for name, value in options.items():
-            setattr(self.task, name, value)
+    @property
+    def adjusted(self) -> dict[str, Any]:
+        """Options that validation chose, under the names of their tasks if there are several."""
+        return {f"{seat.prefix}{name}": value for seat in self.seats for name, value in seat.adjusted.items()}
 
-    def predictions(self, data: Any, split: str) -> tuple[list[Example], list[Prediction]]:
-        """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""
-        return merge(self.task, data.examples(split), data.items(split).column("example"), self.outputs)
+    def adjust(self, adjusted: dict[str, Any]) -> None:
+        """Set them again."""
+        for seat in self.seats:
+            own = {n.removeprefix(seat.prefix): v for n, v in adjusted.items() if n.startswith(seat.prefix)}
+            seat.adjust(own)
 
     def configure_optimizers(self) -> Any:
         """The configured optimizer with its schedule, stepped at every optimizer step."""
@@ -106,14 +109,3 @@ class GPTModule(pl.LightningModule):
         if self.backbone.origin.kind != "scratch":
             learning = {name for name, p in self.named_parameters() if p.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learning}
-
-
-def merge(
-    task: Task, examples: Sequence[Example], owners: np.ndarray, outputs: dict[int, Any]
-) -> tuple[list[Example], list[Prediction]]:
-    """Bring the outputs of encoded items together by example and let the task turn them into predictions."""
-    grouped: dict[int, list[Any]] = {}
-    for row in sorted(outputs):
-        grouped.setdefault(int(owners[row]), []).append(outputs[row])
-    seen = [examples[number] for number in grouped]
-    return seen, [task.prediction(e, o) for e, o in zip(seen, grouped.values(), strict=True)]

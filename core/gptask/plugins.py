@@ -1,6 +1,7 @@
 """Task plugins, found through the entry-point group ``gptask.tasks`` and isolated from one another.
 
-``GPTASK_PLUGINS=dist1,dist2`` limits discovery to plugins of these distributions.
+Nothing of a plugin is imported before its task is asked for. ``GPTASK_PLUGINS=dist1,dist2`` limits discovery to the
+plugins of these distributions, ``GPTASK_PLUGINS=-dist3`` leaves those of one out.
 """
 
 from __future__ import annotations
@@ -10,75 +11,165 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection
-from dataclasses import dataclass, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import reduce
+from importlib import import_module
+from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
 
+from gptask.contract import Incompatible, admit, made_for
 from gptask.errors import UserError, listing, nearest
-from gptask.task import CONTRACT_VERSION, Task
+from gptask.isolation import isolated
+from gptask.task import Task
 
 GROUP = "gptask.tasks"
 LIMIT = "GPTASK_PLUGINS"
+OURS = str(Path(__file__).parent)
+
+
+class Clash(Exception):
+    """Several distributions claim one name."""
+
+
+class Disabled(Exception):
+    """The user asked for this plugin to be left out."""
+
+
+STATES: dict[type[BaseException], str] = {Clash: "clash", Disabled: "disabled", Incompatible: "incompatible"}
 
 
 @dataclass
 class Plugin:
-    """One entry point: where it comes from, and the task class or the reason why there is none."""
+    """One entry point: where it comes from, and its task class once loaded, or the cause why there is none."""
 
     name: str
     distribution: str
     version: str
     task: type[Task] | None = None
-    error: str = ""  # one line
-    cause: BaseException | None = None  # what loading it raised; None if the name is claimed twice
+    cause: BaseException | None = None
+    contract: str | None = None  # the version it says it was made for
+    point: EntryPoint | None = field(default=None, repr=False)
 
     @property
     def state(self) -> str:
-        """``ok``, ``broken`` (it can't be loaded) or ``clash`` (two distributions claim the name)."""
-        if not self.error:
-            return "ok"
-        return "broken" if self.cause else "clash"
+        """``ok``, ``broken``, ``clash``, ``disabled``, ``incompatible`` (another contract), ``unread`` (not loaded)."""
+        if self.cause is None:
+            return "ok" if self.task else "unread"
+        return STATES.get(type(self.cause), "broken")
+
+    @property
+    def error(self) -> str:
+        """The cause in one line."""
+        if self.cause is None:
+            return ""
+        text = traceback.format_exception_only(self.cause)[-1] if self.state == "broken" else str(self.cause)
+        return " ".join(text.split())
+
+    def brings(self, task: type[Task]) -> bool:
+        """Whether a class that is there already is what the entry point names; nothing is imported to find out."""
+        if not self.point:
+            return False
+        with contextlib.suppress(ValueError, AttributeError):
+            module, attributes = _target(self.point)
+            return reduce(getattr, attributes, sys.modules.get(module)) is task
+        return False
 
     @property
     def origin(self) -> str:
         """Distribution and version."""
         return f"{self.distribution} {self.version}".strip()
 
+    def load(self) -> Plugin:
+        """Import the task's class unless that was done or can't be; whatever goes wrong is kept as the cause."""
+        if self.task or self.cause or not self.point:
+            return self
+        with isolated() as pressed:
+            try:
+                found = _imported(self.point)
+                if isinstance(found, type) and issubclass(found, Task):
+                    self.contract = made_for(found)
+                self.task = admit(self.name, found)
+            except BaseException as error:  # sys.exit() and worse; of KeyboardInterrupt, only the user's own goes on
+                if pressed:
+                    raise
+                self.cause = error
+        return self
+
+
+def installed() -> list[Plugin]:
+    """Every plugin there is by name, those that are disabled included; none is loaded."""
+    found: dict[str, list[Plugin]] = {}
+    for plugin in _entries():
+        found.setdefault(plugin.name, []).append(plugin)
+    listed = []
+    for _, plugins in sorted(found.items()):
+        claims = [plugin for plugin in plugins if plugin.state != "disabled"]
+        listed += claims if len(claims) < 2 else [_clash(claims)]
+        listed += [plugin for plugin in plugins if plugin.state == "disabled"]
+    return listed
+
 
 def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
-    """Find the plugins and load those named in ``only`` (all by default); a broken one never hides the others."""
-    limit = allowed()
-    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        owner, _ = _distribution(point)
-        if not limit or _normalized(owner) in limit:
-            found.setdefault(point.name, {})[owner, point.value] = point
-    plugins = {}
-    for name, owners in sorted(found.items()):
-        points = list(owners.values())
-        wanted = only is None or name in only
-        plugins[name] = _load(points[0], wanted) if len(points) == 1 else _clash(points)
+    """Find the plugins that are not disabled and load those named in ``only`` (all by default).
+
+    Each becomes a choice of Hydra's config group ``task``; one that was not loaded is loaded when it is chosen.
+    """
+    from gptask.choices import offer
+
+    plugins = {plugin.name: plugin for plugin in installed() if plugin.state != "disabled"}
+    for name, plugin in plugins.items():
+        if only is None or name in only:
+            plugin.load()
+    offer(plugins)
     return plugins
 
 
-def allowed() -> set[str]:
-    """The distributions that ``GPTASK_PLUGINS`` limits discovery to; empty means all."""
-    return {_normalized(name.strip()) for name in os.environ.get(LIMIT, "").split(",") if name.strip()}
-
-
 def chosen(plugins: dict[str, Plugin], name: str) -> type[Task]:
-    """Return a task's class, or raise `UserError` with the full cause or the names there are."""
+    """Load a task's class and return it, or raise `UserError` with the full cause or the names there are."""
     if name not in plugins:
-        limit = f" ({LIMIT}={os.environ[LIMIT]} hides others)" if allowed() else ""
+        off = next((plugin for plugin in installed() if plugin.name == name), None)
+        if off:
+            raise UserError(f"task '{name}' ({off.origin}) is {off.error}")
         raise UserError(
-            f"unknown task '{name}'; installed: {listing(plugins)}{limit}.{nearest(name, plugins)}"
+            f"unknown task '{name}'; installed: {listing(plugins)}.{nearest(name, plugins)}"
             " `gptask tasks` describes them."
         )
-    plugin = plugins[name]
+    plugin = plugins[name].load()
     if plugin.task is None:
-        cause = f"\n{_full(plugin.cause)}" if plugin.cause else f": {plugin.error}"
+        cause = f"\n{_full(plugin.cause)}" if plugin.cause and plugin.state == "broken" else f": {plugin.error}"
         raise UserError(f"task '{name}' ({plugin.origin}) can't be used{cause}") from plugin.cause
     return plugin.task
+
+
+def _entries() -> Iterator[Plugin]:
+    """The entry points of every distribution, of the first on the path where one is there several times."""
+    seen = set[str]()
+    for found in distributions():
+        owner, version = _named(found)
+        try:
+            if GROUP not in (found.read_text("entry_points.txt") or ""):
+                continue
+            points = list(found.entry_points.select(group=GROUP))
+        except Exception as error:
+            yield Plugin(owner, owner, version, cause=error)
+            continue
+        key = repr(points) if owner == "unknown" else _normalized(owner)
+        if key not in seen:
+            yield from (Plugin(point.name, owner, version, cause=_disabled(owner), point=point) for point in points)
+        seen.add(key)
+
+
+def _named(found: Distribution) -> tuple[str, str]:
+    """Name and version; installations with damaged metadata have neither.
+
+    The standard library says so by None, the importlib_metadata backport (whose finder takes the place of the standard
+    one as soon as anybody imports it) by a FileNotFoundError.
+    """
+    name, version = None, None
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        name, version = found.name, found.version
+    return name or "unknown", version or "?"
 
 
 def _normalized(distribution: str) -> str:
@@ -86,59 +177,44 @@ def _normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Name and version; installations with damaged metadata have neither."""
-    found = point.dist
-    return (found.name or "unknown", found.version or "?") if found else ("unknown", "?")
+def _disabled(owner: str) -> Disabled | None:
+    """Why a distribution's plugins are left out, if they are."""
+    limit = os.environ.get(LIMIT, "")
+    names = [name.strip() for name in limit.split(",") if name.strip()]
+    without = {_normalized(name[1:]) for name in names if name.startswith("-")}
+    only = {_normalized(name) for name in names if not name.startswith("-")}
+    if _normalized(owner) in without or (only and _normalized(owner) not in only):
+        return Disabled(f"disabled by {LIMIT}={limit}")
+    return None
 
 
-def _clash(points: list[EntryPoint]) -> Plugin:
-    owners = sorted({" ".join(_distribution(point)) for point in points})
-    error = f"the name is claimed by {' and '.join(owners)}: uninstall one"
-    return Plugin(points[0].name, " / ".join(owners), "", error=error)
+def _clash(plugins: list[Plugin]) -> Plugin:
+    owners = sorted({plugin.origin for plugin in plugins})
+    what = f"by {' and '.join(owners)}: uninstall one, or leave one out with {LIMIT}=-<distribution>"
+    if len(owners) == 1:
+        what = f"twice by {owners[0]}; it is its author's to mend"
+    return Plugin(plugins[0].name, " / ".join(owners), "", cause=Clash(f"the name is claimed {what}"))
 
 
-def _load(point: EntryPoint, load: bool) -> Plugin:
-    plugin = Plugin(point.name, *_distribution(point))
-    if not load:
-        return plugin
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            task = point.load()
-            _validate(point.name, task)
-            _store(point.name, task)
-        plugin.task = task
-    except (Exception, SystemExit) as error:
-        plugin.error = " ".join(traceback.format_exception_only(error)[-1].split())
-        plugin.cause = error
-    return plugin
+def _imported(point: EntryPoint) -> object:
+    module, attributes = _target(point)
+    return reduce(getattr, attributes, import_module(module))
+
+
+def _target(point: EntryPoint) -> tuple[str, list[str]]:
+    """Module and attributes that an entry point names; raises `ValueError`."""
+    found = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(?:\s*\[.*\])?", point.value)
+    if not found:
+        raise ValueError(f"the entry point's value {point.value!r} is not of the form module:Class")
+    return found[1], found[2].split(".")
 
 
 def _full(error: BaseException) -> str:
-    """What a traceback says at its end: place, error, cause; four lines at most."""
+    """What a traceback says at its end, if that isn't ours: place, error, cause; four lines at most."""
     lines = [line for line in traceback.format_exception_only(error) if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith("<"):
+    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", OURS)):
         lines.insert(0, f'  File "{frames[-1].filename}", line {frames[-1].lineno}: {frames[-1].line}\n')
     if error.__cause__:
         lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")
     return "\n".join("".join(lines).rstrip().splitlines()[-4:])
-
-
-def _validate(name: str, task: object) -> None:
-    if not name.isidentifier():
-        raise TypeError(f"the entry-point name {name!r} is no identifier")
-    if not (isinstance(task, type) and issubclass(task, Task)):
-        raise TypeError(f"expected a subclass of gptask.Task, got {task!r}")
-    if "__dataclass_fields__" not in vars(task) or not is_dataclass(task):
-        raise TypeError(f"{task.__name__} is not decorated with @dataclass")
-    if task.contract_version != CONTRACT_VERSION:
-        raise TypeError(f"made for contract version {task.contract_version}; this gptask has {CONTRACT_VERSION}")
-    if missing := sorted(getattr(task, "__abstractmethods__", ())):
-        raise TypeError(f"{task.__name__} lacks {listing(missing)}")
-
-
-def _store(name: str, task: type[Task]) -> None:
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(group="task", name=name, node=task, provider="gptask plugin")

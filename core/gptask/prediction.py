@@ -15,6 +15,7 @@ import numpy as np
 
 from gptask.config import OnBad, Predict
 from gptask.data.columns import Columns
+from gptask.data.documents import of_task
 from gptask.data.reading import Row, Source, read, read_stream, stdin
 from gptask.errors import DataError, UserError
 from gptask.results import prediction_fields
@@ -33,7 +34,8 @@ def predict(config: Predict) -> None:
         raise UserError(f"output={target} is the input; choose another file")
     run = load_run(config.run, config.task)
     columns = Columns(run.task, config.data, run.task.inputs())
-    rows = read(source, config.data, columns.wanted) if source else read_stream(stdin(), config.data)
+    data = of_task(config.data, run.task)
+    rows = read(source, data, columns.wanted) if source else read_stream(stdin(), data)
     examples = _examples(rows, columns, str(source.path) if source else "<stdin>")
     try:
         with target.open("w", encoding="utf-8") if target else nullcontext(sys.stdout) as stream:
@@ -123,7 +125,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
 
     from gptask.data.batches import BatchesByLength
     from gptask.data.module import collate, encode
-    from gptask.module import merge
+    from gptask.seat import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
     items: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,44 +12,58 @@ import torch
 
 from gptask.module import GPTModule
 from gptask.results import peak_memory_mb
+from gptask.seat import Seat
 
 log = logging.getLogger("gptask")
 
 
-def probe(module: GPTModule, data: Any, trainer: pl.Trainer) -> dict[str, float] | None:
-    """Time forward and backward on a few batches, the largest among them; return minutes and peak memory in MB.
+def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0,)) -> dict[str, float] | None:
+    """Time forward and backward on a few batches of each task, its largest among them; return minutes and peak MB.
 
-    Nothing is optimized, gradients are dropped and the random state is restored. Only core's data module can be
-    probed (another's batches are not ours to count); elsewhere than on the CPU the model is not moved yet.
+    ``passes`` is how often an epoch goes through each task's data. Nothing is optimized, gradients are dropped and the
+    random state is restored. Only core's data module can be probed (another's batches are not ours to count);
+    elsewhere than on the CPU the model is not moved yet.
     """
-    sampler = getattr(data.train_dataloader(), "batch_sampler", None)
-    if not hasattr(sampler, "batches") or not isinstance(trainer.accelerator, pl.accelerators.CPUAccelerator):
+    loaders = [seat.data.train_dataloader() for seat in module.seats]
+    samplers = [getattr(loader, "batch_sampler", None) for loader in loaders]
+    if not all(hasattr(sampler, "batches") for sampler in samplers):
         return None
-    loader = data.train_dataloader()
+    if not isinstance(trainer.accelerator, pl.accelerators.CPUAccelerator):
+        return None
+    state = torch.get_rng_state()
+    module.train()
+    seconds = [
+        share * sum(loader.batch_sampler.costs) * _seconds(module, seat, loader)
+        for seat, loader, share in zip(module.seats, loaders, passes, strict=True)
+    ]
+    torch.set_rng_state(state)
+    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
+    if all(seat.states.get("train") for seat in module.seats):  # later epochs read what the first one kept
+        epochs = 1
+    part = float(trainer.limit_train_batches if isinstance(trainer.limit_train_batches, float) else 1)
+    minutes = sum(seconds) * part * epochs / 60
+    if trainer.max_steps > 0:
+        batches = sum(len(loader) * share for loader, share in zip(loaders, passes, strict=True))
+        minutes = min(minutes, sum(seconds) / batches * trainer.max_steps / 60)
+    estimate = {"minutes": minutes, "peak_memory_mb": float(peak_memory_mb())}
+    log.info("expected: %.1f minutes of training, peak memory about %.0f MB", *estimate.values())
+    return estimate
+
+
+def _seconds(module: GPTModule, seat: Seat, loader: Any) -> float:
+    """Seconds per padded token of a task's training batches."""
     sizes = loader.batch_sampler.costs
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     picked = [order[-1], order[len(order) // 2], order[len(order) // 4]]
-    state = torch.get_rng_state()
-    module.train()
     seconds = tokens = 0.0
     for warm, number in enumerate([order[0], *picked]):  # the first one only warms up
         batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
         start = time.perf_counter()
-        loss = module.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
+        loss = seat.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
         if loss.requires_grad:
             loss.backward()
         if warm:
             seconds += time.perf_counter() - start
             tokens += sizes[number]
         module.zero_grad(set_to_none=True)
-    torch.set_rng_state(state)
-    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-    if module.states.get("train"):  # later epochs read what the first one kept
-        epochs = 1
-    total = sum(sizes) * float(trainer.limit_train_batches if isinstance(trainer.limit_train_batches, float) else 1)
-    minutes = seconds / tokens * total * epochs / 60
-    if trainer.max_steps > 0:
-        minutes = min(minutes, seconds / tokens * sum(sizes) / len(sizes) * trainer.max_steps / 60)
-    estimate = {"minutes": minutes, "peak_memory_mb": float(peak_memory_mb())}
-    log.info("expected: %.1f minutes of training, peak memory about %.0f MB", *estimate.values())
-    return estimate
+    return seconds / tokens

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from gptask import loggers, run
 from gptask.card import Card
+from gptask.cover import cover
 from gptask.metric import score_all
 from gptask.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.module import GPTModule
+    from gptask.seat import Seat
 
 log = logging.getLogger("gptask")
 PACKAGES = (
@@ -36,24 +38,26 @@ PACKAGES = (
 
 def finish(
     folder: Path,
-    plugin: run.Plugin,
     module: GPTModule,
-    data: Any,
+    seat: Seat,
     split: str,
     config: Any,
     started: float,
     fit_seconds: float,
     job: str,
 ) -> dict[str, Any]:
-    """Score what the module said about a split, and write it down; ``job`` says what it is the result of."""
-    from gptask.progress import Speed
+    """Score what the module said about a task's split, and write it down; ``job`` says what it is the result of.
 
-    examples, predictions = module.predictions(data, split)
+    ``config`` is that of the task alone.
+    """
+    plugin, task, data = run.plugin_of(config.task), seat.task, seat.data
+    examples, predictions = seat.predictions(split)
     if not examples:
         log.warning("%s: no example was scored (trainer.limit_test_batches=0?), so there are no metrics", split)
-    scores, statistics = score_all(module.task.metrics(), predictions, examples) if examples else ([], [])
-    write_predictions(folder / "predictions.jsonl", module.task, examples, predictions, statistics)
-    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    else:
+        predictions = list(task.review(predictions, examples))
+    scores, statistics = score_all(task.metrics(), predictions, examples) if examples else ([], [])
+    write_predictions(folder / "predictions.jsonl", task, examples, predictions, statistics)
     result = {
         "job": job,
         "task": plugin.name,
@@ -61,13 +65,55 @@ def finish(
         "split": split,
         "n": len(examples),
         "metrics": {score.name: score.to_dict() for score in scores},
-        "details": module.task.details(predictions, examples) if examples else {},
+        "details": task.details(predictions, examples) if examples else {},
         "test_data_hash": data.examples(split).hash,
         "seed": config.seed,
+        **parameters(module.backbone, seat.head),
+        **cost(module, started, fit_seconds),
+    }
+    run.write_json(folder / "metrics.json", result)
+    tested = {f"test/{seat.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
+    loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
+    write_card(Card(folder, plugin, module.backbone, seat, config, result))
+    return result
+
+
+def finish_all(
+    folder: Path, module: GPTModule, config: Any, started: float, fit_seconds: float, job: str, results: dict[str, Any]
+) -> None:
+    """Write what a run of several tasks is as a whole: README.md, metrics.json.
+
+    ``results`` are what `finish` wrote for each task into its folder; here stand their main metrics.
+    """
+    tasks = {}
+    for name, result in results.items():
+        tasks[name] = {"task": result["task"], "n": result["n"], "metrics": dict(list(result["metrics"].items())[:1])}
+    whole = {
+        "job": job,
+        "tasks": tasks,
+        "split": "test",
+        "seed": config.seed,
+        **parameters(module),
+        **cost(module, started, fit_seconds),
+    }
+    run.write_text(folder / "README.md", cover(folder, config, whole))
+    run.write_json(folder / "metrics.json", whole)
+
+
+def parameters(*parts: Any) -> dict[str, int]:
+    """How many parameters learned and how many there are, each counted once."""
+    found = {id(p): p for part in parts for p in part.parameters()}.values()
+    learned = sum(p.numel() for p in found if p.requires_grad)
+    return {"trainable_parameters": learned, "parameters": sum(p.numel() for p in found)}
+
+
+def cost(module: GPTModule, started: float, fit_seconds: float) -> dict[str, Any]:
+    """What a run took and on what it ran; ``started`` is a time in seconds."""
+    from gptask.progress import Speed
+
+    return {
         "backbone": module.backbone.origin.kind,
         "weights_hash": module.backbone.origin.weights_hash,
-        "trainable_parameters": learning,
-        "parameters": sum(p.numel() for p in module.parameters()),
         "wall_seconds": round(time.time() - started, 2),
         "fit_seconds": round(fit_seconds, 2),
         "train_tokens_per_second": Speed.of(module.trainer),
@@ -75,11 +121,6 @@ def finish(
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    run.write_json(folder / "metrics.json", result)
-    tested = {f"test/{name}": score["value"] for name, score in result["metrics"].items()}
-    loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
-    write_card(Card(folder, plugin, module, data, config, result))
-    return result
 
 
 def write_card(card: Card) -> None:
@@ -134,6 +175,8 @@ def prediction_fields(prediction: Prediction) -> dict[str, Any]:
         fields["samples"] = prediction.samples
     if prediction.probabilities is not None:
         fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
+    if prediction.extra:
+        fields["extra"] = prediction.extra
     return fields
 
 

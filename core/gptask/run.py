@@ -6,7 +6,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,10 +32,16 @@ started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # t
 
 def plugin_of(task: Task) -> Plugin:
     """The plugin a task instance comes from; a class that no entry point names gets its own name."""
-    for plugin in discover().values():
-        if plugin.task is type(task):
+    plugins = discover(()).values()
+    for plugin in [plugin for plugin in plugins if plugin.brings(type(task))] or plugins:
+        if plugin.load().task is type(task):
             return plugin
     return Plugin(type(task).__name__.lower(), "unregistered", "", type(task))
+
+
+def title(config: Any) -> str:
+    """What the runs of a config are called: by its task, or by all its tasks."""
+    return "+".join(getattr(config, "tasks", {})) or plugin_of(config.task).name
 
 
 def create(outputs: str, task: str, folder: str | None) -> Path:
@@ -107,21 +113,25 @@ def kept(folder: Path) -> str:
     return f"Kept in {folder / 'checkpoints'}: {', '.join(found)}. Go on with: gptask train resume={folder}"
 
 
-def write_config(folder: Path, config: Any, plugin: Plugin, **more: Any) -> None:
-    """Write config.yaml: resolved values, each group with its schema, and the plugin that understands them."""
+def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **more: Any) -> None:
+    """Write config.yaml: resolved values, each group with its schema, and the plugin that understands them.
+
+    Of several tasks each has its own plugin among its values.
+    """
     from omegaconf import OmegaConf
 
-    head: dict[str, Any] = {
-        "format": FORMAT,
-        "command": started_by.get(),
-        "plugin": {
-            "name": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-            "contract": CONTRACT_VERSION,
-        },
-    }
-    OmegaConf.save(OmegaConf.create(head | more | schemas.to_plain(config)), folder / "config.yaml")
+    plain = schemas.to_plain(config)
+    for name, member in plain.get("tasks", {}).items():
+        plain["tasks"][name] = {"plugin": _written(plugin_of(config.tasks[name].task)), **member}
+    head: dict[str, Any] = {"format": FORMAT, "command": started_by.get()}
+    if not plain.get("tasks"):
+        head["plugin"] = _written(plugin or plugin_of(config.task))
+    OmegaConf.save(OmegaConf.create(head | more | plain), folder / "config.yaml")
+
+
+def _written(plugin: Plugin) -> dict[str, Any]:
+    origin = {"distribution": plugin.distribution, "version": plugin.version}
+    return {"name": plugin.name, **origin, "contract": CONTRACT_VERSION}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(values, dict) or "plugin" not in values or "task" not in values:
+    if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
         raise UserError(f"{file} is not the config of a gptask run")
     if values.get("format") != FORMAT:
         raise UserError(
@@ -195,6 +205,19 @@ class Run:
         return predict_examples(self, examples)
 
 
+@dataclass
+class Runs:
+    """A run folder's tasks in memory, by name, all on one backbone."""
+
+    folder: Path
+    tasks: dict[str, Run]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json of the whole run; each task's own is ``tasks[name].metrics``."""
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+
 def load_task(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:
     """The task of a run, its options checked against the plugin's schema again."""
     from omegaconf.errors import OmegaConfBaseException
@@ -217,28 +240,64 @@ def load_task(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Pl
 
 
 def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
-    """Load a run folder's model for prediction.
+    """Load a run folder's model for prediction; of a run of several tasks, the folder of one.
 
     ``task`` is needed for a class that no entry point names; an instance replaces the run's options, ``dtype`` the
     number format it was trained with. Raises `UserError` where there is no such run, where its backbone is missing or
     another than it was trained on, and where its files don't fit.
     """
-    folder = Path(folder)
+    return _load(Path(folder), task, dtype, None)
+
+
+def load_runs(
+    folder: str | Path,
+    tasks: Mapping[str, type[Task] | Task] | None = None,
+    dtype: schemas.DType | None = None,
+) -> Runs:
+    """Load every task of a run folder, its backbone once.
+
+    ``tasks`` are classes or instances by name, as `load_run` takes one. Raises `UserError` as that does.
+    """
+    folder, loaded = Path(folder), dict[str, Run]()
     values = read_config(folder)
+    places = {name: folder / name for name in values.get("tasks", {})} or {values["plugin"]["name"]: folder}
+    for name, place in places.items():
+        backbone = next((run.backbone for run in loaded.values()), None)
+        loaded[name] = _load(place, (tasks or {}).get(name), dtype, backbone)
+    return Runs(folder, loaded)
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Where a run's model lies: in it, or beside the folders of several tasks."""
+    own = Path(folder) / "model"
+    return own if own.is_dir() or not read_config(folder).get("member") else Path(folder).parent / "model"
+
+
+def refuse_several(folder: str | Path, values: dict[str, Any]) -> None:
+    """Raise `UserError` for the folder of several tasks where one is needed."""
+    if names := list(values.get("tasks", {})):
+        raise UserError(f"{folder} is a run of several tasks: {listing(names)}. Take {Path(folder) / names[0]}, say")
+
+
+def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: Backbone | None) -> Run:
+    values = read_config(folder)
+    refuse_several(folder, values)
     plugin, saved = load_task(values, task if isinstance(task, type) else type(task) if task else None)
     instance = task if isinstance(task, Task) else saved
     instance.validate()
-    model = folder / "model"
+    model = model_folder(folder)
     if not (model / "backbone.json").is_file():
+        if values.get("member"):
+            raise UserError(f"the model of {folder} is not at {model}, where it is kept for all tasks of its run")
         raise UserError(
             f"{folder} holds no model (an evaluation, or a run that was stopped before its end: "
             f"gptask train resume={folder})"
         )
     from gptask import saved_model
 
-    backbone = saved_model.load_backbone(model, values, dtype)
+    backbone = backbone or saved_model.load_backbone(model, values, dtype)
     head = instance.head(backbone)
-    saved_model.load_head(head, model)
+    saved_model.load_head(head, model, values.get("member"))
     backbone.eval()
     head.eval()
     return Run(folder, plugin, instance, backbone, head, values)

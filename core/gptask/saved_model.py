@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from gptask.heads import Head
 
 
-def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
-    """Write ``model/``: adapter (PEFT format) or full weights, head, tokenizer, the backbone's source and hash.
+def save_model(folder: Path, backbone: Backbone, heads: Mapping[str, Head], tuning: Any) -> None:
+    """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's source and hash.
+
+    ``heads`` are by the name of their task where there are several, else the one under an empty name.
 
     Whole or not at all: a save that fails leaves the model saved earlier as it was.
     """
@@ -25,7 +28,7 @@ def save_model(folder: Path, backbone: Backbone, head: Head, tuning: Any) -> Non
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write_model(partial, backbone, head, tuning)
+        _write_model(partial, backbone, heads, tuning)
         _swap(partial, folder / "model")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -41,7 +44,7 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(partial: Path, backbone: Backbone, head: Head, tuning: Any) -> None:
+def _write_model(partial: Path, backbone: Backbone, heads: Mapping[str, Head], tuning: Any) -> None:
     from safetensors.torch import save_file
 
     scratch = backbone.origin.kind == "scratch"
@@ -54,8 +57,9 @@ def _write_model(partial: Path, backbone: Backbone, head: Head, tuning: Any) -> 
     elif isinstance(tuning, Full) or scratch:
         backbone.model.save_pretrained(partial)
     backbone.tokenizer.save_pretrained(partial)
-    if state := {name: value.contiguous() for name, value in head.state_dict().items()}:
-        save_file(state, partial / "head.safetensors")
+    for task, head in heads.items():
+        if state := {name: value.contiguous() for name, value in head.state_dict().items()}:
+            save_file(state, _head_file(partial, task))
     write_json(
         partial / "backbone.json",
         {
@@ -116,12 +120,16 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
 
 
-def load_head(head: Head, model: Path) -> None:
-    """Load the head's weights, which must be those the task's options ask for."""
+def _head_file(model: Path, task: str | None) -> Path:
+    return model / (f"head.{task}.safetensors" if task else "head.safetensors")
+
+
+def load_head(head: Head, model: Path, task: str | None = None) -> None:
+    """Load the head's weights, which must be those the task's options ask for; of several heads that of a ``task``."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = model / "head.safetensors"
+    file = _head_file(model, task)
     try:
         head.load_state_dict(load_file(file) if file.exists() else {})
     except (RuntimeError, SafetensorError) as error:

@@ -1,16 +1,21 @@
 """The plugin contract: a task is one dataclass whose fields are its options and whose methods build its parts.
 
 Nothing here imports torch, and a task's module should not either (import it inside the methods).
+
+The names in ``__all__`` are stable: within a major version of the contract they only grow, by what has a default. A
+plugin states the version it was made for, ``contract_version = "1.0"``; CONTRIBUTING.md has the rules.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gptask.config import Documents
 from gptask.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -20,7 +25,9 @@ if TYPE_CHECKING:
     from gptask.heads import Head
     from gptask.metric import Metric
 
-CONTRACT_VERSION = 1
+__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"]
+CONTRACT_VERSION = "1.0"
+IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
 Example = dict[str, Any]
 
 
@@ -32,8 +39,10 @@ class Kind(Enum):
     LABEL = "label"
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
-    NUMBER = "number"
+    NUMBER = "number"  # finite
     MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
+    TOKENS = "tokens"  # a text as its words
+    TAGS = "tags"  # a label for each word: as many as there are TOKENS
 
 
 @dataclass(frozen=True)
@@ -61,29 +70,31 @@ class Encoded:
 
     ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
     it) or None; ``learned`` the spans (start, end) of ``ids`` that are learned like a target (a conversation's earlier
-    answers); ``label`` a number or a list of numbers for heads that classify or score; ``extra`` whatever the
-    head or `Task.prediction` needs besides (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    answers); ``label`` a number or a list of numbers for heads that classify or score (lists of whole numbers may
+    differ in length, and `IGNORED` in them is no label); ``extra`` whatever the head or `Task.prediction` needs besides
+    (numbers or lists of numbers); ``truncated`` the tokens cut off.
     """
 
     ids: list[int]
     target: list[int] | None = None
-    learned: list[tuple[int, int]] = field(default_factory=list)
     label: int | float | list[int] | list[float] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     truncated: int = 0
+    learned: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
 class Prediction:
     """What a task says about one example: a value a user reads, its score in [0, 1] where there is one.
 
-    ``samples`` are all the values drawn, where there are several.
+    ``samples`` are all the values drawn, where there are several; ``extra`` is what else is written beside it, as JSON.
     """
 
     value: Any
     score: float | None = None
     probabilities: dict[str, float] | None = None
     samples: list[Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,8 +105,11 @@ class Task(ABC):
     ``metadata={"help": ...}`` describes the option.
     """
 
-    contract_version: ClassVar[int] = CONTRACT_VERSION
+    contract_version: ClassVar[str] = CONTRACT_VERSION  # a plugin states the one it was made for
     demonstrations: ClassVar[str] = ""  # solved examples put before every prompt (`evaluate shots=k` sets it)
+    supervised: ClassVar[bool] = True  # False: no field is a target, the inputs themselves are learned
+    documents: ClassVar[Documents] = Documents.line  # what one example of a plain text file is
+    examples_per_step: ClassVar[int] = 16  # at least, that a step of the optimizer learns from
 
     @abstractmethod
     def fields(self) -> list[Field]:
@@ -137,6 +151,15 @@ class Task(ABC):
 
     def check(self, example: Example) -> None:  # noqa: B027
         """Raise `DataError` for an example that a run can't use; the reader adds file and line."""
+
+    def curate(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
+        """Clean examples that passed `check`, and leave out what a model should not learn from.
+
+        Called once on all rows of a file, in order. Of ``train`` (from which splits that are not given are cut)
+        examples may be left out; of a test set none, or its scores could not be compared. ``counts`` takes what was
+        done and how often, for the log.
+        """
+        return iter(examples)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
         """Turn one example into token ids: prompt, and target ids; several for a text cut into windows.
@@ -193,6 +216,13 @@ class Task(ABC):
         from gptask.data.module import DataModule
 
         return DataModule(self, corpus, tokenizer, options, seed)
+
+    def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
+        """Look at all predictions of a test together before they are scored (not in validation, nor in `predict`).
+
+        The place to ask another model, for metrics that are ``final``; what it says stands in `Prediction.extra`.
+        """
+        return predictions
 
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""

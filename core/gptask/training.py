@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, loggers, run, saved_model
 from gptask.backbone.source import locate
+from gptask.compare.command import command
+from gptask.config import Full, Lora, Train, checked, to_plain
 from gptask.config import Head as FrozenTuning
-from gptask.config import Lora, Train, checked
-from gptask.errors import UserError
+from gptask.data.examples import digest
+from gptask.errors import UserError, listing
 from gptask.job import identity
-from gptask.results import finish
+from gptask.results import finish, finish_all
+from gptask.seat import Seat
+from gptask.several import Member
 from gptask.trainer_options import check
 
 if TYPE_CHECKING:
@@ -29,118 +36,204 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
 LEAST, MOST = 2, 8  # epochs
-EXAMPLES = 16  # that a step of the optimizer learns from, where a batch has no room for so many
+RANDOM, LEARNED = 1e-3, 5e-5  # learning rates of weights that start anywhere, and of those that have learned
 
 
 def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
-    """Run a training from a config, which is not changed; return the run with its best model loaded.
+    """Run a training of one task from a config, which is not changed; return the run with its best model loaded.
 
     ``callbacks`` of Lightning's watch it beside our own; what they raise ends it.
     Raises `UserError` for whatever the user can mend.
     """
+    if config.tasks:
+        raise UserError(f"train() takes one task and got {listing(config.tasks)}: gptask.train_tasks trains them")
+    (one,) = train_tasks(config, callbacks).tasks.values()
+    return one
+
+
+def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Runs:
+    """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
     config = checked(config)
     check(config.trainer)
     loggers.require(config.logger)
-    plugin = run.plugin_of(config.task)
-    corpus = assembly.corpus(config.task, config.data, config.seed)
-    corpus.require("train")
-    job = identity(config, corpus)  # of the config as given: the training settles what that left open
-    with run.folder_for(config.outputs, plugin.name, config.folder, config.resume) as folder:
-        return _train(config, plugin, corpus, folder, job, callbacks)
+    corpora = assembly.corpora(config)
+    job = identity(config, corpora)  # of the config as given: the training settles what that left open
+    with run.folder_for(config.outputs, run.title(config), config.folder, config.resume) as folder:
+        return _train(config, corpora, folder, job, callbacks)
 
 
-def assemble(config: Train, corpus: Corpus) -> tuple[GPTModule, Any]:
+def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]:
     """The module to train and its data module; nothing is written yet."""
     origin = locate(config.backbone)
-    config.task.prepare(corpus.whole("train"))
-    corpus.warn_overlap()
+    members = assembly.members(config)
+    for name, corpus in corpora.items():
+        members[name].task.prepare(corpus.whole("train"))
+        corpus.warn_overlap()
 
     import pytorch_lightning as pl
 
     from gptask.backbone import model as backbones
     from gptask.backbone import tuning
-    from gptask.data.module import DataModule
+    from gptask.data.mixture import Mixture
     from gptask.module import GPTModule
-    from gptask.states import states_of
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(config.task, corpus))
-    parts = assembly.parts(config.task, corpus, config.data, backbone, config.seed)
-    if isinstance(config.tuning, Lora):
-        _settle(config.tuning, parts.head, backbone)
+    texts = [partial(assembly.texts, members[name].task, corpus) for name, corpus in corpora.items()]
+    backbone = backbones.load(config.backbone, origin, lambda: chain.from_iterable(text() for text in texts))
+    seats = [_seat(config, name, member, corpora[name], backbone) for name, member in members.items()]
+    _settle(config.tuning, [seat.head for seat in seats], backbone)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
-        parts.data.shares = False
+        for seat in seats:
+            seat.data.shares = False
     optimizer = config.optimizer
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)
-    module = GPTModule(config.task, backbone, parts.head, optimizer, config.schedule)
-    if isinstance(config.tuning, FrozenTuning) and origin and isinstance(parts.data, DataModule):
-        module.states = {s: states_of(parts.data, s, backbone, parts.head) for s in ("train", "validation")}
-    return module, parts.data
+    module = GPTModule(backbone, seats, optimizer, config.schedule)
+    if isinstance(config.tuning, FrozenTuning) and origin:
+        _keep_states(module)
+    if not config.tasks:
+        return module, seats[0].data
+    return module, Mixture({seat.name: seat.data for seat in seats}, config.mixing, config.seed)
 
 
-def _settle(options: Lora, head: Head, backbone: Backbone) -> None:
-    """Fill in what the config left to the task's head and the model."""
+def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
+    parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
+    return Seat(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
+
+
+def _keep_states(module: GPTModule) -> None:
+    """Let a frozen backbone's states be read from disk, where the data is core's."""
+    from gptask.data.module import DataModule
+    from gptask.states import states_of
+
+    for seat in module.seats:
+        if isinstance(seat.data, DataModule):
+            splits = ("train", "validation")
+            seat.states = {s: states_of(seat.data, s, module.backbone, seat.head) for s in splits}
+
+
+def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
+    """Fill in what the config left to the model and to the heads: of several, the deepest and the most careful one."""
     from gptask.backbone.tuning import rate
 
-    options.top = head.depth if options.top is None else options.top
+    if isinstance(options, Full) and options.lr is None:
+        options.lr = RANDOM if backbone.origin.kind == "scratch" else LEARNED
+    if not isinstance(options, Lora):
+        return
+    options.top = max(head.depth for head in heads) if options.top is None else options.top
     if options.lr is None:
-        options.lr = rate(head.lora_lr, backbone.model.config.get_text_config().model_type, backbone.channels)
+        family = backbone.model.config.get_text_config().model_type
+        options.lr = rate(min(head.lora_lr for head in heads), family, backbone.channels)
 
 
 def _train(
-    config: Train, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str, callbacks: Sequence[pl.Callback]
-) -> run.Run:
+    config: Train, corpora: dict[str, Corpus], folder: Path, job: str, callbacks: Sequence[pl.Callback]
+) -> run.Runs:
     started = time.time()
-    module, data = assemble(config, corpus)
+    module, data = assemble(config, corpora)
     config.trainer = pace(config.trainer, data)
     writing = run.main_process()
     trainer = _trainer(config, folder, callbacks)
     with loggers.tracked(trainer, config, folder):
         if writing:
-            run.write_config(folder, config, plugin)
+            run.write_config(folder, config)
         if config.probe and writing and not config.resume:
             from gptask.probe import probe
 
-            probe(module, data, trainer)
+            probe(module, trainer, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, folder, config.resume)
         _load_best(trainer, module)
         if writing:
-            run.write_config(folder, config, plugin, adjusted=module.adjusted)  # with what validation chose
-            saved_model.save_model(folder, module.backbone, module.head, config.tuning)
+            run.write_config(folder, config, adjusted=module.adjusted)  # with what validation chose
+            heads = {seat.name if config.tasks else "": seat.head for seat in module.seats}
+            saved_model.save_model(folder, module.backbone, heads, config.tuning)
         fit_seconds = time.time() - started
         trainer.test(module, datamodule=data, verbose=False)
         if writing:
-            finish(folder, plugin, module, data, "test", config, started, fit_seconds, job)
+            _finish(folder, module, config, started, fit_seconds, job)
     module.eval()
-    return run.Run(folder, plugin, config.task, module.backbone, module.head, run.read_config(folder))
+    return _loaded(folder, module, config)
+
+
+def _finish(folder: Path, module: GPTModule, config: Train, started: float, fit_seconds: float, job: str) -> None:
+    """Write the test's results; each of several tasks has a run folder of its own within the run's."""
+    if not config.tasks:
+        finish(folder, module, module.seats[0], "test", config, started, fit_seconds, job)
+        return
+    said: dict[str, Any] = {"command": command(run.read_config(folder)), "together": _together_with(config)}
+    results = {}
+    for seat in module.seats:
+        place, alone = folder / seat.name, alone_in(config, seat.name)
+        place.mkdir(exist_ok=True)
+        run.write_config(place, alone, member=seat.name, adjusted=seat.adjusted, **said)
+        results[seat.name] = finish(place, module, seat, "test", alone, started, fit_seconds, job)
+    finish_all(folder, module, config, started, fit_seconds, job, results)
+
+
+def _together_with(config: Train) -> dict[str, Any]:
+    """What tells a task's training from one among other tasks, or with other shares."""
+    plain = {name: value for name, value in to_plain(config).items() if name in ("tasks", "mixing")}
+    names = {name: run.plugin_of(member.task).name for name, member in config.tasks.items()}
+    return {"tasks": names, "mixing": plain["mixing"], "digest": digest(json.dumps(plain, default=str))}
+
+
+def alone_in(config: Train, name: str) -> Train:
+    """The config of one of several tasks."""
+    return replace(config, task=config.tasks[name].task, data=config.tasks[name].data, tasks={})
+
+
+def _loaded(folder: Path, module: GPTModule, config: Train) -> run.Runs:
+    """The run in memory, as `gptask.load_runs` would have it."""
+    runs = {}
+    for seat in module.seats:
+        place = folder / seat.name if config.tasks else folder
+        plugin, values = run.plugin_of(seat.task), run.read_config(place)
+        runs[seat.name] = run.Run(place, plugin, seat.task, module.backbone, seat.head, values)
+    return run.Runs(folder, runs)
 
 
 def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
     """What the trainer's ``options`` leave open: epochs, and batches per optimizer step.
 
     Few batches are gone through more often, `LEAST` to `MOST` times. Where long texts leave a batch few examples, a
-    step takes several batches, `EXAMPLES` together: the gradient of one or two short answers is too noisy for LoRA's
-    learning rates.
+    step takes several batches, `Task.examples_per_step` together: the gradient of one or two short answers is too noisy
+    for LoRA's learning rates. Of several tasks the one with the fewest examples in a batch decides.
     """
-    from gptask.data.module import DataModule
-
-    found = {"accumulate_grad_batches": 1}
     try:
         batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
         batches = BATCHES
-    found["max_epochs"] = max(LEAST, min(MOST, -(-BATCHES // batches)))
-    if isinstance(data, DataModule):
-        found["accumulate_grad_batches"] = max(1, round(EXAMPLES * batches / max(1, len(data.items("train")))))
+    found = {"accumulate_grad_batches": _together(data), "max_epochs": max(LEAST, min(MOST, -(-BATCHES // batches)))}
     if options.get("max_steps") not in (None, -1):
         del found["max_epochs"]
     found = {name: value for name, value in found.items() if options.get(name) is None}
     if found:
         log.info("left open and settled: %s", ", ".join(f"trainer.{name}={found[name]}" for name in found))
     return options | found
+
+
+def _together(data: Any) -> int:
+    """Batches that a step of the optimizer takes."""
+    from gptask.data.mixture import Mixture
+    from gptask.data.module import DataModule
+
+    if isinstance(data, Mixture):
+        return max(map(_together, data.modules.values()))
+    if not isinstance(data, DataModule):
+        return 1
+    per_example = max(1, len(data.train_dataloader())) / max(1, len(data.items("train")))
+    return max(1, round(data.task.examples_per_step * per_example))
+
+
+def goal(config: Train) -> tuple[str, str]:
+    """What validation is judged by: the logged name, and whether its ``max`` or ``min`` is best."""
+    best = config.mixing.best if config.tasks else None
+    if config.tasks and best is None:
+        return "val/score", "max"
+    main = (config.tasks[best].task if best else config.task).metrics()[0]
+    return f"val/{best}/{main.name}" if best else f"val/{main.name}", "max" if main.higher_is_better else "min"
 
 
 def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl.Trainer:
@@ -150,11 +243,7 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
     from gptask.lightning import trainer_for
     from gptask.progress import Interrupted, progress_bar
 
-    main = config.task.metrics()[0]
-    monitor: dict[str, Any] = {
-        "monitor": f"val/{main.name}",
-        "mode": "max" if main.higher_is_better else "min",
-    }
+    monitor: dict[str, Any] = dict(zip(("monitor", "mode"), goal(config), strict=True))
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
         ModelCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **monitor),
@@ -166,7 +255,10 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
     stopping = config.early_stopping
     if stopping.patience is not None:
         callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **monitor))
-    return trainer_for(folder, config.trainer, logger=loggers.csv(folder), callbacks=callbacks)
+    trainer = trainer_for(folder, config.trainer, logger=loggers.csv(folder), callbacks=callbacks)
+    if config.tasks and trainer.world_size > 1:
+        raise UserError(f"several tasks train in one process, not in {trainer.world_size}: set trainer.devices=1")
+    return trainer
 
 
 def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:

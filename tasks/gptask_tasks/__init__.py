@@ -1,4 +1,4 @@
-"""The built-in task plugins: classification, sentiment, qa, summarization, translation, generation."""
+"""The built-in task plugins, a module or a small package each."""
 
 from pathlib import Path
 from typing import Any

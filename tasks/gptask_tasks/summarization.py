@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from gptask import AdditiveMetric, Field, Kind, MeanMetric, Metric, Prediction, option
+from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
 from gptask.task import Example
 
 from gptask_tasks import sample
-from gptask_tasks.text import characters, sentences
+from gptask_tasks.scores import Rouge
+from gptask_tasks.text import characters
 
 
 @dataclass
 class Summarization(GenerativeTask):
     """Write a short summary of a document or dialogue."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "{document}\n\nSummary:", "zh": "{document}\n\n摘要："}
 
     generation: Generation = option(partial(Generation, stop=["\n\n"]), "how text is decoded")
@@ -39,45 +41,11 @@ class Summarization(GenerativeTask):
     def metrics(self) -> list[Metric]:
         """ROUGE as published, and the length of what is written."""
         kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-        return [*(Rouge(kind, self.language) for kind in kinds), LengthRatio(self.language)]
+        return [*(Rouge(kind, self.language, "summary") for kind in kinds), LengthRatio(self.language)]
 
     def sample(self) -> dict[str, Any]:
         """Short dialogues with summaries, in English."""
         return sample("summarization")
-
-
-class Characters:
-    """Tokenizer for rouge-score: Chinese by characters."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """Split a text."""
-        return characters(text)
-
-
-class Rouge(MeanMetric):
-    """ROUGE F1 (Lin 2004) by Google's rouge-score, best over the references, in percent."""
-
-    def __init__(self, kind: str, language: str, field: str = "summary") -> None:
-        from importlib.metadata import version
-
-        self.chinese, self.field = language == "zh", field
-        split = "characters" if self.chinese else "stemmed words"
-        super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {split}; best reference")
-
-    @cached_property
-    def scorer(self) -> Any:
-        """Google's scorer, loaded for statistics only: a comparison aggregates those that are there."""
-        from rouge_score.rouge_scorer import RougeScorer
-
-        tokenizer = Characters() if self.chinese else None
-        return RougeScorer([self.name], use_stemmer=not self.chinese, tokenizer=tokenizer)
-
-    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """F1 of one summary."""
-        references, text = reference[self.field], str(prediction.value)
-        if self.name == "rougeLsum":
-            references, text = [sentences(r) for r in references], sentences(text)
-        return [self.scorer.score_multi(references, text)[self.name].fmeasure]
 
 
 class LengthRatio(AdditiveMetric):

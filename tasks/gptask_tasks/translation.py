@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
-from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, UserError, option
+from gptask import Field, Kind, Metric, UserError, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
 from gptask.task import Example
 
 from gptask_tasks import sample
+from gptask_tasks.scores import Corpus
 
 LANGUAGES = {
     "ar": ("Arabic", "阿拉伯语"), "cs": ("Czech", "捷克语"), "da": ("Danish", "丹麦语"),
@@ -42,6 +41,7 @@ def code(language: str) -> str:
 class Translation(GenerativeTask):
     """Translate a text from task.source_lang to task.target_lang."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Translate {source_language} to {target_language}.\n{source_language}: {source}\n{target_language}:",
         "zh": "把{source_language}翻译成{target_language}。\n{source_language}：{source}\n{target_language}：",
@@ -73,7 +73,7 @@ class Translation(GenerativeTask):
         import sacrebleu
 
         bleu = sacrebleu.BLEU(tokenize=TOKENIZERS.get(code(self.target_lang), "13a"))
-        return [Corpus("bleu", bleu), Corpus("chrf", sacrebleu.CHRF())]
+        return [Corpus("bleu", bleu, "target"), Corpus("chrf", sacrebleu.CHRF(), "target")]
 
     def sample(self) -> dict[str, Any]:
         """Everyday phrases in English, French and Chinese."""
@@ -83,27 +83,3 @@ class Translation(GenerativeTask):
                     f"the bundled sample has en, fr and zh, not '{language}'; use data=files for other languages"
                 )
         return sample("translation", columns={"source": code(self.source_lang), "target": code(self.target_lang)})
-
-
-class Corpus(AdditiveMetric):
-    """A sacreBLEU metric: statistics are its own sufficient counts, so that they can be resampled."""
-
-    def __init__(self, name: str, scorer: Any, field: str = "target") -> None:
-        self.name, self.scorer, self.field = name, scorer, field
-        self.counted: set[int] = set()  # numbers of references seen
-
-    @property
-    def signature(self) -> str:  # type: ignore[override]
-        """sacreBLEU's own, which tells how many references an example has had (``var`` where that varies)."""
-        self.scorer.num_refs = next(iter(self.counted)) if len(self.counted) == 1 else -1
-        return str(self.scorer.get_signature())
-
-    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """sacreBLEU's counts of one segment (matches and totals per n-gram order, lengths)."""
-        references = [[text] for text in reference[self.field]]
-        self.counted.add(len(references))
-        return self.scorer._extract_corpus_statistics([str(prediction.value)], references)[0]
-
-    def aggregate(self, rows: np.ndarray) -> float:
-        """The corpus score from the summed counts."""
-        return float(self.scorer._compute_score_from_stats(rows.sum(0).tolist()).score)

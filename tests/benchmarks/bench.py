@@ -17,7 +17,8 @@ import warnings
 
 from harness import ROOT, Result, report
 
-COMPARISONS = ("training", "inference", "generation", "head", "memory", "startup", "attention", "packed", "accuracy")
+COMPARISONS = ("training", "pretraining", "inference", "generation", "head", "memory", "startup", "attention", "packed")
+COMPARISONS += ("accuracy",)
 
 
 def main() -> None:

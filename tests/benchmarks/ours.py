@@ -38,8 +38,7 @@ class Training:
         from gptask.training import assemble
 
         self.config = config("train", overrides)
-        corpus = assembly.corpus(self.config.task, self.config.data, self.config.seed)
-        self.module, self.data = assemble(self.config, corpus)
+        self.module, self.data = assemble(self.config, assembly.corpora(self.config))
         self.examples = [dict(example) for example in self.data.examples("train")]
         self.tokens = int(self.data.items("train").column("length").sum())
 

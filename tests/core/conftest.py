@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.installed import install  # noqa: F401
 from tests.runs import sentiment, translation, write  # noqa: F401 (fixtures)
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
@@ -122,7 +123,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
                 parameter.data.normal_(0, 0.2)
         folder = tmp_path_factory.mktemp("run")
         run.write_config(folder, config, run.plugin_of(task))
-        saved_model.save_model(folder, backbone, head, tuning)
+        saved_model.save_model(folder, backbone, {"": head}, tuning)
         backbone.eval()
         return run.Run(folder, run.plugin_of(task), task, backbone, head, run.read_config(folder))
 

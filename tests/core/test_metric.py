@@ -107,3 +107,13 @@ def test_a_score_is_strict_json() -> None:
         "signature": "exact",
     }
     assert (found[1]["direction"], found[1]["range"]) == ("none", [0.0, None])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_that_is_no_number_has_no_interval():
+    class Undefined(MeanMetric):
+        def statistics(self, prediction, reference):
+            raise AssertionError
+
+    found = score(Undefined("m"), np.full((5, 1), np.nan))
+    assert np.isnan([found.value, found.low, found.high]).all()

@@ -1,39 +1,20 @@
 """Plugins are found through entry points; a broken one never hides the others."""
 
+import os
+import signal
+import subprocess
 import sys
-import textwrap
 from dataclasses import fields
 
 import pytest
 from gptask import UserError
-from gptask.plugins import chosen, discover
+from gptask.plugins import chosen, discover, installed
 from hydra.core.config_store import ConfigStore
 
-GOOD = '''
-from dataclasses import dataclass, field
-from typing import Any, Literal
-from gptask import Field, Task, option
+from tests.installed import GOOD
 
-@dataclass
-class Good(Task):
-    """Echo a text."""
-
-    times: int = option(1, "how often")
-
-    def fields(self):
-        return [Field("text"), Field("echo", target=True)]
-
-    def render(self, example):
-        return example["text"], example.get("echo")
-
-    def encode(self, example, tokenizer, max_tokens): ...
-    def head(self, backbone): ...
-    def prediction(self, example, outputs): ...
-    def metrics(self): ...
-    def sample(self): ...
-'''
-BROKEN = {
-    "absent": ("", ["ModuleNotFoundError", "No module named 'absent_module'"]),
+BROKEN = {  # source of the module, words of the cause
+    "absent": (None, ["ModuleNotFoundError", "No module named 'absent_module'"]),
     "syntax": ("def f(:\n", ["SyntaxError", "line 1"]),
     "needs": ("import missing_dependency\n", ["ModuleNotFoundError", "missing_dependency", "line 1"]),
     "attribute": ("x = 1\n", ["AttributeError", "Good"]),
@@ -42,38 +23,24 @@ BROKEN = {
         ["no luck", "division by zero"],
     ),
     "exits": ("import sys\nsys.exit('bye')\n", ["SystemExit", "bye"]),
+    "interrupts": ("raise KeyboardInterrupt('not the user')\n", ["KeyboardInterrupt", "not the user"]),
+    "base": ("class Odd(BaseException): ...\nraise Odd('odd')\n", ["Odd", "odd"]),
+    "recurses": ("def f(): f()\nf()\n", ["RecursionError"]),
+    "asks": ("name = input('your name? ')\n", ["EOFError"]),
+    "warns": ("raise DeprecationWarning('old')  # what python -W error makes of one\n", ["DeprecationWarning", "old"]),
     "function": ("def Good(): ...\n", ["expected a subclass of gptask.Task"]),
     "foreign": ("class Good: ...\n", ["expected a subclass of gptask.Task"]),
-    "undecorated": (GOOD.replace("@dataclass", ""), ["not decorated with @dataclass"]),
-    "incomplete": (GOOD.replace("    def metrics(self): ...\n", ""), ["Good lacks metrics"]),
+    "undecorated": (GOOD.replace("@dataclass", ""), ["not decorated with @dataclass", "undecorated_module.py:"]),
+    "incomplete": (GOOD.replace("    def metrics(self): ...\n", ""), ["Good lacks metrics", "incomplete_module.py:"]),
+    "abstract": ("from gptask import Task as Good\n", ["lacks fields, head, metrics"]),
     "literal": (GOOD.replace("times: int", "times: Literal[1, 2]"), ["Literal"]),
-    "old": (GOOD + "    contract_version = 0\n", ["made for contract version 0"]),
+    "unknown": (GOOD.replace("times: int", "times: 'Unknown'"), ["Unknown"]),
+    "default": (GOOD.replace('option(1, "', 'option(lambda: 1 / 0, "'), ["ZeroDivisionError"]),
+    "posts": (GOOD + "    def __post_init__(self): raise RuntimeError('no GPU')\n", ["RuntimeError: no GPU"]),
+    "fieldless": (GOOD.replace('[Field("text")', '["text"'), ["must list gptask.Field"]),
+    "version": (GOOD + "    contract_version = 'new'\n", ["contract_version = 'new'", 'expected "major.minor"']),
+    "true": (GOOD, ["the entry-point name 'true' is no identifier"]),
 }
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """``install("dist", name="module:Class")``: a distribution on the path, as pip leaves it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("GPTASK_PLUGINS", "")
-    store = ConfigStore.instance().repo.get("task", {})
-    before, modules = dict(store), set(sys.modules)
-
-    def call(distribution, source=None, metadata="Name: {}\nVersion: 1.2\n", **points):
-        info = tmp_path / f"{distribution}-1.2.dist-info"
-        info.mkdir()
-        if metadata:
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata.format(distribution)}")
-        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-        (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
-        if source is not None:
-            (tmp_path / f"{next(iter(points.values())).partition(':')[0]}.py").write_text(textwrap.dedent(source))
-
-    yield call
-    store.clear()
-    store.update(before)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
 
 
 def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install):
@@ -89,7 +56,7 @@ def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install):
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_plugin_is_one_line_and_the_others_work(install, name):
     source, words = BROKEN[name]
-    install("bad-tasks", source if name != "absent" else None, **{name: f"{name}_module:Good"})
+    install("bad-tasks", source, **{name: f"{name}_module:Good"})
     plugins = discover()
     plugin = plugins[name]
     assert (plugin.state, plugin.task) == ("broken", None)
@@ -103,7 +70,7 @@ def test_a_broken_plugin_is_one_line_and_the_others_work(install, name):
     assert raised.value.__cause__ is plugin.cause  # GPTASK_DEBUG=1 shows it whole
 
 
-def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install):
+def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install, monkeypatch):
     install("first-tasks", GOOD, echo="echo_module:Good", other="echo_module:Good")
     install("second-tasks", None, echo="echo_module:Good")  # even if both mean the same class
     plugins = discover()
@@ -111,6 +78,14 @@ def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install
     assert plugins["other"].state == "ok"
     with pytest.raises(UserError, match=r"claimed by first-tasks 1.2 and second-tasks 1.2: uninstall one"):
         chosen(plugins, "echo")
+    monkeypatch.setenv("GPTASK_PLUGINS", "-first_tasks")  # the other way out
+    assert (discover()["echo"].state, discover()["echo"].origin) == ("ok", "second-tasks 1.2")
+
+
+def test_one_distribution_can_clash_with_itself(install):
+    path = install("first-tasks", GOOD, echo="echo_module:Good")
+    (path / "first-tasks-1.2.dist-info/entry_points.txt").write_text("[gptask.tasks]\necho = a:B\necho = c:D\n")
+    assert "claimed twice by first-tasks 1.2" in discover()["echo"].error
 
 
 def test_a_name_of_ours_taken_by_others_is_a_clash(install):
@@ -118,23 +93,118 @@ def test_a_name_of_ours_taken_by_others_is_a_clash(install):
     assert discover()["sentiment"].state == "clash"
 
 
-def test_a_name_hydra_cant_take_is_broken(install):
-    install("odd-tasks", GOOD, **{"my-task": "echo_module:Good"})
-    assert "no identifier" in discover()["my-task"].error
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("my-task", "echo_module:Good", "no identifier"),
+        ("two words", "echo_module:Good", "no identifier"),
+        ("echo", "echo_module", "'echo_module' is not of the form module:Class"),
+        ("echo", "", "'' is not of the form module:Class"),
+        ("echo", "echo module:Good", "is not of the form"),
+        ("echo", "echo_module:Good.Inner", "no attribute 'Inner'"),
+    ],
+)
+def test_an_entry_point_that_is_malformed_is_broken(install, name, value, said):
+    path = install("odd-tasks", GOOD, echo="echo_module:Good")
+    (path / "odd-tasks-1.2.dist-info/entry_points.txt").write_text(f"[gptask.tasks]\n{name} = {value}\n")
+    plugins = discover()
+    assert (plugins[name].state, plugins["qa"].state) == ("broken", "ok")
+    assert said in plugins[name].error
+
+
+@pytest.mark.parametrize("lines", [b"[gptask.tasks]\nno value\n", b"[gptask.tasks]\n\xff = x:Y\n"])
+def test_entry_points_that_cannot_be_read_are_told_under_their_distribution(install, lines):
+    path = install("odd-tasks", GOOD, echo="echo_module:Good")
+    (path / "odd-tasks-1.2.dist-info/entry_points.txt").write_bytes(lines)
+    plugins = discover()
+    assert (plugins["odd-tasks"].state, plugins["qa"].state) == ("broken", "ok")
 
 
 def test_what_a_plugin_prints_stays_off_stdout(install, capfd):
-    install("loud-tasks", f"print('hello from import')\n{GOOD}", echo="echo_module:Good")
+    loud = "import os\nprint('hello from import')\nos.system('echo hello from a process')\n"
+    install("loud-tasks", loud + GOOD, echo="echo_module:Good")
     assert discover()["echo"].state == "ok"
+    print("ours")
     out, err = capfd.readouterr()
-    assert out == ""
+    assert out == "ours\n"
     assert "hello from import" in err
+    assert "hello from a process" in err
+
+
+def test_the_users_own_ctrl_c_is_obeyed(install):
+    install("slow-tasks", f"import os\nos.kill({os.getpid()}, {int(signal.SIGINT)})\n", slow="slow_module:Good")
+    with pytest.raises(KeyboardInterrupt):
+        discover({"slow"})
+
+
+@pytest.mark.parametrize(
+    ("stated", "state", "said"),
+    [
+        ("", "ok", ""),
+        ("contract_version = '1.0'", "ok", ""),
+        ("contract_version = 0", "incompatible", "made for contract 0.0"),
+        ("contract_version = '2.0'", "incompatible", "has 1.0: upgrade gptask"),
+        ("contract_version = '1.999'", "incompatible", "upgrade gptask"),
+        ("contract_version = '0.9'", "incompatible", "upgrade the plugin, or install an older gptask"),
+    ],
+)
+def test_a_plugin_made_for_another_contract_is_not_used(install, monkeypatch, stated, state, said):
+    monkeypatch.setattr("gptask.contract.CONTRACT_VERSION", "1.0")
+    install("dated-tasks", f"{GOOD}    {stated}\n", echo="echo_module:Good")
+    plugins = discover()
+    assert plugins["echo"].state == state
+    assert said in plugins["echo"].error
+    assert plugins["qa"].state == "ok"
+    if said:
+        with pytest.raises(UserError, match="can't be used: made for contract"):
+            chosen(plugins, "echo")
+
+
+def test_an_older_minor_version_goes_on_working(install, monkeypatch):
+    monkeypatch.setattr("gptask.contract.CONTRACT_VERSION", "1.3")
+    install("dated-tasks", GOOD + "    contract_version = '1.0'\n", echo="echo_module:Good")
+    plugin = discover()["echo"]
+    assert (plugin.state, plugin.contract) == ("ok", "1.0")
+
+
+def test_options_that_must_be_given_are_no_defect(install):
+    picky = "\n    def __post_init__(self):\n        from gptask import UserError\n        raise UserError('set it')\n"
+    install("picky-tasks", GOOD + picky, picky="picky_module:Good")
+    install("needy-tasks", GOOD.replace("times: int = option(1", "times: int = field(metadata=dict(help=1)) #"),
+            needy="needy_module:Good")  # fmt: skip
+    plugins = discover()
+    assert (plugins["picky"].state, plugins["needy"].state) == ("ok", "ok")
 
 
 def test_only_the_asked_for_are_loaded(install):
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
-    assert discover({"qa"})["bad"].state == "ok"  # not looked at
+    plugins = discover({"qa"})
+    assert (plugins["bad"].state, plugins["qa"].state) == ("unread", "ok")
     assert "bad_module" not in sys.modules
+
+
+def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
+    from gptask import config
+    from gptask.cli.configs import compose, loader
+
+    install("echo-tasks", GOOD, echo="echo_module:Good")
+    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+    discover(())
+    config.store()
+    with loader() as configs:
+        assert {"bad", "echo"} <= set(configs.get_group_options("task"))
+        assert "echo_module" not in sys.modules
+        assert compose(configs, "predict", ["task=echo"]).task == {"times": 1}
+    assert "bad_module" not in sys.modules
+
+
+def test_the_plugin_of_an_instance_is_found_without_loading_others(install):
+    from gptask.run import plugin_of
+
+    install("echo-tasks", GOOD, echo="echo_module:Good")
+    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+    plugin = plugin_of(chosen(discover(()), "echo")())
+    assert (plugin.name, plugin.origin) == ("echo", "echo-tasks 1.2")
 
 
 def test_the_environment_limits_discovery(install, monkeypatch):
@@ -142,11 +212,18 @@ def test_the_environment_limits_discovery(install, monkeypatch):
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     monkeypatch.setenv("GPTASK_PLUGINS", "Echo-Tasks")  # compared as indexes compare names
     assert list(discover()) == ["echo"]
-    with pytest.raises(UserError, match=r"GPTASK_PLUGINS=Echo-Tasks hides others"):
+    with pytest.raises(UserError, match=r"task 'sentiment' \(gptask 0.1.0\) is disabled by GPTASK_PLUGINS=Echo-Tasks"):
         chosen(discover(), "sentiment")
+    states = {plugin.name: plugin.state for plugin in installed()}
+    assert (states["bad"], states["echo"]) == ("disabled", "unread")
+    monkeypatch.setenv("GPTASK_PLUGINS", "-bad-tasks")
+    assert {"echo", "sentiment"} <= discover().keys()
+    assert "bad" not in discover()
 
 
-def test_damaged_metadata_is_no_reason_to_stop(install):
+@pytest.mark.parametrize("finder", ["importlib.metadata", "importlib_metadata"])
+def test_damaged_metadata_is_no_reason_to_stop(install, finder):
+    pytest.importorskip(finder)  # the backport (mlflow brings it) finds distributions for everybody once it is imported
     install("half-gone", GOOD, metadata="", echo="echo_module:Good")
     plugins = discover()
     assert plugins["echo"].task is not None
@@ -158,25 +235,26 @@ def test_unknown_names_the_nearest():
         chosen(discover(), "sentimant")
 
 
-def test_the_command_line_warns_of_a_broken_plugin_once_and_goes_on(install, capsys, monkeypatch):
-    import gptask.cli
-
-    install("bad-tasks", "raise ValueError('no luck')\n", bad="bad_module:Good")
-    monkeypatch.setattr(gptask.cli, "ACTIONS", dict.fromkeys(gptask.cli.ACTIONS, lambda config: None))
+def test_the_command_line_imports_no_plugin_but_the_chosen_one(install, tmp_path):
+    touched = tmp_path / "touched"
+    path = install("bad-tasks", f"open({str(touched)!r}, 'w')\nraise ValueError('no luck')\n", bad="bad_module:Good")
+    environment = os.environ | {"PYTHONPATH": str(path)}
 
     def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            gptask.cli.main(arguments)
-        return stop.value.code, *capsys.readouterr()
+        command = [sys.executable, "-m", "gptask", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+        return done.returncode, done.stdout, done.stderr
 
-    line = "gptask: task 'bad' (bad-tasks 1.2) is broken: ValueError: no luck\n"
-    assert call("train", "backbone=nano") == (0, "", line)
-    code, out, err = call("tasks")
+    code, out, err = call("--help")
     assert (code, err) == (0, "")
-    assert "broken: ValueError: no luck" in out
-    code, out, err = call("train", "task=bad")
-    assert code == 2
-    assert "can't be used" in err
-    assert "Could not find" not in err
-    monkeypatch.setenv("GPTASK_PLUGINS", "gptask")
-    assert call("train", "backbone=nano") == (0, "", "")
+    code, out, err = call("train", "task=qa", "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert "stride: " in out
+    assert call("train", "experiment=sst2", "task.label_words.negative=bad", "--cfg", "job")[::2] == (0, "")
+    assert not touched.exists()
+    code, out, err = call("train", "task=bad", "--cfg", "job")
+    assert (code, out) == (2, "")
+    assert "task 'bad' (bad-tasks 1.2) can't be used" in err
+    assert "ValueError: no luck" in err
+    assert len(err.splitlines()) <= 5
+    assert touched.exists()

@@ -7,6 +7,7 @@ from gptask.backbone.model import load
 from gptask.config import AdamW, Sample, Schedule, Scratch
 from gptask.module import GPTModule
 from gptask.probe import probe
+from gptask.seat import Seat
 from gptask_tasks.sentiment import Sentiment
 
 
@@ -17,11 +18,11 @@ def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
     shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
     backbone = load(shape, None, lambda: assembly.texts(task, corpus))
     parts = assembly.parts(task, corpus, options, backbone, 13)
-    module = GPTModule(task, backbone, parts.head, AdamW(lr=1e-3), Schedule())
+    module = GPTModule(backbone, [Seat("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
-    estimate = probe(module, parts.data, trainer)
+    estimate = probe(module, trainer)
     assert estimate is not None
     assert estimate["minutes"] > 0
     assert estimate["peak_memory_mb"] > 50

@@ -149,7 +149,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkey
     before = {path.name: path.read_bytes() for path in (copied / "model").iterdir()}
     monkeypatch.setattr(broken, full)
     with pytest.raises(OSError, match="No space"):
-        saved_model.save_model(copied, lora.backbone, lora.head, Lora(rank=2))
+        saved_model.save_model(copied, lora.backbone, {"": lora.head}, Lora(rank=2))
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in (copied / "model").iterdir()} == before
     assert {path.name for path in copied.iterdir()} == {"config.yaml", "model"}
@@ -158,7 +158,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkey
 
 def test_saving_again_replaces_the_model(copied, run_of):
     other = run_of(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
-    saved_model.save_model(copied, other.backbone, other.head, Lora(rank=2))
+    saved_model.save_model(copied, other.backbone, {"": other.head}, Lora(rank=2))
     assert probabilities(load_run(copied)) == probabilities(other)
     assert {path.name for path in copied.iterdir()} == {"config.yaml", "model"}
 

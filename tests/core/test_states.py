@@ -32,10 +32,10 @@ def config(tiny, task, outputs="outputs", seed=0):
 
 def kept(tiny, task, seed=0):
     options = config(tiny, task, seed=seed)
-    module, data = assemble(options, assembly.corpus(options.task, options.data, options.seed))
+    module, data = assemble(options, assembly.corpora(options))
     items = data.items("train")
     batch = collate([items[row] | {"row": row} for row in (2, 0, 5)])
-    return module, module.states["train"], batch
+    return module, module.seats[0].states["train"], batch
 
 
 def test_states_of_every_real_token_are_read_back(tiny):

@@ -1,7 +1,10 @@
 """Each clause of the contract has a task that breaks it and nothing else (defined here, so no torch at the top)."""
 
+import importlib
 import json
 import os
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from gptask import Field, Kind, MeanMetric, Prediction, option
+from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
 from gptask.task import Example
-from gptask.testing import ContractError, check_task
+from gptask.testing import ContractError, check_task, results
+from gptask.testing.clauses import STAGES
 
 WORDS = {
     "train": "apple red,banana yellow,plum purple,lime green,cherry dark red,lemon bright yellow,kiwi brown,fig violet",
@@ -32,6 +36,7 @@ class Begins(MeanMetric):
 class Toy(GenerativeTask):
     """Name the colour of a fruit."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Fruit: {fruit}\nColour:"}
 
     folder: str = option("", "where the sample lies")
@@ -113,6 +118,20 @@ class Undecorated(Toy):
 
 
 @dataclass
+class Unstated(Toy):
+    """version_stated: write contract_version = "1.0" in the class"""
+
+    contract_version = None
+
+
+@dataclass
+class FromTheFuture(Toy):
+    """version_stated: made for contract 7.0"""
+
+    contract_version = "7.0"
+
+
+@dataclass
 class Overlaps(Toy):
     """sample_readable: train and test share an input"""
 
@@ -129,6 +148,14 @@ class RefusesItsSample(Toy):
 
         if example["colour"] == "red":
             raise DataError("no colour like red")
+
+
+@dataclass
+class Exits(Toy):
+    """parts_build: SystemExit: no head for you (test_testing.py"""
+
+    def head(self, backbone: Any) -> Any:
+        raise SystemExit("no head for you")
 
 
 @dataclass
@@ -310,45 +337,68 @@ class Measured(Toy):
         return [globals()[self.metric]("begins")]
 
 
+def heavy(folder: Path) -> type:
+    """module_imports_no_torch: must not import torch"""
+    (folder / "heavy_task.py").write_text(
+        "from dataclasses import dataclass\nimport torch\nfrom gptask_tasks.sentiment import Sentiment\n"
+        '@dataclass\nclass Heavy(Sentiment):\n    """Sentiment."""\n\n    contract_version = "1.0"\n'
+    )
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("heavy_task").Heavy
+    finally:
+        sys.path.remove(str(folder))
+
+
 BROKEN = [
-    *(TruncatedTarget, NoTarget, TakenName, Drifts, Undecorated, Overlaps, RefusesItsSample),
-    *(Detached, DeadWeight, SameName, DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed),
-    *(Leaks, NeedsAnswer, Unwritable),
+    *(TruncatedTarget, NoTarget, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
+    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName),
+    *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable),
+    *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),
 ]
-METRICS = [Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence]
+CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
 
 
-def assert_breaks(task: Toy, told: str) -> None:
-    clause, _, message = told.partition(": ")
+def made(broken: Any, folder: str, tmp_path: Path) -> Any:
+    if isinstance(broken, type):
+        return Measured(folder=folder, metric=broken.__name__) if issubclass(broken, Metric) else broken(folder=folder)
+    return broken(tmp_path)()
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+def test_a_broken_task_is_caught_by_its_clause_alone(broken: Any, folder: str, tmp_path: Path) -> None:
+    clause, _, message = broken.__doc__.partition(": ")
+    task = made(broken, folder, tmp_path)
     with pytest.raises(ContractError) as error:
         check_task(task)
     assert list(error.value.failures) == [clause], str(error.value)
     assert message in str(error.value)
     assert clause in str(error.value)
-    assert type(task).__name__ in str(error.value)
+    assert re.search(
+        rf"{type(task).__name__} \(.*(test_testing|heavy_task).py:\d+\)", str(error.value)
+    )  # where to look
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda cls: cls.__name__)
-def test_a_broken_task_is_caught_by_its_clause_alone(broken: type[Toy], folder: str) -> None:
-    assert_breaks(broken(folder=folder), str(broken.__doc__))
+@pytest.mark.parametrize("clause", CLAUSES)
+def test_every_clause_catches_something(clause: str) -> None:
+    assert clause in {broken.__doc__.partition(": ")[0] for broken in BROKEN}
 
 
-@pytest.mark.parametrize("broken", METRICS, ids=lambda cls: cls.__name__)
-def test_a_broken_metric_is_caught_by_its_clause_alone(broken: type[Begins], folder: str) -> None:
-    assert_breaks(Measured(folder=folder, metric=broken.__name__), str(broken.__doc__))
+def test_results_name_every_clause(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Loud(Overlaps):
+        """Prints."""
 
+        def fields(self) -> list[Field]:
+            print("loud")
+            return super().fields()
 
-def test_a_module_that_imports_torch_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "heavy_task.py").write_text(
-        "from dataclasses import dataclass\nimport torch\nfrom gptask_tasks.sentiment import Sentiment\n"
-        '@dataclass\nclass Heavy(Sentiment):\n    """Sentiment."""\n'
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    from heavy_task import Heavy
-
-    with pytest.raises(ContractError, match="must not import torch") as error:
-        check_task(Heavy)
-    assert list(error.value.failures) == ["module_imports_no_torch"]
+    found = {result.clause: result.outcome for result in results(Loud(folder=folder))}
+    assert list(found) == CLAUSES
+    assert (found["fields_well_formed"], found["sample_readable"]) == ("ok", "failed")
+    assert {found[clause] for clause in CLAUSES[CLAUSES.index("parts_build") :]} == {"not run"}
+    out, err = capfd.readouterr()
+    assert (out, "loud" in err) == ("", True)
 
 
 def test_a_sound_task_passes_every_clause_and_is_left_as_it_was(folder: str) -> None:
@@ -358,7 +408,7 @@ def test_a_sound_task_passes_every_clause_and_is_left_as_it_was(folder: str) -> 
         Toy(folder=folder), os.environ["GPTASK_CACHE"], torch.get_rng_state(), torch.get_num_threads(),
     )  # fmt: skip
     run = check_task(task)
-    assert len(run) == 11
+    assert run == CLAUSES
     assert "learns_to_stop" in run
     assert task == Toy(folder=folder)
     assert os.environ["GPTASK_CACHE"] == cache

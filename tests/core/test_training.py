@@ -105,12 +105,13 @@ def test_a_seed_decides_everything(finished, tmp_path):
         (Translation(), Lora(rank=2), AdamW(), (1.6e-3, 1.0)),
         (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
         (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),
-        (Translation(), Full(), AdamW(), (5e-5, None)),
+        (Translation(), Full(), AdamW(), (1e-3, None)),  # random weights
+        (Translation(), Full(lr=5e-5), AdamW(), (5e-5, None)),
     ],
 )
 def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer, expected, tmp_path):
     settings = config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
-    module, _ = assemble(settings, assembly.corpus(task, settings.data, settings.seed))
+    module, _ = assemble(settings, assembly.corpora(settings))
     assert (module.optimizer.lr, getattr(settings.tuning, "top", None)) == expected
 
 
@@ -129,7 +130,7 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
 def test_small_data_gets_more_epochs_and_small_batches_share_a_step(options, train, size, expected, tmp_path):
     data = Sample(limit=Limit(train=train, validation=8, test=8), batch_size=size)
     settings = config(tmp_path, data=data)
-    _, made = assemble(settings, assembly.corpus(settings.task, data, settings.seed))
+    _, made = assemble(settings, assembly.corpora(settings))
     paced = pace(options, made)
     assert (paced.get("max_epochs"), paced["accumulate_grad_batches"]) == expected
 

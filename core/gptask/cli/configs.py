@@ -84,7 +84,11 @@ def _strict(node: Any, prefix: str, line: Line) -> None:
     """Refuse keys that ``+`` and ``~`` smuggled past a schema."""
     from omegaconf import OmegaConf
 
-    if not OmegaConf.is_dict(node) or not is_dataclass(schema := OmegaConf.get_type(node)):
+    if not OmegaConf.is_dict(node):
+        return
+    if not is_dataclass(schema := OmegaConf.get_type(node)):
+        for key in node:
+            _strict(node._get_node(key), f"{prefix}{key}.", line)
         return
     names = {f.name for f in fields(schema)}
     for key in node.keys() - names:

@@ -48,6 +48,7 @@ class Line:
     verb: str
     overrides: Sequence[str] = ()
     run: str | None = None  # the run folder whose values were put between defaults and overrides
+    typed: Sequence[str] = ()  # what stood for several tasks, before it was put in Hydra's terms
 
     @cached_property
     def groups(self) -> list[str]:
@@ -90,7 +91,7 @@ class Line:
             from gptask.plugins import chosen, discover
 
             try:
-                chosen(discover(), name)
+                chosen(discover(()), name)
             except UserError as error:
                 return f"{error}{self._source('task', asker)}"
         self.refuse_several(group, name)
@@ -175,6 +176,8 @@ class Line:
     def _source(self, key: str, asker: str = "") -> str:
         """Where a value came from, if not from the command line itself."""
         given = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in self.overrides}
+        if asker == "saved/tasks":
+            return " (from a preset in tasks=)"
         if asker.startswith("saved/") or (self.run and key not in given and "." in key):
             return f" (from {self.run}/config.yaml)"
         if "/" in asker and not asker.startswith("hydra"):
@@ -183,14 +186,17 @@ class Line:
 
     def _owners(self, key: str) -> str:
         """Which choices of a group have an option that the present one lacks."""
-        from hydra.core.config_store import ConfigStore
+        from gptask.choices import stored
+        from gptask.plugins import discover
 
-        group, _, name = key.partition(".")
-        repo: dict[str, Any] = ConfigStore.instance().repo
-        stored = repo.get(group, {}).items() if group in self.groups and name else ()
-        names = {file.removesuffix(".yaml") for file, config in stored if name.split(".")[0] in config.node}
+        prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
+        group, _, name = key.removeprefix(prefix).partition(".")
+        if group == "task":
+            discover()  # loads them all
+        nodes = stored(group) if group in self.groups and name else {}
+        names = {choice for choice, node in nodes.items() if name.split(".")[0] in node}
         owners = {name.removesuffix("_schema") for name in names}
-        shown = [f"{group}={choice}" for choice in self.choices(group) if choice in owners] if owners else []
+        shown = [f"{prefix}{group}={choice}" for choice in self.choices(group) if choice in owners] if owners else []
         return f" It belongs to {' or '.join(shown)}." if shown else ""
 
     def siblings(self, parent: str) -> list[str]:
@@ -201,7 +207,7 @@ class Line:
 
         from gptask.cli.configs import compose, loader
 
-        wanted = [o for o in self.overrides if o.partition("=")[0] in self.groups]
+        wanted = [o for o in self.overrides if re.split("[=@]", o.lstrip("+~"))[0] in self.groups]
         with loader() as configs:
             for choices in (wanted, [o for o in wanted if not o.startswith("experiment=")]):  # it may be what is wrong
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Job:
         """Run the job; return 0, or the code that ``report`` gave its error, which thus stops no other job."""
         log_to_console()
         where = _name() if self.sweeping else ""
-        sys.argv = [self.program, self.line.verb, *_own_overrides()]  # what Lightning starts further processes with
+        given = [*self.line.typed, *_own_overrides()]
+        sys.argv = [self.program, self.line.verb, *given]  # what Lightning starts further processes with
         resumed = self.line.run and self.line.verb == "train"
         before = started_by.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
         try:
@@ -65,12 +67,12 @@ def _name() -> str:
 
 
 def _own_overrides() -> list[str]:
-    """The overrides of this job alone, without what a saved run put among them."""
+    """The overrides of this job alone, without what a saved run or several tasks put among them."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     given: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
-    return given[given.index("saved=run") + 1 :] if "saved=run" in given else given
+    return given[next((n for n, o in enumerate(given, 1) if re.match(r"\+?saved[@=]", o)), 0) :]
 
 
 def log_to_console() -> None:

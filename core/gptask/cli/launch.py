@@ -11,12 +11,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from gptask import config as schemas
-from gptask.cli.configs import hydra_on
+from gptask.cli.configs import hydra_on, loader
 from gptask.cli.explain import Line, mended
 from gptask.cli.job import Job, log_to_console
 from gptask.cli.launchers import refuse_launcher
 from gptask.cli.overrides import chosen, normalize
 from gptask.cli.saved import from_run, run_of
+from gptask.cli.several import several
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover
@@ -53,11 +54,15 @@ def _run(job: Job, flags: Sequence[str]) -> int:
 
         hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=line.verb)(job)()
         return 0
-    folder = next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
-    with hydra_on(folder) as hydra_:
+    with hydra_on(_config_folder(flags)) as hydra_:
         if not job.sweeping:
             return hydra_.run(line.verb, job, [*line.overrides, "hydra.mode=RUN"]).return_value
         return _sweep(job, hydra_)
+
+
+def _config_folder(flags: Sequence[str]) -> str | None:
+    """The folder of the user's own configs, if there is one."""
+    return next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
 
 
 def _sweep(job: Job, hydra: Any) -> int:
@@ -74,12 +79,9 @@ def _sweep(job: Job, hydra: Any) -> int:
     return max(codes)
 
 
-def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line, list[str]]:
-    """Load the plugins and the saved run that a command line names, and make its overrides acceptable to Hydra."""
-    plugins = discover()
-    for plugin in plugins.values():
-        if plugin.error and not quiet:
-            sys.stderr.write(f"gptask: task '{plugin.name}' ({plugin.origin}) is {plugin.state}: {plugin.error}\n")
+def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
+    """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
+    plugins = discover(())
     schemas.store()
     log_to_console()
     overrides, flags = split(verb, arguments)
@@ -87,10 +89,13 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
     overrides = normalize(overrides, "--multirun" in flags, known, open_keys())
     refuse_launcher(overrides)
     overrides += _not_of_the_preset(overrides)
-    run = run_of(verb, overrides)
+    folder = _config_folder(flags)
+    tasks = several(overrides, plugins, folder) if verb == "train" else None
+    overrides = tasks.composed() if tasks else overrides
+    run, overrides = run_of(verb, overrides)
     if run:
         overrides = from_run(verb, run, overrides)
-    line = Line(verb, overrides, run)
+    line = Line(verb, overrides, run, tasks.typed if tasks else ())
     for name in chosen(overrides, "task"):
         if name is None:
             raise UserError(f"task=null: choose one of {listing(plugins)}")
@@ -99,7 +104,25 @@ def read(verb: str, arguments: Sequence[str], quiet: bool = False) -> tuple[Line
             chosen_plugin(plugins, str(name).strip("'\""))
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
+    _load_by_default(line)
+    line.overrides = normalize(overrides, "--multirun" in flags, (), open_keys())  # now with the task's own
     return line, flags
+
+
+def _load_by_default(line: Line) -> None:
+    """Load the task that Hydra will choose if the line doesn't, where its options may have dictionaries among them."""
+    if chosen(line.overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in line.overrides):
+        return
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    presets = [[f"experiment={name}"] for name in chosen(line.overrides, "experiment")]
+    with loader() as configs:
+        try:
+            for preset in presets or [[]]:
+                configs.compute_defaults_list(line.verb, preset, RunMode.RUN)
+        except HydraException:  # a preset in a folder of the user's, or none at all: it might choose any
+            discover()
 
 
 def _not_of_the_preset(overrides: list[str]) -> list[str]:
@@ -139,11 +162,10 @@ def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def open_keys() -> set[str]:
     """Full names of the options that are dictionaries without fixed keys, or may be: pass-through options."""
-    from hydra.core.config_store import ConfigStore
+    from gptask.choices import stored
 
-    repo: dict[str, Any] = ConfigStore.instance().repo
-    stored = [(group, node.node) for group in ("task", *schemas.GROUPS) for node in repo.get(group, {}).values()]
-    return {"trainer", *(name for group, node in stored for name in _dictionaries(node, group))}
+    nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored(group).values()]
+    return {"trainer", *(name for group, node in nodes for name in _dictionaries(node, group))}
 
 
 def _dictionaries(node: Any, prefix: str) -> Iterator[str]:

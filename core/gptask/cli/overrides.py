@@ -35,7 +35,8 @@ def _normalize(override: str, multirun: bool, known: Collection[str], open_keys:
         raise UserError(f"{key}: option names on the command line are plain letters; put this one into a YAML preset")
     if "+" in sign and re.split(r"[./@]", key)[0] in known:
         sign = ""
-    if not sign and any(key.startswith(f"{name}.") for name in open_keys):
+    inner = re.sub(r"^tasks\.\w+\.(?=\w+\.)", "", key)
+    if not sign and any(inner.startswith(f"{name}.") for name in open_keys):
         sign = "++"
     return f"{sign}{key}={accepted(value, multirun)}"
 

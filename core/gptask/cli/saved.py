@@ -7,23 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from gptask import config as schemas
-from gptask.cli.overrides import chosen
-from gptask.errors import UserError
+from gptask.cli.overrides import accepted, chosen
+from gptask.cli.several import Choice, appended, spread
+from gptask.errors import UserError, listing, nearest
 from gptask.run import read_config
 
 SHARED = {  # what a verb takes over from a run, beside its task
-    "train": (*schemas.GROUPS, "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
+    "train": (*schemas.GROUPS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
 }
 
 
-def run_of(verb: str, overrides: Sequence[str]) -> str | None:
-    """The run folder whose values a verb takes over, if its overrides name one."""
+def run_of(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The run folder whose values a verb takes over, if its overrides name one, and the overrides.
+
+    ``run=<several tasks> task=<one of them>`` becomes that one's folder within the run's.
+    """
     values = chosen(overrides, "resume" if verb == "train" else "run") if verb in SHARED else []
     if len(values) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, values))}")
-    return str(values[0]) if values and values[0] is not None else None
+    run = str(values[0]) if values and values[0] is not None else None
+    if not run or verb == "train" or not (names := list(read_config(run).get("tasks", {}))):
+        return run, list(overrides)
+    asked = [str(name) for name in chosen(overrides, "task")]
+    if len(asked) != 1 or asked[0] not in names:
+        what = f"no task '{asked[0]}' in {run}" if asked else f"{run} is a run of several tasks"
+        raise UserError(f"{what}: choose one by task=, of {listing(names)}.{nearest(''.join(asked), names)}")
+    own = f"run={accepted(str(Path(run) / asked[0]))}"
+    aside = {"run", "task"}
+    return str(Path(run) / asked[0]), [own, *(o for o in overrides if o.partition("=")[0].lstrip("+") not in aside)]
 
 
 def from_run(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
@@ -31,11 +44,17 @@ def from_run(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
     from hydra.core.config_store import ConfigStore
 
     values = read_config(folder)
-    name = _task(folder, values)
     if verb == "train" and not any((Path(folder) / "checkpoints").glob("*.ckpt")):
-        raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
-    _refuse(verb, folder, name, overrides)
-    groups, saved = {"task": name}, {"task": values["task"]}
+        whole = f"; it is one task of {Path(folder).parent}, which can be resumed" if values.get("member") else ""
+        raise UserError(f"{folder} has no checkpoint to go on from{whole or '; start again without resume'}")
+    tasks = {name: _choice(f"{folder}/config.yaml: tasks.{name}", own) for name, own in values.get("tasks", {}).items()}
+    groups, saved = dict[str, str](), dict[str, Any]()
+    if tasks:
+        overrides = spread(overrides, tasks)
+        saved["tasks"] = {name: choice.values for name, choice in tasks.items()}
+    else:
+        groups["task"], saved["task"] = _task(folder, values), values["task"]
+    _refuse(verb, folder, groups.get("task"), overrides)
     for key in (key for key in SHARED[verb] if key in values):
         value = values[key]
         if key in schemas.GROUPS:
@@ -48,12 +67,21 @@ def from_run(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
         saved["data"] = {"max_tokens": values["data"]["max_tokens"], "labels": None}
     ConfigStore.instance().store(group="saved", name="run", node=saved, package="_global_")
     choices = [f"{group}={kind}" for group, kind in groups.items() if not chosen(overrides, group)]
+    if tasks:
+        return [*choices, *appended(tasks), "+saved@_global_=run", *overrides]
     return [*choices, "saved=run", *overrides]
 
 
+def _choice(where: str, values: dict[str, Any]) -> Choice:
+    """One of the several tasks of a run."""
+    kind, data = _kind(where, "data", values.get("data"))
+    own = {"task": values.get("task"), "data": data, "weight": values.get("weight", 1.0)}
+    return Choice(_task(where, values), kind, own)
+
+
 def _task(folder: str, values: dict[str, Any]) -> str:
-    plugin = values["plugin"]
-    if not (isinstance(plugin, dict) and isinstance(plugin.get("name"), str) and isinstance(values["task"], dict)):
+    plugin = values.get("plugin")
+    if not (isinstance(plugin, dict) and isinstance(plugin.get("name"), str) and isinstance(values.get("task"), dict)):
         raise UserError(f"{folder}/config.yaml is damaged: it names no task plugin")
     return plugin["name"]
 
@@ -66,11 +94,12 @@ def _kind(folder: str, group: str, value: Any) -> tuple[str, dict[str, Any]]:
     return kind, rest
 
 
-def _refuse(verb: str, folder: str, task: str, overrides: Sequence[str]) -> None:
+def _refuse(verb: str, folder: str, task: str | None, overrides: Sequence[str]) -> None:
     """What a run brings itself can't be set beside it."""
     given = chosen(overrides, "task")
     if given and given != [task]:
-        raise UserError(f"{folder} is a run of task '{task}', not '{given[0]}'; leave task= out")
+        of = f"task '{task}', not '{given[0]}'" if task else "several tasks"
+        raise UserError(f"{folder} is a run of {of}; leave task= out")
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if verb == "evaluate" and key.partition(".")[0] == "backbone":

@@ -35,10 +35,12 @@ quote it for the shell. What has one value is fixed for all trials. The study an
 
   gptask sweep task=sentiment 'tuning.lr=tag(log,interval(1e-4,1e-2))' tuning.rank=4,8,16 --trials 20
 """
-OURS = {  # options that a sweep settles itself
+OURS = {  # options that a sweep settles itself, or can't have
     "folder": "each trial gets a folder in <outputs>/sweeps/<study>",
     "resume": "a stopped trial is asked again",
+    "tasks": "it searches for what is best for one task (gptask train -m runs several values)",
 }
+ALIKE = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # of all trials
 SHOWN = 10
 
 
@@ -74,7 +76,7 @@ def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) ->
                         f"--timeout {given.timeout:g}: expected minutes above 0")  # fmt: skip
     if given.study and not re.fullmatch(r"\w[\w.-]*", given.study):
         raise UserError(f"--study {given.study}: expected a name of letters, digits, '-', '_' and '.'")
-    read("train", [])  # the plugins, with what is wrong with them
+    read("train", [])  # makes the plugins choices
     known = {override.partition("=")[0].split(".")[0].lstrip("+") for override in given.overrides}
     space, fixed = on_line(given.overrides, normalize(given.overrides, True, known, open_keys()))
     space = together(in_file(given.space) if given.space else [], space, fixed)
@@ -96,8 +98,10 @@ def _refuse(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
     for key in [*(d.key for d in space), *(override.partition("=")[0].lstrip("+~") for override in fixed)]:
         if key in OURS:
             raise UserError(f"{key}= is not for a sweep: {OURS[key]}")
-    if wrong := [d.key for d in space if d.key in ("task", "outputs")]:
+    if wrong := [d.key for d in space if d.key in ALIKE]:
         raise UserError(f"{wrong[0]} has one value in a sweep: only what is measured alike can be compared")
+    if any(d.key == "seed" for d in space) and not any(o.lstrip("+").startswith("data.seed=") for o in fixed):
+        raise UserError("seed decides what is validation data: data.seed=<number> fixes that, so that trials compare")
 
 
 def _first(space: Sequence[Dimension], fixed: Sequence[str]) -> Train:
@@ -116,7 +120,7 @@ def configure(overrides: Sequence[str]) -> Train:
     """The checked config of `gptask train` with overrides."""
     from omegaconf import open_dict
 
-    line, flags = read("train", overrides, quiet=True)
+    line, flags = read("train", overrides)
 
     def made() -> Any:
         with loader() as configs:

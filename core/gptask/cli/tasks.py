@@ -1,7 +1,8 @@
-"""`gptask tasks`: the installed plugins, and one plugin's data fields and options."""
+"""`gptask tasks`: the installed plugins, one plugin's data fields and options, and whether they keep the contract."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -10,13 +11,22 @@ from enum import Enum
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
-from gptask.plugins import Plugin, chosen, discover
+from gptask.plugins import Plugin, chosen, discover, installed
 from gptask.task import Field, Task
 
-PLUGIN_COLUMNS = ("task", "plugin", "state", "description")
+PLUGIN_COLUMNS = ("task", "plugin", "contract", "state", "description")
 FIELD_COLUMNS = ("field", "kind", "required", "target", "help")
 OPTION_COLUMNS = ("option", "type", "default", "help")
+ABOUT = """List the installed task plugins, describe one, or check that they keep the plugin contract.
+
+States: ok, broken (it can't be loaded), clash (several claim the name), incompatible (made for another contract
+version), disabled. GPTASK_PLUGINS=dist1,dist2 takes the plugins of these distributions only, GPTASK_PLUGINS=-dist all
+but its.
+
+--check runs gptask.testing.check_task on the tasks named, or on all: exit code 0 if they keep the contract, 1 if not.
+"""
 
 
 @dataclasses.dataclass
@@ -29,23 +39,33 @@ class Option:
     help: str
 
 
-def show(arguments: Sequence[str]) -> None:
-    """Print the plugins, or the one named; ``--json`` for machines."""
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    names = [argument for argument in arguments if argument not in flags]
-    if flags in (["-h"], ["--help"]):
-        sys.stdout.write("gptask tasks [name] [--json]: list the task plugins, or the fields and options of one\n")
-        return
-    if unknown := [flag for flag in flags if flag != "--json"]:
-        raise UserError(f"gptask tasks has no {listing(unknown)}; usage: gptask tasks [name] [--json]")
-    if len(names) > 1:
-        raise UserError(f"gptask tasks takes one name, got {listing(names)}")
-    plugins = discover()
-    if names:
-        chosen(plugins, names[0])
-        _show_task(plugins[names[0]], bool(flags))
+def parser() -> Parser:
+    """The options of the verb."""
+    made = Parser("tasks", usage="gptask tasks [name ...] [--check] [--format table|json]", description=ABOUT)
+    made.add_argument("names", nargs="*", metavar="name", help="a task (several with --check)")
+    made.add_argument("--check", action="store_true", help="run the plugin contract, half a minute for five tasks")
+    made.add_argument("--format", choices=("table", "json"), default="table", help="json is for machines")
+    made.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
+    return made
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print the plugins, the one named, or what a check of them finds; return the exit code."""
+    given = parser().parse_intermixed_args(list(arguments))
+    as_json = given.format == "json"
+    if given.check:
+        from gptask.cli.check import check
+
+        return check(installed(), given.names, as_json)
+    if len(given.names) > 1:
+        raise UserError(f"gptask tasks describes one task at a time, got {listing(given.names)}; --check takes several")
+    if given.names:
+        plugins = discover(given.names)
+        chosen(plugins, given.names[0])
+        _show_task(plugins[given.names[0]], as_json)
     else:
-        _show_plugins(list(plugins.values()), bool(flags))
+        _show_plugins([plugin.load() for plugin in installed()], as_json)
+    return 0
 
 
 def options(task: type, prefix: str = "") -> Iterator[Option]:
@@ -102,12 +122,9 @@ def _shown(value: Any) -> str:
 
 def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
     if as_json:
-        _write_json([_described(plugin) for plugin in plugins])
+        write_json([_described(plugin) for plugin in plugins])
         return
-    rows = [
-        [p.name, p.origin, f"{p.state}: {p.error}" if p.error else p.state, _summary(p.task) if p.task else ""]
-        for p in plugins
-    ]
+    rows = [[p.name, p.origin, p.contract or "-", p.state, _summary(p.task) if p.task else p.error] for p in plugins]
     _table(PLUGIN_COLUMNS, rows)
     sys.stdout.write("\ngptask tasks <name> describes one.\n" if rows else "no task plugins are installed\n")
 
@@ -115,7 +132,7 @@ def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
 def _show_task(plugin: Plugin, as_json: bool) -> None:
     assert plugin.task is not None
     if as_json:
-        _write_json(_described(plugin))
+        write_json(_described(plugin))
         return
     sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(plugin.task)}\n\n")
     rows = [
@@ -132,7 +149,7 @@ def _summary(task: type[Task]) -> str:
 
 
 def _fields(task: type[Task]) -> list[Field]:
-    """What an example consists of with the default options; a task that can't say so yet is an error of its plugin."""
+    """What an example consists of with the default options; `UserError` for a task that can't say so yet."""
     required = {f.name: None for f in dataclasses.fields(task) if _default(f) is dataclasses.MISSING}
     try:
         return list(task(**required).fields())
@@ -146,20 +163,20 @@ def _described(plugin: Plugin) -> dict[str, Any]:
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
+        "contract": plugin.contract,
         "state": plugin.state,
         "cause": plugin.error or None,
     }
     if plugin.task:
         found["description"] = _summary(plugin.task)
-        found["fields"] = [
-            {"name": f.name, "kind": f.kind.value, "required": f.required, "target": f.target, "help": f.help}
-            for f in _fields(plugin.task)
-        ]
+        with contextlib.suppress(UserError):  # its fields depend on options that must be given
+            found["fields"] = [dataclasses.asdict(f) | {"kind": f.kind.value} for f in _fields(plugin.task)]
         found["options"] = [dataclasses.asdict(option) for option in options(plugin.task)]
     return found
 
 
-def _write_json(value: Any) -> None:
+def write_json(value: Any) -> None:
+    """Write to standard output what a machine is to read."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 

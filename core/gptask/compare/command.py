@@ -11,7 +11,7 @@ from gptask import config as schemas
 from gptask.cli.overrides import accepted
 from gptask.plugins import discover
 
-OWN = {"folder", "outputs", "resume", "probe", "run", "task"}  # of that one run, or said otherwise
+OWN = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise
 
 
 def command(config: dict[str, Any]) -> str:
@@ -22,12 +22,30 @@ def command(config: dict[str, Any]) -> str:
     verb = "train" if "optimizer" in config else "evaluate"
     defaults = schemas.to_plain(schemas.VERBS[verb]())
     parent = config.get("parent")
-    words = [f"run={accepted(str(parent))}"] if parent else [f"task={config['plugin']['name']}"]
-    words += _different("task", config["task"], _task_defaults(config))
+    words = [f"run={accepted(str(parent))}"] if parent else []
+    words += _tasks(config["tasks"]) if "tasks" in config else _task(config, named=not parent)
     for name in (f.name for f in fields(schemas.VERBS[verb])):
         if name in config and name not in OWN and not (parent and name in ("backbone", "data")):
             words += _group(name, config[name], defaults.get(name))
     return " ".join(map(_quoted, ["gptask", verb, *words]))
+
+
+def _task(config: dict[str, Any], named: bool) -> list[str]:
+    """The one task, and what it was told."""
+    words = [f"task={config['plugin']['name']}"] if named else []
+    return [*words, *_different("task", config["task"], _task_defaults(config))]
+
+
+def _tasks(tasks: dict[str, dict[str, Any]]) -> list[str]:
+    """Several tasks, and what each was told."""
+    pairs = [f"{name}:{own['plugin']['name']}" for name, own in tasks.items()]
+    words = [f"tasks=[{','.join(pairs)}]"]
+    sample = schemas.to_plain(schemas.Train())["data"]
+    for name, own in tasks.items():
+        words += _different(f"tasks.{name}.task", own["task"], _task_defaults(own))
+        words += [f"tasks.{name}.{word}" for word in _group("data", own["data"], sample)]
+        words += _different(f"tasks.{name}.weight", own["weight"], 1.0)
+    return words
 
 
 def _task_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -60,8 +78,9 @@ def _group(name: str, value: Any, default: Any) -> Iterator[str]:
     if choice and (default or {}).get("kind") != kind:
         yield f"{name}={choice}"
     schema = schemas.GROUPS[name][kind]
-    own = default if kind == "pretrained" else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
-    preset = {"install", "license"} if value.get("source") == own.get("source") else set()  # of the default backbone
+    pretrained = kind == "pretrained"
+    own = default if pretrained else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
+    preset = {"install", "license"} if pretrained and value.get("source") == own.get("source") else set()
     yield from _different(name, {key: item for key, item in value.items() if key not in {"kind", *preset}}, own)
 
 

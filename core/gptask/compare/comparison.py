@@ -4,59 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from gptask.compare.methods import Method, methods
-from gptask.compare.paired import ALPHA, RESAMPLES, Difference, difference, holm
+from gptask.compare.paired import RESAMPLES, Difference, difference, holm
 from gptask.compare.records import Record
+from gptask.compare.verdict import Verdict
 from gptask.data.examples import digest
 from gptask.data.store import cache_folder
 from gptask.errors import UserError, listing, nearest
-
-VERSION = 1  # of the tests, in the key of kept ones
-
-
-@dataclass
-class Verdict:
-    """What the test of a method against the baseline says in one metric."""
-
-    difference: Difference
-    higher_is_better: bool
-    tests: int = 1  # how many were made, over pairs and tasks
-    p: float = 1.0  # corrected for them
-
-    @property
-    def gain(self) -> float:
-        """The difference, positive where the method is better."""
-        return self.difference.value if self.higher_is_better else -self.difference.value
-
-    @property
-    def word(self) -> str:
-        """``better``, ``worse``, ``same`` or ``open``."""
-        if self.difference.same:
-            return "same"
-        return "open" if self.p >= ALPHA else "better" if self.gain > 0 else "worse"
-
-    @property
-    def subject(self) -> str:
-        """What it is about: without several seeds on both sides nothing is known of the method."""
-        return "this method" if min(self.difference.seeds) > 1 else "this model"
-
-    @property
-    def words(self) -> str:
-        """A sentence."""
-        found = self.difference
-        if self.word == "same":
-            return "the same answers"
-        if self.word == "open":
-            return (
-                f"not enough data to tell (this test set detects differences above {found.detectable(self.tests):.2g})"
-            )
-        shown = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-        return f"{self.subject} is {self.word}: {shown}, p = {self.p:.2g}"
+from gptask.metric import Metric
+from gptask.resampling import bootstrap
+from gptask.run import write_text
 
 
 @dataclass
@@ -68,6 +34,7 @@ class Table:
     test_hash: str
     methods: list[Method]
     baseline: Method
+    named: bool  # whether a user said which the baseline is
     main: str  # the metric that ranks
     verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> number of the method
     note: str = ""  # why nothing was tested
@@ -82,14 +49,20 @@ class Table:
         """The metrics with their direction and signature."""
         return self.first.metrics
 
-    def best(self, metric: str) -> int | None:
-        """Number of the best method in a metric, None where none is."""
+    def width(self, metric: str) -> float:
+        """How wide a metric's range is."""
+        low, high = self.metrics[metric]["range"]
+        return inf if low is None or high is None else high - low
+
+    def best(self, metric: str) -> list[int]:
+        """Numbers of the methods with the best value of a metric; none where it ranks nothing."""
         direction = self.metrics[metric]["direction"]
-        if direction == "none" or len(self.methods) < 2:
-            return None
-        return (max if direction == "higher" else min)(
-            range(len(self.methods)), key=lambda number: self.methods[number].value(metric)
-        )
+        values = [method.value(metric) for method in self.methods]
+        numbers = [value for value in values if isfinite(value)]
+        if direction == "none" or len(self.methods) < 2 or not numbers:
+            return []
+        top = max(numbers) if direction == "higher" else min(numbers)
+        return [number for number, value in enumerate(values) if value == top]
 
     @property
     def facts(self) -> tuple[dict[str, str], list[str]]:
@@ -139,8 +112,13 @@ def compare(
     if baseline and not any(_holds(method, baseline) for table in tables for method in table.methods):
         problem = next((r.problem for r in records if _same(r.folder, baseline)), "it is not among the runs given")
         raise UserError(f"the baseline {baseline} can't be compared with: {problem}")
-    for table in tables if tested else []:
-        _test(table, list(table.metrics) if every else [table.main])
+    try:
+        for table in tables if tested else []:
+            _test(table, list(table.metrics) if every else [table.main])
+    except UserError:
+        if not any(record.problem for record in sound):
+            raise
+        return compare(records, baseline, metric, every, apart, tested, grouped)  # without the damaged one
     _correct(tables)
     return Comparison(tables, [record for record in records if record.problem])
 
@@ -189,9 +167,11 @@ def _main(record: Record, wanted: str | None) -> str:
 
 def _table(found: list[Method], main: str, baseline: Path | None, runs: list[Record]) -> Table:
     first = runs[0]
-    table = Table(first.task, first.result["split"], first.result["test_data_hash"], found, found[0], main)
     named = [method for method in found if baseline and _holds(method, baseline)]
-    table.baseline = named[0] if named else found[table.best(main) or 0]
+    about = first.task, first.result["split"], first.result["test_data_hash"]
+    table = Table(*about, found, [*named, *found][0], bool(named), main)
+    if not named and (best := table.best(main)):
+        table.baseline = found[best[0]]
     return table
 
 
@@ -207,7 +187,7 @@ def _test(table: Table, metrics: Sequence[str]) -> None:
     """Test all methods against the baseline, where the task's plugin is there to aggregate its metrics."""
     try:
         for name in metrics:
-            table.first.metric(name)
+            table.baseline.records[0].metric(name)
     except UserError as error:
         table.note = f"not tested: {error}"
         return
@@ -220,32 +200,53 @@ def _verdicts(table: Table, metric: str) -> Iterator[tuple[int, Verdict]]:
     higher = table.metrics[metric]["direction"] == "higher"
     for number, method in enumerate(table.methods):
         if method is not table.baseline:
-            yield number, Verdict(_difference(method, table.baseline, metric), higher)
+            yield number, Verdict(_difference(method, table.baseline, metric), higher, table.width(metric))
 
 
 def _difference(candidate: Method, baseline: Method, metric: str) -> Difference:
-    """The difference of two methods, kept for the next time: it depends on nothing but the predictions."""
+    """The difference of two methods, kept for the next time: it depends on the predictions and the code alone."""
     first = baseline.records[0]
     sides = [[record.predictions_hash for record in side.records] for side in (candidate, baseline)]
-    told = first.metrics[metric]["signature"], first.result.get("plugin")
-    kept = cache_folder() / "tests" / f"{digest(repr([VERSION, RESAMPLES, metric, *told, sides]))}.json"
-    if kept.is_file():
+    key = [RESAMPLES, metric, first.config["task"], _code(type(first.metric(metric))), sides]
+    kept = cache_folder() / "tests" / f"{digest(repr(key))}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
         values = json.loads(kept.read_text(encoding="utf-8"))
         return Difference(**values | {"seeds": tuple(values["seeds"])})
     like = first.predictions
     rows = [side.statistics(metric, like) for side in (candidate, baseline)]
+    if len({table.shape for side in rows for table in side}) > 1:
+        raise UserError(
+            f"'{metric}' has other statistics in {candidate.name} than in {baseline.name}: the options differ"
+        )
     found = difference(first.metric(metric), rows[0], rows[1], like.groups)
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    with suppress(OSError):  # a cache that can't be written only costs time
+        kept.parent.mkdir(exist_ok=True)
+        write_text(kept, json.dumps(asdict(found)))
     return found
 
 
+@cache
+def _code(metric: type[Metric]) -> str:
+    """A hash of the modules that a verdict comes from, so that an edit is never answered from the cache."""
+    modules = {cls.__module__ for cls in metric.__mro__ if issubclass(cls, Metric)} | {
+        Difference.__module__,
+        bootstrap.__module__,
+    }
+    files = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
+    return digest("".join(Path(file).read_text(encoding="utf-8") if file else os.urandom(16).hex() for file in files))
+
+
 def _correct(tables: Sequence[Table]) -> None:
-    """Holm's correction over pairs and tasks: of the main metrics together, of every other by its name."""
-    families: dict[str, list[Verdict]] = {}
+    """Holm's correction over pairs and tasks: of the main metrics together, of every other by its name.
+
+    Against the best run every pair counts, as any might have become the best one and the worst.
+    """
+    families: dict[str, list[tuple[Table, list[Verdict]]]] = {}
     for table in tables:
         for name, verdicts in table.verdicts.items():
-            families.setdefault("" if name == table.main else name, []).extend(verdicts.values())
+            families.setdefault("" if name == table.main else name, []).append((table, list(verdicts.values())))
     for family in families.values():
-        for verdict, p in zip(family, holm([verdict.difference.p for verdict in family]), strict=True):
-            verdict.tests, verdict.p = len(family), p
+        made = [verdict for _, verdicts in family for verdict in verdicts]
+        more = sum(len(found) * (len(found) - 1) // 2 for table, found in family if not table.named)
+        for verdict, p in zip(made, holm([verdict.difference.p for verdict in made], more), strict=True):
+            verdict.tests, verdict.p = len(made) + more, p

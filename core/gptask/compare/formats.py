@@ -1,17 +1,21 @@
-"""A comparison as text: for a terminal, Markdown, CSV, JSON or a web page."""
+"""A comparison as text: Markdown, CSV, JSON or a web page."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from gptask.compare.comparison import Comparison, Table, Verdict
+from gptask.compare.comparison import Comparison, Table
 from gptask.compare.methods import Method, options
+from gptask.compare.records import Record
+from gptask.compare.verdict import Verdict, digits
+from gptask.markdown import prose
 from gptask.markdown import table as grid
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
@@ -35,33 +39,43 @@ def folded(table: Table) -> str:
 
 def header(table: Table) -> list[str]:
     """Column names."""
-    metrics = [f"{name} {ARROWS[found['direction']]}".strip() for name, found in table.metrics.items()]
     tested = [table.main] if any(table.verdicts.values()) else []
+    metrics = [f"{name} {ARROWS[found['direction']]}".strip() for name, found in table.metrics.items()]
     differing = ["options"] if any(options(table.methods)) else []
     return ["run", *metrics, *(f"{name} against the baseline" for name in tested), *table.facts[1], *differing]
 
 
-def rows(table: Table, mark: Callable[[str], str]) -> Iterator[list[str]]:
-    """Cells of each method; ``mark`` makes the best value of a metric stand out."""
-    best, differing = {name: table.best(name) for name in table.metrics}, options(table.methods)
+def rows(table: Table, mark: Callable[[str], str], text: Callable[[str], str] = str) -> Iterator[list[str]]:
+    """Cells of each method; ``mark`` makes the best values of a metric stand out, ``text`` quotes what users named."""
+    best, more = {name: table.best(name) for name in table.metrics}, options(table.methods)
     for number, method in enumerate(table.methods):
-        values = [mark(cell(method, name)) if best[name] == number else cell(method, name) for name in table.metrics]
-        verdict = table.verdicts.get(table.main, {}).get(number)
-        said = verdict.words if verdict else "baseline"
-        tested = [said] if any(table.verdicts.values()) else []
-        more = [differing[number]] if any(differing) else []
-        yield [method.below(table.folder), *values, *tested, *(method.facts[name] for name in table.facts[1]), *more]
+        values = [(name, cell(table, method, name)) for name in table.metrics]
+        said = verdict(table, number)
+        facts = [method.facts[name] for name in table.facts[1]] + ([more[number]] if any(more) else [])
+        yield [
+            text(method.below(table.folder)),
+            *(mark(value) if number in best[name] else value for name, value in values),
+            *([said] if said else []),
+            *map(text, facts),
+        ]
 
 
-def cell(method: Method, metric: str) -> str:
+def verdict(table: Table, number: int) -> str:
+    """What the main metric's test says of a method; empty where nothing was tested."""
+    if not any(table.verdicts.values()):
+        return ""
+    found = table.verdicts.get(table.main, {}).get(number)
+    return found.words if found else "baseline"
+
+
+def cell(table: Table, method: Method, metric: str) -> str:
     """A value with its interval, or with its spread over the seeds."""
-    low, high = method.records[0].metrics[metric]["range"]
-    digits = 1 if high is not None and high - low >= 50 else 3
+    places = digits(table.width(metric))
     value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
     if spread is not None:
-        return f"{value:.{digits}f} ± {spread:.{digits}f}"
+        return f"{value:.{places}f} ± {spread:.{places}f}"
     assert interval is not None
-    return f"{value:.{digits}f} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+    return f"{value:.{places}f} ({interval[0]:.{places}f} to {interval[1]:.{places}f})"
 
 
 def details(table: Table) -> Iterator[list[str]]:
@@ -69,42 +83,15 @@ def details(table: Table) -> Iterator[list[str]]:
     if len(table.methods) == 2:
         for name, verdicts in table.verdicts.items():
             for verdict in verdicts.values():
-                found = verdict.difference
-                shown = f"{found.value:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
-                yield [name, shown, f"{verdict.p:.2g}", found.test, verdict.words]
+                yield [name, verdict.shown, f"{verdict.p:.2g}", verdict.difference.test, verdict.words]
 
 
 DETAILS = ["metric", "difference to the baseline", "p (Holm)", "test", "verdict"]
 
 
-def problems(comparison: Comparison) -> list[str]:
+def problems(records: Iterable[Record]) -> list[str]:
     """A line for each run that could not be compared."""
-    return [f"not compared: {record.folder}: {record.problem}" for record in comparison.problems]
-
-
-def show(comparison: Comparison) -> None:
-    """Print tables on the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    console = Console()
-    for table in comparison.tables:
-        console.print(Text(title(table), style="bold"))
-        if shared := folded(table):
-            console.print(Text(f"all runs: {shared}", style="dim"))
-        parts = [(header(table), rows(table, lambda text: f"{text} *")), (DETAILS, details(table))]
-        for names, lines in parts:
-            if content := list(lines):
-                grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-                for name in names:
-                    grid.add_column(name, overflow="fold")
-                for texts in content:
-                    grid.add_row(*(Text(text, style="bold" if text.endswith(" *") else "") for text in texts))
-                console.print(grid)
-    for line in problems(comparison):
-        console.print(Text(line, style="yellow"))
+    return [f"not compared: {record.folder}: {record.problem}" for record in records]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -112,11 +99,11 @@ def markdown(comparison: Comparison) -> str:
     parts = []
     for table in comparison.tables:
         shared = folded(table)
-        parts += [f"**{title(table)}**", *([f"All runs: {shared}"] if shared else [])]
-        parts.append(grid(header(table), rows(table, lambda text: f"**{text}**")))
+        parts += [f"**{prose(title(table))}**", *([f"All runs: {prose(shared)}"] if shared else [])]
+        parts.append(grid(header(table), rows(table, lambda text: f"**{text}**", prose)))
         if lines := list(details(table)):
             parts.append(grid(DETAILS, lines))
-    return "\n\n".join(parts + problems(comparison)) + "\n"
+    return "\n\n".join(parts + [prose(line) for line in problems(comparison.problems)]) + "\n"
 
 
 def html(comparison: Comparison) -> str:
@@ -127,7 +114,7 @@ def html(comparison: Comparison) -> str:
         parts.append(html_grid(header(table), list(rows(table, lambda text: f"\0{text}"))))
         if lines := list(details(table)):
             parts.append(html_grid(DETAILS, lines))
-    parts += [f"<p>{escape(line)}</p>" for line in problems(comparison)]
+    parts += [f"<p>{escape(line)}</p>" for line in problems(comparison.problems)]
     return page("gptask compare", "\n".join(parts))
 
 
@@ -182,7 +169,16 @@ def as_json(comparison: Comparison) -> str:
         "tables": [_plain(table) for table in comparison.tables],
         "not_compared": [{"run": str(r.folder), "problem": r.problem} for r in comparison.problems],
     }
-    return json.dumps(told, ensure_ascii=False, indent=2, default=str) + "\n"
+    return json.dumps(_strict(told), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    """A value as JSON has it, which knows no number without bounds, and none that is not one."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(table: Table) -> dict[str, Any]:
@@ -192,6 +188,7 @@ def _plain(table: Table) -> dict[str, Any]:
         "test_data_hash": table.test_hash,
         "main_metric": table.main,
         "baseline": table.baseline.name,
+        "note": table.note,
         "metrics": {
             name: {key: found[key] for key in ("direction", "signature", "n")} for name, found in table.metrics.items()
         },

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gptask.compare.records import Predictions, Record, read
-from gptask.errors import UserError
+from gptask.compare.records import Predictions, Record
 
 NOT_THE_METHOD = {"seed", "folder", "outputs", "resume", "probe", "logger", "adjusted", "command", "run"}
 
@@ -54,20 +53,21 @@ class Method:
 
     def statistics(self, metric: str, like: Predictions) -> list[np.ndarray]:
         """Statistics (N, K) of each run, in the order of other predictions on the same examples."""
-        return [_aligned(record, like).statistics(metric) for record in self.records]
+        return [record.statistics(metric, like) for record in self.records]
 
     @cached_property
     def facts(self) -> dict[str, str]:
         """What a table says of the runs besides their metrics."""
         first, every = self.records[0], self.records
-        config = trained(first)
+        model = first.parent or first
+        config = model.config
         seconds = [r.result.get("wall_seconds") for r in every]
         return {
             "seed": ", ".join(str(r.result.get("seed", "?")) for r in every),
-            "data": data_of(first.config.get("data", {})),
-            "backbone": backbone_of(config.get("backbone", {})),
+            "data": data_of(first.config.get("data") or {}),
+            "backbone": backbone_of(config.get("backbone") or {}),
             "tuning": tuning_of(config),
-            "trainable": _number(first.result.get("trainable_parameters")),
+            "trainable": _number(model.result.get("trainable_parameters")),
             "seconds": _mean(seconds),
             "tokens/s": _mean([r.result.get("train_tokens_per_second") for r in every]),
             "MB": _mean([r.result.get("peak_memory_mb") for r in every]),
@@ -123,16 +123,10 @@ def _seeds(runs: list[Record]) -> list[Method]:
 
 def _identity(record: Record) -> str:
     """What a run did, its seed apart: its config (and that of the run it evaluates), and the code's version."""
-    config = _own(record)
-    if parent := config.pop("parent", None):
-        config["parent"] = _identity(read(Path(parent))) if Path(parent).is_dir() else parent
-    return json.dumps([config, record.result.get("versions", {}).get("gptask")], sort_keys=True, default=str)
-
-
-def trained(record: Record) -> dict[str, Any]:
-    """The config a run's model was trained by: its own, or that of the run it evaluates."""
-    parent = record.config.get("parent")
-    return read(Path(parent)).config or record.config if parent else record.config
+    configs = [_own(record), *([_own(record.parent)] if record.parent else [])]
+    if record.parent:
+        configs[0].pop("parent")
+    return json.dumps([configs, record.result.get("versions", {}).get("gptask")], sort_keys=True, default=str)
 
 
 def data_of(data: dict[str, Any]) -> str:
@@ -141,8 +135,9 @@ def data_of(data: dict[str, Any]) -> str:
     given = data.get("path") or data.get("test") or data.get("train")
     names = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
     shown = kind if given is None else "+".join(Path(str(name)).name for name in names)
-    limits = {split: count for split, count in (data.get("limit") or {}).items() if count is not None}
-    return " ".join([shown, *(f"{split}≤{count}" for split, count in limits.items())])
+    limits = data.get("limit")
+    given = limits.items() if isinstance(limits, dict) else []
+    return " ".join([shown, *(f"{split}≤{count}" for split, count in given if count is not None)])
 
 
 def backbone_of(backbone: dict[str, Any]) -> str:
@@ -155,24 +150,11 @@ def backbone_of(backbone: dict[str, Any]) -> str:
 
 def tuning_of(config: dict[str, Any]) -> str:
     """The tuning in a few words."""
+    if config.get("parent"):
+        return "?"  # an evaluation of a run that is gone
     tuning = config.get("tuning") if "optimizer" in config else None
-    if not isinstance(tuning, dict):
+    if not tuning:
         return "none"
     kind = str(tuning.get("kind", "")).removesuffix("_schema")
     told = {name: tuning[name] for name in ("rank", "top", "lr") if tuning.get(name) is not None}
-    return " ".join([kind, *(f"{name}={value:g}" for name, value in told.items())])
-
-
-def _aligned(record: Record, like: Predictions) -> Predictions:
-    """A run's predictions in the order of others; raises `UserError` unless both are on the same examples."""
-    own = record.predictions
-    if own.digests == like.digests:
-        return own
-    places = {key: number for number, key in enumerate(own.keys)}
-    missing = sum(key not in places for key in like.keys)
-    if missing or len(own.rows) != len(like.rows):
-        raise UserError(
-            f"{record.folder} and the run it is compared with have {len(like.rows) - missing} test examples in common "
-            f"(of {len(own.rows)} and {len(like.rows)}): a paired test needs the same"
-        )
-    return own.taken([places[key] for key in like.keys])
+    return " ".join([kind, *(f"{name}={value}" for name, value in told.items())])

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptask import run
+from gptask.compare import soundness
 from gptask.errors import UserError, listing, nearest
 from gptask.metric import Metric
 from gptask.task import Task
@@ -44,8 +46,11 @@ class Predictions:
         return np.unique([row["group"] for row in self.rows], return_inverse=True)[1]
 
     def statistics(self, metric: str) -> np.ndarray:
-        """(N, K) numbers of a metric."""
-        return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float)
+        """(N, K) numbers of a metric; raises `UserError` where a line has none, or another number of them."""
+        try:
+            return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float).reshape(len(self.rows), -1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"predictions.jsonl has not in each line the statistics of '{metric}'") from error
 
     def taken(self, order: Sequence[int]) -> Predictions:
         """Some rows, in another order."""
@@ -73,15 +78,67 @@ class Record:
         return found
 
     @cached_property
+    def parent(self) -> Record | None:
+        """The run that an evaluation is of, where it is still there; its path may start at any folder above."""
+        named = self.config.get("parent") or ""
+        places = [base / named for base in (*self.folder.absolute().parents, Path())] if named else []
+        found = next((read(place) for place in places if (place / "config.yaml").is_file()), None)
+        return found if found and isinstance(found.config.get("task"), dict) else None
+
+    @cached_property
     def predictions(self) -> Predictions:
-        """What was said about each test example; raises `UserError` for a damaged file."""
-        return Predictions(list(_lines(self.folder / "predictions.jsonl")))
+        """What was said about each test example; raises `UserError` for a damaged file, and notes the ``problem``."""
+        with self._noted():
+            rows = list(_lines(self.folder / "predictions.jsonl"))
+            if len(rows) != self.result["n"]:
+                raise UserError(f"predictions.jsonl has {len(rows)} lines, not {self.result['n']}")
+        return Predictions(rows)
+
+    def statistics(self, metric: str, like: Predictions | None = None) -> np.ndarray:
+        """(N, K) numbers of a metric, in the order of other predictions on the same examples.
+
+        Raises `UserError` for a damaged file, and notes the ``problem``; also for other examples.
+        """
+        rows = self.predictions if like is None else self._aligned(like)
+        with self._noted():
+            return rows.statistics(metric)
+
+    def _aligned(self, like: Predictions) -> Predictions:
+        own = self.predictions
+        if own.digests == like.digests:
+            return own
+        places = {key: number for number, key in enumerate(own.keys)}
+        missing = sum(key not in places for key in like.keys)
+        if missing or len(places) != len(like.rows):
+            raise UserError(
+                f"{self.folder} and the run it is compared with have {len(like.rows) - missing} test examples in "
+                f"common (of {len(own.rows)} and {len(like.rows)}): a paired test needs the same"
+            )
+        return own.taken([places[key] for key in like.keys])
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.problem = f"damaged: {error}"
+            raise UserError(f"{self.folder} is {self.problem}") from error
 
     @cached_property
     def predictions_hash(self) -> str:
         """SHA-256 of predictions.jsonl, 16 digits."""
-        with (self.folder / "predictions.jsonl").open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        with self._noted():
+            try:
+                with (self.folder / "predictions.jsonl").open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+            except OSError as error:
+                raise UserError(f"predictions.jsonl: {error.strerror}") from error
+
+    @property
+    def curves(self) -> tuple[Path, str | None]:
+        """The folder whose metrics.csv tells of the training, and the task's name there if it is one of several."""
+        member = self.config.get("member")
+        return (self.folder.parent if member else self.folder), member
 
     @property
     def plugin(self) -> Task:
@@ -133,9 +190,13 @@ def read(folder: Path) -> Record:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         record.result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        record.problem = _problem(record)
+        record.problem = soundness.problem(record.config, record.result)
+        if not record.problem and not (folder / "predictions.jsonl").is_file():
+            record.problem = "damaged: no predictions.jsonl"
     except FileNotFoundError as error:
-        record.problem = f"unfinished: no {Path(error.filename).name}"
+        name = Path(error.filename).name
+        pruned = (folder / "pruned.json").is_file()
+        record.problem = "pruned: a sweep ended it early" if pruned else f"unfinished: no {name}"
     except (OSError, ValueError, yaml.YAMLError) as error:
         record.problem = f"damaged: {' '.join(str(error).split())[:120]}"
     if not (isinstance(record.config, dict) and isinstance(record.config.get("plugin", {}), dict)):
@@ -145,32 +206,24 @@ def read(folder: Path) -> Record:
     return record
 
 
-def _problem(record: Record) -> str:
-    """What keeps the files of a run, each readable, from being a result."""
-    config, result = record.config, record.result
-    if not (isinstance(config, dict) and {"plugin", "task"} <= config.keys() and isinstance(config["plugin"], dict)):
-        return "damaged: config.yaml is not the config of a gptask run"
-    if config.get("format") != run.FORMAT:
-        return f"written in run format {config.get('format')}, not {run.FORMAT}"
-    if not isinstance(result, dict) or not {"task", "split", "test_data_hash", "metrics"} <= result.keys():
-        return "damaged: metrics.json is not that of a gptask run"
-    if not result["metrics"]:
-        return "no example was scored"
-    if not (record.folder / "predictions.jsonl").is_file():
-        return "damaged: no predictions.jsonl"
-    return ""
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
-                row = json.loads(line)
-                if not (isinstance(row, dict) and {"id", "digest", "group", "statistics"} <= row.keys()):
-                    raise UserError(f"{path}, line {number}: no prediction of a gptask run")
-                yield row
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+                yield _row(line, number)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"predictions.jsonl: {error}") from error
+
+
+def _row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"predictions.jsonl, line {number} is no JSON: {error}") from error
+    parts = [row.get(name) for name in ("digest", "group")] if isinstance(row, dict) else []
+    if not parts or not {"id", "statistics"} <= row.keys() or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"predictions.jsonl, line {number}: no prediction of a gptask run")
+    return row
 
 
 def _expanded(place: str) -> list[Path]:
@@ -182,12 +235,16 @@ def _expanded(place: str) -> list[Path]:
 
 
 def _runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below a folder; nothing inside one is another."""
-    for place, below, files in os.walk(folder):
+    """Run folders at or below a folder, and those that can't be looked into; nothing inside one is another, but for
+    the tasks of a run of several."""
+    closed: list[OSError] = []
+    for place, below, files in os.walk(folder, onerror=closed.append):
         if any(mark in files for mark in MARKS):
+            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "metrics.json").is_file()]
             below.clear()
-            yield Path(place)
+            yield from tasks or [Path(place)]
         below[:] = sorted(name for name in below if not name.startswith("."))
+    yield from (Path(error.filename) for error in closed)
 
 
 def _latest(records: Sequence[Record], count: int) -> list[Record]:
@@ -195,7 +252,13 @@ def _latest(records: Sequence[Record], count: int) -> list[Record]:
     if count < 1:
         raise UserError(f"--latest {count} must be at least 1")
     tasks: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.folder.stat().st_mtime):
+    for record in sorted(records, key=_written):
         tasks.setdefault(record.task, []).append(record)
     kept = {id(record) for runs in tasks.values() for record in runs[-count:]}
     return [record for record in records if id(record) in kept]
+
+
+def _written(record: Record) -> float:
+    """When it ended, or was last at work; a report in the folder makes it no later."""
+    paths = [record.folder / name for name in ("metrics.json", "train.log", "config.yaml")]
+    return next((path.stat().st_mtime for path in paths if path.is_file()), 0.0)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptask.config import Data, Files
 from gptask.data.messages import messages
 from gptask.data.reading import Row, Source, read
+from gptask.data.words import words
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.task import Example, Field, Kind, Task
 
 MISSING = object()
 EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
-FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.MESSAGES)  # must hold something; any number of labels may be none
+FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # must hold something; of labels may be none
+ALONG = {Kind.TOKENS: 0, Kind.TAGS: -1}  # equally long, and where they stand in rows without names, as CoNLL has it
 
 
 class Columns:
@@ -41,10 +44,14 @@ class Columns:
             Kind.LABEL: self.label,
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
-            Kind.NUMBER: float,
+            Kind.NUMBER: _number,
             Kind.MESSAGES: messages,
+            Kind.TOKENS: self.tokens,
+            Kind.TAGS: self.tags,
         }
         self.record = task.record if getattr(type(task), "record", Task.record) is not Task.record else None
+        self.along = [f.name for f in self.fields if f.kind in ALONG]
+        self.tagged = any(f.kind is Kind.TAGS for f in self.fields)
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
         self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 
@@ -61,6 +68,10 @@ class Columns:
         if self.record:
             value = self.record(value | self._mapped(value) if isinstance(value, dict) else value)
         example = {f.name: self._value(value, f, column, convert) for f, column, convert in self.columns}
+        counts = {name: len(example[name]) for name in self.along if example[name] is not None}
+        if len(set(counts.values())) > 1:
+            told = listing(f"{count} {name}" for name, count in counts.items())
+            raise DataError(f"{listing(counts)} must be equally many, got {told}")
         identifier = _cell(row.value, self.named.get("id", "id"))
         if identifier is MISSING and self.numbered:
             raise DataError(self._missing(row.value, "id", self.named["id"]))
@@ -79,6 +90,8 @@ class Columns:
             cell = _cell(value, column)
         if isinstance(value, str) and field.required and len(self.required) == 1:
             cell = value
+        if cell is MISSING and isinstance(value, list) and field.kind in ALONG and field.name not in self.named:
+            cell = value[ALONG[field.kind]] if len(value) > -ALONG[field.kind] else MISSING
         if cell is MISSING and (field.name in self.named or field.required):
             raise DataError(self._missing(value, field.name, column))
         if cell is MISSING or cell is None:
@@ -130,6 +143,23 @@ class Columns:
         parts = raw if isinstance(raw, list) else str(raw).split(self.separator or None)
         return [self.label(part) for part in parts if str(part).strip()]
 
+    def tokens(self, raw: Any) -> list[str]:
+        """The words of a list, or of a text: divided at spaces where tags lie beside it, else as `words` does."""
+        if not isinstance(raw, list):
+            return _text(raw).split() if self.tagged else words(_text(raw))
+        return _none_empty("token", [_text(part) for part in raw])
+
+    def tags(self, raw: Any) -> list[str]:
+        """The names of the words' labels, from a list or from a text with spaces between them."""
+        return _none_empty("tag", [self.label(part) for part in (raw if isinstance(raw, list) else _text(raw).split())])
+
+
+def _none_empty(what: str, texts: list[str]) -> list[str]:
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise DataError(f"{what} {number} of {len(texts)} is empty")
+    return texts
+
 
 def _cell(value: Any, column: str) -> Any:
     if isinstance(value, dict):
@@ -167,6 +197,13 @@ def _texts(cell: Any) -> list[str]:
 
 def _integers(cell: Any) -> list[int]:
     return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
+
+
+def _number(cell: Any) -> float:
+    number = float(cell)
+    if not math.isfinite(number):  # a score that is missing: no loss and no mean could be made of it
+        raise ValueError
+    return number
 
 
 def label_names(options: Data) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gptask.config import Data, Files, Hub, Sample
 from gptask.data.columns import label_names
+from gptask.data.documents import of_task
 from gptask.data.examples import Examples, stored
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
@@ -147,7 +148,7 @@ class Corpus:
         if self._on_hub(name):
             return HubReader(self.options, self.given(name))  # type: ignore[arg-type]
         options = self.options if isinstance(self.options, Files) else _files(self.options)
-        return FileReader(options, self.given(name))
+        return FileReader(of_task(options, self.task), self.given(name))
 
 
 def _files(options: Data, **more: Any) -> Files:

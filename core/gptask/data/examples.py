@@ -25,6 +25,7 @@ from gptask.task import Example, Kind, Task
 
 log = logging.getLogger("gptask")
 SHAPING = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
+SHAPING |= {"documents", "separator"}
 QUOTED = 3  # bad rows that are quoted when rows are skipped
 _json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -66,18 +67,26 @@ class Examples(Sequence[Example]):
 
 
 class Reading:
-    """Turns one split's rows into records for a store; ``meta`` counts rows by file, and the bad ones."""
+    """Turns one split's rows into records for a store; ``meta`` counts rows by file, bad ones, and what was cleaned."""
 
-    def __init__(self, task: Task, columns: Columns, on_bad: OnBad) -> None:
-        self.task, self.columns, self.on_bad = task, columns, on_bad
+    def __init__(self, task: Task, columns: Columns, on_bad: OnBad, train: bool) -> None:
+        self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
         self.inputs = [f.name for f in task.inputs()]
         self.shared = [f.name for f in task.inputs() if f.group]
         self.rows: Counter[str] = Counter()
         self.good = 0
-        self.meta: dict[str, Any] = {"rows": self.rows, "skipped": 0, "first": []}
+        self.curated: Counter[str] = Counter()
+        self.meta: dict[str, Any] = {"rows": self.rows, "skipped": 0, "first": [], "curated": self.curated}
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
-        """Examples with an id (else file and line), a digest of their inputs and of what must stay in one split."""
+        """Examples with a digest of their inputs and of what must stay in one split."""
+        for example in self.task.curate(self._examples(reader), self.train, self.curated):
+            own = _number([example[name] for name in self.inputs])
+            shared = _number([example[name] for name in self.shared]) if self.shared else own
+            yield example | {"digest": own, "group": shared}
+
+    def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
+        """Examples that can be used, with an id: their own, else file and line."""
         for file, row in reader.rows(self.columns.wanted):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
@@ -89,10 +98,8 @@ class Reading:
                 self._bad(row.at(file), error)
                 continue
             example.setdefault("id", row.at(os.path.basename(file)))
-            own = _number([example[name] for name in self.inputs])
-            shared = _number([example[name] for name in self.shared]) if self.shared else own
             self.good += 1
-            yield example | {"digest": own, "group": shared}
+            yield example
 
     def _bad(self, place: str, error: DataError) -> None:
         if self.on_bad is OnBad.stop:
@@ -121,6 +128,8 @@ def _schema(task: Task) -> Any:
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
         Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
+        Kind.TOKENS: pa.list_(text),
+        Kind.TAGS: pa.list_(text),
     }
     own = [(f.name, kinds[f.kind]) for f in task.fields()]
     return pa.schema([("id", text), *own, ("digest", number), ("group", number)])
@@ -132,12 +141,13 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
     prints = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in SHAPING)
     content = [f"{Path(name).name} {code}" for name, code in prints.items()]
-    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, task, code_hash(task)]))
+    train = split == "train"
+    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code_hash(task)]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     if path.exists():
         store = Store(path)
     else:
-        reading = Reading(task, columns, options.on_bad)
+        reading = Reading(task, columns, options.on_bad, train)
         store = Store.write(path, reading.records(reader), reading.meta, _schema(task))
     store.sources = prints
     together = store.meta["rows"].get("+".join(prints), 0)  # parallel files have their rows in common
@@ -152,6 +162,9 @@ def _report(store: Store, split: str, names: str) -> None:
     if not len(store):
         why = f"; all {skipped} rows are bad: {first}" if skipped else ""
         raise DataError(f"{split}: there is no example in {names}{why}")
+    if store.meta["curated"]:
+        done = ", ".join(f"{number:,} {what}" for what, number in store.meta["curated"].items())
+        log.info("%s: cleaned: %s", split, done)
     if skipped:
         total = sum(store.meta["rows"].values())
         log.warning("%s: %d of %d rows are bad and skipped (data.on_bad=skip): %s%s", split, skipped, total, first,

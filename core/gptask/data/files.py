@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from gptask.config import Files
+from gptask.config import Documents, Files
 from gptask.data.reading import Row, Source, read
 from gptask.errors import DataError, UserError, listing
 
@@ -43,7 +43,7 @@ class FileReader:
                 yield name, row
 
     def _parallel(self) -> Iterator[tuple[str, Row]]:
-        lines = replace(self.options, format="lines", pattern=None)
+        lines = replace(self.options, format="lines", pattern=None, documents=Documents.line, separator=None)
         name = "+".join(map(str, self.sources))
         streams = [read(source, lines, ()) for source in self.sources]
         for number, rows in enumerate(zip_longest(*streams), 1):

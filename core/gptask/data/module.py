@@ -20,7 +20,7 @@ from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, code_hash, digest
 from gptask.data.store import Store, cache_folder
 from gptask.errors import DataError
-from gptask.task import Encoded, Example, Task
+from gptask.task import IGNORED, Encoded, Example, Task
 
 log = logging.getLogger("gptask")
 
@@ -32,7 +32,7 @@ class Batch:
     input_ids: Tensor  # (B, T)
     lengths: Tensor  # (B,) prompt + target + EOS
     prompt_lengths: Tensor  # (B,)
-    labels: Tensor | None = None  # (B,) or (B, K)
+    labels: Tensor | None = None  # (B,) or (B, K); lists of different lengths are padded with `IGNORED`
     extra: dict[str, list[Any]] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)  # which encoded item each sequence is
     learned: Tensor | None = None  # (B, T) which tokens of the prompts are learned too
@@ -68,18 +68,26 @@ class Batch:
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
     """Encoded items to a right-padded batch; pads are known by position, so their id does not matter."""
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
-    labels = [item["label"] for item in items]
-    whole = labels[0] is not None and np.asarray(labels[0]).dtype.kind in "iu"
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return Batch(
         ids,
         torch.tensor([len(sequence) for sequence in sequences]),
         torch.tensor([len(item["ids"]) for item in items]),
-        None if labels[0] is None else torch.tensor(labels, dtype=torch.long if whole else torch.float32),
+        _labels([item["label"] for item in items]),
         {name: [item["extra"][name] for item in items] for name in items[0]["extra"] or {}},
         [item.get("row", number) for number, item in enumerate(items)],
         _learned([item.get("learned") or [] for item in items], ids.shape),
     )
+
+
+def _labels(labels: list[Any]) -> Tensor | None:
+    """Labels (B,) or (B, K), whole numbers as such; K is the longest list's length."""
+    if labels[0] is None:
+        return None
+    if np.asarray(labels[0]).dtype.kind not in "iu":
+        return torch.tensor(labels, dtype=torch.float32)
+    rows = [torch.tensor(label, dtype=torch.long) for label in labels]
+    return torch.nn.utils.rnn.pad_sequence(rows, True, IGNORED) if rows[0].ndim else torch.stack(rows)
 
 
 class Items(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,4 +1,4 @@
-"""Files to rows: CSV, TSV, JSON, JSONL, Parquet and plain lines, each also as ``.gz``, read as a stream."""
+"""Files to rows: CSV, TSV, JSON, JSONL, Parquet, CoNLL and plain lines, each also as ``.gz``, read as a stream."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptask.config import Files
+from gptask.data import conll
 from gptask.data.squad import flatten
 from gptask.errors import DataError, UserError, listing
 
 csv.field_size_limit(2**27)  # the default of 128 KiB is less than a long document
-FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "lines")
+FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "conll", "conllu", "lines")
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -30,6 +31,10 @@ SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".conllu": "conllu",
 }
 Lines = Iterator[tuple[int, str]]
 
@@ -100,8 +105,8 @@ def read(source: Source, options: Files, wanted: Iterable[str]) -> Iterator[Row]
 def read_stream(stream: IO[bytes], options: Files) -> Iterator[Row]:
     """Read standard input: JSON lines if the first line starts with ``{``, else plain lines."""
     kind = options.format
-    if kind not in ("auto", "csv", "tsv", "jsonl", "lines"):
-        raise UserError(f"standard input can't be read as '{kind}'; expected jsonl, lines, csv or tsv")
+    if kind not in ("auto", *FORMATS) or kind in ("json", "parquet"):
+        raise UserError(f"standard input can't be read as '{kind}'; expected jsonl, lines, csv, tsv, conll or conllu")
     lines = _decode(stream, Path("<stdin>"), options.encoding)
     first = next(lines, None)
     if first is None:
@@ -120,7 +125,11 @@ def _text(kind: str, lines: Lines, options: Files, wanted: Iterable[str]) -> Ite
     if kind == "jsonl":
         return _jsonl(lines)
     if kind == "lines":
-        return _lines(lines, options.pattern)
+        from gptask.data.documents import documents
+
+        return _matched(lines, options.pattern) if options.pattern else documents(lines, options)
+    if kind in ("conll", "conllu"):
+        return (Row(number, value) for number, value in conll.sentences(lines, universal=kind == "conllu"))
     return _table(lines, kind, options, set(wanted))
 
 
@@ -183,13 +192,11 @@ def _jsonl(lines: Lines) -> Iterator[Row]:
         yield Row(number, value)
 
 
-def _lines(lines: Lines, pattern: str | None) -> Iterator[Row]:
-    expression = _compile(pattern) if pattern else None
+def _matched(lines: Lines, pattern: str) -> Iterator[Row]:
+    expression = _compile(pattern)
     for number, text in lines:
         text = text.rstrip("\r\n")
-        if expression is None:
-            yield Row(number, text)
-        elif found := expression.fullmatch(text):
+        if found := expression.fullmatch(text):
             yield Row(number, found.groupdict())
         elif text.strip():
             yield Row(number, DataError(f"the line does not match data.pattern {pattern!r}: {text[:60]!r}"))

@@ -15,18 +15,26 @@ POINTS = 300  # of a curve at most; longer ones are averaged piece by piece
 Curve = tuple[np.ndarray, np.ndarray]  # steps (P,), values (P,)
 
 
-def curves(folder: Path) -> dict[str, Curve]:
+def curves(folder: Path, member: str | None = None) -> dict[str, Curve]:
     """What was logged while training and validating, by name; empty where there is no metrics.csv.
 
-    Raises `UserError` for a damaged file.
+    Of several tasks' only what was logged of a ``member``. Raises `UserError` for a damaged file.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for path in _parts(folder):
-        for name, points in _read(path).items():
+        for name, points in _of(member, _read(path)).items():
             first = points[0][0]  # a resumed run goes over the steps behind its checkpoint again
             kept = [point for point in found.get(name, []) if point[0] < first]
             found[name] = kept + points
     return {name: _thinned(points) for name, points in found.items()}
+
+
+def _of(member: str | None, found: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """Without the task's name in the names of its metrics, as if it were alone."""
+    if member is None:
+        return found
+    parts = {name: name.split("/") for name in found}
+    return {f"{part[0]}/{part[2]}": found[name] for name, part in parts.items() if part[1:-1] == [member]}
 
 
 def _parts(folder: Path) -> list[Path]:

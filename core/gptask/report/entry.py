@@ -17,7 +17,8 @@ from gptask.errors import UserError
 from gptask.metric import Metric
 from gptask.task import Kind
 
-WRITTEN = {"id", "digest", "group", "references", "prediction", "score", "samples", "probabilities", "statistics"}
+WRITTEN = {"id", "digest", "group", "references", "prediction", "score"}
+WRITTEN |= {"samples", "probabilities", "extra", "statistics"}
 
 
 @dataclass
@@ -42,11 +43,7 @@ class Entry:
 
     def statistics(self, name: str) -> np.ndarray:
         """(N, K) numbers of a metric; raises `UserError` where a line lacks them."""
-        try:
-            rows = self.record.predictions.statistics(name)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.record.folder}: predictions.jsonl has no even statistics of '{name}'") from error
-        return rows.reshape(len(rows), -1)
+        return self.record.statistics(name)
 
     @cached_property
     def judge(self) -> str | None:
@@ -81,11 +78,15 @@ class Entry:
 
     @cached_property
     def alone(self) -> dict[str, np.ndarray]:
-        """(N,) value of each example by itself, for the directed metrics that give one, the main one first."""
+        """(N,) value of each example by itself, for the directed metrics that give one, the main one first.
+
+        Behind the others stands what can't tell one example from another, as a correlation can't.
+        """
         if self.lacking:
             return {}
         values = {name: _each(self.record.metric(name), self.statistics(name)) for name in self.directed}
-        return {name: value for name, value in values.items() if np.isfinite(value).all()}
+        finite = [name for name, value in values.items() if np.isfinite(value).all()]
+        return {name: values[name] for name in sorted(finite, key=lambda n: _silent(values[n], self.statistics(n)))}
 
     def sign(self, metric: str) -> int:
         """1 for a metric that is better high, -1 for one that is better low."""
@@ -123,26 +124,19 @@ def entries(records: Sequence[Record]) -> tuple[list[Entry], list[Record]]:
             if not record.problem:
                 _check(record)
         except UserError as error:
-            record.problem = str(error)
+            record.problem = record.problem or str(error)
         (bad if record.problem else good).append(record)
     names = _names(good)
     return [Entry(record, _tag(k), k, names[k]) for k, record in enumerate(good)], bad
 
 
 def _check(record: Record) -> None:
-    """Raise `UserError` for files that are JSON but not what `train` and `evaluate` write."""
-    entry = Entry(record, "", 0, "")
-    for name, metric in record.metrics.items():
-        try:
-            low, high = metric["interval"]
-            numbers = [float(metric["value"]), float(low), float(high), float(metric["n"]), *metric["range"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{record.folder}: metrics.json says of '{name}' what no gptask run writes") from error
-        if len(numbers) != 6 or len(entry.statistics(name)) != metric["n"]:
-            raise UserError(f"{record.folder}: predictions.jsonl has {len(entry.rows)} lines, not {metric['n']}")
-    for number, row in enumerate(entry.rows, 1):
+    """Raise `UserError` for lines that are JSON but not what `train` and `evaluate` write."""
+    for name in record.metrics:
+        record.statistics(name)
+    for number, row in enumerate(record.predictions.rows, 1):
         if not _whole(row):
-            raise UserError(f"{record.folder}: predictions.jsonl, line {number}: no prediction of a gptask run")
+            raise UserError(f"damaged: predictions.jsonl, line {number}: no prediction of a gptask run")
 
 
 def _whole(row: dict[str, Any]) -> bool:
@@ -161,8 +155,13 @@ def inputs(row: dict[str, Any]) -> dict[str, Any]:
 def _each(metric: Metric, rows: np.ndarray) -> np.ndarray:
     """(N,) a metric of one example at a time; equal statistics are computed once."""
     kinds, place = np.unique(rows, axis=0, return_inverse=True)
-    with np.errstate(all="ignore"):  # a correlation of one example is not a number, and is left out by the caller
+    with np.errstate(all="ignore"):  # what is no number is left out by the caller
         return np.asarray([metric.aggregate(row[None]) for row in kinds], dtype=float)[place.ravel()]
+
+
+def _silent(values: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether examples with different statistics (N, K) all have the same value (N,)."""
+    return bool((values == values[0]).all() and (rows != rows[0]).any())
 
 
 def _tag(number: int) -> str:

@@ -51,10 +51,7 @@ def page(records: Sequence[Record]) -> str:
 
 def _damage(bad: Sequence[Record]) -> str:
     """One line that says why there is nothing to report."""
-    said = [
-        record.problem if str(record.folder) in record.problem else f"{record.folder}: {record.problem}"
-        for record in bad
-    ]
+    said = [f"{record.folder}: {record.problem}" for record in bad]
     return said[0] if len(said) == 1 else f"none of {len(said)} runs can be shown; {said[0]}"
 
 
@@ -77,7 +74,7 @@ def _curves(good: Sequence[Entry]) -> dict[str, Any]:
     notes = []
     for entry in good:
         try:
-            found = curves(entry.record.folder)
+            found = curves(*entry.record.curves)
             if not found:
                 notes.append((entry, "it logged none (an evaluation, or another logger)"))
         except UserError as error:

@@ -1,19 +1,27 @@
-"""The plugin contract, executed: `check_task` is what gptask's own tests and a plugin author's call."""
+"""The plugin contract, executed: `check_task` is what gptask's own tests and a plugin author's call.
+
+Stable are the names in ``__all__``. A minor version of the contract may add clauses: then a check says more than before
+of a task that is used as before.
+"""
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gptask.isolation import isolated
+from gptask.source import place, source_of
 from gptask.task import Task
-from gptask.testing.clauses import STAGES, NotApplicable
+from gptask.testing.clauses import STAGES, Clause, NotApplicable
 from gptask.testing.trial import Trial
 
-__all__ = ["ContractError", "check_task"]
+__all__ = ["ContractError", "Result", "check_task", "results"]
 
 
 class ContractError(AssertionError):
@@ -21,8 +29,19 @@ class ContractError(AssertionError):
 
     def __init__(self, task: Task, failures: dict[str, str]) -> None:
         self.failures = failures
-        lines = [f"{type(task).__module__}.{type(task).__name__} breaks the plugin contract:"]
+        kind = type(task)
+        lines = [f"{kind.__module__}.{kind.__name__} ({place(kind)}) breaks the plugin contract:"]
         super().__init__("\n".join([*lines, *(f"  {name}: {why}" for name, why in failures.items())]))
+
+
+@dataclass
+class Result:
+    """What became of a clause: ``ok``, ``failed``, ``does not apply``, or ``not run`` (it rests on one that failed)."""
+
+    clause: str
+    outcome: str
+    message: str = ""  # of a failure: what was expected, what was found, where to look
+    error: BaseException | None = None
 
 
 def check_task(task: Task | type[Task]) -> list[str]:
@@ -32,33 +51,45 @@ def check_task(task: Task | type[Task]) -> list[str]:
     all are, so that an author sees everything at once. Raises `ContractError`.
     """
     task = task() if isinstance(task, type) else deepcopy(task)
-    run: list[str] = []
+    found = list(results(task))
+    if failed := [result for result in found if result.outcome == "failed"]:
+        raise ContractError(task, {result.clause: result.message for result in failed}) from failed[0].error
+    return [result.clause for result in found if result.outcome == "ok"]
+
+
+def results(task: Task) -> Iterator[Result]:
+    """The same, clause by clause as they are run; the task may be changed (`Task.prepare`)."""
     with _apart():
-        trial = Trial(task)
+        trial, failed = Trial(task), False
         for stage in STAGES:
-            failures: dict[str, Exception] = {}
+            found = []
             for clause in stage:
-                try:
-                    clause(trial)
-                except NotApplicable:
-                    continue
-                except Exception as error:  # whatever a plugin raises is its author's to read
-                    failures[clause.__name__] = error
-                run.append(clause.__name__)
-            if failures:
-                told = {name: _told(error) for name, error in failures.items()}
-                raise ContractError(task, told) from next(iter(failures.values()))
-    return run
+                found.append(Result(clause.__name__, "not run") if failed else _result(clause, trial))
+                yield found[-1]
+            failed = failed or any(result.outcome == "failed" for result in found)
 
 
-def _told(error: Exception) -> str:
+def _result(clause: Clause, trial: Trial) -> Result:
+    with isolated() as pressed:
+        try:
+            clause(trial)
+        except NotApplicable:
+            return Result(clause.__name__, "does not apply")
+        except BaseException as error:  # whatever a plugin raises is its author's to read
+            if pressed:
+                raise
+            return Result(clause.__name__, "failed", _told(error, trial.task), error)
+    return Result(clause.__name__, "ok")
+
+
+def _told(error: BaseException, task: Task) -> str:
+    """What a clause says, or what the plugin raised and where: in the task's own file, if it passed there."""
     if type(error) is AssertionError:
         return str(error)
-    place = error.__traceback__
-    while place and place.tb_next:
-        place = place.tb_next
-    where = f" ({Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno})" if place else ""
-    return f"{type(error).__name__}: {error}{where}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == source_of(type(task))[0]]
+    frame = (own or frames)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask import config as schemas
+from gptask.contract import made_for, refuse_other_version
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
 from gptask.generation import Text
 from gptask.metric import Metric
 from gptask.results import prediction_fields
-from gptask.task import Example, Field, Kind, Prediction
+from gptask.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 PADS = 3
 OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "statistics"}  # and when it writes
+WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}  # and when it writes
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
 IMPORT = """
 import importlib, runpy, sys
@@ -80,7 +81,11 @@ def fields_well_formed(trial: Trial) -> None:
         _expect(fine or not f.truncate, f"field '{f.name}' is marked truncate: only an input of kind TEXT can be")
         _expect(not (f.group and f.target), f"field '{f.name}' is marked group: only an input can be")
     _expect(trial.task.inputs(), "every field is marked target: a prediction has no input; look at Task.fields()")
-    _expect(trial.task.targets(), "no field is marked target: nothing is to be predicted; look at Task.fields()")
+    _expect(
+        bool(trial.task.targets()) == trial.task.supervised,
+        f"Task.supervised={trial.task.supervised} says whether a field is marked target, but marked are "
+        f"{listing([f.name for f in trial.task.targets()])}; look at Task.fields()",
+    )
 
 
 def options_round_trip(trial: Trial) -> None:
@@ -96,6 +101,14 @@ def options_round_trip(trial: Trial) -> None:
         f"the options written and read again must make the same task, {trial.task!r}, got {again!r}; look at the "
         "types of the dataclass's fields, and at __init__ or __post_init__",
     )
+
+
+def version_stated(trial: Trial) -> None:
+    """The task says which contract it was made for, so that another one can refuse it or keep what it relied on."""
+    task = type(trial.task)
+    stated = f'contract_version = "{CONTRACT_VERSION}"'
+    _expect(made_for(task), f"{task.__name__} must state the contract it was made for: write {stated} in the class")
+    refuse_other_version(task)
 
 
 def module_imports_no_torch(trial: Trial) -> None:
@@ -174,11 +187,6 @@ def padding_invariant(trial: Trial) -> None:
         _expect(same, f"a sequence alone gives {alone_said!r}, in a padded batch {said!r}; {LENGTHS}")
 
 
-LENGTHS = (
-    "look for hidden[:, -1] or a mean over positions in the head: batch.last() and batch.lengths know the real ones"
-)
-
-
 def _moved(trial: Trial) -> tuple[Batch, Any]:
     """A padded batch and where (B, T) its loss depends on the hidden states."""
     batch = trial.batch(PADS)
@@ -251,7 +259,7 @@ def metrics_rank(trial: Trial) -> None:
     from gptask.heads import GenerationHead
 
     right, examples = trial.predictions, trial.examples
-    wrong = right[1:] + right[:1]
+    wrong = right[1:] + right[:1] if trial.task.supervised else trial.untrained
     silent = []
     if isinstance(trial.parts.head, GenerationHead):
         silent = [trial.task.prediction(example, [Text("", 0.0)]) for example in examples]
@@ -295,7 +303,7 @@ def _value(m: Metric, said: Sequence[Prediction], examples: Sequence[Example]) -
 
 Clause = Callable[[Trial], None]
 STAGES: tuple[tuple[Clause, ...], ...] = (
-    (fields_well_formed, options_round_trip, module_imports_no_torch),
+    (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),
     (parts_build,),
     (

@@ -127,7 +127,7 @@ class Trial:
             return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
 
     def _merged(self, outputs: list[Any]) -> list[Prediction]:
-        from gptask.module import merge
+        from gptask.seat import merge
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Classification(PromptedTask):
     """Sort texts into classes: one per text, or any number (task.multi_label=true)."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
     threshold_open: ClassVar[bool] = False  # whether validation goes on choosing it

@@ -53,7 +53,7 @@ class Pairs(Metric):
     """A metric of the confusion matrix; statistics are the indices of true and predicted label."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = {name: number for number, name in enumerate(labels)}
+        self.labels = {name: number for number, name in enumerate(sorted(labels))}  # whatever order a run has them in
         self.signature = f"single label; {len(self.labels)} classes"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
@@ -155,7 +155,7 @@ class Sets(Metric):
     """A metric of label sets; statistics are K zeros and ones of the true set, then K of the predicted one."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = list(labels)
+        self.labels = sorted(labels)
         self.signature = f"multi label; {len(self.labels)} classes"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:

@@ -16,8 +16,7 @@ from gptask.task import Example
 from gptask_tasks import sample
 from gptask_tasks.generation.metrics import BitsPerByte, Judged, Perplexity
 from gptask_tasks.generation.records import conversation
-from gptask_tasks.summarization import Rouge
-from gptask_tasks.translation import Corpus
+from gptask_tasks.scores import Corpus, Rouge
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 @dataclass
 class TextGeneration(WritingTask):
     """Answer a prompt or go on with a conversation; learns from every turn of the assistant's, and from no other."""
+
+    contract_version = "1.0"
 
     system: str | None = option(None, "system message of conversations that bring none")
     raw: bool = option(False, "texts as they stand, EOS behind each answer: no chat template, no turns")
@@ -73,7 +74,8 @@ class TextGeneration(WritingTask):
             cut = len(template.turns(messages).ids)
             turns = template.shorten(kept, room)
             cut -= len(turns.ids)
-        return Encoded(turns.ids, target, turns.answers if target is not None else [], truncated=cut)
+        learned = turns.answers if target is not None else []
+        return Encoded(turns.ids, target, truncated=cut, learned=learned)
 
     def _messages(self, example: Example) -> list[dict[str, str]]:
         messages = list(example["messages"])

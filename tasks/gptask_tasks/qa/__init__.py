@@ -31,6 +31,7 @@ class Answer(Enum):
 class QuestionAnswering(GenerativeTask):
     """Answer a question on a context, by generating or by pointing at a span."""
 
+    contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Context: {context}\nQuestion: {question}\nAnswer:",
         "zh": "文章：{context}\n问题：{question}\n答案：",

@@ -10,6 +10,8 @@ import sys
 import pytest
 from gptask.config import Full
 
+BOTH = ("outputs/sentiment/good", "outputs/sentiment/bad")
+
 
 @pytest.fixture
 def pair(sentiment, tmp_path, monkeypatch):
@@ -17,7 +19,7 @@ def pair(sentiment, tmp_path, monkeypatch):
     sentiment("good", 0.95, draw=1)
     sentiment("bad", 0.80, draw=2, tuning=Full())
     monkeypatch.chdir(tmp_path)
-    return ["outputs/sentiment/good", "outputs/sentiment/bad"]
+    return list(BOTH)
 
 
 def test_a_table_for_people(run, pair, monkeypatch):
@@ -92,8 +94,16 @@ def test_the_gate_for_ci(run, pair, sentiment):
         (["outputs", "--margin", "1"], "goes with --fail-if-worse"),
         (["outputs/sentiment/good", "--fail-if-worse"], "takes two runs"),
         (["outputs/sentiment/good", "outputs/sentiment/good", "--fail-if-worse"], "the same run"),
-        (["outputs/sentiment/good", "nowhere", "--fail-if-worse"], "nowhere can't be compared"),
+        (["outputs/sentiment/good", "nowhere", "--fail-if-worse"], "no run folder at or below nowhere"),
         (["nowhere"], "no run folder at or below nowhere"),
+        (["outputs", "outputs/sentiment/bad", "--fail-if-worse"], "got outputs (2), outputs/sentiment/bad (1)"),
+        ([*BOTH, "--fail-if-worse", "--margin", "-0.5"], "--margin -0.5 must be 0 or more"),
+        ([*BOTH, "--fail-if-worse", "--margin", "nan"], "--margin nan must be 0 or more"),
+        ([*BOTH, "--fail-if-worse", "--margin", "inf"], "--margin inf must be 0 or more"),
+        ([*BOTH, "--fail-if-worse", "--baseline", "x", "--force"], "--fail-if-worse takes no --baseline, --force"),
+        ([*BOTH, "--fail-if-worse", "--leaderboard"], "--fail-if-worse takes no --leaderboard"),
+        (["outputs", "--leaderboard", "--format", "csv"], "--leaderboard takes no --format"),
+        (["outputs", "--leaderboard", "--metric", "acc"], "has no metric 'acc'"),
     ],
 )
 def test_mistakes(arguments, said, refused, pair):
@@ -130,3 +140,93 @@ def test_no_torch(pair, tmp_path):
     script += "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert ended.stdout.splitlines()[-1] == "0 False False", ended.stderr
+
+
+def change(folder, **metric):
+    """Change what a run says of its accuracy."""
+    result = json.loads((folder / "metrics.json").read_text())
+    result["metrics"]["accuracy"] |= metric
+    (folder / "metrics.json").write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_leaves_the_output_json(run, pair, tmp_path, value):
+    change(tmp_path / pair[1], value=value, interval=[value, value])
+    told = json.loads(run("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name))
+    values = [method["metrics"]["accuracy"]["value"] for method in told["tables"][0]["methods"]]
+    assert sorted(values, key=str) == [94.4, None]
+
+
+def test_the_gate_says_what_it_can_not_judge(refused, pair, tmp_path):
+    for folder in pair:
+        change(tmp_path / folder, direction="none")
+    assert "accuracy can't be tested: it has no direction" in refused("compare", *pair, "--fail-if-worse")
+    for folder in pair:
+        change(tmp_path / folder, direction="higher")
+        config = tmp_path / folder / "config.yaml"
+        config.write_text(config.read_text().replace("name: sentiment", "name: gone"))
+    assert "accuracy can't be tested: not tested: unknown task 'gone'" in refused("compare", *pair, "--fail-if-worse")
+
+
+def test_the_gate_refuses_damaged_predictions(refused, pair, tmp_path):
+    file = tmp_path / pair[1] / "predictions.jsonl"
+    file.write_text(file.read_text()[:-40])
+    said = refused("compare", *pair, "--fail-if-worse")
+    assert "outputs/sentiment/bad" in said
+    assert "line 500 is no JSON" in said
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_table_keeps_words_whole_in_a_narrow_terminal(run, pair, sentiment, monkeypatch, width):
+    sentiment("x" * 100, 0.9, draw=3, compile=True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = run("compare", "outputs").out
+    assert max(map(len, out.splitlines())) <= width
+    for said in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
+        assert said in out
+    assert "good: accuracy against the baseline: baseline" in " ".join(out.split())
+
+
+def test_a_pipe_has_no_width(run, pair, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (line,) = [line for line in run("compare", *pair).out.splitlines() if line.startswith(" bad")]
+    assert "77.2 (73.4 to 80.8)" in line
+    assert "this model is worse" in line
+
+
+def test_csv_tells_of_damaged_runs_beside_it(run, pair, tmp_path):
+    (tmp_path / pair[1] / "metrics.json").write_text("{")
+    ended = run("compare", "outputs", "--format", "csv")
+    assert "not compared: outputs/sentiment/bad: damaged" in ended.err
+    assert {row["run"] for row in csv.DictReader(io.StringIO(ended.out))} == {pair[0]}
+
+
+def test_markdown_quotes_what_users_wrote(run, sentiment, tmp_path, monkeypatch):
+    sentiment("a|b <i>*x*", 0.9, count=20, draw=1)
+    sentiment("plain", 0.8, count=20, draw=2, compile=True)
+    monkeypatch.chdir(tmp_path)
+    assert r"| a\|b \<i\>\*x\* |" in run("compare", "outputs", "--format", "markdown").out
+    run("compare", "outputs", "--leaderboard")
+    assert r"a\|b \<i\>\*x\*" in (tmp_path / "outputs/leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("places", "written"),
+    [
+        (["outputs/*/*"], "outputs/sentiment"),
+        (["outputs/sentiment/good", "outputs/sentiment/bad"], "outputs/sentiment"),
+        (["outputs/sentiment/good", "outputs"], "outputs"),
+    ],
+)
+def test_a_leaderboard_lies_above_the_runs(run, pair, tmp_path, places, written):
+    assert run("compare", *places, "--leaderboard").code == 0
+    assert [path.parent for path in tmp_path.rglob("leaderboard.md")] == [tmp_path / written]
+
+
+def test_a_leaderboard_tells_what_it_leaves_out(run, refused, pair, tmp_path):
+    for number, folder in enumerate(pair):
+        (tmp_path / folder / "metrics.json").write_text("{")
+        if not number:
+            ended = run("compare", "outputs", "--leaderboard")
+            assert "not compared: outputs/sentiment/good: damaged" in ended.err
+    assert "no run there can be ranked" in refused("compare", "outputs", "--leaderboard")

@@ -19,7 +19,8 @@ SCRIPTS = Path(sys.executable).parent
     [
         ("gptask tr", ["train "]),
         ("gptask tasks sent", ["sentiment "]),
-        ("gptask train ta", ["task.", "task="]),
+        ("gptask new-task toxicity --c", []),
+        ("gptask train ta", ["task.", "task=", "tasks="]),
         ("gptask train task=se", ["task=sentiment "]),
         ("gptask train trainer.max_e", ["trainer.max_epochs="]),
         ("gptask train trainer.acc", ["trainer.accelerator=", "trainer.accumulate_grad_batches="]),

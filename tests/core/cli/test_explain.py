@@ -10,7 +10,7 @@ import pytest
         ("train task=sentimen", ["unknown task 'sentimen'", "Did you mean 'sentiment'?", "translation"]),
         ("train backbone=nanoo", ["unknown backbone 'nanoo'", "Did you mean 'nano'?"]),
         ("train experiment=[sst2,tre]", ["unknown experiment 'tre'", "Did you mean 'trec'?"]),
-        ("train taks=qa", ["unknown option 'taks'", "Did you mean 'task'?"]),
+        ("train taks=qa", ["unknown option 'taks'", "Did you mean 'task"]),
         ("train task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train +task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train ~seed", ["~seed", "can't be taken away"]),

@@ -101,6 +101,8 @@ LINES = {
     "train data=files data.train=nowhere.csv": 2,
     "evaluate run=nowhere": 2,
     "predict run=nowhere input=x": 2,
+    "new-task --help": 0,
+    "new-task qa acme": 2,
     "sweep --help": 0,
     "sweep task=qa": 2,
     "sweep tuning.lr=interval(2,1)": 2,

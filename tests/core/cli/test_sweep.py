@@ -38,6 +38,8 @@ def contents(folder):
         ("task=qa,sentiment", "task has one value in a sweep"),
         ("experiment=sst2,dialogsum", "of another task"),
         ("outputs=a,b", "outputs has one value in a sweep"),
+        ("data.limit.validation=4,8", "data.limit.validation has one value in a sweep"),
+        ("seed=1,2", "data.seed=<number> fixes that"),
         ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
         ("tuning.rank=4,8 resume=x", "a stopped trial is asked again"),
         ("tuning.rank=4,8 --trials 0", "--trials 0: expected 1 or more"),

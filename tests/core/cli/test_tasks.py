@@ -7,17 +7,20 @@ import pty
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 import pytest
 from gptask import option
-from gptask.cli import tasks
 from gptask.cli.tasks import options
-from gptask.plugins import Plugin
 from gptask_tasks.qa import QuestionAnswering
 
-BUILT_IN = ["classification", "generation", "qa", "sentiment", "summarization", "translation"]
+from tests.installed import GOOD
+
+PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+BUILT_IN = sorted(PROJECT["entry-points"]["gptask.tasks"])
 
 
 def columns(line):
@@ -27,9 +30,9 @@ def columns(line):
 def test_every_plugin_has_a_line(run):
     ended = run("tasks")
     header, *rows = ended.out.partition("\n\n")[0].splitlines()
-    assert columns(header) == ["task", "plugin", "state", "description"]
+    assert columns(header) == ["task", "plugin", "contract", "state", "description"]
     assert [columns(row)[0] for row in rows] == BUILT_IN
-    assert all(columns(row)[2] == "ok" for row in rows)
+    assert all(columns(row)[1:4] == ["gptask 0.1.0", "1.0", "ok"] for row in rows)
     assert "Answer a question on a context" in ended.out
 
 
@@ -68,31 +71,93 @@ def test_every_option_of_a_built_in_task_has_help():
     ("arguments", "said"),
     [
         (["sentimen"], "Did you mean 'sentiment'?"),
-        (["--jsn"], "usage: gptask tasks [name] [--json]"),
-        (["qa", "sentiment"], "takes one name"),
+        (["--jsn"], "`gptask tasks --help` shows what there is"),
+        (["--format", "yaml"], "invalid choice: 'yaml'"),
+        (["qa", "sentiment"], "describes one task at a time, got qa, sentiment; --check takes several"),
+        (["--check", "sentimen"], "unknown task 'sentimen'; installed: classification, generation"),
     ],
 )
 def test_mistakes(refused, arguments, said):
     assert said in refused("tasks", *arguments)
 
 
-def test_help(run):
-    assert "[name] [--json]" in run("tasks", "--help").out
+def test_help(run, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gptask"])
+    out = run("tasks", "--help").out
+    assert "--check" in out
+    assert "--format" in out
 
 
-def test_broken_and_doubled_plugins_show_their_state(run, monkeypatch):
-    plugins = {
-        "bad": Plugin("bad", "theirs", "2", error="ImportError: no x", cause=ImportError("no x")),
-        "twice": Plugin("twice", "a 1 / b 2", "", error="the name is claimed by a 1 and b 2: uninstall one"),
-    }
-    monkeypatch.setattr(tasks, "discover", lambda: plugins)
-    out = run("tasks").out
-    assert "broken: ImportError: no x" in out
-    assert "clash: the name is claimed by a 1 and b 2" in out
-    assert [(t["state"], t["cause"]) for t in json.loads(run("tasks", "--json").out)] == [
-        ("broken", "ImportError: no x"),
-        ("clash", "the name is claimed by a 1 and b 2: uninstall one"),
-    ]
+def test_every_state_is_listed_with_its_cause(run, install, monkeypatch):
+    install("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
+    install("old-tasks", GOOD + "    contract_version = '0.9'\n", old="old_module:Good")
+    install("needy-tasks", GOOD.replace("times: int = option(1", "times: list[str] = field(metadata={}) #")
+            .replace('[Field("text")', '[Field(self.times[0])'), needy="needy_module:Good")  # fmt: skip
+    install("our-tasks", GOOD, qa="echo_module:Good")
+    install("shy-tasks", GOOD, shy="shy_module:Good")
+    monkeypatch.setenv("GPTASK_PLUGINS", "-shy-tasks")
+    ended = run("tasks")
+    rows = {columns(line)[0]: columns(line)[1:] for line in ended.out.partition("\n\n")[0].splitlines()}
+    assert ended.code == 0
+    assert rows["bad"][:3] == ["bad-tasks 1.2", "-", "broken"]
+    assert rows["bad"][3] == "ModuleNotFoundError: No module named 'nothing_like_it'"
+    assert rows["old"][:3] == ["old-tasks 1.2", "0.9", "incompatible"]
+    assert rows["qa"][0].endswith("/ our-tasks 1.2")
+    assert rows["qa"][2] == "clash"
+    assert rows["shy"][2:4] == ["disabled", "disabled by GPTASK_PLUGINS=-shy-tasks"]
+    assert rows["sentiment"][2] == rows["needy"][2] == "ok"
+    listed = {task["name"]: task for task in json.loads(run("tasks", "--format", "json").out)}
+    assert {name: task["state"] for name, task in listed.items()} == {n: r[2] for n, r in rows.items() if n != "task"}
+    assert listed["bad"]["cause"] == rows["bad"][3]
+    assert "fields" not in listed["needy"]
+
+
+@pytest.fixture
+def checked(run, install, monkeypatch):
+    """`gptask tasks --check` beside plugins that break the contract; no built-in one takes part."""
+    install("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
+    install("echo-tasks", GOOD, echo="echo_module:Good")
+    install("needy-tasks", GOOD.replace("times: int = option(1", "times: int = field(metadata={}) #"),
+            needy="needy_module:Good")  # fmt: skip
+    install("shy-tasks", GOOD, shy="shy_module:Good")
+    monkeypatch.setenv("GPTASK_PLUGINS", "bad-tasks,echo-tasks,needy-tasks")
+    return lambda *arguments: run("tasks", "--check", *arguments)
+
+
+def test_check_says_which_clause_failed_and_where_to_look(checked):
+    ended = checked()
+    assert ended.code == 1
+    bad, echo, needy, end = ended.out.split("\n\n")
+    assert re.search(r"failed +loads\n.*can't be used\n.*bad_module.py\", line 1.*\n.*nothing_like_it", bad)
+    assert re.match(r"echo \(echo-tasks 1.2, no contract stated\)  .*echo_module.py:\d+\n", echo)
+    assert re.search(r"failed +version_stated\n +Good must state the contract", echo)
+    assert re.search(r"ok +fields_well_formed\n", echo)
+    assert re.search(r"not run +metrics_rank", echo)
+    assert "there is no default for times" in needy
+    assert "check_task(Good(times=...))" in needy
+    assert end == "0 of 3 tasks keep the contract\n"
+
+
+def test_check_of_one_that_is_disabled_or_unknown_is_a_mistake(checked):
+    ended = checked("shy")
+    assert (ended.code, ended.out) == (2, "")
+    assert "'shy' is disabled by GPTASK_PLUGINS" in ended.err
+
+
+def test_check_for_machines(checked):
+    ended = checked("bad", "echo", "--format", "json")
+    bad, echo = json.loads(ended.out)
+    assert ended.code == 1
+    assert (bad["keeps_contract"], [clause["clause"] for clause in bad["clauses"]]) == (False, ["loads"])
+    assert {clause["clause"]: clause["outcome"] for clause in echo["clauses"]}["version_stated"] == "failed"
+    assert echo["place"].partition(":")[0].endswith("echo_module.py")
+
+
+def test_check_of_a_sound_task_exits_with_0(run):
+    ended = run("tasks", "--check", "sentiment")
+    assert ended.code == 0, ended.out
+    assert re.search(r"does not apply +learns_to_stop", ended.out)
+    assert ended.out.endswith("1 of 1 tasks keep the contract\n")
 
 
 def test_options_of_every_kind_are_shown():

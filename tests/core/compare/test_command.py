@@ -17,7 +17,7 @@ CONFIGS = {
         task=QuestionAnswering(answer=Answer.span, prompt='问题：{question}\n{context}\'s "x"'),
         backbone=Scratch(n_layer=3),
         tuning=Full(lr=1e-4),
-        data=Files(train="a b.json", columns={"context": "text, with comma"}, batch_size=4),
+        data=Files(train="a b.json", columns={"context": "text, with comma"}, batch_size=4, license="CC0: <b>, mine"),
         trainer={"max_epochs": 3, "gradient_clip_val": 1.0},
         seed=7,
         compile=True,

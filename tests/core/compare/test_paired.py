@@ -142,3 +142,67 @@ def test_holm_agrees_with_statsmodels():
     ps = [0.01, 0.04, 0.03, 0.005, 0.9]
     assert holm(ps) == pytest.approx(multipletests(ps, method="holm")[1])
     assert holm([]) == []
+
+
+def test_holm_counts_tests_that_might_have_been_picked():
+    assert holm([0.04, 0.01], more=3) == pytest.approx([0.16, 0.05])
+
+
+def test_a_single_example_or_context_tells_nothing():
+    one = np.ones((1, 1))
+    for sides in (([one], [one * 0]), ([one, one], [one * 0, one * 0])):
+        found = difference(ACCURACY, *sides, np.zeros(1, dtype=int))
+        assert found.p >= 0.05
+        assert (found.low, found.high, found.detectable()) == (-np.inf, np.inf, np.inf)
+    found = difference(ACCURACY, [answers(0.9)], [answers(0.1)], np.zeros(300, dtype=int))
+    assert (found.p, found.groups, found.detectable()) == (1.0, 1, np.inf)
+
+
+def test_few_examples_can_show_no_difference():
+    assert difference(ACCURACY, [np.ones((4, 1))], [np.eye(4)[:, :1]], np.arange(4)).detectable() == np.inf
+    found = difference(ACCURACY, [answers(0.9)], [answers(0.9, seed=1)], ALONE)
+    assert found.detectable(2) > found.detectable() > 0
+
+
+def test_runs_that_hardly_differ_are_not_said_to_show_more_than_they_can():
+    ours = np.ones((500, 1))
+    theirs = ours.copy()
+    theirs[0] = 0
+    found = difference(ACCURACY, [ours], [theirs], np.arange(500))
+    assert found.differing == 1
+    # of 6.7 examples on average, all for one side, five come up in 80%, and five are the fewest that are significant
+    assert found.detectable() == pytest.approx(100 * 6.72 / 500, rel=0.05)
+    assert mcnemar(5, 0) < 0.05 < mcnemar(4, 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_what_is_no_number_is_no_difference(odd):
+    ours = np.full((50, 1), odd)
+    for baseline in ([np.ones((50, 1))], [np.ones((50, 1)), np.zeros((50, 1))]):
+        found = difference(ACCURACY, [ours], baseline, np.arange(50))
+        assert found.p == 1.0
+        assert not np.isfinite(found.value)
+
+
+class Rounded(Mean):
+    """A mean of zeros and ones that is no share of right answers."""
+
+    def aggregate(self, rows):
+        return float(round(rows.mean(), 1))
+
+
+def test_zeros_and_ones_are_right_and_wrong_only_in_a_plain_mean():
+    found = difference(Rounded("rounded"), [answers(0.9)], [answers(0.6, seed=1)], ALONE, 200)
+    assert found.test == "approximate randomisation"
+
+
+def test_p_is_not_bound_by_the_number_of_swaps():
+    from scipy.stats import ttest_rel
+
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.normal(1, 1, (80, 1)), generator.normal(0, 1, (80, 1))
+    p = randomisation(ACCURACY, ours, theirs, np.arange(80))
+    assert ttest_rel(ours[:, 0], theirs[:, 0]).pvalue < p < 1e-5
+    one = np.where(np.arange(80)[:, None] < 12, 1.0, 0.0)  # twelve examples differ, all for one side
+    assert 0.5**11 <= randomisation(ACCURACY, one, one * 0, np.arange(80), 200) < 1.3 * 0.5**11

@@ -99,6 +99,8 @@ def test_unknown_field_in_columns() -> None:
         ({"target": []}, (Field("target", Kind.TEXTS),), "the target is empty"),
         ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be integers"),
         ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'high'"),
+        ({"score": "nan"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'nan'"),
+        ({"score": float("inf")}, (Field("score", Kind.NUMBER),), "the score must be number, got 'inf'"),
     ],
 )
 def test_values_that_do_not_fit(row: dict, fields: tuple, message: str) -> None:
@@ -212,3 +214,33 @@ def test_several_labels(raw: object, separator: str, expected: list) -> None:
     labels = Field("labels", Kind.LABELS, target=True)
     options = {"labels": NAMES, "label_separator": separator}
     assert example({"text": "a", "labels": raw}, TEXT, labels, **options)["labels"] == expected
+
+
+TAGGED = (Field("tokens", Kind.TOKENS), Field("tags", Kind.TAGS, target=True))
+
+
+def test_tokens_and_tags_are_lists_or_texts() -> None:
+    assert example({"tokens": ["New York", "!"], "tags": [1, 0]}, *TAGGED, labels=["O", "B-LOC"]) == {
+        "tokens": ["New York", "!"],
+        "tags": ["B-LOC", "O"],
+    }
+    assert example({"tokens": "It's  fine!", "tags": "O B-X"}, *TAGGED) == {
+        "tokens": ["It's", "fine!"],
+        "tags": ["O", "B-X"],
+    }
+    assert example("It's fine!", TAGGED[0]) == {"tokens": ["It", "'s", "fine", "!"]}, "nothing lies beside it"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "tokens, tags must be equally many, got 2 tokens, 1 tags"),
+        ({"tokens": ["a", " "], "tags": ["O", "O"]}, "token 2 of 2 is empty"),
+        ({"tokens": ["a", "b"], "tags": ["O", ""]}, "tag 2 of 2 is empty"),
+        ({"tokens": [], "tags": []}, "the tokens is empty"),
+        ({"tokens": [["a"]], "tags": ["O"]}, "the tokens must be tokens, got"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "the tokens must be tokens, got"),
+    ],
+)
+def test_tokens_and_tags_that_do_not_fit(row: dict, message: str) -> None:
+    assert message in error(row, *TAGGED)

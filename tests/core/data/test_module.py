@@ -13,7 +13,7 @@ from gptask.config import Files, Limit
 from gptask.data import module as modules
 from gptask.data.corpus import Corpus
 from gptask.data.module import Batch, DataModule, Items, collate, encode
-from gptask.task import Example, Task
+from gptask.task import IGNORED, Example, Task
 from torch.utils.data import DataLoader
 
 TEXT = "the cat sat on the mat and the dog sat on the log\n"
@@ -58,6 +58,14 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.prompts() == [[5, 6], [5]]
     assert batch.last().tolist() == [3, 0]
     assert batch.rows == [4, 2]
+    assert batch.labels is None
+
+
+def test_lists_of_labels_may_differ_in_length() -> None:
+    batch = collate([item([5, 6], label=[3, IGNORED, 1]), item([5], label=[2])])
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[3, IGNORED, 1], [2, IGNORED, IGNORED]]
+    assert batch.labels.dtype == torch.long
 
 
 def test_spans_of_a_prompt_can_be_learned_too() -> None:
@@ -82,7 +90,6 @@ def test_spans_come_through_the_cache(tokenizer: Any, tmp_path: Any) -> None:
     data = DataModule(Spoken(), corpus, tokenizer, Files(batch_size=4), 0)
     (batch,) = data.eval_dataloader("test")
     assert [batch.predicting()[batch.rows.index(row)].sum().item() for row in range(4)] == [2, 2, 2, 3]
-    assert batch.labels is None
 
 
 @pytest.mark.parametrize(

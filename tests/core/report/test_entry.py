@@ -68,6 +68,13 @@ def test_ties_of_the_main_metric_are_broken_by_the_next(tmp_path):
     assert (np.diff(bleu) == 0).any()
 
 
+def test_a_metric_that_cant_tell_examples_apart_stands_behind_the_others(tmp_path):
+    entry = entry_of(made.sentiment(tmp_path / "run"))
+    assert entry.directed.index("mcc") < entry.directed.index("ece")
+    assert set(entry.alone["mcc"]) == {0.0}
+    assert list(entry.alone) == ["accuracy", "f1_macro", "f1_micro", "ece", "mcc"]
+
+
 def test_a_row_without_score_takes_the_confidence_away(tmp_path):
     folder = made.sentiment(tmp_path / "run")
     lines = (folder / "predictions.jsonl").read_text().splitlines()

@@ -1,0 +1,41 @@
+"""`gptask new-task`: an installable package for a task of one's own."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptask.cli.arguments import Parser
+from gptask.scaffold.project import Kind, write
+
+ABOUT = "Write a package with one task that works at once: entry point, task module, sample, test, README."
+EPILOG = """examples:
+  gptask new-task toxicity ../acme                      sorts texts, on top of the classification task
+  gptask new-task headline ../news --kind generation    writes text behind a prompt
+"""
+NEXT = """
+pip install -e {package}
+gptask train task={name}
+pytest {folder}
+"""
+
+
+def new_task(arguments: Sequence[str]) -> int:
+    """Write the package; print its files and what comes next."""
+    options = _parser().parse_args(arguments)
+    for path in write(options.name, Path(options.folder), Kind(options.kind)):
+        sys.stdout.write(f"{path}\n")
+    package, folder = (shlex.quote(f"{options.folder}{extra}") for extra in ("[dev]", ""))
+    sys.stdout.write(NEXT.format(package=package, folder=folder, name=options.name))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("new-task", description=ABOUT, epilog=EPILOG)
+    parser.add_argument("name", help="of the task and its module: lower case, as in hate_speech")
+    parser.add_argument("folder", help="where the package is written: a new or empty folder")
+    kinds = [kind.value for kind in Kind]
+    parser.add_argument("--kind", choices=kinds, default=kinds[0], help=f"what it starts as (default: {kinds[0]})")
+    return parser

@@ -1,0 +1,116 @@
+"""Several tasks' data modules as one: batches of one task each, interleaved by chance, as often as `Mixing` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+
+from gptask.errors import UserError
+from gptask.several import Mixing, shares
+
+AGAIN = 10_007  # epochs that no training reaches: what tells a second pass within one from the pass of another
+
+
+class Drawn(NamedTuple):
+    """A training batch, and the number of the task it is of."""
+
+    seat: int
+    batch: Any
+
+
+class Pass:
+    """The trainer as a task's own data module sees it: an epoch is one pass through that task's data."""
+
+    def __init__(self, trainer: pl.Trainer, epoch: int) -> None:
+        self.trainer, self.current_epoch = trainer, epoch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trainer, name)
+
+
+class Interleaved:
+    """An epoch: ``counts`` batches of each task in an order drawn by the seed.
+
+    ``loaders`` make a loader for a task's first, second, ... pass; a task that comes more often than it has batches is
+    gone through again, and one that comes less often leaves some out, others in the next epoch.
+    """
+
+    def __init__(self, loaders: Sequence[Callable[[int], Any]], counts: Sequence[int], seed: int) -> None:
+        self.loaders, self.counts, self.seed = loaders, counts, seed
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[Drawn]:
+        order = np.random.default_rng(self.seed).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        streams = [_endless(loader) for loader in self.loaders]
+        for seat in order.tolist():
+            yield Drawn(seat, next(streams[seat]))
+
+
+def _endless(loader: Callable[[int], Any]) -> Iterator[Any]:
+    number = 0
+    while True:
+        yield from loader(number)
+        number += 1
+
+
+class Mixture(pl.LightningDataModule):
+    """The data modules of several tasks, by name."""
+
+    def __init__(self, modules: dict[str, Any], mixing: Mixing, seed: int) -> None:
+        super().__init__()
+        self.modules, self.mixing, self.seed = modules, mixing, seed
+
+    def prepare_data(self) -> None:
+        """Each task's own."""
+        for module in self.modules.values():
+            module.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Each task's own."""
+        for module in self.modules.values():
+            module.setup(stage)
+
+    def train_dataloader(self) -> Interleaved:
+        """The batches of the current epoch (the trainer asks anew for every epoch)."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        loaders = [partial(self._loader, module, epoch) for module in self.modules.values()]
+        return Interleaved(loaders, shares(self.sizes(epoch), self.mixing), (self.seed * 1_000_003 + epoch) % 2**63)
+
+    def _loader(self, module: Any, epoch: int, number: int) -> Any:
+        """A task's training batches for its ``number``-th pass in an epoch."""
+        module.trainer = Pass(self.trainer, epoch + AGAIN * number) if self.trainer else None
+        return module.train_dataloader()
+
+    def sizes(self, epoch: int = 0) -> list[int]:
+        """Training batches of each task; raises `UserError` where they can't be counted."""
+        found = []
+        for name, module in self.modules.items():
+            try:
+                found.append(len(self._loader(module, epoch, 0)))
+            except TypeError as error:
+                raise UserError(
+                    f"tasks.{name}: its training data is a stream of unknown length, which can't be mixed with others; "
+                    "train it alone"
+                ) from error
+            if not found[-1]:
+                raise UserError(f"tasks.{name}: its training data makes no batch")
+        return found
+
+    def passes(self) -> list[float]:
+        """How often an epoch goes through the data of each task."""
+        sizes = self.sizes()
+        return [count / size for count, size in zip(shares(sizes, self.mixing), sizes, strict=True)]
+
+    def val_dataloader(self) -> list[Any]:
+        """Validation batches of each task."""
+        return [module.val_dataloader() for module in self.modules.values()]
+
+    def test_dataloader(self) -> list[Any]:
+        """Test batches of each task."""
+        return [module.test_dataloader() for module in self.modules.values()]

@@ -1,0 +1,1 @@
+"""The package that `gptask new-task` writes: its name, its files and their templates."""

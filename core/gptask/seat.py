@@ -1,0 +1,85 @@
+"""A task's seat on the backbone: its head, its data, and what the head said of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptask.metric import Metric
+from gptask.task import Example, Prediction, Task
+
+if TYPE_CHECKING:
+    from gptask.heads import Head
+    from gptask.states import States
+
+
+@dataclass
+class Seat:
+    """What a trainer needs of one task. Of several, its metrics are logged behind its name (``val/qa/f1``)."""
+
+    name: str
+    task: Task
+    head: Head
+    data: Any
+    weight: float = 1.0  # of its loss
+    alone: bool = True
+    outputs: dict[int, Any] = field(default_factory=dict)  # encoded item -> what the head said
+    adjusted: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
+    states: dict[str, States | None] = field(default_factory=dict)  # split -> kept states of a frozen backbone
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of its metrics."""
+        return "" if self.alone else f"{self.name}/"
+
+    def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:
+        """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""
+        return merge(self.task, self.data.examples(split), self.data.items(split).column("example"), self.outputs)
+
+    def adjust(self, options: dict[str, Any]) -> None:
+        """Set options of the task that validation chose."""
+        self.adjusted = options
+        for name, value in options.items():
+            setattr(self.task, name, value)
+
+    def validated(self) -> Iterator[tuple[Metric, float]]:
+        """The task's metrics on validation, the main one first, after it adjusted its options to that split."""
+        examples, predictions = self.predictions("validation")
+        if examples and (adjusted := self.task.adjust(predictions, examples)):
+            self.adjust(adjusted)
+            examples, predictions = self.predictions("validation")
+        for metric in (m for m in self.task.metrics() if not m.final):
+            rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
+            yield metric, metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
+
+
+def goodness(metric: Metric, value: float) -> float:
+    """A value between the metric's worst, 0, and its best, 100, so that those of several metrics have a mean.
+
+    Where one end of its range is infinite, what lies 1 from the other end counts half: a perplexity of 2 is 50.
+    """
+    low, high = metric.range
+    if math.isinf(low) and math.isinf(high):
+        share = 0.5 + math.atan(value) / math.pi
+    elif math.isinf(high):
+        share = 1 - 1 / (1 + value - low)
+    elif math.isinf(low):
+        share = 1 / (1 + high - value)
+    else:
+        share = (value - low) / (high - low)
+    return 100 * (share if metric.higher_is_better else 1 - share)
+
+
+def merge(
+    task: Task, examples: Sequence[Example], owners: np.ndarray, outputs: dict[int, Any]
+) -> tuple[list[Example], list[Prediction]]:
+    """Bring the outputs of encoded items together by example and let the task turn them into predictions."""
+    grouped: dict[int, list[Any]] = {}
+    for row in sorted(outputs):
+        grouped.setdefault(int(owners[row]), []).append(outputs[row])
+    seen = [examples[number] for number in grouped]
+    return seen, [task.prediction(e, o) for e, o in zip(seen, grouped.values(), strict=True)]

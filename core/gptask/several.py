@@ -1,0 +1,81 @@
+"""The options of a run of several tasks on one backbone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from gptask.errors import UserError, listing, nearest
+
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # of a folder, of an option and in a metric's name
+TAKEN = {"model", "checkpoints", "tensorboard", "wandb"}  # folders that a run has anyway
+
+
+class Sampling(Enum):
+    """How often the batches of each task come, by the number of batches that its training set makes."""
+
+    proportional = "proportional"  # once an epoch
+    uniform = "uniform"  # equally often
+    temperature = "temperature"  # between the two
+
+
+@dataclass
+class Member:
+    """One of several tasks: its own options, its own data, and what its loss is multiplied with."""
+
+    task: Any = MISSING
+    data: Any = None  # null: Sample()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Fill in the data a Python caller left out."""
+        from gptask.config import Sample
+
+        self.data = self.data or Sample()
+
+
+@dataclass
+class Mixing:
+    """How several tasks share a training.
+
+    With a ``temperature`` T a task's share is its size to the power 1/T (Raffel et al. 2020, section 3.5.2; sizes are
+    batches here, which are bounded in tokens): 1 is proportional, and a high one approaches uniform.
+    """
+
+    sampling: Sampling = Sampling.temperature
+    temperature: float = 2.0
+    best: str | None = None  # task whose main metric chooses the checkpoint; null: the mean of all, 0 worst to 100 best
+
+
+def check(members: Mapping[str, Member], mixing: Mixing) -> None:
+    """Refuse names and values that can't be; types were checked before."""
+    check_names(members)
+    for name, member in members.items():
+        if not member.weight > 0:
+            raise UserError(f"tasks.{name}.weight={member.weight} must be above 0; leave a task out of tasks= instead")
+    if not mixing.temperature > 0:
+        raise UserError(f"mixing.temperature={mixing.temperature} must be above 0 (1 is proportional)")
+    if mixing.best is not None and mixing.best not in members:
+        raise UserError(
+            f"mixing.best={mixing.best} is none of this run's tasks: {listing(members)}.{nearest(mixing.best, members)}"
+        )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse a name that can't be a folder beside those of a run, or part of an option's name."""
+    for name in names:
+        if not NAME.fullmatch(name) or name in TAKEN:
+            what = "is the name of a folder that every run has" if name in TAKEN else "is no plain name"
+            raise UserError(f"tasks: '{name}' {what}; use letters, digits and '_', as in tasks=[mine:qa]")
+
+
+def shares(sizes: list[int], mixing: Mixing) -> list[int]:
+    """Batches of each task in an epoch, which has as many in all as the training sets make; at least one each."""
+    power = {Sampling.proportional: 1.0, Sampling.uniform: 0.0}.get(mixing.sampling, 1 / mixing.temperature)
+    weights = [size**power for size in sizes]
+    return [max(1, round(sum(sizes) * weight / sum(weights))) for weight in weights]

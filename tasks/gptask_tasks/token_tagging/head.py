@@ -1,0 +1,67 @@
+"""A classifier on the state of each word's last token, with or without a thin layer that reads both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gptask.backbone.model import Backbone
+from gptask.data.module import Batch
+from gptask.heads import Head
+from gptask.task import IGNORED
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+
+class TaggingHead(Head):
+    """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
+
+    export_class = None  # transformers would read every token, and know nothing of words and what stands before them
+    depth = 0.5  # as for classification; what the contexts were compared with
+
+    def __init__(self, features: int, tags: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, tags)
+
+    def words(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """States (B, W, C) of the words, gathered once, and how many (B,) there are; those of pads are not real."""
+        counts = torch.tensor([len(ends) for ends in batch.extra["ends"]])
+        ends = pad_sequence([torch.tensor(ends) for ends in batch.extra["ends"]], batch_first=True)
+        rows = torch.arange(len(ends), device=hidden.device)[:, None]
+        return hidden[rows, ends.to(hidden.device)].float(), counts
+
+    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, W, K) scores."""
+        return self.linear(self.words(hidden, batch)[0])
+
+    def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy over words."""
+        logits = self.logits(hidden, batch)
+        return nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=IGNORED)  # type: ignore[arg-type]
+
+    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
+        """Log-probabilities, K for each word that is the window's own."""
+        if hidden is None:
+            hidden = backbone.hidden(batch.input_ids, batch.lengths)
+        scores = self.logits(hidden, batch).log_softmax(-1)
+        own = zip(scores, batch.extra["first"], batch.extra["stop"], strict=True)
+        return [row[first:stop].tolist() for row, first, stop in own]
+
+
+class BidirectionalHead(TaggingHead):
+    """The same on states to which an LSTM over the words (Hochreiter & Schmidhuber 1997), both ways, has added what
+    stands to their right: a causal backbone's know only what stands to their left."""
+
+    def __init__(self, channels: int, tags: int) -> None:
+        half = channels // 2
+        super().__init__(channels + 2 * half, tags)
+        self.norm = nn.LayerNorm(channels)
+        self.lstm = nn.LSTM(channels, half, batch_first=True, bidirectional=True)
+
+    def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, W, K) scores; packing keeps pads out of the backward direction."""
+        words, counts = self.words(hidden, batch)
+        states = self.norm(words)
+        packed = pack_padded_sequence(states, counts, batch_first=True, enforce_sorted=False)
+        around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=words.shape[1])
+        return self.linear(torch.cat([states, around], -1))

@@ -1,0 +1,178 @@
+"""``tasks=[...]``: several tasks on a command line, each composed and checked under its own name."""
+
+import shlex
+
+import pytest
+from gptask import Config, Member
+from gptask import run as runs
+from gptask.compare.command import command
+from gptask.config import Files, Full, Limit, Sample, Scratch
+from gptask.several import Sampling
+from gptask_tasks.classification import Classification
+from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+
+
+def test_tasks_presets_and_second_names(run):
+    config = run("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
+    assert config.task is config.data is None
+    assert [type(member.task) for member in config.tasks.values()] == [
+        QuestionAnswering, Classification, Sentiment, Sentiment,
+    ]  # fmt: skip
+    assert config.tasks["trec"].task.readings == 2
+    assert config.tasks["trec"].data.train == "classification/trec/TREC.train"
+    assert config.tasks["films"].data.columns == {"text": 0, "label": 1}
+    assert isinstance(config.tasks["mood"].data, Sample)
+    assert config.mixing.sampling is Sampling.temperature
+
+
+def test_options_of_one_task_and_of_all(run):
+    config = run(
+        "train", "tasks=[qa,mood:sentiment]", "tasks.qa.task.answer=span", "tasks.mood.weight=0.5",
+        "tasks.mood.data.limit.train=3", "data.limit.train=9", "task.language=zh", "mixing.sampling=uniform",
+    ).config  # fmt: skip
+    qa, mood = config.tasks["qa"], config.tasks["mood"]
+    assert (qa.task.answer, qa.task.language, mood.task.language) == (Answer.span, "zh", "zh")
+    assert (qa.data.limit.train, mood.data.limit.train) == (9, 3)  # what is said of one goes first
+    assert (qa.weight, mood.weight) == (1.0, 0.5)
+    assert config.mixing.sampling is Sampling.uniform
+
+
+def test_kinds_of_data_for_one_task_and_for_all(run):
+    line = ["tasks=[a,b:sst2]", "tasks.a.task=sentiment", "data=files", "data.train=t.csv",
+            "tasks.b.data=sample", "tasks.a.data.columns.text=0"]  # fmt: skip
+    with_sample = [part for part in line if not part.startswith("data.train")]
+    config = run("train", *with_sample, "tasks.a.data.train=t.csv").config
+    assert config.tasks["a"].data == Files(train="t.csv", columns={"text": 0})
+    assert config.tasks["b"].data == Sample()  # nothing of the preset's data is kept
+    assert config.tasks["b"].task.labels == ["negative", "positive"]
+
+
+def test_a_preset_keeps_its_data_where_the_kind_stays(run):
+    config = run("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
+    assert config.tasks["sst2"].data.train == "sentiment/sst2/train.tsv"
+    assert {member.data.root for member in config.tasks.values()} == {"elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tasks=[sentimnt]"], "Did you mean 'sentiment'?"),
+        (["tasks=[banking]"], "Did you mean 'banking77'?"),
+        (["tasks=[qa]", "tasks.qa.task.anwser=span"], "Did you mean 'answer'?"),
+        (["tasks=[qa]", "task.anwser=span"], "unknown option 'tasks.qa.task.anwser'"),
+        (["tasks=[qa]", "tasks.qa.wieght=1"], "Did you mean 'weight'?"),
+        (["tasks=[qa]", "tasks.qa.data.limit.tarin=1"], "Did you mean 'train'?"),
+        (["tasks=[qa]", "data.train=x"], "It belongs to tasks.qa.data=files"),
+        (["tasks=[qa]", "tasks.qa.weight=heavy"], "expected a number, got 'heavy'"),
+        (["tasks=[quiz:qa]", "tasks.quizz.weight=1"], "Did you mean 'quiz'?"),
+        (["tasks=[quiz:qa]", "tasks.quiz.data=file"], "Did you mean 'files'?"),
+        (["tasks=[quiz:qa]", "tasks.quiz.task=translate"], "unknown task 'translate'"),
+        (["tasks=[qa]", "mixing.sampling=even"], "mixing.sampling=even"),
+        (["tasks=[qa]", "mixing.temprature=1"], "Did you mean 'temperature'?"),
+        (["tasks=[qa]", "task=sentiment"], "task= is for a run of one task"),
+        (["tasks=[qa]", "experiment=sst2"], "experiment= is for a run of one task"),
+        (["tasks=[qa,qa]"], "names 'qa' twice"),
+        (["tasks=[model:qa]"], "is the name of a folder that every run has"),
+        (["tasks=qa"], "expected a list"),
+        (["tasks=[]"], "expected a list"),
+        (["-m", "tasks=[qa],[sentiment]"], "one list, not several values"),
+        (["-m", "tasks=[qa]", "tasks.qa.data=sample,files"], "call gptask once for each"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(arguments, said, refused):
+    assert said in refused("train", *arguments)
+
+
+def test_a_sweep_over_other_options(run):
+    configs = run("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
+    assert [(config.seed, list(config.tasks)) for config in configs] == [(1, ["qa", "mood"]), (2, ["qa", "mood"])]
+
+
+def test_help_shows_the_options_of_each(run):
+    out = run("train", "tasks=[qa,mood:sentiment]", "--help").out
+    assert "graded: false" in out
+    assert "answer: generate" in out
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a training of two tasks, without its weights."""
+    folder = tmp_path / "outputs" / "quiz+mood" / "first run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    config = Config(
+        tasks={
+            "quiz": Member(QuestionAnswering(answer=Answer.span), Sample(limit=Limit(test=5)), weight=2.0),
+            "mood": Member(Sentiment(graded=True), Files(train="t.csv", columns={"text": "a b"})),
+        },
+        backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
+        tuning=Full(lr=0.5),
+        seed=7,
+    )
+    config.mixing.best = "quiz"
+    runs.write_config(folder, config)
+    (folder / "mood").mkdir()
+    alone = Config(task=config.tasks["mood"].task, data=config.tasks["mood"].data, backbone=config.backbone, seed=7)
+    runs.write_config(folder / "mood", alone, member="mood")
+    return folder, config
+
+
+def test_resume_takes_every_task_over(run, saved):
+    folder, config = saved
+    resumed = run("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
+    config.tasks["mood"].data.columns["label"] = "c"
+    assert resumed.tasks == config.tasks
+    assert (resumed.mixing, resumed.seed, resumed.tuning) == (config.mixing, 7, Full(0.5))
+    assert (resumed.task, resumed.data) == (None, None)
+
+
+def test_the_written_config_is_checked_by_its_schemas(refused, saved):
+    folder, _ = saved
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("weight: 2.0", "weight: heavy"))
+    assert "expected a number, got 'heavy'" in refused("train", f"resume={folder}")
+    (folder / "config.yaml").write_text(text.replace("graded: true", "grated: true"))
+    assert "grated" in refused("train", f"resume={folder}")
+
+
+def test_evaluate_and_predict_take_the_name_of_a_task(run, saved):
+    folder, _ = saved
+    config = run("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
+    assert config.run == str(folder / "mood")
+    assert (config.task, config.data.limit.test, config.seed) == (Sentiment(graded=True), 3, 7)
+    assert run("predict", f"run={folder}", "task=mood", "input=x.csv").config.run == str(folder / "mood")
+    assert run("predict", f"run={folder}/mood", "input=x.csv").config.task == Sentiment(graded=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "run={}"], "a run of several tasks: choose one by task=, of quiz, mood."),
+        (["evaluate", "run={}", "task=moot"], "no task 'moot' in"),
+        (["predict", "run={}", "task=moot", "input=x"], "Did you mean 'mood'?"),
+        (["train", "resume={}/mood"], "which can be resumed"),
+        (["train", "resume={}", "task=qa"], "a run of several tasks; leave task= out"),
+        (["train", "resume={}", "tasks=[qa]"], "goes on with the run's own tasks"),
+        (["train", "resume={}", "tasks.moot.weight=2"], "Did you mean 'mood'?"),
+    ],
+)
+def test_a_task_that_is_not_there(arguments, said, refused, saved):
+    assert said in refused(*(argument.format(saved[0]) for argument in arguments))
+
+
+def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run, saved):
+    _, config = saved
+    values = runs.read_config(saved[0])
+    words = shlex.split(command(values))
+    assert words[:3] == ["gptask", "train", "tasks=[quiz:qa,mood:sentiment]"]
+    again = run(*words[1:]).config
+    assert again.tasks == config.tasks
+    assert again.mixing == config.mixing
+
+    def told(_):
+        words.append(runs.started_by.get())
+
+    typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
+    run("train", *typed, action=told)
+    assert words[-1] == shlex.join(["gptask", "train", *typed])

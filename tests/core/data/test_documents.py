@@ -1,0 +1,45 @@
+import pytest
+from gptask.config import Documents, Files
+from gptask.data.documents import SECTION, documents, of_task
+from gptask.errors import UserError
+from gptask_tasks.language_modeling import LanguageModeling
+from gptask_tasks.sentiment import Sentiment
+
+TEXT = "one\r\ntwo\r\n\r\n  \nthree\n***\n\nfour"
+
+
+def read(text, **options):
+    lines = enumerate(text.splitlines(keepends=True), 1)
+    return [(row.number, row.value) for row in documents(iter(lines), Files(**options))]
+
+
+def test_a_document_is_what_the_option_says():
+    assert [value for _, value in read(TEXT)] == ["one", "two", "", "  ", "three", "***", "", "four"]
+    assert read(TEXT, documents=Documents.paragraph) == [(1, "one\ntwo"), (5, "three\n***"), (8, "four")]
+    assert read(TEXT, documents=Documents.file) == [(1, TEXT.replace("\r", ""))]
+    assert read(TEXT, separator=r"\*+") == [(1, "one\ntwo\n\n  \nthree"), (7, "\nfour")]
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n"])
+def test_sections_are_the_whole_text_and_end_at_blank_lines_if_they_can(gap):
+    text = gap.join(f"line {n} " + "x" * 90 for n in range(500))
+    sections = read(text, documents=Documents.section)
+    assert "".join(value for _, value in sections) == text
+    assert len(sections) > 2
+    assert all(value.endswith(gap) for _, value in sections[:-1])
+    longest = max(len(value) for _, value in sections)
+    assert longest < (SECTION if gap == "\n\n" else 2 * SECTION) + 200
+    starts = [text.splitlines()[number - 1] for number, _ in sections]
+    assert [value.splitlines()[0] for _, value in sections] == starts
+
+
+def test_a_task_decides_what_the_user_leaves_open():
+    assert of_task(Files(), LanguageModeling()).documents is Documents.section
+    assert of_task(Files(), Sentiment()).documents is Documents.line
+    assert of_task(Files(documents=Documents.file), LanguageModeling()).documents is Documents.file
+    assert of_task(Files(format="lines"), LanguageModeling()).documents is None
+
+
+def test_a_broken_separator_is_told():
+    with pytest.raises(UserError, match=r"data.separator '\(' is no regular expression"):
+        read(TEXT, separator="(")

@@ -1,0 +1,96 @@
+"""How often the batches of each task come, and in which order."""
+
+from types import SimpleNamespace
+
+import pytest
+from gptask import Member, Mixing, UserError
+from gptask.data.mixture import AGAIN, Interleaved, Mixture
+from gptask.several import Sampling, check, shares
+
+
+class Numbered:
+    """A data module whose batches say in which pass they come."""
+
+    def __init__(self, batches):
+        self.batches, self.trainer = batches, None
+
+    def train_dataloader(self):
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        return [(epoch, number) for number in range(self.batches)]
+
+
+def mixture(mixing, epoch=0, seed=13, **sizes):
+    made = Mixture({name: Numbered(size) for name, size in sizes.items()}, mixing, seed)
+    made.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("mixing", "expected"),
+    [
+        (Mixing(Sampling.proportional), [90, 9, 1]),
+        (Mixing(Sampling.uniform), [33, 33, 33]),
+        (Mixing(Sampling.temperature, temperature=1), [90, 9, 1]),
+        (Mixing(Sampling.temperature, temperature=2), [70, 22, 7]),  # 9.49 : 3 : 1
+        (Mixing(Sampling.temperature, temperature=1e6), [33, 33, 33]),
+        (Mixing(Sampling.temperature, temperature=0.1), [100, 1, 1]),  # every task has one at least
+    ],
+)
+def test_shares(mixing, expected):
+    assert shares([90, 9, 1], mixing) == expected
+
+
+def test_proportional_goes_through_all_data_once_an_epoch():
+    drawn = list(mixture(Mixing(Sampling.proportional), epoch=3, a=5, b=2).train_dataloader())
+    assert sorted(drawn) == [(0, (3, n)) for n in range(5)] + [(1, (3, n)) for n in range(2)]
+
+
+def test_the_order_is_drawn_anew_each_epoch_and_again_by_the_same_seed():
+    def order(**where):
+        return [seat for seat, _ in mixture(Mixing(), a=20, b=20, **where).train_dataloader()]
+
+    assert order() == order()
+    assert order() != order(epoch=1)
+    assert order() != order(seed=14)
+    assert order() != sorted(order())
+
+
+def test_a_small_task_is_gone_through_again_in_another_order_and_a_large_one_in_part():
+    made = mixture(Mixing(Sampling.uniform), epoch=1, small=2, large=8)
+    drawn = list(made.train_dataloader())
+    assert [batch for seat, batch in drawn if seat == 0] == [
+        (1, 0), (1, 1), (1 + AGAIN, 0), (1 + AGAIN, 1), (1 + 2 * AGAIN, 0),
+    ]  # fmt: skip
+    assert [batch for seat, batch in drawn if seat == 1] == [(1, n) for n in range(5)]
+    assert made.passes() == [2.5, 0.625]
+    assert len(made.train_dataloader()) == len(drawn)
+
+
+def test_a_stream_cannot_be_mixed():
+    made = mixture(Mixing(), a=2, b=2)
+    made.modules["b"].train_dataloader = lambda: iter(())
+    with pytest.raises(UserError, match=r"tasks\.b: its training data is a stream"):
+        made.train_dataloader()
+
+
+def test_nothing_is_drawn_before_it_is_asked_for():
+    asked = []
+    epoch = iter(Interleaved([lambda number: asked.append(number) or [0]], [2], 1))
+    assert asked == []
+    next(epoch)
+    assert asked == [0]
+
+
+@pytest.mark.parametrize(
+    ("members", "mixing", "message"),
+    [
+        ({"a b": Member()}, Mixing(), "'a b' is no plain name"),
+        ({"checkpoints": Member()}, Mixing(), "'checkpoints' is the name of a folder"),
+        ({"a": Member(weight=0)}, Mixing(), r"tasks\.a\.weight=0 must be above 0"),
+        ({"a": Member()}, Mixing(temperature=0), r"mixing\.temperature=0 must be above 0"),
+        ({"trec": Member()}, Mixing(best="tree"), r"mixing\.best=tree is none .* Did you mean 'trec'"),
+    ],
+)
+def test_mistakes(members, mixing, message):
+    with pytest.raises(UserError, match=message):
+        check(members, mixing)

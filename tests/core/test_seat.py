@@ -1,0 +1,30 @@
+"""Main metrics of several tasks on one scale."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from gptask.seat import goodness
+
+INFINITE = math.inf
+
+
+@pytest.mark.parametrize(
+    ("limits", "higher", "value", "expected"),
+    [
+        ((0, 100), True, 70, 70),
+        ((0, 100), False, 70, 30),
+        ((-100, 100), True, 0, 50),
+        ((0, INFINITE), False, 1, 50),  # a loss
+        ((1, INFINITE), False, 1, 100),  # a perplexity
+        ((0, INFINITE), True, 3, 75),
+        ((-INFINITE, 0), True, -1, 50),
+        ((-INFINITE, INFINITE), True, 0, 50),
+    ],
+)
+def test_goodness(limits, higher, value, expected):
+    metric = SimpleNamespace(range=limits, higher_is_better=higher)
+    assert goodness(metric, value) == pytest.approx(expected)
+    better = value + (0.1 if higher else -0.1)
+    if limits[0] <= better <= limits[1]:
+        assert goodness(metric, better) > goodness(metric, value)

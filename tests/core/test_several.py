@@ -1,0 +1,250 @@
+"""Several tasks on one backbone, from Python: one training, one run folder, each task as if it had a run of its own."""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+from gptask import Config, Member, Mixing, UserError, assembly, load_run, load_runs, train, train_tasks
+from gptask.backbone.model import Backbone
+from gptask.compare.comparison import compare
+from gptask.compare.records import find, read
+from gptask.config import Evaluate, Full, Limit, Lora, Sample
+from gptask.evaluation import evaluate
+from gptask.job import identity
+from gptask.report.curves import curves
+from gptask.several import Sampling
+from gptask.training import assemble, goal, pace
+from gptask_tasks.classification import Classification
+from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+
+from tests.small import config
+
+
+def data(**options):
+    return Sample(**({"limit": Limit(train=24, validation=8, test=10), "max_tokens": 128, "batch_size": 8} | options))
+
+
+def several(outputs, **changes):
+    """Two classifications and a generation on a tiny GPT-2."""
+    tasks = {
+        "mood": Member(Sentiment(), data()),
+        "topic": Member(Classification(), data(), weight=0.5),
+        "qa": Member(QuestionAnswering(), data(limit=Limit(train=8, validation=2, test=3), max_tokens=128)),
+    }
+    return dataclasses.replace(config(outputs), **({"task": None, "data": None, "tasks": tasks} | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train_tasks(several(tmp_path_factory.mktemp("outputs")))
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_the_run_folder_holds_one_model_and_a_run_folder_for_each_task(finished):
+    assert finished.folder.parent.name == "mood+topic+qa"
+    assert {path.name for path in finished.folder.iterdir()} == {
+        "config.yaml", "metrics.json", "model", "checkpoints", "metrics.csv", "train.log", "README.md",
+        "mood", "topic", "qa",
+    }  # fmt: skip
+    for name in ("mood", "topic", "qa"):
+        own = {path.name for path in (finished.folder / name).iterdir()}
+        assert own == {"config.yaml", "metrics.json", "predictions.jsonl", "README.md"}
+    heads = {path.name for path in (finished.folder / "model").glob("head*")}
+    assert heads == {"head.mood.safetensors", "head.topic.safetensors"}  # generation owns no weights
+
+
+def test_each_task_is_tested_by_its_own_metrics_and_the_whole_says_what_it_was(finished):
+    assert list(finished.tasks["qa"].metrics["metrics"]) == ["f1", "em"]
+    assert finished.tasks["topic"].metrics["task"] == "classification"
+    whole = finished.metrics
+    assert whole["tasks"]["qa"]["metrics"]["f1"] == finished.tasks["qa"].metrics["metrics"]["f1"]
+    assert [own["n"] for own in whole["tasks"].values()] == [10, 10, 3]
+    card = (finished.folder / "README.md").read_text()
+    assert "[mood](mood/README.md)" in card
+    assert f"{whole['trainable_parameters']:,} of" in card
+
+
+def test_the_backbone_learns_once_and_is_counted_once(finished):
+    backbone = finished.tasks["mood"].backbone
+    shared = sum(p.numel() for p in backbone.parameters())
+    heads = {name: sum(p.numel() for p in run.head.parameters()) for name, run in finished.tasks.items()}
+    assert all(run.backbone is backbone for run in finished.tasks.values())
+    assert finished.metrics["trainable_parameters"] == shared + sum(heads.values())
+    for name, run in finished.tasks.items():
+        assert run.metrics["trainable_parameters"] == shared + heads[name]
+
+
+def test_a_loaded_run_holds_the_backbone_once(finished, monkeypatch):
+    built, original = [], Backbone.__init__
+
+    def counting(self, *args):
+        original(self, *args)
+        built.append(weakref.ref(self))
+
+    monkeypatch.setattr(Backbone, "__init__", counting)
+    loaded = load_runs(finished.folder)
+    gc.collect()
+    assert len([made for made in built if made()]) == 1
+    assert len({id(run.backbone) for run in loaded.tasks.values()}) == 1
+    shared = {p.data_ptr() for p in loaded.tasks["mood"].backbone.parameters()}
+    for run in loaded.tasks.values():  # nor does a head hold a copy of it
+        assert not {p.data_ptr() for p in run.head.parameters()} & shared
+        assert sum(p.numel() for p in run.head.parameters()) < sum(p.numel() for p in run.backbone.parameters()) / 10
+
+
+def test_loaded_tasks_say_what_the_training_run_wrote(finished):
+    for name, run in load_runs(finished.folder).tasks.items():
+        rows = lines(finished.folder / name)
+        fields = [field.name for field in run.task.inputs()]
+        said = list(run.predict({field: row[field] for field in fields} for row in rows))
+        assert [one.value for one in said] == [row["prediction"] for row in rows]
+        alone = load_run(finished.folder / name)
+        assert next(iter(alone.predict([{field: rows[0][field] for field in fields}]))).value == rows[0]["prediction"]
+
+
+def test_a_run_of_one_task_loads_the_same_way(tmp_path):
+    run = train(config(tmp_path))
+    assert list(load_runs(run.folder).tasks) == ["sentiment"]
+
+
+def test_the_folder_of_several_is_not_taken_for_one(finished):
+    with pytest.raises(UserError, match=r"a run of several tasks: mood, topic, qa\. Take .*mood"):
+        load_run(finished.folder)
+    with pytest.raises(UserError, match="train_tasks"):
+        train(several("nowhere"))
+
+
+def test_evaluation_of_a_task_scores_as_the_training_did(finished, tmp_path):
+    run = finished.tasks["topic"]
+    folder = evaluate(
+        Evaluate(task=run.task, backbone=config(tmp_path).backbone, data=data(), run=str(run.folder),
+                 outputs=str(tmp_path))
+    )  # fmt: skip
+    assert json.loads((folder / "metrics.json").read_text())["metrics"] == run.metrics["metrics"]
+
+
+def test_training_and_validation_are_logged_by_task(finished):
+    names = set(curves(finished.folder))
+    assert {"train/loss", "train/qa/loss", "val/mood/accuracy", "val/topic/loss", "val/qa/f1", "val/score"} <= names
+    own = curves(*read(finished.folder / "qa").curves)
+    assert {"train/loss", "val/loss", "val/f1", "val/em"} == set(own)
+
+
+def test_compare_sees_a_row_for_each_task_and_tests_it_against_a_run_alone(finished, tmp_path):
+    alone = train(config(tmp_path, task=Sentiment()))
+    records = find([str(finished.folder), str(alone.folder)])
+    assert sorted(record.folder.name for record in records if record.folder.parent == finished.folder) == [
+        "mood", "qa", "topic",
+    ]  # fmt: skip
+    pair = [record for record in records if record.task == "sentiment"]
+    (table,) = compare(pair, every=True).tables
+    assert len(table.verdicts["accuracy"]) == 1
+    assert read(finished.folder).problem.startswith("of several tasks")
+
+
+def test_together_with_others_is_another_method_than_alone(finished, tmp_path):
+    other = train_tasks(several(tmp_path, mixing=Mixing(Sampling.uniform)))
+    digests = [run.tasks["mood"].values["together"]["digest"] for run in (finished, other)]
+    assert digests[0] != digests[1]
+
+
+def test_a_seed_decides_everything(finished, tmp_path):
+    again = train_tasks(several(tmp_path))
+    for name, run in again.tasks.items():
+        assert run.metrics["metrics"] == finished.tasks[name].metrics["metrics"]
+
+
+def test_resume_goes_on_with_all_tasks(tmp_path):
+    first = train_tasks(several(tmp_path))
+    before = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
+    longer = {"max_epochs": 3, "accelerator": "cpu", "accumulate_grad_batches": 1}
+    again = train_tasks(several(tmp_path, trainer=longer, resume=str(first.folder)))
+    after = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
+    assert again.folder == first.folder
+    assert (before["epoch"], after["epoch"]) == (1, 2)
+    assert after["global_step"] == before["global_step"] * 3 // 2
+
+
+def test_a_batch_teaches_its_own_head_alone(tmp_path):
+    module, mixed = assemble(settings := several(tmp_path), assembly.corpora(settings))
+    number, batch = next(iter(mixed.train_dataloader()))
+    module.seats[number].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch).backward()
+    for seat in module.seats:
+        learned = [p for p in seat.head.parameters() if p.grad is not None]
+        assert bool(learned) == (seat is module.seats[number] and any(True for _ in seat.head.parameters()))
+
+
+def test_the_loss_is_weighted(tmp_path, monkeypatch):
+    module, mixed = assemble(settings := several(tmp_path), assembly.corpora(settings))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    drawn = next(one for one in mixed.train_dataloader() if module.seats[one.seat].name == "topic")
+    plain = module.seats[drawn.seat].head.loss(
+        module.backbone.hidden(drawn.batch.input_ids, drawn.batch.lengths), drawn.batch
+    )
+    assert module.training_step(drawn, 0).item() == pytest.approx(0.5 * plain.item())
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"), [(None, ("val/score", "max")), ("qa", ("val/qa/f1", "max"))]
+)  # fmt: skip
+def test_what_chooses_the_checkpoint(best, expected, tmp_path):
+    assert goal(several(tmp_path, mixing=Mixing(best=best))) == expected
+
+
+def test_the_deepest_and_most_careful_head_decides_and_the_smallest_batches_set_the_step(tmp_path):
+    tasks = several(tmp_path).tasks
+    tasks["qa"] = Member(QuestionAnswering(), data(batch_size=2, limit=Limit(train=8)))
+    settings = several(tmp_path, tasks=tasks, tuning=Lora(rank=2))
+    module, mixed = assemble(settings, assembly.corpora(settings))
+    assert (settings.tuning.top, settings.tuning.lr) == (1.0, 5.5e-4)
+    assert pace({}, mixed)["accumulate_grad_batches"] == 8
+    learning = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in learning} == {"backbone", "mood_head", "topic_head"}
+
+
+def test_the_data_of_every_task_decides_what_the_job_is(tmp_path):
+    tasks = several(tmp_path).tasks
+    less = tasks | {"qa": Member(QuestionAnswering(), data(limit=Limit(train=7)))}
+    assert identity(several(tmp_path)) == identity(dataclasses.replace(several(tmp_path), outputs="elsewhere"))
+    assert identity(several(tmp_path, tasks=less)) != identity(several(tmp_path))
+
+
+def test_mistakes_name_the_task(tmp_path):
+    broken = several(tmp_path).tasks | {"topic": Member(Classification(), data(cut=3))}
+    with pytest.raises(UserError, match=r"tasks\.topic: data\.cut=3"):
+        train_tasks(several(tmp_path, tasks=broken))
+    with pytest.raises(UserError, match=r"one task or several: .*, not both"):
+        train_tasks(several(tmp_path, task=Sentiment()))
+    with pytest.raises(UserError, match="one task or several"):
+        train(Config())
+    with pytest.raises(UserError, match=r"one process, not in 2: set trainer\.devices=1"):
+        train_tasks(several(tmp_path, trainer={"devices": 2, "accelerator": "cpu"}))
+
+
+def test_the_probe_counts_every_task(tmp_path, caplog, monkeypatch):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+    with caplog.at_level("INFO"):
+        train_tasks(several(tmp_path, probe=True, trainer={"max_steps": 2, "accelerator": "cpu"}))
+    assert "expected:" in caplog.text
+
+
+def test_adjusted_options_are_kept_by_task(tmp_path):
+    tasks = {
+        "many": Member(Classification(multi_label=True), data()),
+        "mood": Member(Sentiment(), data()),
+    }
+    done = train_tasks(several(tmp_path, tasks=tasks, tuning=Full(lr=1e-3)))
+    chosen = done.tasks["many"].task.threshold
+    assert chosen is not None
+    assert load_run(done.folder / "many").task.threshold == chosen
+    assert done.tasks["many"].values["adjusted"] == {"threshold": chosen}
+    assert done.tasks["mood"].values["adjusted"] == {}

@@ -1,0 +1,56 @@
+"""Distributions with task plugins, put on the path as pip leaves them."""
+
+import sys
+import textwrap
+
+import pytest
+from hydra.core.config_store import ConfigStore
+
+GOOD = '''
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from gptask import Field, Task, option
+
+@dataclass
+class Good(Task):
+    """Echo a text."""
+
+    times: int = option(1, "how often")
+
+    def fields(self):
+        return [Field("text"), Field("echo", target=True)]
+
+    def render(self, example):
+        return example["text"], example.get("echo")
+
+    def encode(self, example, tokenizer, max_tokens): ...
+    def head(self, backbone): ...
+    def prediction(self, example, outputs): ...
+    def metrics(self): ...
+    def sample(self): ...
+'''
+
+
+@pytest.fixture
+def install(tmp_path_factory, monkeypatch):
+    """``install("dist", source, name="module:Class")``; returns the folder that is on the path."""
+    path = tmp_path_factory.mktemp("site")
+    monkeypatch.syspath_prepend(path)
+    monkeypatch.setenv("GPTASK_PLUGINS", "")
+    monkeypatch.setitem(ConfigStore.instance().repo, "task", {})
+
+    def call(distribution, source=None, metadata="Name: {}\nVersion: 1.2\n", **points):
+        info = path / f"{distribution}-1.2.dist-info"
+        info.mkdir()
+        if metadata:
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata.format(distribution)}")
+        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+        (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
+        if source is not None:
+            (path / f"{next(iter(points.values())).partition(':')[0]}.py").write_text(textwrap.dedent(source))
+        return path
+
+    yield call
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(path)):
+            del sys.modules[name]

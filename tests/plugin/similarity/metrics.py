@@ -1,0 +1,87 @@
+"""Correlations that can be resampled, and the mean error."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from gptask import MeanMetric, Metric, Prediction
+from gptask.task import Example
+
+
+class Correlation(Metric):
+    """A correlation of predicted and true scores, in percent; 0 where one side is constant."""
+
+    range = (-100.0, 100.0)
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """The predicted and the true score."""
+        return [prediction.value, reference["score"]]
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """Each example once."""
+        return float(self.resampled(rows, np.ones((1, len(rows))))[0])
+
+    def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """All sets at once."""
+        said, true = (self.scaled(column, counts) for column in rows.T)
+        return 100 * pearson(said, true, counts)
+
+    @abstractmethod
+    def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What is correlated, (R, N): of values (N,) in sets where example n occurs ``counts[r, n]`` times."""
+
+
+class Pearson(Correlation):
+    """Pearson's r."""
+
+    name = "pearson"
+
+    def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        return np.broadcast_to(values, counts.shape)
+
+
+class Spearman(Correlation):
+    """Spearman's rho."""
+
+    name, signature = "spearman", "equal values share their mean rank"
+
+    def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Ranks in each set."""
+        _, place = np.unique(values, return_inverse=True)  # (N,) which of the different values, from the lowest
+        order = np.argsort(place, kind="stable")
+        starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+        times = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
+        return (np.cumsum(times, axis=1) - (times - 1) / 2)[:, place]
+
+
+class AbsoluteError(MeanMetric):
+    """Mean distance from the true score."""
+
+    higher_is_better = False
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__("mae", f"scale {low:g} to {high:g}", scale=1.0)
+        self.range = (0.0, high - low)
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """The distance."""
+        return [abs(prediction.value - reference["score"])]
+
+
+def pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Weighted correlation (R,) of x and y, both (R, N), each column ``counts`` (R, N) times."""
+    x, y = centred(x, counts), centred(y, counts)
+    spread = np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1))
+    together = (counts * x * y).sum(1)
+    return np.clip(np.divide(together, spread, out=np.zeros_like(spread), where=spread > 0), -1, 1)
+
+
+def centred(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Distances from the mean of each set; exactly 0 where all that is in the set are equal."""
+    there = counts > 0
+    varies = np.where(there, x, -np.inf).max(1) > np.where(there, x, np.inf).min(1)
+    mean = (counts * x).sum(1) / counts.sum(1)
+    return (x - mean[:, None]) * varies[:, None]
