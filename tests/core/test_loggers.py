@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from gptask import UserError, loggers, train
@@ -166,7 +167,11 @@ def test_a_crash_marks_the_run_as_failed_even_behind_the_training(tmp_path, prox
     client = MlflowClient(database)
     kept = client.search_runs([client.get_experiment_by_name("sentiment").experiment_id])
     assert {r.info.status for r in kept if r.info.run_name == "mlflow"} == {"FAILED"}
-    assert [r.exit.exit_code for r in wandb_records(tmp_path / "wandb") if r.WhichOneof("record_type") == "exit"] == [1]
+    deadline = time.monotonic() + 20  # wandb's own process writes behind ours
+    while not (codes := [r.exit.exit_code for r in wandb_records(tmp_path / "wandb") if r.HasField("exit")]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert codes == [1]
 
 
 @pytest.mark.parametrize(

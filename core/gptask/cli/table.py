@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import told
-from gptask.run import main_process
+from gptask.run import OURS, WRITTEN, main_process
 
 
 def show_run(folder: Path) -> None:
@@ -31,21 +31,11 @@ def show_run(folder: Path) -> None:
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, 3):
             row = json.loads(line)
-            skip = (
-                "id",
-                "digest",
-                "group",
-                "references",
-                "prediction",
-                "score",
-                "samples",
-                "probabilities",
-                "statistics",
-            )
-            text = " | ".join(told(value) or str(value) for name, value in row.items() if name not in skip)
+            inputs = [value for name, value in row.items() if name not in OURS | WRITTEN]
+            text = " | ".join(told(value) or str(value) for value in inputs)
             console.print(Text(f"  {_short(text)}", style="dim"))
-            truth = _plain(next(iter(row["references"].values())))
-            console.print(Text(f"    → {_short(_plain(row['prediction']))}   (truth: {_short(truth)})"))
+            truth = [f"   (truth: {_short(_plain(value))})" for value in row["references"].values()][:1]
+            console.print(Text("".join([f"    → {_short(_plain(row['prediction']))}", *truth])))
     console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -15,10 +15,8 @@ from gptask.compare.records import Record
 from gptask.data.messages import told
 from gptask.errors import UserError
 from gptask.metric import Metric
+from gptask.run import OURS, WRITTEN
 from gptask.task import Kind
-
-WRITTEN = {"id", "digest", "group", "references", "prediction", "score"}
-WRITTEN |= {"samples", "probabilities", "extra", "statistics"}
 
 
 @dataclass
@@ -149,7 +147,7 @@ def _whole(row: dict[str, Any]) -> bool:
 
 def inputs(row: dict[str, Any]) -> dict[str, Any]:
     """The fields of an example that a prediction is made from."""
-    return {name: value for name, value in row.items() if name not in WRITTEN}
+    return {name: value for name, value in row.items() if name not in OURS | WRITTEN}
 
 
 def _each(metric: Metric, rows: np.ndarray) -> np.ndarray:

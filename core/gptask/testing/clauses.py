@@ -22,6 +22,7 @@ from gptask.errors import listing
 from gptask.generation import Text
 from gptask.metric import Metric
 from gptask.results import prediction_fields
+from gptask.run import OURS, WRITTEN
 from gptask.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.testing.trial import BATCH, Trial, padded
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from gptask.data.module import Batch
 
 PADS = 3
-OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}  # and when it writes
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
 IMPORT = """
 import importlib, runpy, sys
@@ -83,8 +82,9 @@ def fields_well_formed(trial: Trial) -> None:
     _expect(trial.task.inputs(), "every field is marked target: a prediction has no input; look at Task.fields()")
     _expect(
         bool(trial.task.targets()) == trial.task.supervised,
-        f"Task.supervised={trial.task.supervised} says whether a field is marked target, but marked are "
-        f"{listing([f.name for f in trial.task.targets()])}; look at Task.fields()",
+        "no field is marked target: nothing is to be predicted; look at Task.fields()"
+        if trial.task.supervised
+        else f"Task.supervised=False, but {listing(f.name for f in trial.task.targets())} is marked target",
     )
 
 
