@@ -136,7 +136,7 @@ def test_a_killed_sweep_goes_on_and_names_the_best(tmp_path, monkeypatch, capsys
     best = shlex.split(ended.out.splitlines()[-1].partition("gptask train ")[2])
     assert best[:-1] == [*TINY, "trainer.max_epochs=4"]
     assert best[-1] in asked
-    read("train", best, quiet=True)
+    read("train", best)
     assert call(*line) == 0
     assert "2 complete" in capsys.readouterr().out
     assert contents(study).keys() == after.keys()
