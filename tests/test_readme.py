@@ -39,6 +39,7 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
     commands = use_commands()
     assert {words[1] for words in commands if words[0] == "gptask"} == {
         "tasks",
+        "new-task",
         "train",
         "evaluate",
         "predict",
