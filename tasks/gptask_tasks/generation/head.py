@@ -10,18 +10,16 @@ from gptask.generation import Text
 from gptask.heads import GenerationHead, nats
 from torch import Tensor
 
+from gptask_tasks.generation.metrics import Counts
+
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
     from gptask.data.module import Batch
 
 
 @dataclass
-class Answer(Text):
-    """A generated text, and nats, tokens and UTF-8 bytes of the turns to be learned."""
-
-    nats: float = 0.0
-    tokens: int = 0
-    bytes: int = 0
+class Answer(Counts, Text):
+    """A generated text with the counts of its conversation."""
 
 
 class AnswerHead(GenerationHead):

@@ -12,12 +12,17 @@ from gptask.task import Example
 
 
 @dataclass
-class Judged(Prediction):
-    """A prediction with what the model makes of the assistant's own turns: nats, tokens and UTF-8 bytes."""
+class Counts:
+    """What the model makes of the turns to be learned: nats, tokens and UTF-8 bytes."""
 
     nats: float = 0.0
     tokens: int = 0
     bytes: int = 0
+
+
+@dataclass
+class Judged(Counts, Prediction):
+    """A prediction with the counts of its conversation."""
 
 
 class Likelihood(AdditiveMetric):
