@@ -61,14 +61,20 @@ class GPTModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
         seat = self.seats[dataloader_idx]
-        hidden = self._hidden(seat, batch, "validation")
         how: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
-        self._say(seat, batch, hidden)
+        with self._as_saved():
+            hidden = self._hidden(seat, batch, "validation")
+            self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
+            self._say(seat, batch, hidden)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
-        self._say(self.seats[dataloader_idx], batch, None)
+        with self._as_saved():
+            self._say(self.seats[dataloader_idx], batch, None)
+
+    def _as_saved(self) -> torch.autocast:
+        """Weights as they are saved and loaded for scoring, whatever number format training computes in."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def _say(self, seat: Seat, batch: Batch, hidden: Tensor | None) -> None:
         said = seat.head.predict(self.backbone, batch, hidden)

@@ -35,7 +35,9 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
         if isinstance(options, SGD):
             return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
         first, second = options.betas
-        return torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=True, **shared)
+        optimizer = torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=True, **shared)
+        optimizer._step_supports_amp_scaling = False  # mixed precision unscales before clipping, not in the step
+        return optimizer
     except ValueError as error:
         raise UserError(f"optimizer={options} is out of range: {error}") from error
 

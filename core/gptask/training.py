@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gptask import assembly, loggers, run, saved_model
 from gptask.backbone.source import locate
 from gptask.compare.command import command
-from gptask.config import Full, Lora, Train, checked, to_plain
+from gptask.config import DType, Full, Lora, Train, checked, to_plain
 from gptask.config import Head as FrozenTuning
 from gptask.data.examples import digest
 from gptask.errors import UserError, listing
@@ -133,7 +133,7 @@ def _train(
 ) -> run.Runs:
     started = time.time()
     module, data = assemble(config, corpora)
-    config.trainer = pace(config.trainer, data)
+    config.trainer = pace(config.trainer, data, full=isinstance(config.tuning, Full))
     writing = run.main_process()
     trainer = _trainer(config, folder, callbacks)
     with loggers.tracked(trainer, config, folder):
@@ -194,13 +194,18 @@ def _loaded(folder: Path, module: GPTModule, config: Train) -> run.Runs:
     return run.Runs(folder, runs)
 
 
-def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
-    """What the trainer's ``options`` leave open: epochs, and batches per optimizer step.
+def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, Any]:
+    """What the trainer's ``options`` leave open: epochs, batches per optimizer step, and for ``full`` tuning, whose
+    weights are float32, bfloat16 to compute in where the processor does (Micikevicius et al. 2017, arXiv 1710.03740).
 
     Few batches are gone through more often, `LEAST` to `MOST` times. Where long texts leave a batch few examples, a
     step takes several batches, `Task.examples_per_step` together: the gradient of one or two short answers is too noisy
     for LoRA's learning rates. Of several tasks the one with the fewest examples in a batch decides.
     """
+    import torch
+
+    from gptask.backbone.model import number_format
+
     try:
         batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
@@ -208,6 +213,8 @@ def pace(options: dict[str, Any], data: Any) -> dict[str, Any]:
     found = {"accumulate_grad_batches": _together(data), "max_epochs": max(LEAST, min(MOST, -(-BATCHES // batches)))}
     if options.get("max_steps") not in (None, -1):
         del found["max_epochs"]
+    if full and number_format(DType.auto) is torch.bfloat16:
+        found["precision"] = "bf16-mixed"
     found = {name: value for name, value in found.items() if options.get(name) is None}
     if found:
         log.info("left open and settled: %s", ", ".join(f"trainer.{name}={found[name]}" for name in found))

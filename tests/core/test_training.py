@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask import UserError, assembly, load_run, train
+from gptask.backbone import model
 from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Sample, Schedule, ScheduleName, Scratch
 from gptask.module import GPTModule
 from gptask.progress import Lines
@@ -142,7 +143,36 @@ def test_a_stream_of_unknown_length_gets_two_epochs():
 
 def test_a_run_says_at_what_pace_it_learned(tmp_path):
     run = train(config(tmp_path, trainer={"accelerator": "cpu"}))
-    assert run.values["trainer"] == {"accelerator": "cpu", "max_epochs": 8, "accumulate_grad_batches": 2}
+    paced = {"max_epochs": 8, "accumulate_grad_batches": 2}
+    assert {name: run.values["trainer"][name] for name in paced} == paced
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_full_tuning_computes_in_bfloat16_where_the_processor_does(fast, monkeypatch):
+    monkeypatch.setattr(model, "number_format", lambda _: torch.bfloat16 if fast else torch.float32)
+    stream, mixed = SimpleNamespace(train_dataloader=lambda: iter(())), {"precision": "bf16-mixed"}
+    assert pace({}, stream, full=True).get("precision") == (mixed["precision"] if fast else None)
+    assert pace({"precision": "32-true"}, stream, full=True)["precision"] == "32-true"
+    assert "precision" not in pace({}, stream)
+
+
+def test_mixed_precision_learns_in_bfloat16_clips_and_scores_the_weights_as_they_are_saved(tmp_path, monkeypatch):
+    formats = {True: set(), False: set()}
+    layer = torch.nn.functional.linear
+
+    def linear(x, *rest):
+        made = layer(x, *rest)
+        formats[torch.is_grad_enabled()].add(made.dtype)
+        return made
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    options = {"max_epochs": 1, "accelerator": "cpu", "precision": "bf16-mixed", "gradient_clip_val": 1e-6}
+    run = train(config(tmp_path, trainer=options))
+    assert formats == {True: {torch.bfloat16}, False: {torch.float32}}
+    said = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    again = load_run(run.folder).predict([{"text": line["text"]} for line in said])
+    for line, one in zip(said, again, strict=True):
+        assert line["probabilities"] == pytest.approx(one.probabilities, abs=1e-5)
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):

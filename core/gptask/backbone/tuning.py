@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from gptask.backbone import lean
 from gptask.config import Full, Head, Lora
 from gptask.errors import UserError, listing, nearest
 
-log = logging.getLogger("gptask")
 LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
 FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
 
@@ -30,12 +28,8 @@ def apply(model: Any, tuning: Lora | Full | Head) -> Any:
 
     What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
     """
-    import torch
-
     model.train(not isinstance(tuning, Head))
     if isinstance(tuning, Full):
-        if model.dtype is not torch.float32:
-            log.info("tuning=full: weights in float32 (trainer.precision=bf16-mixed computes in bfloat16)")
         return model.float().requires_grad_(True)
     model.requires_grad_(False)
     if isinstance(tuning, Head):
