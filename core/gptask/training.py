@@ -210,7 +210,8 @@ def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, An
         batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
         batches = BATCHES
-    found = {"accumulate_grad_batches": _together(data), "max_epochs": max(LEAST, min(MOST, -(-BATCHES // batches)))}
+    epochs = max(LEAST, min(MOST, -(-BATCHES // batches)))
+    found: dict[str, Any] = {"accumulate_grad_batches": _together(data), "max_epochs": epochs}
     if options.get("max_steps") not in (None, -1):
         del found["max_epochs"]
     if full and number_format(DType.auto) is torch.bfloat16:

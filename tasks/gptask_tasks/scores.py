@@ -1,7 +1,8 @@
-"""Published scores of texts against references, for the tasks that write; ``field`` holds an example's references."""
+"""Published scores for the tasks that write or read texts; ``field`` holds an example's references."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -69,3 +70,28 @@ class Corpus(AdditiveMetric):
     def aggregate(self, rows: np.ndarray) -> float:
         """The corpus score from the summed counts."""
         return float(self.scorer._compute_score_from_stats(rows.sum(0).tolist()).score)
+
+
+class Likelihood(AdditiveMetric):
+    """How well given texts are predicted, whatever is written: from the nats, tokens and UTF-8 bytes that
+    `Prediction.extra` has of each, all zero where there was nothing to predict."""
+
+    COUNTS = ("nats", "tokens", "bytes")
+    FORMS = {
+        "nats_per_token": lambda nats, tokens, size: nats / tokens,
+        "perplexity": lambda nats, tokens, size: math.exp(min(nats / tokens, 700)),
+        "bits_per_byte": lambda nats, tokens, size: nats / size / math.log(2),
+    }
+    higher_is_better, range = False, (0.0, math.inf)
+
+    def __init__(self, name: str, signature: str) -> None:
+        self.name, self.signature = name, signature
+
+    def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
+        """Nats, tokens and bytes of one example."""
+        return [prediction.extra.get(name, 0) for name in self.COUNTS]
+
+    def aggregate(self, rows: np.ndarray) -> float:
+        """From the sums."""
+        nats, tokens, size = rows.sum(0)
+        return float(self.FORMS[self.name](nats, max(tokens, 1), max(size, 1)))

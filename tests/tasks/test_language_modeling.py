@@ -148,7 +148,7 @@ def test_a_pretrained_run_is_a_backbone_for_another_task(tmp_path: Any) -> None:
     learned = gptask.train(config(tmp_path, backbone=backbone, tuning=Full(), **options))
     assert set(learned.metrics["metrics"]) == {"bits_per_byte", "perplexity", "nats_per_token"}
     (said,) = learned.predict([{"text": "A good film"}])
-    assert said.value["bytes"] == 11
+    assert said.extra["bytes"] == 11
 
     source = Pretrained(source=str(learned.folder), dtype=DType.float32)
     tuned = gptask.train(config(tmp_path, backbone=source, tuning=Lora(rank=2)))

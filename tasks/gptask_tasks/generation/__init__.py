@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,9 +14,8 @@ from gptask.generative import WritingTask
 from gptask.task import Example
 
 from gptask_tasks import sample
-from gptask_tasks.generation.metrics import BitsPerByte, Judged, Perplexity
 from gptask_tasks.generation.records import conversation
-from gptask_tasks.scores import Corpus, Rouge
+from gptask_tasks.scores import Corpus, Likelihood, Rouge
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -101,15 +100,20 @@ class TextGeneration(WritingTask):
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The answer written, and how likely the given ones are."""
-        judged = {name: getattr(outputs[0], name) for name in ("nats", "tokens", "bytes") if hasattr(outputs[0], name)}
-        return Judged(**vars(super().prediction(example, outputs)), **judged)
+        return replace(super().prediction(example, outputs), extra=getattr(outputs[0], "counts", {}))
 
     def metrics(self) -> list[Metric]:
         """Likelihood of all given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the one that is written."""
         import sacrebleu
 
         chrf = Corpus("chrf", sacrebleu.CHRF(), field="answer")
-        return [Perplexity(), BitsPerByte(), chrf, Rouge("rougeL", self.language, field="answer")]
+        turns = "assistant's turns and their ends; per"
+        return [
+            Likelihood("perplexity", f"{turns} token of the backbone's tokenizer"),
+            Likelihood("bits_per_byte", f"{turns} UTF-8 byte of the turns"),
+            chrf,
+            Rouge("rougeL", self.language, field="answer"),
+        ]
 
     def sample(self) -> dict[str, Any]:
         """Small requests with exact answers, some of them in several turns, in English."""

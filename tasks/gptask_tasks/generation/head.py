@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from gptask.generation import Text
 from gptask.heads import GenerationHead, nats
 from torch import Tensor
 
-from gptask_tasks.generation.metrics import Counts
+from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Answer(Counts, Text):
-    """A generated text with the counts of its conversation."""
+class Answer(Text):
+    """A generated text; of the answers given, if any were, the nats, tokens and UTF-8 bytes."""
+
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class AnswerHead(GenerationHead):
@@ -27,7 +29,7 @@ class AnswerHead(GenerationHead):
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt; with answers at hand, their likelihood comes with it."""
-        said = super().predict(backbone, batch)
+        said = [Answer(**vars(text)) for text in super().predict(backbone, batch)]
         here, following = batch.predicting(), batch.input_ids.roll(-1, 1)
         if not here.any():
             return said
@@ -35,9 +37,8 @@ class AnswerHead(GenerationHead):
             hidden = backbone.hidden(batch.input_ids, batch.lengths)
         each = torch.zeros(here.shape, device=hidden.device)
         each[here] = nats(backbone, hidden[here], following[here])
-        answers = []
-        for text, ids, mask, row in zip(said, following, here, each, strict=True):
+        for answer, ids, mask, row in zip(said, following, here, each, strict=True):
             learned = backbone.tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True)
             counts = float(row.sum()), int(mask.sum()), len(learned.encode())
-            answers.append(Answer(text.text, text.score, text.samples, *counts))
-        return answers
+            answer.counts = dict(zip(Likelihood.COUNTS, counts, strict=True))
+        return said

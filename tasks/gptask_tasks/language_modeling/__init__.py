@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from gptask.task import Encoded, Example
 
 from gptask_tasks import sample
 from gptask_tasks.language_modeling.cleaning import Cleaning
-from gptask_tasks.language_modeling.metrics import BitsPerByte, NatsPerToken, Perplexity
+from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -83,12 +82,14 @@ class LanguageModeling(Task):
         """Perplexity and bits per byte of a text, and what they are made of."""
         nats, tokens = (float(sum(part)) for part in zip(*outputs, strict=True))
         size = len(self.render(example)[0].encode())
-        value = {"perplexity": math.exp(min(nats / tokens, 700)), "bits_per_byte": nats / size / math.log(2)}
-        return Prediction(value | {"nats": nats, "tokens": int(tokens), "bytes": size})
+        value = {name: Likelihood.FORMS[name](nats, tokens, size) for name in ("perplexity", "bits_per_byte")}
+        return Prediction(value, extra=dict(zip(Likelihood.COUNTS, (nats, int(tokens), size), strict=True)))
 
     def metrics(self) -> list[Metric]:
         """Bits per byte, which can be compared whatever the tokenizer, first."""
-        return [BitsPerByte(), Perplexity(), NatsPerToken()]
+        own = "the backbone's own tokens"  # so comparable only where the tokenizer is the same
+        bits = Likelihood("bits_per_byte", "UTF-8 bytes of the cleaned text")
+        return [bits, Likelihood("perplexity", own), Likelihood("nats_per_token", own)]
 
     def sample(self) -> dict[str, Any]:
         """Short stories and notes, in English and Chinese."""
