@@ -98,6 +98,13 @@ class NoTarget(Toy):
 
 
 @dataclass
+class TargetOfNothing(Toy):
+    """fields_well_formed: Task.supervised=False, but colour is marked target"""
+
+    supervised: ClassVar[bool] = False
+
+
+@dataclass
 class TakenName(Toy):
     """fields_well_formed: 'digest' is no identifier, or is gptask's own"""
 
@@ -351,7 +358,7 @@ def heavy(folder: Path) -> type:
 
 
 BROKEN = [
-    *(TruncatedTarget, NoTarget, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
+    *(TruncatedTarget, NoTarget, TargetOfNothing, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
     *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName),
     *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable),
     *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),

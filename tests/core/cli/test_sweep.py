@@ -42,6 +42,7 @@ def contents(folder):
         ("seed=1,2", "data.seed=<number> fixes that"),
         ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
         ("tuning.rank=4,8 resume=x", "a stopped trial is asked again"),
+        ("tuning.rank=4,8 tasks=[sentiment,qa]", "it searches for what is best for one task"),
         ("tuning.rank=4,8 --trials 0", "--trials 0: expected 1 or more"),
         ("tuning.rank=4,8 --timeout 0", "expected minutes above 0"),
         ("tuning.rank=4,8 --study ../x", "expected a name"),
