@@ -1,5 +1,6 @@
 """No test writes outside pytest's folders, and only our own plugins are loaded."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ def _cache_folder() -> Iterator[None]:
     """Take the session's cache away at its end."""
     yield
     _cache.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog hear our log, whatever a command line before set up in this process."""
+    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

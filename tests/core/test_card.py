@@ -1,7 +1,6 @@
 """The model card: the hub's own class reads it back, plain libraries run its code, and nothing in it breaks it."""
 
 import json
-import logging
 import re
 from dataclasses import dataclass
 
@@ -169,7 +168,6 @@ def test_nothing_a_user_names_breaks_metadata_or_text(tmp_path):
 
 
 def test_a_card_that_fails_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
     monkeypatch.setattr(Card, "body", lambda self: 1 / 0)
     run = train(config(tmp_path))
     assert run.metrics["n"] == 10

@@ -228,10 +228,7 @@ def test_mistakes_name_the_task(tmp_path):
         train_tasks(several(tmp_path, trainer={"devices": 2, "accelerator": "cpu"}))
 
 
-def test_the_probe_counts_every_task(tmp_path, caplog, monkeypatch):
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+def test_the_probe_counts_every_task(tmp_path, caplog):
     with caplog.at_level("INFO"):
         train_tasks(several(tmp_path, probe=True, trainer={"max_steps": 2, "accelerator": "cpu"}))
     assert "expected:" in caplog.text

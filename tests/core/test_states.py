@@ -1,7 +1,5 @@
 """Kept hidden states: read back exactly, computed once, keyed by what they depend on."""
 
-import logging
-
 import pytest
 import torch
 from gptask import Config, assembly, states
@@ -15,7 +13,6 @@ from gptask_tasks.sentiment import Sentiment
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
 
 
 def config(tiny, task, outputs="outputs", seed=0):

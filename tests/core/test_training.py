@@ -25,11 +25,6 @@ from gptask_tasks.translation import Translation
 from tests.small import config
 
 
-@pytest.fixture(autouse=True)
-def _heard(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return train(config(tmp_path_factory.mktemp("outputs")))

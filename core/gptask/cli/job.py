@@ -83,4 +83,5 @@ def log_to_console() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
+    log.propagate = False  # a library that sets up logging for itself (absl does) would write every line again
     handler.stream = sys.stderr  # today's: a program may have replaced it since the last call

@@ -211,8 +211,7 @@ def test_the_hash_follows_the_weights(tiny, tmp_path):
     assert resolve(Pretrained(source=str(folder))).weights_hash != before
 
 
-def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny, caplog, no_network, monkeypatch):
-    monkeypatch.setattr(source.log, "propagate", True)
+def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny, caplog, no_network):
     assert locate(Scratch()) is None
     with caplog.at_level("INFO", "gptask"):
         locate(Pretrained(source=str(tiny("llama")), license="MIT"))

@@ -1,5 +1,6 @@
 """The jobs of `-m`: started again, finished ones are skipped; other processes run them too."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import gptask.cli
 import pytest
 from gptask import job as jobs
 from gptask import run as runs
+from gptask.cli.job import log, log_to_console
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
@@ -170,3 +172,12 @@ def test_joblib_runs_the_jobs_in_processes_of_their_own(tmp_path, monkeypatch, c
     assert call(*line) == 2
     assert f"finished already, skipped: {metrics.parent}" in capfd.readouterr().err
     assert contents(Path("outputs/sentiment")) == before
+
+
+def test_a_library_that_sets_up_logging_does_not_double_our_lines(monkeypatch, capfd):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    log_to_console()
+    logging.basicConfig(level="INFO")  # as absl does below rouge-score
+    log.info("once")
+    assert capfd.readouterr().err == "once\n"
