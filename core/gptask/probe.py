@@ -33,7 +33,7 @@ def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0
     state = torch.get_rng_state()
     module.train()
     seconds = [
-        share * sum(loader.batch_sampler.costs) * _seconds(module, seat, loader)
+        share * sum(loader.batch_sampler.costs) * _seconds(module, trainer, seat, loader)
         for seat, loader, share in zip(module.seats, loaders, passes, strict=True)
     ]
     torch.set_rng_state(state)
@@ -50,7 +50,7 @@ def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0
     return estimate
 
 
-def _seconds(module: GPTModule, seat: Seat, loader: Any) -> float:
+def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) -> float:
     """Seconds per padded token of a task's training batches."""
     sizes = loader.batch_sampler.costs
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
@@ -59,7 +59,8 @@ def _seconds(module: GPTModule, seat: Seat, loader: Any) -> float:
     for warm, number in enumerate([order[0], *picked]):  # the first one only warms up
         batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
         start = time.perf_counter()
-        loss = seat.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
+        with trainer.precision_plugin.train_step_context():
+            loss = seat.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
         if loss.requires_grad:
             loss.backward()
         if warm:
