@@ -13,7 +13,7 @@ run: .venv/installed  ## fine-tune sentiment on the bundled sample, evaluate, sh
 	$(BIN)/gptask train task=sentiment
 
 test: .venv/tools  ## install what the tests need and run them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/tools  ## ruff: rules and format
 	$(BIN)/ruff check
