@@ -28,15 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 FORMAT = 1
 OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-WRITTEN = {
-    "references",
-    "prediction",
-    "score",
-    "samples",
-    "probabilities",
-    "extra",
-    "statistics",
-}  # in predictions.jsonl
+# and those of predictions.jsonl
+WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # the command line, where there is one
 
 
