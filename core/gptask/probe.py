@@ -32,14 +32,12 @@ def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0
         return None
     state = torch.get_rng_state()
     module.train()
-    seconds = [
-        share * sum(loader.batch_sampler.costs) * _seconds(module, trainer, seat, loader)
-        for seat, loader, share in zip(module.seats, loaders, passes, strict=True)
-    ]
-    torch.set_rng_state(state)
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-    if all(seat.states.get("train") for seat in module.seats):  # later epochs read what the first one kept
-        epochs = 1
+    seconds = []
+    for seat, loader, share in zip(module.seats, loaders, passes, strict=True):
+        first, later = _seconds(module, trainer, seat, loader)
+        seconds.append(share * sum(loader.batch_sampler.costs) * (first + later * (epochs - 1)) / epochs)
+    torch.set_rng_state(state)
     part = float(trainer.limit_train_batches if isinstance(trainer.limit_train_batches, float) else 1)
     minutes = sum(seconds) * part * epochs / 60
     if trainer.max_steps > 0:
@@ -50,21 +48,30 @@ def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0
     return estimate
 
 
-def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) -> float:
-    """Seconds per padded token of a task's training batches."""
+def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) -> tuple[float, float]:
+    """Seconds per padded token of a task's training batches in the first epoch, and in later ones, which read the
+    states that the first one kept."""
     sizes = loader.batch_sampler.costs
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     picked = [order[-1], order[len(order) // 2], order[len(order) // 4]]
-    seconds = tokens = 0.0
+    kept = seat.states.get("train")
+    seconds, tokens = [0.0, 0.0], 0.0
     for warm, number in enumerate([order[0], *picked]):  # the first one only warms up
         batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
-        start = time.perf_counter()
-        with trainer.precision_plugin.train_step_context():
-            loss = seat.head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
-        if loss.requires_grad:
-            loss.backward()
-        if warm:
-            seconds += time.perf_counter() - start
-            tokens += sizes[number]
-        module.zero_grad(set_to_none=True)
-    return seconds / tokens
+        states = None
+        for turn in range(2 if kept else 1):
+            start = time.perf_counter()
+            with trainer.precision_plugin.train_step_context():
+                if kept:
+                    hidden, states = kept.read(batch, states)
+                else:
+                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths)
+                loss = seat.head.loss(hidden, batch)
+            if loss.requires_grad:
+                loss.backward()
+            if warm:
+                seconds[turn] += time.perf_counter() - start
+            module.zero_grad(set_to_none=True)
+        tokens += sizes[number] if warm else 0
+    first, later = seconds
+    return first / tokens, (later if kept else first) / tokens

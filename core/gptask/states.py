@@ -1,15 +1,20 @@
-"""Hidden states of a frozen backbone, kept on disk, so that a head's second epoch costs no forward pass."""
+"""Hidden states of layers that don't learn, kept on disk, so that later epochs read them instead of computing them."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gptask.backbone import attention
 from gptask.backbone.model import Backbone
 from gptask.data.examples import digest
 from gptask.data.module import Batch, DataModule
@@ -20,58 +25,177 @@ log = logging.getLogger("gptask")
 SPARE = 2  # the states may fill at most 1/SPARE of the free disk
 
 
-class States:
-    """Last hidden states of a split's items: N rows (N, C) where the head reads the last token only, else one a token.
+class States(ABC):
+    """States of a split's items in a table of S slots (S, C): ``sizes`` (N,) says how many of them each item has.
 
-    They lie in the cache under a key of the encoded items, the backbone's weights and number format. A row is marked
-    as done after it was written, so a run that was stopped leaves nothing wrong behind.
+    An item is marked as done after its states were written, so a run that was stopped leaves nothing wrong behind.
+    """
+
+    done: Tensor  # (N,)
+    table: Tensor  # (S, C)
+
+    def __init__(self, backbone: Backbone, sizes: np.ndarray) -> None:
+        self.backbone, self.dtype = backbone, backbone.model.dtype
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+
+    def _map(self, path: Path) -> Tensor:
+        shape = (int(self.starts[-1]), self.backbone.channels)
+        return torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.dtype).view(shape)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (B, T, C) of a batch, from what is kept of all its items, which otherwise is kept now;
+        those of pads are not real."""
+        rows = np.asarray(batch.rows)
+        pairs = zip(self.starts[rows], self.starts[rows + 1], strict=True)
+        slots = torch.from_numpy(np.concatenate([np.arange(*pair) for pair in pairs]))
+        if bool(self.done[rows].all()):
+            return self.read(batch, self.table[slots].to(batch.input_ids.device))[0]
+        hidden, states = self.read(batch, None)
+        self.table[slots] = states.cpu()
+        self.done[rows] = True
+        return hidden
+
+    @abstractmethod
+    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Last hidden states (B, T, C) of a batch and what is to be kept, one item's behind the other's.
+
+        The latter are not computed where they are given.
+        """
+
+
+class Last(States):
+    """Last hidden states of a frozen backbone: of each item's last token if the head reads no other, else of all.
+
+    They lie in the cache under a key of the encoded items, the backbone's weights and number format.
     """
 
     def __init__(self, data: DataModule, split: str, backbone: Backbone, head: Head) -> None:
         store = data.items(split)
-        self.last_only, lengths = head.last_only, store.column("length")
-        self.starts = np.concatenate([[0], np.cumsum(np.ones_like(lengths) if self.last_only else lengths)])
-        self.backbone, self.dtype = backbone, backbone.model.dtype
+        lengths = store.column("length")
+        self.last_only = head.last_only
+        super().__init__(backbone, np.ones_like(lengths) if self.last_only else lengths)
         parts = [store.path.stem, backbone.origin.weights_hash, str(self.dtype), self.last_only]
         path = cache_folder() / "states" / f"{digest(repr(parts))}.bin"
-        self.done, self.table = self._open(path, len(lengths), int(self.starts[-1]))
-
-    def _open(self, path: Path, rows: int, slots: int) -> tuple[Tensor, Tensor]:
-        """Flags (N,) and states (slots, C), both maps of files."""
         path.parent.mkdir(exist_ok=True)
-        shape = (slots, self.backbone.channels)
-        flags = torch.from_file(str(path.with_suffix(".done")), shared=True, size=rows, dtype=torch.bool)
-        table = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.dtype)
-        return flags, table.view(shape)
+        self.table = self._map(path)
+        flags = str(path.with_suffix(".done"))
+        self.done = torch.from_file(flags, shared=True, size=len(lengths), dtype=torch.bool)
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """States (B, T, C) of a batch, read if all are there, else computed and kept; those of pads are not real."""
-        rows = np.asarray(batch.rows)
-        if not bool(self.done[rows].all()):
-            hidden = self.backbone.hidden(batch.input_ids, batch.lengths)
-            self._keep(hidden, batch, rows)
-            return hidden
+    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `States`."""
         b, t = batch.input_ids.shape
-        device = batch.input_ids.device
+        if states is None:
+            hidden = self.backbone.hidden(batch.input_ids, batch.lengths)
+            last = hidden[torch.arange(b, device=hidden.device), batch.last()]
+            return hidden, last if self.last_only else hidden[_real(batch)]
         if self.last_only:
-            return self.table[self.starts[rows]].to(device)[:, None].expand(b, t, -1)
-        parts = [self.table[start:end] for start, end in zip(self.starts[rows], self.starts[rows + 1], strict=True)]
-        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device)
-
-    def _keep(self, hidden: Tensor, batch: Batch, rows: np.ndarray) -> None:
-        if self.last_only:
-            last = hidden[torch.arange(len(rows), device=hidden.device), batch.last()]
-            self.table[self.starts[rows]] = last.cpu()
-        else:
-            for states, row, length in zip(hidden.cpu(), rows, batch.lengths.tolist(), strict=True):
-                self.table[self.starts[row] : self.starts[row + 1]] = states[:length]
-        self.done[rows] = True
+            return states[:, None].expand(b, t, -1), states
+        return nn.utils.rnn.pad_sequence(states.split(batch.lengths.tolist()), batch_first=True), states
 
 
-def states_of(data: DataModule, split: str, backbone: Backbone, head: Head) -> States | None:
-    """The kept states of a split; None where they can't be kept, which the log says."""
+class Lower(States):
+    """What the layers below the first adapter make of all tokens; the layers above it start from there.
+
+    They lie in a file without a name, which is gone with the process.
+    """
+
+    def __init__(self, data: DataModule, split: str, backbone: Backbone, layers: list[nn.Module]) -> None:
+        lengths = data.items(split).column("length")
+        super().__init__(backbone, lengths)
+        self.layers = layers
+        self.done = torch.zeros(len(lengths), dtype=torch.bool)
+        with tempfile.NamedTemporaryFile(dir=cache_folder()) as file:
+            self.table = self._map(Path(file.name))
+
+    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `States`."""
+        return read(self.backbone, self.layers, batch, states)
+
+
+def read(backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Last hidden states (B, T, C), and those (S, C) that the first ``layers`` make of the S real tokens.
+
+    Where the latter are given, these layers are passed over.
+    """
+    *_, last = layers
+    compute, seen = last.forward, []
+
+    def keep(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = compute(*args, **kwargs)
+        seen.append(out.flatten(0, 1)[_places(batch)])
+        return out
+
+    def give(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert states is not None
+        of = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long, device=hidden.device)
+        numbers = torch.arange(len(states), device=hidden.device)
+        of.scatter_reduce_(0, _places(batch), numbers, "amin", include_self=False)  # a shared token: its first owner's
+        return states[of].view_as(hidden)
+
+    forms: list[Callable[..., Tensor]] = [keep] if states is None else [*[_same] * (len(layers) - 1), give]
+    changed = layers[-len(forms) :]
+    try:
+        for layer, form in zip(changed, forms, strict=True):
+            layer.forward = form
+        hidden = backbone.hidden(batch.input_ids, batch.lengths)
+    finally:
+        for layer in changed:
+            del layer.forward
+    return hidden, seen[0] if states is None else states
+
+
+def _same(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden
+
+
+def _real(batch: Batch) -> Tensor:
+    """(B, T) true for real tokens."""
+    return torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
+
+
+def _places(batch: Batch) -> Tensor:
+    """(S,) places of the real tokens in what is being read, a row without pads or padded rows behind one another."""
+    layout = attention.current_layout()
+    return layout.keys[layout.real] if layout else _real(batch).flatten().nonzero()[:, 0]
+
+
+def lower_layers(backbone: Backbone) -> list[nn.Module]:
+    """The layers below the first one that learns, if what they make of a text is the same each time and the rest of
+    the model goes on from it alone, which is tried; else none."""
+    count = backbone.model.config.get_text_config().num_hidden_layers
+    stack = next((m for m in backbone.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+    learning = {id(p) for p in backbone.body.parameters() if p.requires_grad}
+    if stack is None or learning - {id(p) for p in stack.parameters()}:
+        return []
+    first = next((n for n, layer in enumerate(stack) if any(id(p) in learning for p in layer.parameters())), count)
+    layers = list(stack)[:first]
+    return layers if layers and _resumes(backbone, layers) else []
+
+
+def _resumes(backbone: Backbone, layers: list[nn.Module]) -> bool:
+    ids, lengths = torch.tensor([[0, 1, 2, 3, 4], [0, 5, 6, 0, 0]]), torch.tensor([5, 3])
+    batch = Batch(ids.to(backbone.device), lengths.to(backbone.device), lengths)
+    training = backbone.peft.training
+    try:
+        with torch.random.fork_rng():
+            first, second = (read(backbone, layers, batch, None)[1] for _ in range(2))  # not with dropout
+            backbone.peft.eval()
+            whole, states = read(backbone, layers, batch, None)
+            resumed, _ = read(backbone, layers, batch, states)
+    except Exception as error:  # whatever layers raise that take or return more than states
+        log.debug("the lower layers can't be passed over: %s", error)
+        return False
+    finally:
+        backbone.peft.train(training)
+    real = _real(batch)
+    return torch.equal(first, second) and torch.equal(whole[real], resumed[real])
+
+
+def keep(data: DataModule, split: str, backbone: Backbone, head: Head, lower: list[nn.Module]) -> States | None:
+    """What is kept of a split: of the ``lower`` layers, or of the whole backbone if there are none; None where there
+    is no room, which the log says."""
     store = data.items(split)
-    slots = len(store) if head.last_only else int(store.column("length").sum())
+    slots = len(store) if head.last_only and not lower else int(store.column("length").sum())
     size = slots * backbone.channels * backbone.model.dtype.itemsize
     free = shutil.disk_usage(cache_folder()).free
     if size * SPARE > free:
@@ -80,5 +204,8 @@ def states_of(data: DataModule, split: str, backbone: Backbone, head: Head) -> S
             split, size >> 20, free >> 20, cache_folder(),
         )  # fmt: skip
         return None
+    if lower:
+        log.info("%s: states of the lower %d layers are kept for later epochs (%d MB)", split, len(lower), size >> 20)
+        return Lower(data, split, backbone, lower)
     log.info("%s: hidden states are kept in %s (%d MB)", split, cache_folder() / "states", size >> 20)
-    return States(data, split, backbone, head)
+    return Last(data, split, backbone, head)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
 LEAST, MOST = 2, 8  # epochs
+FULL = ("32-true", "32", 32)  # precisions that leave weights and states as the backbone has them
 RANDOM, LEARNED = 1e-3, 5e-5  # learning rates of weights that start anywhere, and of those that have learned
 
 
@@ -91,8 +92,8 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)
     module = GPTModule(backbone, seats, optimizer, config.schedule)
-    if isinstance(config.tuning, FrozenTuning) and origin:
-        _keep_states(module)
+    if origin and not config.compile:
+        _keep_states(module, config)
     if not config.tasks:
         return module, seats[0].data
     return module, Mixture({seat.name: seat.data for seat in seats}, config.mixing, config.seed)
@@ -103,15 +104,22 @@ def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Ba
     return Seat(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
 
 
-def _keep_states(module: GPTModule) -> None:
-    """Let a frozen backbone's states be read from disk, where the data is core's."""
+def _keep_states(module: GPTModule, config: Train) -> None:
+    """Let states that are the same in every epoch be read from disk, where the data is core's."""
     from gptask.data.module import DataModule
-    from gptask.states import states_of
+    from gptask.states import keep, lower_layers
 
+    if config.trainer.get("precision") not in (None, *FULL):
+        return  # the states would be those of another number format
+    lower = []
+    if not isinstance(config.tuning, FrozenTuning):
+        lower = lower_layers(module.backbone) if config.trainer.get("max_epochs") != 1 else []
+        if not lower:
+            return
     for seat in module.seats:
         if isinstance(seat.data, DataModule):
             splits = ("train", "validation")
-            seat.states = {s: states_of(seat.data, s, module.backbone, seat.head) for s in splits}
+            seat.states = {s: keep(seat.data, s, module.backbone, seat.head, lower) for s in splits}
 
 
 def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:

@@ -22,7 +22,7 @@ HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own ro
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 WIDE = 64  # keys from which a softmax in the scores' own number format is the faster one (below, its tails are slow)
 
-_layout: Layout | None = None  # how the tokens of the row that is being read hang together
+_layout: Layout | None = None
 
 
 def attention(
@@ -64,6 +64,11 @@ def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, val
     """Attention of the sequences of a layout: states (B, T, H, D)."""
     with laid_out(None):
         return attention(module, query, key, value, mask, **options)[0]
+
+
+def current_layout() -> Layout | None:
+    """How the tokens of the row that is being read hang together; None if whole sequences are read."""
+    return _layout
 
 
 @contextmanager
