@@ -36,7 +36,8 @@ def _normalize(override: str, multirun: bool, known: Collection[str], open_keys:
     if "+" in sign and re.split(r"[./@]", key)[0] in known:
         sign = ""
     inner = re.sub(r"^tasks\.\w+\.(?=\w+\.)", "", key)
-    if not sign and any(inner.startswith(f"{name}.") for name in open_keys):
+    inside = any(inner.startswith(f"{name}.") for name in open_keys)
+    if not sign and (inside or inner in open_keys and value.lstrip().startswith("{")):
         sign = "++"
     return f"{sign}{key}={accepted(value, multirun)}"
 

@@ -43,6 +43,10 @@ def test_parallel_files_and_maps(run):
     config = run("train", "data=files", "data.train={source: a.de, target: b.en}", "data.labels.0=no").config
     assert config.data.train == {"source": "a.de", "target": "b.en"}
     assert config.data.labels == {"0": "no"}
+    config = run("train", "data=files", "data.columns={text: 1, label: kind}", "trainer={max_epochs: 3}").config
+    assert config.data.columns == {"text": 1, "label": "kind"}
+    assert config.trainer["max_epochs"] == 3
+    assert config.trainer["gradient_clip_val"] == 1.0, "other entries stay"
 
 
 def test_interpolations_work_and_can_be_escaped(run):
