@@ -120,7 +120,7 @@ def read(backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tens
     *_, last = layers
     compute, seen = last.forward, []
 
-    def keep(*args: Any, **kwargs: Any) -> Tensor:
+    def look(*args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = compute(*args, **kwargs)
         seen.append(out.flatten(0, 1)[_places(batch)])
         return out
@@ -132,7 +132,7 @@ def read(backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tens
         of.scatter_reduce_(0, _places(batch), numbers, "amin", include_self=False)  # a shared token: its first owner's
         return states[of].view_as(hidden)
 
-    forms: list[Callable[..., Tensor]] = [keep] if states is None else [*[_same] * (len(layers) - 1), give]
+    forms: list[Callable[..., Tensor]] = [look] if states is None else [*[_same] * (len(layers) - 1), give]
     changed = layers[-len(forms) :]
     try:
         for layer, form in zip(changed, forms, strict=True):

@@ -17,7 +17,7 @@ import warnings
 
 from harness import ROOT, Result, report
 
-COMPARISONS = ("training", "pretraining", "inference", "generation", "head", "memory", "startup", "attention", "packed")
+COMPARISONS = ("training", "pretraining", "inference", "generation", "kept", "memory", "startup", "attention", "packed")
 COMPARISONS += ("accuracy",)
 
 
