@@ -97,7 +97,7 @@ def test_a_seed_decides_everything(finished, tmp_path):
 @pytest.mark.parametrize(
     ("task", "tuning", "optimizer", "expected"),
     [
-        (Sentiment(), Lora(rank=2), AdamW(), (5.5e-4, 1 / 3)),
+        (Sentiment(), Lora(rank=2), AdamW(), (5.5e-4, 0.5)),
         (Translation(), Lora(rank=2), AdamW(), (1.6e-3, 1.0)),
         (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
         (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),
