@@ -11,7 +11,8 @@ from gptask import DataError, Encoded
 from gptask.heads import Head
 from gptask.task import Example
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from gptask_tasks.both_ways import BothWays
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
@@ -81,9 +82,8 @@ class Span:
 class SpanHead(Head):
     """Scores every position as start and as end of the answer.
 
-    A causal state has not read what follows it: an LSTM (Hochreiter & Schmidhuber 1997), both ways, adds that. Each
-    position is also compared with a query made from the last state, which has read the whole window. The comparison
-    starts at zero.
+    A causal state has not read what follows it, which `BothWays` adds. Each position is also compared with a query made
+    from the last one, whose state has read the whole window. The comparison starts at zero.
     """
 
     export_class = None  # transformers' question answering has no such query
@@ -91,24 +91,18 @@ class SpanHead(Head):
     def __init__(self, channels: int, longest: int) -> None:
         super().__init__()
         self.longest = longest
-        half = channels // 2
-        features = channels + 2 * half
-        self.norm = nn.LayerNorm(channels)
-        self.lstm = nn.LSTM(channels, half, batch_first=True, bidirectional=True)
-        self.linear = nn.Linear(features, 2)
-        self.query = nn.Linear(channels, 2 * features, bias=False)
+        self.around = BothWays(channels)
+        self.linear = nn.Linear(self.around.features, 2)
+        self.query = nn.Linear(self.around.features, 2 * self.around.features, bias=False)
         nn.init.zeros_(self.query.weight)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Log-probabilities (B, T, 2) of start and end over the window's context and its last token."""
-        states = self.norm(hidden.float())
-        b, t, c = states.shape
+        states = self.around(hidden, batch.lengths)
+        b, t, f = states.shape
         last = batch.last()
-        packed = pack_padded_sequence(states, batch.lengths.cpu(), batch_first=True, enforce_sorted=False)
-        around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=t)
-        features = torch.cat([states, around], -1)
-        query = self.query(states[torch.arange(b, device=hidden.device), last]).view(b, 2, -1)
-        logits = self.linear(features) + torch.einsum("btc,bkc->btk", features, query) / c**0.5
+        query = self.query(states[torch.arange(b, device=hidden.device), last]).view(b, 2, f)
+        logits = self.linear(states) + torch.einsum("btf,bkf->btk", states, query) / f**0.5
         first = torch.tensor(batch.extra["first"], device=hidden.device)
         end = first + torch.tensor([len(left) for left in batch.extra["left"]], device=hidden.device)
         position = torch.arange(t, device=hidden.device)[None]

@@ -10,7 +10,9 @@ from gptask.data.module import Batch
 from gptask.heads import Head
 from gptask.task import IGNORED
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import pad_sequence
+
+from gptask_tasks.both_ways import BothWays
 
 
 class TaggingHead(Head):
@@ -49,19 +51,13 @@ class TaggingHead(Head):
 
 
 class BidirectionalHead(TaggingHead):
-    """The same on states to which an LSTM over the words (Hochreiter & Schmidhuber 1997), both ways, has added what
-    stands to their right: a causal backbone's know only what stands to their left."""
+    """The same on states that know what stands to their right too (`BothWays`, word by word)."""
 
     def __init__(self, channels: int, tags: int) -> None:
-        half = channels // 2
-        super().__init__(channels + 2 * half, tags)
-        self.norm = nn.LayerNorm(channels)
-        self.lstm = nn.LSTM(channels, half, batch_first=True, bidirectional=True)
+        around = BothWays(channels)
+        super().__init__(around.features, tags)
+        self.around = around
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, W, K) scores; packing keeps pads out of the backward direction."""
-        words, counts = self.words(hidden, batch)
-        states = self.norm(words)
-        packed = pack_padded_sequence(states, counts, batch_first=True, enforce_sorted=False)
-        around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=words.shape[1])
-        return self.linear(torch.cat([states, around], -1))
+        """(B, W, K) scores."""
+        return self.linear(self.around(*self.words(hidden, batch)))
