@@ -93,7 +93,12 @@ def test_prompts() -> None:
     assert QuestionAnswering(language="zh").render(EXAMPLE)[0] == "文章：Ada was born in London.\n问题：Where?\n答案："
     assert QuestionAnswering(language="zh").render(EXAMPLE | {"answers": ["伦敦"]})[1] == "伦敦"
     span = QuestionAnswering(answer=Answer.span)
-    assert span.render(EXAMPLE)[0].startswith("Question: Where?\nContext: Ada"), "a causal model reads the context once"
+    around = span.render(EXAMPLE)[0].split(EXAMPLE["context"])
+    assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before what it is asked of, and again"
+
+
+def test_spans_are_learned_in_smaller_steps() -> None:
+    assert QuestionAnswering(answer=Answer.span).examples_per_step < QuestionAnswering().examples_per_step
 
 
 @pytest.mark.parametrize(
