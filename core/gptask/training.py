@@ -92,7 +92,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=config.tuning.lr)
     module = GPTModule(backbone, seats, optimizer, config.schedule)
-    if origin and not config.compile:
+    if origin:
         _keep_states(module, config)
     if not config.tasks:
         return module, seats[0].data
@@ -111,11 +111,11 @@ def _keep_states(module: GPTModule, config: Train) -> None:
 
     if config.trainer.get("precision") not in (None, *FULL):
         return  # the states would be those of another number format
-    lower = []
-    if not isinstance(config.tuning, FrozenTuning):
-        lower = lower_layers(module.backbone) if config.trainer.get("max_epochs") != 1 else []
-        if not lower:
-            return
+    frozen = isinstance(config.tuning, FrozenTuning)
+    again = config.trainer.get("max_epochs") != 1 and not config.compile
+    lower = lower_layers(module.backbone) if again and not frozen else []
+    if not (lower or frozen):
+        return
     for seat in module.seats:
         if isinstance(seat.data, DataModule):
             splits = ("train", "validation")

@@ -37,7 +37,7 @@ def _normalize(override: str, multirun: bool, known: Collection[str], open_keys:
         sign = ""
     inner = re.sub(r"^tasks\.\w+\.(?=\w+\.)", "", key)
     inside = any(inner.startswith(f"{name}.") for name in open_keys)
-    if not sign and (inside or inner in open_keys and value.lstrip().startswith("{")):
+    if not sign and (inside or (inner in open_keys and value.lstrip().startswith("{"))):
         sign = "++"
     return f"{sign}{key}={accepted(value, multirun)}"
 
