@@ -94,7 +94,7 @@ def test_prompts() -> None:
     assert QuestionAnswering(language="zh").render(EXAMPLE | {"answers": ["伦敦"]})[1] == "伦敦"
     span = QuestionAnswering(answer=Answer.span)
     around = span.render(EXAMPLE)[0].split(EXAMPLE["context"])
-    assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before what it is asked of, and again"
+    assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before its context, and again"
 
 
 def test_spans_are_learned_in_smaller_steps() -> None:
