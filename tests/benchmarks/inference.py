@@ -37,7 +37,7 @@ def run(tier: str) -> list[Result]:
         return len(examples)
 
     rates = alternate({"ours": mine, "pipeline": theirs}, rounds)
-    seen, predictions = module.predictions(data, "test")
+    seen, predictions = module.seats[0].predictions("test")
     right = sum(p.value == e["label"] for p, e in zip(predictions, seen, strict=True))
     prompted = classify([ours.config.task.filled(example) for example in examples])
     same = sum(said["label"] == example["label"] for said, example in zip(prompted, examples, strict=True))
