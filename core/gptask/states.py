@@ -86,8 +86,8 @@ class Last(States):
         b, t = batch.input_ids.shape
         if states is None:
             hidden = self.backbone.hidden(batch.input_ids, batch.lengths)
-            last = hidden[torch.arange(b, device=hidden.device), batch.last()]
-            return hidden, last if self.last_only else hidden[_real(batch)]
+            here = (torch.arange(b, device=hidden.device), batch.last()) if self.last_only else _real(batch)
+            return hidden, hidden[here]
         if self.last_only:
             return states[:, None].expand(b, t, -1), states
         return nn.utils.rnn.pad_sequence(states.split(batch.lengths.tolist()), batch_first=True), states

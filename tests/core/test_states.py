@@ -82,6 +82,7 @@ def test_the_second_run_computes_no_training_state(tiny, tmp_path, monkeypatch):
     read = states.Last.read
     monkeypatch.setattr(states.Last, "read", lambda *given: computed.append(given[2] is None) or read(*given))
     second = train(config(tiny, Sentiment(), tmp_path / "b"))
+    assert computed
     assert not any(computed)
     assert torch.equal(first.head.linear.weight, second.head.linear.weight)
 
