@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 64  # positions that a buffer has to spare when it is made
-TOGETHER = 4096  # padded tokens of prompts that are read at once
+TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
+MORE = 16  # times as many elsewhere
 
 
 class Buffer(DynamicLayer):
@@ -134,8 +135,9 @@ class Rows:
         share = self.backbone.lays_out(end)
         common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if share else None
         lengths = self.real.sum(1).cpu()
+        most = TOGETHER * (1 if self.ids.device.type == "cpu" else MORE)
         read: dict[int, Tensor] = {}
-        for rows in BatchesByLength(lengths.numpy(), count, TOGETHER, None, common=common):
+        for rows in BatchesByLength(lengths.numpy(), count, most, None, common=common):
             layers = [DynamicLayer() for _ in self.buffers]
             found, pick = self._read([self.prompts[row] for row in rows], Cache(layers=list(layers)), share)
             read |= dict(zip(rows, found, strict=True))

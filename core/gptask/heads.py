@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptask.backbone import lean
 from gptask.generation import Generation, generate
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ class GenerationHead(Head):
 def nats(backbone: Backbone, states: Tensor, following: Tensor) -> Tensor:
     """(N,) cross-entropy of states (N, C) and the token ids (N,) that follow them.
 
-    Where their logits (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept.
+    Where their logits (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept; so they are
+    wherever the vocabulary projection does not learn, which is also the fastest.
     """
+    if (frozen := backbone.frozen_projection(states)) is not None:
+        return lean.Nats.apply(states, frozen, following)
 
     def part(states: Tensor, following: Tensor) -> Tensor:
         return nn.functional.cross_entropy(backbone.logits(states).float(), following, reduction="none")

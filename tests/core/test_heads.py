@@ -39,6 +39,23 @@ def test_loss_made_part_by_part_is_the_same(backbone, monkeypatch):
     torch.testing.assert_close(gradient(backbone, batch), slope)
 
 
+def test_a_frozen_projection_takes_the_lean_loss_and_one_that_learns_or_computes_more_does_not(backbone):
+    batch, weight = collate(ITEMS), backbone.model.get_output_embeddings().weight
+    hidden = backbone.hidden(batch.input_ids).detach().requires_grad_()
+    head = GenerationHead(backbone, Generation())
+    assert backbone.frozen_projection(hidden) is None
+    usual = head.loss(hidden, batch)
+    weight.requires_grad_(False)
+    assert backbone.frozen_projection(hidden) is weight
+    loss = head.loss(hidden, batch)
+    torch.testing.assert_close(loss, usual)
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden), torch.autograd.grad(usual, hidden))
+    assert backbone.frozen_projection(hidden.bfloat16()) is None
+    backbone.model.config.final_logit_softcapping = 5.0
+    assert backbone.frozen_projection(hidden) is None
+    assert abs(head.loss(hidden, batch) - usual) > 1e-3
+
+
 def test_loss_sees_the_end_but_neither_prompt_nor_pads(backbone):
     batch = collate(ITEMS)
     hidden = backbone.hidden(batch.input_ids)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
-WIDE = 64  # keys from which a softmax in the scores' own number format is the faster one (below, its tails are slow)
+WIDE = 64  # queries and keys from which a softmax in the scores' own number format is the faster one
 
 _layout: Layout | None = None
 
@@ -52,8 +52,8 @@ def attention(
     keys = key.contiguous().view(b * k, s, d)  # a slice of a decoding buffer is not; bmm would copy it column by column
     scores = torch.bmm(query, keys.transpose(1, 2))  # (B·K, H/K·T, S)
     scores = torch.add(attention_mask, scores.view(b, h, t, s), alpha=scale)
-    if scores.requires_grad and s >= WIDE:
-        weights = scores.softmax(-1)  # computed in float32 as well, but kept for the backward pass as it is used
+    if s >= WIDE and (t >= WIDE or scores.requires_grad):
+        weights = scores.softmax(-1)  # computed in float32 as well, without a copy in it; the backward pass keeps less
     else:
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, -1))

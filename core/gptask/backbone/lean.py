@@ -1,4 +1,5 @@
-"""Equal-valued, leaner forms of what a backbone computes most: linear layers, LoRA layers and RMS norms.
+"""Equal-valued, leaner forms of what a backbone computes most: linear layers, LoRA layers, RMS norms and the loss of a
+frozen vocabulary projection.
 
 For the backward pass each keeps only what it needs, and computes in the backbone's number format with adapters whose
 own weights stay float32. For scoring, adapters are merged into a copy of their weight, and a weight that few rows are
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+PART = 192  # states whose scores for the whole vocabulary are held at once
 FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
 
 
@@ -66,6 +68,36 @@ class Norm(torch.autograd.Function):
         normed, grad = x * inverse, grad * scale
         along = torch.linalg.vecdot(grad, normed)[..., None] / x.shape[-1]
         return grad.addcmul_(normed, along, value=-1).mul_(inverse), None, None, None
+
+
+class Nats(torch.autograd.Function):
+    """Cross-entropy (N,) of a frozen vocabulary projection (V, C): logits (N, V) are made part by part and turned into
+    the states' gradient at once, so that none are kept (Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, following: Tensor) -> Tensor:
+        """Nats of states (N, C) and the ids (N,) that follow them."""
+        costs, slopes = [], []
+        parts = -(-len(states) // PART) or 1
+        for some, ids in zip(states.tensor_split(parts), following[:, None].tensor_split(parts), strict=True):
+            logits = some @ weight.T
+            shares = logits.softmax(-1, dtype=torch.float32)
+            # log of the sum of exponentials, by the largest share (at least 1 / V): others may be 0 in float32
+            total = logits.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log_()
+            costs.append((total - logits.gather(1, ids))[:, 0])
+            if ctx.needs_input_grad[0]:
+                minus = torch.full_like(ids, -1, dtype=shares.dtype)
+                slopes.append(shares.scatter_add_(1, ids, minus).to(weight.dtype) @ weight)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(costs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of the states."""
+        (slopes,) = ctx.saved_tensors
+        return slopes.mul(grad[:, None]).to(slopes.dtype), None, None
 
 
 def install(model: Any) -> None:

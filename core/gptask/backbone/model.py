@@ -120,9 +120,19 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
-        logits = self.model.get_output_embeddings()(hidden)
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        logits, cap = self.model.get_output_embeddings()(hidden), self._cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def frozen_projection(self, hidden: Tensor) -> Tensor | None:
+        """Weights (V, C) where ``hidden @ weights.T`` is all that `logits` computes and they do not learn."""
+        layer = self.model.get_output_embeddings()
+        plain = type(layer) is nn.Linear and layer.bias is None and self._cap is None
+        learns = layer.weight.requires_grad and torch.is_grad_enabled()
+        return layer.weight if plain and not learns and layer.weight.dtype is hidden.dtype else None
+
+    @property
+    def _cap(self) -> float | None:
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
         """(K, C) output embeddings of K words, averaged where a word is several tokens."""

@@ -1,4 +1,4 @@
-"""The lean forms of LoRA layers and RMS norms give what PEFT's and the model's own forms give."""
+"""The lean forms of LoRA layers, RMS norms and the loss give what PEFT's, the model's own and torch's forms give."""
 
 import contextlib
 from copy import deepcopy
@@ -77,6 +77,44 @@ def test_low_rank_is_the_formula(bias, from_gradient):
     torch.testing.assert_close(lean_out, plain)
     for got, expected in zip(gradients(lean_out, inputs), gradients(plain, inputs), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)  # adapters' gradients are float32
+
+
+@pytest.mark.parametrize("part", [192, 3, 1])  # of seven states
+def test_nats_are_torchs_cross_entropy(part, monkeypatch):
+    monkeypatch.setattr(lean, "PART", part)
+    torch.manual_seed(0)
+    states, weight, following = torch.randn(7, 6, requires_grad=True), torch.randn(11, 6), torch.arange(7)
+    got = lean.Nats.apply(states, weight, following)
+    expected = nn.functional.cross_entropy(states @ weight.T, following, reduction="none")
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(gradients(got, [states]), gradients(expected, [states]))
+    assert lean.Nats.apply(states[:0], weight, following[:0]).shape == (0,)
+
+
+def test_nats_of_a_token_without_probability_are_finite():
+    states, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
+    got = lean.Nats.apply(states, weight, torch.tensor([1]))
+    assert got.tolist() == [400.0]
+    assert torch.autograd.grad(got, states)[0].tolist() == [[2.0]]
+
+
+def test_nats_in_bfloat16_are_as_near_the_truth_as_torchs(monkeypatch):
+    monkeypatch.setattr(lean, "PART", 20)
+    torch.manual_seed(0)
+    states, weight = torch.randn(50, 64).bfloat16().requires_grad_(), (torch.randn(300, 64) * 0.2).bfloat16()
+    following = torch.randint(300, (50,))
+    exact = states.detach().float().requires_grad_()
+    truth = nn.functional.cross_entropy(exact @ weight.float().T, following, reduction="none")
+    (slope,) = torch.autograd.grad(truth.mean(), exact)
+
+    def errors(costs):
+        assert costs.dtype is torch.float32
+        (got,) = torch.autograd.grad(costs.mean(), states)
+        return float((costs.detach() - truth.detach()).norm()), float((got - slope).norm())
+
+    torchs = errors(nn.functional.cross_entropy((states @ weight.T).float(), following, reduction="none"))
+    for got, usual in zip(errors(lean.Nats.apply(states, weight, following)), torchs, strict=True):
+        assert got < 1.5 * usual
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])  # so small that eps counts
