@@ -61,7 +61,11 @@ def test_refused(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_resolver_that_hangs_does_not_hold_us_up(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: time.sleep(5))
+    def hang(address: tuple, timeout: float) -> object:
+        time.sleep(5)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", hang)
     started = time.monotonic()
     assert not hub_reachable(timeout=0.1)
     assert time.monotonic() - started < 2
