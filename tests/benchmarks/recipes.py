@@ -3,7 +3,7 @@
     python tests/benchmarks/recipes.py sst2 stock 8 [learning rate]
 
 Splits, metrics and (for generation) prompts are those of the experiment. Only training counts for the minutes: at most
-three epochs, their schedule cut to what fits, as 20 steps foretell it.
+three epochs, their schedule cut to what fits, as some steps foretell it.
 """
 
 from __future__ import annotations
@@ -20,30 +20,33 @@ from ours import config, options
 from transformers import Trainer, TrainerCallback
 
 EPOCHS = 3
-TRIED = 20  # steps that foretell how many fit
+WARM, TRIED = 5, 20  # steps that do not count, and steps that foretell how many fit
 
 
 class Deadline(TrainerCallback):
-    """Stops a training that was foretold wrongly."""
+    """Notes when each step ended, and stops a training that was foretold wrongly."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.perf_counter() + seconds
+        self.steps: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = time.perf_counter() > self.end
+        self.steps.append(time.perf_counter())
+        if self.steps[-1] > self.end:
+            control.should_training_stop = True
 
 
 def train(trainer_on: Callable[..., Trainer], settings: dict[str, Any], seconds: float) -> str:
     """Train for so long; say how far it came. ``trainer_on`` makes a Trainer of a fresh model from its settings."""
-    tried = trainer_on(**settings | {"max_steps": TRIED})
-    start = time.perf_counter()
+    tried, clock = trainer_on(**settings | {"max_steps": WARM + TRIED}), Deadline(seconds)
+    tried.add_callback(clock)
     tried.train()
-    fit = int(seconds * TRIED / (time.perf_counter() - start))
+    fit = int(seconds * TRIED / (clock.steps[-1] - clock.steps[WARM - 1]))
     epoch = len(tried.get_train_dataloader())
     steps = min(fit, EPOCHS * epoch)
     trainer = trainer_on(**settings | {"max_steps": steps})
-    trainer.add_callback(Deadline(seconds))
     start = time.perf_counter()
+    trainer.add_callback(Deadline(seconds))
     trainer.train()
     done = trainer.state.global_step
     return f"{done} of {steps} steps, {done / epoch:.2f} epochs in {(time.perf_counter() - start) / 60:.1f} minutes"
