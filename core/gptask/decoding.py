@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 64  # positions that a buffer has to spare when it is made
 TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
-MORE = 16  # times as many elsewhere
+MORE = 4  # times as many elsewhere
 
 
 class Buffer(DynamicLayer):
