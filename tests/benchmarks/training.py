@@ -20,9 +20,9 @@ def run(tier: str) -> list[Result]:
 def sentiment(tier: str) -> list[Result]:
     """All in turn on the same sentences; ours as the experiment has it, and with adapters in the upper half only."""
     count, rounds = (480, 3) if tier == FULL else (128, 1)
-    depths = {"sentiment training": 1.0, "sentiment training, upper half": 0.5}
-    sides = {name: Training(options("sst2", f"data.limit.train={count}", f"task.depth={d}")) for name, d in depths.items()}
-    ours = sides["sentiment training"]
+    experiment = options("sst2", f"data.limit.train={count}")
+    ours, half = Training(experiment), Training([*experiment, "task.depth=0.5"])
+    sides = {"sentiment training": ours, "sentiment training, upper half": half}
     labels = ours.config.task.labels
     texts = [example["text"] for example in ours.examples]
     numbers = [labels.index(example["label"]) for example in ours.examples]
