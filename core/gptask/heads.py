@@ -30,7 +30,7 @@ class Head(nn.Module, ABC):
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
     last_only: ClassVar[bool] = False
-    depth: float = 1.0
+    depth: ClassVar[float] = 1.0
     lora_lr: ClassVar[float] = 1e-3
 
     @abstractmethod

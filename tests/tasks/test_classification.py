@@ -192,12 +192,6 @@ def test_a_text_that_has_room_is_read_again(tokenizer: Any) -> None:
         Classification(labels=LABELS, readings=0).validate()
 
 
-def test_depth_is_a_share_of_the_layers(backbone: Any) -> None:
-    assert Classification(labels=LABELS, depth=0.75).head(backbone).depth == 0.75
-    with pytest.raises(UserError, match=r"task\.depth=0\.0 must be above 0 and at most 1"):
-        Classification(labels=LABELS, depth=0.0).validate()
-
-
 def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> None:
     task = Classification(labels=["a", "b"])
     example = {"text": "the film is good " * 50, "label": "b"}

@@ -34,8 +34,6 @@ class Classification(PromptedTask):
     multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
     readings: int = option(1, "times a text that has room stands in its prompt: the second is read knowing its end")
     threshold: float | None = option(None, "multi_label: probability from which a class counts; null: by validation")
-    # A third was as good on SST-2 and TREC, not on CSL's Chinese titles; all are better on SST-2, not on Waimai.
-    depth: float = option(0.5, "share of the layers, from the top, that LoRA adapts where tuning.top is null")
 
     def fields(self) -> list[Field]:
         """A text, and its label or labels."""
@@ -52,8 +50,6 @@ class Classification(PromptedTask):
             raise UserError(f"task.labels must be at least two different names, got {self.labels}")
         if self.readings < 1:
             raise UserError(f"task.readings={self.readings} must be at least 1")
-        if not 0 < self.depth <= 1:
-            raise UserError(f"task.depth={self.depth} must be above 0 and at most 1")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UserError(f"task.threshold={self.threshold} must lie between 0 and 1")
         for name in self.label_words:
@@ -126,8 +122,7 @@ class Classification(PromptedTask):
         """A linear layer on the last real token, started from the label words."""
         from gptask_tasks.classification.head import ClassificationHead
 
-        words = [self.word(name) for name in self.labels]
-        return ClassificationHead(backbone, self.labels, words, self.multi_label, self.depth)
+        return ClassificationHead(backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The likeliest label (or all above the threshold) with the probabilities of all."""

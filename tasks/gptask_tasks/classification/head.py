@@ -22,12 +22,11 @@ class ClassificationHead(Head):
 
     export_class = "AutoModelForSequenceClassification"
     last_only = True
+    depth = 0.5  # as good as all layers on SST-2; a third was as good on SST-2 and TREC, not on CSL's Chinese titles
 
-    def __init__(
-        self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool, depth: float
-    ) -> None:
+    def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__()
-        self.labels, self.multi_label, self.depth = list(labels), multi_label, depth
+        self.labels, self.multi_label = list(labels), multi_label
         vectors = backbone.word_vectors(words)
         self.linear = nn.Linear(backbone.channels, len(self.labels), bias=False, device=vectors.device)
         self.linear.weight.data.copy_(vectors - vectors.mean(0, keepdim=True))
