@@ -151,9 +151,9 @@ class Rows:
         """Scores (B, V) behind some prompts, and what picks their N real positions (N, K, D) from keys or values."""
         if share:
             layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
-            states = sharing.read(self.backbone, layout, cache)
-            places = layout.keys[layout.real]
-            return self.backbone.logits(states[layout.last()]).float(), lambda held: held[0].transpose(0, 1)[places]
+            last, places = layout.last(), layout.keys[layout.real]
+            states = sharing.read(self.backbone, layout, cache, layout.only(last))
+            return self.backbone.logits(states[last]).float(), lambda held: held[0].transpose(0, 1)[places]
         ids, real = left_padded(prompts, self.backbone.device)
         found = scores(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
         return found, lambda held: held.transpose(1, 2)[real.bool()]

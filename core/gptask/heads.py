@@ -23,15 +23,25 @@ class Head(nn.Module, ABC):
     """The part of a model that belongs to a task. Its parameters are trained and saved with the run.
 
     ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
-    ``last_only`` reads no state but that of a sequence's last real token. ``depth`` is the share of layers, from the
-    top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its learning rate on
-    SmolLM2-135M (`gptask.backbone.tuning.rate` has it for other models) unless ``tuning.lr`` does.
+    ``last_only`` reads no state but that of a sequence's last real token (`reads` says what others read). ``depth`` is
+    the share of layers, from the top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its
+    learning rate on SmolLM2-135M (`gptask.backbone.tuning.rate` has it for other models) unless ``tuning.lr`` does.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
     last_only: ClassVar[bool] = False
     depth: ClassVar[float] = 1.0
     lora_lr: ClassVar[float] = 1e-3
+
+    def reads(self, batch: Batch) -> Tensor | None:
+        """Which of a batch's states (B, T) the loss and predictions may depend on; None: all.
+
+        Of the others, the last layer's feed-forward part is not computed.
+        """
+        if not self.last_only:
+            return None
+        position = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        return position == batch.last()[:, None]
 
     @abstractmethod
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -64,9 +74,13 @@ class GenerationHead(Head):
         object.__setattr__(self, "backbone", backbone)  # borrowed: not a submodule, so not saved twice
         self.options = options
 
+    def reads(self, batch: Batch) -> Tensor:
+        """Those (B, T) that predict a target token."""
+        return batch.predicting()
+
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy over target tokens; logits exist only for the N positions that predict one."""
-        here = batch.predicting()  # (B, T)
+        here = self.reads(batch)
         return nats(self.backbone, hidden[here], torch.roll(batch.input_ids, -1, dims=1)[here]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:

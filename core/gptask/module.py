@@ -47,9 +47,10 @@ class GPTModule(pl.LightningModule):
         return loss * seat.weight
 
     def _hidden(self, seat: Seat, batch: Batch, split: str) -> Tensor:
-        """Last hidden states (B, T, C), read from disk where they are kept."""
-        kept = seat.states.get(split)
-        return kept.hidden(batch) if kept else self.backbone.hidden(batch.input_ids, batch.lengths)
+        """Last hidden states (B, T, C), right where the head reads them; from disk where they are kept."""
+        if kept := seat.states.get(split):
+            return kept.hidden(batch)
+        return self.backbone.hidden(batch.input_ids, batch.lengths, seat.head.reads(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier pass said."""

@@ -65,7 +65,7 @@ def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) ->
                 if kept:
                     hidden, states = kept.read(batch, states)
                 else:
-                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths)
+                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths, seat.head.reads(batch))
                 loss = seat.head.loss(hidden, batch)
             if loss.requires_grad:
                 loss.backward()

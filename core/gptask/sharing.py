@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptask.backbone import attention
+from gptask.backbone import attention, lean
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -120,6 +120,17 @@ class Layout:
         index[(torch.arange(width) < self.lengths[:, None]).to(states.device)] = self.keys[self.real]
         return states[index]
 
+    def row(self, needed: Tensor) -> Tensor:
+        """(N,) which states of the row are ``needed`` (B, T) of whole sequences."""
+        real = (torch.arange(needed.shape[1]) < self.lengths[:, None]).to(needed.device)
+        return self.only(self.keys[self.real][needed[real]])
+
+    def only(self, places: Tensor) -> Tensor:
+        """(N,) true at some places of the row."""
+        here = torch.zeros(self.inputs["input_ids"].shape[1], dtype=torch.bool, device=places.device)
+        here[places] = True
+        return here
+
     def last(self) -> Tensor:
         """(B,) where the last token of each sequence is."""
         return self.own.gather(1, self.own_real.sum(1, keepdim=True) - 1)[:, 0]
@@ -157,22 +168,25 @@ def _rows(states: Tensor, places: Tensor) -> Tensor:
     return found.transpose(1, 2)
 
 
-def read(backbone: Backbone, layout: Layout, cache: Cache | None = None) -> Tensor:
-    """Last hidden states (N, C) in one forward pass; a cache takes the row's keys and values, (1, K, N, D) a layer."""
+def read(backbone: Backbone, layout: Layout, cache: Cache | None = None, needed: Tensor | None = None) -> Tensor:
+    """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,); a cache takes the
+    row's keys and values, (1, K, N, D) a layer."""
     mask = torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype)  # the layout brings its own
-    with attention.laid_out(layout):
+    with attention.laid_out(layout), lean.reading(needed):
         return backbone.body(
             **layout.inputs, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state[0]
 
 
-def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int) -> Tensor | None:
-    """Last hidden states (B, T, C) of sequences, right-padded to ``width``; None where little is saved."""
+def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None) -> Tensor | None:
+    """Last hidden states (B, T, C) of sequences, right-padded to ``width``, right at least where they are ``needed``
+    (B, T); None where little is saved."""
     found = split(rows)
     if found.size > (1 - WORTH) * len(rows) * width:
         return None
     layout = Layout(found, backbone.device, backbone.model.dtype)
-    return layout.whole(read(backbone, layout), width)
+    needed = None if needed is None else layout.row(needed)
+    return layout.whole(read(backbone, layout, needed=needed), width)
 
 
 def stay_apart(backbone: Backbone) -> bool:

@@ -34,8 +34,8 @@ class States(ABC):
     done: Tensor  # (N,)
     table: Tensor  # (S, C)
 
-    def __init__(self, backbone: Backbone, sizes: np.ndarray) -> None:
-        self.backbone, self.dtype = backbone, backbone.model.dtype
+    def __init__(self, backbone: Backbone, head: Head, sizes: np.ndarray) -> None:
+        self.backbone, self.head, self.dtype = backbone, head, backbone.model.dtype
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
 
     def _map(self, path: Path) -> Tensor:
@@ -44,7 +44,7 @@ class States(ABC):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, T, C) of a batch, from what is kept of all its items, which otherwise is kept now;
-        those of pads are not real."""
+        they are right where the head reads them, and not for pads."""
         rows = np.asarray(batch.rows)
         pairs = zip(self.starts[rows], self.starts[rows + 1], strict=True)
         slots = torch.from_numpy(np.concatenate([np.arange(*pair) for pair in pairs]))
@@ -72,9 +72,8 @@ class Last(States):
     def __init__(self, data: DataModule, split: str, backbone: Backbone, head: Head) -> None:
         store = data.items(split)
         lengths = store.column("length")
-        self.last_only = head.last_only
-        super().__init__(backbone, np.ones_like(lengths) if self.last_only else lengths)
-        parts = [store.path.stem, backbone.origin.weights_hash, str(self.dtype), self.last_only]
+        super().__init__(backbone, head, np.ones_like(lengths) if head.last_only else lengths)
+        parts = [store.path.stem, backbone.origin.weights_hash, str(self.dtype), head.last_only]
         path = cache_folder() / "states" / f"{digest(repr(parts))}.bin"
         path.parent.mkdir(exist_ok=True)
         self.table = self._map(path)
@@ -85,10 +84,10 @@ class Last(States):
         """See `States`."""
         b, t = batch.input_ids.shape
         if states is None:
-            hidden = self.backbone.hidden(batch.input_ids, batch.lengths)
-            here = (torch.arange(b, device=hidden.device), batch.last()) if self.last_only else _real(batch)
-            return hidden, hidden[here]
-        if self.last_only:
+            here = self.head.reads(batch) if self.head.last_only else None
+            hidden = self.backbone.hidden(batch.input_ids, batch.lengths, here)
+            return hidden, hidden[_real(batch) if here is None else here]
+        if self.head.last_only:
             return states[:, None].expand(b, t, -1), states
         return nn.utils.rnn.pad_sequence(states.split(batch.lengths.tolist()), batch_first=True), states
 
@@ -99,9 +98,9 @@ class Lower(States):
     They lie in a file without a name, which is gone with the process.
     """
 
-    def __init__(self, data: DataModule, split: str, backbone: Backbone, layers: list[nn.Module]) -> None:
+    def __init__(self, data: DataModule, split: str, backbone: Backbone, head: Head, layers: list[nn.Module]) -> None:
         lengths = data.items(split).column("length")
-        super().__init__(backbone, lengths)
+        super().__init__(backbone, head, lengths)
         self.layers = layers
         self.done = torch.zeros(len(lengths), dtype=torch.bool)
         with tempfile.NamedTemporaryFile(dir=cache_folder()) as file:
@@ -109,13 +108,15 @@ class Lower(States):
 
     def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `States`."""
-        return read(self.backbone, self.layers, batch, states)
+        return read(self.backbone, self.layers, batch, states, self.head.reads(batch))
 
 
-def read(backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+def read(
+    backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tensor | None, needed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Last hidden states (B, T, C), and those (S, C) that the first ``layers`` make of the S real tokens.
 
-    Where the latter are given, these layers are passed over.
+    Where the latter are given, these layers are passed over. The former are right at least where they are ``needed``.
     """
     *_, last = layers
     compute, seen = last.forward, []
@@ -137,7 +138,7 @@ def read(backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tens
     try:
         for layer, form in zip(changed, forms, strict=True):
             layer.forward = form
-        hidden = backbone.hidden(batch.input_ids, batch.lengths)
+        hidden = backbone.hidden(batch.input_ids, batch.lengths, needed)
     finally:
         for layer in changed:
             del layer.forward
@@ -162,13 +163,12 @@ def _places(batch: Batch) -> Tensor:
 def lower_layers(backbone: Backbone) -> list[nn.Module]:
     """The layers below the first one that learns, if what they make of a text is the same each time and the rest of
     the model goes on from it alone, which is tried; else none."""
-    count = backbone.model.config.get_text_config().num_hidden_layers
-    stack = next((m for m in backbone.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+    stack = backbone.layers
     learning = {id(p) for p in backbone.body.parameters() if p.requires_grad}
-    if stack is None or learning - {id(p) for p in stack.parameters()}:
+    if learning - {id(p) for layer in stack for p in layer.parameters()}:
         return []
-    first = next((n for n, layer in enumerate(stack) if any(id(p) in learning for p in layer.parameters())), count)
-    layers = list(stack)[:first]
+    first = next((n for n, layer in enumerate(stack) if any(id(p) in learning for p in layer.parameters())), len(stack))
+    layers = stack[:first]
     return layers if layers and _resumes(backbone, layers) else []
 
 
@@ -206,6 +206,6 @@ def keep(data: DataModule, split: str, backbone: Backbone, head: Head, lower: li
         return None
     if lower:
         log.info("%s: states of the lower %d layers are kept for later epochs (%d MB)", split, len(lower), size >> 20)
-        return Lower(data, split, backbone, lower)
+        return Lower(data, split, backbone, head, lower)
     log.info("%s: hidden states are kept in %s (%d MB)", split, cache_folder() / "states", size >> 20)
     return Last(data, split, backbone, head)

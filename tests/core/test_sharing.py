@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gptask import sharing
-from gptask.backbone import attention
+from gptask.backbone import attention, lean
 from gptask.backbone.tuning import apply
 from gptask.config import Lora
 
@@ -83,15 +83,20 @@ def padded(rows):
     return ids, lengths, torch.arange(ids.shape[1])[None] < lengths[:, None]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
-    ids, lengths, real = padded(ROWS)
-    backbone = backbone_of(family)
-    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()  # no dropout
+def adapted(backbone):
+    """The backbone with adapters in all layers that change something, and no dropout."""
+    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
     torch.manual_seed(0)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_()
+    return backbone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
+    ids, lengths, real = padded(ROWS)
+    backbone = adapted(backbone_of(family))
     weights = torch.randn(*ids.shape, backbone.channels)[real]
     shapes, results = [], []
     backbone.body.register_forward_pre_hook(
@@ -108,6 +113,39 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
     torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(learned, gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one row", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_needed_states_and_their_gradients_are_the_same_and_others_cost_no_feed_forward(family, together, backbone_of):
+    ids, lengths, real = padded(ROWS)
+    backbone = adapted(backbone_of(family))
+    mlp = backbone.layers[-1].mlp
+    needed = torch.arange(ids.shape[1]) == lengths[:, None] - 1
+    needed[0, 1:3] = True
+    weights, rows, results = torch.randn(int(needed.sum()), backbone.channels), [], []
+    getattr(mlp, "c_proj" if family == "gpt2" else "down_proj").register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[:-1].numel())
+    )
+    for known in (None, needed):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, lengths if together else None, known)
+        assert torch.isfinite(states[real]).all()
+        (states[needed] * weights).sum().backward()
+        results.append((states[needed].detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+    assert rows == [sharing.split(ROWS).size if together else ids.numel(), needed.sum()]
+
+
+def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
+    part = backbone_of("llama").layers[-1]
+    del part.mlp.forward
+    part.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
+    lean.install_last(part, 32)
+    assert "forward" not in vars(part.mlp)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ and which takes as long as the product itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -18,7 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 PART = 192  # states whose scores for the whole vocabulary are held at once
+SCORES = 2**19  # of them that a CPU looks at together in float32: more would not stay in its caches
 FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
+MOST = 0.9  # share of states up to which it pays to compute the last feed-forward part for them alone
+
+_places: Tensor | None = None  # (M,) of the states that are read
 
 
 class LowRank(torch.autograd.Function):
@@ -81,13 +87,17 @@ class Nats(torch.autograd.Function):
         parts = -(-len(states) // PART) or 1
         for some, ids in zip(states.tensor_split(parts), following[:, None].tensor_split(parts), strict=True):
             logits = some @ weight.T
-            shares = logits.softmax(-1, dtype=torch.float32)
-            # log of the sum of exponentials, by the largest share (at least 1 / V): others may be 0 in float32
-            total = logits.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log_()
-            costs.append((total - logits.gather(1, ids))[:, 0])
+            size = together(logits)
+            for few, own in zip(logits.split(size), ids.split(size), strict=True):
+                scores = few.float()
+                most = scores.amax(-1, keepdim=True)
+                cost = most - scores.gather(1, own)
+                total = scores.sub_(most).exp_().sum(-1, keepdim=True)
+                costs.append((cost + total.log())[:, 0])
+                if ctx.needs_input_grad[0]:
+                    few.copy_(scores.div_(total).scatter_add_(1, own, torch.full_like(total, -1)))
             if ctx.needs_input_grad[0]:
-                minus = torch.full_like(ids, -1, dtype=shares.dtype)
-                slopes.append(shares.scatter_add_(1, ids, minus).to(weight.dtype) @ weight)
+                slopes.append(logits @ weight)
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(costs)
@@ -98,6 +108,11 @@ class Nats(torch.autograd.Function):
         """The gradient of the states."""
         (slopes,) = ctx.saved_tensors
         return slopes.mul(grad[:, None]).to(slopes.dtype), None, None
+
+
+def together(scores: Tensor) -> int:
+    """Rows of scores (N, V) to be looked at together in float32."""
+    return max(1, SCORES // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
 
 
 def install(model: Any) -> None:
@@ -115,6 +130,51 @@ def install(model: Any) -> None:
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
                 _lean_norm(module)
+
+
+def install_last(layer: Any, channels: int) -> None:
+    """Let the feed-forward part of a model's last layer leave out states that no one reads (`reading`), if it computes
+    each state (C) by itself."""
+    part = getattr(layer, "mlp", None)
+    if part is not None and _by_position(part, channels):
+        part.forward = MethodType(_where_read, part)
+
+
+@contextmanager
+def reading(needed: Tensor | None) -> Iterator[None]:
+    """Within, last hidden states need be right only where they are ``needed``, (B, T) or (N,); None: everywhere."""
+    global _places
+    before, _places = _places, None
+    if needed is not None:
+        places = needed.flatten().nonzero()[:, 0]
+        _places = places if len(places) <= MOST * needed.numel() else None
+    try:
+        yield
+    finally:
+        _places = before
+
+
+def _where_read(self: Any, x: Tensor) -> Tensor:
+    own = partial(type(self).forward, self)
+    if _places is None:
+        return own(x)
+    states = x.flatten(0, 1)
+    read = own(states.index_select(0, _places)[None])[0]
+    return torch.zeros_like(states).index_copy(0, _places, read).view_as(x)
+
+
+def _by_position(part: Any, channels: int) -> bool:
+    some = next(part.parameters())
+    x = torch.randn(1, 3, channels, dtype=some.dtype, device=some.device)
+    training = part.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            whole, one = part.eval()(x), part(x[:, 1:2])
+            return bool((whole[:, 1:2] - one).abs().max() <= 0.03 * whole.abs().max())
+    except Exception:  # whatever parts raise that take or return more than states
+        return False
+    finally:
+        part.train(training)
 
 
 def remove(model: Any) -> None:

@@ -38,6 +38,8 @@ class Backbone(nn.Module):
         self.origin = origin
         self.compiled: Callable[[Tensor], Any] | None = None
         self.apart = True  # whether sequences in one row stay apart
+        if self.layers:
+            lean.install_last(self.layers[-1], self.channels)
 
     @property
     def model(self) -> Any:
@@ -48,6 +50,13 @@ class Backbone(nn.Module):
     def body(self) -> Any:
         """The decoder without the vocabulary projection (and, in a multimodal model, without the other parts)."""
         return self.model.get_decoder()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers; none where they are no plain list."""
+        count = self.model.config.get_text_config().num_hidden_layers
+        lists = (module for module in self.body.modules() if isinstance(module, nn.ModuleList))
+        return list(next((found for found in lists if len(found) == count), ()))
 
     @property
     def device(self) -> torch.device:
@@ -76,19 +85,21 @@ class Backbone(nn.Module):
     def _turn_end(self) -> int | None:
         return turn_end(self.tokenizer)
 
-    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
         """Last hidden states (B, T, C) of right-padded ids (B, T).
 
         No mask: a causal model's real positions don't see the pads to their right. With the ``lengths`` (B,) of the
-        sequences, pads are left out and what sequences have in common at their start is computed once.
+        sequences, pads are left out and what sequences have in common at their start is computed once. Where it is
+        known which states are ``needed`` (B, T), others may hold anything finite.
         """
         if lengths is not None and self.lays_out(input_ids.shape[1]):
             rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            if (states := sharing.hidden(self, rows, input_ids.shape[1])) is not None:
+            if (states := sharing.hidden(self, rows, input_ids.shape[1], needed)) is not None:
                 return states
         if self.compiled:
             return self.compiled(input_ids).last_hidden_state
-        return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        with lean.reading(needed):
+            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def compile(self) -> None:
         """Let torch.compile make `hidden`, in place of the lean forms and of rows without pads.

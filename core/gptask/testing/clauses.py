@@ -197,7 +197,8 @@ def _moved(trial: Trial) -> tuple[Batch, Any]:
 
 
 def loss_ignores_prompt_and_pads(trial: Trial) -> None:
-    """The loss looks at no pad and, where tokens are learned, at nothing but the states that predict a target token."""
+    """The loss looks at no pad, at no state that the head says it does not read and, where tokens are learned, at
+    nothing but the states that predict a target token."""
     batch, moved = _moved(trial)
     pads = moved.new_tensor([[k >= n for k in range(moved.shape[1])] for n in batch.lengths])
     _expect(not (moved & pads).any(), f"the loss depends on states of pads; {LENGTHS}")
@@ -208,6 +209,9 @@ def loss_ignores_prompt_and_pads(trial: Trial) -> None:
             f"the loss must see target tokens only, but it depends on {int(prompt.sum())} states of prompts; pick "
             "hidden[batch.predicting()] in Head.loss()",
         )
+    read = trial.parts.head.reads(batch)
+    rest = 0 if read is None else int((moved & ~read).sum())
+    _expect(not rest, f"the loss depends on {rest} states that Head.reads() (or last_only) says it does not read")
 
 
 def learns_to_stop(trial: Trial) -> None:

@@ -34,7 +34,7 @@ class AnswerHead(GenerationHead):
         if not here.any():
             return said
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths)
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
         each = torch.zeros(here.shape, device=hidden.device)
         each[here] = nats(backbone, hidden[here], following[here])
         for answer, ids, mask, row in zip(said, following, here, each, strict=True):

@@ -20,9 +20,9 @@ def gradients(out, inputs, seed=0):
 
 
 def replaced(model):
-    """Names of modules that have a lean form, plain linear layers aside."""
+    """Names of LoRA layers and norms that have a lean form."""
     forms = {name: vars(module).get("forward") for name, module in model.named_modules()}
-    return {name for name, form in forms.items() if form and form.__func__ is not lean._plain}
+    return {name for name, form in forms.items() if form and form.__func__ in (lean._adapted, lean._normed)}
 
 
 def norm_of(family, channels=8, **options):

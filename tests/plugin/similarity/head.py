@@ -40,5 +40,5 @@ class RegressionHead(Head):
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[float]:
         """A number for each of the B sequences."""
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths)
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
         return self.shares(hidden, batch).tolist()
