@@ -22,6 +22,7 @@ from transformers.generation.logits_process import (
 
 from gptask import sharing
 from gptask.backbone.attention import additive
+from gptask.backbone.lean import together
 from gptask.data.batches import BatchesByLength
 from gptask.sharing import Layout
 
@@ -30,22 +31,30 @@ if TYPE_CHECKING:
     from gptask.generation import Generation
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
-ROOM = 64  # positions that a buffer has to spare when it is made
+ROOM = 32  # positions by which a buffer grows
 TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
 MORE = 4  # times as many elsewhere
 
 
 class Buffer(DynamicLayer):
-    """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions."""
+    """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions.
 
-    def __init__(self) -> None:
+    A ``whole`` one shows that room too, zeros that the mask must hide: what it shows lies together in memory, as matrix
+    products want it.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
         super().__init__()
+        self.whole, self.end = whole, 0
         self.room: list[Tensor] = []
+
+    def get_seq_length(self) -> int:
+        """Positions that are held."""
+        return self.end
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind those that are there."""
-        seen = self.get_seq_length()
-        end = seen + key_states.shape[2]
+        seen, end = self.end, self.end + key_states.shape[2]
         if not self.room:
             self.room, self.is_initialized = [_roomy(new[:, :, :0], end) for new in (key_states, value_states)], True
         if end > self.room[0].shape[2]:
@@ -55,7 +64,8 @@ class Buffer(DynamicLayer):
         return self._show(len(key_states), end)
 
     def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (buffer[:rows, :, :end] for buffer in self.room)
+        self.end = end
+        self.keys, self.values = (buffer[:rows, :, : None if self.whole else end] for buffer in self.room)
         return self.keys, self.values
 
     def cut(self, end: int) -> None:
@@ -67,23 +77,27 @@ class Buffer(DynamicLayer):
         """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
         for number, held in enumerate(read):
             if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
-                self.room.append(held.new_zeros(shape[0], held.shape[1], shape[1] + ROOM, held.shape[2]))
+                self.room.append(held.new_zeros(shape[0], held.shape[1], roomy(shape[1]), held.shape[2]))
             self.room[number][where[0], :, where[1]] = held
         self.is_initialized = True
         self._show(*shape)
 
     def keep(self, rows: int, source: list[int], target: list[int]) -> None:
         """Copy some rows over others and keep the first ``rows``."""
-        end = self.get_seq_length()
         for buffer in self.room if source else []:
-            buffer[target, :, :end] = buffer[source, :, :end]
-        self._show(rows, end)
+            buffer[target, :, : self.end] = buffer[source, :, : self.end]
+        self._show(rows, self.end)
+
+
+def roomy(positions: int) -> int:
+    """How many positions a buffer has that is made for so many."""
+    return -(-positions // ROOM) * ROOM
 
 
 def _roomy(held: Any, end: int) -> Tensor:
-    """A buffer for ``end`` positions and some more, with what is held (B, K, S, D) at its start."""
+    """A buffer for ``end`` positions, with what is held (B, K, S, D) at its start."""
     rows, heads, seen, channels = held.shape
-    buffer = held.new_empty(rows, heads, end + ROOM, channels)
+    buffer = held.new_zeros(rows, heads, roomy(end), channels)
     buffer[:, :, :seen] = held
     return buffer
 
@@ -91,17 +105,17 @@ def _roomy(held: Any, end: int) -> Tensor:
 def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Continue every prompt, greedily or by sampling, for at most its room."""
     rows = Rows(backbone, prompts, rooms, options)
-    stops, draw = stop_test(backbone, options.stop), Draw(options, len(prompts), backbone.device)
+    stops = stop_test(backbone, options.stop)
     logits, position = rows.read()
-    chain = processors(options, rows.ids.shape[1], backbone.stop_ids, backbone.device)
+    draw = Draw(options, backbone, rows.ids.shape[1], len(prompts))
     while True:
-        token, chosen = draw(chain(rows.ids, logits), logits, rows.alive)  # type: ignore[arg-type]
+        token, chosen = draw(rows.ids, logits, rows.alive)
         order = rows.take(token[:, 0].tolist(), chosen, stops)
         if not order:
             return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
         position = position[order] + 1
         rows.add(token[order], order)
-        logits = scores(backbone, token[order], rows.real, position, rows.cache)
+        logits = scores(backbone, token[order], rows.seen(), position, rows.cache)
 
 
 def scores(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cache: Cache) -> Tensor:
@@ -113,7 +127,7 @@ def scores(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cac
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state[:, -1]
-    return backbone.logits(hidden).float()
+    return backbone.logits(hidden)
 
 
 class Rows:
@@ -125,7 +139,9 @@ class Rows:
         self.logs: list[list[float]] = [[] for _ in prompts]
         self.alive = list(range(len(prompts)))
         layers = backbone.model.config.get_text_config().num_hidden_layers
-        self.buffers = [Buffer() for _ in range(layers)]
+        end = roomy(max(map(len, prompts)) + max(rooms))
+        self.whole = backbone.sees(end)  # else the model makes the mask, for what is real
+        self.buffers = [Buffer(self.whole) for _ in range(layers)]
         self.cache = Cache(layers=list(self.buffers))
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -153,10 +169,15 @@ class Rows:
             layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
             last, places = layout.last(), layout.keys[layout.real]
             states = sharing.read(self.backbone, layout, cache, layout.only(last))
-            return self.backbone.logits(states[last]).float(), lambda held: held[0].transpose(0, 1)[places]
+            return self.backbone.logits(states[last]), lambda held: held[0].transpose(0, 1)[places]
         ids, real = left_padded(prompts, self.backbone.device)
         found = scores(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
         return found, lambda held: held.transpose(1, 2)[real.bool()]
+
+    def seen(self) -> Tensor:
+        """Which positions (B, S) of the buffers count, once they hold the last token too."""
+        s = self.real.shape[1]
+        return torch.nn.functional.pad(self.real, (0, roomy(s) - s)) if self.whole else self.real
 
     def add(self, token: Tensor, order: list[int]) -> None:
         """Put the rows in ``order`` and one more token (B, 1) behind them."""
@@ -205,7 +226,7 @@ def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     return additive(real, t, backbone.model.dtype)
 
 
-def processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
+def _processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
     """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
     chain = LogitsProcessorList()
     if options.min_new_tokens:
@@ -223,20 +244,30 @@ def processors(options: Generation, prompt: int, stop_ids: set[int], device: Any
 
 
 class Draw:
-    """Chooses the next tokens; with ``options.seed``, what a prompt's samples get depends on no other prompt."""
+    """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
+    prompt."""
 
-    def __init__(self, options: Generation, rows: int, device: Any) -> None:
+    def __init__(self, options: Generation, backbone: Backbone, prompt: int, rows: int) -> None:
+        device = backbone.device
+        self.chain = _processors(options, prompt, backbone.stop_ids, device)
         self.sample = options.temperature > 0
         self.generators: list[torch.Generator] = []
         if self.sample and options.seed is not None:
             seeds = [options.seed + row % options.samples for row in range(rows)]
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, scores: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
-        """Tokens (B, 1) of the rows by scores (B, V), and their log-probabilities under the model itself (before
-        penalty and temperature)."""
-        token = self._token(scores, rows)
-        return token, (logits.gather(1, token) - logits.logsumexp(1, keepdim=True))[:, 0].tolist()
+    def __call__(self, ids: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Tokens (B, 1) of the rows by logits (B, V) and the ids (B, T) before them, and their log-probabilities under
+        the model itself (before penalty and temperature)."""
+        size = together(logits)
+        tokens, logs = [], []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            own = logits[part].float()
+            token = self._token(self.chain(ids[part], own), rows[part])  # type: ignore[arg-type]
+            tokens.append(token)
+            logs.append(own.gather(1, token) - own.logsumexp(1, keepdim=True))
+        return torch.cat(tokens), torch.cat(logs)[:, 0].tolist()
 
     def _token(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
         if not self.sample:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from gptask.decoding import Buffer, Draw, processors, scores
+from gptask.decoding import Buffer, Draw, scores
 from gptask.generation import room
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class Stream:
         """
         left = room(self.backbone, prompt, options)
         said = list(prompt)
-        pieces, draw = Pieces(self.backbone.tokenizer, options.stop), Draw(options, 1, self.backbone.device)
-        chain = processors(options, len(prompt), self.backbone.stop_ids, self.backbone.device)
+        pieces = Pieces(self.backbone.tokenizer, options.stop)
+        draw = Draw(options, self.backbone, len(prompt), rows=1)
         self.full = False
         while not pieces.stopped:
             if not left:
                 self.full = True
                 break
-            token = self._next(said, chain, draw)
+            token = self._next(said, draw)
             if token in self.backbone.stop_ids:
                 break
             said.append(token)
@@ -94,10 +94,10 @@ class Stream:
         yield pieces.rest()
 
     @torch.inference_mode()
-    def _next(self, ids: list[int], chain: Any, draw: Draw) -> int:
+    def _next(self, ids: list[int], draw: Draw) -> int:
         logits = self._read(ids)
         seen = torch.tensor([ids], device=self.backbone.device)
-        return int(draw(chain(seen, logits), logits, [0])[0])
+        return int(draw(seen, logits, [0])[0])
 
     def _read(self, ids: list[int]) -> Tensor:
         """Scores (1, V) behind ids; those at the start that the cache holds already are not read."""

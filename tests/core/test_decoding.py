@@ -136,9 +136,9 @@ def pair(rows):
     return keys, -keys
 
 
-def placed(*rows):
+def placed(*rows, whole=False):
     """A buffer that holds rows of numbers."""
-    buffer, shape = Buffer(), (len(rows), len(rows[0]))
+    buffer, shape = Buffer(whole), (len(rows), len(rows[0]))
     where = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1])).unbind(1)
     buffer.place(shape, where, [part.transpose(1, 2).flatten(0, 1) for part in pair(rows)])
     return buffer
@@ -169,7 +169,7 @@ def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
 
 
 def test_a_buffer_grows(monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 1)
+    monkeypatch.setattr(decoding, "ROOM", 3)
     buffer = placed([1, 2], [3, 4])
     room = buffer.room[0]
     write(buffer, [5], [6])
@@ -177,6 +177,19 @@ def test_a_buffer_grows(monkeypatch):
     write(buffer, [7], [8])
     assert buffer.room[0] is not room
     assert held(buffer) == [[1, 2, 5, 7], [3, 4, 6, 8]]
+
+
+def test_a_whole_buffer_shows_zeros_where_nothing_is_written_yet(monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 3)
+    buffer = placed([1, 2], [3, 4], whole=True)
+    assert held(buffer) == [[1, 2, 0], [3, 4, 0]]
+    write(buffer, [5], [6])
+    write(buffer, [7], [8])
+    assert held(buffer) == [[1, 2, 5, 7, 0, 0], [3, 4, 6, 8, 0, 0]]
+    buffer.keep(1, [1], [0])
+    assert held(buffer) == [[3, 4, 6, 8, 0, 0]]
+    assert buffer.keys.is_contiguous()
+    assert buffer.get_seq_length() == 4
 
 
 def test_what_was_read_in_parts_lies_where_it_belongs():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
-WIDE = 64  # queries and keys from which a softmax in the scores' own number format is the faster one
+WIDE = 160  # queries and keys from which a softmax in the scores' own number format is the faster one
 
 _layout: Layout | None = None
 
