@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gptask.decoding import Decoded
 
 
+KEYS = 2**30  # bytes of keys and values that are held at once
+
+
 @dataclass
 class Generation:
     """How text is decoded."""
@@ -85,12 +88,22 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
     count = options.samples
-    size = max(1, len(prompts) // count)  # so that no more rows are decoded at once than there are prompts, if possible
+    size = min(len(prompts), _rows(backbone, prompts, options))  # no more than there are prompts, if possible
+    size = max(1, size // count)
     found: list[Text] = []
     for start in range(0, len(prompts), size):
         texts = _texts(backbone, [prompt for prompt in prompts[start : start + size] for _ in range(count)], options)
         found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
     return found
+
+
+def _rows(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
+    """How many rows are decoded at once at most, by the memory of their keys and values."""
+    config = backbone.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each = 2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize * options.num_beams
+    return int(KEYS // (each * (max(map(len, prompts), default=0) + options.max_new_tokens)))
 
 
 def _texts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:

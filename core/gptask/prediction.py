@@ -124,7 +124,8 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
     import torch
 
     from gptask.data.batches import BatchesByLength
-    from gptask.data.module import collate, encode
+    from gptask.data.module import collate, encode, scored_tokens
+    from gptask.heads import GenerationHead
     from gptask.seat import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
@@ -140,8 +141,10 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
                 results[number] = error
     outputs: dict[int, Any] = {}
     lengths = np.array([item["length"] for item in items], dtype=int)
+    writes = isinstance(run.head, GenerationHead)
+    tokens = scored_tokens(options, reads=not writes, writes=writes)
     with torch.inference_mode():
-        for rows in BatchesByLength(lengths, options.eval_batch_size, 16 * options.batch_tokens, None):
+        for rows in BatchesByLength(lengths, options.eval_batch_size, tokens, None):
             batch = collate([items[row] for row in rows]).to(run.backbone.device)
             outputs.update(zip(rows, run.head.predict(run.backbone, batch), strict=True))
     owners = np.array([item["example"] for item in items], dtype=int)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gptask import generation
 from gptask.errors import UserError
 from gptask.generation import Generation, generate
 
@@ -113,6 +114,18 @@ def test_finished_rows_leave_the_batch(llama, sizes):
     expected = [sum(len(row) >= step for row in rows) for step in range(1, max(map(len, rows)) + 1)]
     assert sizes[1:] == expected[: len(sizes) - 1]
     assert len(PROMPTS) >= sizes[1] > sizes[-1] > 0
+
+
+def test_no_more_rows_are_written_at_once_than_memory_is_granted(llama, sizes, monkeypatch):
+    together = texts(llama, PROMPTS, max_new_tokens=4)
+    config = llama.model.config
+    position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes, in float32
+    monkeypatch.setattr(generation, "KEYS", 2 * position * (max(map(len, PROMPTS)) + 4))
+    sizes.clear()
+    assert texts(llama, PROMPTS, max_new_tokens=4) == together
+    assert max(sizes) == 2
+    monkeypatch.setattr(generation, "KEYS", 1)
+    assert texts(llama, PROMPTS, max_new_tokens=4) == together, "one at a time, if need be"
 
 
 def test_stop_text_is_cut_off_and_ends_the_row(llama, sizes):

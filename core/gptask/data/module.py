@@ -198,9 +198,10 @@ class DataModule(pl.LightningDataModule):
 
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Batches of a split by falling length, in a fixed order; large ones where text is generated behind prompts."""
-        size, tokens = self.options.eval_batch_size, 16 * self.options.batch_tokens
-        store = self.items(split)
-        padding = 1.0 if len(store) and store[0]["target"] is not None else 0.1
+        store, size = self.items(split), self.options.eval_batch_size
+        written = len(store) and store[0]["target"] is not None
+        tokens = scored_tokens(self.options, reads=split == "validation" or not written, writes=bool(written))
+        padding = 1.0 if written else 0.1
         batches = BatchesByLength(self._lengths(split), size, tokens, None, padding=padding, common=self._common(split))
         return self._loader(split, batches)
 
@@ -211,6 +212,17 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Test batches."""
         return self.eval_dataloader("test")
+
+
+def scored_tokens(options: Any, *, reads: bool, writes: bool) -> int:
+    """Padded tokens of a batch that is scored, that is read for its loss or for what a head says, or written behind.
+
+    A CPU reads most in a second where a layer's states stay in its caches; a decoding step of many rows costs little
+    more than one of few.
+    """
+    if reads and not writes:
+        return int(options.batch_tokens) * (16 if torch.cuda.is_available() else 2)
+    return int(options.batch_tokens) * (16 if reads else 64)
 
 
 def _learned(bounds: Sequence[list[int]], shape: Sequence[int]) -> Tensor | None:

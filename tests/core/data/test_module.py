@@ -206,6 +206,27 @@ def test_processes_train_on_different_batches_and_score_all(build: Callable) -> 
     assert not shares[0] & shares[1]
 
 
+class Silent(Echo):
+    """Nothing is written behind the prompt."""
+
+    def render(self, example: Example) -> tuple[str, str | None]:
+        return super().render(example)[0], None
+
+
+def test_what_is_only_read_lies_in_small_batches_and_what_is_only_written_behind_in_large_ones(
+    build: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, written = build(task=Silent(), batch_tokens=100), build(batch_tokens=100)
+
+    def sizes(data: DataModule, split: str) -> int:
+        return data.eval_dataloader(split).batch_sampler.tokens  # type: ignore[union-attr]
+
+    assert [sizes(read, split) for split in ("validation", "test")] == [200, 200]
+    assert [sizes(written, split) for split in ("validation", "test")] == [1600, 6400]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert sizes(read, "test") == 1600
+
+
 def test_loading_in_workers_gives_the_same_batches(build: Callable) -> None:
     alone, helped = (build(workers=n).val_dataloader() for n in (0, 1))
     for mine, theirs in zip(alone, helped, strict=True):
