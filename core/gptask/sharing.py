@@ -111,14 +111,15 @@ class Layout:
         own_position = _position(self.own_real) + before[:, None]
         position = torch.cat([_position(self.prefix_real)[self.prefix_real], own_position[self.own_real]])
         self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
-        for name in ("prefix", "prefix_real", "own", "own_real", "keys", "real"):
+        self.prefix_at, self.own_at = (real.flatten().nonzero()[:, 0] for real in (self.prefix_real, self.own_real))
+        for name in ("prefix", "prefix_at", "own", "own_real", "own_at", "keys", "real"):
             setattr(self, name, getattr(self, name).to(device))
 
     def whole(self, states: Tensor, width: int) -> Tensor:
         """States (B, T, C) of whole sequences, right-padded to ``width``, from those of the row (N, C)."""
         index = torch.zeros(len(self.real), width, dtype=torch.long, device=states.device)
         index[(torch.arange(width) < self.lengths[:, None]).to(states.device)] = self.keys[self.real]
-        return states[index]
+        return states.index_select(0, index.flatten()).view(*index.shape, -1)
 
     def row(self, needed: Tensor) -> Tensor:
         """(N,) which states of the row are ``needed`` (B, T) of whole sequences."""
@@ -144,9 +145,9 @@ class Layout:
         parts = []
         if self.prefix.shape[1]:
             states = attention(*(_rows(part, self.prefix) for part in (q, k, v)), None)
-            parts.append(states[self.prefix_real])
+            parts.append(states.flatten(0, 1).index_select(0, self.prefix_at))
         states = attention(_rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys), self.mask)
-        parts.append(states[self.own_real])
+        parts.append(states.flatten(0, 1).index_select(0, self.own_at))
         return torch.cat(parts)[None]
 
 
