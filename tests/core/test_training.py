@@ -20,6 +20,7 @@ from gptask.progress import Lines
 from gptask.training import assemble, pace
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
 
 from tests.small import config
@@ -97,7 +98,8 @@ def test_a_seed_decides_everything(finished, tmp_path):
 @pytest.mark.parametrize(
     ("task", "tuning", "optimizer", "expected"),
     [
-        (Sentiment(), Lora(rank=2), AdamW(), (5.5e-4, 0.5)),
+        (Sentiment(), Lora(rank=2), AdamW(), (5.5e-4, 1.0)),
+        (TokenTagging(), Lora(rank=2), AdamW(), (5.5e-4, 0.5)),
         (Translation(), Lora(rank=2), AdamW(), (1.6e-3, 1.0)),
         (Translation(), Lora(rank=2, lr=1e-4, top=0.5), AdamW(), (1e-4, 0.5)),
         (Translation(), Lora(rank=2, lr=1e-4), AdamW(lr=0.5), (0.5, 1.0)),

@@ -19,7 +19,7 @@ class TaggingHead(Head):
     """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
 
     export_class = None  # transformers would read every token, and know nothing of words and what stands before them
-    depth = 0.5  # as for classification; what the contexts were compared with
+    depth = 0.5  # what the contexts were compared with
 
     def __init__(self, features: int, tags: int) -> None:
         super().__init__()
