@@ -41,6 +41,8 @@ def train(trainer_on: Callable[..., Trainer], settings: dict[str, Any], seconds:
     tried, clock = trainer_on(**settings | {"max_steps": WARM + TRIED}), Deadline(seconds)
     tried.add_callback(clock)
     tried.train()
+    if len(clock.steps) < WARM + TRIED:
+        raise SystemExit(f"{seconds / 60:g} minutes are too few: the first {WARM + TRIED} steps took longer")
     fit = int(seconds * TRIED / (clock.steps[-1] - clock.steps[WARM - 1]))
     epoch = len(tried.get_train_dataloader())
     steps = min(fit, EPOCHS * epoch)
