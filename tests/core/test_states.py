@@ -179,7 +179,7 @@ def test_a_model_whose_upper_layers_read_more_is_not_resumed(backbone_of):
 
 def lora(tiny, outputs, **changes):
     options = config(tiny, Sentiment(), outputs)
-    options.tuning = Lora(rank=2)
+    options.tuning = Lora(rank=2, top=0.5)
     return replace(options, **changes)
 
 
