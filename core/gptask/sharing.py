@@ -118,13 +118,16 @@ class Layout:
     def whole(self, states: Tensor, width: int) -> Tensor:
         """States (B, T, C) of whole sequences, right-padded to ``width``, from those of the row (N, C)."""
         index = torch.zeros(len(self.real), width, dtype=torch.long, device=states.device)
-        index[(torch.arange(width) < self.lengths[:, None]).to(states.device)] = self.keys[self.real]
+        index[self._in_whole(width)] = self.keys[self.real]
         return states.index_select(0, index.flatten()).view(*index.shape, -1)
 
     def row(self, needed: Tensor) -> Tensor:
         """(N,) which states of the row are ``needed`` (B, T) of whole sequences."""
-        real = (torch.arange(needed.shape[1]) < self.lengths[:, None]).to(needed.device)
-        return self.only(self.keys[self.real][needed[real]])
+        return self.only(self.keys[self.real][needed[self._in_whole(needed.shape[1])]])
+
+    def _in_whole(self, width: int) -> Tensor:
+        """(B, T) where whole sequences, right-padded to ``width``, have their tokens."""
+        return (torch.arange(width) < self.lengths[:, None]).to(self.keys.device)
 
     def only(self, places: Tensor) -> Tensor:
         """(N,) true at some places of the row."""
