@@ -9,11 +9,11 @@ and which takes as long as the product itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +23,57 @@ PART = 192  # states whose scores for the whole vocabulary are held at once
 SCORES = 2**19  # of them that a CPU looks at together in float32: more would not stay in its caches
 FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
 MOST = 0.9  # share of states up to which it pays to compute the last feed-forward part for them alone
+ALIKE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
 
 _places: Tensor | None = None  # (M,) of the states that are read
 
 
+class Frozen(NamedTuple):
+    """What of an adapted layer does not learn: weight (N, C), bias (N,), and the scale of its factors."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+
+
 class LowRank(torch.autograd.Function):
-    """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` (Hu et al. 2021, arXiv 2106.09685) with W (N, C) frozen, A (r, C), B (N, r)."""
+    """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` (Hu et al. 2021, arXiv 2106.09685) of the layers that read x, with W (N, C)
+    frozen, A (r, C), B (N, r); x is read once for all A, and its gradient summed as it is made."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """States (..., N) of states (..., C)."""
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Frozen], *factors: Tensor) -> tuple[Tensor, ...]:
+        """States (..., N) of each layer from states (..., C); ``factors``: every A, then every B."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C)
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        low = rows @ a.T  # (M, r)
-        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scale)
-        ctx.save_for_backward(rows, weight, low, a, b)
-        ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        downs, ups = factors[: len(layers)], factors[len(layers) :]
+        a = torch.cat(downs).to(x.dtype)  # (R, C)
+        bs = [(up * layer.scale).to(x.dtype) for up, layer in zip(ups, layers, strict=True)]
+        lows = (rows @ a.T).split([len(down) for down in downs], 1)  # (M, r)
+        ctx.save_for_backward(rows, a, *lows, *bs)
+        ctx.layers = layers
+        outs = []
+        for layer, low, b in zip(layers, lows, bs, strict=True):
+            out = nn.functional.linear(rows, layer.weight, layer.bias).addmm_(low, b.T)
+            outs.append(out.view(*x.shape[:-1], -1))
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """Gradients of x, A and B."""
-        rows, weight, low, a, b = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])  # (M, N)
-        inner = flat @ b  # (M, r)
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Gradients of x, of every A and of every B."""
+        rows, a, *rest = ctx.saved_tensors
+        lows, bs = rest[: len(grads)], rest[len(grads) :]
+        flats = [grad.reshape(-1, grad.shape[-1]) for grad in grads]  # (M, N)
+        inner = torch.cat([flat @ b for flat, b in zip(flats, bs, strict=True)], 1)  # (M, R)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = (flat @ weight).addmm_(inner, a, alpha=ctx.scale).view(*grad.shape[:-1], -1)
-        return to_x, None, None, (inner.T @ rows).float().mul_(ctx.scale), (flat.T @ low).float().mul_(ctx.scale), None
+            to_x = inner @ a
+            for flat, layer in zip(flats, ctx.layers, strict=True):
+                to_x.addmm_(flat, layer.weight)
+            to_x = to_x.view(*grads[0].shape[:-1], -1)
+        to_a = (inner.T @ rows).float().split([low.shape[1] for low in lows])
+        pairs = zip(flats, lows, ctx.layers, strict=True)
+        to_b = [(flat.T @ low).float().mul_(layer.scale) for flat, low, layer in pairs]
+        return to_x, None, *to_a, *to_b
 
 
 class Norm(torch.autograd.Function):
@@ -124,12 +146,19 @@ def install(model: Any) -> None:
     for module in model.modules():
         lora = isinstance(module, adapted) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
         if lora or type(module) is nn.Linear:
-            module.lean_kept = None
+            module.lean_kept = module.lean_alike = None
             module.forward = MethodType(_adapted if lora else _plain, module)
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
                 _lean_norm(module)
+    for module in model.modules():
+        for names in ALIKE:
+            layers: list[Any] = [getattr(module, name, None) for name in names]
+            if all(isinstance(layer, adapted) and hasattr(layer, "lean_alike") for layer in layers):
+                alike = Alike(layers)
+                for layer in layers:
+                    layer.lean_alike = alike
 
 
 def install_last(layer: Any, channels: int) -> None:
@@ -186,21 +215,51 @@ def remove(model: Any) -> None:
 def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_grad_enabled():  # before any way out: a fused optimizer's step is not seen in a factor's version
         self.lean_kept = None
-    plain = not self.disable_adapters and not self.merged and self.active_adapters == ["default"]
-    if not plain or args or kwargs or torch.is_autocast_enabled(x.device.type):
+    if args or kwargs or torch.is_autocast_enabled(x.device.type) or not _lean(self):
         return type(self).forward(self, x, *args, **kwargs)
-    base, scale = self.base_layer, self.scaling["default"]
-    a, b = self.lora_A["default"].weight, self.lora_B["default"].weight
-    dropout = self.lora_dropout["default"]
-    if self.training and not isinstance(dropout, nn.Identity):
-        return type(self).forward(self, x)
     if torch.is_grad_enabled():
-        return LowRank.apply(x, base.weight, base.bias, a, b, scale)
+        alike = self.lean_alike
+        return alike(self, x) if alike and all(map(_lean, alike.layers)) else _low_rank([self], x)[0]
+    weight, a, b = self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight
     kept = self.lean_kept
-    if kept is None or not kept.made_of(base.weight, a, b):
-        merged = base.weight.float() + scale * (b.float() @ a.float())
-        self.lean_kept = kept = Kept(merged.to(base.weight.dtype), base.weight, a, b)
-    return kept.product(x, base.bias)
+    if kept is None or not kept.made_of(weight, a, b):
+        merged = weight.float() + self.scaling["default"] * (b.float() @ a.float())
+        self.lean_kept = kept = Kept(merged.to(weight.dtype), weight, a, b)
+    return kept.product(x, self.base_layer.bias)
+
+
+def _lean(layer: Any) -> bool:
+    """Whether a LoRA layer does now what `LowRank` does."""
+    plain = not layer.disable_adapters and not layer.merged and layer.active_adapters == ["default"]
+    return plain and (not layer.training or isinstance(layer.lora_dropout["default"], nn.Identity))
+
+
+def _low_rank(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
+    frozen = [Frozen(layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]) for layer in layers]
+    factors = [getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B") for layer in layers]
+    return LowRank.apply(x, frozen, *factors)
+
+
+class Alike:
+    """LoRA layers to which a model gives the same states one after the other: the first computes for all."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+        self.read: Tensor | None = None
+        self.outs: dict[Any, Tensor] = {}  # of the layers that were not asked yet
+
+    def __call__(self, layer: Any, x: Tensor) -> Tensor:
+        """States (..., N) that one layer makes of states (..., C)."""
+        if x is not self.read or layer not in self.outs:
+            if layer is not self.layers[0]:
+                return _low_rank([layer], x)[0]
+            if self.outs:  # the others read something else in this model
+                self.layers = self.layers[:1]
+            self.read, self.outs = x, dict(zip(self.layers, _low_rank(self.layers, x), strict=True))
+        out = self.outs.pop(layer)
+        if not self.outs:
+            self.read = None
+        return out
 
 
 def _plain(self: Any, x: Tensor) -> Tensor:

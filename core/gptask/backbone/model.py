@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptask import sharing
-from gptask.backbone import attention, lean
+from gptask.backbone import attention, lean, rotary
 from gptask.backbone.source import Resolved
 from gptask.config import DType, Pretrained, Scratch
 from gptask.conversation import turn_end
@@ -32,6 +32,7 @@ class Backbone(nn.Module):
     def __init__(self, model: Any, tokenizer: Any, origin: Resolved) -> None:
         super().__init__()
         attention.install(model)
+        rotary.install(model)
         lean.install(model)
         self.peft = model
         self.tokenizer = tokenizer

@@ -11,6 +11,7 @@ from gptask.config import Lora
 from torch import nn
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
+SOME = ["q_proj", "v_proj", "up_proj"]
 IDS = torch.arange(5, 35).view(2, 15)
 
 
@@ -43,10 +44,8 @@ def adapted(backbone_of, monkeypatch):
         for install in (lambda model: None, lean.install):
             with monkeypatch.context() as patch:
                 patch.setattr(lean, "install", install)
-                targets = [] if family == "gpt2" else ["q_proj", "v_proj", "up_proj"]
-                models.append(
-                    apply(backbone_of(family).peft.to(dtype), Lora(rank=2, target_modules=targets, **options))
-                )
+                settings = {"rank": 2, "target_modules": [] if family == "gpt2" else SOME} | options
+                models.append(apply(backbone_of(family).peft.to(dtype), Lora(**settings)))
             torch.manual_seed(0)
             for name, parameter in models[-1].named_parameters():
                 if "lora_" in name:
@@ -66,17 +65,25 @@ def learn(model, seed=0):
 
 @pytest.mark.parametrize("from_gradient", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_low_rank_is_the_formula(bias, from_gradient):
+@pytest.mark.parametrize("layers", [1, 3])
+def test_low_rank_is_the_formula(layers, bias, from_gradient):
     torch.manual_seed(0)
-    sizes = [(2, 3, 6), (5, 6), (5,), (4, 6), (5, 4)]
-    x, weight, shift, a, b = (torch.randn(size, dtype=torch.float64) for size in sizes)
-    shift = shift if bias else torch.zeros(5, dtype=torch.float64)
-    inputs = [part.requires_grad_() for part in ([x, a, b] if from_gradient else [a, b])]
-    lean_out = lean.LowRank.apply(x, weight, shift if bias else None, a, b, 0.7)
-    plain = x @ weight.T + shift + 0.7 * (x @ a.T @ b.T)
-    torch.testing.assert_close(lean_out, plain)
-    for got, expected in zip(gradients(lean_out, inputs), gradients(plain, inputs), strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)  # adapters' gradients are float32
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    frozen, factors, formula = [], ([], []), []
+    for outputs, rank, scale in [(5, 4, 0.7), (3, 4, 2.0), (4, 1, 0.5)][:layers]:
+        sizes = [(outputs, 6), (outputs,), (rank, 6), (outputs, rank)]
+        weight, shift, a, b = (torch.randn(size, dtype=torch.float64) for size in sizes)
+        formula.append((weight.T, shift if bias else 0, a.requires_grad_().T, b.requires_grad_().T, scale))
+        frozen.append(lean.Frozen(weight, shift if bias else None, scale))
+        factors[0].append(a)
+        factors[1].append(b)
+    inputs = [*factors[0], *factors[1], *([x.requires_grad_()] if from_gradient else [])]
+    got = lean.LowRank.apply(x, frozen, *factors[0], *factors[1])
+    expected = [x @ w + shift + scale * (x @ a @ b) for w, shift, a, b, scale in formula]
+    torch.testing.assert_close(list(got), expected)
+    slopes = (gradients(torch.cat(list(outs), -1), inputs) for outs in (got, expected))
+    for slope, wanted in zip(*slopes, strict=True):
+        torch.testing.assert_close(slope, wanted, atol=1e-6, rtol=1e-6)  # adapters' gradients are float32
 
 
 @pytest.mark.parametrize("part", [192, 3, 1])  # of seven states
@@ -185,7 +192,7 @@ def test_adapted_layers_and_frozen_norms_are_replaced(family, adapted):
         name.rsplit(".", 1)[-1] for name, module in ours.named_modules() if type(module).__name__.endswith("RMSNorm")
     }
     assert norms
-    assert names == {"q_proj", "v_proj", "up_proj"} | norms
+    assert names == {*SOME} | norms
 
 
 def test_gpt2s_layers_stay_as_they_are(adapted):
@@ -194,15 +201,57 @@ def test_gpt2s_layers_stay_as_they_are(adapted):
     assert not replaced(ours)
 
 
+@pytest.mark.parametrize("targets", [SOME, []], ids=["some", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_equal_pefts(family, adapted):
-    theirs, ours = adapted(family)
+def test_loss_and_gradients_equal_pefts(family, targets, adapted):
+    theirs, ours = adapted(family, target_modules=targets)
     (expected, wanted), (loss, got) = learn(theirs), learn(ours)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     assert got.keys() == wanted.keys()
     assert all("lora_" in name for name in got)
     for name, gradient in got.items():
         assert gradient.abs().max() > 0
+        assert (gradient - wanted[name]).abs().max() < 1e-4 * wanted[name].abs().max()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How many layers each call of `LowRank` was for."""
+    counts, apply_it = [], lean.LowRank.apply
+
+    def counted(x, layers, *factors):
+        counts.append(len(layers))
+        return apply_it(x, layers, *factors)
+
+    monkeypatch.setattr(lean.LowRank, "apply", counted)
+    return counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_read_the_same_read_it_once(family, adapted, reads):
+    _, ours = adapted(family, target_modules=[])
+    for model in (ours, deepcopy(ours)):
+        reads.clear()
+        learn(model)
+        assert reads == [3, 1, 2, 1] * model.config.num_hidden_layers  # q k v, o, gate up, down
+    assert all(not group.outs and group.read is None for group in groups(ours))
+
+
+def groups(model):
+    return [module.lean_alike for module in model.modules() if getattr(module, "lean_alike", None)]
+
+
+def test_layers_that_read_something_else_read_it_alone(adapted, reads):
+    theirs, ours = adapted("llama", target_modules=[])
+    for model in (theirs, ours):
+        for layer in model.base_model.model.model.layers:
+            layer.mlp.up_proj.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    for _ in range(2):
+        reads.clear()
+        (expected, wanted), (loss, got) = learn(theirs), learn(ours)
+    assert reads == [3, 1, 1, 1, 1] * ours.config.num_hidden_layers
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    for name, gradient in got.items():
         assert (gradient - wanted[name]).abs().max() < 1e-4 * wanted[name].abs().max()
 
 
