@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from gptask.errors import UserError
@@ -22,6 +23,17 @@ CHATTER = (
     ".*in eval mode at the start of training.*",  # tuning=head: so it shall be
     ".*your dataloader is not resumable.*",
 )
+
+
+class Best(ModelCheckpoint):
+    """Keeps the best epoch, of equal ones the last: its learning rate has fallen further (a small validation set often
+    has several)."""
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
+        """Whether an epoch takes the place of the one that is kept."""
+        kept = self.best_k_models.get(self.kth_best_model_path)
+        equal = current is not None and kept is not None and bool(current == kept)
+        return equal or super().check_monitor_top_k(trainer, current)
 
 
 def trainer_for(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:

@@ -256,13 +256,13 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
     """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-    from gptask.lightning import trainer_for
+    from gptask.lightning import Best, trainer_for
     from gptask.progress import Interrupted, progress_bar
 
     monitor: dict[str, Any] = dict(zip(("monitor", "mode"), goal(config), strict=True))
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
-        ModelCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **monitor),
+        Best(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **monitor),
         ModelCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
         Interrupted(checkpoints / "interrupted.ckpt"),
         progress_bar(),

@@ -291,7 +291,7 @@ def test_a_test_without_examples_is_told_and_the_model_is_kept(tmp_path, caplog)
 
 
 def test_what_validation_chooses_is_kept_with_the_best_checkpoint_and_saved(tmp_path, monkeypatch):
-    chosen = iter((0.11, 0.22, 0.33))
+    chosen = iter((0.11, 0.22, 0.33, 0.44))
     told = []
 
     def best(probabilities, truth):
@@ -299,12 +299,12 @@ def test_what_validation_chooses_is_kept_with_the_best_checkpoint_and_saved(tmp_
         return next(chosen)
 
     monkeypatch.setattr("gptask_tasks.classification.metrics.best_threshold", best)
-    scores = iter((50.0, 90.0, 40.0))  # the second epoch is best
+    scores = iter((50.0, 90.0, 90.0, 40.0))  # the second and third epochs are best: the later one counts
     monkeypatch.setattr("gptask_tasks.classification.metrics.MultiMicroF1.aggregate", lambda *_: next(scores, 1.0))
-    options = {"max_epochs": 3, "accelerator": "cpu"}
+    options = {"max_epochs": 4, "accelerator": "cpu"}
     run = train(config(tmp_path, task=Classification(multi_label=True), trainer=options))
-    assert told == [8, 8, 8]
-    assert run.task.threshold == load_run(run.folder).task.threshold == 0.22
+    assert told == [8, 8, 8, 8]
+    assert run.task.threshold == load_run(run.folder).task.threshold == 0.33
 
 
 def test_a_given_threshold_stays(tmp_path):
