@@ -1,6 +1,7 @@
 """`gptask train` from Python: the run folder, checkpoints, resume, and what an interruption leaves."""
 
 import errno
+import gc
 import json
 import logging
 import re
@@ -42,6 +43,15 @@ def test_run_folder_holds_everything_that_was_promised(finished):
         + list(finished.folder.rglob("*.pt"))
         + list(finished.folder.rglob("*.pkl"))
     )
+
+
+def test_garbage_is_searched_for_among_new_objects_only_while_training(tmp_path, monkeypatch):
+    spared = []
+    loss, before = GPTModule.training_step, gc.get_freeze_count()
+    monkeypatch.setattr(GPTModule, "training_step", lambda *args: spared.append(gc.get_freeze_count()) or loss(*args))
+    train(config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    assert min(spared) > 100_000
+    assert gc.get_freeze_count() <= before
 
 
 def test_metrics_say_what_was_measured_and_how(finished):
