@@ -2,9 +2,9 @@
 frozen vocabulary projection.
 
 For the backward pass each keeps only what it needs, and computes in the backbone's number format with adapters whose
-own weights stay float32. For scoring, adapters are merged into a copy of their weight, and a weight that few rows are
-multiplied with (as when decoding) is kept in oneDNN's own layout, which torch otherwise makes anew for every product
-and which takes as long as the product itself.
+own weights stay float32; adapters of layers that read the same states read them together. For scoring, adapters are
+merged into a copy of their weight, and a weight that few rows are multiplied with (as when decoding) is kept in
+oneDNN's own layout, which torch otherwise makes anew for every product and which takes as long as the product itself.
 """
 
 from __future__ import annotations
@@ -146,8 +146,10 @@ def install(model: Any) -> None:
     for module in model.modules():
         lora = isinstance(module, adapted) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
         if lora or type(module) is nn.Linear:
-            module.lean_kept = module.lean_alike = None
+            module.lean_kept = None
             module.forward = MethodType(_adapted if lora else _plain, module)
+            if lora:
+                module.lean_alike = None
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
@@ -155,7 +157,7 @@ def install(model: Any) -> None:
     for module in model.modules():
         for names in ALIKE:
             layers: list[Any] = [getattr(module, name, None) for name in names]
-            if all(isinstance(layer, adapted) and hasattr(layer, "lean_alike") for layer in layers):
+            if all(hasattr(layer, "lean_alike") for layer in layers):
                 alike = Alike(layers)
                 for layer in layers:
                     layer.lean_alike = alike
