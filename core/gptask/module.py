@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -35,15 +34,6 @@ class GPTModule(pl.LightningModule):
             self.add_module(f"{seat.prefix}head".replace("/", "_"), seat.head)
         self.optimizer, self.schedule = optimizer, schedule
         self.tokens = 0  # real tokens (no pads) seen in training
-
-    def on_fit_start(self) -> None:
-        """Spare what is there from Python's searches for garbage, each of which took a third of a second."""
-        gc.collect()
-        gc.freeze()
-
-    def on_fit_end(self) -> None:
-        """Search all of it again."""
-        gc.unfreeze()
 
     def training_step(self, batch: Batch | Drawn, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""

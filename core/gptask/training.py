@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
@@ -285,10 +286,14 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
             raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
         checkpoint = str(found[-1])
         log.info("going on from %s", checkpoint)
+    gc.collect()
+    gc.freeze()  # what is there already: to search all of it for garbage takes a third of a second each time
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {run.kept(folder)}") from stop
+    finally:
+        gc.unfreeze()
     (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
 
 

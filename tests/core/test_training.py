@@ -52,6 +52,10 @@ def test_garbage_is_searched_for_among_new_objects_only_while_training(tmp_path,
     train(config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert min(spared) > 100_000
     assert gc.get_freeze_count() <= before
+    monkeypatch.setattr(GPTModule, "training_step", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    assert gc.get_freeze_count() <= before
 
 
 def test_metrics_say_what_was_measured_and_how(finished):

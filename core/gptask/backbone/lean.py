@@ -149,7 +149,7 @@ def install(model: Any) -> None:
             module.lean_kept = None
             module.forward = MethodType(_adapted if lora else _plain, module)
             if lora:
-                module.lean_alike = None
+                module.lean_alike = Alike([module])
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
@@ -220,8 +220,7 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if args or kwargs or torch.is_autocast_enabled(x.device.type) or not _lean(self):
         return type(self).forward(self, x, *args, **kwargs)
     if torch.is_grad_enabled():
-        alike = self.lean_alike
-        return alike(self, x) if alike and all(map(_lean, alike.layers)) else _low_rank([self], x)[0]
+        return self.lean_alike(self, x)
     weight, a, b = self.base_layer.weight, self.lora_A["default"].weight, self.lora_B["default"].weight
     kept = self.lean_kept
     if kept is None or not kept.made_of(weight, a, b):
@@ -243,7 +242,7 @@ def _low_rank(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
 
 
 class Alike:
-    """LoRA layers to which a model gives the same states one after the other: the first computes for all."""
+    """LoRA layers (one, or more) to which a model gives the same states in turn: the first computes for all."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = layers
@@ -253,7 +252,7 @@ class Alike:
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """States (..., N) that one layer makes of states (..., C)."""
         if x is not self.read or layer not in self.outs:
-            if layer is not self.layers[0]:
+            if layer is not self.layers[0] or not all(map(_lean, self.layers)):
                 return _low_rank([layer], x)[0]
             if self.outs:  # the others read something else in this model
                 self.layers = self.layers[:1]

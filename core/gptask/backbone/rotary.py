@@ -56,19 +56,25 @@ def rotate(
 def install(model: Any) -> None:
     """Give attention layers that rotate this way a copy of their forward function that calls `rotate`; the model's
     module, which other models use too, stays as it is."""
-    alike: dict[Any, bool] = {}
+    lean: dict[Any, FunctionType | None] = {}
     for module in model.modules():
         own = type(module).forward
-        if "forward" in vars(module) or not isinstance(own, FunctionType) or NAME not in own.__code__.co_names:
+        if "forward" in vars(module):
             continue
-        theirs = own.__globals__[NAME]
-        if theirs not in alike:
-            alike[theirs] = _rotates(theirs)
-        if alike[theirs]:
-            names = own.__globals__ | {NAME: partial(rotate, theirs)}
-            lean = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
-            lean.__kwdefaults__ = own.__kwdefaults__
-            module.forward = MethodType(lean, module)
+        if own not in lean:
+            lean[own] = _leaner(own)
+        if forward := lean[own]:
+            module.forward = MethodType(forward, module)
+
+
+def _leaner(own: Any) -> FunctionType | None:
+    """The copy of a forward function, if it rotates this way."""
+    if not isinstance(own, FunctionType) or NAME not in own.__code__.co_names or not _rotates(own.__globals__[NAME]):
+        return None
+    names = own.__globals__ | {NAME: partial(rotate, own.__globals__[NAME])}
+    copy = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+    copy.__kwdefaults__ = own.__kwdefaults__
+    return copy
 
 
 def _rotates(own: Callable[..., tuple[Tensor, Tensor]]) -> bool:
