@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
+BLOCK = 128  # queries, about, that are looked at together: with fewer, products take longer than they save
 WIDE = 160  # queries and keys from which a softmax in the scores' own number format is the faster one
 
 _layout: Layout | None = None
@@ -31,39 +33,102 @@ def attention(
     """Attend from queries (B, H, T, D) to keys and values (B, K, S, D); states (B, T, H, D) and no weights.
 
     Heads that share keys (grouped-query attention) go through one product, so keys are not repeated. The mask is None
-    (causal) or one of numbers to add, (B, 1, T, S). What this does not do goes to the fused kernel.
+    (causal) or one of numbers to add, (B, 1, T, S), which lets a query see later keys unless ``hides_later`` is set.
+    What this does not do goes to the fused kernel.
     """
     if _layout:
         return _layout.attend(partial(_whole, module, options), query, key, value), None
-    b, h, t, d = query.shape
-    k, s = key.shape[1:3]
+    t, s = query.shape[2], key.shape[2]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
+    hides_later = options.pop("hides_later", attention_mask is None)
     odd = options.get("dropout") or options.get("position_bias") is not None
+    odd = odd or (attention_mask is not None and attention_mask.requires_grad)
     masked = causal if attention_mask is None else attention_mask.is_floating_point()
     if odd or not masked or query.device.type != "cpu" or t * s > LONGEST**2:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)  # autocast computes in another one
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if attention_mask is None:
-        attention_mask = query.new_full((t, s), float("-inf")).triu(1 + s - t)
-    scale = options.get("scaling") or d**-0.5
-    query = query.reshape(b * k, h // k * t, d)  # (B·K, H/K·T, D)
-    keys = key.contiguous().view(b * k, s, d)  # a slice of a decoding buffer is not; bmm would copy it column by column
-    scores = torch.bmm(query, keys.transpose(1, 2))  # (B·K, H/K·T, S)
-    scores = torch.add(attention_mask, scores.view(b, h, t, s), alpha=scale)
-    if s >= WIDE and (t >= WIDE or scores.requires_grad):
-        weights = scores.softmax(-1)  # computed in float32 as well, without a copy in it; the backward pass keeps less
-    else:
-        weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    states = torch.bmm(weights.view(b * k, h // k * t, s), value.reshape(b * k, s, -1))
-    return states.view(b, h, t, -1).transpose(1, 2), None
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    size = -(-t // max(1, round(t / BLOCK))) if hides_later else t
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    with torch.autocast("cpu", enabled=False):
+        return Attend.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
+
+
+class Attend(torch.autograd.Function):
+    """``softmax(scale · Q Kᵀ + mask) V`` (Vaswani et al. 2017, arXiv 1706.03762), a block of queries at a time, without
+    the keys that come after all of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, size: int
+    ) -> Tensor:
+        """States (B, H, T, E) of queries (B, H, T, D), which are the last T of S positions, keys (B, K, S, D) and
+        values (B, K, S, E); the mask to add is (B, 1, T, S) or None (causal). ``size`` queries are a block, all T of
+        them if they see later keys."""
+        b, h, t, d = query.shape
+        k, s = key.shape[1:3]
+        queries = query.reshape(b * k, h // k, t, d)  # heads that share keys go through one product
+        keys = key.contiguous().view(b * k, s, d)  # a slice of a decoding buffer is not; bmm would copy it by columns
+        values = value.reshape(b * k, s, -1)
+        blocks = [slice(start, min(start + size, t)) for start in range(0, t, size)]
+        weights, states = [], []
+        for block in blocks:
+            n, end = block.stop - block.start, s - t + block.stop
+            scores = torch.bmm(_block(queries, block), keys[:, :end].transpose(1, 2))  # (B·K, H/K·n, end)
+            each = scores.view(b, h, n, end)
+            if mask is None:
+                each.mul_(scale)[..., end - n :] += each.new_full((n, n), float("-inf")).triu(1)
+            else:
+                torch.add(mask[..., block, :end], each, alpha=scale, out=each)
+            if end >= WIDE and (t >= WIDE or any(ctx.needs_input_grad)):
+                weights.append(scores.softmax(-1))  # computed in float32 as well, without a copy in it
+            else:
+                weights.append(scores.softmax(-1, dtype=torch.float32).to(scores.dtype))
+            states.append(torch.bmm(weights[-1], values[:, :end]).view(b, h, n, -1))
+        ctx.save_for_backward(queries, keys, values, *weights)
+        ctx.blocks, ctx.scale = blocks, scale
+        return _joined(states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of queries, keys and values; that of scores with weights P is ``P (dP - Σ dP P)``."""
+        queries, keys, values, *weights = ctx.saved_tensors
+        outs = grad.reshape(*queries.shape[:3], -1)
+        to_queries: list[Tensor] = []
+        to_both: list[Tensor] = []
+        for block, weight in reversed([*zip(ctx.blocks, weights, strict=True)]):  # the last one sees all keys
+            end, out = weight.shape[-1], _block(outs, block)
+            to_weight = torch.bmm(out, values[:, :end].transpose(1, 2))
+            to_scores = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)
+            to_queries.insert(0, torch.bmm(to_scores, keys[:, :end]).view(*queries.shape[:2], -1, queries.shape[3]))
+            found = [torch.bmm(to_scores.mT, _block(queries, block)), torch.bmm(weight.mT, out)]
+            for whole, part in zip(to_both, found, strict=False):
+                whole[:, :end] += part
+            to_both = to_both or found
+        b = len(grad)
+        to_query = _joined(to_queries).mul_(ctx.scale)
+        to_key, to_value = (whole.view(b, -1, *whole.shape[1:]) for whole in to_both)
+        return to_query.view(b, -1, *to_query.shape[2:]), to_key.mul_(ctx.scale), to_value, None, None, None
+
+
+def _block(states: Tensor, block: slice) -> Tensor:
+    """Those (B·K, H/K·n, D) of n of the queries (B·K, H/K, T, D)."""
+    return states[:, :, block].flatten(1, 2)
+
+
+def _joined(blocks: list[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # cat would copy a single one
 
 
 def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
     """Attention of the sequences of a layout: states (B, T, H, D)."""
     with laid_out(None):
-        return attention(module, query, key, value, mask, **options)[0]
+        return attention(module, query, key, value, mask, hides_later=True, **options)[0]
 
 
 def current_layout() -> Layout | None:

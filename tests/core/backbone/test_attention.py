@@ -83,6 +83,26 @@ def test_a_mask_of_numbers_is_added(h, k, t, s, kernel_calls):
     compare(ours, fused(module(h, k), inputs, mask), inputs)
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize(("t", "s"), [(5, 5), (5, 8)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_blocks_it_is_the_same(block, t, s, masked, kernel_calls, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    inputs = states(4, 2, t, s)
+    real = torch.ones(2, s)
+    real[1, 1:3] = 0
+    mask = attention.additive(real, t, torch.float32) if masked else None
+    shapes, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: shapes.append(tuple(b.shape)) or bmm(a, b))
+    ours, _ = attention.attention(module(), *inputs, mask, **({"hides_later": True} if masked else {}))
+    assert not kernel_calls
+    ends = sorted(shape[2] for shape in shapes[::2])  # keys that the products of scores had
+    assert len(ends) == round(5 / block)
+    assert ends[0] < ends[-1] == s
+    visible = torch.ones(1, 1, t, s, dtype=torch.bool).tril(s - t)
+    compare(ours, fused(module(), inputs, mask if masked else visible), inputs)
+
+
 def test_values_may_be_wider_or_narrower_than_keys():
     inputs = states(4, 2, 5, 5, values=6)
     ours, _ = attention.attention(module(), *inputs, None)
@@ -97,8 +117,9 @@ def test_values_may_be_wider_or_narrower_than_keys():
         ({}, None, {"is_causal": False}),
         ({}, None, {"dropout": 0.5}),
         ({}, None, {"position_bias": torch.randn(1, 4, 5, 5)}),
+        ({}, torch.randn(2, 1, 5, 5, requires_grad=True), {}),
     ],
-    ids=["bool mask", "layer not causal", "call not causal", "dropout", "position bias"],
+    ids=["bool mask", "layer not causal", "call not causal", "dropout", "position bias", "mask that learns"],
 )
 def test_what_it_does_not_do_goes_to_the_fused_kernel(layer, mask, options, kernel_calls):
     inputs = states(4, 4, 5, 5)
