@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import time
@@ -279,6 +278,8 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
 
 
 def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
+    from gptask.lightning import spared
+
     checkpoint = None
     if resume:
         found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -286,14 +287,11 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
             raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
         checkpoint = str(found[-1])
         log.info("going on from %s", checkpoint)
-    gc.collect()
-    gc.freeze()  # what is there already: to search all of it for garbage takes a third of a second each time
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        with spared():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {run.kept(folder)}") from stop
-    finally:
-        gc.unfreeze()
     (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
 
 

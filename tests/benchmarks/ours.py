@@ -44,7 +44,7 @@ class Training:
 
     def fit(self, folder: Path, epochs: int = 1, callbacks: Any = (), **settings: Any) -> None:
         """Train."""
-        from gptask.lightning import trainer_for
+        from gptask.lightning import spared, trainer_for
 
         options = (
             self.config.trainer
@@ -56,7 +56,8 @@ class Training:
             | settings
         )
         trainer = trainer_for(folder, options, logger=False, callbacks=list(callbacks))
-        trainer.fit(self.module, datamodule=self.data)
+        with spared():
+            trainer.fit(self.module, datamodule=self.data)
 
     def epoch(self, folder: Path, work: float) -> float:
         """One epoch, as slow as a first one; what it is worth."""
