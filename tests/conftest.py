@@ -23,8 +23,9 @@ def _cache_folder() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caplog hear our log, whatever a command line before set up in this process."""
+    """Let caplog alone hear our log, whatever a command line before set up in this process: its stream is closed."""
     monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("gptask"), "handlers", [])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,13 +49,13 @@ def attention(
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)  # autocast computes in another one
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
+        with torch.autocast("cpu", enabled=False):
+            return attention(module, query, key, value, attention_mask, hides_later=hides_later, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     size = -(-t // max(1, round(t / BLOCK))) if hides_later else t
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    with torch.autocast("cpu", enabled=False):
-        return Attend.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
+    return Attend.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
 
 
 class Attend(torch.autograd.Function):
