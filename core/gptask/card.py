@@ -237,7 +237,7 @@ class Card:
         ]
         if self.auto is None:
             parts.append("No class of transformers fits its head.")
-        elif self.auto == "AutoModelForCausalLM" and self.library:
+        elif self.auto == "AutoModelForCausalLM" and self.library and getattr(self.config.tuning, "layers", 1) == 1:
             parts += ["In plain transformers:", fenced("python", self.plain()), "Prompts are made from this template:"]
             parts.append(fenced("text", self.template()))
         else:

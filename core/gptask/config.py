@@ -165,7 +165,8 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=list)
-    top: float | None = None  # null: likewise
+    layers: float = 1.0  # share of the layers, from the bottom, that are used at all
+    top: float | None = None  # share of these, from the top, that get adapters; null: likewise
 
 
 @dataclass

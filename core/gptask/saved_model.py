@@ -66,6 +66,7 @@ def _write_model(partial: Path, backbone: Backbone, heads: Mapping[str, Head], t
             "source": backbone.origin.kind,
             "location": backbone.origin.location,
             "weights_hash": backbone.origin.weights_hash,
+            "layers": backbone.model.config.get_text_config().num_hidden_layers,
         },
     )
 
@@ -107,6 +108,8 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
                 f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
             )
     backbone = from_folder(origin, dtype, tokenizer=str(model))
+    if "layers" in known:
+        backbone.cut(known["layers"])
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel

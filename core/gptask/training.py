@@ -82,6 +82,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     texts = [partial(assembly.texts, members[name].task, corpus) for name, corpus in corpora.items()]
     backbone = backbones.load(config.backbone, origin, lambda: chain.from_iterable(text() for text in texts))
     seats = [_seat(config, name, member, corpora[name], backbone) for name, member in members.items()]
+    tuning.shorten(backbone, config.tuning)
     _settle(config.tuning, [seat.head for seat in seats], backbone)
     backbone.peft = tuning.apply(backbone.peft, config.tuning)
     if config.compile:

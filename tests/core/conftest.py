@@ -14,12 +14,12 @@ FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 TEXT = "the quick brown fox jumps over the lazy dog. is this film good or bad? it is very good, 这部电影很好。\n"
 
 
-def config_of(family: str, vocab_size: int, context: int) -> Any:
+def config_of(family: str, vocab_size: int, context: int, layers: int = 2) -> Any:
     import transformers
 
     scale = {"initializer_range": 0.3}  # random weights this large make texts that differ from prompt to prompt
     if family == "gpt2":
-        sizes = {"vocab_size": vocab_size, "n_positions": context, "n_embd": 32, "n_layer": 2, "n_head": 4}
+        sizes = {"vocab_size": vocab_size, "n_positions": context, "n_embd": 32, "n_layer": layers, "n_head": 4}
         return transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, **scale)
     cls = {
         "llama": transformers.LlamaConfig,
@@ -27,13 +27,14 @@ def config_of(family: str, vocab_size: int, context: int) -> Any:
         "qwen3": transformers.Qwen3Config,
         "gemma3": transformers.Gemma3TextConfig,
     }[family]
-    more = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]} if family == "gemma3" else {}
+    kinds = (["sliding_attention", "full_attention"] * layers)[:layers]
+    more = {"sliding_window": 8, "layer_types": kinds} if family == "gemma3" else {}
     return cls(
         vocab_size=vocab_size,
         max_position_embeddings=context,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
@@ -49,10 +50,10 @@ def config_of(family: str, vocab_size: int, context: int) -> Any:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``tiny("llama")``: the folder of a tiny random Llama with its tokenizer; made once per session."""
-    made: dict[tuple[str, int, int], Path] = {}
+    made: dict[tuple[str, int, int, int], Path] = {}
 
-    def make(family: str, context: int = 64, seed: int = 0) -> Path:
-        key = (family, context, seed)
+    def make(family: str, context: int = 64, seed: int = 0, layers: int = 2) -> Path:
+        key = (family, context, seed, layers)
         if key not in made:
             import torch
             import transformers
@@ -60,7 +61,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
             torch.manual_seed(seed)
             tokenizer = train_tokenizer([TEXT] * 3, 320)
-            model = transformers.AutoModelForCausalLM.from_config(config_of(family, len(tokenizer), context))
+            model = transformers.AutoModelForCausalLM.from_config(config_of(family, len(tokenizer), context, layers))
             made[key] = tmp_path_factory.mktemp(family)
             model.save_pretrained(made[key])
             tokenizer.save_pretrained(made[key])
@@ -73,11 +74,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def backbone_of(tiny: Callable[..., Path]) -> Callable[..., Any]:
     """``backbone_of("llama")``: a fresh float32 backbone on that folder."""
 
-    def load(family: str, context: int = 64, seed: int = 0) -> Any:
+    def load(family: str, context: int = 64, seed: int = 0, layers: int = 2) -> Any:
         from gptask.backbone.model import from_folder
         from gptask.backbone.source import Resolved
 
-        folder = str(tiny(family, context, seed))
+        folder = str(tiny(family, context, seed, layers))
         return from_folder(Resolved(folder, "local folder", ""))
 
     return load
@@ -107,7 +108,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         import torch
         from gptask import Config, run, saved_model
         from gptask.backbone import model, source
-        from gptask.backbone.tuning import apply
+        from gptask.backbone.tuning import apply, shorten
         from gptask.config import DType, Pretrained, Scratch
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
@@ -117,6 +118,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         torch.manual_seed(seed)
         backbone = model.load(options, source.locate(options), lambda: [TEXT] * 3)
         head = task.head(backbone)
+        shorten(backbone, tuning)
         backbone.peft = apply(backbone.peft, tuning)
         for parameter in [*backbone.parameters(), *head.parameters()]:
             if parameter.requires_grad and parameter.ndim > 1:

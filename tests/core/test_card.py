@@ -105,6 +105,14 @@ def test_a_generators_weights_load_without_gptask(tuning, tiny, tmp_path):
         torch.testing.assert_close(names["model"](ids).logits, expected, atol=1e-4, rtol=1e-3)
 
 
+def test_a_backbone_without_its_upper_layers_is_loaded_through_an_export(tiny, tmp_path):
+    backbone = Pretrained(source=str(tiny("llama", 128)))
+    run = train(config(tmp_path, task=Translation(), backbone=backbone, tuning=Lora(rank=2, layers=0.5)))
+    card = card_of(run.folder)
+    assert len(blocks(card, "python")) == 1  # PEFT would put the adapter on all layers
+    assert "gptask export" in card.text
+
+
 def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
     import datasets
 

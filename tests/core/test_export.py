@@ -47,7 +47,7 @@ def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, run
     assert type(said["model"]).__name__.endswith("ForSequenceClassification")
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head()])
+@pytest.mark.parametrize("tuning", [Full(), Head(), Lora(rank=2, layers=0.5)])
 def test_every_tuning_exports_and_labels_may_be_many(tuning, run_of, tmp_path):
     run = run_of(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]

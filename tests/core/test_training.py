@@ -15,7 +15,20 @@ import pytest
 import torch
 from gptask import UserError, assembly, load_run, train
 from gptask.backbone import model
-from gptask.config import AdamW, EarlyStopping, Files, Full, Limit, Lora, Sample, Schedule, ScheduleName, Scratch
+from gptask.config import (
+    AdamW,
+    DType,
+    EarlyStopping,
+    Files,
+    Full,
+    Limit,
+    Lora,
+    Pretrained,
+    Sample,
+    Schedule,
+    ScheduleName,
+    Scratch,
+)
 from gptask.module import GPTModule
 from gptask.progress import Lines
 from gptask.training import assemble, pace
@@ -107,6 +120,19 @@ def test_a_seed_decides_everything(finished, tmp_path):
     again = train(config(tmp_path))
     assert again.metrics["metrics"] == finished.metrics["metrics"]
     assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_a_run_that_leaves_out_upper_layers_loads_without_them(scratch, tiny, tmp_path):
+    options = Scratch(n_layer=4, n_head=2, n_embd=16, context=128, vocab_size=300)
+    backbone = options if scratch else Pretrained(source=str(tiny("llama", 128, layers=4)), dtype=DType.float32)
+    finished = train(config(tmp_path, tuning=Lora(rank=2, layers=0.75), backbone=backbone))
+    again = load_run(finished.folder)
+    assert len(finished.backbone.layers) == len(again.backbone.layers) == 3
+    (said,), (expected,) = (list(run.predict([{"text": "good"}])) for run in (again, finished))
+    assert said.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    onto = train(config(tmp_path, backbone=Pretrained(source=str(finished.folder), dtype=DType.float32)))
+    assert len(onto.backbone.layers) == 3
 
 
 @pytest.mark.parametrize(

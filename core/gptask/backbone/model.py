@@ -55,9 +55,36 @@ class Backbone(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; none where they are no plain list."""
+        return list(self.body.get_submodule(self._stack)) if self._stack else []
+
+    @property
+    def _stack(self) -> str | None:
+        """Where in the decoder the list of its layers is."""
         count = self.model.config.get_text_config().num_hidden_layers
-        lists = (module for module in self.body.modules() if isinstance(module, nn.ModuleList))
-        return list(next((found for found in lists if len(found) == count), ()))
+        lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
+        return next((name for name, found in lists if len(found) == count), None)
+
+    def cut(self, layers: int) -> None:
+        """Keep the first ``layers`` (1 or more) only: last hidden states are then what the model's last norm makes of
+        theirs. Raises `UserError` for a model that can't do without the others."""
+        config, place, stack = self.model.config.get_text_config(), self._stack, self.layers
+        had = config.num_hidden_layers
+        if layers >= had:
+            return
+        try:
+            if place is None:
+                raise ValueError("they are no plain list")
+            self.body.set_submodule(place, nn.ModuleList(stack[:layers]))
+            config.num_hidden_layers = layers
+            for key, value in vars(config).items():
+                if isinstance(value, list) and len(value) == had:  # of what kind each layer is
+                    setattr(config, key, value[:layers])
+            lean.install_last(stack[layers - 1], self.channels)
+            with torch.inference_mode():
+                self.hidden(torch.arange(4, device=self.device)[None])
+        except Exception as error:  # whatever models raise that need all of their layers
+            said = str(error).strip().partition("\n")[0]
+            raise UserError(f"{type(self.model).__name__} needs all of its {had} layers ({said})") from error
 
     @property
     def device(self) -> torch.device:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptask.backbone import lean
 from gptask.config import Full, Head, Lora
 from gptask.errors import UserError, listing, nearest
+
+if TYPE_CHECKING:
+    from gptask.backbone.model import Backbone
 
 LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
 FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
@@ -20,6 +23,18 @@ def rate(lr: float, family: str, channels: int) -> float:
     """
     best = (2000 / channels) ** (LLAMA if family == "llama" else OTHER)
     return float(f"{lr * min(1.0, best / (2000 / FOUND_ON) ** LLAMA):.2g}")
+
+
+def shorten(backbone: Backbone, tuning: Lora | Full | Head) -> None:
+    """Leave out the layers above ``tuning.layers``, where a tuning has it."""
+    share = getattr(tuning, "layers", 1.0)
+    if not 0 < share <= 1:
+        raise UserError(f"tuning.layers={share} must be above 0 and at most 1: the share of layers that are used")
+    count = backbone.model.config.get_text_config().num_hidden_layers
+    try:
+        backbone.cut(max(1, round(count * share)))
+    except UserError as error:
+        raise UserError(f"tuning.layers={share}: {error}; set tuning.layers=1") from error
 
 
 def apply(model: Any, tuning: Lora | Full | Head) -> Any:

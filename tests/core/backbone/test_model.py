@@ -86,6 +86,21 @@ def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny):
     assert (backbone.channels, backbone.context) == (32, 64)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_models_states_are_the_last_norm_of_those_of_its_last_layer(family, backbone_of):
+    whole, backbone, batch = backbone_of(family, layers=4), backbone_of(family, layers=4), collate(ITEMS)
+    norm = whole.body.ln_f if family == "gpt2" else whole.body.norm
+    with torch.inference_mode():
+        read = whole.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
+        for layers in (3, 1):  # a second cut is of what the first left
+            backbone.cut(layers)
+            assert len(backbone.layers) == backbone.model.config.num_hidden_layers == layers
+            torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(read[layers]))
+            needed = torch.arange(batch.input_ids.shape[1]) == batch.last()[:, None]
+            some = backbone.hidden(batch.input_ids, batch.lengths, needed)[needed]
+            torch.testing.assert_close(some, backbone.hidden(batch.input_ids)[needed], atol=1e-5, rtol=1e-5)
+
+
 def test_words_start_from_their_output_embeddings(backbone_of):
     backbone = backbone_of("qwen3")  # untied
     table = backbone.model.lm_head.weight

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from gptask.backbone.tuning import apply, rate
+from gptask.backbone.tuning import apply, rate, shorten
 from gptask.config import Full, Head, Lora
 from gptask.errors import UserError
 
@@ -96,32 +96,24 @@ def test_dropout_is_on_unless_the_backbone_is_frozen(tuning, on, backbone_of):
     assert {module.training for module in model.modules()} == {on}
 
 
-def deeper(tiny, family, layers=4):
-    """The tiny model of a family, with more layers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(tiny(family), num_hidden_layers=layers)
-    return AutoModelForCausalLM.from_config(config)
-
-
 def adapted_layers(model):
     return sorted({int(re.search(r"\.(?:layers|h)\.(\d+)\.", name)[1]) for name in learning(model)})
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize(("top", "layers"), [(1.0, [0, 1, 2, 3]), (0.5, [2, 3]), (0.25, [3]), (0.01, [3])])
-def test_top_adapts_only_the_last_layers(family, top, layers, tiny):
-    model = apply(deeper(tiny, family), Lora(rank=2, top=top))
+def test_top_adapts_only_the_last_layers(family, top, layers, backbone_of):
+    model = apply(backbone_of(family, layers=4).peft, Lora(rank=2, top=top))
     assert adapted_layers(model) == layers
     assert adapted_names(model) == LINEAR[family == "gpt2"]
 
 
-def test_top_is_a_share_of_many_layers(tiny):
-    assert adapted_layers(apply(deeper(tiny, "llama", 30), Lora(rank=2, top=0.3))) == list(range(21, 30))
+def test_top_is_a_share_of_many_layers(backbone_of):
+    assert adapted_layers(apply(backbone_of("llama", layers=30).peft, Lora(rank=2, top=0.3))) == list(range(21, 30))
 
 
-def test_top_goes_with_layers_by_name(tiny):
-    model = apply(deeper(tiny, "llama"), Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"]))
+def test_top_goes_with_layers_by_name(backbone_of):
+    model = apply(backbone_of("llama", layers=4).peft, Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"]))
     assert adapted_layers(model) == [2, 3]
     assert adapted_names(model) == {"up_proj", "q_proj"}
 
@@ -132,9 +124,42 @@ def test_top_out_of_range_is_refused(top, backbone_of):
         apply(backbone_of("llama").peft, Lora(top=top))
 
 
+@pytest.mark.parametrize(("share", "layers"), [(1.0, 4), (0.75, 3), (0.6, 2), (0.01, 1)])
+@pytest.mark.parametrize("top", [1.0, 0.34])
+def test_of_the_layers_that_are_used_the_top_is_adapted(share, layers, top, backbone_of):
+    backbone, tuning = backbone_of("llama", layers=4), Lora(rank=2, layers=share, top=top)
+    shorten(backbone, tuning)
+    assert len(backbone.layers) == layers
+    assert adapted_layers(apply(backbone.peft, tuning)) == list(range(0 if top == 1 else layers - 1, layers))
+
+
+@pytest.mark.parametrize("tuning", [Full(), Head()])
+def test_a_tuning_that_leaves_out_no_layers_uses_all(tuning, backbone_of):
+    backbone = backbone_of("llama")
+    shorten(backbone, tuning)
+    assert len(backbone.layers) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
+def test_a_share_of_layers_out_of_range_is_refused(share, backbone_of):
+    with pytest.raises(UserError, match=rf"tuning\.layers={share} must be above 0 and at most 1"):
+        shorten(backbone_of("llama"), Lora(layers=share))
+
+
+def test_a_model_that_needs_its_upper_layers_says_so(backbone_of):
+    for harm in (
+        lambda backbone: backbone.body.register_forward_pre_hook(lambda body, _: body.layers[3]),
+        lambda backbone: setattr(backbone.model.config, "num_hidden_layers", 7),
+    ):
+        backbone = backbone_of("llama", layers=4)
+        harm(backbone)
+        with pytest.raises(UserError, match=r"tuning\.layers=0\.5: LlamaForCausalLM needs all .* set tuning\.layers=1"):
+            shorten(backbone, Lora(layers=0.5))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_layers_below_the_top_keep_nothing_for_a_backward_pass(family, tiny):
-    model = apply(deeper(tiny, family), Lora(rank=2, top=0.5))
+def test_layers_below_the_top_keep_nothing_for_a_backward_pass(family, backbone_of):
+    model = apply(backbone_of(family, layers=4).peft, Lora(rank=2, top=0.5))
     kept = []
     body = model.get_base_model().get_decoder()
     for layer in body.layers if family == "llama" else body.h:

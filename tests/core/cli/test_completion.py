@@ -27,7 +27,10 @@ SCRIPTS = Path(sys.executable).parent
         ("gptask train trainer.call", []),  # gptask sets these itself
         ("gptask train task=qa task.generation.num", ["task.generation.num_beams="]),
         ("gptask train backbone=nano backbone.n_l", ["backbone.n_layer="]),
-        ("gptask train tuning=", ["tuning=full ", "tuning=head ", "tuning=lora ", "tuning=lora_half "]),  # no schemas
+        (
+            "gptask train tuning=",
+            ["tuning=full ", "tuning=head ", "tuning=lora ", "tuning=lora_half ", "tuning=lora_short "],
+        ),  # no schemas
         ("gptask train schedule.name=c", ["schedule.name=constant ", "schedule.name=cosine "]),
         ("gptask train probe=", ["probe=false ", "probe=true "]),
         ("gptask train trainer.devices=2 'task.prompt={text}: it'\"'s\" tuning.r", ["tuning.rank="]),
