@@ -19,7 +19,8 @@ def run(tier: str) -> list[Result]:
     from gptask.lightning import trainer_for
 
     count, rounds = (872, 3) if tier == FULL else (128, 1)
-    ours = Training(options("sst2", "data.limit.train=16", f"data.limit.test={count}"))
+    limits = "data.limit.train=16", f"data.limit.test={count}"
+    ours = Training(options("sst2", "tuning=lora", *limits))  # all layers, as the pipeline
     module, data = ours.module, ours.data
     examples = [dict(example) for example in data.examples("test")]
     model = reference.classifier(ours.location, module.head.labels)
