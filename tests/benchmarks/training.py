@@ -12,7 +12,7 @@ from ours import Training, options
 
 def run(tier: str) -> list[Result]:
     """Examples/s on SST-2 sentences, tokens/s on SQuAD questions and DialogSum dialogues."""
-    qa = sequences("xquad_en", "QA", tier, "task.answer=generate")
+    qa = sequences("xquad_en", "QA", tier, "task.answer=generate", "tuning=lora")
     return [*sentiment(tier), *qa, *sequences("dialogsum", "summarization", tier)]
 
 
