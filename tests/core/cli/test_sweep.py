@@ -26,8 +26,8 @@ def contents(folder):
     ("line", "said"),
     [
         ("task=qa", "there is no search space"),
-        ("tuning.rnk=4,8", "unknown option 'tuning.rnk'; there are lr, rank, alpha, dropout, target_modules, top. "
-                           "Did you mean 'rank'?"),
+        ("tuning.rnk=4,8", "unknown option 'tuning.rnk'; there are lr, rank, alpha, dropout, target_modules, layers, "
+                           "top. Did you mean 'rank'?"),
         ("tuning.rank=4,8 tuning.alfa=3", "Did you mean 'alpha'?"),
         ("tuning.rank=4,x", "tuning.rank=x: expected a whole number"),
         ("tuning=lora,ful", "unknown tuning 'ful'"),
