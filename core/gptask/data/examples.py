@@ -148,11 +148,13 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
         store = Store(path)
     else:
         reading = Reading(task, columns, options.on_bad, train)
+        reading.meta["files"] = list(prints)
         store = Store.write(path, reading.records(reader), reading.meta, _schema(task))
     store.sources = prints
-    together = store.meta["rows"].get("+".join(prints), 0)  # parallel files have their rows in common
-    for name, code in prints.items():
-        log.info("%s: %d rows of %s (sha256 %s)", split, store.meta["rows"].get(name, together), name, code[:12])
+    rows, files = store.meta["rows"], store.meta.get("files", list(prints))  # as they were called when they were read
+    together = rows.get("+".join(files), 0)  # parallel files have their rows in common
+    for (name, code), file in zip(prints.items(), files, strict=True):
+        log.info("%s: %d rows of %s (sha256 %s)", split, rows.get(file, together), name, code[:12])
     _report(store, split, listing(prints))
     return store
 

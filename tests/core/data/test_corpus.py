@@ -44,6 +44,15 @@ def test_several_files_are_read_one_after_another(write: Callable, logged: list)
     assert any(line.startswith(f"INFO train: 1 rows of {names[1]} (sha256 ") for line in logged)
 
 
+def test_rows_are_counted_for_a_file_that_was_read_elsewhere_before(tmp_path: Path, logged: list) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        name = tmp_path / folder / "same.jsonl"
+        name.write_text(jsonl(3))
+        corpus(train=str(name)).split("train")
+        assert any(line.startswith(f"INFO train: 3 rows of {name} ") for line in logged)
+
+
 def test_parts_of_one_file_are_told_apart(write: Callable, logged: list) -> None:
     name = write("all.json", json.dumps({"train": [["a b", "x"], ["c", "y"]], "more": [["d", "oos"]]}))
     parts = [f"{name}#train", f"{name}#more"]
