@@ -67,10 +67,11 @@ class Backbone(nn.Module):
     def cut(self, layers: int) -> None:
         """Keep the first ``layers`` (1 or more) only: last hidden states are then what the model's last norm makes of
         theirs. Raises `UserError` for a model that can't do without the others."""
-        config, place, stack = self.model.config.get_text_config(), self._stack, self.layers
+        config = self.model.config.get_text_config()
         had = config.num_hidden_layers
         if layers >= had:
             return
+        place, stack = self._stack, self.layers
         try:
             if place is None:
                 raise ValueError("they are no plain list")
