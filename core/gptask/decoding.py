@@ -138,7 +138,7 @@ class Rows:
         self.said: list[list[int]] = [[] for _ in prompts]
         self.logs: list[list[float]] = [[] for _ in prompts]
         self.alive = list(range(len(prompts)))
-        layers = backbone.model.config.get_text_config().num_hidden_layers
+        layers = backbone.config.num_hidden_layers
         end = roomy(max(map(len, prompts)) + max(rooms))
         self.whole = backbone.sees(end)  # else the model makes the mask, for what is real
         self.buffers = [Buffer(self.whole) for _ in range(layers)]

@@ -99,7 +99,7 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
 
 def _rows(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
     """How many rows are decoded at once at most, by the memory of their keys and values."""
-    config = backbone.model.config.get_text_config()
+    config = backbone.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     each = 2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize * options.num_beams

@@ -66,7 +66,7 @@ def _write_model(partial: Path, backbone: Backbone, heads: Mapping[str, Head], t
             "source": backbone.origin.kind,
             "location": backbone.origin.location,
             "weights_hash": backbone.origin.weights_hash,
-            "layers": backbone.model.config.get_text_config().num_hidden_layers,
+            "layers": backbone.config.num_hidden_layers,
         },
     )
 

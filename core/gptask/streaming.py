@@ -66,7 +66,7 @@ class Stream:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.ids: list[int] = []  # what the cache holds
-        self.buffers = [Buffer() for _ in range(backbone.model.config.get_text_config().num_hidden_layers)]
+        self.buffers = [Buffer() for _ in range(backbone.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.buffers))
         self.full = False  # whether the last text ended for want of room
 

@@ -133,7 +133,7 @@ def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
         return
     options.top = max(head.depth for head in heads) if options.top is None else options.top
     if options.lr is None:
-        family = backbone.model.config.get_text_config().model_type
+        family = backbone.config.model_type
         options.lr = rate(min(head.lora_lr for head in heads), family, backbone.channels)
 
 

@@ -48,6 +48,11 @@ class Backbone(nn.Module):
         return self.peft.get_base_model() if hasattr(self.peft, "get_base_model") else self.peft
 
     @property
+    def config(self) -> Any:
+        """The model's configuration, in a multimodal model that of its text part."""
+        return self.model.config.get_text_config()
+
+    @property
     def body(self) -> Any:
         """The decoder without the vocabulary projection (and, in a multimodal model, without the other parts)."""
         return self.model.get_decoder()
@@ -60,15 +65,14 @@ class Backbone(nn.Module):
     @property
     def _stack(self) -> str | None:
         """Where in the decoder the list of its layers is."""
-        count = self.model.config.get_text_config().num_hidden_layers
+        count = self.config.num_hidden_layers
         lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
         return next((name for name, found in lists if len(found) == count), None)
 
     def cut(self, layers: int) -> None:
         """Keep the first ``layers`` (1 or more) only: last hidden states are then what the model's last norm makes of
         theirs. Raises `UserError` for a model that can't do without the others."""
-        config = self.model.config.get_text_config()
-        had = config.num_hidden_layers
+        config, had = self.config, self.config.num_hidden_layers
         if layers >= had:
             return
         place, stack = self._stack, self.layers
@@ -100,7 +104,7 @@ class Backbone(nn.Module):
     @property
     def context(self) -> int:
         """The most positions the model can see."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+        return int(getattr(self.config, "max_position_embeddings", 1 << 30))
 
     @property
     def stop_ids(self) -> set[int]:
@@ -149,8 +153,7 @@ class Backbone(nn.Module):
 
     def sees(self, positions: int) -> bool:
         """Whether every layer sees so many positions back (some models have layers that see a window only)."""
-        config = self.model.config.get_text_config()
-        windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        windows = (getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         return all(positions <= (window or positions) for window in windows)
 
     def lays_out(self, positions: int) -> bool:
@@ -172,7 +175,7 @@ class Backbone(nn.Module):
 
     @property
     def _cap(self) -> float | None:
-        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return getattr(self.config, "final_logit_softcapping", None)
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
         """(K, C) output embeddings of K words, averaged where a word is several tokens."""

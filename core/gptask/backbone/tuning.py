@@ -30,7 +30,7 @@ def shorten(backbone: Backbone, tuning: Lora | Full | Head) -> None:
     share = getattr(tuning, "layers", 1.0)
     if not 0 < share <= 1:
         raise UserError(f"tuning.layers={share} must be above 0 and at most 1: the share of layers that are used")
-    count = backbone.model.config.get_text_config().num_hidden_layers
+    count = backbone.config.num_hidden_layers
     try:
         backbone.cut(max(1, round(count * share)))
     except UserError as error:
