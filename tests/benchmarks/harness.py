@@ -63,10 +63,13 @@ def _span(values: list[float]) -> str:
     return f"{middle:.4g} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else f"{middle:.4g}"
 
 
-def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    sides: dict[str, Callable[[], float]], rounds: int, after_first: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
     """Work per second of each side, the sides taking turns; a side does its work and says how much it was.
 
-    One round that is not counted goes first: kernels are chosen and memory is taken there.
+    One round that is not counted goes first: kernels are chosen and memory is taken there. What is called after it sees
+    models that have learned from everything once.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -75,6 +78,8 @@ def alternate(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, l
             work = side()
             if number:
                 rates[name].append(work / (time.perf_counter() - start))
+        if not number:
+            after_first()
     return rates
 
 

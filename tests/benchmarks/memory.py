@@ -28,7 +28,7 @@ def train(side: str, experiment: str, count: int) -> float:
 
     overrides = options(experiment, f"data.limit.train={count if experiment == 'sst2' else count // 4}")
     if side == "ours":
-        Training(overrides).epoch(Path(tempfile.mkdtemp()), 0)
+        Training(overrides).epoch(Path(tempfile.mkdtemp()))
     else:
         tuned(overrides)
     return peak_memory_mb()

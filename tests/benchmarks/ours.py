@@ -59,12 +59,24 @@ class Training:
         with spared():
             trainer.fit(self.module, datamodule=self.data)
 
-    def epoch(self, folder: Path, work: float) -> float:
-        """One epoch, as slow as a first one; what it is worth."""
+    def epoch(self, folder: Path, **settings: Any) -> None:
+        """One epoch, as slow as a first one, without validation."""
         for states in filter(None, self.module.seats[0].states.values()):
             states.done.zero_()
-        self.fit(folder, limit_val_batches=0)
-        return work
+        self.fit(folder, limit_val_batches=0, **settings)
+
+    def test(self, folder: Path) -> int:
+        """Go through the test split; how many examples it has."""
+        from gptask.lightning import trainer_for
+
+        trainer_for(folder, {}, logger=False).test(self.module, datamodule=self.data, verbose=False)
+        return len(self.data.examples("test"))
+
+    def accuracy(self) -> float:
+        """Accuracy, in percent, of the last test."""
+        seen, predictions = self.module.seats[0].predictions("test")
+        right = sum(p.value == example["label"] for p, example in zip(predictions, seen, strict=True))
+        return 100 * right / len(seen)
 
     @property
     def location(self) -> str:

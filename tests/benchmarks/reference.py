@@ -116,6 +116,19 @@ def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings
     return _trainer(model, words, rows, DataCollatorForSeq2Seq(words, padding=True), settings)
 
 
+def certainty(model: Any, pairs: Sequence[Any]) -> float:
+    """The geometric mean, in percent, of the probabilities a causal model gives the target ids behind their prompts."""
+    logs = []
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for prompt, target in pairs:
+            scores = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].float()
+            logs.append(scores.log_softmax(-1).gather(1, torch.tensor(target)[:, None]))
+    model.train(training)
+    return 100 * float(torch.cat(logs).mean().exp())
+
+
 class Generator:
     """``generate()``, greedy, left-padded, prompts sorted by length."""
 

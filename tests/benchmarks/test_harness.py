@@ -23,8 +23,8 @@ def test_a_ratio_counts_only_with_as_good_a_result(quality, counts):
 def test_sides_take_turns_and_the_first_round_is_not_counted():
     order = []
     sides = {name: (lambda name=name: order.append(name) or 1.0) for name in ("a", "b")}
-    rates = alternate(sides, 2)
-    assert order == ["a", "b"] * 3
+    rates = alternate(sides, 2, lambda: order.append("check"))
+    assert order == ["a", "b", "check", "a", "b", "a", "b"]
     assert [len(rates[name]) for name in "ab"] == [2, 2]
 
 
