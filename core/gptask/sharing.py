@@ -108,8 +108,10 @@ class Layout:
         self.lengths = before + self.own_real.sum(1)
         self.mask = attention.additive(self.real, self.own.shape[1], dtype).to(device)  # (B, 1, S, P + S)
         ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
-        own_position = _position(self.own_real) + before[:, None]
-        position = torch.cat([_position(self.prefix_real)[self.prefix_real], own_position[self.own_real]])
+        self.own_position = _position(self.own_real) + before[:, None]  # (B, S)
+        position = torch.cat([_position(self.prefix_real)[self.prefix_real], self.own_position[self.own_real]])
+        self._windowed: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.windows: list[int | None] = []  # of the layers that were read, each as it was told
         self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
         self.prefix_at, self.own_at = (real.flatten().nonzero()[:, 0] for real in (self.prefix_real, self.own_real))
         for name in ("prefix", "prefix_at", "own", "own_real", "own_at", "keys", "real"):
@@ -139,17 +141,37 @@ class Layout:
         """(B,) where the last token of each sequence is."""
         return self.own.gather(1, self.own_real.sum(1, keepdim=True) - 1)[:, 0]
 
-    def attend(self, attention: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of queries (1, H, N, D) to keys and values (1, K, N, D): states (1, N, H, D).
+    def _masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """What to add to scores of prefixes (1, 1, P, P), None if only later tokens are hidden, and of suffixes
+        (B, 1, S, P + S), where a token sees the ``window`` positions that end with it."""
+        if window is None or window >= int(self.lengths.max()):
+            return None, self.mask
+        if window not in self._windowed:
+            start, device = torch.arange(self.prefix.shape[1]), self.mask.device
+            keys = torch.cat([start.expand(len(self.real), -1), self.own_position], 1)  # (B, P + S)
+            far = (self.own_position[:, :, None] - keys[:, None] >= window).to(device)
+            own = self.mask.masked_fill(far[:, None], attention.HIDDEN)
+            causal = attention.additive(torch.ones(1, len(start), device=device), len(start), own.dtype)
+            far = (start[:, None] - start >= window).to(device)
+            self._windowed[window] = causal.masked_fill_(far, attention.HIDDEN) if far.any() else None, own
+        return self._windowed[window]
+
+    def attend(
+        self, attention: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
+    ) -> Tensor:
+        """Attention of queries (1, H, N, D) to keys and values (1, K, N, D): states (1, N, H, D). A token sees all
+        before it in its sequence, or the ``window`` positions that end with it.
 
         ``attention`` computes the same for sequences; it gets queries, keys, values and a mask to add.
         """
+        self.windows.append(window)
+        prefix_mask, mask = self._masks(window)
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (N, H or K, D)
         parts = []
         if self.prefix.shape[1]:
-            states = attention(*(_rows(part, self.prefix) for part in (q, k, v)), None)
+            states = attention(*(_rows(part, self.prefix) for part in (q, k, v)), prefix_mask)
             parts.append(states.flatten(0, 1).index_select(0, self.prefix_at))
-        states = attention(_rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys), self.mask)
+        states = attention(_rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys), mask)
         parts.append(states.flatten(0, 1).index_select(0, self.own_at))
         return torch.cat(parts)[None]
 
@@ -196,9 +218,22 @@ def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Te
 def stay_apart(backbone: Backbone) -> bool:
     """Whether a sequence's states are the same behind another one in its row: not where layers mix tokens by other
     means than our attention (convolutions, state spaces)."""
-    states = []
     with torch.inference_mode():
-        for first in ([0, 1, 2], [3, 4, 5]):
-            layout = Layout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)
-            states.append(read(backbone, layout)[3:])
+        states = [read(backbone, _two(backbone, first))[3:] for first in ([0, 1, 2], [3, 4, 5])]
     return torch.equal(*states)
+
+
+def tells_windows(backbone: Backbone) -> bool:
+    """Whether each layer tells our attention of the window that its configuration gives it, if any."""
+    config, layout = backbone.config, _two(backbone, [0, 1, 2])
+    with torch.inference_mode():
+        read(backbone, layout)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    known = {"full_attention": None, "sliding_attention": window}
+    return layout.windows == [known.get(kind, 0) for kind in kinds]
+
+
+def _two(backbone: Backbone, first: list[int]) -> Layout:
+    """A sequence, and another one that shares nothing with it, in one row."""
+    return Layout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)

@@ -79,15 +79,19 @@ def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "room", "first"),
+    ("prompts", "room", "windowed", "first"),
     [
-        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, (1, 6)),  # all within the window
-        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, (1, 6)),  # the prompts are
-        ([[*LONG, 7], [*LONG, 8, 9]], 1, (2, 22)),
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, False, (1, 6)),  # all within the window
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, False, (1, 6)),  # the prompts are
+        ([[*LONG, 7], [*LONG, 8, 9]], 1, False, (2, 22)),
+        ([[*LONG, 7], [*LONG, 8, 9]], 3, True, (1, 23)),
     ],
 )
-def test_prompts_longer_than_a_window_are_read_whole(prompts, room, first, backbone_of, monkeypatch):
+def test_prompts_longer_than_a_window_share_where_layers_tell_it(
+    prompts, room, windowed, first, backbone_of, monkeypatch
+):
     backbone = backbone_of("gemma3")
+    backbone.windowed = windowed
     expected = alone(backbone, prompts, rooms=room)
     seen = read_by(backbone, monkeypatch)
     same(together(backbone, prompts, room), expected)

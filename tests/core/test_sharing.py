@@ -154,10 +154,10 @@ def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_o
         ("llama", [[1, *range(5, 30)], [2, *range(5, 30)]], (2, 26)),  # nothing in common, no pads
         ("llama", [[1, 2, 3, 4, 5, 6], [7]], (1, 7)),  # pads
         ("gemma3", [[*range(8)]] * 4, (1, 11)),
-        ("gemma3", [[*range(10)]] * 4, (4, 10)),  # longer than the window of some layers
+        ("gemma3", [[*range(10)]] * 4, (1, 13)),  # longer than the window of some layers
     ],
 )
-def test_sequences_lie_in_a_row_where_that_saves_tokens_and_no_window_is_in_the_way(family, rows, shape, backbone_of):
+def test_sequences_lie_in_a_row_where_that_saves_tokens(family, rows, shape, backbone_of):
     backbone, shapes = backbone_of(family), []
     backbone.body.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
@@ -178,3 +178,48 @@ def test_sequences_stay_apart_unless_layers_mix_them_by_other_means(backbone_of)
     backbone.peft = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads))
     attention.install(backbone.peft)
     assert not sharing.stay_apart(backbone)
+
+
+def mistral(**settings):
+    """A Mistral whose layers all have a window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, **settings))
+
+
+@pytest.mark.parametrize("prefix", [12, 3], ids=["longer than the window", "shorter"])
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, prefix, backbone_of):
+    backbone = backbone_of("llama" if family == "mistral" else family)
+    if family == "mistral":
+        backbone.peft = mistral(sliding_window=5, tie_word_embeddings=True)
+        attention.install(backbone.peft)
+    rows = [[*range(5, 5 + prefix), *range(40 + row, 41 + 4 * row)] for row in range(4)]
+    assert backbone.config.sliding_window < max(map(len, rows))
+    ids, lengths, real = padded(rows)
+    weights = torch.randn(*ids.shape, backbone.channels)[real]
+    results = []
+    for backbone.windowed in (False, True):
+        assert backbone.lays_out(99) is backbone.windowed
+        backbone.zero_grad()
+        states = backbone.hidden(ids, lengths)[real]
+        (states * weights).sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters()]))
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_windows_that_a_model_keeps_to_itself_are_seen(backbone_of):
+    assert all(sharing.tells_windows(backbone_of(family)) for family in FAMILIES)
+    backbone = backbone_of("gemma3")
+    assert backbone.lays_out(99)
+    for layer in backbone.layers:
+        layer.self_attn.sliding_window = None  # as if it did not hand it on
+    assert not sharing.tells_windows(backbone)
+    backbone.windowed = False
+    assert backbone.lays_out(8)
+    assert not backbone.lays_out(9)

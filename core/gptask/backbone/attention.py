@@ -37,7 +37,8 @@ def attention(
     What this does not do goes to the fused kernel.
     """
     if _layout:
-        return _layout.attend(partial(_whole, module, options), query, key, value), None
+        window = options.get("sliding_window")
+        return _layout.attend(partial(_whole, module, options), query, key, value, window), None
     t, s = query.shape[2], key.shape[2]
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal

@@ -39,6 +39,7 @@ class Backbone(nn.Module):
         self.origin = origin
         self.compiled: Callable[[Tensor], Any] | None = None
         self.apart = True  # whether sequences in one row stay apart
+        self.windowed = False  # and see no farther than whole ones in layers with a window
         if self.layers:
             lean.install_last(self.layers[-1], self.channels)
 
@@ -159,7 +160,7 @@ class Backbone(nn.Module):
     def lays_out(self, positions: int) -> bool:
         """Whether sequences of so many positions may lie in one row (`gptask.sharing`)."""
         ours = self.model.config._attn_implementation == attention.NAME
-        return ours and self.apart and not self.compiled and self.sees(positions)
+        return ours and self.apart and not self.compiled and (self.windowed or self.sees(positions))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
@@ -242,6 +243,7 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
     backbone = Backbone(model, words, origin)
     _check(backbone)
     backbone.apart = backbone.lays_out(6) and sharing.stay_apart(backbone)
+    backbone.windowed = backbone.apart and sharing.tells_windows(backbone)
     return backbone
 
 
