@@ -6,7 +6,7 @@ from typing import Any
 
 import reference
 import torch
-from harness import FULL, Result, alternate, bf16
+from harness import FULL, Result, alternate, bf16, matrix_peak, memory_rate
 from ours import Training, options
 
 BATCHES = {FULL: (16, 32, 64), "quick": (32,)}  # of which the reference in bfloat16 takes its best
@@ -34,17 +34,23 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
     loader = ours.data.eval_dataloader("test")
     ids = [item["ids"] for item in ours.data.items("test")]
     texts: dict[str, list[str]] = {}
+    batches: list[Any] = []
 
     def mine() -> float:
         said: dict[int, str] = {}
+        batches.clear()
         for batch in loader:
-            found = generate(backbone, batch.prompts(), head.options)
-            said.update(zip(batch.rows, (text.text for text in found), strict=True))
+            found = [text.text for text in generate(backbone, batch.prompts(), head.options)]
+            said.update(zip(batch.rows, found, strict=True))
+            batches.append((batch.prompts(), found))
         texts["ours"] = [said[row] for row in range(len(ids))]
         return written(texts["ours"])
 
     def written(answers: list[str]) -> float:
-        return sum(len(backbone.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in answers)
+        return sum(map(tokens, answers))
+
+    def tokens(answer: str) -> int:
+        return len(backbone.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
 
     def theirs(kind: str, generator: Any, batch: int) -> float:
         texts[kind] = generator(ids, batch, new, head.options.stop)
@@ -59,6 +65,10 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
     rates = alternate(tasks, 3 if tier == FULL else 1)
     against = [("fp32", "generate() fp32, batch 16", 6.0)]
     note = f"texts equal to generate() in fp32: {agreement(texts['ours'], texts['fp32'])}"
+    peak, rate = matrix_peak(), memory_rate()
+    lowest = bound(backbone, [(said, [*map(tokens, answers)]) for said, answers in batches], 1e9 * peak, 1e9 * rate)
+    took = written(texts["ours"]) / max(rates["ours"])
+    note += f"; {took:.1f} s, at {peak:.0f} GFLOP/s and {rate:.0f} GB/s no less than {lowest:.1f} s"
     if bf16():
         best = max(BATCHES[tier], key=lambda batch: max(rates[f"bf16 {batch}"]))
         against.append((f"bf16 {best}", f"generate() bf16, batch {best}", 2.2))
@@ -67,6 +77,27 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
         Result(f"generation, {name}", "tokens/s", rates["ours"], rates[kind], said, least, note=note)
         for kind, said, least in against
     ]
+
+
+def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak: float, rate: float) -> float:
+    """Seconds that no decoder of these prompts and numbers of new tokens goes below, at a matrix peak in FLOP/s and a
+    memory that gives so many bytes/s: all tokens of prompts, shared ones once, go through the layers' matrices, and
+    each step multiplies with or reads them, the vocabulary and its rows' keys and values."""
+    from gptask.sharing import split
+
+    config, weights = backbone.config, backbone.body.layers.parameters()
+    layers = sum(parameter.numel() for parameter in weights if parameter.ndim == 2)
+    every = layers + backbone.model.get_output_embeddings().weight.numel()
+    heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    size = backbone.model.dtype.itemsize
+    seconds = 0.0
+    for prompts, counts in batches:
+        seconds += 2 * layers * split(prompts).size / peak
+        for step in range(1, max(counts)):  # the first tokens come from reading
+            seen = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]
+            read = size * (every + 2 * config.num_hidden_layers * heads * sum(seen))
+            seconds += max(2 * every * len(seen) / peak, read / rate)
+    return seconds
 
 
 def agreement(texts: list[str], expected: list[str]) -> str:

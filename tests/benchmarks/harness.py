@@ -106,6 +106,18 @@ def matrix_peak(dtype: str | None = None, size: int = 2048, tries: int = 8) -> f
     return 2 * size**3 / best / 1e9
 
 
+def memory_rate(size: int = 1 << 28, tries: int = 8) -> float:
+    """Best GB/s of reading float32 numbers that no cache holds, measured now."""
+    import torch
+
+    numbers, best = torch.ones(size), float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return 4 * size / best / 1e9
+
+
 def training_flops(model: Any, top: float) -> float:
     """FLOPs per token of LoRA on the top share of layers: forward everywhere, gradients of states in that share."""
     body = sum(p.numel() for p in model.get_decoder().layers.parameters() if p.ndim == 2)
