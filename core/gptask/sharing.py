@@ -231,7 +231,7 @@ def tells_windows(backbone: Backbone) -> bool:
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     known = {"full_attention": None, "sliding_attention": window}
-    return layout.windows == [known.get(kind, 0) for kind in kinds]
+    return layout.windows == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
 
 
 def _two(backbone: Backbone, first: list[int]) -> Layout:
