@@ -99,11 +99,16 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
 
 def _rows(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
     """How many rows are decoded at once at most, by the memory of their keys and values."""
+    each = position_bytes(backbone) * options.num_beams
+    return int(KEYS // (each * (max(map(len, prompts), default=0) + options.max_new_tokens)))
+
+
+def position_bytes(backbone: Backbone) -> int:
+    """Bytes that the keys and values of one position take."""
     config = backbone.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    each = 2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize * options.num_beams
-    return int(KEYS // (each * (max(map(len, prompts), default=0) + options.max_new_tokens)))
+    return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
 
 
 def _texts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:

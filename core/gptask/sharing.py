@@ -110,6 +110,7 @@ class Layout:
         ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
         self.own_position = _position(self.own_real) + before[:, None]  # (B, S)
         position = torch.cat([_position(self.prefix_real)[self.prefix_real], self.own_position[self.own_real]])
+        self._longest = int(self.lengths.max())
         self._windowed: dict[int, tuple[Tensor | None, Tensor]] = {}
         self.windows: list[int | None] = []  # of the layers that were read, each as it was told
         self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
@@ -144,7 +145,7 @@ class Layout:
     def _masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """What to add to scores of prefixes (1, 1, P, P), None if only later tokens are hidden, and of suffixes
         (B, 1, S, P + S), where a token sees the ``window`` positions that end with it."""
-        if window is None or window >= int(self.lengths.max()):
+        if window is None or window >= self._longest:
             return None, self.mask
         if window not in self._windowed:
             start, device = torch.arange(self.prefix.shape[1]), self.mask.device

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import reference
 from harness import DATA, FULL, Result
-from ours import Training, options
+from ours import Training, labelled, options
 from transformers import TrainerCallback
 
 RATES = (2e-4, 5e-4, 1e-3)
@@ -69,9 +69,7 @@ def run(tier: str) -> list[Result]:
         return []
     ours = Training(options("sst2", "data.limit.train=2000", "data.validation=sentiment/sst2/dev.tsv"))
     labels = ours.config.task.labels
-    parts = []
-    for examples in (ours.examples, [dict(example) for example in ours.data.examples("validation")]):
-        parts.append(([e["text"] for e in examples], [labels.index(e["label"]) for e in examples]))
+    parts = [labelled(examples, labels) for examples in (ours.examples, ours.data.examples("validation"))]
     curves = {rate: theirs(ours.location, labels, *parts, rate) for rate in RATES}
     rate, curve = max(curves.items(), key=lambda item: max(reached for _, reached in item[1].points))
     best = max(reached for _, reached in curve.points)

@@ -6,7 +6,7 @@ from typing import Any
 
 import reference
 import torch
-from harness import FULL, Result, alternate, bf16, matrix_peak, memory_rate
+from harness import FULL, Result, alternate, bf16, matrix_peak, matrix_weights, memory_rate
 from ours import Training, options
 
 BATCHES = {FULL: (16, 32, 64), "quick": (32,)}  # of which the reference in bfloat16 takes its best
@@ -83,19 +83,18 @@ def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak:
     """Seconds that no decoder of these prompts and numbers of new tokens goes below, at a matrix peak in FLOP/s and a
     memory that gives so many bytes/s: all tokens of prompts, shared ones once, go through the layers' matrices, and
     each step multiplies with or reads them, the vocabulary and its rows' keys and values."""
+    from gptask.generation import position_bytes
     from gptask.sharing import split
 
-    config, weights = backbone.config, backbone.body.layers.parameters()
-    layers = sum(parameter.numel() for parameter in weights if parameter.ndim == 2)
+    layers = matrix_weights(backbone.model)
     every = layers + backbone.model.get_output_embeddings().weight.numel()
-    heads = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
-    size = backbone.model.dtype.itemsize
+    size, position = backbone.model.dtype.itemsize, position_bytes(backbone)
     seconds = 0.0
     for prompts, counts in batches:
         seconds += 2 * layers * split(prompts).size / peak
         for step in range(1, max(counts)):  # the first tokens come from reading
             seen = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]
-            read = size * (every + 2 * config.num_hidden_layers * heads * sum(seen))
+            read = size * every + position * sum(seen)
             seconds += max(2 * every * len(seen) / peak, read / rate)
     return seconds
 

@@ -120,8 +120,12 @@ def memory_rate(size: int = 1 << 28, tries: int = 8) -> float:
 
 def training_flops(model: Any, top: float) -> float:
     """FLOPs per token of LoRA on the top share of layers: forward everywhere, gradients of states in that share."""
-    body = sum(p.numel() for p in model.get_decoder().layers.parameters() if p.ndim == 2)
-    return 2.0 * body * (1 + top)
+    return 2.0 * matrix_weights(model) * (1 + top)
+
+
+def matrix_weights(model: Any) -> int:
+    """Weights in the matrices of a model's layers."""
+    return sum(weights.numel() for weights in model.get_decoder().layers.parameters() if weights.ndim == 2)
 
 
 def subprocess_rate(*arguments: str) -> dict[str, Any]:

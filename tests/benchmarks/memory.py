@@ -39,17 +39,15 @@ def tuned(overrides: list[str]) -> None:
     import reference
     from gptask import assembly
     from gptask.backbone.source import locate
-    from ours import config
+    from ours import config, labelled
 
     options = config("train", overrides)
     corpus, task = assembly.corpus(options.task, options.data, options.seed), options.task
     location = str(locate(options.backbone).location)
-    examples = list(corpus.split("train"))
     if hasattr(task, "labels"):
-        numbers = [task.labels.index(e["label"]) for e in examples]
         model = reference.classifier(location, task.labels, lora=True)
-        texts = [e["text"] for e in examples]
-        reference.classification(model, location, texts, numbers, **reference.TUNED).train()
+        rows = labelled(corpus.split("train"), task.labels)
+        reference.classification(model, location, *rows, **reference.TUNED).train()
         return
     data = task.datamodule(corpus, reference.tokenizer(location), options.data, options.seed)
     pairs = [(item["ids"], item["target"]) for item in data.items("train")]

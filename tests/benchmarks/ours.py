@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def config(verb: str, overrides: list[str]) -> Any:
 
     launch(verb, overrides, found.append, fail)
     return found[0]
+
+
+def labelled(examples: Iterable[Any], labels: list[str]) -> tuple[list[str], list[int]]:
+    """Texts, and the numbers of their labels."""
+    pairs = [(example["text"], labels.index(example["label"])) for example in examples]
+    return [text for text, _ in pairs], [number for _, number in pairs]
 
 
 class Training:

@@ -12,7 +12,7 @@ from typing import Any
 
 import reference
 from harness import FULL, Result, alternate, matrix_peak, training_flops
-from ours import Training, options
+from ours import Training, labelled, options
 
 HALF = "tuning.top=0.5"  # adapters in the upper half of the layers
 
@@ -30,7 +30,7 @@ def sentiment(tier: str) -> list[Result]:
     sides = {name: Training(options("sst2", *limits, *filter(None, [name]))) for name in ("", HALF)}
     ours = sides[""]
     labels = ours.config.task.labels
-    texts, numbers = _labelled(ours.examples, labels)
+    texts, numbers = labelled(ours.examples, labels)
     tuned = reference.classifier(ours.location, labels, lora=True)
     stock = reference.classifier(ours.location, labels)
     folder = Path(tempfile.mkdtemp())
@@ -49,7 +49,7 @@ def sentiment(tier: str) -> list[Result]:
         for name, side in sides.items():
             side.test(folder)
             reached[name] = side.accuracy()
-        dev = _labelled(ours.data.examples("test"), labels)
+        dev = labelled(ours.data.examples("test"), labels)
         for name, model in (("tuned", tuned), ("stock", stock)):
             reached[name] = reference.accuracy(model, ours.location, *dev)
 
@@ -74,12 +74,6 @@ def sentiment(tier: str) -> list[Result]:
         for name, side in sides.items()
         for other, least in (("stock", 6.0), ("tuned", 2.5))
     ]  # fmt: skip
-
-
-def _labelled(examples: Iterable[Any], labels: list[str]) -> tuple[list[str], list[int]]:
-    """Texts, and the numbers of their labels."""
-    pairs = [(example["text"], labels.index(example["label"])) for example in examples]
-    return [text for text, _ in pairs], [number for _, number in pairs]
 
 
 def sequences(experiment: str, name: str, tier: str, tunings: list[str], *more: str) -> list[Result]:

@@ -243,7 +243,8 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
     backbone = Backbone(model, words, origin)
     _check(backbone)
     backbone.apart = backbone.lays_out(6) and sharing.stay_apart(backbone)
-    backbone.windowed = backbone.apart and sharing.tells_windows(backbone)
+    if backbone.apart and not backbone.sees(backbone.context):
+        backbone.windowed = sharing.tells_windows(backbone)
     return backbone
 
 
