@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from gptask import sharing
+from gptask.backbone import attention
 from gptask.backbone.attention import additive
 from gptask.backbone.lean import together
 from gptask.data.batches import BatchesByLength
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
 ROOM = 32  # positions by which a buffer grows
+APART = 4096  # positions of pads that a segment of its own must save, on a CPU: what it adds to a step
 TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
 MORE = 4  # times as many elsewhere
 
@@ -104,107 +106,200 @@ def _roomy(held: Any, end: int) -> Tensor:
 
 def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Continue every prompt, greedily or by sampling, for at most its room."""
-    rows = Rows(backbone, prompts, rooms, options)
+    rows = Rows(backbone, prompts, rooms)
     stops = stop_test(backbone, options.stop)
-    logits, position = rows.read()
+    logits = rows.read()
     draw = Draw(options, backbone, rows.ids.shape[1], len(prompts))
     while True:
         token, chosen = draw(rows.ids, logits, rows.alive)
         order = rows.take(token[:, 0].tolist(), chosen, stops)
         if not order:
             return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
-        position = position[order] + 1
-        rows.add(token[order], order)
-        logits = scores(backbone, token[order], rows.seen(), position, rows.cache)
+        logits = rows.step(token[order], order)
 
 
-def scores(backbone: Backbone, step: Tensor, real: Tensor, position: Tensor, cache: Cache) -> Tensor:
+def scores(backbone: Backbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None) -> Tensor:
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
-        attention_mask=_mask(backbone, real, step.shape[1]),
+        attention_mask=mask,
         position_ids=position,
         past_key_values=cache,
-        use_cache=True,
+        use_cache=cache is not None,
     ).last_hidden_state[:, -1]
     return backbone.logits(hidden)
 
 
 class Rows:
-    """The sequences that are still being written, B of them, and what was said so far."""
+    """The sequences that are still being written, B of them, and what was said so far.
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> None:
-        self.backbone, self.prompts, self.rooms = backbone, prompts, rooms
+    Where our attention may tell the model what it sees, those of about the same length are a segment of the batch, so
+    that a step reads few pads.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
+        self.backbone, self.rooms = backbone, rooms
         self.said: list[list[int]] = [[] for _ in prompts]
         self.logs: list[list[float]] = [[] for _ in prompts]
-        self.alive = list(range(len(prompts)))
-        layers = backbone.config.num_hidden_layers
-        end = roomy(max(map(len, prompts)) + max(rooms))
-        self.whole = backbone.sees(end)  # else the model makes the mask, for what is real
-        self.buffers = [Buffer(self.whole) for _ in range(layers)]
-        self.cache = Cache(layers=list(self.buffers))
+        lengths = [*map(len, prompts)]
+        self.laid = backbone.lays_out(max(lengths) + max(rooms))
+        together = segments(lengths) if self.laid and backbone.device.type == "cpu" else [[*range(len(prompts))]]
+        self.segments = [Segment(backbone, rows, [prompts[row] for row in rows], self.laid) for rows in together]
+        self.layer = 0  # whose turn it is in a step
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Read the prompts, what some share once; scores (B, V), positions (B, 1). All rows end at the same place."""
-        self.ids, self.real = left_padded(self.prompts, self.backbone.device)
-        count, end = self.ids.shape
-        share = self.backbone.lays_out(end)
-        common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if share else None
-        lengths = self.real.sum(1).cpu()
-        most = TOGETHER * (1 if self.ids.device.type == "cpu" else MORE)
-        read: dict[int, Tensor] = {}
-        for rows in BatchesByLength(lengths.numpy(), count, most, None, common=common):
-            layers = [DynamicLayer() for _ in self.buffers]
-            found, pick = self._read([self.prompts[row] for row in rows], Cache(layers=list(layers)), share)
-            read |= dict(zip(rows, found, strict=True))
-            columns = torch.cat([torch.arange(end - int(length), end) for length in lengths[rows]])
-            where = torch.tensor(rows).repeat_interleave(lengths[rows]), columns
-            for mine, layer in zip(self.buffers, layers, strict=True):
-                mine.place((count, end), where, [pick(held) for held in (layer.keys, layer.values) if held is not None])
-        return torch.stack([read[row] for row in range(count)]), self.real.sum(1, keepdim=True) - 1
+    @property
+    def alive(self) -> list[int]:
+        """Numbers of the prompts (B) whose text is still being written, in the order of the batch."""
+        return [row for segment in self.segments for row in segment.rows]
 
-    def _read(self, prompts: list[list[int]], cache: Cache, share: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Scores (B, V) behind some prompts, and what picks their N real positions (N, K, D) from keys or values."""
-        if share:
-            layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
-            last, places = layout.last(), layout.keys[layout.real]
-            states = sharing.read(self.backbone, layout, cache, layout.only(last))
-            return self.backbone.logits(states[last]), lambda held: held[0].transpose(0, 1)[places]
-        ids, real = left_padded(prompts, self.backbone.device)
-        found = scores(self.backbone, ids, real, (real.cumsum(1) - 1).clamp(min=0), cache)
-        return found, lambda held: held.transpose(1, 2)[real.bool()]
+    def read(self) -> Tensor:
+        """Read the prompts; scores (B, V)."""
+        prompts = [prompt for segment in self.segments for prompt in segment.prompts]
+        self.ids, real = left_padded(prompts, self.backbone.device)
+        self.position = real.sum(1, keepdim=True) - 1
+        return torch.cat([segment.read() for segment in self.segments])
 
-    def seen(self) -> Tensor:
-        """Which positions (B, S) of the buffers count, once they hold the last token too."""
-        s = self.real.shape[1]
-        return torch.nn.functional.pad(self.real, (0, roomy(s) - s)) if self.whole else self.real
-
-    def add(self, token: Tensor, order: list[int]) -> None:
-        """Put the rows in ``order`` and one more token (B, 1) behind them."""
+    def step(self, token: Tensor, order: list[int]) -> Tensor:
+        """Put the rows in ``order`` and one more token (B, 1) behind them; scores (B, V)."""
         self.ids = torch.cat([self.ids[order], token], 1)
-        self.real = torch.cat([self.real[order], torch.ones_like(token)], 1)
+        self.position = self.position[order] + 1
+        for segment in self.segments:
+            segment.extend()
+        if not self.laid:
+            (segment,) = self.segments
+            return scores(self.backbone, token, mask_of(self.backbone, segment.real(), 1), self.position, segment.cache)
+        self.layer = 0
+        with attention.laid_out(self):
+            return scores(self.backbone, token, attention.open_mask(self.backbone.model), self.position, None)
+
+    def attend(
+        self, whole: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
+    ) -> Tensor:
+        """A layer's attention of new queries (B, H, 1, D) to what their rows hold and to new keys and values
+        (B, K, 1, D): states (B, 1, H, D)."""
+        layer, self.layer = self.layer, self.layer + 1
+        states, start = [], 0
+        for segment in self.segments:
+            rows = slice(start, start := start + len(segment.rows))
+            held = segment.buffers[layer].update(key[rows], value[rows])
+            states.append(whole(query[rows], *held, segment.mask(window)))
+        return torch.cat(states)
 
     def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
         """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
-        staying = []
-        for place, (row, token, log) in enumerate(zip(self.alive, tokens, logs, strict=True)):
-            self.logs[row].append(log)
-            if token in self.backbone.stop_ids:
-                continue
-            self.said[row].append(token)
-            if len(self.said[row]) < self.rooms[row] and not stops(self.said[row]):
-                staying.append(place)
+        order: list[int] = []
+        start = 0
+        for segment in self.segments:
+            staying, end = [], start + len(segment.rows)
+            for place, row in enumerate(segment.rows):
+                token = tokens[start + place]
+                self.logs[row].append(logs[start + place])
+                if token in self.backbone.stop_ids:
+                    continue
+                self.said[row].append(token)
+                if len(self.said[row]) < self.rooms[row] and not stops(self.said[row]):
+                    staying.append(place)
+            order += [start + place for place in segment.keep(staying)]
+            start = end
+        self.segments = [segment for segment in self.segments if segment.rows]
+        return order
+
+
+class Segment:
+    """B rows that are left-padded to one width, with their keys and values."""
+
+    def __init__(self, backbone: Backbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
+        self.backbone, self.rows, self.prompts, self.laid = backbone, rows, prompts, laid
+        _, real = left_padded(prompts, backbone.device)
+        self.end = real.shape[1]
+        room = (0, roomy(self.end) - self.end)
+        self.hidden = additive(torch.nn.functional.pad(real, room), 1, backbone.model.dtype)  # (B, 1, 1, S)
+        self.buffers = [Buffer(laid) for _ in range(backbone.config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.buffers))
+
+    def read(self) -> Tensor:
+        """Read the prompts, what some share once; scores (B, V). All rows end at the same place."""
+        count, end = len(self.rows), self.end
+        common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
+        lengths = torch.tensor([*map(len, self.prompts)])
+        most = TOGETHER * (1 if self.backbone.device.type == "cpu" else MORE)
+        read: dict[int, Tensor] = {}
+        for rows in BatchesByLength(lengths.numpy(), count, most, None, common=common):
+            found, held = self._read([self.prompts[row] for row in rows])
+            read |= dict(zip(rows, found, strict=True))
+            columns = torch.cat([torch.arange(end - int(length), end) for length in lengths[rows]])
+            where = torch.tensor(rows).repeat_interleave(lengths[rows]), columns
+            for buffer, pair in zip(self.buffers, held, strict=True):
+                buffer.place((count, end), where, pair)
+        return torch.stack([read[row] for row in range(count)])
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Iterator[list[Tensor]]]:
+        """Scores (B, V) behind some prompts, and the keys and values (N, K, D) of their N tokens, layer by layer."""
+        if self.laid:
+            layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
+            last, places = layout.last(), layout.keys[layout.real]
+            layout.held = []
+            states = sharing.read(self.backbone, layout, layout.only(last))
+            return self.backbone.logits(states[last]), (
+                [part[0].transpose(0, 1)[places] for part in pair] for pair in layout.held
+            )
+        ids, real = left_padded(prompts, self.backbone.device)
+        layers = [DynamicLayer() for _ in self.buffers]
+        position = (real.cumsum(1) - 1).clamp(min=0)
+        found = scores(
+            self.backbone, ids, mask_of(self.backbone, real, ids.shape[1]), position, Cache(layers=[*layers])
+        )
+        pairs = ((layer.keys, layer.values) for layer in layers)
+        return found, ([part.transpose(1, 2)[real.bool()] for part in pair if part is not None] for pair in pairs)
+
+    def real(self) -> Tensor:
+        """Which positions (B, S) count."""
+        return (self.hidden[:, 0, 0, : self.end] == 0).long()
+
+    def mask(self, window: int | None) -> Tensor:
+        """What to add to the scores (B, 1, 1, S) of the newest tokens, which see the ``window`` positions that end with
+        them, if it is given; S is all the buffers have room for."""
+        hidden = self.hidden
+        if window is not None and window < self.end:
+            hidden = hidden.clone()
+            hidden[..., : self.end - window] = attention.HIDDEN
+        return hidden
+
+    def extend(self) -> None:
+        """One more position counts in every row."""
+        if self.end == self.hidden.shape[-1]:
+            self.hidden = torch.nn.functional.pad(self.hidden, (0, ROOM), value=attention.HIDDEN)
+        self.hidden[..., self.end] = 0
+        self.end += 1
+
+    def keep(self, staying: list[int]) -> list[int]:
+        """Let the rows in all other places go; the order in which those at ``staying`` places lie afterwards."""
         count = len(staying)
         free = sorted(set(range(count)) - set(staying))  # places of rows that left are filled from the end
         moved = [place for place in staying if place >= count]
         order = list(range(count))
         for place, source in zip(free, moved, strict=True):
             order[place] = source
-        if count < len(self.alive):
+        if count < len(self.rows):
             for buffer in self.buffers:
                 buffer.keep(count, moved, free)
-        self.alive = [self.alive[place] for place in order]
+            self.hidden = self.hidden[order]
+            self.rows = [self.rows[place] for place in order]
         return order
+
+
+def segments(lengths: list[int]) -> list[list[int]]:
+    """Split row numbers so that the positions that their buffers hold, and `APART` for each segment, are fewest."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ends = [roomy(lengths[row]) for row in order]
+    cuts = [0, *(n for n in range(1, len(ends)) if ends[n - 1] < ends[n]), len(ends)]
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # up to each cut: what it costs, and the cuts before it
+    for number, cut in enumerate(cuts[1:], 1):
+        found = ((best[before][0] + (cut - before) * ends[cut - 1] + APART, before) for before in cuts[:number])
+        cost, before = min(found)
+        best[cut] = cost, [*best[before][1], before]
+    starts = best[len(ends)][1]
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], len(ends)], strict=True)]
 
 
 def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -215,7 +310,7 @@ def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _mask(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
+def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
     all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
     s = real.shape[1]

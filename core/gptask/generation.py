@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from gptask.errors import UserError
@@ -87,20 +88,22 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
-    count = options.samples
-    size = min(len(prompts), _rows(backbone, prompts, options))  # no more than there are prompts, if possible
-    size = max(1, size // count)
-    found: list[Text] = []
-    for start in range(0, len(prompts), size):
-        texts = _texts(backbone, [prompt for prompt in prompts[start : start + size] for _ in range(count)], options)
-        found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
-    return found
+    count, parts = options.samples, _parts(backbone, prompts, options)
+    found: dict[int, Text] = {}
+    for part in range(parts):  # every so many: long ones and short ones, and about as many of both
+        rows = range(part, len(prompts), parts)
+        texts = _texts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
+        found |= {row: _likeliest(texts[k * count : (k + 1) * count]) for k, row in enumerate(rows)}
+    return [found[row] for row in range(len(prompts))]
 
 
-def _rows(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
-    """How many rows are decoded at once at most, by the memory of their keys and values."""
-    each = position_bytes(backbone) * options.num_beams
-    return int(KEYS // (each * (max(map(len, prompts), default=0) + options.max_new_tokens)))
+def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
+    """In how many parts prompts are decoded, by the memory of their keys and values."""
+    lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
+    padded = options.num_beams > 1  # else rows of about the same length go together
+    positions = len(lengths) * max(lengths, default=0) if padded else sum(lengths)
+    bytes_needed = positions * position_bytes(backbone) * options.num_beams * options.samples
+    return min(len(prompts), ceil(bytes_needed / KEYS))
 
 
 def position_bytes(backbone: Backbone) -> int:

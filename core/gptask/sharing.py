@@ -18,8 +18,6 @@ from torch import Tensor
 from gptask.backbone import attention, lean
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
     from gptask.backbone.model import Backbone
 
 WORTH = 0.05  # share of padded tokens that must be saved for the detour to pay
@@ -113,6 +111,7 @@ class Layout:
         self._longest = int(self.lengths.max())
         self._windowed: dict[int, tuple[Tensor | None, Tensor]] = {}
         self.windows: list[int | None] = []  # of the layers that were read, each as it was told
+        self.held: list[tuple[Tensor, Tensor]] | None = None  # a list takes keys and values (1, K, N, D) of each
         self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
         self.prefix_at, self.own_at = (real.flatten().nonzero()[:, 0] for real in (self.prefix_real, self.own_real))
         for name in ("prefix", "prefix_at", "own", "own_real", "own_at", "keys", "real"):
@@ -166,6 +165,8 @@ class Layout:
         ``attention`` computes the same for sequences; it gets queries, keys, values and a mask to add.
         """
         self.windows.append(window)
+        if self.held is not None:
+            self.held.append((key, value))
         prefix_mask, mask = self._masks(window)
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (N, H or K, D)
         parts = []
@@ -195,14 +196,11 @@ def _rows(states: Tensor, places: Tensor) -> Tensor:
     return found.transpose(1, 2)
 
 
-def read(backbone: Backbone, layout: Layout, cache: Cache | None = None, needed: Tensor | None = None) -> Tensor:
-    """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,); a cache takes the
-    row's keys and values, (1, K, N, D) a layer."""
-    mask = torch.zeros(1, 1, 1, 1, device=backbone.device, dtype=backbone.model.dtype)  # the layout brings its own
+def read(backbone: Backbone, layout: Layout, needed: Tensor | None = None) -> Tensor:
+    """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,)."""
+    mask = attention.open_mask(backbone.model)
     with attention.laid_out(layout), lean.reading(needed):
-        return backbone.body(
-            **layout.inputs, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state[0]
+        return backbone.body(**layout.inputs, attention_mask=mask, use_cache=False).last_hidden_state[0]
 
 
 def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None) -> Tensor | None:

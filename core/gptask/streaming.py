@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from gptask.decoding import Buffer, Draw, scores
+from gptask.decoding import Buffer, Draw, mask_of, scores
 from gptask.generation import room
 
 if TYPE_CHECKING:
@@ -111,6 +111,6 @@ class Stream:
             end = start + len(part)
             step = torch.tensor([part], device=self.backbone.device)
             real, position = step.new_ones(1, end), torch.arange(start, end, device=self.backbone.device)[None]
-            logits = scores(self.backbone, step, real, position, self.cache)
+            logits = scores(self.backbone, step, mask_of(self.backbone, real, len(part)), position, self.cache)
             self.ids = ids[:end]
         return logits

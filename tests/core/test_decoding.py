@@ -82,7 +82,7 @@ def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
     ("prompts", "room", "windowed", "first"),
     [
         ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, False, (1, 6)),  # all within the window
-        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, False, (1, 6)),  # the prompts are
+        ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, False, (2, 5)),  # the prompts alone are
         ([[*LONG, 7], [*LONG, 8, 9]], 1, False, (2, 22)),
         ([[*LONG, 7], [*LONG, 8, 9]], 3, True, (1, 23)),
     ],
@@ -119,6 +119,34 @@ def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, len
     for rooms in [*permutations((1, 2, 4, 7)), (1, 1, 5, 5), (5, 1, 1, 5), (3, 3, 3, 3)]:
         got = together(backbone, prompts, rooms)
         assert [ids for ids, _ in got] == [ids[:room] for (ids, _), room in zip(expected, rooms, strict=True)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch):
+    monkeypatch.setattr(decoding, "ROOM", 4)
+    monkeypatch.setattr(decoding, "APART", 1)
+    backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
+    backbone.windowed = True  # texts grow beyond Gemma's window
+    assert decoding.segments([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
+    expected = alone(backbone, prompts)
+    for rooms in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:
+        got = together(backbone, prompts, rooms)
+        assert [ids for ids, _ in got] == [ids[:room] for (ids, _), room in zip(expected, rooms, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "apart", "expected"),
+    [
+        ([5], 9, [[0]]),
+        ([40, 5, 64], 31, [[1], [0, 2]]),
+        ([40, 5, 64], 33, [[1, 0, 2]]),
+        ([300, 7, 290, 9, 8, 100], 128, [[1, 4, 3], [5], [2, 0]]),
+        ([300, 7, 290, 9, 8, 100], 200, [[1, 4, 3], [5, 2, 0]]),
+    ],
+)
+def test_rows_of_other_lengths_are_apart_where_that_saves_enough(lengths, apart, expected, monkeypatch):
+    monkeypatch.setattr(decoding, "APART", apart)
+    assert decoding.segments(lengths) == expected
 
 
 def test_finished_rows_are_not_read_on(backbone_of, monkeypatch):

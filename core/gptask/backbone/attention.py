@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-if TYPE_CHECKING:
-    from gptask.sharing import Layout
-
 NAME = "gptask"
 HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
 LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 BLOCK = 128  # queries, about, that are looked at together: with fewer, products take longer than they save
 WIDE = 160  # queries and keys from which a softmax in the scores' own number format is the faster one
 
-_layout: Layout | None = None
+_layout: Any = None  # a `sharing.Layout`, or the `decoding.Rows` of a step
 
 
 def attention(
@@ -132,20 +129,25 @@ def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, val
         return attention(module, query, key, value, mask, hides_later=True, **options)[0]
 
 
-def current_layout() -> Layout | None:
-    """How the tokens of the row that is being read hang together; None if whole sequences are read."""
+def current_layout() -> Any:
+    """How the tokens that are being read hang together; None if whole sequences are read."""
     return _layout
 
 
 @contextmanager
-def laid_out(layout: Layout | None) -> Iterator[None]:
-    """Within, a row holds the tokens of many sequences."""
+def laid_out(layout: Any) -> Iterator[None]:
+    """Within, ``layout.attend`` knows which keys and values each token sees."""
     global _layout
     before, _layout = _layout, layout
     try:
         yield
     finally:
         _layout = before
+
+
+def open_mask(model: Any) -> Tensor:
+    """A mask that hides nothing, (1, 1, 1, 1), so that the model makes none: the layout brings its own."""
+    return torch.zeros(1, 1, 1, 1, device=model.device, dtype=model.dtype)
 
 
 def additive(real: Tensor, t: int, dtype: torch.dtype) -> Tensor:
