@@ -52,6 +52,8 @@ def attention(
         with torch.autocast("cpu", enabled=False):
             return attention(module, query, key, value, attention_mask, hides_later=hides_later, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
+    if t == 1 and not torch.is_grad_enabled():
+        return _newest(query, key, value, attention_mask, scale), None
     size = -(-t // max(1, round(t / BLOCK))) if hides_later else t
     return Attend.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
 
@@ -112,6 +114,19 @@ class Attend(torch.autograd.Function):
         to_query = _joined(to_queries).mul_(ctx.scale)
         to_key, to_value = (whole.view(b, -1, *whole.shape[1:]) for whole in to_both)
         return to_query.view(b, -1, *to_query.shape[2:]), to_key.mul_(ctx.scale), to_value, None, None, None
+
+
+def _newest(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """What `Attend` makes of one query (B, H, 1, D) for all positions, as states (B, 1, H, E)."""
+    b, h, _, d = query.shape
+    k, s = key.shape[1:3]
+    scores = torch.bmm(query.reshape(b * k, h // k, d), key.reshape(b * k, s, d).transpose(1, 2))
+    each = scores.view(b, h, 1, s)
+    if mask is None:
+        each.mul_(scale)
+    else:
+        torch.add(mask, each, alpha=scale, out=each)
+    return torch.bmm(scores.softmax(-1), value.reshape(b * k, s, -1)).view(b, 1, h, -1)
 
 
 def _block(states: Tensor, block: slice) -> Tensor:

@@ -68,6 +68,8 @@ def test_without_a_mask_it_is_causal(h, k, t, s, kernel_calls):
     assert not kernel_calls
     visible = torch.ones(1, 1, t, s, dtype=torch.bool).tril(s - t)  # the last T of S positions
     compare(ours, fused(module(h, k), inputs, visible, scaling=0.3), inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(attention.attention(module(h, k), *inputs, None, scaling=0.3)[0], ours)
     if t in (1, s):  # here the kernel's own idea of causal is the same
         torch.testing.assert_close(ours, fused(module(h, k), inputs, None, scaling=0.3), atol=1e-5, rtol=1e-5)
 
