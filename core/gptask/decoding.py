@@ -142,8 +142,9 @@ class Rows:
         self.said: list[list[int]] = [[] for _ in prompts]
         self.logs: list[list[float]] = [[] for _ in prompts]
         lengths = [*map(len, prompts)]
-        self.laid = backbone.lays_out(max(lengths) + max(rooms))
-        together = segments(lengths) if self.laid and backbone.device.type == "cpu" else [[*range(len(prompts))]]
+        end = max(lengths) + max(rooms)
+        self.laid = backbone.lays_out(end)
+        together = segments(lengths) if segmented(backbone, end) else [[*range(len(prompts))]]
         self.segments = [Segment(backbone, rows, [prompts[row] for row in rows], self.laid) for rows in together]
         self.layer = 0  # whose turn it is in a step
 
@@ -286,6 +287,11 @@ class Segment:
             self.hidden = self.hidden[order]
             self.rows = [self.rows[place] for place in order]
         return order
+
+
+def segmented(backbone: Backbone, positions: int) -> bool:
+    """Whether texts of so many positions at most are decoded in segments; elsewhere a step's time is not in pads."""
+    return backbone.device.type == "cpu" and backbone.lays_out(positions)
 
 
 def segments(lengths: list[int]) -> list[list[int]]:

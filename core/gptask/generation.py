@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -88,22 +89,26 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
-    count, parts = options.samples, _parts(backbone, prompts, options)
-    found: dict[int, Text] = {}
-    for part in range(parts):  # every so many: long ones and short ones, and about as many of both
-        rows = range(part, len(prompts), parts)
+    count = options.samples
+    found: list[Text] = []
+    for rows in _parts(backbone, prompts, options):
         texts = _texts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
-        found |= {row: _likeliest(texts[k * count : (k + 1) * count]) for k, row in enumerate(rows)}
-    return [found[row] for row in range(len(prompts))]
+        found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
+    return found
 
 
-def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> int:
-    """In how many parts prompts are decoded, by the memory of their keys and values."""
+def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[list[int]]:
+    """Numbers of neighbouring prompts that are decoded at once: parts of about the same memory for keys and values."""
+    from gptask.decoding import segmented
+
     lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
-    padded = options.num_beams > 1  # else rows of about the same length go together
-    positions = len(lengths) * max(lengths, default=0) if padded else sum(lengths)
-    bytes_needed = positions * position_bytes(backbone) * options.num_beams * options.samples
-    return min(len(prompts), ceil(bytes_needed / KEYS))
+    longest = max(lengths, default=0)
+    if options.num_beams > 1 or not segmented(backbone, longest):
+        lengths = [longest] * len(lengths)  # padded
+    start = [0, *accumulate(lengths)]
+    total = start[-1] * position_bytes(backbone) * options.num_beams * options.samples
+    size = start[-1] / max(1, ceil(total / KEYS))
+    return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: start[row] // size)]
 
 
 def position_bytes(backbone: Backbone) -> int:
