@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from math import ceil
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gptask.errors import UserError
 from gptask.task import option
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from gptask.decoding import Decoded
 
 
+log = logging.getLogger("gptask")
+UNTOLD, FEWEST = 64, 16  # tokens generated at most where no targets tell, and where all are short
 KEYS = 2**30  # bytes of keys and values that are held at once
 
 
@@ -23,7 +28,7 @@ KEYS = 2**30  # bytes of keys and values that are held at once
 class Generation:
     """How text is decoded."""
 
-    max_new_tokens: int = option(64, "tokens generated at most")
+    max_new_tokens: int | None = option(None, "tokens generated at most; null: by the targets of train, 64 without")
     min_new_tokens: int = option(0, "tokens before which a text can't end by itself")
     num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
     temperature: float = option(0.0, "0 is greedy; else logits are divided by it and a token is drawn")
@@ -34,14 +39,23 @@ class Generation:
     samples: int = option(1, "texts drawn for each prompt; the likeliest of them is the answer, all are told")
     seed: int | None = option(None, "what each prompt's draws start from; null goes on with the process's own")
 
+    @property
+    def limit(self) -> int:
+        """Tokens generated at most."""
+        return UNTOLD if self.max_new_tokens is None else self.max_new_tokens
+
+    def settle(self, lengths: np.ndarray) -> None:
+        """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each."""
+        if self.max_new_tokens is None and len(lengths):
+            most = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8
+            self.max_new_tokens = max(most, self.min_new_tokens, FEWEST)
+            log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
+
     def validate(self) -> None:
         """Refuse values out of range."""
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "min_new_tokens": (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"0 to max_new_tokens={self.max_new_tokens}",
-            ),
+            "max_new_tokens": (self.limit >= 1, "at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.limit, f"0 to max_new_tokens={self.limit}"),
             "samples": (self.samples >= 1, "at least 1"),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "null, or 0 or more and below 2**63"),
             "num_beams": (self.num_beams >= 1, "at least 1"),
@@ -64,7 +78,7 @@ class Generation:
 
     def to_transformers(self) -> dict[str, Any]:
         """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
-        values: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}
+        values: dict[str, Any] = {"max_new_tokens": self.limit, "num_beams": self.num_beams}
         values |= {"repetition_penalty": self.repetition_penalty, "do_sample": self.temperature > 0}
         values |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {}
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -101,7 +115,7 @@ def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation
     """Numbers of neighbouring prompts that are decoded at once: parts of about the same memory for keys and values."""
     from gptask.decoding import segmented
 
-    lengths = [len(prompt) + options.max_new_tokens for prompt in prompts]
+    lengths = [len(prompt) + options.limit for prompt in prompts]
     longest = max(lengths, default=0)
     if options.num_beams > 1 or not segmented(backbone, longest):
         lengths = [longest] * len(lengths)  # padded
@@ -146,7 +160,7 @@ def room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
         raise UserError(
             f"a prompt has {len(prompt)} tokens; the backbone reads 1 to {backbone.context}: shorten or fill the prompt"
         )
-    return min(options.max_new_tokens, backbone.context - len(prompt) + 1)
+    return min(options.limit, backbone.context - len(prompt) + 1)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class WritingTask(Task):
 
     def reserve(self) -> int:
         """Room for what is generated."""
-        return self.generation.max_new_tokens
+        return self.generation.limit
 
     def head(self, backbone: Backbone) -> Head:
         """The language model itself."""

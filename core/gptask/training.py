@@ -101,7 +101,12 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
 
 
 def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
+    from gptask.data.module import DataModule
+    from gptask.heads import GenerationHead
+
     parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
+    if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
+        parts.head.options.settle(parts.data.items("train").lengths("target"))
     return Seat(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
 
 

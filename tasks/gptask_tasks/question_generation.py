@@ -46,7 +46,7 @@ class QuestionGeneration(GenerativeTask):
         Place.behind, "where the answer stands: behind or before the context, or marked: behind, and in [ ] inside it"
     )
     qa_run: str | None = option(None, "run folder of a qa task that answers the test's questions, for round_trip_f1")
-    generation: Generation = option(partial(Generation, max_new_tokens=48, stop=["\n"]), "how text is decoded")
+    generation: Generation = option(partial(Generation, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A context, its answers with their places, and the question: what `qa` reads, with another target."""

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from gptask import generation
@@ -192,6 +193,23 @@ def test_a_row_ends_where_the_context_is_full(family, beams, spelled):
 def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_of):
     with pytest.raises(UserError, match=f"{said}.*1 to 32"):
         texts(backbone_of("gpt2", context=32), [[5], prompt])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "expected"),
+    [
+        ([20] * 99 + [500], {}, 24),  # one in a hundred may be cut off
+        ([20] * 98 + [500] * 2, {}, 504),
+        ([2, 3], {}, 16),
+        ([2, 3], {"min_new_tokens": 30}, 30),
+        ([100], {"max_new_tokens": 7}, 7),
+        ([], {}, 64),
+    ],
+)
+def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected):
+    said = Generation(**options)
+    said.settle(np.array(lengths, dtype=int))
+    assert said.limit == expected
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,15 @@ def test_generation_is_validated_by_its_own_metric(tmp_path):
     assert set(run.metrics["metrics"]) == {"bleu", "chrf"}
 
 
+def test_answers_may_become_as_long_as_those_that_are_learned(tmp_path):
+    rows = [{"source": f"word {n}", "target": "xyzzy " * 30} for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, max_tokens=256)
+    run = train(config(tmp_path, task=Translation(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    needed = len(run.backbone.tokenizer(" " + rows[0]["target"].strip())["input_ids"]) + 1
+    assert needed <= load_run(run.folder).task.generation.max_new_tokens < needed + 8
+
+
 def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path):
     with pytest.raises(UserError, match=r"threshold.*could not be converted to Float"):
         train(config(tmp_path, task=Sentiment(threshold="high")))

@@ -66,6 +66,13 @@ class Store(Sequence[dict[str, Any]]):
         """A column of numbers, shape (N,)."""
         return self.table.column(name).to_numpy()
 
+    def lengths(self, name: str) -> np.ndarray:
+        """Lengths of the lists in a column, where there are any."""
+        import pyarrow.compute as pc
+
+        lists = self.table.column(name).drop_null()
+        return pc.list_value_length(lists).to_numpy() if len(lists) else np.zeros(0, dtype=int)
+
     def __len__(self) -> int:
         return self.table.num_rows
 

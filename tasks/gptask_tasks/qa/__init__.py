@@ -48,7 +48,7 @@ class QuestionAnswering(GenerativeTask):
     null_threshold: float = option(0.0, "span: log-odds by which no answer must beat the best span")
     max_answer_tokens: int = option(30, "span: longest answer")
     stride: int = option(128, "span: tokens by which windows over a long context overlap")
-    generation: Generation = option(partial(Generation, max_new_tokens=32, stop=["\n"]), "how text is decoded")
+    generation: Generation = option(partial(Generation, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A context, a question, and the answers with their places."""

@@ -43,8 +43,8 @@ def test_one_task_shows_fields_and_options(run):
     assert rows["context"][:3] == ["text", "yes", "no"]
     assert rows["task.answer"][:2] == ["generate | span", "generate"]
     assert rows["task.prompt"][:2] == ["str | null", "null"]
-    assert rows["task.generation.max_new_tokens"] == ["int", "32", "tokens generated at most"]  # qa's default, not 64
-    assert rows["task.generation.stop"][:2] == ["list[str]", '["\\n"]']
+    assert rows["task.generation.max_new_tokens"][:2] == ["int | null", "null"]
+    assert rows["task.generation.stop"][:2] == ["list[str]", '["\\n"]']  # qa's default
 
 
 def test_json_holds_everything(run):
@@ -53,7 +53,7 @@ def test_json_holds_everything(run):
     qa = listed[BUILT_IN.index("qa")]
     assert json.loads(run("tasks", "qa", "--json").out) == qa
     found = {option["name"]: option for option in qa["options"]}
-    assert found["generation.max_new_tokens"]["default"] == 32
+    assert found["generation.stop"]["default"] == ["\n"]
     assert found["answer"] == {
         "name": "answer",
         "type": "generate | span",
