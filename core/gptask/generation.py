@@ -44,12 +44,16 @@ class Generation:
         """Tokens generated at most."""
         return UNTOLD if self.max_new_tokens is None else self.max_new_tokens
 
-    def settle(self, lengths: np.ndarray) -> None:
-        """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each."""
+    def settle(self, lengths: np.ndarray, max_tokens: int) -> None:
+        """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each, but no
+        more than a quarter of ``max_tokens``: what is kept free for an answer is lost to its prompt."""
         if self.max_new_tokens is None and len(lengths):
-            most = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8
-            self.max_new_tokens = max(most, self.min_new_tokens, FEWEST)
+            most, room = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8, max_tokens // 4
+            self.max_new_tokens = max(min(most, room), self.min_new_tokens, FEWEST)
             log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
+            if self.max_new_tokens < most:
+                cut = np.count_nonzero(lengths > self.max_new_tokens)
+                log.warning("%d of %d targets of train are longer: raise it or data.max_tokens", cut, len(lengths))
 
     def validate(self) -> None:
         """Refuse values out of range."""

@@ -106,7 +106,7 @@ def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Ba
 
     parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
     if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
-        parts.head.options.settle(parts.data.items("train").lengths("target"))
+        parts.head.options.settle(parts.data.items("train").lengths("target"), member.data.max_tokens)
     return Seat(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
 
 

@@ -199,17 +199,19 @@ def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_o
     ("lengths", "options", "expected"),
     [
         ([20] * 99 + [500], {}, 24),  # one in a hundred may be cut off
-        ([20] * 98 + [500] * 2, {}, 504),
+        ([20] * 98 + [100] * 2, {}, 104),
+        ([20] * 98 + [500] * 2, {}, 128),  # a quarter of 512
         ([2, 3], {}, 16),
         ([2, 3], {"min_new_tokens": 30}, 30),
         ([100], {"max_new_tokens": 7}, 7),
         ([], {}, 64),
     ],
 )
-def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected):
+def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected, caplog):
     said = Generation(**options)
-    said.settle(np.array(lengths, dtype=int))
+    said.settle(np.array(lengths, dtype=int), 512)
     assert said.limit == expected
+    assert ("2 of 100 targets of train are longer" in caplog.text) == (expected == 128)
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ def test_generation_is_validated_by_its_own_metric(tmp_path):
 def test_answers_may_become_as_long_as_those_that_are_learned(tmp_path):
     rows = [{"source": f"word {n}", "target": "xyzzy " * 30} for n in range(12)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, max_tokens=256)
+    data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, max_tokens=512)
     run = train(config(tmp_path, task=Translation(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     needed = len(run.backbone.tokenizer(" " + rows[0]["target"].strip())["input_ids"]) + 1
     assert needed <= load_run(run.folder).task.generation.max_new_tokens < needed + 8
