@@ -53,7 +53,8 @@ class Generation:
             log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
             if self.max_new_tokens < most:
                 cut = np.count_nonzero(lengths > self.max_new_tokens)
-                log.warning("%d of %d targets of train are longer: raise it or data.max_tokens", cut, len(lengths))
+                said = "%d of %d targets of train are longer: set it higher, or raise data.max_tokens"
+                log.warning(said, cut, len(lengths))
 
     def validate(self) -> None:
         """Refuse values out of range."""
