@@ -189,21 +189,22 @@ class Rows:
     def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
         """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
         order: list[int] = []
-        start = 0
+        start, said = 0, iter(zip(tokens, logs, strict=True))
         for segment in self.segments:
-            staying, end = [], start + len(segment.rows)
-            for place, row in enumerate(segment.rows):
-                token = tokens[start + place]
-                self.logs[row].append(logs[start + place])
-                if token in self.backbone.stop_ids:
-                    continue
-                self.said[row].append(token)
-                if len(self.said[row]) < self.rooms[row] and not stops(self.said[row]):
-                    staying.append(place)
+            count = len(segment.rows)
+            staying = [place for place, row in enumerate(segment.rows) if self._goes_on(row, *next(said), stops)]
             order += [start + place for place in segment.keep(staying)]
-            start = end
+            start += count
         self.segments = [segment for segment in self.segments if segment.rows]
         return order
+
+    def _goes_on(self, row: int, token: int, log: float, stops: Callable[[list[int]], bool]) -> bool:
+        """Note a row's next token, and whether another one may follow."""
+        self.logs[row].append(log)
+        if token in self.backbone.stop_ids:
+            return False
+        self.said[row].append(token)
+        return len(self.said[row]) < self.rooms[row] and not stops(self.said[row])
 
 
 class Segment:
@@ -211,10 +212,11 @@ class Segment:
 
     def __init__(self, backbone: Backbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
         self.backbone, self.rows, self.prompts, self.laid = backbone, rows, prompts, laid
-        _, real = left_padded(prompts, backbone.device)
-        self.end = real.shape[1]
-        room = (0, roomy(self.end) - self.end)
-        self.hidden = additive(torch.nn.functional.pad(real, room), 1, backbone.model.dtype)  # (B, 1, 1, S)
+        self.lengths = torch.tensor([*map(len, prompts)])
+        self.end = int(self.lengths.max())
+        column = torch.arange(roomy(self.end))
+        real = (column >= self.end - self.lengths[:, None]) & (column < self.end)
+        self.hidden = additive(real.to(backbone.device), 1, backbone.model.dtype)  # (B, 1, 1, S)
         self.buffers = [Buffer(laid) for _ in range(backbone.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.buffers))
 
@@ -222,14 +224,13 @@ class Segment:
         """Read the prompts, what some share once; scores (B, V). All rows end at the same place."""
         count, end = len(self.rows), self.end
         common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
-        lengths = torch.tensor([*map(len, self.prompts)])
         most = TOGETHER * (1 if self.backbone.device.type == "cpu" else MORE)
         read: dict[int, Tensor] = {}
-        for rows in BatchesByLength(lengths.numpy(), count, most, None, common=common):
+        for rows in BatchesByLength(self.lengths.numpy(), count, most, None, common=common):
             found, held = self._read([self.prompts[row] for row in rows])
             read |= dict(zip(rows, found, strict=True))
-            columns = torch.cat([torch.arange(end - int(length), end) for length in lengths[rows]])
-            where = torch.tensor(rows).repeat_interleave(lengths[rows]), columns
+            columns = torch.cat([torch.arange(end - int(length), end) for length in self.lengths[rows]])
+            where = torch.tensor(rows).repeat_interleave(self.lengths[rows]), columns
             for buffer, pair in zip(self.buffers, held, strict=True):
                 buffer.place((count, end), where, pair)
         return torch.stack([read[row] for row in range(count)])
@@ -239,10 +240,10 @@ class Segment:
         if self.laid:
             layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
             last, places = layout.last(), layout.keys[layout.real]
-            layout.held = []
+            layout.told = []
             states = sharing.read(self.backbone, layout, layout.only(last))
             return self.backbone.logits(states[last]), (
-                [part[0].transpose(0, 1)[places] for part in pair] for pair in layout.held
+                [part[0].transpose(0, 1)[places] for part in pair] for *pair, _ in layout.told
             )
         ids, real = left_padded(prompts, self.backbone.device)
         layers = [DynamicLayer() for _ in self.buffers]

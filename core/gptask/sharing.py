@@ -110,8 +110,7 @@ class Layout:
         position = torch.cat([_position(self.prefix_real)[self.prefix_real], self.own_position[self.own_real]])
         self._longest = int(self.lengths.max())
         self._windowed: dict[int, tuple[Tensor | None, Tensor]] = {}
-        self.windows: list[int | None] = []  # of the layers that were read, each as it was told
-        self.held: list[tuple[Tensor, Tensor]] | None = None  # a list takes keys and values (1, K, N, D) of each
+        self.told: list[tuple[Tensor, Tensor, int | None]] | None = None  # a list takes layers' keys, values, windows
         self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
         self.prefix_at, self.own_at = (real.flatten().nonzero()[:, 0] for real in (self.prefix_real, self.own_real))
         for name in ("prefix", "prefix_at", "own", "own_real", "own_at", "keys", "real"):
@@ -164,9 +163,8 @@ class Layout:
 
         ``attention`` computes the same for sequences; it gets queries, keys, values and a mask to add.
         """
-        self.windows.append(window)
-        if self.held is not None:
-            self.held.append((key, value))
+        if self.told is not None:
+            self.told.append((key, value, window))
         prefix_mask, mask = self._masks(window)
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (N, H or K, D)
         parts = []
@@ -225,12 +223,13 @@ def stay_apart(backbone: Backbone) -> bool:
 def tells_windows(backbone: Backbone) -> bool:
     """Whether each layer tells our attention of the window that its configuration gives it, if any."""
     config, layout = backbone.config, _two(backbone, [0, 1, 2])
+    layout.told = []
     with torch.inference_mode():
         read(backbone, layout)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     known = {"full_attention": None, "sliding_attention": window}
-    return layout.windows == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
+    return [window for *_, window in layout.told] == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
 
 
 def _two(backbone: Backbone, first: list[int]) -> Layout:
