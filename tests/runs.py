@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gptask import Config, run
-from gptask.config import Sample
+from gptask.config.schemas import Sample
 from gptask.metric import score_all
 from gptask.results import write_predictions
 from gptask.task import Prediction

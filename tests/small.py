@@ -1,7 +1,7 @@
 """Configs that train in a second."""
 
 from gptask import Config
-from gptask.config import Full, Limit, Sample, Scratch
+from gptask.config.schemas import Full, Limit, Sample, Scratch
 from gptask_tasks.sentiment import Sentiment
 
 

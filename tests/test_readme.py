@@ -78,7 +78,7 @@ def test_the_python_example_runs(workplace, capsys):
     code = re.search(r"### From Python\n\n```python\n(.*?)```", README, re.DOTALL)
     assert code
     small = "task=Sentiment(), backbone=Scratch(n_layer=1, n_embd=16, n_head=2, vocab_size=300), tuning=Full(),"
-    source = "from gptask.config import Full, Scratch\n" + code[1].replace("task=Sentiment(),", small)
+    source = "from gptask.config.schemas import Full, Scratch\n" + code[1].replace("task=Sentiment(),", small)
     exec(compile(source, "README.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] in ("good", "bad") for line in said[-2:]] == [True, True]

@@ -5,21 +5,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config import Train as Config
+    from gptask.config.multitask import Member, Mixing
+    from gptask.config.schemas import Train as Config
     from gptask.errors import DataError, UserError
     from gptask.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.run import load_run, load_runs
-    from gptask.several import Member, Mixing
     from gptask.task import Encoded, Field, Kind, Prediction, Task, option
     from gptask.training import train, train_tasks
 
 _HOMES = {
-    "Config": ("gptask.config", "Train"),
+    "Config": ("gptask.config.schemas", "Train"),
     **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
     **{name: ("gptask.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
     **{name: ("gptask.task", name) for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")},
     **{name: ("gptask.run", name) for name in ("load_run", "load_runs")},
-    **{name: ("gptask.several", name) for name in ("Member", "Mixing")},
+    **{name: ("gptask.config.multitask", name) for name in ("Member", "Mixing")},
     **{name: ("gptask.training", name) for name in ("train", "train_tasks")},
 }
 __all__ = [

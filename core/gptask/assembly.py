@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gptask import several
-from gptask.config import Data, Evaluate, Train
+from gptask.config import multitask as several
+from gptask.config.multitask import Member
+from gptask.config.schemas import Data, Evaluate, Train
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.run import plugin_of
-from gptask.several import Member
 from gptask.task import Kind, Task
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask import run
 from gptask.compare.command import command
-from gptask.config import Data, Hub, Sample, Scratch
+from gptask.config.schemas import Data, Hub, Sample, Scratch
 from gptask.data.messages import messages
 from gptask.front_matter import front_matter, hub_id, languages
 from gptask.markdown import code, fenced, line, prose, table

@@ -11,7 +11,7 @@ from gptask.compare.command import command
 from gptask.markdown import code, fenced, prose, table
 
 if TYPE_CHECKING:
-    from gptask.config import Train
+    from gptask.config.schemas import Train
 
 COVER = """# {title}
 

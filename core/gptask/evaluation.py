@@ -9,13 +9,13 @@ import numpy as np
 
 from gptask import assembly, run
 from gptask.backbone.source import locate
-from gptask.config import Evaluate, checked
+from gptask.config.schemas import Evaluate, checked
+from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.job import identity
 from gptask.results import finish
 from gptask.task import Task
-from gptask.trainer_options import check
 
 
 def evaluate(config: Evaluate) -> Path:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptask.config import DType, Export
+from gptask.config.schemas import DType, Export
 from gptask.errors import UserError
 from gptask.run import Run, load_run
 from gptask.task import Field, Kind

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config import Hub, Sample
+from gptask.config.schemas import Hub, Sample
 from gptask.errors import listing
 from gptask.markdown import line
 

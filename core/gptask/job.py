@@ -9,7 +9,7 @@ from typing import Any
 
 from gptask import assembly, run
 from gptask.backbone.source import folder_hash
-from gptask.config import Evaluate, Pretrained, Train, checked, to_plain
+from gptask.config.schemas import Evaluate, Pretrained, Train, checked, to_plain
 from gptask.data.corpus import Corpus
 from gptask.data.examples import code_hash, digest
 from gptask.results import git_commit, versions

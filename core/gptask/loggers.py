@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import run
-from gptask.config import MLflowLog, TensorBoardLog, Train, WandbLog, to_plain
+from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog, to_plain
 from gptask.errors import UserError
 
 if TYPE_CHECKING:

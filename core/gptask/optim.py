@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptask.config import SGD, AdamW, Schedule, ScheduleName
+from gptask.config.schemas import SGD, AdamW, Schedule, ScheduleName
 from gptask.errors import UserError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gptask.config import OnBad, Predict
+from gptask.config.schemas import OnBad, Predict
 from gptask.data.columns import Columns
 from gptask.data.documents import of_task
 from gptask.data.reading import Row, Source, read, read_stream, stdin
@@ -50,7 +50,7 @@ def predict(config: Predict) -> None:
 
 def predict_examples(run: Run, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
     """Predict dictionaries of input fields, in order; raise `DataError` for one that can't be used."""
-    from gptask import config as schemas
+    from gptask.config import schemas
 
     data = schemas.from_plain("data", run.values["data"])
     columns = Columns(run.task, schemas.Data(labels=None), run.task.inputs())

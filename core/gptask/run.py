@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import config as schemas
+from gptask.config import schemas
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins import Plugin, chosen, discover
 from gptask.task import CONTRACT_VERSION, Prediction, Task

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config import DType, Full, Lora, from_plain
+from gptask.config.schemas import DType, Full, Lora, from_plain
 from gptask.errors import UserError
 from gptask.run import write_json
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask.config import Documents
+from gptask.config.schemas import Documents
 from gptask.errors import DataError, UserError
 
 if TYPE_CHECKING:

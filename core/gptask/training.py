@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from gptask import assembly, loggers, run, saved_model
 from gptask.backbone.source import locate
 from gptask.compare.command import command
-from gptask.config import DType, Full, Lora, Train, checked, to_plain
-from gptask.config import Head as FrozenTuning
+from gptask.config.multitask import Member
+from gptask.config.schemas import DType, Full, Lora, Train, checked, to_plain
+from gptask.config.schemas import Head as FrozenTuning
+from gptask.config.trainer_options import check
 from gptask.data.examples import digest
 from gptask.errors import UserError, listing
 from gptask.job import identity
 from gptask.results import finish, finish_all
 from gptask.seat import Seat
-from gptask.several import Member
-from gptask.trainer_options import check
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

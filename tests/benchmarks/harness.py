@@ -87,7 +87,7 @@ def bf16() -> bool:
     """Whether this processor multiplies in bfloat16: emulated it is a hundred times slower, so neither side uses it."""
     import torch
     from gptask.backbone.model import number_format
-    from gptask.config import DType
+    from gptask.config.schemas import DType
 
     return number_format(DType.auto) is torch.bfloat16
 

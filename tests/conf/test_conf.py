@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gptask_conf
 import pytest
-from gptask import config as schemas
 from gptask.cli.configs import checked, choices, compose, groups, loader
 from gptask.cli.explain import Line
+from gptask.config import schemas
+from gptask.config.trainer_options import check
 from gptask.plugins import discover
 from gptask.task import Task
-from gptask.trainer_options import check
 from omegaconf import OmegaConf, open_dict
 
 FOLDER = Path(gptask_conf.__file__).parent

@@ -109,7 +109,7 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         from gptask import Config, run, saved_model
         from gptask.backbone import model, source
         from gptask.backbone.tuning import apply, shorten
-        from gptask.config import DType, Pretrained, Scratch
+        from gptask.config.schemas import DType, Pretrained, Scratch
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":

@@ -10,7 +10,7 @@ from gptask import train
 from gptask.assembly import corpus
 from gptask.backbone.source import Resolved
 from gptask.card import Card
-from gptask.config import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
+from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
 from gptask.evaluation import evaluate
 from gptask.front_matter import hub_id, languages, license_of
 from gptask_tasks.qa import Answer, QuestionAnswering

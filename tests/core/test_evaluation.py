@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from gptask import UserError, train
-from gptask.config import Evaluate, Files, Limit, Sample
+from gptask.config.schemas import Evaluate, Files, Limit, Sample
 from gptask.evaluation import demonstrations, evaluate
 from gptask.run import load_task, read_config
 from gptask_tasks.qa import QuestionAnswering

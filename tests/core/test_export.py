@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from gptask import UserError
-from gptask.config import Export, Full, Head, Lora
+from gptask.config.schemas import Export, Full, Head, Lora
 from gptask.export import export
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering

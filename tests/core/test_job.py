@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from gptask import UserError, job, run, train
-from gptask.config import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
+from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
 from gptask_tasks.sentiment import Sentiment
 
 from tests.small import config

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from gptask import UserError, loggers, train
-from gptask.config import MLflowLog, TensorBoardLog, WandbLog
+from gptask.config.schemas import MLflowLog, TensorBoardLog, WandbLog
 
 from tests.small import config
 
@@ -124,7 +124,7 @@ def test_mlflow_sends_no_telemetry():
     """In a process of its own: under pytest mlflow keeps still anyway. Without Lightning it starts in no time."""
     code = (
         "import sys, types; from pathlib import Path; from gptask import loggers\n"
-        "from gptask.config import MLflowLog, Train; from gptask_tasks.sentiment import Sentiment\n"
+        "from gptask.config.schemas import MLflowLog, Train; from gptask_tasks.sentiment import Sentiment\n"
         "sys.modules['pytorch_lightning.loggers'] = types.SimpleNamespace(MLFlowLogger=lambda *_, **__: None)\n"
         "loggers._mlflow(Train(task=Sentiment(), logger=MLflowLog()), Path('run'))\n"
         "from mlflow.telemetry import get_telemetry_client; assert get_telemetry_client() is None"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from gptask.backbone.tuning import apply
-from gptask.config import SGD, AdamW, Lora, Schedule, ScheduleName
+from gptask.config.schemas import SGD, AdamW, Lora, Schedule, ScheduleName
 from gptask.errors import UserError
 from gptask.optim import build, shape
 

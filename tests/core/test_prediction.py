@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from gptask import DataError, UserError, load_run, train
-from gptask.config import Files, OnBad, Predict
+from gptask.config.schemas import Files, OnBad, Predict
 from gptask.prediction import CHUNK, predict, predict_examples
 
 from tests.small import config

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from gptask import Config, UserError, load_run, run, saved_model
-from gptask.config import DType, Full, Head, Lora
+from gptask.config.schemas import DType, Full, Head, Lora
 from gptask.heads import GenerationHead
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation

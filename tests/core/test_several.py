@@ -11,11 +11,11 @@ from gptask import Config, Member, Mixing, UserError, assembly, load_run, load_r
 from gptask.backbone.model import Backbone
 from gptask.compare.comparison import compare
 from gptask.compare.records import find, read
-from gptask.config import Evaluate, Full, Limit, Lora, Sample
+from gptask.config.multitask import Sampling
+from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample
 from gptask.evaluation import evaluate
 from gptask.job import identity
 from gptask.report.curves import curves
-from gptask.several import Sampling
 from gptask.training import assemble, goal, pace
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering

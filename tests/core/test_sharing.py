@@ -8,7 +8,7 @@ import torch
 from gptask import sharing
 from gptask.backbone import attention, lean
 from gptask.backbone.tuning import apply
-from gptask.config import Lora
+from gptask.config.schemas import Lora
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gptask import Config, assembly, states
 from gptask.backbone.tuning import apply
-from gptask.config import DType, Head, Limit, Lora, Pretrained, Sample
+from gptask.config.schemas import DType, Head, Limit, Lora, Pretrained, Sample
 from gptask.data.module import collate
 from gptask.training import assemble, train
 from gptask_tasks.qa import Answer, QuestionAnswering

@@ -15,7 +15,7 @@ import pytest
 import torch
 from gptask import UserError, assembly, load_run, train
 from gptask.backbone import model
-from gptask.config import (
+from gptask.config.schemas import (
     AdamW,
     DType,
     EarlyStopping,

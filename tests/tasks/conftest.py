@@ -24,7 +24,7 @@ def backbone() -> Any:
     from gptask.backbone.model import Backbone
     from gptask.backbone.scratch import build
     from gptask.backbone.source import Resolved
-    from gptask.config import Scratch
+    from gptask.config.schemas import Scratch
 
     torch.manual_seed(0)
     options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)
@@ -35,7 +35,7 @@ def backbone() -> Any:
 def sample_rows() -> Callable[[Any], dict[str, list[dict[str, Any]]]]:
     """``sample_rows(task)``: the examples of its bundled sample by split, as a run reads them."""
     from gptask.assembly import corpus
-    from gptask.config import Sample
+    from gptask.config.schemas import Sample
     from gptask.data.corpus import SPLITS
 
     def rows(task: Any) -> dict[str, list[dict[str, Any]]]:

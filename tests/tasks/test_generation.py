@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gptask import Config, DataError, UserError, load_run, train
-from gptask.config import Files, Full, Scratch
+from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
 from gptask.data.module import collate, encode
 from gptask.data.reading import Row

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from gptask import DataError, UserError
-from gptask.config import Documents, Files, Full, Scratch
+from gptask.config.schemas import Documents, Files, Full, Scratch
 from gptask.metric import score_all
 from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.language_modeling.cleaning import Cleaning, Unicode
@@ -137,7 +137,7 @@ def test_what_can_not_be_cut_or_scored_is_refused(tokenizer: Any) -> None:
 def test_a_pretrained_run_is_a_backbone_for_another_task(tmp_path: Any) -> None:
     import gptask
     import torch
-    from gptask.config import DType, Lora, Pretrained
+    from gptask.config.schemas import DType, Lora, Pretrained
 
     from tests.small import config
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError, load_run, train
-from gptask.config import Evaluate, Limit, Sample
+from gptask.config.schemas import Evaluate, Limit, Sample
 from gptask.evaluation import evaluate
 from gptask.generation import Generation
 from gptask.metric import score_all

@@ -11,7 +11,7 @@ import pytest
 import seqeval.metrics as reference
 import torch
 from gptask import Config, DataError, Prediction, UserError, train
-from gptask.config import Files, Sample
+from gptask.config.schemas import Files, Sample
 from gptask.data.module import Batch, collate, encode
 from gptask.metric import score_all
 from gptask.task import IGNORED, Example

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from gptask.backbone.source import Resolved, folder_hash, resolve
-from gptask.config import DType, Pretrained, from_plain
+from gptask.config.schemas import DType, Pretrained, from_plain
 from gptask.data.store import cache_folder
 from gptask.errors import UserError
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gptask import sharing
 from gptask.backbone import attention, lean, rotary
 from gptask.backbone.source import Resolved
-from gptask.config import DType, Pretrained, Scratch
+from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.conversation import turn_end
 from gptask.errors import UserError, listing
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gptask.config import Alphabet, Scratch
+from gptask.config.schemas import Alphabet, Scratch
 from gptask.errors import UserError
 
 END = "<|endoftext|>"

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptask.config import Pretrained, Scratch
+from gptask.config.schemas import Pretrained, Scratch
 from gptask.data.store import cache_folder
 from gptask.errors import UserError
 from gptask.network import hub_reachable

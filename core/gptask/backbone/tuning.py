@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gptask.backbone import lean
-from gptask.config import Full, Head, Lora
+from gptask.config.schemas import Full, Head, Lora
 from gptask.errors import UserError, listing, nearest
 
 if TYPE_CHECKING:

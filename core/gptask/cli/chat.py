@@ -82,7 +82,7 @@ def _options(given: Sequence[str]) -> ChatOptions:
     from omegaconf.errors import OmegaConfBaseException
 
     from gptask.chat import ChatOptions
-    from gptask.cli.overrides import accepted, parse
+    from gptask.config.overrides import accepted, parse
 
     options = OmegaConf.structured(ChatOptions)
     known = [f.name for f in dataclasses.fields(ChatOptions) if f.name not in HIDDEN]
@@ -130,7 +130,7 @@ def _pretrained(model: str) -> Backbone:
 
     from gptask.backbone.model import load
     from gptask.backbone.source import locate
-    from gptask.config import Pretrained
+    from gptask.config.schemas import Pretrained
 
     presets = {Path(str(file)).stem: file for file in _presets()}
     options = Pretrained(source=model)

@@ -89,9 +89,9 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
     """Hydra's candidates behind a verb, and those it doesn't know: Trainer options, the values of enumerations."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from gptask import trainer_options
     from gptask.cli.configs import choices, loader
     from gptask.cli.launch import read
+    from gptask.config import trainer_options
 
     line, _ = read(verb, before)
     fitting = [override for override in line.overrides if not re.search(r"\s", override)]  # Hydra splits at spaces

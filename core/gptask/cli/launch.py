@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from gptask import config as schemas
 from gptask.cli.configs import hydra_on, loader
 from gptask.cli.explain import Line, mended
 from gptask.cli.job import Job, log_to_console
 from gptask.cli.launchers import refuse_launcher
-from gptask.cli.overrides import chosen, normalize
 from gptask.cli.saved import from_run, run_of
 from gptask.cli.several import several
+from gptask.config import schemas
+from gptask.config.overrides import chosen, normalize
 from gptask.errors import UserError, listing
 from gptask.plugins import chosen as chosen_plugin
 from gptask.plugins import discover

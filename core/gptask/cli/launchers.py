@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from gptask.cli.overrides import chosen
+from gptask.config.overrides import chosen
 from gptask.errors import UserError
 
 EXTRAS = {  # launcher -> gptask's extra, the plugin's module

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptask import config as schemas
-from gptask.cli.overrides import accepted, chosen
 from gptask.cli.several import Choice, appended, spread
+from gptask.config import schemas
+from gptask.config.overrides import accepted, chosen
 from gptask.errors import UserError, listing, nearest
 from gptask.run import read_config
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptask.cli.overrides import chosen
+from gptask.config.multitask import check_names
+from gptask.config.overrides import chosen
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins import Plugin
 from gptask.plugins import chosen as plugin_called
-from gptask.several import check_names
 
 log = logging.getLogger("gptask")
 CHOICE = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")

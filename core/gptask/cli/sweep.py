@@ -15,14 +15,14 @@ from gptask.cli.arguments import Parser
 from gptask.cli.configs import checked, compose, loader
 from gptask.cli.explain import mended
 from gptask.cli.launch import open_keys, read
-from gptask.cli.overrides import normalize
+from gptask.config.overrides import normalize
+from gptask.config.trainer_options import check
 from gptask.errors import UserError
 from gptask.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
 from gptask.sweep.study import PRUNERS, SAMPLERS, refuse_grid
-from gptask.trainer_options import check
 
 if TYPE_CHECKING:
-    from gptask.config import Train
+    from gptask.config.schemas import Train
     from gptask.sweep.driver import Plan
     from gptask.sweep.study import Study
 

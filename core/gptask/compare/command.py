@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from gptask import config as schemas
-from gptask.cli.overrides import accepted
+from gptask.config import schemas
+from gptask.config.overrides import accepted
 from gptask.plugins import discover
 
 OWN = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gptask.config import Data, Files
+from gptask.config.schemas import Data, Files
 from gptask.data.messages import messages
 from gptask.data.reading import Row, Source, read
 from gptask.data.words import words

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gptask.config import Data, Files, Hub, Sample
+from gptask.config.schemas import Data, Files, Hub, Sample
 from gptask.data.columns import label_names
 from gptask.data.documents import of_task
 from gptask.data.examples import Examples, stored

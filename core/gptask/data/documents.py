@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from gptask.config import Documents, Files
+from gptask.config.schemas import Documents, Files
 from gptask.data.reading import Lines, Row
 from gptask.errors import UserError
 from gptask.task import Task

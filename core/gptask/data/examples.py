@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gptask.config import Data, OnBad
+from gptask.config.schemas import Data, OnBad
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader

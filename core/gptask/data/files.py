@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
-from gptask.config import Documents, Files
+from gptask.config.schemas import Documents, Files
 from gptask.data.reading import Row, Source, read
 from gptask.errors import DataError, UserError, listing
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptask.config import Hub
+from gptask.config.schemas import Hub
 from gptask.data.reading import Row
 from gptask.errors import UserError
 from gptask.network import hub_reachable

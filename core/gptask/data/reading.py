@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gptask.config import Files
+from gptask.config.schemas import Files
 from gptask.data import conll
 from gptask.data.squad import flatten
 from gptask.errors import DataError, UserError, listing

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import run
-from gptask.config import Train
+from gptask.config.schemas import Train
 from gptask.errors import UserError
 from gptask.job import ASIDE, identity
 from gptask.sweep.space import Dimension

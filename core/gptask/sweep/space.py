@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.cli.overrides import parse, quoted
+from gptask.config.overrides import parse, quoted
 from gptask.errors import UserError
 
 GRAMMAR = "choice(a,b), range(1,9,2), interval(0.1,1), int(interval(1,8)) or tag(log,interval(1e-5,1e-2))"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask import config as schemas
+from gptask.config import schemas
 from gptask.contract import made_for, refuse_other_version
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing

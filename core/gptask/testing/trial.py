@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask import assembly
-from gptask import config as schemas
+from gptask.config import schemas
 from gptask.data.corpus import Corpus
 from gptask.task import Example, Prediction, Task
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Field, Metric, Prediction, Task, UserError, option
-from gptask.config import Documents
+from gptask.config.schemas import Documents
 from gptask.task import Encoded, Example
 
 from gptask_tasks import sample

@@ -9,7 +9,7 @@ from gptask.backbone import gguf as conversion
 from gptask.backbone.gguf import convert
 from gptask.backbone.model import from_folder
 from gptask.backbone.source import Resolved, resolve
-from gptask.config import Pretrained
+from gptask.config.schemas import Pretrained
 from gptask.errors import UserError
 
 NAMES = {  # Hugging Face's name of a weight in a layer -> GGUF's

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gptask.backbone import lean
 from gptask.backbone.tuning import apply
-from gptask.config import Lora
+from gptask.config.schemas import Lora
 from torch import nn
 
 FAMILIES = ["llama", "qwen3", "gemma3"]

@@ -9,7 +9,7 @@ import torch
 from gptask.backbone.model import from_folder, load, number_format
 from gptask.backbone.source import Resolved
 from gptask.backbone.tuning import apply
-from gptask.config import DType, Lora, Scratch
+from gptask.config.schemas import DType, Lora, Scratch
 from gptask.data.module import collate
 from gptask.errors import UserError
 from gptask.generation import Generation, generate

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gptask.backbone.scratch import build, train_tokenizer
-from gptask.config import Scratch
+from gptask.config.schemas import Scratch
 from gptask.errors import UserError
 
 Q, K, V = [[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]], [[1.0, 2.0], [3.0, 4.0]]

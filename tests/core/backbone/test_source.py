@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from gptask.backbone import gguf, source
 from gptask.backbone.source import locate, resolve
-from gptask.config import Pretrained, Scratch
+from gptask.config.schemas import Pretrained, Scratch
 from gptask.errors import UserError
 from omegaconf import OmegaConf
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from gptask.backbone.tuning import apply, rate, shorten
-from gptask.config import Full, Head, Lora
+from gptask.config.schemas import Full, Head, Lora
 from gptask.errors import UserError
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]

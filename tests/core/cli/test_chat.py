@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from gptask.chat import Chat, ChatOptions
 from gptask.cli import talk as talks
-from gptask.config import Full
+from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.generation import Generation, generate
 from gptask_tasks.sentiment import Sentiment

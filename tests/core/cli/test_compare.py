@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from gptask.config import Full
+from gptask.config.schemas import Full
 
 BOTH = ("outputs/sentiment/good", "outputs/sentiment/bad")
 

@@ -1,7 +1,7 @@
 """From a command line to the checked config of every job."""
 
 import pytest
-from gptask.config import Files, Full, Scratch
+from gptask.config.schemas import Files, Full, Scratch
 
 
 def test_defaults(run):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from gptask import Config
 from gptask import run as runs
-from gptask.config import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
+from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins import discover
 from gptask_tasks.qa import Answer, QuestionAnswering
 

@@ -6,8 +6,8 @@ import pytest
 from gptask import Config, Member
 from gptask import run as runs
 from gptask.compare.command import command
-from gptask.config import Files, Full, Limit, Sample, Scratch
-from gptask.several import Sampling
+from gptask.config.multitask import Sampling
+from gptask.config.schemas import Files, Full, Limit, Sample, Scratch
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

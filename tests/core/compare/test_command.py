@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from gptask import run as runs
 from gptask.compare.command import command
-from gptask.config import DType, Files, Full, Pretrained, Scratch, Train
+from gptask.config.schemas import DType, Files, Full, Pretrained, Scratch, Train
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 

@@ -7,7 +7,7 @@ from gptask import UserError
 from gptask.compare import comparison
 from gptask.compare.comparison import compare
 from gptask.compare.records import find, read
-from gptask.config import Full, Lora
+from gptask.config.schemas import Full, Lora
 from gptask.task import Prediction
 from gptask_tasks.sentiment import Sentiment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from gptask import Field, Kind
-from gptask.config import Files
+from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.reading import Row
 from gptask.errors import DataError, UserError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from gptask import DataError, Field, Kind
 from gptask.assembly import corpus
-from gptask.config import Files
+from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.conll import sentences
 from gptask.data.reading import Source, read

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gptask.config import Data, Files, Hub, Limit, OnBad, Sample
+from gptask.config.schemas import Data, Files, Hub, Limit, OnBad, Sample
 from gptask.data import corpus as corpora
 from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, Reading, code_hash

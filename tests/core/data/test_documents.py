@@ -1,5 +1,5 @@
 import pytest
-from gptask.config import Documents, Files
+from gptask.config.schemas import Documents, Files
 from gptask.data.documents import SECTION, documents, of_task
 from gptask.errors import UserError
 from gptask_tasks.language_modeling import LanguageModeling

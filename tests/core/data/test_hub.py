@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gptask.config import Hub
+from gptask.config.schemas import Hub
 from gptask.data import hub
 from gptask.data.hub import HubReader
 from gptask.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 from gptask import Field, Kind
-from gptask.config import Files
+from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.messages import messages, told
 from gptask.data.reading import Row

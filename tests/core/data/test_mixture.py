@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from gptask import Member, Mixing, UserError
+from gptask.config.multitask import Sampling, check, shares
 from gptask.data.mixture import AGAIN, Interleaved, Mixture
-from gptask.several import Sampling, check, shares
 
 
 class Numbered:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gptask import DataError, Encoded, Field, Kind
 from gptask.backbone.scratch import train_tokenizer
-from gptask.config import Files, Limit
+from gptask.config.schemas import Files, Limit
 from gptask.data import module as modules
 from gptask.data.corpus import Corpus
 from gptask.data.module import Batch, DataModule, Items, collate, encode

@@ -9,7 +9,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import pytest
-from gptask.config import Files
+from gptask.config.schemas import Files
 from gptask.data.reading import Source, read, read_stream
 from gptask.errors import DataError, UserError
 

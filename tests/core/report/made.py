@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from gptask import Config, Prediction, run
-from gptask.config import Files, Lora, Pretrained
+from gptask.config.schemas import Files, Lora, Pretrained
 from gptask.metric import score_all
 from gptask.results import write_predictions
 from gptask_tasks.sentiment import Sentiment

@@ -2,7 +2,7 @@
 
 import pytest
 from gptask import UserError
-from gptask.cli.overrides import normalize
+from gptask.config.overrides import normalize
 from gptask.sweep.space import Dimension, in_file, on_line, together
 
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from gptask import UserError
-from gptask.trainer_options import OURS, check, names, parameters
+from gptask.config.trainer_options import OURS, check, names, parameters
 
 
 def test_the_source_says_what_the_signature_says():

@@ -2,7 +2,7 @@
 
 import pytest
 from gptask import UserError
-from gptask.cli.overrides import accepted, chosen, normalize, parse
+from gptask.config.overrides import accepted, chosen, normalize, parse
 
 TEXTS = [
     "评论.csv",

@@ -8,8 +8,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from gptask.config.multitask import Member, Mixing
 from gptask.errors import UserError
-from gptask.several import Member, Mixing
 
 
 class OnBad(Enum):

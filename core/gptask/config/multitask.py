@@ -34,7 +34,7 @@ class Member:
 
     def __post_init__(self) -> None:
         """Fill in the data a Python caller left out."""
-        from gptask.config import Sample
+        from gptask.config.schemas import Sample
 
         self.data = self.data or Sample()
 
