@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from gptask import Config, run
 from gptask.config.schemas import Sample
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
+from gptask.plugins.task import Prediction
 from gptask.results import write_predictions
-from gptask.task import Prediction
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

@@ -8,16 +8,19 @@ if TYPE_CHECKING:
     from gptask.config.multitask import Member, Mixing
     from gptask.config.schemas import Train as Config
     from gptask.errors import DataError, UserError
-    from gptask.metric import AdditiveMetric, MeanMetric, Metric
+    from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
+    from gptask.plugins.task import Encoded, Field, Kind, Prediction, Task, option
     from gptask.run import load_run, load_runs
-    from gptask.task import Encoded, Field, Kind, Prediction, Task, option
     from gptask.training import train, train_tasks
 
 _HOMES = {
     "Config": ("gptask.config.schemas", "Train"),
     **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
-    **{name: ("gptask.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
-    **{name: ("gptask.task", name) for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")},
+    **{name: ("gptask.plugins.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
+    **{
+        name: ("gptask.plugins.task", name)
+        for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")
+    },
     **{name: ("gptask.run", name) for name in ("load_run", "load_runs")},
     **{name: ("gptask.config.multitask", name) for name in ("Member", "Mixing")},
     **{name: ("gptask.training", name) for name in ("train", "train_tasks")},

@@ -12,8 +12,8 @@ from gptask.config.multitask import Member
 from gptask.config.schemas import Data, Evaluate, Train
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
+from gptask.plugins.task import Kind, Task
 from gptask.run import plugin_of
-from gptask.task import Kind, Task
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

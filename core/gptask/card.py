@@ -13,8 +13,8 @@ from gptask.config.schemas import Data, Hub, Sample, Scratch
 from gptask.data.messages import messages
 from gptask.front_matter import front_matter, hub_id, languages
 from gptask.markdown import code, fenced, line, prose, table
+from gptask.plugins.task import Kind
 from gptask.run import Plugin
-from gptask.task import Kind
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

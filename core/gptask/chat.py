@@ -11,7 +11,7 @@ from gptask.conversation import template_of
 from gptask.data.messages import Message
 from gptask.errors import UserError
 from gptask.generation import Generation
-from gptask.task import option
+from gptask.plugins.task import option
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

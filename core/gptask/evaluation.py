@@ -14,8 +14,8 @@ from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.job import identity
+from gptask.plugins.task import Task
 from gptask.results import finish
-from gptask.task import Task
 
 
 def evaluate(config: Evaluate) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 from gptask.config.schemas import DType, Export
 from gptask.errors import UserError
+from gptask.plugins.task import Field, Kind
 from gptask.run import Run, load_run
-from gptask.task import Field, Kind
 
 README = """# {title}
 

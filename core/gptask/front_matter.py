@@ -18,7 +18,7 @@ from gptask.markdown import line
 
 if TYPE_CHECKING:
     from gptask.card import Card
-    from gptask.task import Task
+    from gptask.plugins.task import Task
 
 PIPELINES = {  # what the hub calls the use of a transformers class
     "AutoModelForCausalLM": "text-generation",

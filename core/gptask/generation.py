@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.errors import UserError
-from gptask.task import option
+from gptask.plugins.task import option
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.generation import Generation
-from gptask.task import Example, Prediction, Task, option
+from gptask.plugins.task import Example, Prediction, Task, option
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from gptask import loggers, run
 from gptask.card import Card
 from gptask.cover import cover
-from gptask.metric import score_all
-from gptask.task import Example, Prediction, Task
+from gptask.plugins.metric import score_all
+from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.module import GPTModule

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config import schemas
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins import Plugin, chosen, discover
-from gptask.task import CONTRACT_VERSION, Prediction, Task
+from gptask.plugins.discovery import Plugin, chosen, discover
+from gptask.plugins.task import CONTRACT_VERSION, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.metric import Metric
-from gptask.task import Example, Prediction, Task
+from gptask.plugins.metric import Metric
+from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.heads import Head

@@ -14,8 +14,8 @@ from gptask.backbone.source import folder_hash
 from gptask.errors import listing
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
+from gptask.plugins.task import Example, Task
 from gptask.run import load_task, read_config
-from gptask.task import Example, Task
 
 from gptask_tasks import sample
 

@@ -11,7 +11,7 @@ import numpy as np
 from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 from gptask_tasks.scores import Rouge

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from gptask import Field, Kind, Metric, UserError, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 from gptask_tasks.scores import Corpus

@@ -58,7 +58,7 @@ def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str
     """The experiment's main metric, with its interval."""
     from gptask import assembly
     from gptask.backbone.source import locate
-    from gptask.metric import score_all
+    from gptask.plugins.metric import score_all
 
     mine = config("train", options(experiment))
     task = mine.task

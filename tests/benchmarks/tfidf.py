@@ -22,7 +22,7 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 def score(experiment: str) -> str:
     """The task's main metric on the test split, with its interval."""
     from gptask import Prediction, assembly
-    from gptask.metric import score_all
+    from gptask.plugins.metric import score_all
 
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
     task = options.task

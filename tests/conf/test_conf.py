@@ -10,8 +10,8 @@ from gptask.cli.configs import checked, choices, compose, groups, loader
 from gptask.cli.explain import Line
 from gptask.config import schemas
 from gptask.config.trainer_options import check
-from gptask.plugins import discover
-from gptask.task import Task
+from gptask.plugins.discovery import discover
+from gptask.plugins.task import Task
 from omegaconf import OmegaConf, open_dict
 
 FOLDER = Path(gptask_conf.__file__).parent

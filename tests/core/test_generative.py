@@ -5,7 +5,7 @@ import pytest
 from gptask import DataError, Field, Kind, UserError
 from gptask.generation import Generation, Text
 from gptask.generative import GenerativeTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 from gptask.testing import ContractError, check_task, results
 from gptask.testing.clauses import STAGES
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gptask import DataError, Prediction, UserError
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask_tasks.classification import Classification
 from gptask_tasks.classification.metrics import best_threshold
 from sklearn import metrics as reference

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from gptask import DataError, UserError
 from gptask.config.schemas import Documents, Files, Full, Scratch
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.language_modeling.cleaning import Cleaning, Unicode
 

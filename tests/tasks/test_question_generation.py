@@ -9,7 +9,7 @@ from gptask import DataError, Prediction, UserError, load_run, train
 from gptask.config.schemas import Evaluate, Limit, Sample
 from gptask.evaluation import evaluate
 from gptask.generation import Generation
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration, place
 from gptask_tasks.sentiment import Sentiment

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 from gptask import DataError, Prediction, UserError
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask_tasks.summarization import Summarization
 from gptask_tasks.text import sentences
 from rouge_score.rouge_scorer import RougeScorer

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask_tasks.translation import Translation
 
 WORDS = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from gptask.cli import main
-from gptask.plugins import discover
+from gptask.plugins.discovery import discover
 
 TINY = "backbone=nano backbone.n_layer=1 backbone.n_head=2 backbone.n_embd=16 data.limit.test=4 trainer.accelerator=cpu"
 

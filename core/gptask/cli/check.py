@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from gptask.deprecation import ContractDeprecation
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins import Plugin, chosen
-from gptask.source import place
+from gptask.plugins.deprecation import ContractDeprecation
+from gptask.plugins.discovery import Plugin, chosen
+from gptask.plugins.source_location import place
 from gptask.testing import Result, results
 
 STYLES = {"ok": "green", "failed": "bold red", "does not apply": "dim", "not run": "yellow"}

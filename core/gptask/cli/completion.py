@@ -57,7 +57,7 @@ def candidates(line: str) -> list[str]:
         return _starting(words, [f"{verb} " for verb in VERBS] + ["--help ", "--version "])
     verb, *before, word = words
     if verb == "tasks":
-        from gptask.plugins import discover
+        from gptask.plugins.discovery import discover
 
         return _starting([word], [f"{name} " for name in (*discover(()), "--check", "--json")])
     if verb == "sweep":

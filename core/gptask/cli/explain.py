@@ -88,7 +88,7 @@ class Line:
     def _choice(self, found: re.Match[str], whole: str) -> str:
         asker, group, name = found.groups()
         if group == "task":
-            from gptask.plugins import chosen, discover
+            from gptask.plugins.discovery import chosen, discover
 
             try:
                 chosen(discover(()), name)
@@ -186,8 +186,8 @@ class Line:
 
     def _owners(self, key: str) -> str:
         """Which choices of a group have an option that the present one lacks."""
-        from gptask.choices import stored
-        from gptask.plugins import discover
+        from gptask.plugins.config_group import stored
+        from gptask.plugins.discovery import discover
 
         prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
         group, _, name = key.removeprefix(prefix).partition(".")

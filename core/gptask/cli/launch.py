@@ -19,8 +19,8 @@ from gptask.cli.several import several
 from gptask.config import schemas
 from gptask.config.overrides import chosen, normalize
 from gptask.errors import UserError, listing
-from gptask.plugins import chosen as chosen_plugin
-from gptask.plugins import discover
+from gptask.plugins.discovery import chosen as chosen_plugin
+from gptask.plugins.discovery import discover
 
 log = logging.getLogger("gptask")
 SWEEPING = ("train", "evaluate")
@@ -162,7 +162,7 @@ def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def open_keys() -> set[str]:
     """Full names of the options that are dictionaries without fixed keys, or may be: pass-through options."""
-    from gptask.choices import stored
+    from gptask.plugins.config_group import stored
 
     nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored(group).values()]
     return {"trainer", *(name for group, node in nodes for name in _dictionaries(node, group))}

@@ -11,8 +11,8 @@ from typing import Any
 from gptask.config.multitask import check_names
 from gptask.config.overrides import chosen
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins import Plugin
-from gptask.plugins import chosen as plugin_called
+from gptask.plugins.discovery import Plugin
+from gptask.plugins.discovery import chosen as plugin_called
 
 log = logging.getLogger("gptask")
 CHOICE = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")

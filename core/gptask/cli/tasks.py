@@ -13,8 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
-from gptask.plugins import Plugin, chosen, discover, installed
-from gptask.task import Field, Task
+from gptask.plugins.discovery import Plugin, chosen, discover, installed
+from gptask.plugins.task import Field, Task
 
 PLUGIN_COLUMNS = ("task", "plugin", "contract", "state", "description")
 FIELD_COLUMNS = ("field", "kind", "required", "target", "help")

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptask.config import schemas
 from gptask.config.overrides import accepted
-from gptask.plugins import discover
+from gptask.plugins.discovery import discover
 
 OWN = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise
 

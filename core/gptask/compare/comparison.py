@@ -20,8 +20,8 @@ from gptask.compare.verdict import Verdict
 from gptask.data.examples import digest
 from gptask.data.store import cache_folder
 from gptask.errors import UserError, listing, nearest
-from gptask.metric import Metric
-from gptask.resampling import bootstrap
+from gptask.plugins.metric import Metric
+from gptask.plugins.resampling import bootstrap
 from gptask.run import write_text
 
 

@@ -9,8 +9,8 @@ from math import ceil, inf, isfinite, log2, nan
 
 import numpy as np
 
-from gptask.metric import MeanMetric, Metric
-from gptask.resampling import bootstrap, halves
+from gptask.plugins.metric import MeanMetric, Metric
+from gptask.plugins.resampling import bootstrap, halves
 
 RESAMPLES = 10_000
 SEED = 12345  # fixed, so that a verdict is a function of the predictions alone

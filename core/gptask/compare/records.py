@@ -18,8 +18,8 @@ import numpy as np
 from gptask import run
 from gptask.compare import soundness
 from gptask.errors import UserError, listing, nearest
-from gptask.metric import Metric
-from gptask.task import Task
+from gptask.plugins.metric import Metric
+from gptask.plugins.task import Task
 
 MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
 

@@ -12,7 +12,7 @@ from gptask.data.messages import messages
 from gptask.data.reading import Row, Source, read
 from gptask.data.words import words
 from gptask.errors import DataError, UserError, listing, nearest
-from gptask.task import Example, Field, Kind, Task
+from gptask.plugins.task import Example, Field, Kind, Task
 
 MISSING = object()
 EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}

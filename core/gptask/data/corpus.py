@@ -18,7 +18,7 @@ from gptask.data.hub import HubReader
 from gptask.data.reading import SUFFIXES
 from gptask.data.store import Store
 from gptask.errors import DataError, UserError, listing
-from gptask.task import Task
+from gptask.plugins.task import Task
 
 log = logging.getLogger("gptask")
 SPLITS = ("train", "validation", "test")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from gptask.config.schemas import Documents, Files
 from gptask.data.reading import Lines, Row
 from gptask.errors import UserError
-from gptask.task import Task
+from gptask.plugins.task import Task
 
 SECTION = 10_000  # characters after which a section ends at the next blank line, and after twice as many at any
 

@@ -21,7 +21,7 @@ from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
 from gptask.data.store import Store, cache_folder
 from gptask.errors import DataError, listing
-from gptask.task import Example, Kind, Task
+from gptask.plugins.task import Example, Kind, Task
 
 log = logging.getLogger("gptask")
 SHAPING = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}

@@ -20,7 +20,7 @@ from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, code_hash, digest
 from gptask.data.store import Store, cache_folder
 from gptask.errors import DataError
-from gptask.task import IGNORED, Encoded, Example, Task
+from gptask.plugins.task import IGNORED, Encoded, Example, Task
 
 log = logging.getLogger("gptask")
 

@@ -14,9 +14,9 @@ import numpy as np
 from gptask.compare.records import Record
 from gptask.data.messages import told
 from gptask.errors import UserError
-from gptask.metric import Metric
+from gptask.plugins.metric import Metric
+from gptask.plugins.task import Kind
 from gptask.run import OURS, WRITTEN
-from gptask.task import Kind
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptask.metric import Score, score
+from gptask.plugins.metric import Score, score
 from gptask.report.entry import Entry
 
 LABELS = 30  # the most frequent ones

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from gptask.errors import UserError
-from gptask.plugins import GROUP
+from gptask.plugins.discovery import GROUP
 
 FORM = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 VALUES = {"null", "true", "false", "inf", "nan"}  # task=null is no name to Hydra

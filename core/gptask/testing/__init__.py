@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gptask.isolation import isolated
-from gptask.source import place, source_of
-from gptask.task import Task
+from gptask.plugins.isolation import isolated
+from gptask.plugins.source_location import place, source_of
+from gptask.plugins.task import Task
 from gptask.testing.clauses import STAGES, Clause, NotApplicable
 from gptask.testing.trial import Trial
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.config import schemas
-from gptask.contract import made_for, refuse_other_version
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
 from gptask.generation import Text
-from gptask.metric import Metric
+from gptask.plugins.compatibility import made_for, refuse_other_version
+from gptask.plugins.metric import Metric
+from gptask.plugins.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.results import prediction_fields
 from gptask.run import OURS, WRITTEN
-from gptask.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from gptask import assembly
 from gptask.config import schemas
 from gptask.data.corpus import Corpus
-from gptask.task import Example, Prediction, Task
+from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone

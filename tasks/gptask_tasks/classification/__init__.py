@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
 from gptask.errors import listing, nearest
 from gptask.generative import PromptedTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 

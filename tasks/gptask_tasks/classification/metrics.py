@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from gptask import MeanMetric, Metric, Prediction
-from gptask.resampling import BLOCK
-from gptask.task import Example
+from gptask.plugins.resampling import BLOCK
+from gptask.plugins.task import Example
 
 
 def single_label(labels: Sequence[str]) -> list[Metric]:

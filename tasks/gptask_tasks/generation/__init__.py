@@ -11,7 +11,7 @@ from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserErro
 from gptask.conversation import template_of
 from gptask.generation import Generation
 from gptask.generative import WritingTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 from gptask_tasks.generation.records import conversation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
 from gptask.generation import Generation
 from gptask.generative import GenerativeTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 

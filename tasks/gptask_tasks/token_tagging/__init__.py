@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, Task, UserError, option
 from gptask.errors import listing, nearest
 from gptask.generative import is_wide
-from gptask.task import IGNORED, Example
+from gptask.plugins.task import IGNORED, Example
 
 from gptask_tasks import sample
 

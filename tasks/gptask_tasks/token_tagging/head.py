@@ -8,7 +8,7 @@ import torch
 from gptask.backbone.model import Backbone
 from gptask.data.module import Batch
 from gptask.heads import Head
-from gptask.task import IGNORED
+from gptask.plugins.task import IGNORED
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 

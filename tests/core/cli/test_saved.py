@@ -7,7 +7,7 @@ import pytest
 from gptask import Config
 from gptask import run as runs
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
-from gptask.plugins import discover
+from gptask.plugins.discovery import discover
 from gptask_tasks.qa import Answer, QuestionAnswering
 
 

@@ -8,7 +8,7 @@ from gptask.compare import comparison
 from gptask.compare.comparison import compare
 from gptask.compare.records import find, read
 from gptask.config.schemas import Full, Lora
-from gptask.task import Prediction
+from gptask.plugins.task import Prediction
 from gptask_tasks.sentiment import Sentiment
 
 from tests.runs import LABELS, texts

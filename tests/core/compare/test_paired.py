@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gptask.compare.paired import difference, holm, mcnemar, randomisation
-from gptask.metric import MeanMetric
+from gptask.plugins.metric import MeanMetric
 from gptask_tasks.classification.metrics import MacroF1, Matthews
 
 

@@ -13,7 +13,7 @@ from gptask.data import corpus as corpora
 from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, Reading, code_hash
 from gptask.errors import DataError, UserError
-from gptask.task import Task
+from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.translation import Translation

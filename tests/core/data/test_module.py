@@ -13,7 +13,7 @@ from gptask.config.schemas import Files, Limit
 from gptask.data import module as modules
 from gptask.data.corpus import Corpus
 from gptask.data.module import Batch, DataModule, Items, collate, encode
-from gptask.task import IGNORED, Example, Task
+from gptask.plugins.task import IGNORED, Example, Task
 from torch.utils.data import DataLoader
 
 TEXT = "the cat sat on the mat and the dog sat on the log\n"

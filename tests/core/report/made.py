@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from gptask import Config, Prediction, run
 from gptask.config.schemas import Files, Lora, Pretrained
-from gptask.metric import score_all
+from gptask.plugins.metric import score_all
 from gptask.results import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
 from gptask.generative import PromptedTask
-from gptask.task import Example
+from gptask.plugins.task import Example
 
 if TYPE_CHECKING:
     from gptask import Metric

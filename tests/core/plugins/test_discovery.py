@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 from gptask import UserError
-from gptask.plugins import chosen, discover, installed
+from gptask.plugins.discovery import chosen, discover, installed
 from hydra.core.config_store import ConfigStore
 
 from tests.installed import GOOD
@@ -149,7 +149,7 @@ def test_the_users_own_ctrl_c_is_obeyed(install):
     ],
 )
 def test_a_plugin_made_for_another_contract_is_not_used(install, monkeypatch, stated, state, said):
-    monkeypatch.setattr("gptask.contract.CONTRACT_VERSION", "1.0")
+    monkeypatch.setattr("gptask.plugins.compatibility.CONTRACT_VERSION", "1.0")
     install("dated-tasks", f"{GOOD}    {stated}\n", echo="echo_module:Good")
     plugins = discover()
     assert plugins["echo"].state == state
@@ -161,7 +161,7 @@ def test_a_plugin_made_for_another_contract_is_not_used(install, monkeypatch, st
 
 
 def test_an_older_minor_version_goes_on_working(install, monkeypatch):
-    monkeypatch.setattr("gptask.contract.CONTRACT_VERSION", "1.3")
+    monkeypatch.setattr("gptask.plugins.compatibility.CONTRACT_VERSION", "1.3")
     install("dated-tasks", GOOD + "    contract_version = '1.0'\n", echo="echo_module:Good")
     plugin = discover()["echo"]
     assert (plugin.state, plugin.contract) == ("ok", "1.0")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.resampling import bootstrap, numbered
+from gptask.plugins.resampling import bootstrap, numbered
 
 if TYPE_CHECKING:
-    from gptask.task import Example, Prediction
+    from gptask.plugins.task import Example, Prediction
 
 
 class Metric(ABC):

@@ -6,7 +6,7 @@ import warnings
 from datetime import date
 from typing import Any
 
-from gptask.source import source_of
+from gptask.plugins.source_location import source_of
 
 _told: dict[Any, Any] = {}  # where Python keeps which warnings were given
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from gptask.metric import AdditiveMetric, MeanMetric, Metric, score, score_all
-from gptask.task import Example, Prediction
+from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric, score, score_all
+from gptask.plugins.task import Example, Prediction
 
 
 class Equal(MeanMetric):

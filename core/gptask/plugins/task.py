@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gptask.data.corpus import Corpus
     from gptask.data.module import DataModule
     from gptask.heads import Head
-    from gptask.metric import Metric
+    from gptask.plugins.metric import Metric
 
 __all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"]
 CONTRACT_VERSION = "1.0"

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from gptask.plugins import Plugin, chosen
+from gptask.plugins.discovery import Plugin, chosen
 
 GROUP = "task"
 

@@ -18,10 +18,10 @@ from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 
-from gptask.contract import Incompatible, admit, made_for
 from gptask.errors import UserError, listing, nearest
-from gptask.isolation import isolated
-from gptask.task import Task
+from gptask.plugins.compatibility import Incompatible, admit, made_for
+from gptask.plugins.isolation import isolated
+from gptask.plugins.task import Task
 
 GROUP = "gptask.tasks"
 LIMIT = "GPTASK_PLUGINS"
@@ -115,7 +115,7 @@ def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
 
     Each becomes a choice of Hydra's config group ``task``; one that was not loaded is loaded when it is chosen.
     """
-    from gptask.choices import offer
+    from gptask.plugins.config_group import offer
 
     plugins = {plugin.name: plugin for plugin in installed() if plugin.state != "disabled"}
     for name, plugin in plugins.items():

@@ -1,7 +1,7 @@
 """Resamples: how often examples occur, groups whole, the same for the same seed."""
 
 import numpy as np
-from gptask.resampling import bootstrap, halves, numbered
+from gptask.plugins.resampling import bootstrap, halves, numbered
 
 
 def test_groups_are_numbered_by_their_first_example():
@@ -25,6 +25,6 @@ def test_a_coin_falls_once_for_a_group():
 
 
 def test_blocks_do_not_change_the_number_of_resamples(monkeypatch):
-    monkeypatch.setattr("gptask.resampling.BLOCK", 30)
+    monkeypatch.setattr("gptask.plugins.resampling.BLOCK", 30)
     parts = list(bootstrap(np.arange(10), 8, 1))
     assert [len(part) for part in parts] == [3, 3, 2]

@@ -6,10 +6,10 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
 
-from gptask.deprecation import deprecated
 from gptask.errors import UserError, listing
-from gptask.source import place
-from gptask.task import CONTRACT_VERSION, Field, Task
+from gptask.plugins.deprecation import deprecated
+from gptask.plugins.source_location import place
+from gptask.plugins.task import CONTRACT_VERSION, Field, Task
 
 NO_NAMES = {"null", "true", "false", "nan", "inf"}  # other values in Hydra's grammar
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import date
 
 import gptask.heads
-import gptask.metric
-import gptask.task
+import gptask.plugins.metric
+import gptask.plugins.task
 import gptask.testing
 import pytest
 from gptask import Task
-from gptask.contract import made_for
-from gptask.deprecation import ContractDeprecation, deprecated
+from gptask.plugins.compatibility import made_for
+from gptask.plugins.deprecation import ContractDeprecation, deprecated
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 
@@ -53,8 +53,8 @@ heads.GenerationHead(backbone, options)
 testing.check_task(task)
 """
 ABSTRACT = {
-    gptask.task.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
-    gptask.metric.Metric: {"statistics", "aggregate"},
+    gptask.plugins.task.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
+    gptask.plugins.metric.Metric: {"statistics", "aggregate"},
     gptask.heads.Head: {"loss", "predict"},
 }
 
@@ -77,7 +77,7 @@ def test_what_a_plugin_must_bring_does_not_grow(cls: type) -> None:
 
 
 def test_kinds_only_grow() -> None:
-    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.task.Kind.__members__.keys()
+    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.plugins.task.Kind.__members__.keys()
 
 
 def test_a_version_is_that_of_the_tasks_own_package() -> None:
@@ -143,7 +143,7 @@ def test_a_deprecation_is_shown_once_and_not_to_users(tmp_path) -> None:
 
     (tmp_path / "plugin.py").write_text("class Plugin: ...\n")
     code = (
-        "import datetime, plugin\nfrom gptask.deprecation import deprecated\n"
+        "import datetime, plugin\nfrom gptask.plugins.deprecation import deprecated\n"
         "for _ in range(3):\n"
         "    deprecated(plugin.Plugin, 'x', since='1.1', until=datetime.date(2027, 1, 1), instead='use y')\n"
     )
