@@ -17,7 +17,7 @@ from gptask.run import plugin_of
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
-    from gptask.data.module import DataModule
+    from gptask.data.datamodule import DataModule
     from gptask.heads import Head
 
 log = logging.getLogger("gptask")

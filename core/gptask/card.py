@@ -257,7 +257,7 @@ class Card:
 
     def template(self) -> str:
         """The prompt, as it was in training."""
-        from gptask.data.module import encode
+        from gptask.data.datamodule import encode
 
         task, tokenizer = self.config.task, self.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}

@@ -14,7 +14,7 @@ from gptask.generation import Generation, generate
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
-    from gptask.data.module import Batch
+    from gptask.data.datamodule import Batch
 
 LOGITS = 2**26  # scores held at once by a loss: some 650 MB, as they are held in three forms
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gptask import optim
 from gptask.backbone.model import Backbone
+from gptask.data.datamodule import Batch
 from gptask.data.mixture import Drawn
-from gptask.data.module import Batch
 from gptask.seat import Seat, goodness
 
 SCORE = "val/score"  # mean over several tasks

@@ -124,7 +124,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
     import torch
 
     from gptask.data.batches import BatchesByLength
-    from gptask.data.module import collate, encode, scored_tokens
+    from gptask.data.datamodule import collate, encode, scored_tokens
     from gptask.heads import GenerationHead
     from gptask.seat import merge
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gptask.backbone import attention
 from gptask.backbone.model import Backbone
+from gptask.data.datamodule import Batch, DataModule
 from gptask.data.examples import digest
-from gptask.data.module import Batch, DataModule
 from gptask.data.store import cache_folder
 from gptask.heads import Head
 

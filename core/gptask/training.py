@@ -101,7 +101,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
 
 
 def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
-    from gptask.data.module import DataModule
+    from gptask.data.datamodule import DataModule
     from gptask.heads import GenerationHead
 
     parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
@@ -112,7 +112,7 @@ def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Ba
 
 def _keep_states(module: GPTModule, config: Train) -> None:
     """Let states that are the same in every epoch be read from disk, where the data is core's."""
-    from gptask.data.module import DataModule
+    from gptask.data.datamodule import DataModule
     from gptask.states import keep, lower_layers
 
     if config.trainer.get("precision") not in (None, *FULL):
@@ -238,8 +238,8 @@ def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, An
 
 def _together(data: Any) -> int:
     """Batches that a step of the optimizer takes."""
+    from gptask.data.datamodule import DataModule
     from gptask.data.mixture import Mixture
-    from gptask.data.module import DataModule
 
     if isinstance(data, Mixture):
         return max(map(_together, data.modules.values()))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gptask import heads
-from gptask.data.module import collate
+from gptask.data.datamodule import collate
 from gptask.generation import Generation
 from gptask.heads import GenerationHead
 

@@ -7,7 +7,7 @@ import torch
 from gptask import Config, assembly, states
 from gptask.backbone.tuning import apply
 from gptask.config.schemas import DType, Head, Limit, Lora, Pretrained, Sample
-from gptask.data.module import collate
+from gptask.data.datamodule import collate
 from gptask.training import assemble, train
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

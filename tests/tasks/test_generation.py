@@ -9,7 +9,7 @@ import torch
 from gptask import Config, DataError, UserError, load_run, train
 from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
-from gptask.data.module import collate, encode
+from gptask.data.datamodule import collate, encode
 from gptask.data.reading import Row
 from gptask.generation import Generation
 from gptask_tasks.generation import TextGeneration

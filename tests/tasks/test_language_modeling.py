@@ -29,7 +29,7 @@ def test_every_token_is_predicted_exactly_once(tokenizer: Any, size: int, overla
 def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
     """One block, several, or blocks in a padded batch: the sums are those of plain transformers."""
     import torch
-    from gptask.data.module import collate, encode
+    from gptask.data.datamodule import collate, encode
 
     task, tokenizer = LanguageModeling(), backbone.tokenizer
     ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(TEXT)["input_ids"]])[:100]
@@ -49,7 +49,7 @@ def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
 def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     import torch
     from gptask import sharing
-    from gptask.data.module import collate, encode
+    from gptask.data.datamodule import collate, encode
 
     task = LanguageModeling()
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]

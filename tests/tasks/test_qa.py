@@ -265,7 +265,7 @@ def test_a_span_is_cut_from_the_context_without_its_space() -> None:
 
 def test_pads_and_the_question_are_never_part_of_a_span(backbone: Any) -> None:
     import torch
-    from gptask.data.module import collate, encode
+    from gptask.data.datamodule import collate, encode
 
     task = QuestionAnswering(answer=Answer.span, stride=8)
     texts = ["the film is good", "the weather in Paris is bad and the film is a great story about refunds"]

@@ -12,7 +12,7 @@ import seqeval.metrics as reference
 import torch
 from gptask import Config, DataError, Prediction, UserError, train
 from gptask.config.schemas import Files, Sample
-from gptask.data.module import Batch, collate, encode
+from gptask.data.datamodule import Batch, collate, encode
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptask.config.schemas import Pretrained, Scratch
+from gptask.data.hub_access import hub_reachable
 from gptask.data.store import cache_folder
 from gptask.errors import UserError
-from gptask.network import hub_reachable
 
 log = logging.getLogger("gptask")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Hub
+from gptask.data.hub_access import hub_reachable
 from gptask.data.reading import Row
 from gptask.errors import UserError
-from gptask.network import hub_reachable
 
 
 class HubReader:

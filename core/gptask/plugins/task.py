@@ -21,7 +21,7 @@ from gptask.errors import DataError, UserError
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
-    from gptask.data.module import DataModule
+    from gptask.data.datamodule import DataModule
     from gptask.heads import Head
     from gptask.plugins.metric import Metric
 
@@ -213,7 +213,7 @@ class Task(ABC):
 
     def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> DataModule:
         """Build the data module; core's reads, checks, encodes, caches and batches by length."""
-        from gptask.data.module import DataModule
+        from gptask.data.datamodule import DataModule
 
         return DataModule(self, corpus, tokenizer, options, seed)
 

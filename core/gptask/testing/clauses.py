@@ -27,7 +27,7 @@ from gptask.run import OURS, WRITTEN
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:
-    from gptask.data.module import Batch
+    from gptask.data.datamodule import Batch
 
 PADS = 3
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
@@ -170,7 +170,7 @@ def padding_invariant(trial: Trial) -> None:
     """Neither the pads behind a sequence, nor its neighbours, nor states at hand change a loss or a prediction."""
     import torch
 
-    from gptask.data.module import collate
+    from gptask.data.datamodule import collate
 
     items = trial.items(trial.examples)
     backbone, head = trial.parts.backbone, trial.parts.head

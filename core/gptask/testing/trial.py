@@ -19,7 +19,7 @@ from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
-    from gptask.data.module import Batch
+    from gptask.data.datamodule import Batch
     from gptask.heads import Head
 
 BATCH, CONTEXT, STEPS = 4, 512, 200
@@ -65,7 +65,7 @@ class Trial:
 
     def items(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Encoded items of examples; ``example`` says whose each is."""
-        from gptask.data.module import encode
+        from gptask.data.datamodule import encode
 
         tokenizer = self.parts.backbone.tokenizer
         return [
@@ -76,7 +76,7 @@ class Trial:
 
     def batch(self, pads: int = 0, pad: int = 0) -> Batch:
         """The examples as one batch, with more pads than it needs if asked for."""
-        from gptask.data.module import collate
+        from gptask.data.datamodule import collate
 
         return padded(collate(self.items(self.examples)), pads, pad)
 

@@ -14,7 +14,7 @@ from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
-    from gptask.data.module import Batch
+    from gptask.data.datamodule import Batch
 
 
 @dataclass

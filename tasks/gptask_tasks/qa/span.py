@@ -16,7 +16,7 @@ from gptask_tasks.both_ways import BothWays
 
 if TYPE_CHECKING:
     from gptask.backbone.model import Backbone
-    from gptask.data.module import Batch
+    from gptask.data.datamodule import Batch
 
 
 def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from gptask.backbone.model import Backbone
-from gptask.data.module import Batch
+from gptask.data.datamodule import Batch
 from gptask.heads import Head
 from gptask.plugins.task import IGNORED
 from torch import Tensor, nn

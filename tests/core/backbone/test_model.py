@@ -10,7 +10,7 @@ from gptask.backbone.model import from_folder, load, number_format
 from gptask.backbone.source import Resolved
 from gptask.backbone.tuning import apply
 from gptask.config.schemas import DType, Lora, Scratch
-from gptask.data.module import collate
+from gptask.data.datamodule import collate
 from gptask.errors import UserError
 from gptask.generation import Generation, generate
 from gptask.heads import GenerationHead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from gptask.backbone.model import Backbone
-from gptask.data.module import Batch
+from gptask.data.datamodule import Batch
 from gptask.heads import Head
 from torch import Tensor, nn
 

@@ -10,9 +10,9 @@ import torch
 from gptask import DataError, Encoded, Field, Kind
 from gptask.backbone.scratch import train_tokenizer
 from gptask.config.schemas import Files, Limit
-from gptask.data import module as modules
+from gptask.data import datamodule as modules
 from gptask.data.corpus import Corpus
-from gptask.data.module import Batch, DataModule, Items, collate, encode
+from gptask.data.datamodule import Batch, DataModule, Items, collate, encode
 from gptask.plugins.task import IGNORED, Example, Task
 from torch.utils.data import DataLoader
 

@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
-from gptask.network import hub_reachable
+from gptask.data.hub_access import hub_reachable
 
 
 @pytest.fixture
