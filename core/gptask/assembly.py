@@ -16,9 +16,9 @@ from gptask.plugins.task import Kind, Task
 from gptask.run import plugin_of
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.datamodule import DataModule
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
 

@@ -17,8 +17,8 @@ from gptask.plugins.task import Kind
 from gptask.run import Plugin
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
+    from gptask.model.backbone.backbone import Backbone
     from gptask.seat import Seat
 
 CARD = """# {title}

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from gptask import assembly, run
-from gptask.backbone.source import locate
 from gptask.config.schemas import Evaluate, checked
 from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.job import identity
+from gptask.model.backbone.locate import locate
 from gptask.plugins.task import Task
 from gptask.results import finish
 
@@ -40,7 +40,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     if trained:
         backbone = trained.backbone
     else:
-        from gptask.backbone import model as backbones
+        from gptask.model.backbone import backbone as backbones
 
         origin = locate(config.backbone)
         task.prepare(corpus.whole("train" if corpus.given("train") else config.split))

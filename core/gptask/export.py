@@ -141,7 +141,7 @@ def _mark(field: Field) -> Any:
 
 def usage(run: Run, auto: str) -> str:
     """The lines that turn a batch into answers."""
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
 
     stops = run.head.options.stop if isinstance(run.head, GenerationHead) else []
     multi = run.backbone.model.config.problem_type == "multi_label_classification"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gptask import optim
-from gptask.backbone.model import Backbone
 from gptask.data.datamodule import Batch
 from gptask.data.mixture import Drawn
+from gptask.model.backbone.backbone import Backbone
 from gptask.seat import Seat, goodness
 
 SCORE = "val/score"  # mean over several tasks

@@ -125,7 +125,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
 
     from gptask.data.batches import BatchesByLength
     from gptask.data.datamodule import collate, encode, scored_tokens
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
     from gptask.seat import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]

@@ -22,8 +22,8 @@ from gptask.plugins.discovery import Plugin, chosen, discover
 from gptask.plugins.task import CONTRACT_VERSION, Prediction, Task
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
 FORMAT = 1

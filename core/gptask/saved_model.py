@@ -13,8 +13,8 @@ from gptask.errors import UserError
 from gptask.run import write_json
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 def save_model(folder: Path, backbone: Backbone, heads: Mapping[str, Head], tuning: Any) -> None:
@@ -88,9 +88,9 @@ def _save_base(backbone: Backbone, folder: Path) -> None:
 
 def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> Backbone:
     """The backbone of a run with its adapter; another one than it was trained on is an error."""
-    from gptask.backbone import lean
-    from gptask.backbone.model import Backbone, from_folder, number_format
-    from gptask.backbone.source import Resolved, resolve
+    from gptask.model.backbone.backbone import Backbone, from_folder, number_format
+    from gptask.model.backbone.locate import Resolved, resolve
+    from gptask.model.engine import linear as lean
 
     options = from_plain("backbone", values["backbone"])
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))

@@ -13,8 +13,8 @@ from gptask.plugins.metric import Metric
 from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
-    from gptask.heads import Head
-    from gptask.states import States
+    from gptask.model.engine.activation_cache import States
+    from gptask.model.heads import Head
 
 
 @dataclass

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask import assembly, loggers, run, saved_model
-from gptask.backbone.source import locate
 from gptask.compare.command import command
 from gptask.config.multitask import Member
 from gptask.config.schemas import DType, Full, Lora, Train, checked, to_plain
@@ -22,15 +21,16 @@ from gptask.config.trainer_options import check
 from gptask.data.examples import digest
 from gptask.errors import UserError, listing
 from gptask.job import identity
+from gptask.model.backbone.locate import locate
 from gptask.results import finish, finish_all
 from gptask.seat import Seat
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
     from gptask.module import GPTModule
 
 log = logging.getLogger("gptask")
@@ -73,9 +73,9 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
 
     import pytorch_lightning as pl
 
-    from gptask.backbone import model as backbones
-    from gptask.backbone import tuning
     from gptask.data.mixture import Mixture
+    from gptask.model.backbone import backbone as backbones
+    from gptask.model.backbone import tuning
     from gptask.module import GPTModule
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -102,7 +102,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
 
 def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
     from gptask.data.datamodule import DataModule
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
 
     parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
     if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
@@ -113,7 +113,7 @@ def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Ba
 def _keep_states(module: GPTModule, config: Train) -> None:
     """Let states that are the same in every epoch be read from disk, where the data is core's."""
     from gptask.data.datamodule import DataModule
-    from gptask.states import keep, lower_layers
+    from gptask.model.engine.activation_cache import keep, lower_layers
 
     if config.trainer.get("precision") not in (None, *FULL):
         return  # the states would be those of another number format
@@ -130,7 +130,7 @@ def _keep_states(module: GPTModule, config: Train) -> None:
 
 def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
     """Fill in what the config left to the model and to the heads: of several, the deepest and the most careful one."""
-    from gptask.backbone.tuning import rate
+    from gptask.model.backbone.tuning import rate
 
     if isinstance(options, Full) and options.lr is None:
         options.lr = RANDOM if backbone.origin.kind == "scratch" else LEARNED
@@ -218,7 +218,7 @@ def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, An
     """
     import torch
 
-    from gptask.backbone.model import number_format
+    from gptask.model.backbone.backbone import number_format
 
     try:
         batches = max(1, len(data.train_dataloader()))

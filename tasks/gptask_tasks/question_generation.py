@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, MeanMetric, Metric, Prediction, UserError, load_run, option
-from gptask.backbone.source import folder_hash
 from gptask.errors import listing
-from gptask.generation import Generation
-from gptask.generative import GenerativeTask
+from gptask.model.backbone.locate import folder_hash
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example, Task
 from gptask.run import load_task, read_config
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, option
-from gptask.generation import Generation
-from gptask.generative import GenerativeTask
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example
 
 from gptask_tasks import sample

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gptask import Field, Kind, Metric, UserError, option
-from gptask.generation import Generation
-from gptask.generative import GenerativeTask
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example
 
 from gptask_tasks import sample

@@ -13,7 +13,7 @@ SHAPES = ((16, 26), (40, 26), (8, 128), (4, 256))
 
 def run(tier: str) -> list[Result]:
     """Tokens/s of forward and backward on random ids (B, T)."""
-    from gptask.backbone.attention import NAME
+    from gptask.model.engine.attention import NAME
 
     ours = Training(options("sst2", "data.limit.train=16"))
     backbone = ours.module.backbone

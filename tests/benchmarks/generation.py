@@ -24,8 +24,8 @@ def run(tier: str) -> list[Result]:
 
 def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list[Result]:
     """Both sides write until EOS, a stop text or ``new`` tokens."""
-    from gptask.generation import generate
-    from gptask.heads import GenerationHead
+    from gptask.model.generation.generate import generate
+    from gptask.model.heads import GenerationHead
 
     ours = Training(options(experiment, "data.limit.train=16", f"data.limit.test={count}"))
     backbone, head = ours.module.backbone, ours.module.head
@@ -83,8 +83,8 @@ def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak:
     """Seconds that no decoder of these prompts and numbers of new tokens goes below, at a matrix peak in FLOP/s and a
     memory that gives so many bytes/s: all tokens of prompts, shared ones once, go through the layers' matrices, and
     each step multiplies with or reads them, the vocabulary and its rows' keys and values."""
-    from gptask.generation import position_bytes
-    from gptask.sharing import split
+    from gptask.model.engine.packing import split
+    from gptask.model.generation.generate import position_bytes
 
     layers = matrix_weights(backbone.model)
     every = layers + backbone.model.get_output_embeddings().weight.numel()

@@ -86,8 +86,8 @@ def alternate(
 def bf16() -> bool:
     """Whether this processor multiplies in bfloat16: emulated it is a hundred times slower, so neither side uses it."""
     import torch
-    from gptask.backbone.model import number_format
     from gptask.config.schemas import DType
+    from gptask.model.backbone.backbone import number_format
 
     return number_format(DType.auto) is torch.bfloat16
 

@@ -38,7 +38,7 @@ def tuned(overrides: list[str]) -> None:
     """The reference's epoch; nothing of gptask's model is ever loaded beside it."""
     import reference
     from gptask import assembly
-    from gptask.backbone.source import locate
+    from gptask.model.backbone.locate import locate
     from ours import config, labelled
 
     options = config("train", overrides)

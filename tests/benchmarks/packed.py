@@ -11,7 +11,7 @@ ROWS = (1, 16, 64, 256)
 
 def run(tier: str) -> list[Result]:
     """Products/s of all weights of the backbone with M rows of states, each weight read from memory anew."""
-    from gptask.backbone.lean import Kept
+    from gptask.model.engine.linear import Kept
 
     ours = Training(options("sst2", "data.limit.train=16"))
     body = ours.module.backbone.model.get_decoder()

@@ -57,7 +57,7 @@ def train(trainer_on: Callable[..., Trainer], settings: dict[str, Any], seconds:
 def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str:
     """The experiment's main metric, with its interval."""
     from gptask import assembly
-    from gptask.backbone.source import locate
+    from gptask.model.backbone.locate import locate
     from gptask.plugins.metric import score_all
 
     mine = config("train", options(experiment))
@@ -95,7 +95,7 @@ def classes(task: Any, rows: Any, test: Any, location: str, tuned: bool, setting
 
 def sequences(task: Any, rows: Any, test: Any, location: str, tuned: bool, settings: Any, seconds: float) -> Any:
     """Predictions of a causal language model on the task's prompts, decoded greedily."""
-    from gptask.generation import Text
+    from gptask.model.generation.generate import Text
 
     words, limit = reference.tokenizer(location), 512
     encoded = [task.encode(row, words, limit) for row in rows]

@@ -57,7 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             import torch
             import transformers
-            from gptask.backbone.scratch import train_tokenizer
+            from gptask.model.backbone.scratch import train_tokenizer
 
             torch.manual_seed(seed)
             tokenizer = train_tokenizer([TEXT] * 3, 320)
@@ -75,8 +75,8 @@ def backbone_of(tiny: Callable[..., Path]) -> Callable[..., Any]:
     """``backbone_of("llama")``: a fresh float32 backbone on that folder."""
 
     def load(family: str, context: int = 64, seed: int = 0, layers: int = 2) -> Any:
-        from gptask.backbone.model import from_folder
-        from gptask.backbone.source import Resolved
+        from gptask.model.backbone.backbone import from_folder
+        from gptask.model.backbone.locate import Resolved
 
         folder = str(tiny(family, context, seed, layers))
         return from_folder(Resolved(folder, "local folder", ""))
@@ -107,9 +107,10 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
         import torch
         from gptask import Config, run, saved_model
-        from gptask.backbone import model, source
-        from gptask.backbone.tuning import apply, shorten
         from gptask.config.schemas import DType, Pretrained, Scratch
+        from gptask.model.backbone import backbone as model
+        from gptask.model.backbone import locate as source
+        from gptask.model.backbone.tuning import apply, shorten
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":

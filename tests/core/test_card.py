@@ -8,11 +8,11 @@ import pytest
 import torch
 from gptask import train
 from gptask.assembly import corpus
-from gptask.backbone.source import Resolved
 from gptask.card import Card
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
 from gptask.evaluation import evaluate
 from gptask.front_matter import hub_id, languages, license_of
+from gptask.model.backbone.locate import Resolved
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -118,7 +118,7 @@ def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
 
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
     origin = Resolved(str(tiny("llama", 128)), "hub org/tiny-llama", "abc")
-    monkeypatch.setattr("gptask.backbone.source.resolve", lambda options: origin)
+    monkeypatch.setattr("gptask.model.backbone.locate.resolve", lambda options: origin)
     monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
     data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
                columns={"text": "t", "label": "l"}, labels=["bad", "good"], max_tokens=64)  # fmt: skip

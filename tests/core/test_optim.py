@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from gptask.backbone.tuning import apply
 from gptask.config.schemas import SGD, AdamW, Lora, Schedule, ScheduleName
 from gptask.errors import UserError
+from gptask.model.backbone.tuning import apply
 from gptask.optim import build, shape
 
 

@@ -3,8 +3,8 @@
 import pytorch_lightning as pl
 import torch
 from gptask import assembly
-from gptask.backbone.model import load
 from gptask.config.schemas import AdamW, Sample, Schedule, Scratch
+from gptask.model.backbone.backbone import load
 from gptask.module import GPTModule
 from gptask.probe import probe
 from gptask.seat import Seat

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gptask import Config, UserError, load_run, run, saved_model
 from gptask.config.schemas import DType, Full, Head, Lora
-from gptask.heads import GenerationHead
+from gptask.model.heads import GenerationHead
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf

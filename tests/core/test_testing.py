@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
-from gptask.generation import Generation
-from gptask.generative import GenerativeTask
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example
 from gptask.testing import ContractError, check_task, results
 from gptask.testing.clauses import STAGES
@@ -57,7 +57,7 @@ class Toy(GenerativeTask):
 
 def with_head(task: GenerativeTask, backbone: Any, **methods: Any) -> Any:
     """The toy's head with some methods replaced."""
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
 
     return type("Head", (GenerationHead,), methods)(backbone, task.generation)
 
@@ -213,8 +213,8 @@ class CrowdedPrediction(Toy):
     """padding_invariant: in a padded batch"""
 
     def head(self, backbone: Any) -> Any:
-        from gptask.generation import Text
-        from gptask.heads import GenerationHead
+        from gptask.model.generation.generate import Text
+        from gptask.model.heads import GenerationHead
 
         def predict(head: Any, backbone: Any, batch: Any, hidden: Any = None) -> Any:
             texts = GenerationHead.predict(head, backbone, batch)

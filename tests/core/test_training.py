@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask import UserError, assembly, load_run, train
-from gptask.backbone import model
 from gptask.config.schemas import (
     AdamW,
     DType,
@@ -29,6 +28,7 @@ from gptask.config.schemas import (
     ScheduleName,
     Scratch,
 )
+from gptask.model.backbone import backbone as model
 from gptask.module import GPTModule
 from gptask.progress import Lines
 from gptask.training import assemble, pace

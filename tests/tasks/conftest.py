@@ -13,7 +13,7 @@ TEXT = [
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    from gptask.backbone.scratch import train_tokenizer
+    from gptask.model.backbone.scratch import train_tokenizer
 
     return train_tokenizer(TEXT * 3, 400)
 
@@ -21,10 +21,10 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def backbone() -> Any:
     import torch
-    from gptask.backbone.model import Backbone
-    from gptask.backbone.scratch import build
-    from gptask.backbone.source import Resolved
     from gptask.config.schemas import Scratch
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.locate import Resolved
+    from gptask.model.backbone.scratch import build
 
     torch.manual_seed(0)
     options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)

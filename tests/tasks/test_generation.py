@@ -11,7 +11,7 @@ from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
 from gptask.data.datamodule import collate, encode
 from gptask.data.reading import Row
-from gptask.generation import Generation
+from gptask.model.generation.generate import Generation
 from gptask_tasks.generation import TextGeneration
 
 TALK = [

@@ -48,8 +48,8 @@ def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
 
 def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     import torch
-    from gptask import sharing
     from gptask.data.datamodule import collate, encode
+    from gptask.model.engine import packing as sharing
 
     task = LanguageModeling()
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]

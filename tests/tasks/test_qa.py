@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gptask import DataError, Prediction, UserError
-from gptask.generation import Text
+from gptask.model.generation.generate import Text
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.qa.metrics import Exact, Overlap
 

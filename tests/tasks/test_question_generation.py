@@ -8,7 +8,7 @@ import sacrebleu
 from gptask import DataError, Prediction, UserError, load_run, train
 from gptask.config.schemas import Evaluate, Limit, Sample
 from gptask.evaluation import evaluate
-from gptask.generation import Generation
+from gptask.model.generation.generate import Generation
 from gptask.plugins.metric import score_all
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration, place

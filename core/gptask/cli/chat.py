@@ -13,8 +13,8 @@ from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing, nearest
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.chat import ChatOptions
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.generation.chat import ChatOptions
 
 log = logging.getLogger("gptask")
 DEFAULT = "smollm2"
@@ -37,9 +37,9 @@ def chat(arguments: Sequence[str]) -> int:
     log_to_console()
     options = _options(given)
     backbone = _backbone(model, options)
-    from gptask.chat import Chat
     from gptask.cli.talk import talk
-    from gptask.conversation import PLAIN
+    from gptask.model.backbone.chat_template import PLAIN
+    from gptask.model.generation.chat import Chat
 
     session = Chat(backbone, options)
     if session.template.text == PLAIN:
@@ -60,7 +60,7 @@ def _parser() -> Parser:
 
 
 def _described() -> str:
-    from gptask.chat import ChatOptions
+    from gptask.model.generation.chat import ChatOptions
 
     default = ChatOptions()
     shown = [f for f in dataclasses.fields(default) if f.name not in HIDDEN]
@@ -81,8 +81,8 @@ def _options(given: Sequence[str]) -> ChatOptions:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from gptask.chat import ChatOptions
     from gptask.config.overrides import accepted, parse
+    from gptask.model.generation.chat import ChatOptions
 
     options = OmegaConf.structured(ChatOptions)
     known = [f.name for f in dataclasses.fields(ChatOptions) if f.name not in HIDDEN]
@@ -115,7 +115,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _of_run(path: Path, options: ChatOptions) -> Backbone:
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
     from gptask.run import load_run
 
     run = load_run(path)
@@ -128,9 +128,9 @@ def _of_run(path: Path, options: ChatOptions) -> Backbone:
 def _pretrained(model: str) -> Backbone:
     from omegaconf import OmegaConf
 
-    from gptask.backbone.model import load
-    from gptask.backbone.source import locate
     from gptask.config.schemas import Pretrained
+    from gptask.model.backbone.backbone import load
+    from gptask.model.backbone.locate import locate
 
     presets = {Path(str(file)).stem: file for file in _presets()}
     options = Pretrained(source=model)

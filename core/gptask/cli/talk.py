@@ -16,7 +16,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.run import write_text
 
 if TYPE_CHECKING:
-    from gptask.chat import Chat
+    from gptask.model.generation.chat import Chat
 
 FENCE = '"""'
 COMMAND = re.compile(r"/(?P<name>[a-z]*)(?:\s+(?P<rest>.*))?", re.DOTALL)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gptask import sharing
 from gptask.data.batches import BatchesByLength
 from gptask.data.corpus import Corpus
 from gptask.data.examples import Examples, code_hash, digest
 from gptask.data.store import Store, cache_folder
 from gptask.errors import DataError
+from gptask.model.engine import packing as sharing
 from gptask.plugins.task import IGNORED, Encoded, Example, Task
 
 log = logging.getLogger("gptask")

@@ -19,10 +19,10 @@ from gptask.config.schemas import Documents
 from gptask.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.corpus import Corpus
     from gptask.data.datamodule import DataModule
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
     from gptask.plugins.metric import Metric
 
 __all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"]

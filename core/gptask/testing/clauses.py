@@ -18,7 +18,7 @@ import numpy as np
 from gptask.config import schemas
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
-from gptask.generation import Text
+from gptask.model.generation.generate import Text
 from gptask.plugins.compatibility import made_for, refuse_other_version
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
@@ -142,10 +142,13 @@ def parts_build(trial: Trial) -> None:
     """Data module, head and metrics can be made; one step forward and backward reaches every weight of the head."""
     import torch
 
-    from gptask.heads import Head
+    from gptask.model.heads import Head
 
     parts, metrics = trial.parts, trial.task.metrics()
-    _expect(isinstance(parts.head, Head), f"Task.head() must make a gptask.heads.Head, got {type(parts.head).__name__}")
+    _expect(
+        isinstance(parts.head, Head),
+        f"Task.head() must make a gptask.model.heads.Head, got {type(parts.head).__name__}",
+    )
     kinds = metrics and all(isinstance(m, Metric) for m in metrics)
     _expect(kinds, f"Task.metrics() must list at least one gptask.Metric, got {metrics!r}")
     names = [m.name for m in metrics]
@@ -216,7 +219,7 @@ def loss_ignores_prompt_and_pads(trial: Trial) -> None:
 
 def learns_to_stop(trial: Trial) -> None:
     """EOS is in the loss, and after training on one batch greedy decoding ends where the targets end."""
-    from gptask.generation import Generation, generate
+    from gptask.model.generation.generate import Generation, generate
 
     if not trial.generates:
         raise NotApplicable
@@ -260,7 +263,7 @@ def metrics_rank(trial: Trial) -> None:
 
     A metric that does not look at the example (the likelihood of a text) must find them better than untrained ones.
     """
-    from gptask.heads import GenerationHead
+    from gptask.model.heads import GenerationHead
 
     right, examples = trial.predictions, trial.examples
     wrong = right[1:] + right[:1] if trial.task.supervised else trial.untrained

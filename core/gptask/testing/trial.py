@@ -18,9 +18,9 @@ from gptask.data.corpus import Corpus
 from gptask.plugins.task import Example, Prediction, Task
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.datamodule import Batch
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 BATCH, CONTEXT, STEPS = 4, 512, 200
 
@@ -41,7 +41,7 @@ class Trial:
         """A run's parts on a random backbone."""
         import torch
 
-        from gptask.backbone import model
+        from gptask.model.backbone import backbone as model
 
         self.task.prepare(self.corpus.split("train"))
         torch.manual_seed(0)
@@ -90,7 +90,7 @@ class Trial:
         """Backbone and head after they were fitted to the one batch, and the loss of every step."""
         import torch
 
-        from gptask.heads import GenerationHead
+        from gptask.model.heads import GenerationHead
 
         backbone, head = deepcopy((self.parts.backbone, self.parts.head))
         if isinstance(head, GenerationHead):  # sampled texts can't be compared

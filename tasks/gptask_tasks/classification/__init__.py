@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
 from gptask.errors import listing, nearest
-from gptask.generative import PromptedTask
+from gptask.model.text_task import PromptedTask
 from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
     from gptask import Metric
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gptask.backbone.model import Backbone
 from gptask.data.datamodule import Batch
-from gptask.heads import Head
+from gptask.model.backbone.backbone import Backbone
+from gptask.model.heads import Head
 from torch import Tensor, nn
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
-from gptask.conversation import template_of
-from gptask.generation import Generation
-from gptask.generative import WritingTask
+from gptask.model.backbone.chat_template import template_of
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import WritingTask
 from gptask.plugins.task import Example
 
 from gptask_tasks import sample
@@ -18,8 +18,8 @@ from gptask_tasks.generation.records import conversation
 from gptask_tasks.scores import Corpus, Likelihood, Rouge
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 @dataclass

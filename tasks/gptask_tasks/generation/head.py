@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gptask.generation import Text
-from gptask.heads import GenerationHead, nats
+from gptask.model.generation.generate import Text
+from gptask.model.heads import GenerationHead, nats
 from torch import Tensor
 
 from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.datamodule import Batch
+    from gptask.model.backbone.backbone import Backbone
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask.backbone.model import Backbone
 from gptask.data.datamodule import Batch
-from gptask.heads import Head, nats
+from gptask.model.backbone.backbone import Backbone
+from gptask.model.heads import Head, nats
 from torch import Tensor
 
 

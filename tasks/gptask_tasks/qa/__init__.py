@@ -9,15 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
-from gptask.generation import Generation
-from gptask.generative import GenerativeTask
+from gptask.model.generation.generate import Generation
+from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 class Answer(Enum):

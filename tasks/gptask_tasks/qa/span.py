@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from gptask import DataError, Encoded
-from gptask.heads import Head
+from gptask.model.heads import Head
 from gptask.plugins.task import Example
 from torch import Tensor, nn
 
 from gptask_tasks.both_ways import BothWays
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
     from gptask.data.datamodule import Batch
+    from gptask.model.backbone.backbone import Backbone
 
 
 def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:

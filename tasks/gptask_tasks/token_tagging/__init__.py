@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, Task, UserError, option
 from gptask.errors import listing, nearest
-from gptask.generative import is_wide
+from gptask.model.text_task import is_wide
 from gptask.plugins.task import IGNORED, Example
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 class Context(Enum):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptask import DataError, Encoded
-from gptask.generative import is_wide
+from gptask.model.text_task import is_wide
 
 MARK = " *"  # put before a predicate
 

@@ -7,11 +7,11 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from gptask.chat import Chat, ChatOptions
 from gptask.cli import talk as talks
 from gptask.config.schemas import Full
 from gptask.errors import UserError
-from gptask.generation import Generation, generate
+from gptask.model.generation.chat import Chat, ChatOptions
+from gptask.model.generation.generate import Generation, generate
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from gptask import DataError, Encoded, Field, Kind
-from gptask.backbone.scratch import train_tokenizer
 from gptask.config.schemas import Files, Limit
 from gptask.data import datamodule as modules
 from gptask.data.corpus import Corpus
 from gptask.data.datamodule import Batch, DataModule, Items, collate, encode
+from gptask.model.backbone.scratch import train_tokenizer
 from gptask.plugins.task import IGNORED, Example, Task
 from torch.utils.data import DataLoader
 

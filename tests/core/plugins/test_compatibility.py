@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import date
 
-import gptask.heads
+import gptask.model.heads
 import gptask.plugins.metric
 import gptask.plugins.task
 import gptask.testing
@@ -55,7 +55,7 @@ testing.check_task(task)
 ABSTRACT = {
     gptask.plugins.task.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
     gptask.plugins.metric.Metric: {"statistics", "aggregate"},
-    gptask.heads.Head: {"loss", "predict"},
+    gptask.model.heads.Head: {"loss", "predict"},
 }
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
-from gptask.generative import PromptedTask
+from gptask.model.text_task import PromptedTask
 from gptask.plugins.task import Example
 
 if TYPE_CHECKING:
     from gptask import Metric
-    from gptask.backbone.model import Backbone
-    from gptask.heads import Head
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.heads import Head
 
 
 class Loss(Enum):

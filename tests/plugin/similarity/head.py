@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from gptask.backbone.model import Backbone
 from gptask.data.datamodule import Batch
-from gptask.heads import Head
+from gptask.model.backbone.backbone import Backbone
+from gptask.model.heads import Head
 from torch import Tensor, nn
 
 from similarity import Loss

@@ -1,0 +1,1 @@
+"""The shared GPT: engine, backbone, generation, heads."""

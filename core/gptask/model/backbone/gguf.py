@@ -1,0 +1,55 @@
+"""A GGUF file made into a Hugging Face folder with float32 safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gptask.errors import UserError
+from gptask.model.backbone.backbone import quiet
+
+
+def convert(file: Path, folder: Path) -> None:
+    """De-quantise ``file`` through transformers and write model and tokenizer to ``folder``, whole or not at all."""
+    model, tokenizer = _read(file)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        with file.open("rb") as stream:
+            weights_hash = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        (partial / "gptask.json").write_text(json.dumps({"source": file.name, "weights_hash": weights_hash}))
+        if not (folder / "gptask.json").exists():  # another process may have been faster
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file.
+
+    A model read from GGUF refuses to be saved, so its weights are moved into one made from its config.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar that can't be switched off
+            read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
+        raise UserError(f"{file} can't be read as a GGUF model: {str(error).strip().splitlines()[0]}") from error
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    return model, tokenizer

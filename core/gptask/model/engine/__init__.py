@@ -1,0 +1,1 @@
+"""The fast path through a decoder: attention, packing, fused LoRA, decoding."""

@@ -1,0 +1,397 @@
+"""The decoding loop: what all prompts share is read once, a step copies no keys, and finished rows leave at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import exp
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
+from transformers.generation.logits_process import (
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from gptask.data.batches import BatchesByLength
+from gptask.model.engine import attention
+from gptask.model.engine import packing as sharing
+from gptask.model.engine.attention import additive
+from gptask.model.engine.linear import together
+from gptask.model.engine.packing import Layout
+
+if TYPE_CHECKING:
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.generation.generate import Generation
+
+Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
+ROOM = 32  # positions by which a buffer grows
+APART = 4096  # positions of pads that a segment of its own must save, on a CPU: what it adds to a step
+TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
+MORE = 4  # times as many elsewhere
+
+
+class Buffer(DynamicLayer):
+    """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions.
+
+    A ``whole`` one shows that room too, zeros that the mask must hide: what it shows lies together in memory, as matrix
+    products want it.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.whole, self.end = whole, 0
+        self.room: list[Tensor] = []
+
+    def get_seq_length(self) -> int:
+        """Positions that are held."""
+        return self.end
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write new keys and values behind those that are there."""
+        seen, end = self.end, self.end + key_states.shape[2]
+        if not self.room:
+            self.room, self.is_initialized = [_roomy(new[:, :, :0], end) for new in (key_states, value_states)], True
+        if end > self.room[0].shape[2]:
+            self.room = [_roomy(held, end) for held in (self.keys, self.values)]
+        for buffer, new in zip(self.room, (key_states, value_states), strict=True):
+            buffer[: len(new), :, seen:end] = new
+        return self._show(len(key_states), end)
+
+    def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
+        self.end = end
+        self.keys, self.values = (buffer[:rows, :, : None if self.whole else end] for buffer in self.room)
+        return self.keys, self.values
+
+    def cut(self, end: int) -> None:
+        """Forget positions from ``end`` on."""
+        if self.keys is not None:
+            self._show(len(self.keys), end)
+
+    def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:
+        """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
+        for number, held in enumerate(read):
+            if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
+                self.room.append(held.new_zeros(shape[0], held.shape[1], roomy(shape[1]), held.shape[2]))
+            self.room[number][where[0], :, where[1]] = held
+        self.is_initialized = True
+        self._show(*shape)
+
+    def keep(self, rows: int, source: list[int], target: list[int]) -> None:
+        """Copy some rows over others and keep the first ``rows``."""
+        for buffer in self.room if source else []:
+            buffer[target, :, : self.end] = buffer[source, :, : self.end]
+        self._show(rows, self.end)
+
+
+def roomy(positions: int) -> int:
+    """How many positions a buffer has that is made for so many."""
+    return -(-positions // ROOM) * ROOM
+
+
+def _roomy(held: Any, end: int) -> Tensor:
+    """A buffer for ``end`` positions, with what is held (B, K, S, D) at its start."""
+    rows, heads, seen, channels = held.shape
+    buffer = held.new_zeros(rows, heads, roomy(end), channels)
+    buffer[:, :, :seen] = held
+    return buffer
+
+
+def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+    """Continue every prompt, greedily or by sampling, for at most its room."""
+    rows = Rows(backbone, prompts, rooms)
+    stops = stop_test(backbone, options.stop)
+    logits = rows.read()
+    draw = Draw(options, backbone, rows.ids.shape[1], len(prompts))
+    while True:
+        token, chosen = draw(rows.ids, logits, rows.alive)
+        order = rows.take(token[:, 0].tolist(), chosen, stops)
+        if not order:
+            return [(row, exp(fmean(log))) for row, log in zip(rows.said, rows.logs, strict=True)]
+        logits = rows.step(token[order], order)
+
+
+def scores(backbone: Backbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None) -> Tensor:
+    """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
+    hidden = backbone.body(
+        input_ids=step,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state[:, -1]
+    return backbone.logits(hidden)
+
+
+class Rows:
+    """The sequences that are still being written, B of them, and what was said so far.
+
+    Where our attention may tell the model what it sees, those of about the same length are a segment of the batch, so
+    that a step reads few pads.
+    """
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
+        self.backbone, self.rooms = backbone, rooms
+        self.said: list[list[int]] = [[] for _ in prompts]
+        self.logs: list[list[float]] = [[] for _ in prompts]
+        lengths = [*map(len, prompts)]
+        end = max(lengths) + max(rooms)
+        self.laid = backbone.lays_out(end)
+        together = segments(lengths) if segmented(backbone, end) else [[*range(len(prompts))]]
+        self.segments = [Segment(backbone, rows, [prompts[row] for row in rows], self.laid) for rows in together]
+        self.layer = 0  # whose turn it is in a step
+
+    @property
+    def alive(self) -> list[int]:
+        """Numbers of the prompts (B) whose text is still being written, in the order of the batch."""
+        return [row for segment in self.segments for row in segment.rows]
+
+    def read(self) -> Tensor:
+        """Read the prompts; scores (B, V)."""
+        prompts = [prompt for segment in self.segments for prompt in segment.prompts]
+        self.ids, real = left_padded(prompts, self.backbone.device)
+        self.position = real.sum(1, keepdim=True) - 1
+        return torch.cat([segment.read() for segment in self.segments])
+
+    def step(self, token: Tensor, order: list[int]) -> Tensor:
+        """Put the rows in ``order`` and one more token (B, 1) behind them; scores (B, V)."""
+        self.ids = torch.cat([self.ids[order], token], 1)
+        self.position = self.position[order] + 1
+        for segment in self.segments:
+            segment.extend()
+        if not self.laid:
+            (segment,) = self.segments
+            return scores(self.backbone, token, mask_of(self.backbone, segment.real(), 1), self.position, segment.cache)
+        self.layer = 0
+        with attention.laid_out(self):
+            return scores(self.backbone, token, attention.open_mask(self.backbone.model), self.position, None)
+
+    def attend(
+        self, whole: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
+    ) -> Tensor:
+        """A layer's attention of new queries (B, H, 1, D) to what their rows hold and to new keys and values
+        (B, K, 1, D): states (B, 1, H, D)."""
+        layer, self.layer = self.layer, self.layer + 1
+        states, start = [], 0
+        for segment in self.segments:
+            rows = slice(start, start := start + len(segment.rows))
+            held = segment.buffers[layer].update(key[rows], value[rows])
+            states.append(whole(query[rows], *held, segment.mask(window)))
+        return torch.cat(states)
+
+    def take(self, tokens: list[int], logs: list[float], stops: Callable[[list[int]], bool]) -> list[int]:
+        """Note one more token of every row; rows that end leave, and the order (B') of those that stay is returned."""
+        order: list[int] = []
+        start, said = 0, iter(zip(tokens, logs, strict=True))
+        for segment in self.segments:
+            count = len(segment.rows)
+            staying = [place for place, row in enumerate(segment.rows) if self._goes_on(row, *next(said), stops)]
+            order += [start + place for place in segment.keep(staying)]
+            start += count
+        self.segments = [segment for segment in self.segments if segment.rows]
+        return order
+
+    def _goes_on(self, row: int, token: int, log: float, stops: Callable[[list[int]], bool]) -> bool:
+        """Note a row's next token, and whether another one may follow."""
+        self.logs[row].append(log)
+        if token in self.backbone.stop_ids:
+            return False
+        self.said[row].append(token)
+        return len(self.said[row]) < self.rooms[row] and not stops(self.said[row])
+
+
+class Segment:
+    """B rows that are left-padded to one width, with their keys and values."""
+
+    def __init__(self, backbone: Backbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
+        self.backbone, self.rows, self.prompts, self.laid = backbone, rows, prompts, laid
+        self.lengths = torch.tensor([*map(len, prompts)])
+        self.end = int(self.lengths.max())
+        column = torch.arange(roomy(self.end))
+        real = (column >= self.end - self.lengths[:, None]) & (column < self.end)
+        self.hidden = additive(real.to(backbone.device), 1, backbone.model.dtype)  # (B, 1, 1, S)
+        self.buffers = [Buffer(laid) for _ in range(backbone.config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.buffers))
+
+    def read(self) -> Tensor:
+        """Read the prompts, what some share once; scores (B, V). All rows end at the same place."""
+        count, end = len(self.rows), self.end
+        common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
+        most = TOGETHER * (1 if self.backbone.device.type == "cpu" else MORE)
+        read: dict[int, Tensor] = {}
+        for rows in BatchesByLength(self.lengths.numpy(), count, most, None, common=common):
+            found, held = self._read([self.prompts[row] for row in rows])
+            read |= dict(zip(rows, found, strict=True))
+            columns = torch.cat([torch.arange(end - int(length), end) for length in self.lengths[rows]])
+            where = torch.tensor(rows).repeat_interleave(self.lengths[rows]), columns
+            for buffer, pair in zip(self.buffers, held, strict=True):
+                buffer.place((count, end), where, pair)
+        return torch.stack([read[row] for row in range(count)])
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Iterator[list[Tensor]]]:
+        """Scores (B, V) behind some prompts, and the keys and values (N, K, D) of their N tokens, layer by layer."""
+        if self.laid:
+            layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
+            last, places = layout.last(), layout.keys[layout.real]
+            layout.told = []
+            states = sharing.read(self.backbone, layout, layout.only(last))
+            return self.backbone.logits(states[last]), (
+                [part[0].transpose(0, 1)[places] for part in pair] for *pair, _ in layout.told
+            )
+        ids, real = left_padded(prompts, self.backbone.device)
+        layers = [DynamicLayer() for _ in self.buffers]
+        position = (real.cumsum(1) - 1).clamp(min=0)
+        found = scores(
+            self.backbone, ids, mask_of(self.backbone, real, ids.shape[1]), position, Cache(layers=[*layers])
+        )
+        pairs = ((layer.keys, layer.values) for layer in layers)
+        return found, ([part.transpose(1, 2)[real.bool()] for part in pair if part is not None] for pair in pairs)
+
+    def real(self) -> Tensor:
+        """Which positions (B, S) count."""
+        return (self.hidden[:, 0, 0, : self.end] == 0).long()
+
+    def mask(self, window: int | None) -> Tensor:
+        """What to add to the scores (B, 1, 1, S) of the newest tokens, which see the ``window`` positions that end with
+        them, if it is given; S is all the buffers have room for."""
+        hidden = self.hidden
+        if window is not None and window < self.end:
+            hidden = hidden.clone()
+            hidden[..., : self.end - window] = attention.HIDDEN
+        return hidden
+
+    def extend(self) -> None:
+        """One more position counts in every row."""
+        if self.end == self.hidden.shape[-1]:
+            self.hidden = torch.nn.functional.pad(self.hidden, (0, ROOM), value=attention.HIDDEN)
+        self.hidden[..., self.end] = 0
+        self.end += 1
+
+    def keep(self, staying: list[int]) -> list[int]:
+        """Let the rows in all other places go; the order in which those at ``staying`` places lie afterwards."""
+        count = len(staying)
+        free = sorted(set(range(count)) - set(staying))  # places of rows that left are filled from the end
+        moved = [place for place in staying if place >= count]
+        order = list(range(count))
+        for place, source in zip(free, moved, strict=True):
+            order[place] = source
+        if count < len(self.rows):
+            for buffer in self.buffers:
+                buffer.keep(count, moved, free)
+            self.hidden = self.hidden[order]
+            self.rows = [self.rows[place] for place in order]
+        return order
+
+
+def segmented(backbone: Backbone, positions: int) -> bool:
+    """Whether texts of so many positions at most are decoded in segments; elsewhere a step's time is not in pads."""
+    return backbone.device.type == "cpu" and backbone.lays_out(positions)
+
+
+def segments(lengths: list[int]) -> list[list[int]]:
+    """Split row numbers so that the positions that their buffers hold, and `APART` for each segment, are fewest."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    ends = [roomy(lengths[row]) for row in order]
+    cuts = [0, *(n for n in range(1, len(ends)) if ends[n - 1] < ends[n]), len(ends)]
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # up to each cut: what it costs, and the cuts before it
+    for number, cut in enumerate(cuts[1:], 1):
+        found = ((best[before][0] + (cut - before) * ends[cut - 1] + APART, before) for before in cuts[:number])
+        cost, before = min(found)
+        best[cut] = cost, [*best[before][1], before]
+    starts = best[len(ends)][1]
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], len(ends)], strict=True)]
+
+
+def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, T); pads repeat the row's first token, which the repetition penalty has seen anyway."""
+    width = max(map(len, rows))
+    ids = [[row[0]] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
+    """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
+    all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
+    s = real.shape[1]
+    if not backbone.sees(s):
+        return real
+    if t == s and real.all():
+        return None
+    return additive(real, t, backbone.model.dtype)
+
+
+def _processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
+    """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
+    chain = LogitsProcessorList()
+    if options.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt, options.min_new_tokens, sorted(stop_ids), str(device)))
+    if options.repetition_penalty != 1.0:
+        chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.temperature > 0:
+        if options.temperature != 1.0:
+            chain.append(TemperatureLogitsWarper(options.temperature))
+        if options.top_k:
+            chain.append(TopKLogitsWarper(options.top_k))
+        if options.top_p < 1:
+            chain.append(TopPLogitsWarper(options.top_p))
+    return chain
+
+
+class Draw:
+    """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
+    prompt."""
+
+    def __init__(self, options: Generation, backbone: Backbone, prompt: int, rows: int) -> None:
+        device = backbone.device
+        self.chain = _processors(options, prompt, backbone.stop_ids, device)
+        self.sample = options.temperature > 0
+        self.generators: list[torch.Generator] = []
+        if self.sample and options.seed is not None:
+            seeds = [options.seed + row % options.samples for row in range(rows)]
+            self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, ids: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Tokens (B, 1) of the rows by logits (B, V) and the ids (B, T) before them, and their log-probabilities under
+        the model itself (before penalty and temperature)."""
+        size = together(logits)
+        tokens, logs = [], []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            own = logits[part].float()
+            token = self._token(self.chain(ids[part], own), rows[part])  # type: ignore[arg-type]
+            tokens.append(token)
+            logs.append(own.gather(1, token) - own.logsumexp(1, keepdim=True))
+        return torch.cat(tokens), torch.cat(logs)[:, 0].tolist()
+
+    def _token(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
+        if not self.sample:
+            return scores.argmax(-1, keepdim=True)
+        if not self.generators:
+            return torch.multinomial(scores.softmax(-1), 1)
+        pairs = zip(scores.softmax(-1), rows, strict=True)
+        return torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
+
+
+def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether a row's text holds a stop text since its last token; only a token that may end one is looked at."""
+    ends: dict[int, bool] = {}
+    window = max((len(stop.encode()) for stop in stops), default=0) + 8  # a token may be one byte
+
+    def text(ids: list[int]) -> str:
+        return str(backbone.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def stopped(row: list[int]) -> bool:
+        if row[-1] not in ends:
+            alone = text(row[-1:])  # a part of a character decodes to U+FFFD
+            ends[row[-1]] = "\ufffd" in alone or any(stop[-1] in alone for stop in stops)
+        return ends[row[-1]] and any(stop in text(row[-window:]) for stop in stops)
+
+    return stopped if stops else lambda row: False

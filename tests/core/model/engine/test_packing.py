@@ -1,0 +1,226 @@
+"""What sequences have in common is found and computed once, and nothing else changes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from gptask.config.schemas import Lora
+from gptask.model.backbone.tuning import apply
+from gptask.model.engine import attention
+from gptask.model.engine import linear as lean
+from gptask.model.engine import packing as sharing
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
+ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
+
+
+def runs(rows):
+    return sorted((sorted(members), prefix) for members, prefix in sharing.runs([np.array(row) for row in rows]))
+
+
+def saved(rows, partition):
+    """Tokens that a partition into runs need not compute."""
+    total = 0
+    for members in partition:
+        prefix = min(len(rows[row]) for row in members) - 1
+        while any(rows[a][:prefix] != rows[b][:prefix] for a, b in pairwise(members)):
+            prefix -= 1
+        total += prefix * (len(members) - 1)
+    return total
+
+
+def partitions(items):
+    """Every way to split items into sets."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for found in partitions(rest):
+        yield [[first], *found]
+        for place in range(len(found)):
+            yield [*found[:place], [first, *found[place]], *found[place + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 2, 3]], [([0], 2)]),
+        ([[1, 2, 3], [1, 2, 3], [1, 2, 3]], [([0, 1, 2], 2)]),  # each keeps a last token of its own
+        ([[1, 2, 3, 4], [1, 2]], [([0, 1], 1)]),
+        ([[5, 1, 2], [6, 1, 2]], [([0], 2), ([1], 2)]),
+        ([[5], [5, 6]], [([0], 0), ([1], 1)]),
+        # one context has two questions, the other one only the first word in common with it
+        ([[1, 2, 3, 4, 5], [1, 9, 9], [1, 2, 3, 4, 6]], [([0, 2], 4), ([1], 2)]),
+        ([[300, 1], [70_000, 1], [300, 2]], [([0, 2], 1), ([1], 1)]),  # ids of more than one byte
+    ],
+)
+def test_runs(rows, expected):
+    assert runs(rows) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_split_saves_more(seed):
+    generator = np.random.default_rng(seed)
+    rows = [generator.integers(1, 3, generator.integers(1, 7)).tolist() for _ in range(7)]
+    found = sum(prefix * (len(members) - 1) for members, prefix in runs(rows))
+    assert found == max(saved(rows, partition) for partition in partitions(list(range(7))))
+
+
+def test_a_split_holds_every_sequence():
+    found = sharing.split(ROWS)
+    assert [found.prefixes[of] + own for of, own in zip(found.of, found.suffixes, strict=True)] == ROWS
+    assert found.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
+    apart = sharing.split(ROWS, share=False)
+    assert (apart.prefixes, apart.suffixes) == ([[]], ROWS)
+
+
+def padded(rows):
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    return ids, lengths, torch.arange(ids.shape[1])[None] < lengths[:, None]
+
+
+def adapted(backbone):
+    """The backbone with adapters in all layers that change something, and no dropout."""
+    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    torch.manual_seed(0)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    return backbone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
+    ids, lengths, real = padded(ROWS)
+    backbone = adapted(backbone_of(family))
+    weights = torch.randn(*ids.shape, backbone.channels)[real]
+    shapes, results = [], []
+    backbone.body.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    for known in (None, lengths):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, known)[real]
+        (states * weights).sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+    assert shapes[0] == tuple(ids.shape)
+    assert shapes[1:] == [(1, sharing.split(ROWS).size)]
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one row", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_needed_states_and_their_gradients_are_the_same_and_others_cost_no_feed_forward(family, together, backbone_of):
+    ids, lengths, real = padded(ROWS)
+    backbone = adapted(backbone_of(family))
+    mlp = backbone.layers[-1].mlp
+    needed = torch.arange(ids.shape[1]) == lengths[:, None] - 1
+    needed[0, 1:3] = True
+    weights, rows, results = torch.randn(int(needed.sum()), backbone.channels), [], []
+    getattr(mlp, "c_proj" if family == "gpt2" else "down_proj").register_forward_pre_hook(
+        lambda module, args: rows.append(args[0].shape[:-1].numel())
+    )
+    for known in (None, needed):
+        backbone.zero_grad()
+        states = backbone.hidden(ids, lengths if together else None, known)
+        assert torch.isfinite(states[real]).all()
+        (states[needed] * weights).sum().backward()
+        results.append((states[needed].detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+    assert rows == [sharing.split(ROWS).size if together else ids.numel(), needed.sum()]
+
+
+def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
+    part = backbone_of("llama").layers[-1]
+    del part.mlp.forward
+    part.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
+    lean.install_last(part, 32)
+    assert "forward" not in vars(part.mlp)
+
+
+@pytest.mark.parametrize(
+    ("family", "rows", "shape"),
+    [
+        ("llama", [[1, *range(5, 30)], [2, *range(5, 30)]], (2, 26)),  # nothing in common, no pads
+        ("llama", [[1, 2, 3, 4, 5, 6], [7]], (1, 7)),  # pads
+        ("gemma3", [[*range(8)]] * 4, (1, 11)),
+        ("gemma3", [[*range(10)]] * 4, (1, 13)),  # longer than the window of some layers
+    ],
+)
+def test_sequences_lie_in_a_row_where_that_saves_tokens(family, rows, shape, backbone_of):
+    backbone, shapes = backbone_of(family), []
+    backbone.body.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    ids, lengths, _ = padded(rows)
+    backbone.hidden(ids, lengths)
+    assert shapes == [shape]
+
+
+def test_sequences_stay_apart_unless_layers_mix_them_by_other_means(backbone_of):
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    assert all(sharing.stay_apart(backbone_of(family)) for family in FAMILIES)
+    backbone = backbone_of("llama")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    torch.manual_seed(0)
+    backbone.peft = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads))
+    attention.install(backbone.peft)
+    assert not sharing.stay_apart(backbone)
+
+
+def mistral(**settings):
+    """A Mistral whose layers all have a window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, **settings))
+
+
+@pytest.mark.parametrize("prefix", [12, 3], ids=["longer than the window", "shorter"])
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, prefix, backbone_of):
+    backbone = backbone_of("llama" if family == "mistral" else family)
+    if family == "mistral":
+        backbone.peft = mistral(sliding_window=5, tie_word_embeddings=True)
+        attention.install(backbone.peft)
+    rows = [[*range(5, 5 + prefix), *range(40 + row, 41 + 4 * row)] for row in range(4)]
+    assert backbone.config.sliding_window < max(map(len, rows))
+    ids, lengths, real = padded(rows)
+    weights = torch.randn(*ids.shape, backbone.channels)[real]
+    results = []
+    for backbone.windowed in (False, True):
+        assert backbone.lays_out(99) is backbone.windowed
+        backbone.zero_grad()
+        states = backbone.hidden(ids, lengths)[real]
+        (states * weights).sum().backward()
+        results.append((states.detach(), [p.grad.clone() for p in backbone.parameters()]))
+    (states, gradients), (got, learned) = results
+    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(learned, gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_windows_that_a_model_keeps_to_itself_are_seen(backbone_of):
+    assert all(sharing.tells_windows(backbone_of(family)) for family in FAMILIES)
+    backbone = backbone_of("gemma3")
+    assert backbone.lays_out(99)
+    for layer in backbone.layers:
+        layer.self_attn.sliding_window = None  # as if it did not hand it on
+    assert not sharing.tells_windows(backbone)
+    backbone.windowed = False
+    assert backbone.lays_out(8)
+    assert not backbone.lays_out(9)

@@ -1,0 +1,131 @@
+"""Drawn tokens have the probabilities that the options promise, and a seed repeats them."""
+
+import pytest
+import torch
+from gptask.model.generation.generate import Generation, generate
+from scipy.stats import chisquare
+
+PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72))]
+OPTIONS = [
+    {"temperature": 3.0},
+    {"temperature": 1.5, "top_k": 5},
+    {"temperature": 4.0, "top_p": 0.6},
+    {"temperature": 2.5, "top_k": 12, "top_p": 0.8},
+]
+
+
+class Spelled:
+    """A tokenizer whose text is the token ids."""
+
+    eos_token_id = 0
+
+    def batch_decode(self, rows, **options):
+        return [" ".join(map(str, row)) for row in rows]
+
+
+@pytest.fixture
+def llama(backbone_of):
+    backbone = backbone_of("llama")
+    backbone.tokenizer = Spelled()
+    return backbone
+
+
+@torch.no_grad()
+def probabilities(backbone, ids, temperature, top_k=0, top_p=1.0):
+    """(V,) by the definitions: Fan et al. 2018 (top-k), Holtzman et al. 2020 (nucleus), written down anew."""
+    logits = backbone.model(torch.tensor([ids])).logits[0, -1].double() / temperature
+    if top_k:
+        logits[logits < logits.sort(descending=True)[0][top_k - 1]] = -torch.inf
+    chances, order = logits.softmax(-1).sort(descending=True)
+    nucleus = int((chances.cumsum(0) < top_p).sum()) + 1
+    kept = torch.zeros_like(chances)
+    kept[order[:nucleus]] = chances[:nucleus]
+    return kept / kept.sum()
+
+
+def drawn(backbone, prompt, count, **options):
+    torch.manual_seed(0)
+    return [text.text for text in generate(backbone, [prompt] * count, Generation(**options))]
+
+
+def fits(counts, expected):
+    """Whether counts are those of the probabilities; rare tokens are counted together."""
+    total = counts.sum()
+    rare = expected * total < 8
+    seen = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
+    wanted = torch.cat([expected[~rare], expected[rare].sum()[None]]) * total
+    seen, wanted = (part[wanted > 0] for part in (seen, wanted))
+    return chisquare(seen.numpy(), (wanted * seen.sum() / wanted.sum()).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_frequencies_are_the_probabilities(options, llama):
+    expected = probabilities(llama, PROMPTS[0], **options)
+    said = torch.tensor([int(text or 0) for text in drawn(llama, PROMPTS[0], 3000, max_new_tokens=1, **options)])
+    counts = said.bincount(minlength=len(expected))
+    assert not counts[expected == 0].any()
+    assert (counts > 0).sum() > 3
+    assert fits(counts, expected)
+    other = probabilities(llama, PROMPTS[0], **options | {"temperature": options["temperature"] * 1.5})
+    assert not fits(counts, other)  # the test can tell
+
+
+def test_a_second_token_is_drawn_by_what_the_first_one_was(llama):
+    options = {"temperature": 4.0, "top_k": 3}
+    first = probabilities(llama, PROMPTS[0], **options)
+    pairs = {}
+    for one in first.nonzero()[:, 0].tolist():
+        second = probabilities(llama, [*PROMPTS[0], one], **options)
+        pairs |= {f"{one} {two}": float(first[one] * second[two]) for two in second.nonzero()[:, 0].tolist()}
+    said = drawn(llama, PROMPTS[0], 2000, max_new_tokens=2, **options)
+    assert set(said) <= set(pairs)
+    counts = torch.tensor([said.count(pair) for pair in pairs])
+    assert fits(counts, torch.tensor(list(pairs.values()), dtype=torch.double))
+
+
+def test_a_seed_repeats_a_prompts_samples_in_whatever_company(llama):
+    options = Generation(max_new_tokens=8, temperature=3.0, seed=5, samples=3)
+    together = generate(llama, PROMPTS, options)
+    assert [generate(llama, [prompt], options)[0].samples for prompt in PROMPTS] == [t.samples for t in together]
+    other = generate(llama, PROMPTS, Generation(max_new_tokens=8, temperature=3.0, seed=6, samples=3))
+    assert other[0].samples[:2] == together[0].samples[1:]  # a seed's samples begin one by one
+    assert all(len(set(text.samples)) == 3 for text in together)
+
+
+def test_seeded_frequencies_are_the_probabilities(llama):
+    options = OPTIONS[3]
+    expected = probabilities(llama, PROMPTS[0], **options)
+    (text,) = generate(llama, PROMPTS[:1], Generation(max_new_tokens=1, samples=3000, seed=1, **options))
+    assert fits(torch.tensor([int(said) for said in text.samples]).bincount(minlength=len(expected)), expected)
+
+
+@torch.no_grad()
+def test_of_several_samples_the_likeliest_is_the_answer(llama):
+    (text,) = generate(llama, PROMPTS[:1], Generation(max_new_tokens=4, temperature=3.0, seed=1, samples=6))
+
+    def mean(said):
+        ids = [*PROMPTS[0], *map(int, said.split())]
+        logs = llama.model(torch.tensor([ids])).logits[0, 2:-1].log_softmax(-1)
+        return float(logs.gather(1, torch.tensor(ids[3:])[:, None]).mean())
+
+    assert text.text == max(text.samples, key=mean)
+    assert text.text != text.samples[0]
+    assert text.score == pytest.approx(torch.tensor(mean(text.text)).exp().item(), rel=1e-4)
+
+
+def test_one_sample_is_told_as_ever(llama):
+    assert [text.samples for text in generate(llama, PROMPTS, Generation(max_new_tokens=2))] == [None] * 4
+
+
+def test_a_text_does_not_end_by_itself_before_its_least_length(llama):
+    ids = torch.tensor(PROMPTS[:1])
+    free = llama.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+    end = free[2]
+    llama.model.generation_config.eos_token_id = [0, end]
+    short = generate(llama, PROMPTS[:1], Generation(max_new_tokens=12))[0].text
+    assert len(short.split()) == free.index(end) <= 2
+    expected = llama.model.generate(ids, max_new_tokens=12, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    long = generate(llama, PROMPTS[:1], Generation(max_new_tokens=12, min_new_tokens=6))[0].text
+    assert len(long.split()) >= 6
+    told = [token for token in expected[0, 3:].tolist() if token not in (0, end)]
+    assert long.split() == list(map(str, told))

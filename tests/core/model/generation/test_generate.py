@@ -1,0 +1,239 @@
+"""Batched decoding gives what ``model.generate()`` gives one by one, and obeys its options."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gptask.errors import UserError
+from gptask.model.generation import generate as generation
+from gptask.model.generation.generate import Generation, generate
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72)), [99, 98, 97, 96, 95]]
+
+
+class Spelled:
+    """A tokenizer whose text is the token ids: no two rows look alike."""
+
+    eos_token_id = 0
+
+    def decode(self, row, **options):
+        return " ".join(map(str, row))
+
+    def batch_decode(self, rows, **options):
+        return [self.decode(row) for row in rows]
+
+
+def reference(backbone, prompt, **options):
+    """What transformers generates behind one prompt."""
+    settings = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0} | options
+    ids = torch.tensor([prompt])
+    return backbone.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(prompt) :].tolist()
+
+
+def texts(backbone, prompts, **options):
+    return [text.text for text in generate(backbone, prompts, Generation(**{"max_new_tokens": 16} | options))]
+
+
+def decoded(backbone, rows):
+    return backbone.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+@pytest.fixture
+def spelled(backbone_of):
+    def load(*arguments, **options):
+        backbone = backbone_of(*arguments, **options)
+        backbone.tokenizer = Spelled()
+        return backbone
+
+    return load
+
+
+@pytest.fixture
+def llama(backbone_of):
+    return backbone_of("llama")
+
+
+@pytest.fixture
+def sizes(llama, monkeypatch):
+    """The batch sizes of the decoder's calls."""
+    seen = []
+    forward = llama.body.forward
+
+    def spy(*args, **kwargs):
+        seen.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(llama.body, "forward", spy)
+    return seen
+
+
+def ending_early(backbone, prompts=PROMPTS):
+    """Make a token that some rows reach soon, and others late or never, an EOS; return what each then generates."""
+    rows = [reference(backbone, prompt) for prompt in prompts]
+    token = max(set(rows[0]), key=lambda t: len({row.index(t) if t in row else 99 for row in rows}))
+    backbone.model.generation_config.eos_token_id = [0, token]
+    return [row[: row.index(token)] if token in row else row for row in rows]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_in_a_batch_equals_transformers_one_by_one(family, backbone_of):
+    backbone = backbone_of(family)
+    rows = [reference(backbone, prompt) for prompt in PROMPTS]
+    assert len({tuple(row) for row in rows}) == len(rows)  # the tiny model does listen to its prompt
+    assert texts(backbone, PROMPTS) == decoded(backbone, rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_end_leave_the_others_as_they_were(family, spelled):
+    backbone = spelled(family)
+    rows = ending_early(backbone)
+    assert len({len(row) for row in rows}) > 1
+    assert texts(backbone, PROMPTS) == decoded(backbone, rows)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_beams_in_a_batch_equal_transformers_one_by_one(family, spelled):
+    backbone = spelled(family)
+    rows = [reference(backbone, prompt, num_beams=3, max_new_tokens=10) for prompt in PROMPTS]
+    assert texts(backbone, PROMPTS, num_beams=3, max_new_tokens=10) == decoded(backbone, rows)
+    assert rows != [reference(backbone, prompt, max_new_tokens=10) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_repetition_penalty_equals_transformers(beams, llama):
+    rows = [reference(llama, p, repetition_penalty=1.8, num_beams=beams) for p in PROMPTS]
+    assert rows != [reference(llama, p, num_beams=beams) for p in PROMPTS]
+    assert texts(llama, PROMPTS, repetition_penalty=1.8, num_beams=beams) == decoded(llama, rows)
+
+
+def test_finished_rows_leave_the_batch(llama, sizes):
+    rows = ending_early(llama)
+    sizes.clear()
+    texts(llama, PROMPTS)
+    expected = [sum(len(row) >= step for row in rows) for step in range(1, max(map(len, rows)) + 1)]
+    assert sizes[1:] == expected[: len(sizes) - 1]
+    assert len(PROMPTS) >= sizes[1] > sizes[-1] > 0
+
+
+def test_no_more_rows_are_written_at_once_than_memory_is_granted(llama, sizes, monkeypatch):
+    together = texts(llama, PROMPTS, max_new_tokens=4)
+    config = llama.model.config
+    position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes, in float32
+    monkeypatch.setattr(generation, "KEYS", position * (sum(len(prompt) + 4 for prompt in PROMPTS) // 2))
+    sizes.clear()
+    assert texts(llama, PROMPTS, max_new_tokens=4) == together
+    assert max(sizes) == 2, "three parts: half of all prompts is a bit more than there is room for"
+    monkeypatch.setattr(generation, "KEYS", 1)
+    assert texts(llama, PROMPTS, max_new_tokens=4) == together, "one at a time, if need be"
+
+
+def test_stop_text_is_cut_off_and_ends_the_row(llama, sizes):
+    (whole,) = texts(llama, PROMPTS[:1])
+    stop = whole[5:8]
+    sizes.clear()
+    assert texts(llama, PROMPTS[:1], stop=["never there", stop]) == [whole[: whole.index(stop)]]
+    assert len(sizes) < 16
+
+
+def test_beams_obey_stop_texts(llama):
+    (whole,) = texts(llama, PROMPTS[:1], num_beams=2)
+    stop = whole[3:6]
+    (cut,) = texts(llama, PROMPTS[:1], num_beams=2, stop=[stop])
+    assert stop not in cut
+
+
+@torch.no_grad()
+def test_score_is_the_geometric_mean_over_tokens_and_eos(llama):
+    rows = ending_early(llama)
+    end = llama.model.generation_config.eos_token_id[1]
+    for said, prompt, row in zip(generate(llama, PROMPTS, Generation(max_new_tokens=16)), PROMPTS, rows, strict=True):
+        told = row if len(row) == 16 else [*row, end]
+        logs = llama.model(torch.tensor([prompt + told])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        mean = logs.gather(1, torch.tensor(told)[:, None]).mean()
+        assert said.score == pytest.approx(math.exp(mean), rel=1e-4)
+
+
+def test_sampling_repeats_with_the_seed_of_torch(llama):
+    def draw(seed):
+        torch.manual_seed(seed)
+        return texts(llama, PROMPTS, temperature=1.5)
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_top_k_and_top_p_bound_what_is_drawn(spelled):
+    llama, prompt, heat = spelled("llama"), PROMPTS[0], 4.0
+    logits = llama.model(torch.tensor([prompt])).logits[0, -1]
+    probability, order = (logits / heat).softmax(-1).sort(descending=True)
+    nucleus = int((probability.cumsum(0) < 0.6).sum()) + 1
+    assert nucleus > 3
+    torch.manual_seed(0)
+    for options, count in [({"top_k": 3}, 3), ({"top_p": 0.6}, nucleus)]:
+        drawn = set(texts(llama, [prompt] * 300, temperature=heat, max_new_tokens=1, **options))
+        assert len(drawn) > 1
+        assert drawn <= {str(token) for token in order[:count].tolist()}
+    assert texts(llama, PROMPTS, temperature=1.0, top_k=1) == texts(llama, PROMPTS)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_row_ends_where_the_context_is_full(family, beams, spelled):
+    backbone = spelled(family, context=32)
+    full, near, short = list(range(10, 42)), list(range(50, 79)), [5, 6]
+    rows = [
+        reference(backbone, prompt, max_new_tokens=new, num_beams=beams)
+        for prompt, new in [(full, 1), (near, 4), (short, 16)]
+    ]
+    assert texts(backbone, [full, near, short], num_beams=beams) == decoded(backbone, rows)
+
+
+@pytest.mark.parametrize(("prompt", "said"), [([], "0 tokens"), (list(range(33)), "33 tokens")])
+def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_of):
+    with pytest.raises(UserError, match=f"{said}.*1 to 32"):
+        texts(backbone_of("gpt2", context=32), [[5], prompt])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "expected"),
+    [
+        ([20] * 99 + [500], {}, 24),  # one in a hundred may be cut off
+        ([20] * 98 + [100] * 2, {}, 104),
+        ([20] * 98 + [500] * 2, {}, 128),  # a quarter of 512
+        ([2, 3], {}, 16),
+        ([2, 3], {"min_new_tokens": 30}, 30),
+        ([100], {"max_new_tokens": 7}, 7),
+        ([], {}, 64),
+    ],
+)
+def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected, caplog):
+    said = Generation(**options)
+    said.settle(np.array(lengths, dtype=int), 512)
+    assert said.limit == expected
+    assert ("2 of 100 targets of train are longer" in caplog.text) == (expected == 128)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 0},
+        {"num_beams": 0},
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"stop": [""]},
+        {"num_beams": 2, "temperature": 1.0},
+        {"min_new_tokens": -1},
+        {"min_new_tokens": 65},
+        {"samples": 0},
+        {"samples": 2},
+        {"seed": -1},
+    ],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(UserError, match=r"task\.generation"):
+        Generation(**options).validate()
+    Generation().validate()
