@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gptask import Config, run
+from gptask import Config
 from gptask.config.schemas import Sample
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Prediction
 from gptask.results import write_predictions
+from gptask.runs import run
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

@@ -50,7 +50,7 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
     for words in commands:
         if "|" in words:
             text = words[1].encode()
-            monkeypatch.setattr("gptask.prediction.stdin", lambda text=text: io.BytesIO(text))
+            monkeypatch.setattr("gptask.runs.predict_file.stdin", lambda text=text: io.BytesIO(text))
             words = words[words.index("|") + 1 :]
         arguments = words[1:]
         fresh = not any(word.startswith(("run=", "resume=")) for word in words)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gptask.errors import DataError, UserError
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.plugins.task import Encoded, Field, Kind, Prediction, Task, option
-    from gptask.run import load_run, load_runs
+    from gptask.runs.run import load_run, load_runs
     from gptask.training import train, train_tasks
 
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
         name: ("gptask.plugins.task", name)
         for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")
     },
-    **{name: ("gptask.run", name) for name in ("load_run", "load_runs")},
+    **{name: ("gptask.runs.run", name) for name in ("load_run", "load_runs")},
     **{name: ("gptask.config.multitask", name) for name in ("Member", "Mixing")},
     **{name: ("gptask.training", name) for name in ("train", "train_tasks")},
 }

@@ -13,7 +13,7 @@ from gptask.config.schemas import Data, Evaluate, Train
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.plugins.task import Kind, Task
-from gptask.run import plugin_of
+from gptask.runs.run import plugin_of
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import DataModule

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptask import assembly, run
+from gptask import assembly
 from gptask.config.schemas import Evaluate, checked
 from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
@@ -16,6 +16,7 @@ from gptask.job import identity
 from gptask.model.backbone.locate import locate
 from gptask.plugins.task import Task
 from gptask.results import finish
+from gptask.runs import run
 
 
 def evaluate(config: Evaluate) -> Path:

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
 from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog, to_plain
 from gptask.errors import UserError
+from gptask.runs import run
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import loggers, run
-from gptask.card import Card
-from gptask.cover import cover
+from gptask import loggers
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Example, Prediction, Task
+from gptask.runs import run
+from gptask.runs.cards.model_card import Card
+from gptask.runs.cards.multitask_card import cover
 
 if TYPE_CHECKING:
     from gptask.module import GPTModule

@@ -12,8 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import assembly, loggers, run, saved_model
-from gptask.compare.command import command
+from gptask import assembly, loggers
 from gptask.config.multitask import Member
 from gptask.config.schemas import DType, Full, Lora, Train, checked, to_plain
 from gptask.config.schemas import Head as FrozenTuning
@@ -23,6 +22,8 @@ from gptask.errors import UserError, listing
 from gptask.job import identity
 from gptask.model.backbone.locate import locate
 from gptask.results import finish, finish_all
+from gptask.runs import run, saved_model
+from gptask.runs.reproduce import command
 from gptask.seat import Seat
 
 if TYPE_CHECKING:

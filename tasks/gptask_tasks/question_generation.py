@@ -15,7 +15,7 @@ from gptask.model.backbone.locate import folder_hash
 from gptask.model.generation.generate import Generation
 from gptask.model.text_task import GenerativeTask
 from gptask.plugins.task import Example, Task
-from gptask.run import load_task, read_config
+from gptask.runs.run import load_task, read_config
 
 from gptask_tasks import sample
 

@@ -106,11 +106,12 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
     def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
         import torch
-        from gptask import Config, run, saved_model
+        from gptask import Config
         from gptask.config.schemas import DType, Pretrained, Scratch
         from gptask.model.backbone import backbone as model
         from gptask.model.backbone import locate as source
         from gptask.model.backbone.tuning import apply, shorten
+        from gptask.runs import run, saved_model
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":

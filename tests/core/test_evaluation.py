@@ -7,7 +7,7 @@ import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
 from gptask.evaluation import demonstrations, evaluate
-from gptask.run import load_task, read_config
+from gptask.runs.run import load_task, read_config
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation

@@ -5,8 +5,9 @@ import json
 import shutil
 
 import pytest
-from gptask import UserError, job, run, train
+from gptask import UserError, job, train
 from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
+from gptask.runs import run
 from gptask_tasks.sentiment import Sentiment
 
 from tests.small import config

@@ -160,13 +160,13 @@ def _evaluate(config: Any) -> None:
 
 
 def _predict(config: Any) -> None:
-    from gptask.prediction import predict
+    from gptask.runs.predict_file import predict
 
     predict(config)
 
 
 def _export(config: Any) -> None:
-    from gptask.export import export
+    from gptask.runs.export import export
 
     sys.stderr.write(f"exported to {export(config)}\n")
 

@@ -116,7 +116,7 @@ def _is_run(path: Path) -> bool:
 
 def _of_run(path: Path, options: ChatOptions) -> Backbone:
     from gptask.model.heads import GenerationHead
-    from gptask.run import load_run
+    from gptask.runs.run import load_run
 
     run = load_run(path)
     if not isinstance(run.head, GenerationHead):

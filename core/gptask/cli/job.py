@@ -13,7 +13,7 @@ from typing import Any
 
 from gptask.cli.configs import checked
 from gptask.cli.explain import Line, mended
-from gptask.run import main_process, siblings, started_by
+from gptask.runs.run import main_process, siblings, started_by
 
 log = logging.getLogger("gptask")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import told
-from gptask.run import OURS, WRITTEN, main_process
+from gptask.runs.run import OURS, WRITTEN, main_process
 
 
 def show_run(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.data.reading import stdin
 from gptask.errors import UserError, listing, nearest
-from gptask.run import write_text
+from gptask.runs.run import write_text
 
 if TYPE_CHECKING:
     from gptask.model.generation.chat import Chat

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from gptask.compare.methods import Method, methods
-from gptask.compare.paired import RESAMPLES, Difference, difference, holm
 from gptask.compare.records import Record
-from gptask.compare.verdict import Verdict
 from gptask.data.examples import digest
 from gptask.data.store import cache_folder
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.resampling import bootstrap
-from gptask.run import write_text
+from gptask.runs.run import write_text
+from gptask.runs.significance import RESAMPLES, Difference, difference, holm
+from gptask.runs.verdict import Verdict
 
 
 @dataclass

@@ -14,9 +14,9 @@ from typing import Any
 from gptask.compare.comparison import Comparison, Table
 from gptask.compare.methods import Method, options
 from gptask.compare.records import Record
-from gptask.compare.verdict import Verdict, digits
-from gptask.markdown import prose
-from gptask.markdown import table as grid
+from gptask.runs.markdown import prose
+from gptask.runs.markdown import table as grid
+from gptask.runs.verdict import Verdict, digits
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:2rem auto;

@@ -7,15 +7,15 @@ from html import escape
 from math import inf
 from pathlib import Path
 
-from gptask.compare.command import command
 from gptask.compare.comparison import Table, compare
 from gptask.compare.formats import ARROWS, cell, html_grid, page, title
 from gptask.compare.methods import Method
 from gptask.compare.records import Record
 from gptask.errors import UserError, listing
-from gptask.markdown import code, prose
-from gptask.markdown import table as grid
-from gptask.run import write_text
+from gptask.runs.markdown import code, prose
+from gptask.runs.markdown import table as grid
+from gptask.runs.reproduce import command
+from gptask.runs.run import write_text
 
 
 def write(records: Sequence[Record], folder: Path, metric: str | None = None) -> tuple[list[Path], list[Record]]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gptask import run
 from gptask.compare import soundness
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
+from gptask.runs import run
 
 MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
 

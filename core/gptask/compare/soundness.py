@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptask import run
+from gptask.runs import run
 
 Kinds = dict[str, type | tuple[type, ...]]
 NUMBER, GROUP, NOTHING = (int, float), (dict, type(None)), type(None)

@@ -16,7 +16,7 @@ from gptask.data.messages import told
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Kind
-from gptask.run import OURS, WRITTEN
+from gptask.runs.run import OURS, WRITTEN
 
 
 @dataclass

@@ -33,7 +33,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def reproduce(entry: Entry) -> str:
     """The command that makes the run again, or why there is none."""
-    from gptask.compare.command import command
+    from gptask.runs.reproduce import command
 
     try:
         return command(entry.record.config)

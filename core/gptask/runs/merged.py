@@ -19,7 +19,7 @@ def resolve_run(folder: Path) -> Resolved:
 
     Raises `UserError` for a run without a model, or whose own backbone is missing or another.
     """
-    from gptask.run import read_config
+    from gptask.runs.run import read_config
 
     values, model = read_config(folder), folder / "model"
     if not (model / "backbone.json").is_file():
@@ -41,7 +41,7 @@ def _merge(model: Path, values: dict[str, object], name: str) -> Resolved:
     identity = f"{folder_hash(model)} on {base}"
     folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
-        from gptask import saved_model
+        from gptask.runs import saved_model
 
         backbone = saved_model.load_backbone(model, values, DType.float32)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")

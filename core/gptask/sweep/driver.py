@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
 from gptask.config.schemas import Train
 from gptask.errors import UserError
 from gptask.job import ASIDE, identity
+from gptask.runs import run
 from gptask.sweep.space import Dimension
 from gptask.sweep.study import Study, locked
 

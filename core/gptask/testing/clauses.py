@@ -23,7 +23,7 @@ from gptask.plugins.compatibility import made_for, refuse_other_version
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
 from gptask.results import prediction_fields
-from gptask.run import OURS, WRITTEN
+from gptask.runs.run import OURS, WRITTEN
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from gptask import Config
-from gptask import run as runs
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
+from gptask.runs import run as runs
 from gptask_tasks.qa import Answer, QuestionAnswering
 
 

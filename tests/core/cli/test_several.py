@@ -4,10 +4,10 @@ import shlex
 
 import pytest
 from gptask import Config, Member
-from gptask import run as runs
-from gptask.compare.command import command
 from gptask.config.multitask import Sampling
 from gptask.config.schemas import Files, Full, Limit, Sample, Scratch
+from gptask.runs import run as runs
+from gptask.runs.reproduce import command
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import sacrebleu
-from gptask.compare.paired import ALPHA, difference
 from gptask.plugins.metric import MeanMetric, Metric
+from gptask.runs.significance import ALPHA, difference
 from gptask_tasks.classification.metrics import MacroF1
 from gptask_tasks.scores import Corpus
 

@@ -199,7 +199,7 @@ def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
 
 
 def test_the_plugin_of_an_instance_is_found_without_loading_others(install):
-    from gptask.run import plugin_of
+    from gptask.runs.run import plugin_of
 
     install("echo-tasks", GOOD, echo="echo_module:Good")
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from gptask.compare import command
 from gptask.compare.records import read
 from gptask.errors import UserError
 from gptask.report import facts, measures, settings
 from gptask.report.entry import entries
+from gptask.runs import reproduce as command
 
 from tests.core.report import made
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from gptask import UserError, run
+from gptask import UserError
 from gptask.job import identity
+from gptask.runs import run
 from gptask.sweep import driver
 from gptask.sweep.driver import Plan, sweep
 from gptask.sweep.space import Dimension

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
-from gptask.compare.command import command
-from gptask.markdown import code, fenced, prose, table
+from gptask.runs import run
+from gptask.runs.markdown import code, fenced, prose, table
+from gptask.runs.reproduce import command
 
 if TYPE_CHECKING:
     from gptask.config.schemas import Train

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Hub, Sample
 from gptask.errors import listing
-from gptask.markdown import line
+from gptask.runs.markdown import line
 
 if TYPE_CHECKING:
-    from gptask.card import Card
     from gptask.plugins.task import Task
+    from gptask.runs.cards.model_card import Card
 
 PIPELINES = {  # what the hub calls the use of a transformers class
     "AutoModelForCausalLM": "text-generation",

@@ -7,7 +7,7 @@ import threading
 import pytest
 from gptask import DataError, UserError, load_run, train
 from gptask.config.schemas import Files, OnBad, Predict
-from gptask.prediction import CHUNK, predict, predict_examples
+from gptask.runs.predict_file import CHUNK, predict, predict_examples
 
 from tests.small import config
 
@@ -78,7 +78,7 @@ def test_output_appears_before_all_input_is_read(run):
 
 def test_standard_input_is_json_lines_or_plain(run, monkeypatch, capsys):
     for content in (b'{"text": "good"}\n', b"good\n"):
-        monkeypatch.setattr("gptask.prediction.stdin", lambda content=content: io.BytesIO(content))
+        monkeypatch.setattr("gptask.runs.predict_file.stdin", lambda content=content: io.BytesIO(content))
         call(run, "-")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["text"] for line in lines] == ["good", "good"]

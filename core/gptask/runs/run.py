@@ -203,7 +203,7 @@ class Run:
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
-        from gptask.prediction import predict_examples
+        from gptask.runs.predict_file import predict_examples
 
         return predict_examples(self, examples)
 
@@ -296,7 +296,7 @@ def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | N
             f"{folder} holds no model (an evaluation, or a run that was stopped before its end: "
             f"gptask train resume={folder})"
         )
-    from gptask import saved_model
+    from gptask.runs import saved_model
 
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
     head = instance.head(backbone)

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import torch
-from gptask import Config, UserError, load_run, run, saved_model
+from gptask import Config, UserError, load_run
 from gptask.config.schemas import DType, Full, Head, Lora
 from gptask.model.heads import GenerationHead
+from gptask.runs import run, saved_model
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
@@ -141,7 +142,7 @@ def test_what_is_no_run_folder_says_so(tmp_path, copied):
         load_run(copied)
 
 
-@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "gptask.saved_model.write_json"])
+@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "gptask.runs.saved_model.write_json"])
 def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

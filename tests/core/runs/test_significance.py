@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gptask.compare.paired import difference, holm, mcnemar, randomisation
 from gptask.plugins.metric import MeanMetric
+from gptask.runs.significance import difference, holm, mcnemar, randomisation
 from gptask_tasks.classification.metrics import MacroF1, Matthews
 
 

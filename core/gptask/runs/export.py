@@ -11,7 +11,7 @@ from typing import Any
 from gptask.config.schemas import DType, Export
 from gptask.errors import UserError
 from gptask.plugins.task import Field, Kind
-from gptask.run import Run, load_run
+from gptask.runs.run import Run, load_run
 
 README = """# {title}
 

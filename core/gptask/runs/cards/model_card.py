@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import run
-from gptask.compare.command import command
 from gptask.config.schemas import Data, Hub, Sample, Scratch
 from gptask.data.messages import messages
-from gptask.front_matter import front_matter, hub_id, languages
-from gptask.markdown import code, fenced, line, prose, table
 from gptask.plugins.task import Kind
-from gptask.run import Plugin
+from gptask.runs import run
+from gptask.runs.cards.hub_metadata import front_matter, hub_id, languages
+from gptask.runs.markdown import code, fenced, line, prose, table
+from gptask.runs.reproduce import command
+from gptask.runs.run import Plugin
 
 if TYPE_CHECKING:
     from gptask.data.corpus import Corpus

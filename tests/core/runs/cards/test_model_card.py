@@ -8,11 +8,11 @@ import pytest
 import torch
 from gptask import train
 from gptask.assembly import corpus
-from gptask.card import Card
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
 from gptask.evaluation import evaluate
-from gptask.front_matter import hub_id, languages, license_of
 from gptask.model.backbone.locate import Resolved
+from gptask.runs.cards.hub_metadata import hub_id, languages, license_of
+from gptask.runs.cards.model_card import Card
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation

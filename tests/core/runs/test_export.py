@@ -6,7 +6,7 @@ import pytest
 import torch
 from gptask import UserError
 from gptask.config.schemas import Export, Full, Head, Lora
-from gptask.export import export
+from gptask.runs.export import export
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

@@ -20,7 +20,7 @@ from gptask.data.reading import Row, Source, read, read_stream, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Example, Prediction
 from gptask.results import prediction_fields
-from gptask.run import Run, load_run
+from gptask.runs.run import Run, load_run
 
 CHUNK = 256  # rows at most that are sorted by length together
 END = object()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import DType, Full, Lora, from_plain
 from gptask.errors import UserError
-from gptask.run import write_json
+from gptask.runs.run import write_json
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import Backbone

@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-from gptask import run as runs
-from gptask.compare.command import command
 from gptask.config.schemas import DType, Files, Full, Pretrained, Scratch, Train
+from gptask.runs import run as runs
+from gptask.runs.reproduce import command
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from gptask.compare.paired import ALPHA, Difference
+from gptask.runs.significance import ALPHA, Difference
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Cards: the README.md of a run folder."""
