@@ -9,8 +9,8 @@ from gptask import Config
 from gptask.config.schemas import Sample
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Prediction
-from gptask.results import write_predictions
 from gptask.runs import run
+from gptask.training.results import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.plugins.task import Encoded, Field, Kind, Prediction, Task, option
     from gptask.runs.run import load_run, load_runs
-    from gptask.training import train, train_tasks
+    from gptask.training.train import train, train_tasks
 
 _HOMES = {
     "Config": ("gptask.config.schemas", "Train"),
@@ -23,7 +23,7 @@ _HOMES = {
     },
     **{name: ("gptask.runs.run", name) for name in ("load_run", "load_runs")},
     **{name: ("gptask.config.multitask", name) for name in ("Member", "Mixing")},
-    **{name: ("gptask.training", name) for name in ("train", "train_tasks")},
+    **{name: ("gptask.training.train", name) for name in ("train", "train_tasks")},
 }
 __all__ = [
     "AdditiveMetric",

@@ -23,7 +23,7 @@ def run(tier: str) -> list[Result]:
 
 def train(side: str, experiment: str, count: int) -> float:
     """One epoch of a side; its peak in MB."""
-    from gptask.results import peak_memory_mb
+    from gptask.training.results import peak_memory_mb
     from ours import Training, options
 
     overrides = options(experiment, f"data.limit.train={count if experiment == 'sst2' else count // 4}")
@@ -37,8 +37,8 @@ def train(side: str, experiment: str, count: int) -> float:
 def tuned(overrides: list[str]) -> None:
     """The reference's epoch; nothing of gptask's model is ever loaded beside it."""
     import reference
-    from gptask import assembly
     from gptask.model.backbone.locate import locate
+    from gptask.training import builder as assembly
     from ours import config, labelled
 
     options = config("train", overrides)

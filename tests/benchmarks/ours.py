@@ -41,8 +41,8 @@ class Training:
     """A training that can be run for one epoch again and again, without validation."""
 
     def __init__(self, overrides: list[str]) -> None:
-        from gptask import assembly
-        from gptask.training import assemble
+        from gptask.training import builder as assembly
+        from gptask.training.train import assemble
 
         self.config = config("train", overrides)
         self.module, self.data = assemble(self.config, assembly.corpora(self.config))
@@ -51,7 +51,7 @@ class Training:
 
     def fit(self, folder: Path, epochs: int = 1, callbacks: Any = (), **settings: Any) -> None:
         """Train."""
-        from gptask.lightning import spared, trainer_for
+        from gptask.training.trainer import spared, trainer_for
 
         options = (
             self.config.trainer
@@ -74,7 +74,7 @@ class Training:
 
     def test(self, folder: Path) -> int:
         """Go through the test split; how many examples it has."""
-        from gptask.lightning import trainer_for
+        from gptask.training.trainer import trainer_for
 
         trainer_for(folder, {}, logger=False).test(self.module, datamodule=self.data, verbose=False)
         return len(self.data.examples("test"))

@@ -56,9 +56,9 @@ def train(trainer_on: Callable[..., Trainer], settings: dict[str, Any], seconds:
 
 def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str:
     """The experiment's main metric, with its interval."""
-    from gptask import assembly
     from gptask.model.backbone.locate import locate
     from gptask.plugins.metric import score_all
+    from gptask.training import builder as assembly
 
     mine = config("train", options(experiment))
     task = mine.task

@@ -21,8 +21,9 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 def score(experiment: str) -> str:
     """The task's main metric on the test split, with its interval."""
-    from gptask import Prediction, assembly
+    from gptask import Prediction
     from gptask.plugins.metric import score_all
+    from gptask.training import builder as assembly
 
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
     task = options.task

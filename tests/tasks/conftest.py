@@ -34,9 +34,9 @@ def backbone() -> Any:
 @pytest.fixture(scope="session")
 def sample_rows() -> Callable[[Any], dict[str, list[dict[str, Any]]]]:
     """``sample_rows(task)``: the examples of its bundled sample by split, as a run reads them."""
-    from gptask.assembly import corpus
     from gptask.config.schemas import Sample
     from gptask.data.corpus import SPLITS
+    from gptask.training.builder import corpus
 
     def rows(task: Any) -> dict[str, list[dict[str, Any]]]:
         read = corpus(task, Sample(), seed=0)

@@ -7,9 +7,9 @@ import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError, load_run, train
 from gptask.config.schemas import Evaluate, Limit, Sample
-from gptask.evaluation import evaluate
 from gptask.model.generation.generate import Generation
 from gptask.plugins.metric import score_all
+from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration, place
 from gptask_tasks.sentiment import Sentiment

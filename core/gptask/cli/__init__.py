@@ -145,7 +145,7 @@ OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own 
 
 def _train(config: Any) -> None:
     from gptask.cli.table import show_run
-    from gptask.training import train_tasks
+    from gptask.training.train import train_tasks
 
     runs = train_tasks(config)
     for run in runs.tasks.values():
@@ -154,7 +154,7 @@ def _train(config: Any) -> None:
 
 def _evaluate(config: Any) -> None:
     from gptask.cli.table import show_run
-    from gptask.evaluation import evaluate
+    from gptask.training.evaluate import evaluate
 
     show_run(evaluate(config))
 

@@ -48,7 +48,7 @@ class Job:
 
     def _done(self, config: Any) -> bool:
         """Whether the sweep did this job when it was started before; one it did not finish gets a new folder."""
-        from gptask import job
+        from gptask.training import fingerprint as job
 
         if folder := job.finished(job.identity(config), job.homes(config), model=self.line.verb == "train"):
             log.info("finished already, skipped: %s", folder)

@@ -18,13 +18,13 @@ from gptask.cli.launch import open_keys, read
 from gptask.config.overrides import normalize
 from gptask.config.trainer_options import check
 from gptask.errors import UserError
-from gptask.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
-from gptask.sweep.study import PRUNERS, SAMPLERS, refuse_grid
+from gptask.training.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
+from gptask.training.sweep.study import PRUNERS, SAMPLERS, refuse_grid
 
 if TYPE_CHECKING:
     from gptask.config.schemas import Train
-    from gptask.sweep.driver import Plan
-    from gptask.sweep.study import Study
+    from gptask.training.sweep.driver import Plan
+    from gptask.training.sweep.study import Study
 
 USAGE = "gptask sweep [option=value ...] option=<space> ... [--trials 20]"
 ABOUT = f"""Search for the options of `gptask train` that do best on the task's main validation metric, with Optuna.
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], report: Callable[[Exception, str], int]) -> in
     plan, first = _plan(given, report)
     if not find_spec("optuna"):
         raise UserError("gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'")
-    from gptask.sweep.driver import sweep
+    from gptask.training.sweep.driver import sweep
 
     show(plan, sweep(plan, first))
     return 0
@@ -85,7 +85,7 @@ def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) ->
         refuse_grid(space)
     first = _first(space, fixed)
     from gptask.runs.run import plugin_of
-    from gptask.sweep.driver import Plan, deciding
+    from gptask.training.sweep.driver import Plan, deciding
 
     text = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), given.sampler, given.pruner])
     name = given.study or f"{plugin_of(first.task).name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

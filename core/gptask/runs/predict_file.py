@@ -19,8 +19,8 @@ from gptask.data.documents import of_task
 from gptask.data.reading import Row, Source, read, read_stream, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Example, Prediction
-from gptask.results import prediction_fields
 from gptask.runs.run import Run, load_run
+from gptask.training.results import prediction_fields
 
 CHUNK = 256  # rows at most that are sorted by length together
 END = object()
@@ -126,7 +126,7 @@ def _predict_chunk(run: Run, chunk: list[Example | DataError], options: Any) -> 
     from gptask.data.batches import BatchesByLength
     from gptask.data.datamodule import collate, encode, scored_tokens
     from gptask.model.heads import GenerationHead
-    from gptask.seat import merge
+    from gptask.training.task_runtime import merge
 
     results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
     items: list[dict[str, Any]] = []

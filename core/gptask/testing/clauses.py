@@ -22,9 +22,9 @@ from gptask.model.generation.generate import Text
 from gptask.plugins.compatibility import made_for, refuse_other_version
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
-from gptask.results import prediction_fields
 from gptask.runs.run import OURS, WRITTEN
 from gptask.testing.trial import BATCH, Trial, padded
+from gptask.training.results import prediction_fields
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import Batch

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask import assembly
 from gptask.config import schemas
 from gptask.data.corpus import Corpus
 from gptask.plugins.task import Example, Prediction, Task
+from gptask.training import builder as assembly
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import Batch
@@ -127,7 +127,7 @@ class Trial:
             return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
 
     def _merged(self, outputs: list[Any]) -> list[Prediction]:
-        from gptask.seat import merge
+        from gptask.training.task_runtime import merge
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]

@@ -54,7 +54,7 @@ def test_message(refused, line, said):
 
 
 def test_an_unwritable_run_folder_is_named(run):
-    from gptask.training import train
+    from gptask.training.train import train
 
     ended = run("train", "outputs=/dev/null/x", "backbone=nano", action=train)
     assert ended.code == 2

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import gptask.cli
 import pytest
-from gptask import job as jobs
 from gptask.cli.job import log, log_to_console
 from gptask.runs import run as runs
+from gptask.training import fingerprint as jobs
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from gptask import DataError, Field, Kind
-from gptask.assembly import corpus
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.conll import sentences
 from gptask.data.reading import Source, read
+from gptask.training.builder import corpus
 
 from tests.core.data.test_columns import Fielded
 

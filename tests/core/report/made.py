@@ -7,8 +7,8 @@ import numpy as np
 from gptask import Config, Prediction
 from gptask.config.schemas import Files, Lora, Pretrained
 from gptask.plugins.metric import score_all
-from gptask.results import write_predictions
 from gptask.runs import run
+from gptask.training.results import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

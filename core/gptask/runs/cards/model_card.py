@@ -19,7 +19,7 @@ from gptask.runs.run import Plugin
 if TYPE_CHECKING:
     from gptask.data.corpus import Corpus
     from gptask.model.backbone.backbone import Backbone
-    from gptask.seat import Seat
+    from gptask.training.task_runtime import Seat
 
 CARD = """# {title}
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gptask import Config, assembly
+from gptask import Config
 from gptask.config.schemas import DType, Head, Limit, Lora, Pretrained, Sample
 from gptask.data.datamodule import collate
 from gptask.model.backbone.tuning import apply
 from gptask.model.engine import activation_cache as states
-from gptask.training import assemble, train
+from gptask.training import builder as assembly
+from gptask.training.train import assemble, train
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 

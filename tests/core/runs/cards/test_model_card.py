@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from gptask import train
-from gptask.assembly import corpus
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
-from gptask.evaluation import evaluate
 from gptask.model.backbone.locate import Resolved
 from gptask.runs.cards.hub_metadata import hub_id, languages, license_of
 from gptask.runs.cards.model_card import Card
+from gptask.training.builder import corpus
+from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import gptask
 from gptask import MeanMetric, Prediction
 from gptask.plugins.task import Example
-from gptask.results import prediction_fields
+from gptask.training.results import prediction_fields
 from gptask_tasks.sentiment import Sentiment
 
 from tests.small import config

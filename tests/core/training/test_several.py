@@ -7,16 +7,17 @@ import weakref
 
 import pytest
 import torch
-from gptask import Config, Member, Mixing, UserError, assembly, load_run, load_runs, train, train_tasks
+from gptask import Config, Member, Mixing, UserError, load_run, load_runs, train, train_tasks
 from gptask.compare.comparison import compare
 from gptask.compare.records import find, read
 from gptask.config.multitask import Sampling
 from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample
-from gptask.evaluation import evaluate
-from gptask.job import identity
 from gptask.model.backbone.backbone import Backbone
 from gptask.report.curves import curves
-from gptask.training import assemble, goal, pace
+from gptask.training import builder as assembly
+from gptask.training.evaluate import evaluate
+from gptask.training.fingerprint import identity
+from gptask.training.train import assemble, goal, pace
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

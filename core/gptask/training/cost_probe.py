@@ -10,9 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from gptask.module import GPTModule
-from gptask.results import peak_memory_mb
-from gptask.seat import Seat
+from gptask.training.module import GPTModule
+from gptask.training.results import peak_memory_mb
+from gptask.training.task_runtime import Seat
 
 log = logging.getLogger("gptask")
 

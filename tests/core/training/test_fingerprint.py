@@ -5,9 +5,10 @@ import json
 import shutil
 
 import pytest
-from gptask import UserError, job, train
+from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
 from gptask.runs import run
+from gptask.training import fingerprint as job
 from gptask_tasks.sentiment import Sentiment
 
 from tests.small import config

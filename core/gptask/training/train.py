@@ -12,19 +12,20 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import assembly, loggers
 from gptask.config.multitask import Member
 from gptask.config.schemas import DType, Full, Lora, Train, checked, to_plain
 from gptask.config.schemas import Head as FrozenTuning
 from gptask.config.trainer_options import check
 from gptask.data.examples import digest
 from gptask.errors import UserError, listing
-from gptask.job import identity
 from gptask.model.backbone.locate import locate
-from gptask.results import finish, finish_all
 from gptask.runs import run, saved_model
 from gptask.runs.reproduce import command
-from gptask.seat import Seat
+from gptask.training import builder as assembly
+from gptask.training import loggers
+from gptask.training.fingerprint import identity
+from gptask.training.results import finish, finish_all
+from gptask.training.task_runtime import Seat
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from gptask.data.corpus import Corpus
     from gptask.model.backbone.backbone import Backbone
     from gptask.model.heads import Head
-    from gptask.module import GPTModule
+    from gptask.training.module import GPTModule
 
 log = logging.getLogger("gptask")
 BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
@@ -77,7 +78,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     from gptask.data.mixture import Mixture
     from gptask.model.backbone import backbone as backbones
     from gptask.model.backbone import tuning
-    from gptask.module import GPTModule
+    from gptask.training.module import GPTModule
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     texts = [partial(assembly.texts, members[name].task, corpus) for name, corpus in corpora.items()]
@@ -155,7 +156,7 @@ def _train(
         if writing:
             run.write_config(folder, config)
         if config.probe and writing and not config.resume:
-            from gptask.probe import probe
+            from gptask.training.cost_probe import probe
 
             probe(module, trainer, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, folder, config.resume)
@@ -263,8 +264,8 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
     """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-    from gptask.lightning import Best, trainer_for
-    from gptask.progress import Interrupted, progress_bar
+    from gptask.training.callbacks import Interrupted, progress_bar
+    from gptask.training.trainer import Best, trainer_for
 
     monitor: dict[str, Any] = dict(zip(("monitor", "mode"), goal(config), strict=True))
     checkpoints = folder / "checkpoints"
@@ -285,7 +286,7 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
 
 
 def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
-    from gptask.lightning import spared
+    from gptask.training.trainer import spared
 
     checkpoint = None
     if resume:

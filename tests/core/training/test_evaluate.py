@@ -6,8 +6,8 @@ import pytest
 import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
-from gptask.evaluation import demonstrations, evaluate
 from gptask.runs.run import load_task, read_config
+from gptask.training.evaluate import demonstrations, evaluate
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -58,7 +58,7 @@ def test_an_evaluation_holds_no_model_to_load(run, tmp_path):
 
 
 def test_shots_put_solved_examples_before_every_prompt():
-    from gptask.assembly import corpus
+    from gptask.training.builder import corpus
 
     task = Sentiment()
     two = demonstrations(task, corpus(task, SAMPLE, 13), 2, 13)

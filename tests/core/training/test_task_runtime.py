@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from gptask.seat import goodness
+from gptask.training.task_runtime import goodness
 
 INFINITE = math.inf
 

@@ -2,12 +2,12 @@
 
 import pytorch_lightning as pl
 import torch
-from gptask import assembly
 from gptask.config.schemas import AdamW, Sample, Schedule, Scratch
 from gptask.model.backbone.backbone import load
-from gptask.module import GPTModule
-from gptask.probe import probe
-from gptask.seat import Seat
+from gptask.training import builder as assembly
+from gptask.training.cost_probe import probe
+from gptask.training.module import GPTModule
+from gptask.training.task_runtime import Seat
 from gptask_tasks.sentiment import Sentiment
 
 

@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from gptask import optim
 from gptask.data.datamodule import Batch
 from gptask.data.mixture import Drawn
 from gptask.model.backbone.backbone import Backbone
-from gptask.seat import Seat, goodness
+from gptask.training import optim
+from gptask.training.task_runtime import Seat, goodness
 
 SCORE = "val/score"  # mean over several tasks
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Train
 from gptask.errors import UserError
-from gptask.job import ASIDE, identity
 from gptask.runs import run
-from gptask.sweep.space import Dimension
-from gptask.sweep.study import Study, locked
+from gptask.training.fingerprint import ASIDE, identity
+from gptask.training.sweep.space import Dimension
+from gptask.training.sweep.study import Study, locked
 
 if TYPE_CHECKING:
     import optuna
@@ -137,8 +137,8 @@ def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
     """Train, and return what the validations gave; a pruned run's folder says that it is one."""
     import optuna
 
-    from gptask.sweep.watch import Watch
-    from gptask.training import train
+    from gptask.training.sweep.pruning_callback import Watch
+    from gptask.training.train import train
 
     watch = Watch(trial, metric)
     try:

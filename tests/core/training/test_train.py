@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gptask import UserError, assembly, load_run, train
+from gptask import UserError, load_run, train
 from gptask.config.schemas import (
     AdamW,
     DType,
@@ -29,9 +29,10 @@ from gptask.config.schemas import (
     Scratch,
 )
 from gptask.model.backbone import backbone as model
-from gptask.module import GPTModule
-from gptask.progress import Lines
-from gptask.training import assemble, pace
+from gptask.training import builder as assembly
+from gptask.training.callbacks import Lines
+from gptask.training.module import GPTModule
+from gptask.training.train import assemble, pace
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
@@ -89,7 +90,7 @@ def test_metrics_say_what_was_measured_and_how(finished):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the figure is the system's own")
 def test_peak_memory_does_not_count_the_process_that_started_this_one():
     held = bytearray(b"x" * 2**30)
-    said = "from gptask.results import peak_memory_mb; print(peak_memory_mb())"
+    said = "from gptask.training.results import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert 10 < int(done.stdout) < len(held) >> 20
 
@@ -415,14 +416,14 @@ def test_two_processes_write_one_run_folder(tmp_path):
 
 
 def test_the_first_step_is_told_at_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.progress.progress_bar", lambda: Lines(every=1e9))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=1e9))
     with caplog.at_level(logging.INFO, "gptask"):
         train(config(tmp_path))
     assert re.findall(r"step (\d)/6 loss", caplog.text) == ["1"]
 
 
 def test_lines_tell_loss_speed_and_time_left(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.progress.progress_bar", lambda: Lines(every=0))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=0))
     with caplog.at_level(logging.INFO, "gptask"):
         train(config(tmp_path))
         endless = {"max_epochs": -1, "max_time": "00:00:00:01", "accelerator": "cpu"}

@@ -10,9 +10,9 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import job as jobs
 from gptask.errors import UserError, listing
-from gptask.sweep.space import Dimension
+from gptask.training import fingerprint as jobs
+from gptask.training.sweep.space import Dimension
 
 if TYPE_CHECKING:
     import optuna

@@ -13,16 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask import loggers
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Example, Prediction, Task
 from gptask.runs import run
 from gptask.runs.cards.model_card import Card
 from gptask.runs.cards.multitask_card import cover
+from gptask.training import loggers
 
 if TYPE_CHECKING:
-    from gptask.module import GPTModule
-    from gptask.seat import Seat
+    from gptask.training.module import GPTModule
+    from gptask.training.task_runtime import Seat
 
 log = logging.getLogger("gptask")
 PACKAGES = (
@@ -110,7 +110,7 @@ def parameters(*parts: Any) -> dict[str, int]:
 
 def cost(module: GPTModule, started: float, fit_seconds: float) -> dict[str, Any]:
     """What a run took and on what it ran; ``started`` is a time in seconds."""
-    from gptask.progress import Speed
+    from gptask.training.callbacks import Speed
 
     return {
         "backbone": module.backbone.origin.kind,

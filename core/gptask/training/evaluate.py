@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gptask import assembly
 from gptask.config.schemas import Evaluate, checked
 from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
-from gptask.job import identity
 from gptask.model.backbone.locate import locate
 from gptask.plugins.task import Task
-from gptask.results import finish
 from gptask.runs import run
+from gptask.training import builder as assembly
+from gptask.training.fingerprint import identity
+from gptask.training.results import finish
 
 
 def evaluate(config: Evaluate) -> Path:
@@ -47,9 +47,9 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
         task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
         backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
-    from gptask.lightning import trainer_for
-    from gptask.module import GPTModule
-    from gptask.seat import Seat
+    from gptask.training.module import GPTModule
+    from gptask.training.task_runtime import Seat
+    from gptask.training.trainer import trainer_for
 
     parts = assembly.parts(task, corpus, config.data, backbone, config.seed)
     seat = Seat(plugin.name, task, trained.head if trained else parts.head, parts.data)

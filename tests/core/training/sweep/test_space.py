@@ -3,7 +3,7 @@
 import pytest
 from gptask import UserError
 from gptask.config.overrides import normalize
-from gptask.sweep.space import Dimension, in_file, on_line, together
+from gptask.training.sweep.space import Dimension, in_file, on_line, together
 
 
 def read(*overrides):

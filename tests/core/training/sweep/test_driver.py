@@ -6,12 +6,12 @@ from pathlib import Path
 import optuna
 import pytest
 from gptask import UserError
-from gptask.job import identity
 from gptask.runs import run
-from gptask.sweep import driver
-from gptask.sweep.driver import Plan, sweep
-from gptask.sweep.space import Dimension
-from gptask.sweep.study import Study, locked
+from gptask.training.fingerprint import identity
+from gptask.training.sweep import driver
+from gptask.training.sweep.driver import Plan, sweep
+from gptask.training.sweep.space import Dimension
+from gptask.training.sweep.study import Study, locked
 
 from tests.small import config
 
@@ -24,7 +24,7 @@ class Played:
 
     def __init__(self, outputs, monkeypatch):
         self.outputs, self.trained, self.fails, self.errors = outputs, [], lambda config: None, []
-        monkeypatch.setattr("gptask.training.train", self.train)
+        monkeypatch.setattr("gptask.training.train.train", self.train)
         monkeypatch.setattr(driver.gc, "collect", lambda: 0)  # there is nothing to free, and it takes its time
 
     def configure(self, overrides):

@@ -7,7 +7,7 @@ import torch
 from gptask.config.schemas import SGD, AdamW, Lora, Schedule, ScheduleName
 from gptask.errors import UserError
 from gptask.model.backbone.tuning import apply
-from gptask.optim import build, shape
+from gptask.training.optim import build, shape
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])

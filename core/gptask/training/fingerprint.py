@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptask import assembly
 from gptask.config.schemas import Evaluate, Pretrained, Train, checked, to_plain
 from gptask.data.corpus import Corpus
 from gptask.data.examples import code_hash, digest
 from gptask.model.backbone.locate import folder_hash
-from gptask.results import git_commit, versions
 from gptask.runs import run
+from gptask.training import builder as assembly
+from gptask.training.results import git_commit, versions
 
 ASIDE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
 

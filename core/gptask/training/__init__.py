@@ -1,0 +1,1 @@
+"""One way through a run: build, fit, evaluate, sweep."""
