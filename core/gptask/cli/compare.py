@@ -14,7 +14,7 @@ from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
 
 if TYPE_CHECKING:
-    from gptask.compare.records import Record
+    from gptask.analysis.compare.records import Record
 
 ABOUT = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
 EPILOG = """examples:
@@ -46,8 +46,9 @@ def compare(arguments: Sequence[str]) -> int:
     """Run the verb; return its exit code."""
     options = parser().parse_args(list(arguments))
     _refuse(options)
-    from gptask.compare import comparison, formats
-    from gptask.compare.records import find
+    from gptask.analysis.compare import comparison
+    from gptask.analysis.compare import render as formats
+    from gptask.analysis.compare.records import find
 
     if options.fail_if_worse:
         return _gate(options)
@@ -57,7 +58,7 @@ def compare(arguments: Sequence[str]) -> int:
     every = sum(not record.problem for record in records) == 2 or options.format in ("json", "csv")
     found = comparison.compare(records, options.baseline, options.metric, every, options.force)
     if options.format == "table":
-        from gptask.compare import terminal
+        from gptask.analysis.compare import terminal
 
         terminal.show(found)
     else:
@@ -82,7 +83,8 @@ def _refuse(options: argparse.Namespace) -> None:
 
 def _leaderboard(options: argparse.Namespace, records: Sequence[Record]) -> int:
     """Write it into the first folder that is given to hold runs, else into the one above all runs."""
-    from gptask.compare import formats, leaderboard
+    from gptask.analysis.compare import leaderboard
+    from gptask.analysis.compare import render as formats
 
     folders = {record.folder.resolve() for record in records}
     given = [Path(place).expanduser() for place in options.runs]
@@ -96,8 +98,8 @@ def _leaderboard(options: argparse.Namespace, records: Sequence[Record]) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     """Compare a candidate with a base: 1 if it is worse by more than the margin, beyond chance."""
-    from gptask.compare.comparison import compare
-    from gptask.compare.records import find
+    from gptask.analysis.compare.comparison import compare
+    from gptask.analysis.compare.records import find
 
     places = [find([place]) for place in options.runs]
     if len(places) != 2 or any(len(found) > 1 for found in places):

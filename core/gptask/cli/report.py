@@ -16,8 +16,8 @@ RUNS = 12  # side by side on a page at most
 
 def report(arguments: Sequence[str]) -> int:
     """Write the page and print its path."""
-    from gptask.compare import records
-    from gptask.report.page import page
+    from gptask.analysis.compare import records
+    from gptask.analysis.report.page import page
 
     options = _parser().parse_args(arguments)
     found = records.find(options.runs, options.task, options.latest)

@@ -68,7 +68,7 @@ def test_the_interval_agrees_with_scipys_paired_bootstrap():
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_corpus_metrics_agree_with_sacrebleus_paired_tests(name, translation):
     import sacrebleu
-    from gptask.compare.records import read
+    from gptask.analysis.compare.records import read
     from sacrebleu.significance import PairedTest
 
     records = [read(translation("a", 2, draw=1)), read(translation("b", 3, draw=2))]

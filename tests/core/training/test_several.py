@@ -8,12 +8,12 @@ import weakref
 import pytest
 import torch
 from gptask import Config, Member, Mixing, UserError, load_run, load_runs, train, train_tasks
-from gptask.compare.comparison import compare
-from gptask.compare.records import find, read
+from gptask.analysis.compare.comparison import compare
+from gptask.analysis.compare.records import find, read
+from gptask.analysis.report.curves import curves
 from gptask.config.multitask import Sampling
 from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample
 from gptask.model.backbone.backbone import Backbone
-from gptask.report.curves import curves
 from gptask.training import builder as assembly
 from gptask.training.evaluate import evaluate
 from gptask.training.fingerprint import identity

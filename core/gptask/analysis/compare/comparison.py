@@ -1,0 +1,252 @@
+"""Runs side by side: which can be compared, how they differ from a baseline, and what may be said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.seed_groups import Method, methods
+from gptask.data.examples import digest
+from gptask.data.store import cache_folder
+from gptask.errors import UserError, listing, nearest
+from gptask.plugins.metric import Metric
+from gptask.plugins.resampling import bootstrap
+from gptask.runs.run import write_text
+from gptask.runs.significance import RESAMPLES, Difference, difference, holm
+from gptask.runs.verdict import Verdict
+
+
+@dataclass
+class Table:
+    """The methods of one task on one test set."""
+
+    task: str
+    split: str
+    test_hash: str
+    methods: list[Method]
+    baseline: Method
+    named: bool  # whether a user said which the baseline is
+    main: str  # the metric that ranks
+    verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> number of the method
+    note: str = ""  # why nothing was tested
+
+    @property
+    def first(self) -> Record:
+        """A run that stands for all in what they have in common."""
+        return self.methods[0].records[0]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The metrics with their direction and signature."""
+        return self.first.metrics
+
+    def width(self, metric: str) -> float:
+        """How wide a metric's range is."""
+        low, high = self.metrics[metric]["range"]
+        return inf if low is None or high is None else high - low
+
+    def best(self, metric: str) -> list[int]:
+        """Numbers of the methods with the best value of a metric; none where it ranks nothing."""
+        direction = self.metrics[metric]["direction"]
+        values = [method.value(metric) for method in self.methods]
+        numbers = [value for value in values if isfinite(value)]
+        if direction == "none" or len(self.methods) < 2 or not numbers:
+            return []
+        top = max(numbers) if direction == "higher" else min(numbers)
+        return [number for number, value in enumerate(values) if value == top]
+
+    @property
+    def facts(self) -> tuple[dict[str, str], list[str]]:
+        """What is equal for all methods, and the names of what is not."""
+        names = [name for name in self.methods[0].facts if any(method.facts[name] for method in self.methods)]
+        values = {name: {method.facts[name] for method in self.methods} for name in names}
+        equal = {name: found.pop() for name, found in values.items() if len(found) == 1}
+        return equal, [name for name in names if name not in equal]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that all runs lie in."""
+        parents = [record.folder.parent for method in self.methods for record in method.records]
+        mixed = len({parent.is_absolute() for parent in parents}) > 1
+        return Path(os.path.commonpath([parent.absolute() if mixed else parent for parent in parents]))
+
+
+@dataclass
+class Comparison:
+    """Everything that was compared, and the runs that could not be."""
+
+    tables: list[Table]
+    problems: list[Record]
+
+
+def compare(
+    records: Sequence[Record],
+    baseline: Path | None = None,
+    metric: str | None = None,
+    every: bool = False,
+    apart: bool = False,
+    tested: bool = True,
+    grouped: bool = True,
+) -> Comparison:
+    """Compare runs with the baseline (the best one of each table by default), task by task.
+
+    Tested is each task's main metric, or the one named, or ``every`` one that has a better and a worse. Runs that
+    differ only in seed are ``grouped``. Raises `UserError` for runs that can't be ranked together, unless they are to
+    be shown ``apart``.
+    """
+    sound = [record for record in records if not record.problem]
+    tables = []
+    for runs in _comparable(sound, apart):
+        found = methods(runs) if grouped else [Method([record]) for record in runs]
+        main = _main(runs[0], metric)
+        tables.append(_table(found, main, baseline, runs))
+    if baseline and not any(_holds(method, baseline) for table in tables for method in table.methods):
+        problem = next((r.problem for r in records if _same(r.folder, baseline)), "it is not among the runs given")
+        raise UserError(f"the baseline {baseline} can't be compared with: {problem}")
+    try:
+        for table in tables if tested else []:
+            _test(table, list(table.metrics) if every else [table.main])
+    except UserError:
+        if not any(record.problem for record in sound):
+            raise
+        return compare(records, baseline, metric, every, apart, tested, grouped)  # without the damaged one
+    _correct(tables)
+    return Comparison(tables, [record for record in records if record.problem])
+
+
+def _comparable(records: Sequence[Record], apart: bool) -> Iterator[list[Record]]:
+    """Runs of one task on one test set, scored alike; several sets of a task are an error unless shown ``apart``."""
+    tasks: dict[str, dict[tuple[Any, ...], list[Record]]] = {}
+    for record in records:
+        kinds = tuple((name, found["signature"]) for name, found in record.metrics.items())
+        key = (record.result["split"], record.result["test_data_hash"], record.result.get("n"), kinds)
+        tasks.setdefault(record.task, {}).setdefault(key, []).append(record)
+    for task, sets in tasks.items():
+        if len(sets) > 1 and not apart:
+            raise UserError(_incomparable(task, sets))
+        yield from sets.values()
+
+
+def _incomparable(task: str, sets: dict[tuple[Any, ...], list[Record]]) -> str:
+    """What differs between the runs of a task."""
+    names = ("split", "test data", "n", "metrics")
+    differing = [n for n, values in zip(names, zip(*sets, strict=True), strict=True) if len(set(values)) > 1]
+    lines = []
+    for (split, test_hash, n, kinds), runs in sets.items():
+        told = {"split": split, "test data": test_hash, "n": n, "metrics": "; ".join(f"{m}: {s}" for m, s in kinds)}
+        shown = ", ".join(f"{name} {told[name]}" for name in differing)
+        lines.append(f"  {shown}: {listing((record.folder for record in runs), 3)}")
+    return "\n".join(
+        [
+            f"runs of task '{task}' can't be ranked together, they differ in {listing(differing)}:",
+            *lines[:8],
+            "name runs on one test set (data.seed fixes what is cut from train), or --force shows them apart",
+        ]
+    )
+
+
+def _main(record: Record, wanted: str | None) -> str:
+    if wanted is None:
+        return next(iter(record.metrics))
+    if wanted not in record.metrics:
+        known = record.metrics
+        raise UserError(
+            f"task '{record.task}' has no metric '{wanted}'; it has {listing(known)}.{nearest(wanted, known)}"
+        )
+    return wanted
+
+
+def _table(found: list[Method], main: str, baseline: Path | None, runs: list[Record]) -> Table:
+    first = runs[0]
+    named = [method for method in found if baseline and _holds(method, baseline)]
+    about = first.task, first.result["split"], first.result["test_data_hash"]
+    table = Table(*about, found, [*named, *found][0], bool(named), main)
+    if not named and (best := table.best(main)):
+        table.baseline = found[best[0]]
+    return table
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
+
+
+def _holds(method: Method, folder: Path) -> bool:
+    return any(_same(record.folder, folder) for record in method.records)
+
+
+def _test(table: Table, metrics: Sequence[str]) -> None:
+    """Test all methods against the baseline, where the task's plugin is there to aggregate its metrics."""
+    try:
+        for name in metrics:
+            table.baseline.records[0].metric(name)
+    except UserError as error:
+        table.note = f"not tested: {error}"
+        return
+    for name in metrics:
+        if table.metrics[name]["direction"] != "none":
+            table.verdicts[name] = dict(_verdicts(table, name))
+
+
+def _verdicts(table: Table, metric: str) -> Iterator[tuple[int, Verdict]]:
+    higher = table.metrics[metric]["direction"] == "higher"
+    for number, method in enumerate(table.methods):
+        if method is not table.baseline:
+            yield number, Verdict(_difference(method, table.baseline, metric), higher, table.width(metric))
+
+
+def _difference(candidate: Method, baseline: Method, metric: str) -> Difference:
+    """The difference of two methods, kept for the next time: it depends on the predictions and the code alone."""
+    first = baseline.records[0]
+    sides = [[record.predictions_hash for record in side.records] for side in (candidate, baseline)]
+    key = [RESAMPLES, metric, first.config["task"], _code(type(first.metric(metric))), sides]
+    kept = cache_folder() / "tests" / f"{digest(repr(key))}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        return Difference(**values | {"seeds": tuple(values["seeds"])})
+    like = first.predictions
+    rows = [side.statistics(metric, like) for side in (candidate, baseline)]
+    if len({table.shape for side in rows for table in side}) > 1:
+        raise UserError(
+            f"'{metric}' has other statistics in {candidate.name} than in {baseline.name}: the options differ"
+        )
+    found = difference(first.metric(metric), rows[0], rows[1], like.groups)
+    with suppress(OSError):  # a cache that can't be written only costs time
+        kept.parent.mkdir(exist_ok=True)
+        write_text(kept, json.dumps(asdict(found)))
+    return found
+
+
+@cache
+def _code(metric: type[Metric]) -> str:
+    """A hash of the modules that a verdict comes from, so that an edit is never answered from the cache."""
+    modules = {cls.__module__ for cls in metric.__mro__ if issubclass(cls, Metric)} | {
+        Difference.__module__,
+        bootstrap.__module__,
+    }
+    files = [getattr(sys.modules[name], "__file__", None) for name in sorted(modules)]
+    return digest("".join(Path(file).read_text(encoding="utf-8") if file else os.urandom(16).hex() for file in files))
+
+
+def _correct(tables: Sequence[Table]) -> None:
+    """Holm's correction over pairs and tasks: of the main metrics together, of every other by its name.
+
+    Against the best run every pair counts, as any might have become the best one and the worst.
+    """
+    families: dict[str, list[tuple[Table, list[Verdict]]]] = {}
+    for table in tables:
+        for name, verdicts in table.verdicts.items():
+            families.setdefault("" if name == table.main else name, []).append((table, list(verdicts.values())))
+    for family in families.values():
+        made = [verdict for _, verdicts in family for verdict in verdicts]
+        more = sum(len(found) * (len(found) - 1) // 2 for table, found in family if not table.named)
+        for verdict, p in zip(made, holm([verdict.difference.p for verdict in made], more), strict=True):
+            verdict.tests, verdict.p = len(made) + more, p

@@ -1,0 +1,78 @@
+"""The best run of each task, backbone and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from math import inf
+from pathlib import Path
+
+from gptask.analysis.compare.comparison import Table, compare
+from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.render import ARROWS, cell, html_grid, page, title
+from gptask.analysis.compare.seed_groups import Method
+from gptask.errors import UserError, listing
+from gptask.runs.markdown import code, prose
+from gptask.runs.markdown import table as grid
+from gptask.runs.reproduce import command
+from gptask.runs.run import write_text
+
+
+def write(records: Sequence[Record], folder: Path, metric: str | None = None) -> tuple[list[Path], list[Record]]:
+    """Write ``leaderboard.md`` and ``leaderboard.html`` into a folder; return both, and the runs left out.
+
+    ``metric`` ranks instead of each task's main one. Raises `UserError` where there is nothing to rank or no place.
+    """
+    found = compare(records, metric=metric, apart=True, tested=False)
+    if not found.tables:
+        raise UserError(f"no run there can be ranked: {listing(f'{r.folder}: {r.problem}' for r in found.problems)}")
+    parts = [(title(table), header(table), list(rows(table))) for table in found.tables]
+    quoted = [
+        (prose(name), names, [[*map(prose, line[:-1]), code(line[-1])] for line in lines])
+        for name, names, lines in parts
+    ]
+    text = "\n\n".join(f"## {name}\n\n{grid(names, lines)}" for name, names, lines in quoted)
+    body = "".join(f"<h2>{escape(name)}</h2>{html_grid(names, lines)}" for name, names, lines in parts)
+    paths = [folder / "leaderboard.md", folder / "leaderboard.html"]
+    try:
+        write_text(paths[0], f"# Leaderboard\n\n{text}\n")
+        write_text(paths[1], page("Leaderboard", body))
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to: {error.strerror}") from error
+    return paths, found.problems
+
+
+def header(table: Table) -> list[str]:
+    """Column names."""
+    return [
+        "backbone",
+        "tuning",
+        f"{table.main} {ARROWS[table.metrics[table.main]['direction']]}".strip(),
+        "runs",
+        "seconds",
+        "trainable",
+        "run",
+        "command",
+    ]
+
+
+def rows(table: Table) -> Iterator[list[str]]:
+    """The best method of each backbone and tuning, best first."""
+    best: dict[tuple[str, str], Method] = {}
+    sign = {"lower": 1, "none": 0, "higher": -1}[table.metrics[table.main]["direction"]]
+    ranked = sorted(table.methods, key=lambda method: _rank(sign * method.value(table.main)))
+    counts: dict[tuple[str, str], int] = {}
+    for method in ranked:
+        place = method.facts["backbone"], method.facts["tuning"].split(" ")[0]
+        best.setdefault(place, method)
+        counts[place] = counts.get(place, 0) + len(method.records)
+    for (backbone, tuning), method in best.items():
+        facts, first = method.facts, method.records[0]
+        value = cell(table, method, table.main)
+        line = [backbone, tuning, value, str(counts[backbone, tuning]), facts["seconds"], facts["trainable"]]
+        yield [*line, str(first.folder), command(first.config)]
+
+
+def _rank(value: float) -> float:
+    """A number to sort by, what is none last."""
+    return value if value == value else inf

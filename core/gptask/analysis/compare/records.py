@@ -1,0 +1,264 @@
+"""Run folders as records: what finished runs left, and which folders are damaged or unfinished. No torch."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptask.analysis.compare import validation as soundness
+from gptask.errors import UserError, listing, nearest
+from gptask.plugins.metric import Metric
+from gptask.plugins.task import Task
+from gptask.runs import run
+
+MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
+
+
+@dataclass
+class Predictions:
+    """predictions.jsonl: N test examples in their order, with each metric's statistics."""
+
+    rows: list[dict[str, Any]]
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """Of the inputs."""
+        return [row["digest"] for row in self.rows]
+
+    @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """Id and input digest."""
+        return [(str(row["id"]), row["digest"]) for row in self.rows]
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(N,) number of what each example shares with others (its context, or a duplicate's input)."""
+        return np.unique([row["group"] for row in self.rows], return_inverse=True)[1]
+
+    def statistics(self, metric: str) -> np.ndarray:
+        """(N, K) numbers of a metric; raises `UserError` where a line has none, or another number of them."""
+        try:
+            return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float).reshape(len(self.rows), -1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"predictions.jsonl has not in each line the statistics of '{metric}'") from error
+
+    def taken(self, order: Sequence[int]) -> Predictions:
+        """Some rows, in another order."""
+        return Predictions([self.rows[number] for number in order])
+
+
+@dataclass
+class Record:
+    """One run folder. ``problem`` says why it can't be compared; then only the folder is sure to be there."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)  # metrics.json
+    problem: str = ""
+
+    @property
+    def task(self) -> str:
+        """The task's entry-point name, empty where even that is not known."""
+        return str(self.result.get("task") or self.config.get("plugin", {}).get("name", ""))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """What metrics.json says of each metric, the main one first."""
+        found: dict[str, dict[str, Any]] = self.result.get("metrics", {})
+        return found
+
+    @cached_property
+    def parent(self) -> Record | None:
+        """The run that an evaluation is of, where it is still there; its path may start at any folder above."""
+        named = self.config.get("parent") or ""
+        places = [base / named for base in (*self.folder.absolute().parents, Path())] if named else []
+        found = next((read(place) for place in places if (place / "config.yaml").is_file()), None)
+        return found if found and isinstance(found.config.get("task"), dict) else None
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What was said about each test example; raises `UserError` for a damaged file, and notes the ``problem``."""
+        with self._noted():
+            rows = list(_lines(self.folder / "predictions.jsonl"))
+            if len(rows) != self.result["n"]:
+                raise UserError(f"predictions.jsonl has {len(rows)} lines, not {self.result['n']}")
+        return Predictions(rows)
+
+    def statistics(self, metric: str, like: Predictions | None = None) -> np.ndarray:
+        """(N, K) numbers of a metric, in the order of other predictions on the same examples.
+
+        Raises `UserError` for a damaged file, and notes the ``problem``; also for other examples.
+        """
+        rows = self.predictions if like is None else self._aligned(like)
+        with self._noted():
+            return rows.statistics(metric)
+
+    def _aligned(self, like: Predictions) -> Predictions:
+        own = self.predictions
+        if own.digests == like.digests:
+            return own
+        places = {key: number for number, key in enumerate(own.keys)}
+        missing = sum(key not in places for key in like.keys)
+        if missing or len(places) != len(like.rows):
+            raise UserError(
+                f"{self.folder} and the run it is compared with have {len(like.rows) - missing} test examples in "
+                f"common (of {len(own.rows)} and {len(like.rows)}): a paired test needs the same"
+            )
+        return own.taken([places[key] for key in like.keys])
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self.problem = f"damaged: {error}"
+            raise UserError(f"{self.folder} is {self.problem}") from error
+
+    @cached_property
+    def predictions_hash(self) -> str:
+        """SHA-256 of predictions.jsonl, 16 digits."""
+        with self._noted():
+            try:
+                with (self.folder / "predictions.jsonl").open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+            except OSError as error:
+                raise UserError(f"predictions.jsonl: {error.strerror}") from error
+
+    @property
+    def curves(self) -> tuple[Path, str | None]:
+        """The folder whose metrics.csv tells of the training, and the task's name there if it is one of several."""
+        member = self.config.get("member")
+        return (self.folder.parent if member else self.folder), member
+
+    @property
+    def plugin(self) -> Task:
+        """The task with the run's options; raises `UserError` where its plugin is not installed or has changed."""
+        return _task(json.dumps({key: self.config[key] for key in ("plugin", "task")}))
+
+    def metric(self, name: str) -> Metric:
+        """A metric of the run's task, which aggregates statistics."""
+        if name not in self._metrics:
+            raise UserError(f"{self.folder}: the installed plugin of '{self.task}' has no metric '{name}'")
+        return self._metrics[name]
+
+    @cached_property
+    def _metrics(self) -> dict[str, Metric]:
+        return {metric.name: metric for metric in self.plugin.metrics()}
+
+
+@lru_cache(maxsize=256)
+def _task(values: str) -> Task:
+    return run.load_task(json.loads(values))[1]
+
+
+def find(places: Iterable[str], task: str | None = None, latest: int | None = None) -> list[Record]:
+    """The runs at or below some folders or glob patterns, each once, oldest first.
+
+    ``latest`` keeps so many of each task. Raises `UserError` where a place has no run, or a task none.
+    """
+    folders: dict[Path, Path] = {}
+    for place in places:
+        below = [folder for path in _expanded(place) for folder in _runs(path)]
+        if not below:
+            raise UserError(f"no run folder at or below {place} (a run folder holds config.yaml and metrics.json)")
+        folders |= {folder.resolve(): folder for folder in below}
+    records = sorted(map(read, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
+    tasks = {record.task for record in records if record.task}
+    if task is not None:
+        if task not in tasks:
+            raise UserError(f"no run of task '{task}' there; tasks: {listing(sorted(tasks))}.{nearest(task, tasks)}")
+        records = [record for record in records if record.task == task]
+    return _latest(records, latest) if latest is not None else records
+
+
+def read(folder: Path) -> Record:
+    """The record of a run folder; what is wrong with it is told in ``problem``."""
+    import yaml
+
+    record = Record(folder)
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        record.result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record.problem = soundness.problem(record.config, record.result)
+        if not record.problem and not (folder / "predictions.jsonl").is_file():
+            record.problem = "damaged: no predictions.jsonl"
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        pruned = (folder / "pruned.json").is_file()
+        record.problem = "pruned: a sweep ended it early" if pruned else f"unfinished: no {name}"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        record.problem = f"damaged: {' '.join(str(error).split())[:120]}"
+    if not (isinstance(record.config, dict) and isinstance(record.config.get("plugin", {}), dict)):
+        record.config = {}
+    if not isinstance(record.result, dict):
+        record.result = {}
+    return record
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                yield _row(line, number)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"predictions.jsonl: {error}") from error
+
+
+def _row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"predictions.jsonl, line {number} is no JSON: {error}") from error
+    parts = [row.get(name) for name in ("digest", "group")] if isinstance(row, dict) else []
+    if not parts or not {"id", "statistics"} <= row.keys() or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"predictions.jsonl, line {number}: no prediction of a gptask run")
+    return row
+
+
+def _expanded(place: str) -> list[Path]:
+    """The folders a place stands for: itself, or what its pattern matches."""
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return [path]
+    return [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_dir()]
+
+
+def _runs(folder: Path) -> Iterator[Path]:
+    """Run folders at or below a folder, and those that can't be looked into; nothing inside one is another, but for
+    the tasks of a run of several."""
+    closed: list[OSError] = []
+    for place, below, files in os.walk(folder, onerror=closed.append):
+        if any(mark in files for mark in MARKS):
+            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "metrics.json").is_file()]
+            below.clear()
+            yield from tasks or [Path(place)]
+        below[:] = sorted(name for name in below if not name.startswith("."))
+    yield from (Path(error.filename) for error in closed)
+
+
+def _latest(records: Sequence[Record], count: int) -> list[Record]:
+    """The last runs of each task by the time they were written."""
+    if count < 1:
+        raise UserError(f"--latest {count} must be at least 1")
+    tasks: dict[str, list[Record]] = {}
+    for record in sorted(records, key=_written):
+        tasks.setdefault(record.task, []).append(record)
+    kept = {id(record) for runs in tasks.values() for record in runs[-count:]}
+    return [record for record in records if id(record) in kept]
+
+
+def _written(record: Record) -> float:
+    """When it ended, or was last at work; a report in the folder makes it no later."""
+    paths = [record.folder / name for name in ("metrics.json", "train.log", "config.yaml")]
+    return next((path.stat().st_mtime for path in paths if path.is_file()), 0.0)

@@ -1,0 +1,226 @@
+"""A comparison as text: Markdown, CSV, JSON or a web page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from html import escape
+from typing import Any
+
+from gptask.analysis.compare.comparison import Comparison, Table
+from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.seed_groups import Method, options
+from gptask.runs.markdown import prose
+from gptask.runs.markdown import table as grid
+from gptask.runs.verdict import Verdict, digits
+
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:2rem auto;
+max-width:75rem;padding:0 1rem}div{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .7rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top}
+b{color:light-dark(#06c,#7bf)}p{color:light-dark(#555,#aaa)}"""
+
+
+def title(table: Table) -> str:
+    """What the rows are about."""
+    first = table.first.result
+    return f"{table.task}: {table.split}, n = {first['n']}, test data {table.test_hash}"
+
+
+def folded(table: Table) -> str:
+    """What is equal for all rows, in one line, and why they were not tested, if they were not."""
+    equal = {"in": table.folder} | table.facts[0]
+    return "; ".join([*(f"{name}: {value}" for name, value in equal.items()), *([table.note] if table.note else [])])
+
+
+def header(table: Table) -> list[str]:
+    """Column names."""
+    tested = [table.main] if any(table.verdicts.values()) else []
+    metrics = [f"{name} {ARROWS[found['direction']]}".strip() for name, found in table.metrics.items()]
+    differing = ["options"] if any(options(table.methods)) else []
+    return ["run", *metrics, *(f"{name} against the baseline" for name in tested), *table.facts[1], *differing]
+
+
+def rows(table: Table, mark: Callable[[str], str], text: Callable[[str], str] = str) -> Iterator[list[str]]:
+    """Cells of each method; ``mark`` makes the best values of a metric stand out, ``text`` quotes what users named."""
+    best, more = {name: table.best(name) for name in table.metrics}, options(table.methods)
+    for number, method in enumerate(table.methods):
+        values = [(name, cell(table, method, name)) for name in table.metrics]
+        said = verdict(table, number)
+        facts = [method.facts[name] for name in table.facts[1]] + ([more[number]] if any(more) else [])
+        yield [
+            text(method.below(table.folder)),
+            *(mark(value) if number in best[name] else value for name, value in values),
+            *([said] if said else []),
+            *map(text, facts),
+        ]
+
+
+def verdict(table: Table, number: int) -> str:
+    """What the main metric's test says of a method; empty where nothing was tested."""
+    if not any(table.verdicts.values()):
+        return ""
+    found = table.verdicts.get(table.main, {}).get(number)
+    return found.words if found else "baseline"
+
+
+def cell(table: Table, method: Method, metric: str) -> str:
+    """A value with its interval, or with its spread over the seeds."""
+    places = digits(table.width(metric))
+    value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
+    if spread is not None:
+        return f"{value:.{places}f} ± {spread:.{places}f}"
+    assert interval is not None
+    return f"{value:.{places}f} ({interval[0]:.{places}f} to {interval[1]:.{places}f})"
+
+
+def details(table: Table) -> Iterator[list[str]]:
+    """Metric by metric, how a candidate differs from the baseline; for two methods only."""
+    if len(table.methods) == 2:
+        for name, verdicts in table.verdicts.items():
+            for verdict in verdicts.values():
+                yield [name, verdict.shown, f"{verdict.p:.2g}", verdict.difference.test, verdict.words]
+
+
+DETAILS = ["metric", "difference to the baseline", "p (Holm)", "test", "verdict"]
+
+
+def problems(records: Iterable[Record]) -> list[str]:
+    """A line for each run that could not be compared."""
+    return [f"not compared: {record.folder}: {record.problem}" for record in records]
+
+
+def markdown(comparison: Comparison) -> str:
+    """GitHub's tables, the best values in bold."""
+    parts = []
+    for table in comparison.tables:
+        shared = folded(table)
+        parts += [f"**{prose(title(table))}**", *([f"All runs: {prose(shared)}"] if shared else [])]
+        parts.append(grid(header(table), rows(table, lambda text: f"**{text}**", prose)))
+        if lines := list(details(table)):
+            parts.append(grid(DETAILS, lines))
+    return "\n\n".join(parts + [prose(line) for line in problems(comparison.problems)]) + "\n"
+
+
+def html(comparison: Comparison) -> str:
+    """A page of its own."""
+    parts = []
+    for table in comparison.tables:
+        parts += [f"<h2>{escape(title(table))}</h2>", f"<p>{escape(folded(table))}</p>" if folded(table) else ""]
+        parts.append(html_grid(header(table), list(rows(table, lambda text: f"\0{text}"))))
+        if lines := list(details(table)):
+            parts.append(html_grid(DETAILS, lines))
+    parts += [f"<p>{escape(line)}</p>" for line in problems(comparison.problems)]
+    return page("gptask compare", "\n".join(parts))
+
+
+def page(name: str, body: str) -> str:
+    """A self-contained web page."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(name)}</title><style>{STYLE}</style><h1>{escape(name)}</h1>\n{body}\n</html>\n"
+    )
+
+
+def html_grid(names: list[str], lines: list[list[str]]) -> str:
+    """A table, its marked cells in bold."""
+
+    def td(text: str) -> str:
+        return f"<td><b>{escape(text[1:])}</b></td>" if text.startswith("\0") else f"<td>{escape(text)}</td>"
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "\n".join(f"<tr>{''.join(map(td, line))}</tr>" for line in lines)
+    return f"<div><table><tr>{head}</tr>\n{body}</table></div>"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """A row per method and metric, in plain numbers."""
+    stream = io.StringIO()
+    lines = [line for table in comparison.tables for line in _records(table)]
+    writer = csv.DictWriter(stream, list(lines[0]) if lines else ["run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def _records(table: Table) -> Iterator[dict[str, Any]]:
+    for number, method in enumerate(table.methods):
+        for name, found in table.metrics.items():
+            low_high, verdict = method.interval(name) or (None, None), table.verdicts.get(name, {}).get(number)
+            told = verdict.difference if verdict else None
+            yield {
+                "task": table.task, "split": table.split, "test_data": table.test_hash, "run": method.name,
+                "metric": name, "direction": found["direction"], "value": method.value(name), "low": low_high[0],
+                "high": low_high[1], "spread": method.spread(name), "n": found["n"],
+                "baseline": table.baseline.name, "difference": told and told.value, "difference_low": told and told.low,
+                "difference_high": told and told.high, "p": told and told.p, "p_holm": verdict and verdict.p,
+                "test": told and told.test, "verdict": verdict.word if verdict else "",
+                **method.facts,
+            }  # fmt: skip
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything."""
+    told = {
+        "tables": [_plain(table) for table in comparison.tables],
+        "not_compared": [{"run": str(r.folder), "problem": r.problem} for r in comparison.problems],
+    }
+    return json.dumps(_strict(told), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    """A value as JSON has it, which knows no number without bounds, and none that is not one."""
+    if isinstance(value, dict):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    return {
+        "task": table.task,
+        "split": table.split,
+        "test_data_hash": table.test_hash,
+        "main_metric": table.main,
+        "baseline": table.baseline.name,
+        "note": table.note,
+        "metrics": {
+            name: {key: found[key] for key in ("direction", "signature", "n")} for name, found in table.metrics.items()
+        },
+        "methods": [_method(table, number, method) for number, method in enumerate(table.methods)],
+    }
+
+
+def _method(table: Table, number: int, method: Method) -> dict[str, Any]:
+    return {
+        "runs": [str(record.folder) for record in method.records],
+        "facts": method.facts,
+        "metrics": {
+            name: {
+                "value": method.value(name),
+                "interval": method.interval(name),
+                "values": method.values(name),
+                "spread": method.spread(name),
+            }
+            for name in table.metrics
+        },
+        "against_baseline": {
+            name: _verdict(verdicts[number]) for name, verdicts in table.verdicts.items() if number in verdicts
+        },
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.difference
+    more = {"p_holm": verdict.p, "tests": verdict.tests, "effect": found.effect, "words": verdict.words}
+    return asdict(found) | more | {"detectable": found.detectable(verdict.tests), "verdict": verdict.word}
+
+
+TEXTS: dict[str, Callable[[Comparison], str]] = {
+    "markdown": markdown, "csv": as_csv, "json": as_json, "html": html,
+}  # fmt: skip

@@ -1,0 +1,175 @@
+"""Finding run folders, and telling sound ones from damaged and unfinished ones."""
+
+import json
+
+import pytest
+import yaml
+from gptask import UserError
+from gptask.analysis.compare.records import find, read
+
+
+def names(records):
+    return [record.folder.name for record in records]
+
+
+def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment, translation, tmp_path):
+    a, b = sentiment("a", 0.9, count=10), sentiment("b", 0.8, count=10)
+    translation("t", 2, count=5)
+    (a / "checkpoints").mkdir()
+    (a / "checkpoints" / "config.yaml").write_text("not a run")
+    outputs = tmp_path / "outputs"
+    assert names(find([str(outputs)])) == ["a", "b", "t"]
+    assert names(find([str(a), str(outputs / "*" / "?"), str(b)])) == ["a", "b", "t"]  # each once
+    assert names(find([str(outputs)], task="translation")) == ["t"]
+
+
+def test_the_latest_of_each_task(sentiment, translation, tmp_path):
+    import os
+
+    for number, name in enumerate(("c", "a", "b")):
+        os.utime(sentiment(name, 0.9, count=10) / "metrics.json", (number, number))
+    translation("t", 2, count=5)
+    assert names(find([str(tmp_path / "outputs")], latest=2)) == ["a", "b", "t"]
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "said"),
+    [
+        (["outputs/nowhere"], {}, "no run folder at or below outputs/nowhere"),
+        (["outputs"], {"task": "sentimnt"}, "Did you mean 'sentiment'?"),
+        (["outputs"], {"latest": 0}, "at least 1"),
+    ],
+)
+def test_what_is_not_there_is_named(places, options, said, sentiment, tmp_path, monkeypatch):
+    sentiment("a", 0.9, count=10)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        find(places, **options)
+
+
+def broken_json(folder):
+    (folder / "metrics.json").write_text('{"task": "sent')
+
+
+def other_format(folder):
+    text = (folder / "config.yaml").read_text().replace("format: 1", "format: 99")
+    (folder / "config.yaml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "metrics.json").unlink(), "unfinished: no metrics.json"),
+        (lambda folder: (folder / "predictions.jsonl").unlink(), "no predictions.jsonl"),
+        (lambda folder: (folder / "config.yaml").write_text("a: [1"), "damaged"),
+        (lambda folder: (folder / "config.yaml").write_text("just text"), "damaged"),
+        (lambda folder: (folder / "metrics.json").write_text("[]"), "damaged"),
+        (lambda folder: (folder / "metrics.json").write_bytes(b"\xff\xfe"), "damaged"),
+        (broken_json, "damaged"),
+        (other_format, "format 99"),
+    ],
+)
+def test_a_damaged_run_is_told_as_such(damage, said, sentiment):
+    folder = sentiment("a", 0.9, count=10)
+    assert not read(folder).problem
+    damage(folder)
+    record = read(folder)
+    assert said in record.problem
+    assert record.task in ("sentiment", "")
+
+
+def test_predictions_and_metrics_fit(sentiment):
+    record = read(sentiment("a", 0.8, count=50))
+    rows = record.predictions.statistics("f1_macro")
+    assert rows.shape == (50, 2)
+    assert record.metric("f1_macro").aggregate(rows) == pytest.approx(record.metrics["f1_macro"]["value"], abs=1e-3)
+    with pytest.raises(UserError, match="no metric 'blue'"):
+        record.metric("blue")
+
+
+def test_a_broken_line_of_predictions_is_named(sentiment):
+    folder = sentiment("a", 0.9, count=5)
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    lines[2] = json.dumps({"id": 1})
+    (folder / "predictions.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 3"):
+        _ = read(folder).predictions.digests
+
+
+def changed(name, **changes):
+    """A damage: values of metrics.json, or of its accuracy, are others."""
+
+    def damage(folder):
+        result = json.loads((folder / "metrics.json").read_text())
+        (result["metrics"]["accuracy"] if name else result).update(changes)
+        (folder / "metrics.json").write_text(json.dumps(result))
+
+    return damage
+
+
+def set_in_config(**changes):
+    def damage(folder):
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump(config | changes))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (changed("", metrics=[1]), "metrics is '[1]'"),
+        (changed("", metrics={"accuracy": 3}), "'accuracy' what no gptask run writes (not a mapping)"),
+        (changed("", seed=[1]), "seed is"),
+        (changed("", split=None), "split is 'None'"),
+        (changed("", n="many"), "n is 'many'"),
+        (changed("", wall_seconds="long"), "wall_seconds is 'long'"),
+        (changed("", versions=None), "versions is"),
+        (changed("accuracy", value=None), "value is"),
+        (changed("accuracy", interval=[1]), "interval is [1]"),
+        (changed("accuracy", range=["a", 1]), "range is"),
+        (changed("accuracy", direction="up"), "direction is 'up'"),
+        (set_in_config(plugin={}), "no name"),
+        (set_in_config(task="x"), "task is 'x'"),
+        (set_in_config(data=[1]), "data is"),
+        (set_in_config(parent=5), "parent is '5'"),
+    ],
+)
+def test_what_no_run_writes_is_named(damage, said, sentiment):
+    folder = sentiment("a", 0.9, count=10)
+    damage(folder)
+    problem = read(folder).problem
+    assert problem.startswith("damaged: ")
+    assert said in problem
+
+
+def test_a_pruned_trial_is_told_as_such(sentiment):
+    folder = sentiment("a", 0.9, count=10)
+    (folder / "metrics.json").unlink()
+    (folder / "pruned.json").write_text("{}")
+    assert read(folder).problem == "pruned: a sweep ended it early"
+
+
+def test_what_can_not_be_looked_into_is_listed(sentiment, tmp_path, monkeypatch):
+    import os
+
+    closed = sentiment("a", 0.9, count=10).parent / "closed"
+    closed.mkdir()
+    scandir = os.scandir  # as root every folder is open
+
+    def refuse(path):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(find([str(tmp_path / "outputs")])) == ["a", "closed"]
+
+
+def test_a_report_in_a_run_makes_it_no_later(sentiment, tmp_path):
+    import os
+
+    for number, name in enumerate(("a", "b")):
+        os.utime(sentiment(name, 0.9, count=10) / "metrics.json", (number, number))
+    (tmp_path / "outputs/sentiment/a/report.html").write_text("")
+    assert names(find([str(tmp_path / "outputs")], latest=1)) == ["b"]

