@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from gptask.cli import main
+from gptask.cli.scaffold.project import Kind, write
 from gptask.plugins.discovery import discover
-from gptask.scaffold.project import Kind, write
 
 from tests.installed import install  # noqa: F401 (a fixture)
 

@@ -20,7 +20,7 @@ def options(experiment: str, *more: str) -> list[str]:
 
 def config(verb: str, overrides: list[str]) -> Any:
     """The config of a command line."""
-    from gptask.cli.launch import launch
+    from gptask.cli.hydra.launch import launch
 
     found: list[Any] = []
 

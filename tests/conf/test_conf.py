@@ -6,8 +6,8 @@ from pathlib import Path
 
 import gptask_conf
 import pytest
-from gptask.cli.configs import checked, choices, compose, groups, loader
-from gptask.cli.explain import Line
+from gptask.cli.hydra.compose import checked, choices, compose, groups, loader
+from gptask.cli.hydra.error_messages import Line
 from gptask.config import schemas
 from gptask.config.trainer_options import check
 from gptask.plugins.discovery import discover

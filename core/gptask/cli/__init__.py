@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def told(error: BaseException, where: str = "") -> int:
     """Write the message for an error, behind the name of the job it ended, and return the exit code."""
-    from gptask.cli.explain import explain
+    from gptask.cli.hydra.error_messages import explain
 
     message = explain(error)
     interrupted = isinstance(error, KeyboardInterrupt)
@@ -74,7 +74,7 @@ def told(error: BaseException, where: str = "") -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["-sc"] or arguments[:1] == ["--shell-completion"]:
-        from gptask.cli.completion import complete
+        from gptask.cli.hydra.completion import complete
 
         complete(arguments[1:])
         return 0
@@ -92,43 +92,43 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(f"unknown verb '{verb}'; there are {listing(VERBS)}.{nearest(verb, VERBS)}")
     if verb in OWN:
         return OWN[verb](rest)
-    from gptask.cli.launch import launch
+    from gptask.cli.hydra.launch import launch
 
     return launch(verb, rest, ACTIONS[verb], told)
 
 
 def _tasks(arguments: Sequence[str]) -> int:
-    from gptask.cli.tasks import show
+    from gptask.cli.commands.tasks import show
 
     return show(arguments)
 
 
 def _sweep(arguments: Sequence[str]) -> int:
-    from gptask.cli.sweep import run
+    from gptask.cli.commands.sweep import run
 
     return run(arguments, told)
 
 
 def _compare(arguments: Sequence[str]) -> int:
-    from gptask.cli.compare import compare
+    from gptask.cli.commands.compare import compare
 
     return compare(arguments)
 
 
 def _chat(arguments: Sequence[str]) -> int:
-    from gptask.cli.chat import chat
+    from gptask.cli.commands.chat import chat
 
     return chat(arguments)
 
 
 def _report(arguments: Sequence[str]) -> int:
-    from gptask.cli.report import report
+    from gptask.cli.commands.report import report
 
     return report(arguments)
 
 
 def _new_task(arguments: Sequence[str]) -> int:
-    from gptask.cli.new_task import new_task
+    from gptask.cli.commands.new_task import new_task
 
     return new_task(arguments)
 
@@ -144,7 +144,7 @@ OWN: dict[str, Callable[[Sequence[str]], int]] = {  # verbs that read their own 
 
 
 def _train(config: Any) -> None:
-    from gptask.cli.table import show_run
+    from gptask.cli.run_summary import show_run
     from gptask.training.train import train_tasks
 
     runs = train_tasks(config)
@@ -153,7 +153,7 @@ def _train(config: Any) -> None:
 
 
 def _evaluate(config: Any) -> None:
-    from gptask.cli.table import show_run
+    from gptask.cli.run_summary import show_run
     from gptask.training.evaluate import evaluate
 
     show_run(evaluate(config))

@@ -21,7 +21,7 @@ def check(plugins: Sequence[Plugin], names: Sequence[str], as_json: bool) -> int
     """Run the contract on the plugins named (all that are not disabled by default); 1 if one does not keep it."""
     warnings.simplefilter("always", ContractDeprecation)  # who runs this is the author, or can tell them
     if as_json:
-        from gptask.cli.tasks import write_json
+        from gptask.cli.commands.tasks import write_json
 
         found = [_described(plugin, list(_checked(plugin))) for plugin in _asked(plugins, names)]
         write_json(found)

@@ -184,7 +184,7 @@ def test_only_the_asked_for_are_loaded(install):
 
 
 def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
-    from gptask.cli.configs import compose, loader
+    from gptask.cli.hydra.compose import compose, loader
     from gptask.config import schemas as config
 
     install("echo-tasks", GOOD, echo="echo_module:Good")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from gptask import UserError
-from gptask.scaffold.names import check
+from gptask.cli.scaffold.names import check
 
 
 @pytest.mark.parametrize("name", ["toxicity", "hate_speech", "f1", "match"])

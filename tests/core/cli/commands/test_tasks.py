@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from gptask import option
-from gptask.cli.tasks import options
+from gptask.cli.commands.tasks import options
 from gptask_tasks.qa import QuestionAnswering
 
 from tests.installed import GOOD

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
+from gptask.cli.scaffold.names import check
 from gptask.errors import UserError
-from gptask.scaffold.names import check
 
 TEMPLATES = Path(__file__).parent / "templates"
 

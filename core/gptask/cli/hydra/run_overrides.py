@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gptask.cli.several import Choice, appended, spread
+from gptask.cli.hydra.task_list import Choice, appended, spread
 from gptask.config import schemas
 from gptask.config.overrides import accepted, chosen
 from gptask.errors import UserError, listing, nearest

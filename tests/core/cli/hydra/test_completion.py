@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gptask.cli.completion import candidates
+from gptask.cli.hydra.completion import candidates
 
 SCRIPTS = Path(sys.executable).parent
 

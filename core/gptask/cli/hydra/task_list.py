@@ -147,7 +147,7 @@ class _presets:
     """The presets on real data, ``experiment=``: the task and the data that each asks for, by name."""
 
     def __init__(self, folder: str | None) -> None:
-        from gptask.cli.configs import hydra_on
+        from gptask.cli.hydra.compose import hydra_on
 
         self._hydra = hydra_on(folder)
 

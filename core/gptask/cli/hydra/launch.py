@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from gptask.cli.configs import hydra_on, loader
-from gptask.cli.explain import Line, mended
-from gptask.cli.job import Job, log_to_console
-from gptask.cli.launchers import refuse_launcher
-from gptask.cli.saved import from_run, run_of
-from gptask.cli.several import several
+from gptask.cli.hydra.compose import hydra_on, loader
+from gptask.cli.hydra.error_messages import Line, mended
+from gptask.cli.hydra.job import Job, log_to_console
+from gptask.cli.hydra.launchers import refuse_launcher
+from gptask.cli.hydra.run_overrides import from_run, run_of
+from gptask.cli.hydra.task_list import several
 from gptask.config import schemas
 from gptask.config.overrides import chosen, normalize
 from gptask.errors import UserError, listing
@@ -37,7 +37,7 @@ def launch(
     line, flags = read(verb, arguments)
     if "--help" in flags:
         from gptask.cli import VERBS
-        from gptask.cli.help import text
+        from gptask.cli.hydra.help import text
 
         sys.stdout.write(mended(line, lambda: text(verb, VERBS[verb], line.overrides)))
         return 0

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.cli.configs import checked
-from gptask.cli.explain import Line, mended
+from gptask.cli.hydra.compose import checked
+from gptask.cli.hydra.error_messages import Line, mended
 from gptask.runs.run import main_process, siblings, started_by
 
 log = logging.getLogger("gptask")

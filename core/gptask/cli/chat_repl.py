@@ -106,7 +106,7 @@ class Talk:
 
     def help(self, rest: str) -> None:
         """List the commands."""
-        from gptask.cli.chat import COMMANDS
+        from gptask.cli.commands.chat import COMMANDS
 
         sys.stderr.write(f"{COMMANDS}\n")
 

@@ -74,7 +74,7 @@ def candidates(line: str) -> list[str]:
 
 def _sweep(before: Sequence[str], word: str) -> list[str]:
     """Flags of its own, and the overrides of train; what has a space doesn't help to know the others."""
-    from gptask.cli.sweep import parser
+    from gptask.cli.commands.sweep import parser
 
     flags = {flag: action for action in parser()._actions for flag in action.option_strings}
     if before and before[-1] in flags and flags[before[-1]].nargs != 0:
@@ -89,8 +89,8 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
     """Hydra's candidates behind a verb, and those it doesn't know: Trainer options, the values of enumerations."""
     from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 
-    from gptask.cli.configs import choices, loader
-    from gptask.cli.launch import read
+    from gptask.cli.hydra.compose import choices, loader
+    from gptask.cli.hydra.launch import read
     from gptask.config import trainer_options
 
     line, _ = read(verb, before)
@@ -117,7 +117,7 @@ def _values(configs: Any, verb: str, overrides: Sequence[str], key: str) -> list
     """The values an option can take, where they can be listed."""
     from omegaconf import BooleanNode, EnumNode, OmegaConf
 
-    from gptask.cli.configs import compose
+    from gptask.cli.hydra.compose import compose
 
     parent, _, name = key.rpartition(".")
     config = compose(configs, verb, overrides)

@@ -53,14 +53,14 @@ class Line:
     @cached_property
     def groups(self) -> list[str]:
         """The config groups."""
-        from gptask.cli.configs import loader
+        from gptask.cli.hydra.compose import loader
 
         with loader() as configs:
             return [name for name in configs.list_groups("") if name not in ("hydra", "saved")]
 
     def choices(self, group: str) -> list[str]:
         """What can be chosen in a config group."""
-        from gptask.cli.configs import choices, loader
+        from gptask.cli.hydra.compose import choices, loader
 
         with loader() as configs:
             return choices(configs, group)
@@ -205,7 +205,7 @@ class Line:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        from gptask.cli.configs import compose, loader
+        from gptask.cli.hydra.compose import compose, loader
 
         wanted = [o for o in self.overrides if re.split("[=@]", o.lstrip("+~"))[0] in self.groups]
         with loader() as configs:

@@ -8,7 +8,7 @@ import time
 
 import gptask.cli
 import pytest
-from gptask.cli.launch import read
+from gptask.cli.hydra.launch import read
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
@@ -60,7 +60,7 @@ def test_mistakes_are_told_before_a_study_is_made(line, said, refused, tmp_path)
 
 
 def test_a_missing_optuna_is_named_with_its_extra(refused, monkeypatch):
-    monkeypatch.setattr("gptask.cli.sweep.find_spec", lambda name: None)
+    monkeypatch.setattr("gptask.cli.commands.sweep.find_spec", lambda name: None)
     assert refused("sweep", "tuning.rank=4,8") == (
         "gptask: gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'\n"
     )
@@ -77,7 +77,7 @@ def planned(monkeypatch, run, *arguments):
     """The plan of a line, and the first config."""
     found = []
     monkeypatch.setattr("gptask.training.sweep.driver.sweep", lambda plan, first: found.append((plan, first)))
-    monkeypatch.setattr("gptask.cli.sweep.show", lambda plan, study: None)
+    monkeypatch.setattr("gptask.cli.commands.sweep.show", lambda plan, study: None)
     ended = run("sweep", *arguments)
     assert ended.code == 0, ended.err
     return found[0]

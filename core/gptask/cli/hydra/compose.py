@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.errors import UserError
 
 if TYPE_CHECKING:
-    from gptask.cli.explain import Line
+    from gptask.cli.hydra.error_messages import Line
 
 
 @contextmanager

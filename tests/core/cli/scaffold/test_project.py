@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 from gptask import UserError
-from gptask.scaffold.project import Kind, write
+from gptask.cli.scaffold.project import Kind, write
 from gptask.testing import check_task
 
 

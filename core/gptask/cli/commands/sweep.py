@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gptask.cli.arguments import Parser
-from gptask.cli.configs import checked, compose, loader
-from gptask.cli.explain import mended
-from gptask.cli.launch import open_keys, read
+from gptask.cli.hydra.compose import checked, compose, loader
+from gptask.cli.hydra.error_messages import mended
+from gptask.cli.hydra.launch import open_keys, read
 from gptask.config.overrides import normalize
 from gptask.config.trainer_options import check
 from gptask.errors import UserError

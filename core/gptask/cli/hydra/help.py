@@ -24,7 +24,7 @@ def text(verb: str, summary: str, overrides: Sequence[str]) -> str:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from gptask.cli.configs import compose, groups, loader
+    from gptask.cli.hydra.compose import compose, groups, loader
 
     with loader() as configs:
         config = compose(configs, verb, overrides)
@@ -82,7 +82,7 @@ def _of_file(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_task(schema: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    from gptask.cli.tasks import options
+    from gptask.cli.commands.tasks import options
 
     if is_dataclass(schema) and fields(schema):
         for option in options(schema):  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from gptask.cli import talk as talks
+from gptask.cli import chat_repl as talks
 from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.model.generation.chat import Chat, ChatOptions
@@ -143,13 +143,13 @@ def test_what_can_not_be_talked_to_is_told(refused, run_of, tmp_path):
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, refused, monkeypatch):
-    monkeypatch.setattr("gptask.cli.chat._backbone", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("gptask.cli.commands.chat._backbone", lambda *_: pytest.fail("loaded"))
     assert message in refused("chat", option)
 
 
 def test_a_system_message_needs_no_further_quotes(run, monkeypatch):
     seen = []
-    monkeypatch.setattr("gptask.cli.chat._backbone", lambda model, options: seen.append(options) or exit(0))
+    monkeypatch.setattr("gptask.cli.commands.chat._backbone", lambda model, options: seen.append(options) or exit(0))
     run("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert seen[0].system == "You are terse, yes: [very]"
     assert seen[0].stop == ["a", "b c"]

@@ -1,4 +1,4 @@
-"""`gptask chat`: which model, and how it answers; `gptask.cli.talk` holds the conversation."""
+"""`gptask chat`: which model, and how it answers; `gptask.cli.chat_repl` holds the conversation."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Ctrl-C stops an answer; pressed again, or where there is none, it leaves."""
 def chat(arguments: Sequence[str]) -> int:
     """Read the line, load the model, talk; return the exit code."""
     model, given = _split(_parser().parse_args(list(arguments)).arguments)
-    from gptask.cli.job import log_to_console
+    from gptask.cli.hydra.job import log_to_console
 
     log_to_console()
     options = _options(given)
     backbone = _backbone(model, options)
-    from gptask.cli.talk import talk
+    from gptask.cli.chat_repl import talk
     from gptask.model.backbone.chat_template import PLAIN
     from gptask.model.generation.chat import Chat
 

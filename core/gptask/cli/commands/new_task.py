@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptask.cli.arguments import Parser
-from gptask.scaffold.project import Kind, write
+from gptask.cli.scaffold.project import Kind, write
 
 ABOUT = "Write a package with one task that works at once: entry point, task module, sample, test, README."
 EPILOG = """examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gptask.cli
 import pytest
-from gptask.cli.job import log, log_to_console
+from gptask.cli.hydra.job import log, log_to_console
 from gptask.runs import run as runs
 from gptask.training import fingerprint as jobs
 
@@ -114,7 +114,7 @@ def test_launchers_compose(run, launcher):
     ("launcher", "extra"), [("joblib", "joblib"), ("submitit_slurm", "slurm"), ("submitit_local", "slurm")]
 )
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(refused, launcher, extra, monkeypatch):
-    monkeypatch.setattr("gptask.cli.launchers.find_spec", lambda name: None)
+    monkeypatch.setattr("gptask.cli.hydra.launchers.find_spec", lambda name: None)
     said = refused("train", "-m", f"hydra/launcher={launcher}", "seed=1,2")
     assert f"pip install 'gptask[{extra}]'" in said
     assert len(said.splitlines()) == 1

@@ -1,8 +1,7 @@
 """`gptask report`: where the page goes, and what a user can get wrong."""
 
 import pytest
-from gptask.cli import report as module
-
+from gptask.cli.commands import report as module
 from tests.core.report import made
 
 
@@ -63,6 +62,6 @@ def test_the_root_is_no_place(tmp_path):
 
 @pytest.mark.parametrize("verb", ["report"])
 def test_an_error_is_still_told_after_the_verb_was_imported(refused, verb):
-    """The module gptask.cli.report must not take the place of a function of that name."""
+    """The module gptask.cli.commands.report must not take the place of a function of that name."""
     refused(verb)
     refused("nonsense")

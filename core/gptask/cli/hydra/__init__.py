@@ -1,0 +1,1 @@
+"""Hydra: compose, validate, run a job, word its errors."""
