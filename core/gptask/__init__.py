@@ -8,37 +8,45 @@ if TYPE_CHECKING:
     from gptask.config.multitask import Member, Mixing
     from gptask.config.schemas import Train as Config
     from gptask.errors import DataError, UserError
+    from gptask.model.heads import GenerationHead, Head
+    from gptask.model.text_task import GenerativeTask, PromptedTask, WritingTask
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
-    from gptask.plugins.task import Encoded, Field, Kind, Prediction, Task, option
+    from gptask.plugins.task import Encoded, Example, Field, Kind, Prediction, Task, option
     from gptask.runs.run import load_run, load_runs
     from gptask.training.train import train, train_tasks
 
-_HOMES = {
-    "Config": ("gptask.config.schemas", "Train"),
-    **{name: ("gptask.errors", name) for name in ("DataError", "UserError")},
-    **{name: ("gptask.plugins.metric", name) for name in ("AdditiveMetric", "MeanMetric", "Metric")},
-    **{
-        name: ("gptask.plugins.task", name)
-        for name in ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option")
-    },
-    **{name: ("gptask.runs.run", name) for name in ("load_run", "load_runs")},
-    **{name: ("gptask.config.multitask", name) for name in ("Member", "Mixing")},
-    **{name: ("gptask.training.train", name) for name in ("train", "train_tasks")},
+_MODULES = {  # where each public name is written
+    "gptask.config.multitask": ("Member", "Mixing"),
+    "gptask.errors": ("DataError", "UserError"),
+    "gptask.model.heads": ("GenerationHead", "Head"),
+    "gptask.model.text_task": ("GenerativeTask", "PromptedTask", "WritingTask"),
+    "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
+    "gptask.plugins.task": ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"),
+    "gptask.runs.run": ("load_run", "load_runs"),
+    "gptask.training.train": ("train", "train_tasks"),
 }
+_HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names}
+_HOMES["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
     "AdditiveMetric",
     "Config",
     "DataError",
     "Encoded",
+    "Example",
     "Field",
+    "GenerationHead",
+    "GenerativeTask",
+    "Head",
     "Kind",
     "MeanMetric",
     "Member",
     "Metric",
     "Mixing",
     "Prediction",
+    "PromptedTask",
     "Task",
     "UserError",
+    "WritingTask",
     "load_run",
     "load_runs",
     "option",

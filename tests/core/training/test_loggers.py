@@ -124,7 +124,7 @@ def test_mlflow_is_a_local_file_unless_something_else_is_asked_for(tmp_path, mon
 def test_mlflow_sends_no_telemetry():
     """In a process of its own: under pytest mlflow keeps still anyway. Without Lightning it starts in no time."""
     code = (
-        "import sys, types; from pathlib import Path; from gptask import loggers\n"
+        "import sys, types; from pathlib import Path; from gptask.training import loggers\n"
         "from gptask.config.schemas import MLflowLog, Train; from gptask_tasks.sentiment import Sentiment\n"
         "sys.modules['pytorch_lightning.loggers'] = types.SimpleNamespace(MLFlowLogger=lambda *_, **__: None)\n"
         "loggers._mlflow(Train(task=Sentiment(), logger=MLflowLog()), Path('run'))\n"

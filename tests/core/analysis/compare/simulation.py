@@ -1,6 +1,6 @@
 """What the paired tests do over many test sets: how often they find what is not there, and what is.
 
-    python tests/core/compare/simulation.py [trials]
+    python tests/core/analysis/compare/simulation.py [trials]
 
 prints the table of the README. Each kind draws two systems' statistics on a test set of n examples; ``gap`` is the true
 difference of their metric, 0 for no difference.

@@ -4,7 +4,8 @@ A few hundred here, thousands in the long tier; `simulation.py` prints the READM
 """
 
 import pytest
-from tests.core.compare import simulation
+
+from tests.core.analysis.compare import simulation
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "f1"])

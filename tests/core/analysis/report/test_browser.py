@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from gptask.analysis.compare import records
 from gptask.analysis.report.page import page
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("browser.js")

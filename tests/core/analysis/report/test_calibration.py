@@ -6,7 +6,8 @@ from gptask.analysis.compare.records import read
 from gptask.analysis.report.calibration import bins, wilson
 from gptask.analysis.report.report_run import entries
 from scipy.stats import binomtest
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def test_bins_hold_every_prediction(tmp_path):

@@ -8,7 +8,8 @@ from gptask.analysis.report import facts, measures, settings
 from gptask.analysis.report.report_run import entries
 from gptask.errors import UserError
 from gptask.runs import reproduce as command
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from gptask.analysis.compare import records
 from gptask.analysis.report.page import page
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 VOID = {"meta", "link", "input", "br"}
 EVIL = [

@@ -8,7 +8,8 @@ from gptask.analysis.report.disagreements import groups
 from gptask.analysis.report.report_run import entries
 from gptask.analysis.report.slices import LABELS, tables
 from gptask_tasks.classification import Classification
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def tables_of(*folders):

@@ -2,7 +2,8 @@
 
 import pytest
 from gptask.cli.commands import report as module
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def test_one_run_has_its_page_inside(run, tmp_path):

@@ -19,7 +19,7 @@ from gptask_tasks.qa import QuestionAnswering
 
 from tests.installed import GOOD
 
-PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]
 BUILT_IN = sorted(PROJECT["entry-points"]["gptask.tasks"])
 
 

@@ -5,7 +5,8 @@ from gptask.analysis.report import example_lists as examples
 from gptask.analysis.report.disagreements import flips
 from gptask.analysis.report.example_cards import HEAD, LENGTH, card, passage
 from gptask.analysis.report.report_run import entries
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def good(*folders):

@@ -7,7 +7,8 @@ from gptask.analysis.compare.records import read
 from gptask.analysis.report.report_run import entries
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def entry_of(folder):

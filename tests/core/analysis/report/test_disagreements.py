@@ -6,7 +6,8 @@ import numpy as np
 from gptask.analysis.compare.records import read
 from gptask.analysis.report.disagreements import flips, matched
 from gptask.analysis.report.report_run import entries
-from tests.core.report import made
+
+from tests.core.analysis.report import made
 
 
 def pair(*folders):
