@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from gptask import Config
 from gptask.config.schemas import Sample
+from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
-from gptask.plugins.task import Prediction
-from gptask.runs import run
-from gptask.training.results import write_predictions
+from gptask.plugins.types import Prediction
+from gptask.runs.config_file import write_config
+from gptask.runs.predictions_file import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -23,10 +24,10 @@ def write(tmp_path):
 
     def make(name, task, examples, predictions, test_hash="cafe", split="test", **changes):
         config = replace(Config(task=task, data=Sample()), **changes)
-        plugin = run.plugin_of(task)
+        plugin = plugin_of(task)
         folder = tmp_path / "outputs" / plugin.name / name
         folder.mkdir(parents=True)
-        run.write_config(folder, config, plugin)
+        write_config(folder, config, plugin)
         scores, statistics = score_all(task.metrics(), predictions, examples)
         write_predictions(folder / "predictions.jsonl", task, examples, predictions, statistics)
         result = {

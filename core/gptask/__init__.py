@@ -5,23 +5,25 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config.multitask import Member, Mixing
+    from gptask.config.schemas import Member, Mixing
     from gptask.config.schemas import Train as Config
     from gptask.errors import DataError, UserError
     from gptask.model.heads import GenerationHead, Head
     from gptask.model.text_task import GenerativeTask, PromptedTask, WritingTask
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
-    from gptask.plugins.task import Encoded, Example, Field, Kind, Prediction, Task, option
+    from gptask.plugins.task import Task, option
+    from gptask.plugins.types import Encoded, Example, Field, Kind, Prediction
     from gptask.runs.run import load_run, load_runs
     from gptask.training.train import train, train_tasks
 
 _MODULES = {  # where each public name is written
-    "gptask.config.multitask": ("Member", "Mixing"),
+    "gptask.config.schemas": ("Member", "Mixing"),
     "gptask.errors": ("DataError", "UserError"),
     "gptask.model.heads": ("GenerationHead", "Head"),
     "gptask.model.text_task": ("GenerativeTask", "PromptedTask", "WritingTask"),
     "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
-    "gptask.plugins.task": ("Encoded", "Example", "Field", "Kind", "Prediction", "Task", "option"),
+    "gptask.plugins.task": ("Task", "option"),
+    "gptask.plugins.types": ("Encoded", "Example", "Field", "Kind", "Prediction"),
     "gptask.runs.run": ("load_run", "load_runs"),
     "gptask.training.train": ("train", "train_tasks"),
 }

@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 from gptask import DataError, Encoded, Field, Kind, MeanMetric, Metric, Prediction, UserError, load_run, option
 from gptask.errors import listing
 from gptask.model.backbone.locate import folder_hash
-from gptask.model.generation.generate import Generation
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.task import Example, Task
-from gptask.runs.run import load_task, read_config
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example
+from gptask.runs.config_file import read_config
+from gptask.runs.run import load_task
 
 from gptask_tasks import sample
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gptask import AdditiveMetric, MeanMetric, Prediction
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 from gptask_tasks.text import characters, sentences
 

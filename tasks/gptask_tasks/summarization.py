@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, option
-from gptask.model.generation.generate import Generation
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.task import Example
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.types import Example
 
 from gptask_tasks import sample
 from gptask_tasks.scores import Rouge

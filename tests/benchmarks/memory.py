@@ -23,7 +23,7 @@ def run(tier: str) -> list[Result]:
 
 def train(side: str, experiment: str, count: int) -> float:
     """One epoch of a side; its peak in MB."""
-    from gptask.training.results import peak_memory_mb
+    from gptask.runs.provenance import peak_memory_mb
     from ours import Training, options
 
     overrides = options(experiment, f"data.limit.train={count if experiment == 'sst2' else count // 4}")

@@ -9,6 +9,7 @@ import pytest
 from gptask.cli.hydra.compose import checked, choices, compose, groups, loader
 from gptask.cli.hydra.error_messages import Line
 from gptask.config import schemas
+from gptask.config.conversion import store
 from gptask.config.trainer_options import check
 from gptask.plugins.discovery import discover
 from gptask.plugins.task import Task
@@ -24,7 +25,7 @@ NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export"
 @pytest.fixture(scope="module")
 def configs():
     discover()
-    schemas.store()
+    store()
     with loader() as found:
         yield found
 

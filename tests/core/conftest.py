@@ -111,7 +111,9 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         from gptask.model.backbone import backbone as model
         from gptask.model.backbone import locate as source
         from gptask.model.backbone.tuning import apply, shorten
+        from gptask.plugins.discovery import plugin_of
         from gptask.runs import run, saved_model
+        from gptask.runs.config_file import read_config, write_config
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":
@@ -126,9 +128,9 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
             if parameter.requires_grad and parameter.ndim > 1:
                 parameter.data.normal_(0, 0.2)
         folder = tmp_path_factory.mktemp("run")
-        run.write_config(folder, config, run.plugin_of(task))
+        write_config(folder, config, plugin_of(task))
         saved_model.save_model(folder, backbone, {"": head}, tuning)
         backbone.eval()
-        return run.Run(folder, run.plugin_of(task), task, backbone, head, run.read_config(folder))
+        return run.Run(folder, plugin_of(task), task, backbone, head, read_config(folder))
 
     return make

@@ -10,8 +10,8 @@ from gptask import Config, DataError, UserError, load_run, train
 from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
 from gptask.data.datamodule import collate, encode
-from gptask.data.reading import Row
-from gptask.model.generation.generate import Generation
+from gptask.data.rows import Row
+from gptask.plugins.generation_options import Generation
 from gptask_tasks.generation import TextGeneration
 
 TALK = [

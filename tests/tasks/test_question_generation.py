@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError, load_run, train
 from gptask.config.schemas import Evaluate, Limit, Sample
-from gptask.model.generation.generate import Generation
+from gptask.plugins.generation_options import Generation
 from gptask.plugins.metric import score_all
 from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import QuestionAnswering

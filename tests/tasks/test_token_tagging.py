@@ -14,7 +14,7 @@ from gptask import Config, DataError, Prediction, UserError, train
 from gptask.config.schemas import Files, Sample
 from gptask.data.datamodule import Batch, collate, encode
 from gptask.plugins.metric import score_all
-from gptask.plugins.task import IGNORED, Example
+from gptask.plugins.types import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.token_tagging.metrics import Micro
 from gptask_tasks.token_tagging.spans import Span, are_plain, bio, decode, spans

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from gptask.errors import UserError, listing, nearest
@@ -84,9 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb == "--version" or "--version" in rest:
-        from gptask import __version__
-
-        sys.stdout.write(f"gptask {__version__}\n")
+        sys.stdout.write(f"gptask {version('gptask')}\n")
         return 0
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}'; there are {listing(VERBS)}.{nearest(verb, VERBS)}")

@@ -11,9 +11,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.data.reading import stdin
+from gptask.data.rows import stdin
 from gptask.errors import UserError, listing, nearest
-from gptask.runs.run import write_text
+from gptask.runs.atomic_write import write_text
 
 if TYPE_CHECKING:
     from gptask.model.generation.chat import Chat

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import told
-from gptask.runs.run import OURS, WRITTEN, main_process
+from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.folder import main_process
 
 
 def show_run(folder: Path) -> None:

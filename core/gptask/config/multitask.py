@@ -4,52 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
-from omegaconf import MISSING
-
+from gptask.config.schemas import Member, Mixing, Sampling
 from gptask.errors import UserError, listing, nearest
 
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # of a folder, of an option and in a metric's name
 TAKEN = {"model", "checkpoints", "tensorboard", "wandb"}  # folders that a run has anyway
-
-
-class Sampling(Enum):
-    """How often the batches of each task come, by the number of batches that its training set makes."""
-
-    proportional = "proportional"  # once an epoch
-    uniform = "uniform"  # equally often
-    temperature = "temperature"  # between the two
-
-
-@dataclass
-class Member:
-    """One of several tasks: its own options, its own data, and what its loss is multiplied with."""
-
-    task: Any = MISSING
-    data: Any = None  # null: Sample()
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Fill in the data a Python caller left out."""
-        from gptask.config.schemas import Sample
-
-        self.data = self.data or Sample()
-
-
-@dataclass
-class Mixing:
-    """How several tasks share a training.
-
-    With a ``temperature`` T a task's share is its size to the power 1/T (Raffel et al. 2020, section 3.5.2; sizes are
-    batches here, which are bounded in tokens): 1 is proportional, and a high one approaches uniform.
-    """
-
-    sampling: Sampling = Sampling.temperature
-    temperature: float = 2.0
-    best: str | None = None  # task whose main metric chooses the checkpoint; null: the mean of all, 0 worst to 100 best
 
 
 def check(members: Mapping[str, Member], mixing: Mixing) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from gptask.config.schemas import Data, Files
 from gptask.data.messages import messages
-from gptask.data.reading import Row, Source, read
+from gptask.data.reading import read
+from gptask.data.rows import Row, Source
 from gptask.data.words import words
 from gptask.errors import DataError, UserError, listing, nearest
-from gptask.plugins.task import Example, Field, Kind, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example, Field, Kind
 
 MISSING = object()
 EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}

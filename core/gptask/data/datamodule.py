@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gptask.data.batches import BatchesByLength
+from gptask.data.cache import cache_folder, digest
 from gptask.data.corpus import Corpus
-from gptask.data.examples import Examples, code_hash, digest
-from gptask.data.store import Store, cache_folder
+from gptask.data.examples import Examples, code_hash
+from gptask.data.prefixes import prefixes
+from gptask.data.store import Store
 from gptask.errors import DataError
-from gptask.model.engine import packing as sharing
-from gptask.plugins.task import IGNORED, Encoded, Example, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import IGNORED, Encoded, Example
 
 log = logging.getLogger("gptask")
 
@@ -174,7 +176,7 @@ class DataModule(pl.LightningDataModule):
         if split not in self._prefixes and len(store) and any(f.group for f in self.task.inputs()):
             column = store.table.column("ids").combine_chunks()
             ends = column.offsets.to_numpy()[1:-1]
-            self._prefixes[split] = sharing.prefixes(np.split(column.flatten().to_numpy(), ends))
+            self._prefixes[split] = prefixes(np.split(column.flatten().to_numpy(), ends))
         return self._prefixes.get(split)
 
     def _share(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gptask.config.schemas import Documents, Files
-from gptask.data.reading import Lines, Row
+from gptask.data.rows import Lines, Row
 from gptask.errors import UserError
 from gptask.plugins.task import Task
 

@@ -16,23 +16,20 @@ from typing import Any
 import numpy as np
 
 from gptask.config.schemas import Data, OnBad
+from gptask.data.cache import cache_folder, digest
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
-from gptask.data.store import Store, cache_folder
+from gptask.data.store import Store
 from gptask.errors import DataError, listing
-from gptask.plugins.task import Example, Kind, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example, Kind
 
 log = logging.getLogger("gptask")
 SHAPING = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
 SHAPING |= {"documents", "separator"}
 QUOTED = 3  # bad rows that are quoted when rows are skipped
 _json = json.JSONEncoder(ensure_ascii=False).encode
-
-
-def digest(text: str) -> str:
-    """Sixteen hex digits that stand for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Examples(Sequence[Example]):

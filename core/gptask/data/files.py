@@ -9,7 +9,8 @@ from itertools import zip_longest
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
-from gptask.data.reading import Row, Source, read
+from gptask.data.reading import read
+from gptask.data.rows import Row, Source
 from gptask.errors import DataError, UserError, listing
 
 

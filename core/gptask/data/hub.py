@@ -9,7 +9,7 @@ from typing import Any
 
 from gptask.config.schemas import Hub
 from gptask.data.hub_access import hub_reachable
-from gptask.data.reading import Row
+from gptask.data.rows import Row
 from gptask.errors import UserError
 
 

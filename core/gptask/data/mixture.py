@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 
-from gptask.config.multitask import Mixing, shares
+from gptask.config.multitask import shares
+from gptask.config.schemas import Mixing
 from gptask.errors import UserError
 
 AGAIN = 10_007  # epochs that no training reaches: what tells a second pass within one from the pass of another

@@ -11,19 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptask.errors import UserError
-
 CHUNK = 1024
-
-
-def cache_folder() -> Path:
-    """Where converted backbones and encoded data are kept: ``$GPTASK_CACHE``, else ``~/.cache/gptask``."""
-    folder = Path(os.environ.get("GPTASK_CACHE") or Path.home() / ".cache" / "gptask")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the cache {folder} can't be made ({error.strerror}); set GPTASK_CACHE") from error
-    return folder
 
 
 class Store(Sequence[dict[str, Any]]):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptask.model.engine import linear as lean
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.engine.loss import Nats
+from gptask.model.generation.generate import generate
+from gptask.plugins.generation_options import Generation
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import Batch
@@ -99,7 +100,7 @@ def nats(backbone: Backbone, states: Tensor, following: Tensor) -> Tensor:
     wherever the vocabulary projection does not learn, which is also the fastest.
     """
     if (frozen := backbone.frozen_projection(states)) is not None:
-        return lean.Nats.apply(states, frozen, following)
+        return Nats.apply(states, frozen, following)
 
     def part(states: Tensor, following: Tensor) -> Tensor:
         return nn.functional.cross_entropy(backbone.logits(states).float(), following, reduction="none")

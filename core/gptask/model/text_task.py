@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask.errors import DataError, UserError, listing, nearest
-from gptask.model.generation.generate import Generation
-from gptask.plugins.task import Example, Prediction, Task, option
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.task import Task, option
+from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import Backbone

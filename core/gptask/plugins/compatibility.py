@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import date
+from importlib.metadata import version
 
 from gptask.errors import UserError, listing
 from gptask.plugins.deprecation import deprecated
 from gptask.plugins.source_location import place
-from gptask.plugins.task import CONTRACT_VERSION, Field, Task
+from gptask.plugins.task import CONTRACT_VERSION, Task
+from gptask.plugins.types import Field
 
 NO_NAMES = {"null", "true", "false", "nan", "inf"}  # other values in Hydra's grammar
 
@@ -58,15 +60,13 @@ def made_for(task: type[Task]) -> str | None:
 
 def refuse_other_version(task: type[Task]) -> None:
     """Raise `Incompatible` for a task of another major version, or of a minor one that is yet to come."""
-    from gptask import __version__
-
     stated = made_for(task)
     if stated is None:
         return
     theirs, ours = (tuple(map(int, version.split("."))) for version in (stated, CONTRACT_VERSION))
     if theirs[0] != ours[0] or theirs > ours:
         way_out = "upgrade gptask" if theirs > ours else "upgrade the plugin, or install an older gptask"
-        raise Incompatible(f"made for contract {stated}; gptask {__version__} has {CONTRACT_VERSION}: {way_out}")
+        raise Incompatible(f"made for contract {stated}; gptask {version('gptask')} has {CONTRACT_VERSION}: {way_out}")
 
 
 def _try_out(task: type[Task]) -> None:

@@ -218,3 +218,12 @@ def _full(error: BaseException) -> str:
     if error.__cause__:
         lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")
     return "\n".join("".join(lines).rstrip().splitlines()[-4:])
+
+
+def plugin_of(task: Task) -> Plugin:
+    """The plugin a task instance comes from; a class that no entry point names gets its own name."""
+    plugins = discover(()).values()
+    for plugin in [plugin for plugin in plugins if plugin.brings(type(task))] or plugins:
+        if plugin.load().task is type(task):
+            return plugin
+    return Plugin(type(task).__name__.lower(), "unregistered", "", type(task))

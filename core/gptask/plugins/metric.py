@@ -13,7 +13,7 @@ import numpy as np
 from gptask.plugins.resampling import bootstrap, numbered
 
 if TYPE_CHECKING:
-    from gptask.plugins.task import Example, Prediction
+    from gptask.plugins.types import Example, Prediction
 
 
 class Metric(ABC):

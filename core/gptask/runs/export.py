@@ -10,7 +10,7 @@ from typing import Any
 
 from gptask.config.schemas import DType, Export
 from gptask.errors import UserError
-from gptask.plugins.task import Field, Kind
+from gptask.plugins.types import Field, Kind
 from gptask.runs.run import Run, load_run
 
 README = """# {title}

@@ -8,8 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
-from gptask.config.schemas import DType, Pretrained, from_plain
-from gptask.data.store import cache_folder
+from gptask.config.conversion import from_plain
+from gptask.config.schemas import DType, Pretrained
+from gptask.data.cache import cache_folder
 from gptask.errors import UserError
 from gptask.model.backbone.locate import Resolved, folder_hash, resolve
 
@@ -19,7 +20,7 @@ def resolve_run(folder: Path) -> Resolved:
 
     Raises `UserError` for a run without a model, or whose own backbone is missing or another.
     """
-    from gptask.runs.run import read_config
+    from gptask.runs.config_file import read_config
 
     values, model = read_config(folder), folder / "model"
     if not (model / "backbone.json").is_file():

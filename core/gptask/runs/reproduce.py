@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from gptask.config import schemas
+from gptask.config.conversion import to_plain
 from gptask.config.overrides import accepted
 from gptask.plugins.discovery import discover
 
@@ -20,7 +21,7 @@ def command(config: dict[str, Any]) -> str:
     if written := config.get("command"):
         return str(written)
     verb = "train" if "optimizer" in config else "evaluate"
-    defaults = schemas.to_plain(schemas.VERBS[verb]())
+    defaults = to_plain(schemas.VERBS[verb]())
     parent = config.get("parent")
     words = [f"run={accepted(str(parent))}"] if parent else []
     words += _tasks(config["tasks"]) if "tasks" in config else _task(config, named=not parent)
@@ -40,7 +41,7 @@ def _tasks(tasks: dict[str, dict[str, Any]]) -> list[str]:
     """Several tasks, and what each was told."""
     pairs = [f"{name}:{own['plugin']['name']}" for name, own in tasks.items()]
     words = [f"tasks=[{','.join(pairs)}]"]
-    sample = schemas.to_plain(schemas.Train())["data"]
+    sample = to_plain(schemas.Train())["data"]
     for name, own in tasks.items():
         words += _different(f"tasks.{name}.task", own["task"], _task_defaults(own))
         words += [f"tasks.{name}.{word}" for word in _group("data", own["data"], sample)]
@@ -79,7 +80,7 @@ def _group(name: str, value: Any, default: Any) -> Iterator[str]:
         yield f"{name}={choice}"
     schema = schemas.GROUPS[name][kind]
     pretrained = kind == "pretrained"
-    own = default if pretrained else schemas.to_plain(schemas.Train(**{name: schema()}))[name]
+    own = default if pretrained else to_plain(schemas.Train(**{name: schema()}))[name]
     preset = {"install", "license"} if pretrained and value.get("source") == own.get("source") else set()
     yield from _different(name, {key: item for key, item in value.items() if key not in {"kind", *preset}}, own)
 

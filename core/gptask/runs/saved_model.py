@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.schemas import DType, Full, Lora, from_plain
+from gptask.config.conversion import from_plain
+from gptask.config.schemas import DType, Full, Lora
 from gptask.errors import UserError
-from gptask.runs.run import write_json
+from gptask.runs.atomic_write import write_json
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import Backbone

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.config import schemas
+from gptask.config.conversion import from_plain
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
 from gptask.model.generation.generate import Text
 from gptask.plugins.compatibility import made_for, refuse_other_version
 from gptask.plugins.metric import Metric
-from gptask.plugins.task import CONTRACT_VERSION, Example, Field, Kind, Prediction
-from gptask.runs.run import OURS, WRITTEN
+from gptask.plugins.task import CONTRACT_VERSION
+from gptask.plugins.types import Example, Field, Kind, Prediction
+from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.predictions_file import prediction_fields
 from gptask.testing.trial import BATCH, Trial, padded
-from gptask.training.results import prediction_fields
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import Batch
@@ -95,7 +96,7 @@ def options_round_trip(trial: Trial) -> None:
     own = "__dataclass_fields__" in vars(type(trial.task))
     _expect(own, f"{type(trial.task).__name__} must be decorated with @dataclass, or its options are its parent's")
     written = OmegaConf.to_yaml(OmegaConf.structured(trial.task))
-    again = schemas.from_plain("task", OmegaConf.to_container(OmegaConf.create(written)), type(trial.task))  # type: ignore[arg-type]
+    again = from_plain("task", OmegaConf.to_container(OmegaConf.create(written)), type(trial.task))  # type: ignore[arg-type]
     _expect(
         again == trial.task and vars(again) == vars(trial.task),
         f"the options written and read again must make the same task, {trial.task!r}, got {again!r}; look at the "
@@ -219,7 +220,8 @@ def loss_ignores_prompt_and_pads(trial: Trial) -> None:
 
 def learns_to_stop(trial: Trial) -> None:
     """EOS is in the loss, and after training on one batch greedy decoding ends where the targets end."""
-    from gptask.model.generation.generate import Generation, generate
+    from gptask.model.generation.generate import generate
+    from gptask.plugins.generation_options import Generation
 
     if not trial.generates:
         raise NotApplicable

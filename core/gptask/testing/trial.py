@@ -14,7 +14,8 @@ import numpy as np
 
 from gptask.config import schemas
 from gptask.data.corpus import Corpus
-from gptask.plugins.task import Example, Prediction, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example, Prediction
 from gptask.training import builder as assembly
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Trial:
             return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
 
     def _merged(self, outputs: list[Any]) -> list[Prediction]:
-        from gptask.training.task_runtime import merge
+        from gptask.model.predictions import merge
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]

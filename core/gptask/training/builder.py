@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptask.config import multitask as several
-from gptask.config.multitask import Member
-from gptask.config.schemas import Data, Evaluate, Train
+from gptask.config.schemas import Data, Evaluate, Member, Train
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
-from gptask.plugins.task import Kind, Task
-from gptask.runs.run import plugin_of
+from gptask.plugins.discovery import plugin_of
+from gptask.plugins.task import Task
+from gptask.plugins.types import Kind
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import DataModule

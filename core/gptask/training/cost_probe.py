@@ -10,8 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from gptask.runs.provenance import peak_memory_mb
 from gptask.training.module import GPTModule
-from gptask.training.results import peak_memory_mb
 from gptask.training.task_runtime import Seat
 
 log = logging.getLogger("gptask")

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gptask.config.schemas import Evaluate, checked
+from gptask.config.conversion import checked
+from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check
 from gptask.data.corpus import Corpus
 from gptask.errors import UserError
 from gptask.model.backbone.locate import locate
+from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
+from gptask.runs.config_file import write_config
+from gptask.runs.folder import folder_for, main_process
 from gptask.training import builder as assembly
 from gptask.training.fingerprint import identity
 from gptask.training.results import finish
@@ -25,10 +29,10 @@ def evaluate(config: Evaluate) -> Path:
     check(config.trainer)
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
-    plugin = run.plugin_of(config.task)
+    plugin = plugin_of(config.task)
     corpora = assembly.corpora(config)
     job = identity(config, corpora)
-    with run.folder_for(config.outputs, plugin.name, config.folder) as folder:
+    with folder_for(config.outputs, plugin.name, config.folder) as folder:
         _evaluate(config, plugin, corpora[plugin.name], folder, job)
     return folder
 
@@ -56,9 +60,9 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     module = GPTModule(backbone, [seat]).requires_grad_(False)
     trainer = trainer_for(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
-    if not run.main_process():
+    if not main_process():
         return
-    run.write_config(folder, config, plugin, parent=config.run)
+    write_config(folder, config, plugin, parent=config.run)
     finish(folder, module, seat, config.split, config, started, 0.0, job)
 
 

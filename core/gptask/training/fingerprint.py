@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptask.config.schemas import Evaluate, Pretrained, Train, checked, to_plain
+from gptask.config.conversion import checked, to_plain
+from gptask.config.schemas import Evaluate, Pretrained, Train
+from gptask.data.cache import digest
 from gptask.data.corpus import Corpus
-from gptask.data.examples import code_hash, digest
+from gptask.data.examples import code_hash
 from gptask.model.backbone.locate import folder_hash
-from gptask.runs import run
+from gptask.plugins.discovery import plugin_of
+from gptask.runs.folder import model_folder, siblings, title
+from gptask.runs.provenance import git_commit, versions
 from gptask.training import builder as assembly
-from gptask.training.results import git_commit, versions
 
 ASIDE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
 
@@ -28,7 +31,7 @@ def identity(config: Train | Evaluate, corpora: dict[str, Corpus] | None = None)
     plain = {name: value for name, value in to_plain(config).items() if name not in ASIDE}
     tasks = [member.task for member in assembly.members(config).values()]
     code = [versions()["gptask"], git_commit(touching=True)]
-    code += [part for task in tasks for part in (run.plugin_of(task).origin, code_hash(task))]
+    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     whole = [type(config).__name__, plain, data, _weights(config), code]
     text = json.dumps(whole, default=str, ensure_ascii=False)
@@ -41,7 +44,7 @@ def _weights(config: Train | Evaluate) -> str:
     if folder and (folder / "config.yaml").is_file():
         folder /= "model"
     if isinstance(config, Evaluate) and config.run:
-        folder = run.model_folder(config.run)
+        folder = model_folder(config.run)
     return folder_hash(folder) if folder and folder.is_dir() else ""
 
 
@@ -58,5 +61,5 @@ def finished(job: str, folders: Iterable[Path], model: bool) -> Path | None:
 def homes(config: Any) -> list[Path]:
     """Where a job of a sweep may have ended before: beside its own ``folder``, or among the runs of its task."""
     if config.folder:
-        return [path for path in (Path(config.folder), *run.siblings(Path(config.folder))) if path.is_dir()]
-    return sorted(Path(config.outputs, run.title(config)).glob("*"))
+        return [path for path in (Path(config.folder), *siblings(Path(config.folder))) if path.is_dir()]
+    return sorted(Path(config.outputs, title(config)).glob("*"))

@@ -13,9 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog, to_plain
+from gptask.config.conversion import to_plain
+from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog
 from gptask.errors import UserError
-from gptask.runs import run
+from gptask.plugins.discovery import plugin_of
+from gptask.runs.folder import main_process, title
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -40,7 +42,7 @@ def _mlflow(config: Train, folder: Path) -> Logger:
     outputs = Path(config.outputs).resolve()
     uri = config.logger.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return MLFlowLogger(
-        config.logger.experiment or run.title(config),
+        config.logger.experiment or title(config),
         run_name=folder.name,
         tracking_uri=uri or f"sqlite:///{outputs / 'mlflow.db'}",
         artifact_location=None if uri else (outputs / "mlflow").as_uri(),
@@ -105,7 +107,7 @@ def tracked(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
     Of several processes only the one that writes has it. Raises `UserError` where it can't start.
     """
     tracker = TRACKERS.get(type(config.logger))
-    if tracker is None or not run.main_process():
+    if tracker is None or not main_process():
         yield
         return
     logger = _started(tracker, config, folder)
@@ -123,7 +125,7 @@ def tracked(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
 
 def _plugins(config: Train) -> dict[str, Any]:
     """Name and version of the plugin, or of those of several tasks."""
-    found = [run.plugin_of(member.task) for member in config.tasks.values()] or [run.plugin_of(config.task)]
+    found = [plugin_of(member.task) for member in config.tasks.values()] or [plugin_of(config.task)]
     pairs = {"plugin": [plugin.name for plugin in found], "plugin_version": [plugin.version for plugin in found]}
     return {key: "+".join(values) for key, values in pairs.items()}
 

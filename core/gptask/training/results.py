@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import resource
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
-from gptask.plugins.task import Example, Prediction, Task
-from gptask.runs import run
+from gptask.runs.atomic_write import write_json, write_text
 from gptask.runs.cards.model_card import Card
 from gptask.runs.cards.multitask_card import cover
+from gptask.runs.predictions_file import write_predictions
+from gptask.runs.provenance import git_commit, peak_memory_mb, versions
 from gptask.training import loggers
 
 if TYPE_CHECKING:
@@ -25,16 +21,6 @@ if TYPE_CHECKING:
     from gptask.training.task_runtime import Seat
 
 log = logging.getLogger("gptask")
-PACKAGES = (
-    "gptask",
-    "torch",
-    "transformers",
-    "pytorch-lightning",
-    "peft",
-    "sacrebleu",
-    "rouge-score",
-    "scikit-learn",
-)
 
 
 def finish(
@@ -51,7 +37,7 @@ def finish(
 
     ``config`` is that of the task alone.
     """
-    plugin, task, data = run.plugin_of(config.task), seat.task, seat.data
+    plugin, task, data = plugin_of(config.task), seat.task, seat.data
     examples, predictions = seat.predictions(split)
     if not examples:
         log.warning("%s: no example was scored (trainer.limit_test_batches=0?), so there are no metrics", split)
@@ -72,7 +58,7 @@ def finish(
         **parameters(module.backbone, seat.head),
         **cost(module, started, fit_seconds),
     }
-    run.write_json(folder / "metrics.json", result)
+    write_json(folder / "metrics.json", result)
     tested = {f"test/{seat.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
     write_card(Card(folder, plugin, module.backbone, seat, config, result))
@@ -97,8 +83,8 @@ def finish_all(
         **parameters(module),
         **cost(module, started, fit_seconds),
     }
-    run.write_text(folder / "README.md", cover(folder, config, whole))
-    run.write_json(folder / "metrics.json", whole)
+    write_text(folder / "README.md", cover(folder, config, whole))
+    write_json(folder / "metrics.json", whole)
 
 
 def parameters(*parts: Any) -> dict[str, int]:
@@ -130,73 +116,3 @@ def write_card(card: Card) -> None:
         card.write()
     except Exception as error:  # a plugin's text, a full disk
         log.warning("README.md could not be written: %s: %s", type(error).__name__, error)
-
-
-def peak_memory_mb() -> int:
-    """Most memory this process held: on the GPU where there is one, else resident."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() >> 20
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: ru_maxrss would count the process that started this one
-        return next(int(line.split()[1]) >> 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> (20 if sys.platform == "darwin" else 10)
-
-
-def write_predictions(
-    path: Path,
-    task: Task,
-    examples: Sequence[Example],
-    predictions: Sequence[Prediction],
-    statistics: Sequence[dict[str, list[float]]],
-) -> None:
-    """One line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
-    with path.open("w", encoding="utf-8") as stream:
-        for example, prediction, numbers in zip(examples, predictions, statistics, strict=True):
-            line = {
-                "id": example["id"],
-                "digest": f"{example['digest'] + 2**63:016x}",
-                "group": f"{example['group'] + 2**63:016x}",
-                **{f.name: example[f.name] for f in task.inputs()},
-                "references": {f.name: example[f.name] for f in task.targets()},
-                **prediction_fields(prediction),
-                "statistics": numbers,
-            }
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def prediction_fields(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as it stands in a JSON line."""
-    fields: dict[str, Any] = {"prediction": prediction.value}
-    if prediction.score is not None:
-        fields["score"] = round(prediction.score, 6)
-    if prediction.samples is not None:
-        fields["samples"] = prediction.samples
-    if prediction.probabilities is not None:
-        fields["probabilities"] = {name: round(p, 6) for name, p in prediction.probabilities.items()}
-    if prediction.extra:
-        fields["extra"] = prediction.extra
-    return fields
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit(touching: bool = False) -> str | None:
-    """The commit gptask's own code is at, where it runs from a checkout; ``touching``: the last that changed it."""
-    asked = ["log", "-1", "--format=%H", "--", "."] if touching else ["rev-parse", "HEAD"]
-    command = ["git", "-C", str(Path(__file__).parent), *asked]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

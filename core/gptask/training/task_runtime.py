@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptask.model.predictions import merge
 from gptask.plugins.metric import Metric
-from gptask.plugins.task import Example, Prediction, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
     from gptask.model.engine.activation_cache import States
@@ -72,14 +74,3 @@ def goodness(metric: Metric, value: float) -> float:
     else:
         share = (value - low) / (high - low)
     return 100 * (share if metric.higher_is_better else 1 - share)
-
-
-def merge(
-    task: Task, examples: Sequence[Example], owners: np.ndarray, outputs: dict[int, Any]
-) -> tuple[list[Example], list[Prediction]]:
-    """Bring the outputs of encoded items together by example and let the task turn them into predictions."""
-    grouped: dict[int, list[Any]] = {}
-    for row in sorted(outputs):
-        grouped.setdefault(int(owners[row]), []).append(outputs[row])
-    seen = [examples[number] for number in grouped]
-    return seen, [task.prediction(e, o) for e, o in zip(seen, grouped.values(), strict=True)]

@@ -12,14 +12,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.multitask import Member
-from gptask.config.schemas import DType, Full, Lora, Train, checked, to_plain
+from gptask.config.conversion import checked, to_plain
+from gptask.config.schemas import DType, Full, Lora, Member, Train
 from gptask.config.schemas import Head as FrozenTuning
 from gptask.config.trainer_options import check
-from gptask.data.examples import digest
+from gptask.data.cache import digest
 from gptask.errors import UserError, listing
 from gptask.model.backbone.locate import locate
+from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
+from gptask.runs.config_file import read_config, write_config
+from gptask.runs.folder import folder_for, kept, main_process, title
 from gptask.runs.reproduce import command
 from gptask.training import builder as assembly
 from gptask.training import loggers
@@ -61,7 +64,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run
     loggers.require(config.logger)
     corpora = assembly.corpora(config)
     job = identity(config, corpora)  # of the config as given: the training settles what that left open
-    with run.folder_for(config.outputs, run.title(config), config.folder, config.resume) as folder:
+    with folder_for(config.outputs, title(config), config.folder, config.resume) as folder:
         return _train(config, corpora, folder, job, callbacks)
 
 
@@ -150,11 +153,11 @@ def _train(
     started = time.time()
     module, data = assemble(config, corpora)
     config.trainer = pace(config.trainer, data, full=isinstance(config.tuning, Full))
-    writing = run.main_process()
+    writing = main_process()
     trainer = _trainer(config, folder, callbacks)
     with loggers.tracked(trainer, config, folder):
         if writing:
-            run.write_config(folder, config)
+            write_config(folder, config)
         if config.probe and writing and not config.resume:
             from gptask.training.cost_probe import probe
 
@@ -162,7 +165,7 @@ def _train(
         _fit(trainer, module, data, folder, config.resume)
         _load_best(trainer, module)
         if writing:
-            run.write_config(folder, config, adjusted=module.adjusted)  # with what validation chose
+            write_config(folder, config, adjusted=module.adjusted)  # with what validation chose
             heads = {seat.name if config.tasks else "": seat.head for seat in module.seats}
             saved_model.save_model(folder, module.backbone, heads, config.tuning)
         fit_seconds = time.time() - started
@@ -178,12 +181,12 @@ def _finish(folder: Path, module: GPTModule, config: Train, started: float, fit_
     if not config.tasks:
         finish(folder, module, module.seats[0], "test", config, started, fit_seconds, job)
         return
-    said: dict[str, Any] = {"command": command(run.read_config(folder)), "together": _together_with(config)}
+    said: dict[str, Any] = {"command": command(read_config(folder)), "together": _together_with(config)}
     results = {}
     for seat in module.seats:
         place, alone = folder / seat.name, alone_in(config, seat.name)
         place.mkdir(exist_ok=True)
-        run.write_config(place, alone, member=seat.name, adjusted=seat.adjusted, **said)
+        write_config(place, alone, member=seat.name, adjusted=seat.adjusted, **said)
         results[seat.name] = finish(place, module, seat, "test", alone, started, fit_seconds, job)
     finish_all(folder, module, config, started, fit_seconds, job, results)
 
@@ -191,7 +194,7 @@ def _finish(folder: Path, module: GPTModule, config: Train, started: float, fit_
 def _together_with(config: Train) -> dict[str, Any]:
     """What tells a task's training from one among other tasks, or with other shares."""
     plain = {name: value for name, value in to_plain(config).items() if name in ("tasks", "mixing")}
-    names = {name: run.plugin_of(member.task).name for name, member in config.tasks.items()}
+    names = {name: plugin_of(member.task).name for name, member in config.tasks.items()}
     return {"tasks": names, "mixing": plain["mixing"], "digest": digest(json.dumps(plain, default=str))}
 
 
@@ -205,7 +208,7 @@ def _loaded(folder: Path, module: GPTModule, config: Train) -> run.Runs:
     runs = {}
     for seat in module.seats:
         place = folder / seat.name if config.tasks else folder
-        plugin, values = run.plugin_of(seat.task), run.read_config(place)
+        plugin, values = plugin_of(seat.task), read_config(place)
         runs[seat.name] = run.Run(place, plugin, seat.task, module.backbone, seat.head, values)
     return run.Runs(folder, runs)
 
@@ -299,7 +302,7 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
         with spared():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {run.kept(folder)}") from stop
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {kept(folder)}") from stop
     (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
 from gptask.errors import listing, nearest
 from gptask.model.text_task import PromptedTask
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 from gptask_tasks import sample
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gptask import MeanMetric, Metric, Prediction
 from gptask.plugins.resampling import BLOCK
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 
 def single_label(labels: Sequence[str]) -> list[Metric]:

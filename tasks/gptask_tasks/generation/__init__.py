@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
 from gptask.model.backbone.chat_template import template_of
-from gptask.model.generation.generate import Generation
 from gptask.model.text_task import WritingTask
-from gptask.plugins.task import Example
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.types import Example
 
 from gptask_tasks import sample
 from gptask_tasks.generation.records import conversation

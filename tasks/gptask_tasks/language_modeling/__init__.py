@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Field, Metric, Prediction, Task, UserError, option
 from gptask.config.schemas import Documents
-from gptask.plugins.task import Encoded, Example
+from gptask.plugins.types import Encoded, Example
 
 from gptask_tasks import sample
 from gptask_tasks.language_modeling.cleaning import Cleaning

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from gptask import UserError, option
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]")
 LINE = 24  # UTF-8 bytes from which a line can be boilerplate: refrains and names of speakers are shorter

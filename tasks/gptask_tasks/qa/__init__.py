@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
-from gptask.model.generation.generate import Generation
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.task import Example
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.types import Example
 
 from gptask_tasks import sample
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gptask import MeanMetric, Prediction
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 from gptask_tasks.text import characters
 

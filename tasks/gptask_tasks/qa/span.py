@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gptask import DataError, Encoded
 from gptask.model.heads import Head
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 from torch import Tensor, nn
 
 from gptask_tasks.both_ways import BothWays

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, Task, UserError, option
 from gptask.errors import listing, nearest
 from gptask.model.text_task import is_wide
-from gptask.plugins.task import IGNORED, Example
+from gptask.plugins.types import IGNORED, Example
 
 from gptask_tasks import sample
 

@@ -8,7 +8,7 @@ import torch
 from gptask.data.datamodule import Batch
 from gptask.model.backbone.backbone import Backbone
 from gptask.model.heads import Head
-from gptask.plugins.task import IGNORED
+from gptask.plugins.types import IGNORED
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 

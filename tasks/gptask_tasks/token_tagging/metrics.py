@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gptask import AdditiveMetric, Prediction
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 from gptask_tasks.token_tagging.spans import Span, bio, spans
 

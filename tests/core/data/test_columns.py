@@ -8,7 +8,7 @@ import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
-from gptask.data.reading import Row
+from gptask.data.rows import Row
 from gptask.errors import DataError, UserError
 
 TEXT, LABEL = Field("text"), Field("label", Kind.LABEL, target=True)

@@ -8,7 +8,8 @@ from gptask import DataError, Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.conll import sentences
-from gptask.data.reading import Source, read
+from gptask.data.reading import read
+from gptask.data.rows import Source
 from gptask.training.builder import corpus
 
 from tests.core.data.test_columns import Fielded

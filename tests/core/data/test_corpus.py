@@ -405,7 +405,7 @@ def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
             return {self.name: "f00d"}
 
         def rows(self, wanted: list[str]) -> object:
-            from gptask.data.reading import Row
+            from gptask.data.rows import Row
 
             for number in range(1, 11):
                 yield self.name, Row(number, {"text": f"{self.name} {number}", "label": number % 2}, "row")

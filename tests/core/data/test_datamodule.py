@@ -13,7 +13,8 @@ from gptask.data import datamodule as modules
 from gptask.data.corpus import Corpus
 from gptask.data.datamodule import Batch, DataModule, Items, collate, encode
 from gptask.model.backbone.scratch import train_tokenizer
-from gptask.plugins.task import IGNORED, Example, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import IGNORED, Example
 from torch.utils.data import DataLoader
 
 TEXT = "the cat sat on the mat and the dog sat on the log\n"

@@ -5,7 +5,7 @@ from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.messages import messages, told
-from gptask.data.reading import Row
+from gptask.data.rows import Row
 from gptask.errors import DataError
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from gptask import Member, Mixing, UserError
-from gptask.config.multitask import Sampling, check, shares
+from gptask.config.multitask import check, shares
+from gptask.config.schemas import Sampling
 from gptask.data.mixture import AGAIN, Interleaved, Mixture
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from gptask.config.schemas import Files
-from gptask.data.reading import Source, read, read_stream
+from gptask.data.reading import read, read_stream
+from gptask.data.rows import Source
 from gptask.errors import DataError, UserError
 
 RECORDS = [

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from gptask.data.store import CHUNK, Store, cache_folder
+from gptask.data.cache import cache_folder
+from gptask.data.store import CHUNK, Store
 from gptask.errors import UserError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from gptask.data.datamodule import collate
 from gptask.model import heads
-from gptask.model.generation.generate import Generation
 from gptask.model.heads import GenerationHead
+from gptask.plugins.generation_options import Generation
 
 ITEMS = [
     {"ids": [5, 6, 7], "target": [8, 9, 0], "label": None, "extra": None},

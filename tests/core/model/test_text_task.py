@@ -3,9 +3,10 @@ from typing import Any, ClassVar
 
 import pytest
 from gptask import DataError, Field, Kind, UserError
-from gptask.model.generation.generate import Generation, Text
+from gptask.model.generation.generate import Text
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.task import Example
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.types import Example
 
 
 @dataclass

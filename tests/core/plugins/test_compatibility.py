@@ -77,7 +77,7 @@ def test_what_a_plugin_must_bring_does_not_grow(cls: type) -> None:
 
 
 def test_kinds_only_grow() -> None:
-    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.plugins.task.Kind.__members__.keys()
+    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.plugins.types.Kind.__members__.keys()
 
 
 def test_a_version_is_that_of_the_tasks_own_package() -> None:

@@ -185,12 +185,12 @@ def test_only_the_asked_for_are_loaded(install):
 
 def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
     from gptask.cli.hydra.compose import compose, loader
-    from gptask.config import schemas as config
+    from gptask.config.conversion import store
 
     install("echo-tasks", GOOD, echo="echo_module:Good")
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     discover(())
-    config.store()
+    store()
     with loader() as configs:
         assert {"bad", "echo"} <= set(configs.get_group_options("task"))
         assert "echo_module" not in sys.modules
@@ -199,7 +199,7 @@ def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
 
 
 def test_the_plugin_of_an_instance_is_found_without_loading_others(install):
-    from gptask.runs.run import plugin_of
+    from gptask.plugins.discovery import plugin_of
 
     install("echo-tasks", GOOD, echo="echo_module:Good")
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric, score, score_all
-from gptask.plugins.task import Example, Prediction
+from gptask.plugins.types import Example, Prediction
 
 
 class Equal(MeanMetric):

@@ -7,7 +7,8 @@ import threading
 import pytest
 from gptask import DataError, UserError, load_run, train
 from gptask.config.schemas import Files, OnBad, Predict
-from gptask.runs.predict_file import CHUNK, predict, predict_examples
+from gptask.runs.predict_file import predict
+from gptask.runs.predictor import CHUNK, predict_examples
 
 from tests.small import config
 

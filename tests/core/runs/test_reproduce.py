@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 from gptask.config.schemas import DType, Files, Full, Pretrained, Scratch, Train
-from gptask.runs import run as runs
+from gptask.plugins.discovery import plugin_of
+from gptask.runs.config_file import read_config, write_config
 from gptask.runs.reproduce import command
 from gptask_tasks.qa import Answer, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
@@ -36,24 +37,24 @@ def split(line):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_composes_to_the_same_config(name, run, tmp_path):
     config = CONFIGS[name]
-    runs.write_config(tmp_path, config, runs.plugin_of(config.task))
-    values = runs.read_config(tmp_path)
+    write_config(tmp_path, config, plugin_of(config.task))
+    values = read_config(tmp_path)
     words = split(command(values))
     assert words[:2] == ["gptask", "train"]
     again = run(*words[1:]).config
     (tmp_path / "again").mkdir()
-    runs.write_config(tmp_path / "again", again, runs.plugin_of(again.task))
-    found = runs.read_config(tmp_path / "again")
+    write_config(tmp_path / "again", again, plugin_of(again.task))
+    found = read_config(tmp_path / "again")
     found["trainer"] = {name: value for name, value in found["trainer"].items() if value is not None}
     assert found == values
 
 
 def test_what_was_typed_is_kept(run, tmp_path):
     def action(config):
-        runs.write_config(tmp_path, config, runs.plugin_of(config.task))
+        write_config(tmp_path, config, plugin_of(config.task))
 
     run("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
-    words = split(command(runs.read_config(tmp_path)))
+    words = split(command(read_config(tmp_path)))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
     assert run(*words[1:]).config.task.prompt == "It's {text}"
 

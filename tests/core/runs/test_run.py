@@ -9,6 +9,8 @@ from gptask import Config, UserError, load_run
 from gptask.config.schemas import DType, Full, Head, Lora
 from gptask.model.heads import GenerationHead
 from gptask.runs import run, saved_model
+from gptask.runs.config_file import FORMAT, read_config
+from gptask.runs.folder import create
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
@@ -111,7 +113,7 @@ def test_another_format_is_refused(format, said, copied):
     values = OmegaConf.load(copied / "config.yaml")
     values.format = format
     OmegaConf.save(values, copied / "config.yaml")
-    with pytest.raises(UserError, match=rf"{said}.*reads format {run.FORMAT}"):
+    with pytest.raises(UserError, match=rf"{said}.*reads format {FORMAT}"):
         load_run(copied)
 
 
@@ -176,20 +178,20 @@ def test_a_class_without_entry_point_is_loaded_by_naming_it(run_of):
 
 
 def test_a_run_folder_is_never_reused(tmp_path):
-    first = run.create(str(tmp_path), "qa", None)
-    second = run.create(str(tmp_path), "qa", None)
+    first = create(str(tmp_path), "qa", None)
+    second = create(str(tmp_path), "qa", None)
     assert first != second
     assert first.parent == second.parent == tmp_path / "qa"
     with pytest.raises(UserError, match="exists"):
-        run.create(str(tmp_path), "qa", str(first))
+        create(str(tmp_path), "qa", str(first))
 
 
 def test_config_comes_back_typed(lora):
-    values = run.read_config(lora.folder)
+    values = read_config(lora.folder)
     assert values["plugin"]["name"] == "sentiment"
     assert values["plugin"]["distribution"] == "gptask"
     values["task"]["threshold"] = "high"
     with pytest.raises(UserError, match="don't fit"):
         run.load_task(values)
-    assert run.load_task(run.read_config(lora.folder))[1] == Sentiment(labels=LABELS)
+    assert run.load_task(read_config(lora.folder))[1] == Sentiment(labels=LABELS)
     assert Config(task=Sentiment()).tuning == Lora()

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
-from gptask.model.generation.generate import Generation
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.task import Example
+from gptask.plugins.generation_options import Generation
+from gptask.plugins.types import Example
 from gptask.testing import ContractError, check_task, results
 from gptask.testing.clauses import STAGES
 

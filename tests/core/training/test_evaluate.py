@@ -6,7 +6,8 @@ import pytest
 import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
-from gptask.runs.run import load_task, read_config
+from gptask.runs.config_file import read_config
+from gptask.runs.run import load_task
 from gptask.training.evaluate import demonstrations, evaluate
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment

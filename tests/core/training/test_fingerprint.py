@@ -7,7 +7,7 @@ import shutil
 import pytest
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
-from gptask.runs import run
+from gptask.runs.atomic_write import write_json
 from gptask.training import fingerprint as job
 from gptask_tasks.sentiment import Sentiment
 
@@ -100,7 +100,7 @@ def test_a_folder_of_ones_own_is_looked_for_with_those_beside_it(tmp_path):
     for name in ("mine", "mine_1", "mine_2", "minerva"):
         (tmp_path / name).mkdir()
     assert [path.name for path in job.homes(options)] == ["mine", "mine_1", "mine_2"]
-    run.write_json(tmp_path / "mine_2" / "metrics.json", {"job": "abc"})
+    write_json(tmp_path / "mine_2" / "metrics.json", {"job": "abc"})
     (tmp_path / "mine_1" / "metrics.json").write_bytes(b"\xff damaged")
     assert job.finished("abc", job.homes(options), model=False) == tmp_path / "mine_2"
     assert json.loads((tmp_path / "mine_2" / "metrics.json").read_text())["job"] == "abc"

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import gptask
 from gptask import MeanMetric, Prediction
-from gptask.plugins.task import Example
-from gptask.training.results import prediction_fields
+from gptask.plugins.types import Example
+from gptask.runs.predictions_file import prediction_fields
 from gptask_tasks.sentiment import Sentiment
 
 from tests.small import config

@@ -11,8 +11,7 @@ from gptask import Config, Member, Mixing, UserError, load_run, load_runs, train
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find, read
 from gptask.analysis.report.curves import curves
-from gptask.config.multitask import Sampling
-from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample
+from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample, Sampling
 from gptask.model.backbone.backbone import Backbone
 from gptask.training import builder as assembly
 from gptask.training.evaluate import evaluate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
 from gptask.model.text_task import PromptedTask
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 if TYPE_CHECKING:
     from gptask import Metric

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from gptask import MeanMetric, Metric, Prediction
-from gptask.plugins.task import Example
+from gptask.plugins.types import Example
 
 
 class Correlation(Metric):

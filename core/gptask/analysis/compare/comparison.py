@@ -15,12 +15,11 @@ from typing import Any
 
 from gptask.analysis.compare.records import Record
 from gptask.analysis.compare.seed_groups import Method, methods
-from gptask.data.examples import digest
-from gptask.data.store import cache_folder
+from gptask.data.cache import cache_folder, digest
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.resampling import bootstrap
-from gptask.runs.run import write_text
+from gptask.runs.atomic_write import write_text
 from gptask.runs.significance import RESAMPLES, Difference, difference, holm
 from gptask.runs.verdict import Verdict
 

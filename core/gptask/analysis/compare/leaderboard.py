@@ -12,10 +12,10 @@ from gptask.analysis.compare.records import Record
 from gptask.analysis.compare.render import ARROWS, cell, html_grid, page, title
 from gptask.analysis.compare.seed_groups import Method
 from gptask.errors import UserError, listing
+from gptask.runs.atomic_write import write_text
 from gptask.runs.markdown import code, prose
 from gptask.runs.markdown import table as grid
 from gptask.runs.reproduce import command
-from gptask.runs.run import write_text
 
 
 def write(records: Sequence[Record], folder: Path, metric: str | None = None) -> tuple[list[Path], list[Record]]:

@@ -15,8 +15,8 @@ from gptask.analysis.compare.records import Record
 from gptask.data.messages import told
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
-from gptask.plugins.task import Kind
-from gptask.runs.run import OURS, WRITTEN
+from gptask.plugins.types import Kind
+from gptask.runs.config_file import OURS, WRITTEN
 
 
 @dataclass

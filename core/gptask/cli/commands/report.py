@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptask.cli.arguments import Parser
 from gptask.errors import UserError
-from gptask.runs.run import write_text
+from gptask.runs.atomic_write import write_text
 
 RUNS = 12  # side by side on a page at most
 

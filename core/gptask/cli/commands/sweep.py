@@ -84,7 +84,7 @@ def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) ->
     if given.sampler == "grid":
         refuse_grid(space)
     first = _first(space, fixed)
-    from gptask.runs.run import plugin_of
+    from gptask.plugins.discovery import plugin_of
     from gptask.training.sweep.driver import Plan, deciding
 
     text = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), given.sampler, given.pruner])

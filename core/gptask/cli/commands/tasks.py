@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import Plugin, chosen, discover, installed
-from gptask.plugins.task import Field, Task
+from gptask.plugins.task import Task
+from gptask.plugins.types import Field
 
 PLUGIN_COLUMNS = ("task", "plugin", "contract", "state", "description")
 FIELD_COLUMNS = ("field", "kind", "required", "target", "help")

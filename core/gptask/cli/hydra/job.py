@@ -13,7 +13,8 @@ from typing import Any
 
 from gptask.cli.hydra.compose import checked
 from gptask.cli.hydra.error_messages import Line, mended
-from gptask.runs.run import main_process, siblings, started_by
+from gptask.runs.config_file import started_by
+from gptask.runs.folder import main_process, siblings
 
 log = logging.getLogger("gptask")
 

@@ -17,6 +17,7 @@ from gptask.cli.hydra.launchers import refuse_launcher
 from gptask.cli.hydra.run_overrides import from_run, run_of
 from gptask.cli.hydra.task_list import several
 from gptask.config import schemas
+from gptask.config.conversion import store
 from gptask.config.overrides import chosen, normalize
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import chosen as chosen_plugin
@@ -82,7 +83,7 @@ def _sweep(job: Job, hydra: Any) -> int:
 def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
     """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
     plugins = discover(())
-    schemas.store()
+    store()
     log_to_console()
     overrides, flags = split(verb, arguments)
     known = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}

@@ -10,7 +10,7 @@ from gptask.cli.hydra.task_list import Choice, appended, spread
 from gptask.config import schemas
 from gptask.config.overrides import accepted, chosen
 from gptask.errors import UserError, listing, nearest
-from gptask.runs.run import read_config
+from gptask.runs.config_file import read_config
 
 SHARED = {  # what a verb takes over from a run, beside its task
     "train": (*schemas.GROUPS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 
 from gptask.cli.scaffold.names import check
@@ -42,8 +43,6 @@ def _rendered(name: str, kind: Kind) -> dict[str, str]:
     """Path in the package -> content. ``NAME`` stands for the task in paths; what ends in .j2 is a Jinja template."""
     from jinja2 import Environment, StrictUndefined
 
-    from gptask import __version__
-
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     words = name.replace("_", " ")
     values = {
@@ -53,7 +52,7 @@ def _rendered(name: str, kind: Kind) -> dict[str, str]:
         "title": words.capitalize(),
         "distribution": f"gptask-{name.replace('_', '-')}",
         "kind": kind.value,
-        "version": __version__,
+        "version": version("gptask"),
     }
     files = {}
     for root in (TEMPLATES / "shared", TEMPLATES / kind.value):

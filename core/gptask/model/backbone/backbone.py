@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
+from gptask.model.backbone.hf_logging import quiet
 from gptask.model.backbone.locate import Resolved
 from gptask.model.engine import attention, rotary
 from gptask.model.engine import linear as lean
@@ -263,11 +263,3 @@ def _check(backbone: Backbone) -> None:
             raise UserError(
                 f"{backbone.origin.location}: {type(backbone.model).__name__} {what}; use a GPT-2, Llama, Qwen or Gemma"
             )
-
-
-def quiet() -> None:
-    """Keep transformers' own progress bars, and its warnings to its own developers, out of the log."""
-    from transformers.utils import logging as chatter
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    chatter.disable_progress_bar()

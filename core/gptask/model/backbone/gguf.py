@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.errors import UserError
-from gptask.model.backbone.backbone import quiet
+from gptask.model.backbone.hf_logging import quiet
 
 
 def convert(file: Path, folder: Path) -> None:

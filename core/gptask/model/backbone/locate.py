@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptask.config.schemas import Pretrained, Scratch
+from gptask.data.cache import cache_folder
 from gptask.data.hub_access import hub_reachable
-from gptask.data.store import cache_folder
 from gptask.errors import UserError
 
 log = logging.getLogger("gptask")

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptask.data.cache import cache_folder, digest
 from gptask.data.datamodule import Batch, DataModule
-from gptask.data.examples import digest
-from gptask.data.store import cache_folder
 from gptask.model.backbone.backbone import Backbone
 from gptask.model.engine import attention
 from gptask.model.heads import Head

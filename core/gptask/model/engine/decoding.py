@@ -10,98 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Cache, LogitsProcessorList
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
-from transformers.generation.logits_process import (
-    MinNewTokensLengthLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from gptask.data.batches import BatchesByLength
-from gptask.model.engine import attention
+from gptask.data.prefixes import prefixes
+from gptask.model.engine import attention, kv_cache
 from gptask.model.engine import packing as sharing
 from gptask.model.engine.attention import additive
-from gptask.model.engine.linear import together
+from gptask.model.engine.kv_cache import Buffer, roomy
 from gptask.model.engine.packing import Layout
+from gptask.model.engine.sampling import Draw
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import Backbone
-    from gptask.model.generation.generate import Generation
+    from gptask.plugins.generation_options import Generation
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
-ROOM = 32  # positions by which a buffer grows
 APART = 4096  # positions of pads that a segment of its own must save, on a CPU: what it adds to a step
 TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
 MORE = 4  # times as many elsewhere
-
-
-class Buffer(DynamicLayer):
-    """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions.
-
-    A ``whole`` one shows that room too, zeros that the mask must hide: what it shows lies together in memory, as matrix
-    products want it.
-    """
-
-    def __init__(self, whole: bool = False) -> None:
-        super().__init__()
-        self.whole, self.end = whole, 0
-        self.room: list[Tensor] = []
-
-    def get_seq_length(self) -> int:
-        """Positions that are held."""
-        return self.end
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind those that are there."""
-        seen, end = self.end, self.end + key_states.shape[2]
-        if not self.room:
-            self.room, self.is_initialized = [_roomy(new[:, :, :0], end) for new in (key_states, value_states)], True
-        if end > self.room[0].shape[2]:
-            self.room = [_roomy(held, end) for held in (self.keys, self.values)]
-        for buffer, new in zip(self.room, (key_states, value_states), strict=True):
-            buffer[: len(new), :, seen:end] = new
-        return self._show(len(key_states), end)
-
-    def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
-        self.end = end
-        self.keys, self.values = (buffer[:rows, :, : None if self.whole else end] for buffer in self.room)
-        return self.keys, self.values
-
-    def cut(self, end: int) -> None:
-        """Forget positions from ``end`` on."""
-        if self.keys is not None:
-            self._show(len(self.keys), end)
-
-    def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:
-        """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
-        for number, held in enumerate(read):
-            if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
-                self.room.append(held.new_zeros(shape[0], held.shape[1], roomy(shape[1]), held.shape[2]))
-            self.room[number][where[0], :, where[1]] = held
-        self.is_initialized = True
-        self._show(*shape)
-
-    def keep(self, rows: int, source: list[int], target: list[int]) -> None:
-        """Copy some rows over others and keep the first ``rows``."""
-        for buffer in self.room if source else []:
-            buffer[target, :, : self.end] = buffer[source, :, : self.end]
-        self._show(rows, self.end)
-
-
-def roomy(positions: int) -> int:
-    """How many positions a buffer has that is made for so many."""
-    return -(-positions // ROOM) * ROOM
-
-
-def _roomy(held: Any, end: int) -> Tensor:
-    """A buffer for ``end`` positions, with what is held (B, K, S, D) at its start."""
-    rows, heads, seen, channels = held.shape
-    buffer = held.new_zeros(rows, heads, roomy(end), channels)
-    buffer[:, :, :seen] = held
-    return buffer
 
 
 def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
@@ -223,7 +151,7 @@ class Segment:
     def read(self) -> Tensor:
         """Read the prompts, what some share once; scores (B, V). All rows end at the same place."""
         count, end = len(self.rows), self.end
-        common = sharing.prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
+        common = prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
         most = TOGETHER * (1 if self.backbone.device.type == "cpu" else MORE)
         read: dict[int, Tensor] = {}
         for rows in BatchesByLength(self.lengths.numpy(), count, most, None, common=common):
@@ -270,7 +198,7 @@ class Segment:
     def extend(self) -> None:
         """One more position counts in every row."""
         if self.end == self.hidden.shape[-1]:
-            self.hidden = torch.nn.functional.pad(self.hidden, (0, ROOM), value=attention.HIDDEN)
+            self.hidden = torch.nn.functional.pad(self.hidden, (0, kv_cache.ROOM), value=attention.HIDDEN)
         self.hidden[..., self.end] = 0
         self.end += 1
 
@@ -326,58 +254,6 @@ def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     if t == s and real.all():
         return None
     return additive(real, t, backbone.model.dtype)
-
-
-def _processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
-    """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
-    chain = LogitsProcessorList()
-    if options.min_new_tokens:
-        chain.append(MinNewTokensLengthLogitsProcessor(prompt, options.min_new_tokens, sorted(stop_ids), str(device)))
-    if options.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
-    if options.temperature > 0:
-        if options.temperature != 1.0:
-            chain.append(TemperatureLogitsWarper(options.temperature))
-        if options.top_k:
-            chain.append(TopKLogitsWarper(options.top_k))
-        if options.top_p < 1:
-            chain.append(TopPLogitsWarper(options.top_p))
-    return chain
-
-
-class Draw:
-    """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
-    prompt."""
-
-    def __init__(self, options: Generation, backbone: Backbone, prompt: int, rows: int) -> None:
-        device = backbone.device
-        self.chain = _processors(options, prompt, backbone.stop_ids, device)
-        self.sample = options.temperature > 0
-        self.generators: list[torch.Generator] = []
-        if self.sample and options.seed is not None:
-            seeds = [options.seed + row % options.samples for row in range(rows)]
-            self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, ids: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
-        """Tokens (B, 1) of the rows by logits (B, V) and the ids (B, T) before them, and their log-probabilities under
-        the model itself (before penalty and temperature)."""
-        size = together(logits)
-        tokens, logs = [], []
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            own = logits[part].float()
-            token = self._token(self.chain(ids[part], own), rows[part])  # type: ignore[arg-type]
-            tokens.append(token)
-            logs.append(own.gather(1, token) - own.logsumexp(1, keepdim=True))
-        return torch.cat(tokens), torch.cat(logs)[:, 0].tolist()
-
-    def _token(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        if not self.sample:
-            return scores.argmax(-1, keepdim=True)
-        if not self.generators:
-            return torch.multinomial(scores.softmax(-1), 1)
-        pairs = zip(scores.softmax(-1), rows, strict=True)
-        return torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
 
 
 def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gptask.data.messages import Message
 from gptask.errors import UserError
 from gptask.model.backbone.chat_template import template_of
-from gptask.model.generation.generate import Generation
+from gptask.plugins.generation_options import Generation
 from gptask.plugins.task import option
 
 if TYPE_CHECKING:

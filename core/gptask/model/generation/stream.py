@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from gptask.model.engine.decoding import Buffer, Draw, mask_of, scores
+from gptask.model.engine.decoding import mask_of, scores
+from gptask.model.engine.kv_cache import Buffer
+from gptask.model.engine.sampling import Draw
 from gptask.model.generation.generate import room
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import Backbone
-    from gptask.model.generation.generate import Generation
+    from gptask.plugins.generation_options import Generation
 
 AT_ONCE = 512  # tokens of a prompt that are read together: bounds the memory of their attention
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Data, Hub, Sample, Scratch
 from gptask.data.messages import messages
-from gptask.plugins.task import Kind
-from gptask.runs import run
+from gptask.plugins.types import Kind
 from gptask.runs.cards.hub_metadata import front_matter, hub_id, languages
+from gptask.runs.config_file import read_config
+from gptask.runs.folder import model_folder
 from gptask.runs.markdown import code, fenced, line, prose, table
 from gptask.runs.reproduce import command
 from gptask.runs.run import Plugin
@@ -100,7 +101,7 @@ class Card:
     @property
     def model(self) -> Path:
         """Where the model lies, or would."""
-        return run.model_folder(self.folder)
+        return model_folder(self.folder)
 
     @property
     def corpus(self) -> Corpus | None:
@@ -219,7 +220,7 @@ class Card:
         commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
         at = f", commit {code(commit)}" if commit else ""
         return (
-            f"{fenced('bash', command(run.read_config(self.folder)))}\n\n"
+            f"{fenced('bash', command(read_config(self.folder)))}\n\n"
             f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what "
             f"it ran on: gptask {version}{at}."
         )

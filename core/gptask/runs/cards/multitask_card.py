@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.runs import run
+from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code, fenced, prose, table
 from gptask.runs.reproduce import command
 
@@ -56,7 +56,7 @@ def cover(folder: Path, config: Train, result: dict[str, Any]) -> str:
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),
         learned=result["trainable_parameters"],
         parameters=result["parameters"],
-        command=fenced("bash", command(run.read_config(folder))),
+        command=fenced("bash", command(read_config(folder))),
         use=fenced(
             "bash", f"gptask predict {shlex.quote(f'run={folder}')} task={next(iter(config.tasks))} input=<file>"
         ),

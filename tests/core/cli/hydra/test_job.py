@@ -11,7 +11,9 @@ from pathlib import Path
 import gptask.cli
 import pytest
 from gptask.cli.hydra.job import log, log_to_console
-from gptask.runs import run as runs
+from gptask.runs.atomic_write import write_json
+from gptask.runs.config_file import read_config
+from gptask.runs.folder import create
 from gptask.training import fingerprint as jobs
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
@@ -29,8 +31,8 @@ def finish(made):
     """An action that leaves what a finished training does."""
 
     def action(config):
-        folder = runs.create(config.outputs, "sentiment", config.folder)
-        runs.write_json(folder / "metrics.json", {"job": jobs.identity(config)})
+        folder = create(config.outputs, "sentiment", config.folder)
+        write_json(folder / "metrics.json", {"job": jobs.identity(config)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
         made.append((config.seed, str(folder)))
@@ -153,7 +155,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
     assert f"finished already, skipped: outputs/sentiment/{done.name}" in capsys.readouterr().err
     assert before.items() <= contents(tmp_path / "outputs").items()
     (new,) = {*(tmp_path / "outputs/sentiment").iterdir()} - {done, killed}
-    assert runs.read_config(new)["seed"] == 2
+    assert read_config(new)["seed"] == 2
     assert call(*line) == 0
     assert len(list((tmp_path / "outputs/sentiment").iterdir())) == 3
 

@@ -7,7 +7,7 @@ import pytest
 from gptask import Config
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
-from gptask.runs import run as runs
+from gptask.runs.config_file import write_config
 from gptask_tasks.qa import Answer, QuestionAnswering
 
 
@@ -27,7 +27,7 @@ def written(tmp_path_factory):
         trainer={"max_epochs": 9, "devices": 1},
         seed=7,
     )
-    runs.write_config(folder, config, discover()["qa"])
+    write_config(folder, config, discover()["qa"])
     return folder
 
 

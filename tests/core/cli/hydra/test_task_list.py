@@ -4,9 +4,8 @@ import shlex
 
 import pytest
 from gptask import Config, Member
-from gptask.config.multitask import Sampling
-from gptask.config.schemas import Files, Full, Limit, Sample, Scratch
-from gptask.runs import run as runs
+from gptask.config.schemas import Files, Full, Limit, Sample, Sampling, Scratch
+from gptask.runs.config_file import read_config, started_by, write_config
 from gptask.runs.reproduce import command
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import Answer, QuestionAnswering
@@ -111,10 +110,10 @@ def saved(tmp_path):
         seed=7,
     )
     config.mixing.best = "quiz"
-    runs.write_config(folder, config)
+    write_config(folder, config)
     (folder / "mood").mkdir()
     alone = Config(task=config.tasks["mood"].task, data=config.tasks["mood"].data, backbone=config.backbone, seed=7)
-    runs.write_config(folder / "mood", alone, member="mood")
+    write_config(folder / "mood", alone, member="mood")
     return folder, config
 
 
@@ -163,7 +162,7 @@ def test_a_task_that_is_not_there(arguments, said, refused, saved):
 
 def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run, saved):
     _, config = saved
-    values = runs.read_config(saved[0])
+    values = read_config(saved[0])
     words = shlex.split(command(values))
     assert words[:3] == ["gptask", "train", "tasks=[quiz:qa,mood:sentiment]"]
     again = run(*words[1:]).config
@@ -171,7 +170,7 @@ def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(ru
     assert again.mixing == config.mixing
 
     def told(_):
-        words.append(runs.started_by.get())
+        words.append(started_by.get())
 
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
     run("train", *typed, action=told)

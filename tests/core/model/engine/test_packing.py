@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gptask.config.schemas import Lora
+from gptask.data import prefixes
 from gptask.model.backbone.tuning import apply
 from gptask.model.engine import attention
 from gptask.model.engine import linear as lean
@@ -17,7 +18,7 @@ ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEX
 
 
 def runs(rows):
-    return sorted((sorted(members), prefix) for members, prefix in sharing.runs([np.array(row) for row in rows]))
+    return sorted((sorted(members), prefix) for members, prefix in prefixes.runs([np.array(row) for row in rows]))
 
 
 def saved(rows, partition):

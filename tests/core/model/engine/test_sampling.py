@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.generation.generate import generate
+from gptask.plugins.generation_options import Generation
 from scipy.stats import chisquare
 
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72))]

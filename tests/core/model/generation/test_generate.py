@@ -7,7 +7,8 @@ import pytest
 import torch
 from gptask.errors import UserError
 from gptask.model.generation import generate as generation
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.generation.generate import generate
+from gptask.plugins.generation_options import Generation
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72)), [99, 98, 97, 96, 95]]

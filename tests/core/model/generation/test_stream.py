@@ -4,8 +4,9 @@ import pytest
 import torch
 from gptask.errors import UserError
 from gptask.model.backbone.scratch import train_tokenizer
-from gptask.model.generation.generate import Generation, generate
+from gptask.model.generation.generate import generate
 from gptask.model.generation.stream import Pieces, Stream
+from gptask.plugins.generation_options import Generation
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 PROMPT = list(range(5, 25))  # longer than gemma3's window of 8

@@ -6,7 +6,8 @@ from pathlib import Path
 import optuna
 import pytest
 from gptask import UserError
-from gptask.runs import run
+from gptask.runs.atomic_write import write_json
+from gptask.runs.folder import create
 from gptask.training.fingerprint import identity
 from gptask.training.sweep import driver
 from gptask.training.sweep.driver import Plan, sweep
@@ -35,13 +36,13 @@ class Played:
 
     def train(self, options, callbacks):
         (watch,) = callbacks
-        folder = run.create("", "", options.folder)
+        folder = create("", "", options.folder)
         self.trained.append((folder.name, options.seed, options.tuning.lr))
         self.fails(options)
         for value in (-options.tuning.lr, -options.tuning.lr / 2):
             watch.values.append(value)
             watch.trial.report(value, len(watch.values))
-        run.write_json(folder / "metrics.json", {"job": identity(options)})
+        write_json(folder / "metrics.json", {"job": identity(options)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
 

@@ -1,0 +1,67 @@
+"""Configs as typed objects, as plain values, and as nodes of Hydra's store."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from gptask.config.schemas import GROUPS, VERBS, Train
+from gptask.errors import UserError
+
+
+def store() -> None:
+    """Register every schema with Hydra, so that a misspelled or mistyped option is refused before anything loads."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for verb, schema in VERBS.items():
+        store.store(name=f"{verb}_schema", node=schema, provider="gptask")
+    for group, kinds in GROUPS.items():
+        for name, schema in kinds.items():
+            store.store(group=group, name=name, node=schema, provider="gptask")
+
+
+def checked(config: Any) -> Any:
+    """A copy of a config built in Python, every value checked and converted as on the command line.
+
+    Raises `UserError` for a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_object(OmegaConf.structured(config))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or type(config).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by).
+
+    Of a training only what its kind has: ``task`` and ``data``, or ``tasks`` (each a config of its own) and ``mixing``.
+    """
+    from omegaconf import OmegaConf
+
+    plain: dict[str, Any] = {}
+    aside = (("task", "data") if config.tasks else ("tasks", "mixing")) if isinstance(config, Train) else ()
+    for f in (f for f in fields(config) if f.name not in aside):
+        value = getattr(config, f.name)
+        plain[f.name] = value
+        if f.name == "tasks":
+            plain[f.name] = {name: to_plain(member) for name, member in value.items()}
+        elif is_dataclass(value):
+            plain[f.name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
+            kinds = {schema: kind for kind, schema in GROUPS.get(f.name, {}).items()}
+            if type(value) in kinds:
+                plain[f.name] = {"kind": kinds[type(value)], **plain[f.name]}
+    return plain
+
+
+def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) -> Any:
+    """The reverse of `to_plain` for one group: values merged over their typed schema again, then checked."""
+    from omegaconf import OmegaConf
+
+    values = dict(plain)
+    kind = values.pop("kind", None)
+    schema = schema or GROUPS[group][str(kind)]
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
