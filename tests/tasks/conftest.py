@@ -22,13 +22,13 @@ def tokenizer() -> Any:
 def backbone() -> Any:
     import torch
     from gptask.config.schemas import Scratch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.backbone.locate import Resolved
     from gptask.model.backbone.scratch import build
 
     torch.manual_seed(0)
     options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)
-    return Backbone(*build(options, TEXT * 3), Resolved("", "scratch", ""))
+    return GPTBackbone(*build(options, TEXT * 3), Resolved("", "scratch", ""))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import seqeval.metrics as reference
 import torch
 from gptask import Config, DataError, Prediction, UserError, train
 from gptask.config.schemas import Files, Sample
-from gptask.data.datamodule import Batch, collate, encode
+from gptask.data.datamodule import PaddedBatch, collate, encode
 from gptask.plugins.metric import score_all
 from gptask.plugins.types import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging
@@ -220,7 +220,7 @@ def test_a_predicate_is_marked_where_it_stands(tokenizer: Any) -> None:
 # --- the head -----------------------------------------------------------------------------------------------------
 
 
-def batch(task: TokenTagging, tokenizer: Any, examples: list[Example], room: int = 100) -> Batch:
+def batch(task: TokenTagging, tokenizer: Any, examples: list[Example], room: int = 100) -> PaddedBatch:
     return collate([item for example in examples for item in encode(task, example, tokenizer, room)])
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger("gptask")
 SPLITS = ("train", "validation", "test")
 
 
-class Corpus:
+class CachedCorpus:
     """The splits of a run's data. Nothing is read before a split is asked for."""
 
     def __init__(self, task: Task, options: Data, seed: int) -> None:

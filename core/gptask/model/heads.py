@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import Generation
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
+    from gptask.plugins.protocols import Backbone, Batch
 
 LOGITS = 2**26  # scores held at once by a loss: some 650 MB, as they are held in three forms
 
@@ -86,7 +86,7 @@ class GenerationHead(Head):
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt."""
-        return generate(backbone, batch.prompts(), self.options)
+        return generate(cast("GPTBackbone", backbone), batch.prompts(), self.options)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """How text is decoded."""

@@ -15,8 +15,8 @@ from gptask.plugins.task import Task, option
 from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
     from gptask.model.heads import Head
+    from gptask.plugins.protocols import Backbone
 
 
 def is_wide(character: str) -> bool:

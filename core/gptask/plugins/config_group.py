@@ -42,7 +42,7 @@ class Choice(ConfigNode):
         return ConfigNode, (self.name, self.made, self.group, self.package, self.provider)
 
 
-def offer(plugins: Mapping[str, Plugin]) -> None:
+def register_task_group(plugins: Mapping[str, Plugin]) -> None:
     """Make these the choices of the group, beside what others stored there."""
     repo = ConfigStore.instance().repo
     others = {file: node for file, node in repo.get(GROUP, {}).items() if not isinstance(node, Choice)}

@@ -13,10 +13,10 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
-from pathlib import Path
+from importlib.resources import files
 
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.compatibility import Incompatible, admit, made_for
@@ -25,7 +25,7 @@ from gptask.plugins.task import Task
 
 GROUP = "gptask.tasks"
 LIMIT = "GPTASK_PLUGINS"
-OURS = str(Path(__file__).parent)
+PACKAGE_ROOT = str(files("gptask"))  # tells our frames of a traceback from a plugin's
 
 
 class Clash(Exception):
@@ -98,30 +98,32 @@ class Plugin:
 
 
 def installed() -> list[Plugin]:
-    """Every plugin there is by name, those that are disabled included; none is loaded."""
-    found: dict[str, list[Plugin]] = {}
+    """Every plugin there is by name, those that are disabled included; what is loaded already stays loaded.
+
+    The distributions are scanned once for each state of ``sys.path`` and ``GPTASK_PLUGINS``.
+    """
+    return list(_scan(tuple(sys.path), os.environ.get(LIMIT, "")))
+
+
+@lru_cache(maxsize=1)
+def _scan(path: tuple[str, ...], limit: str) -> tuple[Plugin, ...]:
+    by_name: dict[str, list[Plugin]] = {}
     for plugin in _entries():
-        found.setdefault(plugin.name, []).append(plugin)
-    listed = []
-    for _, plugins in sorted(found.items()):
-        claims = [plugin for plugin in plugins if plugin.state != "disabled"]
-        listed += claims if len(claims) < 2 else [_clash(claims)]
-        listed += [plugin for plugin in plugins if plugin.state == "disabled"]
-    return listed
+        by_name.setdefault(plugin.name, []).append(plugin)
+    plugins: list[Plugin] = []
+    for _, namesakes in sorted(by_name.items()):
+        claims = [plugin for plugin in namesakes if plugin.state != "disabled"]
+        plugins += claims if len(claims) < 2 else [_clash(claims)]
+        plugins += [plugin for plugin in namesakes if plugin.state == "disabled"]
+    return tuple(plugins)
 
 
 def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
-    """Find the plugins that are not disabled and load those named in ``only`` (all by default).
-
-    Each becomes a choice of Hydra's config group ``task``; one that was not loaded is loaded when it is chosen.
-    """
-    from gptask.plugins.config_group import offer
-
+    """Find the plugins that are not disabled and load those named in ``only`` (all by default)."""
     plugins = {plugin.name: plugin for plugin in installed() if plugin.state != "disabled"}
     for name, plugin in plugins.items():
         if only is None or name in only:
             plugin.load()
-    offer(plugins)
     return plugins
 
 
@@ -213,7 +215,7 @@ def _full(error: BaseException) -> str:
     """What a traceback says at its end, if that isn't ours: place, error, cause; four lines at most."""
     lines = [line for line in traceback.format_exception_only(error) if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", OURS)):
+    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", PACKAGE_ROOT)):
         lines.insert(0, f'  File "{frames[-1].filename}", line {frames[-1].lineno}: {frames[-1].line}\n')
     if error.__cause__:
         lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")

@@ -20,11 +20,8 @@ from gptask.errors import DataError, UserError
 from gptask.plugins.types import Encoded, Example, Field, Prediction
 
 if TYPE_CHECKING:
-    from gptask.data.corpus import Corpus
-    from gptask.data.datamodule import DataModule
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
     from gptask.plugins.metric import Metric
+    from gptask.plugins.protocols import Backbone, Corpus, TaskHead
 
 __all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "option"]
 CONTRACT_VERSION = "1.0"
@@ -53,7 +50,7 @@ class Task(ABC):
         """Turn an example into the prompt and, for tasks that generate, the target text (None if unknown)."""
 
     @abstractmethod
-    def head(self, backbone: Backbone) -> Head:
+    def head(self, backbone: Backbone) -> TaskHead:
         """Build the part between hidden states and predictions."""
 
     @abstractmethod
@@ -144,11 +141,9 @@ class Task(ABC):
             ids = ids[:-1]
         return ids
 
-    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> DataModule:
-        """Build the data module; core's reads, checks, encodes, caches and batches by length."""
-        from gptask.data.datamodule import DataModule
-
-        return DataModule(self, corpus, tokenizer, options, seed)
+    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> Any:
+        """Build a data module of the task's own; None takes core's, which encodes, caches and batches by length."""
+        return None
 
     def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
         """Look at all predictions of a test together before they are scored (not in validation, nor in `predict`).

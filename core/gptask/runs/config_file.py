@@ -12,7 +12,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 
-FORMAT = 1
+FORMAT = 2
 OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
 # and those of predictions.jsonl
 WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}

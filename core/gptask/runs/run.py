@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
@@ -17,9 +17,10 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Prediction
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import model_folder, refuse_several
+from gptask.runs.predictor import Predictor
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
@@ -32,7 +33,7 @@ class Run:
     folder: Path
     plugin: Plugin
     task: Task
-    backbone: Backbone
+    backbone: GPTBackbone
     head: Head
     values: dict[str, Any]
 
@@ -43,9 +44,8 @@ class Run:
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
-        from gptask.runs.predictor import predict_examples
-
-        return predict_examples(self, examples)
+        data = from_plain("data", self.values["data"])
+        return Predictor(self.task, self.backbone, self.head, data).predict(examples)
 
 
 @dataclass
@@ -110,7 +110,9 @@ def load_runs(
     return Runs(folder, loaded)
 
 
-def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: Backbone | None) -> Run:
+def _load(
+    folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: GPTBackbone | None
+) -> Run:
     values = read_config(folder)
     refuse_several(folder, values)
     plugin, saved = load_task(values, task if isinstance(task, type) else type(task) if task else None)
@@ -127,7 +129,7 @@ def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | N
     from gptask.runs import saved_model
 
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
-    head = instance.head(backbone)
+    head = cast("Head", instance.head(backbone))
     saved_model.load_head(head, model, values.get("member"))
     backbone.eval()
     head.eval()

@@ -28,7 +28,7 @@ from gptask.runs.predictions_file import prediction_fields
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
+    from gptask.data.datamodule import PaddedBatch
 
 PADS = 3
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
@@ -191,7 +191,7 @@ def padding_invariant(trial: Trial) -> None:
         _expect(same, f"a sequence alone gives {alone_said!r}, in a padded batch {said!r}; {LENGTHS}")
 
 
-def _moved(trial: Trial) -> tuple[Batch, Any]:
+def _moved(trial: Trial) -> tuple[PaddedBatch, Any]:
     """A padded batch and where (B, T) its loss depends on the hidden states."""
     batch = trial.batch(PADS)
     hidden = trial.parts.backbone.hidden(batch.input_ids).detach().requires_grad_()

@@ -10,14 +10,14 @@ import numpy as np
 from gptask.config.conversion import checked
 from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check
-from gptask.data.corpus import Corpus
+from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
-from gptask.model.backbone.locate import locate
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
 from gptask.runs.config_file import write_config
 from gptask.runs.folder import folder_for, main_process
+from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder as assembly
 from gptask.training.fingerprint import identity
 from gptask.training.results import finish
@@ -37,7 +37,7 @@ def evaluate(config: Evaluate) -> Path:
     return folder
 
 
-def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str) -> None:
+def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: CachedCorpus, folder: Path, job: str) -> None:
     started = time.time()
     task: Task = config.task
     corpus.split(config.split)
@@ -47,7 +47,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     else:
         from gptask.model.backbone import backbone as backbones
 
-        origin = locate(config.backbone)
+        origin = locate_backbone(config.backbone)
         task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
         backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
@@ -66,7 +66,7 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     finish(folder, module, seat, config.split, config, started, 0.0, job)
 
 
-def demonstrations(task: Task, corpus: Corpus, shots: int, seed: int) -> str:
+def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> str:
     """``shots`` solved training examples as text, drawn by the seed."""
     if shots < 0:
         raise UserError(f"shots={shots} must be 0 or more")

@@ -10,7 +10,7 @@ from typing import Any
 from gptask.config.conversion import checked, to_plain
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
-from gptask.data.corpus import Corpus
+from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import code_hash
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
@@ -21,7 +21,7 @@ from gptask.training import builder as assembly
 ASIDE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
 
 
-def identity(config: Train | Evaluate, corpora: dict[str, Corpus] | None = None) -> str:
+def identity(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:
     """A digest of the job; take it before the run, which settles what the config left open.
 
     ``corpora`` are made from the config where the caller has none. Raises `UserError` as the run itself would.

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from gptask.data.datamodule import Batch
+from gptask.data.datamodule import PaddedBatch
 from gptask.data.mixture import Drawn
-from gptask.model.backbone.backbone import Backbone
+from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import optim
 from gptask.training.task_runtime import Seat, goodness
 
@@ -27,7 +27,9 @@ class GPTModule(pl.LightningModule):
 
     strict_loading = False  # frozen weights are not in a checkpoint
 
-    def __init__(self, backbone: Backbone, seats: Sequence[Seat], optimizer: Any = None, schedule: Any = None) -> None:
+    def __init__(
+        self, backbone: GPTBackbone, seats: Sequence[Seat], optimizer: Any = None, schedule: Any = None
+    ) -> None:
         super().__init__()
         self.backbone, self.seats = backbone, list(seats)
         for seat in seats:
@@ -35,7 +37,7 @@ class GPTModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.tokens = 0  # real tokens (no pads) seen in training
 
-    def training_step(self, batch: Batch | Drawn, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PaddedBatch | Drawn, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""
         number, batch = batch if isinstance(batch, Drawn) else (0, batch)
         seat = self.seats[number]
@@ -46,7 +48,7 @@ class GPTModule(pl.LightningModule):
             self.log(f"train/{seat.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
         return loss * seat.weight
 
-    def _hidden(self, seat: Seat, batch: Batch, split: str) -> Tensor:
+    def _hidden(self, seat: Seat, batch: PaddedBatch, split: str) -> Tensor:
         """Last hidden states (B, T, C), right where the head reads them; from disk where they are kept."""
         if kept := seat.states.get(split):
             return kept.hidden(batch)
@@ -59,7 +61,7 @@ class GPTModule(pl.LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
         seat = self.seats[dataloader_idx]
         how: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
@@ -68,7 +70,7 @@ class GPTModule(pl.LightningModule):
             self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
             self._say(seat, batch, hidden)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
         with self._as_saved():
             self._say(self.seats[dataloader_idx], batch, None)
@@ -77,7 +79,7 @@ class GPTModule(pl.LightningModule):
         """Weights as they are saved and loaded for scoring, whatever number format training computes in."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _say(self, seat: Seat, batch: Batch, hidden: Tensor | None) -> None:
+    def _say(self, seat: Seat, batch: PaddedBatch, hidden: Tensor | None) -> None:
         said = seat.head.predict(self.backbone, batch, hidden)
         seat.outputs.update(zip(batch.rows, said, strict=True))
 

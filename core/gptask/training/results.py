@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.runs.atomic_write import write_json, write_text
-from gptask.runs.cards.model_card import Card
+from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import cover
 from gptask.runs.predictions_file import write_predictions
 from gptask.runs.provenance import git_commit, peak_memory_mb, versions
@@ -61,7 +61,7 @@ def finish(
     write_json(folder / "metrics.json", result)
     tested = {f"test/{seat.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, tested, module.trainer.global_step)
-    write_card(Card(folder, plugin, module.backbone, seat, config, result))
+    write_card(ModelCard(folder, plugin, module.backbone, seat.head, data, config, result, seat.alone))
     return result
 
 
@@ -110,7 +110,7 @@ def cost(module: GPTModule, started: float, fit_seconds: float) -> dict[str, Any
     }
 
 
-def write_card(card: Card) -> None:
+def write_card(card: ModelCard) -> None:
     """Write README.md; the run is finished and kept whatever comes of that."""
     try:
         card.write()

@@ -18,12 +18,12 @@ from gptask.config.schemas import Head as FrozenTuning
 from gptask.config.trainer_options import check
 from gptask.data.cache import digest
 from gptask.errors import UserError, listing
-from gptask.model.backbone.locate import locate
 from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import read_config, write_config
 from gptask.runs.folder import folder_for, kept, main_process, title
 from gptask.runs.reproduce import command
+from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder as assembly
 from gptask.training import loggers
 from gptask.training.fingerprint import identity
@@ -33,8 +33,8 @@ from gptask.training.task_runtime import Seat
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from gptask.data.corpus import Corpus
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.data.corpus import CachedCorpus
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
     from gptask.training.module import GPTModule
 
@@ -68,9 +68,9 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run
         return _train(config, corpora, folder, job, callbacks)
 
 
-def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]:
+def assemble(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTModule, Any]:
     """The module to train and its data module; nothing is written yet."""
-    origin = locate(config.backbone)
+    origin = locate_backbone(config.backbone)
     members = assembly.members(config)
     for name, corpus in corpora.items():
         members[name].task.prepare(corpus.whole("train"))
@@ -105,7 +105,7 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     return module, Mixture({seat.name: seat.data for seat in seats}, config.mixing, config.seed)
 
 
-def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
+def _seat(config: Train, name: str, member: Member, corpus: CachedCorpus, backbone: GPTBackbone) -> Seat:
     from gptask.data.datamodule import DataModule
     from gptask.model.heads import GenerationHead
 
@@ -133,7 +133,7 @@ def _keep_states(module: GPTModule, config: Train) -> None:
             seat.states = {s: keep(seat.data, s, module.backbone, seat.head, lower) for s in splits}
 
 
-def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
+def _settle(options: Any, heads: Sequence[Head], backbone: GPTBackbone) -> None:
     """Fill in what the config left to the model and to the heads: of several, the deepest and the most careful one."""
     from gptask.model.backbone.tuning import rate
 
@@ -148,7 +148,7 @@ def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
 
 
 def _train(
-    config: Train, corpora: dict[str, Corpus], folder: Path, job: str, callbacks: Sequence[pl.Callback]
+    config: Train, corpora: dict[str, CachedCorpus], folder: Path, job: str, callbacks: Sequence[pl.Callback]
 ) -> run.Runs:
     started = time.time()
     module, data = assemble(config, corpora)

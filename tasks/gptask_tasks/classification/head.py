@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head
+from gptask import Backbone, Batch, Head
 from torch import Tensor, nn
 
 

@@ -18,8 +18,7 @@ from gptask_tasks.generation.records import conversation
 from gptask_tasks.scores import Corpus, Likelihood, Rouge
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head
 
 
 @dataclass

@@ -13,8 +13,7 @@ from torch import Tensor
 from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone, Batch
 
 
 @dataclass

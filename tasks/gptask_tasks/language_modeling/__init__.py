@@ -16,7 +16,7 @@ from gptask_tasks.language_modeling.cleaning import Cleaning
 from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone
 
     from gptask_tasks.language_modeling.head import LanguageModelHead
 

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gptask import DataError, Encoded
-from gptask.model.heads import Head
+from gptask import DataError, Encoded, Head
 from gptask.plugins.types import Example
 from torch import Tensor, nn
 
 from gptask_tasks.both_ways import BothWays
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone, Batch
 
 
 def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:

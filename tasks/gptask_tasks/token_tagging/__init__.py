@@ -15,8 +15,7 @@ from gptask.plugins.types import IGNORED, Example
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head
 
 
 class Context(Enum):

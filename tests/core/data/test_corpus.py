@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gptask.config.schemas import Data, Files, Hub, Limit, OnBad, Sample
 from gptask.data import corpus as corpora
-from gptask.data.corpus import Corpus
+from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples, Reading, code_hash
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
@@ -19,8 +19,8 @@ from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.translation import Translation
 
 
-def corpus(task: Task | None = None, seed: int = 13, **options: object) -> Corpus:
-    return Corpus(task or Classification(), Files(**options), seed)
+def corpus(task: Task | None = None, seed: int = 13, **options: object) -> CachedCorpus:
+    return CachedCorpus(task or Classification(), Files(**options), seed)
 
 
 def texts(examples: Examples, name: str = "text") -> list[str]:
@@ -286,7 +286,7 @@ def test_read_once_and_then_from_the_cache(write: Callable, reads: list) -> None
 def test_whatever_shapes_examples_is_read_anew(write: Callable, reads: list) -> None:
     name = write("a.jsonl", jsonl(4))
     labels = write("labels.txt", "a\tone\nb\ttwo\n")
-    changes: list[Callable[[], Corpus]] = [
+    changes: list[Callable[[], CachedCorpus]] = [
         lambda: corpus(test=name),
         lambda: corpus(test=name, columns={"id": "text"}),
         lambda: corpus(test=name, labels={"a": "x", "b": "y"}),
@@ -371,7 +371,7 @@ def test_equal_tests_have_equal_hashes_whatever_their_files(write: Callable) -> 
 
 
 def test_the_sample_of_a_task() -> None:
-    sample = Corpus(Classification(), Sample(limit=Limit(train=5), on_bad=OnBad.skip), 13)
+    sample = CachedCorpus(Classification(), Sample(limit=Limit(train=5), on_bad=OnBad.skip), 13)
     assert len(sample.split("train")) == 5
     assert sample.options.on_bad is OnBad.skip
     assert len(sample.split("validation")) >= 60
@@ -382,8 +382,10 @@ def test_a_local_file_replaces_hub_data(write: Callable, monkeypatch: pytest.Mon
     monkeypatch.setattr(corpora, "HubReader", lambda options, split: asked.append(split))
     name = write("a.csv.gz", "sentence,label\nfine,1\npoor,0\n")
     hub = Hub(path="some/set", train=name, test="test", columns={"text": "sentence"}, labels=["neg", "pos"])
-    mixed = Corpus(Classification(), hub, 13)
-    assert [e["label"] for e in Corpus(Classification(), Hub(**(vars(hub) | {"test": name})), 13).split("test")] == [
+    mixed = CachedCorpus(Classification(), hub, 13)
+    assert [
+        e["label"] for e in CachedCorpus(Classification(), Hub(**(vars(hub) | {"test": name})), 13).split("test")
+    ] == [
         "pos",
         "neg",
     ]
@@ -393,7 +395,7 @@ def test_a_local_file_replaces_hub_data(write: Callable, monkeypatch: pytest.Mon
         mixed.split("test")
     assert asked == ["test"]
     with pytest.raises(UserError, match="no such file"):
-        Corpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
+        CachedCorpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
 
 
 def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +413,7 @@ def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
                 yield self.name, Row(number, {"text": f"{self.name} {number}", "label": number % 2}, "row")
 
     monkeypatch.setattr(corpora, "HubReader", FakeReader)
-    hub = Corpus(Classification(), Hub(path="a/b", train="train[:10]", test="validation"), 13)
+    hub = CachedCorpus(Classification(), Hub(path="a/b", train="train[:10]", test="validation"), 13)
     assert [len(hub.split(name)) for name in corpora.SPLITS] == [9, 1, 10]
     assert hub.split("test")[0]["text"] == "a/b[validation] 1"
     assert hub.split("test")[0]["id"] == "b[validation] row 1"

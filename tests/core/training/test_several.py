@@ -12,7 +12,7 @@ from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find, read
 from gptask.analysis.report.curves import curves
 from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample, Sampling
-from gptask.model.backbone.backbone import Backbone
+from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import builder as assembly
 from gptask.training.evaluate import evaluate
 from gptask.training.fingerprint import identity
@@ -82,13 +82,13 @@ def test_the_backbone_learns_once_and_is_counted_once(finished):
 
 
 def test_a_loaded_run_holds_the_backbone_once(finished, monkeypatch):
-    built, original = [], Backbone.__init__
+    built, original = [], GPTBackbone.__init__
 
     def counting(self, *args):
         original(self, *args)
         built.append(weakref.ref(self))
 
-    monkeypatch.setattr(Backbone, "__init__", counting)
+    monkeypatch.setattr(GPTBackbone, "__init__", counting)
     loaded = load_runs(finished.folder)
     gc.collect()
     assert len([made for made in built if made()]) == 1

@@ -14,9 +14,7 @@ from gptask.model.text_task import PromptedTask
 from gptask.plugins.types import Example
 
 if TYPE_CHECKING:
-    from gptask import Metric
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head, Metric
 
 
 class Loss(Enum):

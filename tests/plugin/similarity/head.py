@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head
+from gptask import Backbone, Batch, Head
 from torch import Tensor, nn
 
 from similarity import Loss

@@ -13,7 +13,7 @@ from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing, nearest
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.generation.chat import ChatOptions
 
 log = logging.getLogger("gptask")
@@ -101,7 +101,7 @@ def _options(given: Sequence[str]) -> ChatOptions:
     return made
 
 
-def _backbone(model: str, options: ChatOptions) -> Backbone:
+def _backbone(model: str, options: ChatOptions) -> GPTBackbone:
     """The model to talk to, where there is a GPU on it; a run's texts end as its task says."""
     import torch
 
@@ -114,7 +114,7 @@ def _is_run(path: Path) -> bool:
     return path.is_dir() and not (path / "config.json").exists()
 
 
-def _of_run(path: Path, options: ChatOptions) -> Backbone:
+def _of_run(path: Path, options: ChatOptions) -> GPTBackbone:
     from gptask.model.heads import GenerationHead
     from gptask.runs.run import load_run
 
@@ -125,12 +125,12 @@ def _of_run(path: Path, options: ChatOptions) -> Backbone:
     return run.backbone
 
 
-def _pretrained(model: str) -> Backbone:
+def _pretrained(model: str) -> GPTBackbone:
     from omegaconf import OmegaConf
 
     from gptask.config.schemas import Pretrained
     from gptask.model.backbone.backbone import load
-    from gptask.model.backbone.locate import locate
+    from gptask.runs.saved_model import locate_backbone
 
     presets = {Path(str(file)).stem: file for file in _presets()}
     options = Pretrained(source=model)
@@ -141,7 +141,7 @@ def _pretrained(model: str) -> Backbone:
             raise UserError(f"backbone '{model}' is made from scratch: train it first, then talk to its run folder")
         options = Pretrained(**OmegaConf.to_container(values))  # type: ignore[arg-type]
     try:
-        return load(options, locate(options), list)
+        return load(options, locate_backbone(options), list)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error
 

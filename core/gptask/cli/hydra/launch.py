@@ -20,6 +20,7 @@ from gptask.config import schemas
 from gptask.config.conversion import store
 from gptask.config.overrides import chosen, normalize
 from gptask.errors import UserError, listing
+from gptask.plugins.config_group import register_task_group
 from gptask.plugins.discovery import chosen as chosen_plugin
 from gptask.plugins.discovery import discover
 
@@ -83,6 +84,7 @@ def _sweep(job: Job, hydra: Any) -> int:
 def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
     """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
     plugins = discover(())
+    register_task_group(plugins)
     store()
     log_to_console()
     overrides, flags = split(verb, arguments)

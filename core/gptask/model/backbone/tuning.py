@@ -9,7 +9,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.model.engine import linear as lean
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
 
 LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
 FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
@@ -25,7 +25,7 @@ def rate(lr: float, family: str, channels: int) -> float:
     return float(f"{lr * min(1.0, best / (2000 / FOUND_ON) ** LLAMA):.2g}")
 
 
-def shorten(backbone: Backbone, tuning: Lora | Full | Head) -> None:
+def shorten(backbone: GPTBackbone, tuning: Lora | Full | Head) -> None:
     """Leave out the layers above ``tuning.layers``, where a tuning has it."""
     share = getattr(tuning, "layers", 1.0)
     if not 0 < share <= 1:

@@ -23,7 +23,7 @@ from gptask.model.engine.packing import Layout
 from gptask.model.engine.sampling import Draw
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.engine.interface import EngineBackbone
     from gptask.plugins.generation_options import Generation
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
@@ -32,7 +32,9 @@ TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would
 MORE = 4  # times as many elsewhere
 
 
-def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+def decode(
+    backbone: EngineBackbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation
+) -> list[Decoded]:
     """Continue every prompt, greedily or by sampling, for at most its room."""
     rows = Rows(backbone, prompts, rooms)
     stops = stop_test(backbone, options.stop)
@@ -46,7 +48,9 @@ def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], o
         logits = rows.step(token[order], order)
 
 
-def scores(backbone: Backbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None) -> Tensor:
+def scores(
+    backbone: EngineBackbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None
+) -> Tensor:
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
@@ -65,7 +69,7 @@ class Rows:
     that a step reads few pads.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
+    def __init__(self, backbone: EngineBackbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
         self.backbone, self.rooms = backbone, rooms
         self.said: list[list[int]] = [[] for _ in prompts]
         self.logs: list[list[float]] = [[] for _ in prompts]
@@ -138,7 +142,7 @@ class Rows:
 class Segment:
     """B rows that are left-padded to one width, with their keys and values."""
 
-    def __init__(self, backbone: Backbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
+    def __init__(self, backbone: EngineBackbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
         self.backbone, self.rows, self.prompts, self.laid = backbone, rows, prompts, laid
         self.lengths = torch.tensor([*map(len, prompts)])
         self.end = int(self.lengths.max())
@@ -218,7 +222,7 @@ class Segment:
         return order
 
 
-def segmented(backbone: Backbone, positions: int) -> bool:
+def segmented(backbone: EngineBackbone, positions: int) -> bool:
     """Whether texts of so many positions at most are decoded in segments; elsewhere a step's time is not in pads."""
     return backbone.device.type == "cpu" and backbone.lays_out(positions)
 
@@ -245,7 +249,7 @@ def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
+def mask_of(backbone: EngineBackbone, real: Tensor, t: int) -> Tensor | None:
     """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
     all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
     s = real.shape[1]
@@ -256,7 +260,7 @@ def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     return additive(real, t, backbone.model.dtype)
 
 
-def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+def stop_test(backbone: EngineBackbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
     """Whether a row's text holds a stop text since its last token; only a token that may end one is looked at."""
     ends: dict[int, bool] = {}
     window = max((len(stop.encode()) for stop in stops), default=0) + 8  # a token may be one byte

@@ -20,7 +20,7 @@ from gptask.model.engine import attention
 from gptask.model.engine import linear as lean
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.engine.interface import EngineBackbone
 
 WORTH = 0.05  # share of padded tokens that must be saved for the detour to pay
 
@@ -153,14 +153,16 @@ def _rows(states: Tensor, places: Tensor) -> Tensor:
     return found.transpose(1, 2)
 
 
-def read(backbone: Backbone, layout: Layout, needed: Tensor | None = None) -> Tensor:
+def read(backbone: EngineBackbone, layout: Layout, needed: Tensor | None = None) -> Tensor:
     """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,)."""
     mask = attention.open_mask(backbone.model)
     with attention.laid_out(layout), lean.reading(needed):
         return backbone.body(**layout.inputs, attention_mask=mask, use_cache=False).last_hidden_state[0]
 
 
-def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None) -> Tensor | None:
+def hidden(
+    backbone: EngineBackbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None
+) -> Tensor | None:
     """Last hidden states (B, T, C) of sequences, right-padded to ``width``, right at least where they are ``needed``
     (B, T); None where little is saved."""
     found = split(rows)
@@ -171,7 +173,7 @@ def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Te
     return layout.whole(read(backbone, layout, needed=needed), width)
 
 
-def stay_apart(backbone: Backbone) -> bool:
+def stay_apart(backbone: EngineBackbone) -> bool:
     """Whether a sequence's states are the same behind another one in its row: not where layers mix tokens by other
     means than our attention (convolutions, state spaces)."""
     with torch.inference_mode():
@@ -179,7 +181,7 @@ def stay_apart(backbone: Backbone) -> bool:
     return torch.equal(*states)
 
 
-def tells_windows(backbone: Backbone) -> bool:
+def tells_windows(backbone: EngineBackbone) -> bool:
     """Whether each layer tells our attention of the window that its configuration gives it, if any."""
     config, layout = backbone.config, _two(backbone, [0, 1, 2])
     layout.told = []
@@ -191,6 +193,6 @@ def tells_windows(backbone: Backbone) -> bool:
     return [window for *_, window in layout.told] == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
 
 
-def _two(backbone: Backbone, first: list[int]) -> Layout:
+def _two(backbone: EngineBackbone, first: list[int]) -> Layout:
     """A sequence, and another one that shares nothing with it, in one row."""
     return Layout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)

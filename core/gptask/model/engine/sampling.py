@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 from gptask.model.engine.loss import together
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.engine.interface import EngineBackbone
     from gptask.plugins.generation_options import Generation
 
 
@@ -44,7 +44,7 @@ class Draw:
     """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
     prompt."""
 
-    def __init__(self, options: Generation, backbone: Backbone, prompt: int, rows: int) -> None:
+    def __init__(self, options: Generation, backbone: EngineBackbone, prompt: int, rows: int) -> None:
         device = backbone.device
         self.chain = _processors(options, prompt, backbone.stop_ids, device)
         self.sample = options.temperature > 0

@@ -14,7 +14,7 @@ from gptask.plugins.generation_options import Generation
 from gptask.plugins.task import option
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ChatOptions(Generation):
 class Chat:
     """Turns with a backbone. Keys and values of what was said are kept, so that only new tokens are read."""
 
-    def __init__(self, backbone: Backbone, options: ChatOptions) -> None:
+    def __init__(self, backbone: GPTBackbone, options: ChatOptions) -> None:
         from gptask.model.generation.stream import Stream
 
         self.template = template_of(backbone.tokenizer, options.raw)

@@ -13,7 +13,7 @@ from gptask.errors import UserError
 from gptask.plugins.generation_options import Generation
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.engine.decoding import Decoded
 
 
@@ -33,7 +33,7 @@ class Text:
     samples: list[str] | None = None
 
 
-def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
+def generate(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
     """Continue every prompt until EOS, a stop text, ``max_new_tokens`` or the end of the model's context.
 
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
@@ -47,7 +47,7 @@ def generate(backbone: Backbone, prompts: Sequence[list[int]], options: Generati
     return found
 
 
-def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[list[int]]:
+def _parts(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Generation) -> list[list[int]]:
     """Numbers of neighbouring prompts that are decoded at once: parts of about the same memory for keys and values."""
     from gptask.model.engine.decoding import segmented
 
@@ -61,7 +61,7 @@ def _parts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation
     return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: start[row] // size)]
 
 
-def position_bytes(backbone: Backbone) -> int:
+def position_bytes(backbone: GPTBackbone) -> int:
     """Bytes that the keys and values of one position take."""
     config = backbone.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -69,7 +69,7 @@ def position_bytes(backbone: Backbone) -> int:
     return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
 
 
-def _texts(backbone: Backbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
+def _texts(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Generation) -> list[Text]:
     """One text behind every prompt; equal prompts that are neighbours are one prompt's samples."""
     import torch
 
@@ -90,7 +90,7 @@ def _likeliest(texts: Sequence[Text]) -> Text:
     return Text(best.text, best.score, [text.text for text in texts])
 
 
-def room(backbone: Backbone, prompt: list[int], options: Generation) -> int:
+def room(backbone: GPTBackbone, prompt: list[int], options: Generation) -> int:
     """How many tokens may follow a prompt; the last one is not read again, so it needs no position."""
     if not 0 < len(prompt) <= backbone.context:
         raise UserError(
@@ -104,7 +104,7 @@ def _cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)] if found else text
 
 
-def _beams(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+def _beams(backbone: GPTBackbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
     """Beam search is transformers' own; rows with equal room go together."""
     from gptask.model.engine.decoding import left_padded
 

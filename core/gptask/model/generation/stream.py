@@ -15,7 +15,7 @@ from gptask.model.engine.sampling import Draw
 from gptask.model.generation.generate import room
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.plugins.generation_options import Generation
 
 AT_ONCE = 512  # tokens of a prompt that are read together: bounds the memory of their attention
@@ -65,7 +65,7 @@ class Pieces:
 class Stream:
     """Texts behind prompts, one prompt at a time; prompts that begin alike are read from where they differ."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: GPTBackbone) -> None:
         self.backbone = backbone
         self.ids: list[int] = []  # what the cache holds
         self.buffers = [Buffer() for _ in range(backbone.config.num_hidden_layers)]
