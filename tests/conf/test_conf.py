@@ -9,8 +9,8 @@ import pytest
 from gptask.cli.hydra.compose import checked, choices, compose, groups, loader
 from gptask.cli.hydra.error_messages import Line
 from gptask.config import schemas
-from gptask.config.conversion import store
-from gptask.config.trainer_options import check
+from gptask.config.conversion import register_schemas
+from gptask.config.trainer_options import check_trainer_options
 from gptask.plugins.discovery import discover
 from gptask.plugins.task import Task
 from omegaconf import OmegaConf, open_dict
@@ -25,7 +25,7 @@ NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export"
 @pytest.fixture(scope="module")
 def configs():
     discover()
-    store()
+    register_schemas()
     with loader() as found:
         yield found
 
@@ -42,7 +42,7 @@ def made_from(config, verb):
         del config["hydra"]
     made = checked(config, Line(verb))
     if hasattr(made, "trainer"):
-        check(made.trainer)
+        check_trainer_options(made.trainer)
     return made
 
 

@@ -76,10 +76,10 @@ def backbone_of(tiny: Callable[..., Path]) -> Callable[..., Any]:
 
     def load(family: str, context: int = 64, seed: int = 0, layers: int = 2) -> Any:
         from gptask.model.backbone.backbone import from_folder
-        from gptask.model.backbone.locate import Resolved
+        from gptask.model.backbone.locate import BackboneOrigin
 
         folder = str(tiny(family, context, seed, layers))
-        return from_folder(Resolved(folder, "local folder", ""))
+        return from_folder(BackboneOrigin(folder, "local folder", ""))
 
     return load
 
@@ -109,8 +109,8 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
         from gptask import Config
         from gptask.config.schemas import DType, Pretrained, Scratch
         from gptask.model.backbone import backbone as model
-        from gptask.model.backbone import locate as source
-        from gptask.model.backbone.tuning import apply, shorten
+        from gptask.model.backbone import locate
+        from gptask.model.backbone.tuning import apply_tuning, drop_upper_layers
         from gptask.plugins.discovery import plugin_of
         from gptask.runs import run, saved_model
         from gptask.runs.config_file import read_config, write_config
@@ -120,10 +120,10 @@ def run_of(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
             options = Pretrained(source=str(tiny(family, 128)), dtype=DType.float32, license="MIT")
         config = Config(task=task, backbone=options, tuning=tuning)
         torch.manual_seed(seed)
-        backbone = model.load(options, source.locate(options), lambda: [TEXT] * 3)
+        backbone = model.load_backbone_from(options, locate.locate(options), lambda: [TEXT] * 3)
         head = task.head(backbone)
-        shorten(backbone, tuning)
-        backbone.peft = apply(backbone.peft, tuning)
+        drop_upper_layers(backbone, tuning)
+        backbone.peft = apply_tuning(backbone.peft, tuning)
         for parameter in [*backbone.parameters(), *head.parameters()]:
             if parameter.requires_grad and parameter.ndim > 1:
                 parameter.data.normal_(0, 0.2)

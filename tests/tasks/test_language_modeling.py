@@ -49,13 +49,13 @@ def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
 def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     import torch
     from gptask.data.datamodule import collate, encode
-    from gptask.model.engine import packing as sharing
+    from gptask.model.engine import packing
 
     task = LanguageModeling()
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]
     items = [item for text in texts for item in encode(task, {"text": text}, backbone.tokenizer, 128)]
     head, batch = task.head(backbone), collate(items)
-    found = sharing.split([item["ids"] for item in items])
+    found = packing.split([item["ids"] for item in items])
     assert found.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
     with torch.inference_mode():
         alone = [head.predict(backbone, collate([item]))[0] for item in items]
@@ -75,7 +75,7 @@ def test_metrics_are_ratios_of_sums_over_documents() -> None:
 
 def curated(cleaning: Cleaning, texts: list[str], train: bool = True) -> tuple[list[str], Counter[str]]:
     counts: Counter[str] = Counter()
-    made = cleaning.curate([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
+    made = cleaning.clean([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
     return [example["text"] for example in made], +counts
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.deprecation import ContractDeprecation
-from gptask.plugins.discovery import Plugin, chosen
-from gptask.plugins.source_location import place
-from gptask.testing import Result, results
+from gptask.plugins.discovery import Plugin, load_task_class
+from gptask.plugins.source_location import class_location
+from gptask.testing import Result, check_results
 
 STYLES = {"ok": "green", "failed": "bold red", "does not apply": "dim", "not run": "yellow"}
 
@@ -43,7 +43,7 @@ def _asked(plugins: Sequence[Plugin], names: Sequence[str]) -> list[Plugin]:
 def _checked(plugin: Plugin) -> Iterator[Result]:
     """The clauses of the contract, after the first of all: that there is a task."""
     try:
-        task = chosen({plugin.name: plugin}, plugin.name)
+        task = load_task_class({plugin.name: plugin}, plugin.name)
     except UserError as error:
         yield Result("loads", "failed", str(error), plugin.cause)
         return
@@ -53,7 +53,7 @@ def _checked(plugin: Plugin) -> Iterator[Result]:
         yield Result("loads", "failed", f"there is no default for {listing(open_)}, so that it can't be tried; {way}")
         return
     yield Result("loads", "ok")
-    yield from results(task())
+    yield from check_results(task())
 
 
 def _shown(plugin: Plugin) -> bool:
@@ -65,7 +65,7 @@ def _shown(plugin: Plugin) -> bool:
     for result in _checked(plugin):
         if not begun:
             about = [plugin.origin, f"contract {plugin.contract}" if plugin.contract else "no contract stated"]
-            where = f"  {place(plugin.task)}" if plugin.task else ""
+            where = f"  {class_location(plugin.task)}" if plugin.task else ""
             console.print(Text(f"{plugin.name} ({', '.join(about)}){where}", style="bold"))
             begun = True
         line = Text("  ").append(f"{result.outcome:<16}", STYLES[result.outcome]).append(result.clause)
@@ -83,7 +83,7 @@ def _described(plugin: Plugin, found: Sequence[Result]) -> dict[str, Any]:
         "distribution": plugin.distribution,
         "version": plugin.version,
         "contract": plugin.contract,
-        "place": place(plugin.task) if plugin.task else None,
+        "place": class_location(plugin.task) if plugin.task else None,
         "keeps_contract": all(result.outcome != "failed" for result in found),
         "clauses": [{"clause": r.clause, "outcome": r.outcome, "message": r.message or None} for r in found],
     }

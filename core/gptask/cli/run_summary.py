@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import told
-from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import main_process
 
 
@@ -32,7 +32,7 @@ def show_run(folder: Path) -> None:
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, 3):
             row = json.loads(line)
-            inputs = [value for name, value in row.items() if name not in OURS | WRITTEN]
+            inputs = [value for name, value in row.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
             text = " | ".join(told(value) or str(value) for value in inputs)
             console.print(Text(f"  {_short(text)}", style="dim"))
             truth = [f"   (truth: {_short(_plain(value))})" for value in row["references"].values()][:1]

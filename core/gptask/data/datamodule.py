@@ -19,7 +19,7 @@ from gptask.data.cache import cache_folder, digest
 from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples, code_hash
 from gptask.data.prefixes import prefixes
-from gptask.data.store import Store
+from gptask.data.store import ArrowStore
 from gptask.errors import DataError
 from gptask.plugins.task import Task
 from gptask.plugins.types import IGNORED, Encoded, Example
@@ -95,7 +95,7 @@ def _labels(labels: list[Any]) -> Tensor | None:
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded items with their row numbers."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ArrowStore) -> None:
         self.store = store
 
     def __len__(self) -> int:
@@ -118,26 +118,26 @@ class DataModule(pl.LightningDataModule):
             seed,
         )
         self.shares = False  # whether the backbone computes once what prompts of a batch have in common
-        self._items: dict[str, Store] = {}
+        self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def examples(self, split: str) -> Examples:
         """The examples of a split."""
         return self.corpus.split(split)
 
-    def items(self, split: str) -> Store:
+    def items(self, split: str) -> ArrowStore:
         """The encoded items of a split; ``example`` says which example each belongs to."""
         if split not in self._items:
             self._items[split] = self._encoded(split)
         return self._items[split]
 
-    def _encoded(self, split: str) -> Store:
+    def _encoded(self, split: str) -> ArrowStore:
         examples = self.examples(split)
         parts = [examples.key, _fingerprint(self.tokenizer), self.options.max_tokens, self.task]
         parts += [self.task.demonstrations, code_hash(self.task)]
         path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
-        store = Store(path) if path.exists() else Store.write(path, self._encode(examples, meta), meta)
+        store = ArrowStore(path) if path.exists() else ArrowStore.write(path, self._encode(examples, meta), meta)
         if store.meta["truncated"]:
             log.warning(
                 "%s: %d of %d inputs were longer than data.max_tokens=%d and lost %d tokens in all",

@@ -88,10 +88,10 @@ class TaskHead(Protocol):
 
     export_class: ClassVar[str | None]
     last_only: ClassVar[bool]
-    depth: ClassVar[float]
+    lora_top_fraction: ClassVar[float]
     lora_lr: ClassVar[float]
 
-    def reads(self, batch: Batch) -> Tensor | None:
+    def needed_positions(self, batch: Batch) -> Tensor | None:
         """Which of a batch's states (B, T) the loss and the predictions depend on; None: all."""
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:

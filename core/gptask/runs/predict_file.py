@@ -7,9 +7,9 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from gptask.config.schemas import OnBad, Predict
+from gptask.config.schemas import BadRowPolicy, Predict
 from gptask.data.columns import Columns
-from gptask.data.documents import of_task
+from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError
@@ -27,7 +27,7 @@ def predict(config: Predict) -> None:
         raise UserError(f"output={target} is the input; choose another file")
     run = load_run(config.run, config.task)
     columns = Columns(run.task, config.data, run.task.inputs())
-    data = of_task(config.data, run.task)
+    data = options_for_task(config.data, run.task)
     rows = read(source, data, columns.wanted) if source else read_stream(stdin(), data)
     predictor = Predictor(run.task, run.backbone, run.head, config.data)
     examples = read_examples(rows, columns, str(source.path) if source else "<stdin>")
@@ -42,9 +42,9 @@ def predict(config: Predict) -> None:
         raise UserError(f"{config.output} can't be written: {error.strerror}") from error
 
 
-def _line(example: Example | DataError, prediction: Prediction | DataError, on_error: OnBad) -> str:
+def _line(example: Example | DataError, prediction: Prediction | DataError, on_error: BadRowPolicy) -> str:
     if isinstance(prediction, DataError):
-        if on_error is OnBad.stop:
+        if on_error is BadRowPolicy.stop:
             raise DataError(f"{prediction} (on_error=skip writes the error into the row's place and goes on)")
         return json.dumps({"error": str(prediction)}, ensure_ascii=False)
     assert isinstance(example, dict)

@@ -60,7 +60,7 @@ class Predictor:
         from gptask.data.batches import BatchesByLength
         from gptask.data.datamodule import collate, encode, scored_tokens
         from gptask.model.heads import GenerationHead
-        from gptask.model.predictions import merge
+        from gptask.model.predictions import predictions_by_example
 
         results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
         items: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ class Predictor:
                 outputs.update(zip(rows, self.head.predict(self.backbone, batch), strict=True))
         owners = np.array([item["example"] for item in items], dtype=int)
         numbers = dict.fromkeys(int(owners[row]) for row in sorted(outputs))
-        _, predictions = merge(self.task, chunk, owners, outputs)  # type: ignore[arg-type]
+        _, predictions = predictions_by_example(self.task, chunk, owners, outputs)  # type: ignore[arg-type]
         for number, prediction in zip(numbers, predictions, strict=True):
             results[number] = prediction
         return results

@@ -15,7 +15,7 @@ from gptask.config.conversion import from_plain
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder
 from gptask.errors import UserError
-from gptask.model.backbone.locate import Resolved, folder_hash, locate
+from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
 
@@ -98,16 +98,16 @@ def _save_base(backbone: GPTBackbone, folder: Path) -> None:
 def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> GPTBackbone:
     """The backbone of a run with its adapter; another one than it was trained on is an error."""
     from gptask.model.backbone.backbone import GPTBackbone, from_folder, number_format
-    from gptask.model.engine import linear as lean
+    from gptask.model.engine import linear
 
     options = from_plain("backbone", values["backbone"])
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        origin = Resolved(str(model), known["source"], known["weights_hash"])
+        origin = BackboneOrigin(str(model), known["source"], known["weights_hash"])
         return from_folder(origin, number_format(choice or DType.float32))  # full tuning works, and tests, in float32
     dtype = number_format(choice or options.dtype)
     if (model / "base").is_dir():
-        origin = Resolved(str(model / "base"), known["source"], "")
+        origin = BackboneOrigin(str(model / "base"), known["source"], "")
     else:
         origin = _locate(options)
         if origin.weights_hash != known["weights_hash"]:
@@ -125,7 +125,7 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
 
     try:
         adapted = PeftModel.from_pretrained(backbone.model, str(model))
-        lean.install(adapted)
+        linear.install(adapted)
         return GPTBackbone(adapted, backbone.tokenizer, origin)
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
@@ -147,7 +147,7 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
         raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
 
 
-def locate_backbone(options: Pretrained | Scratch) -> Resolved | None:
+def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:
     """Find a pretrained backbone, a run folder's included, and log what is used; None for one from scratch."""
     if isinstance(options, Scratch):
         return None
@@ -156,13 +156,13 @@ def locate_backbone(options: Pretrained | Scratch) -> Resolved | None:
     return origin
 
 
-def _locate(options: Pretrained) -> Resolved:
+def _locate(options: Pretrained) -> BackboneOrigin:
     path = Path(str(options.source)).expanduser()
     # a run folder has a config.yaml, a Hugging Face folder a config.json
     return _locate_run(path) if (path / "config.yaml").is_file() else locate(options)
 
 
-def _locate_run(folder: Path) -> Resolved:
+def _locate_run(folder: Path) -> BackboneOrigin:
     """Where the backbone that a run left can be loaded from; an adapter is merged once, into the cache.
 
     Raises `UserError` for a run without a model, or whose own backbone is missing or another.
@@ -172,16 +172,16 @@ def _locate_run(folder: Path) -> Resolved:
         raise UserError(f"backbone.source={folder}: this run holds no model (an evaluation, or stopped before its end)")
     name = f"run {folder}"
     if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        return Resolved(str(model), name, folder_hash(model))
+        return BackboneOrigin(str(model), name, folder_hash(model))
     if (model / "adapter_config.json").exists():
         return _merge(model, values, name)
     options = from_plain("backbone", values["backbone"])  # its head alone has learned
     assert isinstance(options, Pretrained)
     origin = _locate(options)
-    return Resolved(origin.location, f"{name}, whose backbone is {origin.kind}", origin.weights_hash)
+    return BackboneOrigin(origin.location, f"{name}, whose backbone is {origin.kind}", origin.weights_hash)
 
 
-def _merge(model: Path, values: dict[str, object], name: str) -> Resolved:
+def _merge(model: Path, values: dict[str, object], name: str) -> BackboneOrigin:
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     base = folder_hash(model / "base") if (model / "base").is_dir() else known["weights_hash"]
     identity = f"{folder_hash(model)} on {base}"
@@ -196,4 +196,4 @@ def _merge(model: Path, values: dict[str, object], name: str) -> Resolved:
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Resolved(str(folder), f"{name} (adapter merged into {folder})", folder_hash(folder))
+    return BackboneOrigin(str(folder), f"{name} (adapter merged into {folder})", folder_hash(folder))

@@ -16,7 +16,7 @@ from gptask.config import schemas
 from gptask.data.corpus import CachedCorpus
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
-from gptask.training import builder as assembly
+from gptask.training import builder
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import PaddedBatch
@@ -35,10 +35,10 @@ class Trial:
     @cached_property
     def corpus(self) -> CachedCorpus:
         """The bundled sample."""
-        return assembly.corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH), seed=0)
+        return builder.build_corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH), seed=0)
 
     @cached_property
-    def parts(self) -> assembly.Parts:
+    def parts(self) -> builder.Parts:
         """A run's parts on a random backbone."""
         import torch
 
@@ -47,8 +47,8 @@ class Trial:
         self.task.prepare(self.corpus.split("train"))
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
-        backbone = model.load(options, None, lambda: assembly.texts(self.task, self.corpus))
-        return assembly.parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
+        backbone = model.load_backbone_from(options, None, lambda: builder.training_texts(self.task, self.corpus))
+        return builder.build_parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -128,10 +128,10 @@ class Trial:
             return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
 
     def _merged(self, outputs: list[Any]) -> list[Prediction]:
-        from gptask.model.predictions import merge
+        from gptask.model.predictions import predictions_by_example
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
-        return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
+        return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
 
 
 def padded(batch: PaddedBatch, pads: int, pad: int = 0) -> PaddedBatch:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from gptask.config import multitask as several
-from gptask.config.schemas import Data, Evaluate, Member, Train
+from gptask.config import multitask
+from gptask.config.schemas import Data, Evaluate, TaskConfig, Train
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
@@ -33,23 +33,23 @@ class Parts:
     data: DataModule
 
 
-def members(config: Train | Evaluate) -> dict[str, Member]:
+def task_configs(config: Train | Evaluate) -> dict[str, TaskConfig]:
     """The tasks of a run by name: several, or the one under its plugin's name; raises `UserError` for none or both."""
-    found: dict[str, Member] = getattr(config, "tasks", {})
+    found: dict[str, TaskConfig] = getattr(config, "tasks", {})
     if bool(found) == (config.task is not None):
         raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(found)}")
     if not found:
-        return {plugin_of(config.task).name: Member(config.task, config.data)}
-    several.check(found, config.mixing)  # type: ignore[union-attr]
+        return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
+    multitask.check_tasks(found, config.mixing)  # type: ignore[union-attr]
     return found
 
 
-def corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
+def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
     """The data of each task, after its options were checked; for a training there must be some to train on."""
     found = {}
-    for name, member in members(config).items():
+    for name, member in task_configs(config).items():
         try:
-            found[name] = corpus(member.task, member.data, config.seed)
+            found[name] = build_corpus(member.task, member.data, config.seed)
             if isinstance(config, Train):
                 found[name].require("train")
         except UserError as error:
@@ -59,7 +59,7 @@ def corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
     return found
 
 
-def corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
+def build_corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
     """Check the task's options and the data's, without reading more than file names."""
     task.validate()
     for name in ("max_tokens", "batch_size", "batch_tokens", "eval_batch_size"):
@@ -68,7 +68,7 @@ def corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
     return CachedCorpus(task, data, seed if data.seed is None else data.seed)
 
 
-def texts(task: Task, examples: CachedCorpus) -> Iterator[str]:
+def training_texts(task: Task, examples: CachedCorpus) -> Iterator[str]:
     """All text of the training split, for a tokenizer to be trained on."""
     named = [f for f in task.fields() if f.kind in (Kind.TEXT, Kind.TEXTS)]
     for example in examples.split("train"):
@@ -79,7 +79,7 @@ def texts(task: Task, examples: CachedCorpus) -> Iterator[str]:
                 yield from example[f.name] if f.kind is Kind.TEXTS else [example[f.name]]
 
 
-def parts(task: Task, examples: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
+def build_parts(task: Task, examples: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
     """Build data module and head on a loaded backbone."""
     from gptask.data.datamodule import DataModule
 
@@ -88,5 +88,5 @@ def parts(task: Task, examples: CachedCorpus, options: Data, backbone: GPTBackbo
         options.max_tokens = backbone.context
     own = task.datamodule(examples, backbone.tokenizer, options, seed)
     data = own if own is not None else DataModule(task, examples, backbone.tokenizer, options, seed)
-    data.shares = backbone.lays_out(options.max_tokens)
+    data.shares = backbone.can_pack(options.max_tokens)
     return Parts(task, backbone, cast("Head", task.head(backbone)), data)

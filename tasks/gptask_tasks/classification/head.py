@@ -43,7 +43,7 @@ class ClassificationHead(Head):
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Probabilities, K for each of the B sequences."""
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         logits = self.logits(hidden, batch)
         return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
 

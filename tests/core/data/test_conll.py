@@ -10,7 +10,7 @@ from gptask.data.columns import Columns
 from gptask.data.conll import sentences
 from gptask.data.reading import read
 from gptask.data.rows import Source
-from gptask.training.builder import corpus
+from gptask.training.builder import build_corpus
 
 from tests.core.data.test_columns import Fielded
 
@@ -110,7 +110,7 @@ def test_the_file_and_the_line_are_told(write: Callable) -> None:
 
     name = write("a.conll", "a\tO\nb\tB-X\n\na\tO\nb\n")
     with pytest.raises(DataError, match=r"a\.conll:5: 1 columns, but the sentence's first word, on line 4, has 2"):
-        corpus(TokenTagging(), Files(train=name), 0).split("train")
+        build_corpus(TokenTagging(), Files(train=name), 0).split("train")
     name = write("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: tokens, tags must be equally many, got 2 tokens, 1 tags"):
-        corpus(TokenTagging(), Files(train=name), 0).split("train")
+        build_corpus(TokenTagging(), Files(train=name), 0).split("train")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gptask.config.schemas import Data, Files, Hub, Limit, OnBad, Sample
+from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import Examples, Reading, code_hash
+from gptask.data.examples import ExampleReader, Examples, code_hash
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
@@ -179,7 +179,7 @@ def test_bad_rows_are_skipped_and_counted(write: Callable, logged: list) -> None
     name = write("a.jsonl", jsonl(4) + bad + '{"text": "last", "label": "a"}\n')
     for _ in range(2):  # the second time from the cache
         logged.clear()
-        assert len(corpus(test=name, on_bad=OnBad.skip).split("test")) == 5
+        assert len(corpus(test=name, on_bad=BadRowPolicy.skip).split("test")) == 5
         (warning,) = [line for line in logged if line.startswith("WARNING")]
         assert "test: 5 of 10 rows are bad and skipped" in warning
         assert f"{name}:5: no column 'label'" in warning
@@ -191,7 +191,7 @@ def test_no_row_left(write: Callable) -> None:
     with pytest.raises(
         DataError, match=r"test: there is no example in .*a.jsonl; all 1 rows are bad: .*a.jsonl:1: no col"
     ):
-        corpus(test=write("a.jsonl", '{"text": "a"}\n'), on_bad=OnBad.skip).split("test")
+        corpus(test=write("a.jsonl", '{"text": "a"}\n'), on_bad=BadRowPolicy.skip).split("test")
     with pytest.raises(DataError, match=r"there is no example in .*b.csv$"):
         corpus(test=write("b.csv", "text,label\n")).split("test")
 
@@ -265,13 +265,13 @@ def test_limits(write: Callable, logged: list) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list:
     """One entry for every time that files are read and not the cache."""
     made: list = []
-    records = Reading.records
+    records = ExampleReader.records
 
-    def counting(self: Reading, reader: object) -> object:
+    def counting(self: ExampleReader, reader: object) -> object:
         made.append(reader)
         return records(self, reader)
 
-    monkeypatch.setattr(Reading, "records", counting)
+    monkeypatch.setattr(ExampleReader, "records", counting)
     return made
 
 
@@ -292,7 +292,7 @@ def test_whatever_shapes_examples_is_read_anew(write: Callable, reads: list) -> 
         lambda: corpus(test=name, labels={"a": "x", "b": "y"}),
         lambda: corpus(test=name, labels=labels),
         lambda: corpus(test=name, labels=write("labels.txt", "a\tone\nb\tthree\n")),
-        lambda: corpus(test=name, on_bad=OnBad.skip),
+        lambda: corpus(test=name, on_bad=BadRowPolicy.skip),
         lambda: corpus(Classification(prompt="{text}!"), test=name),
         lambda: corpus(test=write("a.jsonl", jsonl(5))),
         lambda: corpus(test=[name, write("b.jsonl", jsonl(2))]),
@@ -371,9 +371,9 @@ def test_equal_tests_have_equal_hashes_whatever_their_files(write: Callable) -> 
 
 
 def test_the_sample_of_a_task() -> None:
-    sample = CachedCorpus(Classification(), Sample(limit=Limit(train=5), on_bad=OnBad.skip), 13)
+    sample = CachedCorpus(Classification(), Sample(limit=Limit(train=5), on_bad=BadRowPolicy.skip), 13)
     assert len(sample.split("train")) == 5
-    assert sample.options.on_bad is OnBad.skip
+    assert sample.options.on_bad is BadRowPolicy.skip
     assert len(sample.split("validation")) >= 60
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 from gptask import UserError
-from gptask.plugins.discovery import chosen, discover, installed
+from gptask.plugins.discovery import discover, installed_plugins, load_task_class
 from hydra.core.config_store import ConfigStore
 
 from tests.installed import GOOD
@@ -48,7 +48,7 @@ def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install):
     plugins = discover()
     assert {"echo", "sentiment", "qa"} <= plugins.keys()
     assert (plugins["echo"].origin, plugins["echo"].state) == ("echo-tasks 1.2", "ok")
-    task = chosen(plugins, "echo")
+    task = load_task_class(plugins, "echo")
     assert [option.name for option in fields(task)] == ["times"]
     assert "echo.yaml" in ConfigStore.instance().repo["task"]  # task=echo composes without any YAML
 
@@ -63,7 +63,7 @@ def test_a_broken_plugin_is_one_line_and_the_others_work(install, name):
     assert "\n" not in plugin.error
     assert plugins["sentiment"].state == "ok"
     with pytest.raises(UserError, match=rf"task '{name}' \(bad-tasks 1.2\) can't be used") as raised:
-        chosen(plugins, name)
+        load_task_class(plugins, name)
     for word in words:
         assert word in str(raised.value)
     assert len(str(raised.value).splitlines()) <= 5
@@ -77,7 +77,7 @@ def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install
     assert plugins["echo"].state == "clash"
     assert plugins["other"].state == "ok"
     with pytest.raises(UserError, match=r"claimed by first-tasks 1.2 and second-tasks 1.2: uninstall one"):
-        chosen(plugins, "echo")
+        load_task_class(plugins, "echo")
     monkeypatch.setenv("GPTASK_PLUGINS", "-first_tasks")  # the other way out
     assert (discover()["echo"].state, discover()["echo"].origin) == ("ok", "second-tasks 1.2")
 
@@ -157,7 +157,7 @@ def test_a_plugin_made_for_another_contract_is_not_used(install, monkeypatch, st
     assert plugins["qa"].state == "ok"
     if said:
         with pytest.raises(UserError, match="can't be used: made for contract"):
-            chosen(plugins, "echo")
+            load_task_class(plugins, "echo")
 
 
 def test_an_older_minor_version_goes_on_working(install, monkeypatch):
@@ -185,12 +185,12 @@ def test_only_the_asked_for_are_loaded(install):
 
 def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
     from gptask.cli.hydra.compose import compose, loader
-    from gptask.config.conversion import store
+    from gptask.config.conversion import register_schemas
 
     install("echo-tasks", GOOD, echo="echo_module:Good")
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     discover(())
-    store()
+    register_schemas()
     with loader() as configs:
         assert {"bad", "echo"} <= set(configs.get_group_options("task"))
         assert "echo_module" not in sys.modules
@@ -203,7 +203,7 @@ def test_the_plugin_of_an_instance_is_found_without_loading_others(install):
 
     install("echo-tasks", GOOD, echo="echo_module:Good")
     install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
-    plugin = plugin_of(chosen(discover(()), "echo")())
+    plugin = plugin_of(load_task_class(discover(()), "echo")())
     assert (plugin.name, plugin.origin) == ("echo", "echo-tasks 1.2")
 
 
@@ -213,8 +213,8 @@ def test_the_environment_limits_discovery(install, monkeypatch):
     monkeypatch.setenv("GPTASK_PLUGINS", "Echo-Tasks")  # compared as indexes compare names
     assert list(discover()) == ["echo"]
     with pytest.raises(UserError, match=r"task 'sentiment' \(gptask 0.1.0\) is disabled by GPTASK_PLUGINS=Echo-Tasks"):
-        chosen(discover(), "sentiment")
-    states = {plugin.name: plugin.state for plugin in installed()}
+        load_task_class(discover(), "sentiment")
+    states = {plugin.name: plugin.state for plugin in installed_plugins()}
     assert (states["bad"], states["echo"]) == ("disabled", "unread")
     monkeypatch.setenv("GPTASK_PLUGINS", "-bad-tasks")
     assert {"echo", "sentiment"} <= discover().keys()
@@ -232,7 +232,7 @@ def test_damaged_metadata_is_no_reason_to_stop(install, finder):
 
 def test_unknown_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'sentiment'"):
-        chosen(discover(), "sentimant")
+        load_task_class(discover(), "sentimant")
 
 
 def test_the_command_line_imports_no_plugin_but_the_chosen_one(install, tmp_path):

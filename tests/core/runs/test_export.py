@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from gptask import UserError
-from gptask.config.schemas import Export, Full, Head, Lora
+from gptask.config.schemas import Export, Full, HeadOnly, Lora
 from gptask.runs.export import export
 from gptask_tasks.classification import Classification
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -47,7 +47,7 @@ def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, run
     assert type(said["model"]).__name__.endswith("ForSequenceClassification")
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head(), Lora(rank=2, layers=0.5)])
+@pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])
 def test_every_tuning_exports_and_labels_may_be_many(tuning, run_of, tmp_path):
     run = run_of(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
@@ -94,14 +94,14 @@ def test_the_folder_is_self_contained_and_without_pickle(run_of, tmp_path):
 
 
 def test_a_head_that_no_class_fits_is_refused(run_of, tmp_path):
-    run = run_of(QuestionAnswering(answer=Answer.span), "llama", Lora(rank=2))
+    run = run_of(QuestionAnswering(answer=AnswerForm.span), "llama", Lora(rank=2))
     with pytest.raises(UserError, match=r"no transformers class fits its head \(SpanHead\)"):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_is_there_is_left_alone(run_of, tmp_path):
-    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+    run = run_of(Sentiment(labels=LABELS), "llama", HeadOnly())
     (tmp_path / "out").mkdir()
     exported(run, tmp_path / "out")  # an empty folder is fine
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
@@ -116,7 +116,7 @@ def test_a_failing_write_leaves_nothing(run_of, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+    run = run_of(Sentiment(labels=LABELS), "llama", HeadOnly())
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
     with pytest.raises(UserError, match="can't be written: No space left"):
         exported(run, tmp_path / "out")

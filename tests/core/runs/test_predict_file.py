@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from gptask import DataError, UserError, load_run, train
-from gptask.config.schemas import Files, OnBad, Predict
+from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
 from gptask.runs.predictor import CHUNK, predict_examples
 
@@ -55,7 +55,7 @@ def test_a_bad_row_stops_with_file_and_line_after_what_came_before(run, tmp_path
 
 def test_skipping_puts_the_error_into_the_rows_place(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"text": ""}\nbroken\n{"text": "fine"}\n')
-    call(run, tmp_path / "in.jsonl", on_error=OnBad.skip)
+    call(run, tmp_path / "in.jsonl", on_error=BadRowPolicy.skip)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["error" in line for line in lines] == [False, True, True, False]
     assert "in.jsonl:2" in lines[1]["error"]

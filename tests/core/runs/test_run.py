@@ -6,18 +6,18 @@ import shutil
 import pytest
 import torch
 from gptask import Config, UserError, load_run
-from gptask.config.schemas import DType, Full, Head, Lora
+from gptask.config.schemas import DType, Full, HeadOnly, Lora
 from gptask.model.heads import GenerationHead
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import FORMAT, read_config
-from gptask.runs.folder import create
+from gptask.runs.folder import create_run_folder
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
 
 LABELS = ["negative", "positive"]
 EXAMPLES = [{"text": "this film is good"}, {"text": "bad"}, {"text": "is it very good or very bad? 很好"}]
-TUNINGS = {"lora": Lora(rank=2), "full": Full(), "head": Head()}
+TUNINGS = {"lora": Lora(rank=2), "full": Full(), "head": HeadOnly()}
 
 
 def probabilities(said):
@@ -170,7 +170,7 @@ def test_a_class_without_entry_point_is_loaded_by_naming_it(run_of):
     class Own(Sentiment):
         """Somebody's own."""
 
-    made = run_of(Own(labels=LABELS), "llama", Head())
+    made = run_of(Own(labels=LABELS), "llama", HeadOnly())
     with pytest.raises(UserError, match="own"):
         load_run(made.folder)
     assert isinstance(load_run(made.folder, Own).head, type(made.head))
@@ -178,12 +178,12 @@ def test_a_class_without_entry_point_is_loaded_by_naming_it(run_of):
 
 
 def test_a_run_folder_is_never_reused(tmp_path):
-    first = create(str(tmp_path), "qa", None)
-    second = create(str(tmp_path), "qa", None)
+    first = create_run_folder(str(tmp_path), "qa", None)
+    second = create_run_folder(str(tmp_path), "qa", None)
     assert first != second
     assert first.parent == second.parent == tmp_path / "qa"
     with pytest.raises(UserError, match="exists"):
-        create(str(tmp_path), "qa", str(first))
+        create_run_folder(str(tmp_path), "qa", str(first))
 
 
 def test_config_comes_back_typed(lora):
@@ -192,6 +192,6 @@ def test_config_comes_back_typed(lora):
     assert values["plugin"]["distribution"] == "gptask"
     values["task"]["threshold"] = "high"
     with pytest.raises(UserError, match="don't fit"):
-        run.load_task(values)
-    assert run.load_task(read_config(lora.folder))[1] == Sentiment(labels=LABELS)
+        run.task_from_config(values)
+    assert run.task_from_config(read_config(lora.folder))[1] == Sentiment(labels=LABELS)
     assert Config(task=Sentiment()).tuning == Lora()

@@ -26,7 +26,7 @@ class Second(MeanMetric):
 class Reviewed(Sentiment):
     """A sentiment whose predictions are looked at once more."""
 
-    def review(self, predictions, examples):
+    def annotate_predictions(self, predictions, examples):
         return [
             replace(p, extra={"second": float(e["text"] == examples[0]["text"])})
             for p, e in zip(predictions, examples, strict=True)

@@ -29,10 +29,10 @@ from gptask.config.schemas import (
     Scratch,
 )
 from gptask.model.backbone import backbone as model
-from gptask.training import builder as assembly
-from gptask.training.callbacks import Lines
+from gptask.training import builder
+from gptask.training.callbacks import LineProgress
 from gptask.training.module import GPTModule
-from gptask.training.train import assemble, pace
+from gptask.training.train import build_module, resolve_schedule
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
@@ -150,7 +150,7 @@ def test_a_run_that_leaves_out_upper_layers_loads_without_them(scratch, tiny, tm
 )
 def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer, expected, tmp_path):
     settings = config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
-    module, _ = assemble(settings, assembly.corpora(settings))
+    module, _ = build_module(settings, builder.build_corpora(settings))
     assert (module.optimizer.lr, getattr(settings.tuning, "top", None)) == expected
 
 
@@ -169,14 +169,14 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
 def test_small_data_gets_more_epochs_and_small_batches_share_a_step(options, train, size, expected, tmp_path):
     data = Sample(limit=Limit(train=train, validation=8, test=8), batch_size=size)
     settings = config(tmp_path, data=data)
-    _, made = assemble(settings, assembly.corpora(settings))
-    paced = pace(options, made)
+    _, made = build_module(settings, builder.build_corpora(settings))
+    paced = resolve_schedule(options, made)
     assert (paced.get("max_epochs"), paced["accumulate_grad_batches"]) == expected
 
 
 def test_a_stream_of_unknown_length_gets_two_epochs():
     stream = SimpleNamespace(train_dataloader=lambda: iter(()))
-    assert pace({"max_epochs": None}, stream) == {"max_epochs": 2, "accumulate_grad_batches": 1}
+    assert resolve_schedule({"max_epochs": None}, stream) == {"max_epochs": 2, "accumulate_grad_batches": 1}
 
 
 def test_a_run_says_at_what_pace_it_learned(tmp_path):
@@ -189,9 +189,9 @@ def test_a_run_says_at_what_pace_it_learned(tmp_path):
 def test_full_tuning_computes_in_bfloat16_where_the_processor_does(fast, monkeypatch):
     monkeypatch.setattr(model, "number_format", lambda _: torch.bfloat16 if fast else torch.float32)
     stream = SimpleNamespace(train_dataloader=lambda: iter(()))
-    assert pace({}, stream, full=True).get("precision") == ("bf16-mixed" if fast else None)
-    assert pace({"precision": "32-true"}, stream, full=True)["precision"] == "32-true"
-    assert "precision" not in pace({}, stream)
+    assert resolve_schedule({}, stream, full=True).get("precision") == ("bf16-mixed" if fast else None)
+    assert resolve_schedule({"precision": "32-true"}, stream, full=True)["precision"] == "32-true"
+    assert "precision" not in resolve_schedule({}, stream)
 
 
 def test_mixed_precision_learns_in_bfloat16_clips_and_scores_the_weights_as_they_are_saved(tmp_path, monkeypatch):
@@ -416,14 +416,14 @@ def test_two_processes_write_one_run_folder(tmp_path):
 
 
 def test_the_first_step_is_told_at_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=1e9))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: LineProgress(every=1e9))
     with caplog.at_level(logging.INFO, "gptask"):
         train(config(tmp_path))
     assert re.findall(r"step (\d)/6 loss", caplog.text) == ["1"]
 
 
 def test_lines_tell_loss_speed_and_time_left(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=0))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: LineProgress(every=0))
     with caplog.at_level(logging.INFO, "gptask"):
         train(config(tmp_path))
         endless = {"max_epochs": -1, "max_time": "00:00:00:01", "accelerator": "cpu"}

@@ -81,7 +81,7 @@ def _options(given: Sequence[str]) -> ChatOptions:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from gptask.config.overrides import accepted, parse
+    from gptask.config.overrides import parse_override, quote_if_needed
     from gptask.model.generation.chat import ChatOptions
 
     options = OmegaConf.structured(ChatOptions)
@@ -91,7 +91,7 @@ def _options(given: Sequence[str]) -> ChatOptions:
         if key not in known:
             raise UserError(f"gptask chat has no option '{key}'; there are {listing(known, 20)}.{nearest(key, known)}")
         try:
-            options[key] = parse(f"{key}={accepted(value)}").value()
+            options[key] = parse_override(f"{key}={quote_if_needed(value)}").value()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
     made: Any = OmegaConf.to_object(options)
@@ -129,7 +129,7 @@ def _pretrained(model: str) -> GPTBackbone:
     from omegaconf import OmegaConf
 
     from gptask.config.schemas import Pretrained
-    from gptask.model.backbone.backbone import load
+    from gptask.model.backbone.backbone import load_backbone_from
     from gptask.runs.saved_model import locate_backbone
 
     presets = {Path(str(file)).stem: file for file in _presets()}
@@ -141,7 +141,7 @@ def _pretrained(model: str) -> GPTBackbone:
             raise UserError(f"backbone '{model}' is made from scratch: train it first, then talk to its run folder")
         options = Pretrained(**OmegaConf.to_container(values))  # type: ignore[arg-type]
     try:
-        return load(options, locate_backbone(options), list)
+        return load_backbone_from(options, locate_backbone(options), list)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error
 

@@ -14,7 +14,7 @@ from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
 
 if TYPE_CHECKING:
-    from gptask.analysis.compare.records import Record
+    from gptask.analysis.compare.records import RunRecord
 
 ABOUT = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
 EPILOG = """examples:
@@ -81,7 +81,7 @@ def _refuse(options: argparse.Namespace) -> None:
             raise UserError(f"--{verb.replace('_', '-')} takes no {listing(given)}")
 
 
-def _leaderboard(options: argparse.Namespace, records: Sequence[Record]) -> int:
+def _leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]) -> int:
     """Write it into the first folder that is given to hold runs, else into the one above all runs."""
     from gptask.analysis.compare import leaderboard
     from gptask.analysis.compare import render as formats

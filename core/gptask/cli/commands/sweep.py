@@ -15,15 +15,15 @@ from gptask.cli.arguments import Parser
 from gptask.cli.hydra.compose import checked, compose, loader
 from gptask.cli.hydra.error_messages import mended
 from gptask.cli.hydra.launch import open_keys, read
-from gptask.config.overrides import normalize
-from gptask.config.trainer_options import check
+from gptask.config.overrides import normalize_overrides
+from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError
 from gptask.training.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
 from gptask.training.sweep.study import PRUNERS, SAMPLERS, refuse_grid
 
 if TYPE_CHECKING:
     from gptask.config.schemas import Train
-    from gptask.training.sweep.driver import Plan
+    from gptask.training.sweep.driver import SweepPlan
     from gptask.training.sweep.study import Study
 
 USAGE = "gptask sweep [option=value ...] option=<space> ... [--trials 20]"
@@ -50,9 +50,9 @@ def run(arguments: Sequence[str], report: Callable[[Exception, str], int]) -> in
     plan, first = _plan(given, report)
     if not find_spec("optuna"):
         raise UserError("gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'")
-    from gptask.training.sweep.driver import sweep
+    from gptask.training.sweep.driver import run_sweep
 
-    show(plan, sweep(plan, first))
+    show(plan, run_sweep(plan, first))
     return 0
 
 
@@ -69,7 +69,7 @@ def parser() -> Parser:
     return made
 
 
-def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) -> tuple[Plan, Train]:
+def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) -> tuple[SweepPlan, Train]:
     """What the line asks for, every choice in it tried out on the config."""
     if given.trials < 1 or (given.timeout is not None and given.timeout <= 0):
         raise UserError(f"--trials {given.trials}: expected 1 or more" if given.trials < 1 else
@@ -78,18 +78,20 @@ def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) ->
         raise UserError(f"--study {given.study}: expected a name of letters, digits, '-', '_' and '.'")
     read("train", [])  # makes the plugins choices
     known = {override.partition("=")[0].split(".")[0].lstrip("+") for override in given.overrides}
-    space, fixed = on_line(given.overrides, normalize(given.overrides, True, known, open_keys()))
+    space, fixed = on_line(given.overrides, normalize_overrides(given.overrides, True, known, open_keys()))
     space = together(in_file(given.space) if given.space else [], space, fixed)
     _refuse(space, fixed)
     if given.sampler == "grid":
         refuse_grid(space)
     first = _first(space, fixed)
     from gptask.plugins.discovery import plugin_of
-    from gptask.training.sweep.driver import Plan, deciding
+    from gptask.training.sweep.driver import SweepPlan, deciding
 
     text = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), given.sampler, given.pruner])
     name = given.study or f"{plugin_of(first.task).name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return Plan(space, fixed, name, given.trials, given.sampler, given.pruner, given.timeout, configure, report), first
+    return SweepPlan(
+        space, fixed, name, given.trials, given.sampler, given.pruner, given.timeout, configure, report
+    ), first
 
 
 def _refuse(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
@@ -132,11 +134,11 @@ def configure(overrides: Sequence[str]) -> Train:
     if flags:
         raise UserError(f"{flags[0]} is not for gptask sweep")
     config = mended(line, made)
-    check(config.trainer)
+    check_trainer_options(config.trainer)
     return config
 
 
-def show(plan: Plan, study: Study) -> None:
+def show(plan: SweepPlan, study: Study) -> None:
     """Print the best trials, and the command that trains like the best."""
     from rich.console import Console
     from rich.table import Table

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from gptask.cli.arguments import Parser
 from gptask.errors import UserError, listing
-from gptask.plugins.discovery import Plugin, chosen, discover, installed
+from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field
 
@@ -57,15 +57,15 @@ def show(arguments: Sequence[str]) -> int:
     if given.check:
         from gptask.cli.check import check
 
-        return check(installed(), given.names, as_json)
+        return check(installed_plugins(), given.names, as_json)
     if len(given.names) > 1:
         raise UserError(f"gptask tasks describes one task at a time, got {listing(given.names)}; --check takes several")
     if given.names:
         plugins = discover(given.names)
-        chosen(plugins, given.names[0])
+        load_task_class(plugins, given.names[0])
         _show_task(plugins[given.names[0]], as_json)
     else:
-        _show_plugins([plugin.load() for plugin in installed()], as_json)
+        _show_plugins([plugin.load() for plugin in installed_plugins()], as_json)
     return 0
 
 

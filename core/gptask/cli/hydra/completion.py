@@ -110,7 +110,7 @@ def _overrides(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
             if not found.startswith(("hydra", "saved")):
                 yield "tasks=" if found == "tasks." else found  # none are named yet
     if verb in ("train", "evaluate") and word.startswith("trainer."):
-        yield from _starting([word], [f"trainer.{name}=" for name in trainer_options.names()])
+        yield from _starting([word], [f"trainer.{name}=" for name in trainer_options.option_names()])
 
 
 def _values(configs: Any, verb: str, overrides: Sequence[str], key: str) -> list[str]:

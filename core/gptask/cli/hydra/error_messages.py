@@ -88,10 +88,10 @@ class Line:
     def _choice(self, found: re.Match[str], whole: str) -> str:
         asker, group, name = found.groups()
         if group == "task":
-            from gptask.plugins.discovery import chosen, discover
+            from gptask.plugins.discovery import discover, load_task_class
 
             try:
-                chosen(discover(()), name)
+                load_task_class(discover(()), name)
             except UserError as error:
                 return f"{error}{self._source('task', asker)}"
         self.refuse_several(group, name)
@@ -186,14 +186,14 @@ class Line:
 
     def _owners(self, key: str) -> str:
         """Which choices of a group have an option that the present one lacks."""
-        from gptask.plugins.config_group import stored
+        from gptask.plugins.config_group import stored_configs
         from gptask.plugins.discovery import discover
 
         prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
         group, _, name = key.removeprefix(prefix).partition(".")
         if group == "task":
             discover()  # loads them all
-        nodes = stored(group) if group in self.groups and name else {}
+        nodes = stored_configs(group) if group in self.groups and name else {}
         names = {choice for choice, node in nodes.items() if name.split(".")[0] in node}
         owners = {name.removesuffix("_schema") for name in names}
         shown = [f"{prefix}{group}={choice}" for choice in self.choices(group) if choice in owners] if owners else []

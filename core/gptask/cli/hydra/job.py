@@ -14,7 +14,7 @@ from typing import Any
 from gptask.cli.hydra.compose import checked
 from gptask.cli.hydra.error_messages import Line, mended
 from gptask.runs.config_file import started_by
-from gptask.runs.folder import main_process, siblings
+from gptask.runs.folder import main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
 
@@ -51,11 +51,13 @@ class Job:
         """Whether the sweep did this job when it was started before; one it did not finish gets a new folder."""
         from gptask.training import fingerprint as job
 
-        if folder := job.finished(job.identity(config), job.homes(config), model=self.line.verb == "train"):
+        if folder := job.find_finished(
+            job.run_fingerprint(config), job.candidate_folders(config), model=self.line.verb == "train"
+        ):
             log.info("finished already, skipped: %s", folder)
             return True
         if config.folder and main_process() and Path(config.folder).exists():
-            config.folder = str(next(path for path in siblings(Path(config.folder)) if not path.exists()))
+            config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
 
 

@@ -17,12 +17,12 @@ from gptask.cli.hydra.launchers import refuse_launcher
 from gptask.cli.hydra.run_overrides import from_run, run_of
 from gptask.cli.hydra.task_list import several
 from gptask.config import schemas
-from gptask.config.conversion import store
-from gptask.config.overrides import chosen, normalize
+from gptask.config.conversion import register_schemas
+from gptask.config.overrides import normalize_overrides, values_of
 from gptask.errors import UserError, listing
 from gptask.plugins.config_group import register_task_group
-from gptask.plugins.discovery import chosen as chosen_plugin
 from gptask.plugins.discovery import discover
+from gptask.plugins.discovery import load_task_class as chosen_plugin
 
 log = logging.getLogger("gptask")
 SWEEPING = ("train", "evaluate")
@@ -85,11 +85,11 @@ def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
     """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
     plugins = discover(())
     register_task_group(plugins)
-    store()
+    register_schemas()
     log_to_console()
     overrides, flags = split(verb, arguments)
     known = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
-    overrides = normalize(overrides, "--multirun" in flags, known, open_keys())
+    overrides = normalize_overrides(overrides, "--multirun" in flags, known, open_keys())
     refuse_launcher(overrides)
     overrides += _not_of_the_preset(overrides)
     folder = _config_folder(flags)
@@ -99,7 +99,7 @@ def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
     if run:
         overrides = from_run(verb, run, overrides)
     line = Line(verb, overrides, run, tasks.typed if tasks else ())
-    for name in chosen(overrides, "task"):
+    for name in values_of(overrides, "task"):
         if name is None:
             raise UserError(f"task=null: choose one of {listing(plugins)}")
         line.refuse_several("task", str(name))
@@ -108,18 +108,18 @@ def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
     _load_by_default(line)
-    line.overrides = normalize(overrides, "--multirun" in flags, (), open_keys())  # now with the task's own
+    line.overrides = normalize_overrides(overrides, "--multirun" in flags, (), open_keys())  # now with the task's own
     return line, flags
 
 
 def _load_by_default(line: Line) -> None:
     """Load the task that Hydra will choose if the line doesn't, where its options may have dictionaries among them."""
-    if chosen(line.overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in line.overrides):
+    if values_of(line.overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in line.overrides):
         return
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    presets = [[f"experiment={name}"] for name in chosen(line.overrides, "experiment")]
+    presets = [[f"experiment={name}"] for name in values_of(line.overrides, "experiment")]
     with loader() as configs:
         try:
             for preset in presets or [[]]:
@@ -165,9 +165,9 @@ def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def open_keys() -> set[str]:
     """Full names of the options that are dictionaries without fixed keys, or may be: pass-through options."""
-    from gptask.plugins.config_group import stored
+    from gptask.plugins.config_group import stored_configs
 
-    nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored(group).values()]
+    nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored_configs(group).values()]
     return {"trainer", *(name for group, node in nodes for name in _dictionaries(node, group))}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptask.cli.hydra.task_list import Choice, appended, spread
 from gptask.config import schemas
-from gptask.config.overrides import accepted, chosen
+from gptask.config.overrides import quote_if_needed, values_of
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
 
@@ -24,17 +24,17 @@ def run_of(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
 
     ``run=<several tasks> task=<one of them>`` becomes that one's folder within the run's.
     """
-    values = chosen(overrides, "resume" if verb == "train" else "run") if verb in SHARED else []
+    values = values_of(overrides, "resume" if verb == "train" else "run") if verb in SHARED else []
     if len(values) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, values))}")
     run = str(values[0]) if values and values[0] is not None else None
     if not run or verb == "train" or not (names := list(read_config(run).get("tasks", {}))):
         return run, list(overrides)
-    asked = [str(name) for name in chosen(overrides, "task")]
+    asked = [str(name) for name in values_of(overrides, "task")]
     if len(asked) != 1 or asked[0] not in names:
         what = f"no task '{asked[0]}' in {run}" if asked else f"{run} is a run of several tasks"
         raise UserError(f"{what}: choose one by task=, of {listing(names)}.{nearest(''.join(asked), names)}")
-    own = f"run={accepted(str(Path(run) / asked[0]))}"
+    own = f"run={quote_if_needed(str(Path(run) / asked[0]))}"
     aside = {"run", "task"}
     return str(Path(run) / asked[0]), [own, *(o for o in overrides if o.partition("=")[0].lstrip("+") not in aside)]
 
@@ -58,7 +58,7 @@ def from_run(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
     for key in (key for key in SHARED[verb] if key in values):
         value = values[key]
         if key in schemas.GROUPS:
-            if chosen(overrides, key):  # the user asks for another: nothing of the run's is kept
+            if values_of(overrides, key):  # the user asks for another: nothing of the run's is kept
                 continue
             kind, value = _kind(folder, key, value)
             groups[key] = kind
@@ -66,7 +66,7 @@ def from_run(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
     if verb == "predict":
         saved["data"] = {"max_tokens": values["data"]["max_tokens"], "labels": None}
     ConfigStore.instance().store(group="saved", name="run", node=saved, package="_global_")
-    choices = [f"{group}={kind}" for group, kind in groups.items() if not chosen(overrides, group)]
+    choices = [f"{group}={kind}" for group, kind in groups.items() if not values_of(overrides, group)]
     if tasks:
         return [*choices, *appended(tasks), "+saved@_global_=run", *overrides]
     return [*choices, "saved=run", *overrides]
@@ -96,7 +96,7 @@ def _kind(folder: str, group: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 def _refuse(verb: str, folder: str, task: str | None, overrides: Sequence[str]) -> None:
     """What a run brings itself can't be set beside it."""
-    given = chosen(overrides, "task")
+    given = values_of(overrides, "task")
     if given and given != [task]:
         of = f"task '{task}', not '{given[0]}'" if task else "several tasks"
         raise UserError(f"{folder} is a run of {of}; leave task= out")

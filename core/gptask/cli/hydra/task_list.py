@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptask.config.multitask import check_names
-from gptask.config.overrides import chosen
+from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin
-from gptask.plugins.discovery import chosen as plugin_called
+from gptask.plugins.discovery import load_task_class as plugin_called
 
 log = logging.getLogger("gptask")
 CHOICE = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")
@@ -58,7 +58,7 @@ def several(overrides: Sequence[str], plugins: Mapping[str, Plugin], folder: str
 
     ``folder`` is the user's own of configs. Raises `UserError` for what is neither a task nor a preset.
     """
-    if not (asked := chosen(overrides, "tasks")):
+    if not (asked := values_of(overrides, "tasks")):
         return None
     names = _names(asked)
     _refuse(overrides)
@@ -72,7 +72,7 @@ def several(overrides: Sequence[str], plugins: Mapping[str, Plugin], folder: str
 
 def _given(typed: Sequence[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
     """The groups that were chosen for each task: ``data=files`` for all, ``tasks.qa.data=squad`` for one."""
-    alike = {"data": str(data[0])} if (data := chosen(typed, "data")) else {}
+    alike = {"data": str(data[0])} if (data := values_of(typed, "data")) else {}
     given = {name: dict(alike) for name in names}
     for override in typed:
         if found := CHOICE.fullmatch(override):
@@ -119,7 +119,7 @@ def _names(asked: Sequence[Any]) -> dict[str, str]:
 
 def _refuse(overrides: Sequence[str]) -> None:
     for key in ("task", "experiment", "resume"):
-        if any(value is not None for value in chosen(overrides, key)):
+        if any(value is not None for value in values_of(overrides, key)):
             why = "goes on with the run's own tasks" if key == "resume" else "is for a run of one task"
             raise UserError(f"{key}= {why}; leave it or tasks= out ({HOW})")
 

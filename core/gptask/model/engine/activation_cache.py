@@ -24,7 +24,7 @@ log = logging.getLogger("gptask")
 SPARE = 2  # the states may fill at most 1/SPARE of the free disk
 
 
-class States(ABC):
+class ActivationCache(ABC):
     """States of a split's items in a table of S slots (S, C): ``sizes`` (N,) says how many of them each item has.
 
     An item is marked as done after its states were written, so a run that was stopped leaves nothing wrong behind.
@@ -62,7 +62,7 @@ class States(ABC):
         """
 
 
-class Last(States):
+class FinalStates(ActivationCache):
     """Last hidden states of a frozen backbone: of each item's last token if the head reads no other, else of all.
 
     They lie in the cache under a key of the encoded items, the backbone's weights and number format.
@@ -80,10 +80,10 @@ class Last(States):
         self.done = torch.from_file(flags, shared=True, size=len(lengths), dtype=torch.bool)
 
     def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `States`."""
+        """See `ActivationCache`."""
         b, t = batch.input_ids.shape
         if states is None:
-            here = self.head.reads(batch) if self.head.last_only else None
+            here = self.head.needed_positions(batch) if self.head.last_only else None
             hidden = self.backbone.hidden(batch.input_ids, batch.lengths, here)
             return hidden, hidden[_real(batch) if here is None else here]
         if self.head.last_only:
@@ -91,7 +91,7 @@ class Last(States):
         return nn.utils.rnn.pad_sequence(states.split(batch.lengths.tolist()), batch_first=True), states
 
 
-class Lower(States):
+class LowerLayerStates(ActivationCache):
     """What the layers below the first adapter make of all tokens; the layers above it start from there.
 
     They lie in a file without a name, which is gone with the process.
@@ -108,8 +108,8 @@ class Lower(States):
             self.table = self._map(Path(file.name))
 
     def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `States`."""
-        return read(self.backbone, self.layers, batch, states, self.head.reads(batch))
+        """See `ActivationCache`."""
+        return read(self.backbone, self.layers, batch, states, self.head.needed_positions(batch))
 
 
 def read(
@@ -165,7 +165,7 @@ def _places(batch: PaddedBatch) -> Tensor:
     return layout.keys[layout.real] if layout else _real(batch).flatten().nonzero()[:, 0]
 
 
-def lower_layers(backbone: EngineBackbone) -> list[nn.Module]:
+def cacheable_layers(backbone: EngineBackbone) -> list[nn.Module]:
     """The layers below the first one that learns, if what they make of a text is the same each time and the rest of
     the model goes on from it alone, which is tried; else none."""
     stack = backbone.layers
@@ -196,9 +196,9 @@ def _resumes(backbone: EngineBackbone, layers: list[nn.Module]) -> bool:
     return torch.equal(first, second) and torch.equal(whole[real], resumed[real])
 
 
-def keep(
+def activation_cache_for(
     data: DataModule, split: str, backbone: EngineBackbone, head: TaskHead, lower: list[nn.Module]
-) -> States | None:
+) -> ActivationCache | None:
     """What is kept of a split: of the ``lower`` layers, or of the whole backbone if there are none; None where there
     is no room, which the log says."""
     store = data.items(split)
@@ -213,6 +213,6 @@ def keep(
         return None
     if lower:
         log.info("%s: states of the lower %d layers are kept for later epochs (%d MB)", split, len(lower), size >> 20)
-        return Lower(data, split, backbone, head, lower)
+        return LowerLayerStates(data, split, backbone, head, lower)
     log.info("%s: hidden states are kept in %s (%d MB)", split, cache_folder() / "states", size >> 20)
-    return Last(data, split, backbone, head)
+    return FinalStates(data, split, backbone, head)

@@ -30,5 +30,5 @@ class EngineBackbone(Backbone, Protocol):
     def sees(self, positions: int) -> bool:
         """Whether every layer sees so many positions back."""
 
-    def lays_out(self, positions: int) -> bool:
+    def can_pack(self, positions: int) -> bool:
         """Whether sequences of so many positions may lie in one row."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptask.config.schemas import Sample, Scratch
-from gptask.data.messages import messages
+from gptask.data.messages import parse_messages
 from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code, fenced, line, prose, table
-from gptask.runs.reproduce import command
+from gptask.runs.reproduce import reproduce_command
 
 if TYPE_CHECKING:
     pass
@@ -148,7 +148,7 @@ class ModelCard(CardFacts):
         commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
         at = f", commit {code(commit)}" if commit else ""
         return (
-            f"{fenced('bash', command(read_config(self.folder)))}\n\n"
+            f"{fenced('bash', reproduce_command(read_config(self.folder)))}\n\n"
             f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what "
             f"it ran on: gptask {version}{at}."
         )
@@ -191,7 +191,7 @@ class ModelCard(CardFacts):
         task, tokenizer = self.config.task, self.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}
         example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
-        turns = {f.name: messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
+        turns = {f.name: parse_messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
         if not turns:
             return task.render(example)[0]
         (item,) = encode(task, example | turns, tokenizer, self.config.data.max_tokens)  # by its chat template

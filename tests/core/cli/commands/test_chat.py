@@ -12,7 +12,7 @@ from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -55,7 +55,7 @@ def test_each_answer_is_that_of_the_whole_conversation_read_anew(family, chat):
         read.clear()
         (answer,) = said(talk, text)
         assert read[0] < len(ids) or len(before) == 1
-        (fresh,) = generate(talk.stream.backbone, [ids], Generation(max_new_tokens=6, stop=talk.options.stop))
+        (fresh,) = generate(talk.stream.backbone, [ids], GenerationOptions(max_new_tokens=6, stop=talk.options.stop))
         assert answer == fresh.text.rstrip("\ufffd").lstrip()
 
 
@@ -89,7 +89,7 @@ def test_raw_texts_are_continued_each_for_itself(chat):
     first, second = said(talk, "the quick brown", "the quick brown")
     assert first == second
     (fresh,) = generate(talk.stream.backbone, [talk.stream.backbone.tokenizer("the quick brown")["input_ids"]],
-                        Generation(max_new_tokens=6))  # fmt: skip
+                        GenerationOptions(max_new_tokens=6))  # fmt: skip
     assert first == fresh.text.rstrip("\ufffd").lstrip()
 
 

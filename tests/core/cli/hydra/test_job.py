@@ -13,8 +13,8 @@ import pytest
 from gptask.cli.hydra.job import log, log_to_console
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import create
-from gptask.training import fingerprint as jobs
+from gptask.runs.folder import create_run_folder
+from gptask.training import fingerprint
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
@@ -31,8 +31,8 @@ def finish(made):
     """An action that leaves what a finished training does."""
 
     def action(config):
-        folder = create(config.outputs, "sentiment", config.folder)
-        write_json(folder / "metrics.json", {"job": jobs.identity(config)})
+        folder = create_run_folder(config.outputs, "sentiment", config.folder)
+        write_json(folder / "metrics.json", {"job": fingerprint.run_fingerprint(config)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
         made.append((config.seed, str(folder)))

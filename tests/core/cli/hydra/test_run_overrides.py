@@ -8,7 +8,7 @@ from gptask import Config
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
 from gptask.runs.config_file import write_config
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def written(tmp_path_factory):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
     config = Config(
-        task=QuestionAnswering(answer=Answer.span, stride=7, generation=QuestionAnswering().generation),
+        task=QuestionAnswering(answer=AnswerForm.span, stride=7, generation=QuestionAnswering().generation),
         backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
         data=Sample(limit=Limit(test=5), max_tokens=99),
         tuning=Full(lr=0.5),
@@ -38,7 +38,7 @@ def saved(written, tmp_path):
 
 def test_resume_takes_everything(run, saved):
     config = run("train", f"resume={saved}").config
-    assert config.task == QuestionAnswering(answer=Answer.span, stride=7)
+    assert config.task == QuestionAnswering(answer=AnswerForm.span, stride=7)
     assert (config.backbone.n_layer, config.data.max_tokens, config.tuning, config.seed) == (1, 99, Full(0.5), 7)
     assert (config.optimizer, config.schedule) == (SGD(lr=0.25), Schedule(ScheduleName.cosine, 0.5))
     assert config.trainer["max_epochs"] == 9
@@ -48,12 +48,12 @@ def test_resume_takes_everything(run, saved):
 def test_what_the_user_sets_goes_first(run, saved):
     config = run("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
     assert (config.trainer["max_epochs"], config.trainer["devices"]) == (12, 1)
-    assert (config.seed, config.task.stride, config.task.answer) == (8, 9, Answer.span)
+    assert (config.seed, config.task.stride, config.task.answer) == (8, 9, AnswerForm.span)
 
 
 def test_evaluate_takes_task_data_and_backbone(run, saved):
     config = run("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
-    assert (config.task.answer, config.task.stride) == (Answer.span, 9)
+    assert (config.task.answer, config.task.stride) == (AnswerForm.span, 9)
     assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
     assert isinstance(config.backbone, Scratch)
     assert config.trainer == {}
@@ -67,7 +67,7 @@ def test_other_data_replaces_the_runs_altogether(run, saved):
 
 def test_predict_takes_the_task_and_reads_files(run, saved):
     config = run("predict", f"run={saved}", "input=-", "data.columns.context=text").config
-    assert config.task.answer is Answer.span
+    assert config.task.answer is AnswerForm.span
     assert isinstance(config.data, Files)
     assert (config.data.max_tokens, config.data.columns) == (99, {"context": "text"})
 

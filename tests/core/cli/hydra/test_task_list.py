@@ -3,12 +3,12 @@
 import shlex
 
 import pytest
-from gptask import Config, Member
+from gptask import Config, TaskConfig
 from gptask.config.schemas import Files, Full, Limit, Sample, Sampling, Scratch
 from gptask.runs.config_file import read_config, started_by, write_config
-from gptask.runs.reproduce import command
+from gptask.runs.reproduce import reproduce_command
 from gptask_tasks.classification import Classification
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
 
@@ -31,7 +31,7 @@ def test_options_of_one_task_and_of_all(run):
         "tasks.mood.data.limit.train=3", "data.limit.train=9", "task.language=zh", "mixing.sampling=uniform",
     ).config  # fmt: skip
     qa, mood = config.tasks["qa"], config.tasks["mood"]
-    assert (qa.task.answer, qa.task.language, mood.task.language) == (Answer.span, "zh", "zh")
+    assert (qa.task.answer, qa.task.language, mood.task.language) == (AnswerForm.span, "zh", "zh")
     assert (qa.data.limit.train, mood.data.limit.train) == (9, 3)  # what is said of one goes first
     assert (qa.weight, mood.weight) == (1.0, 0.5)
     assert config.mixing.sampling is Sampling.uniform
@@ -102,8 +102,8 @@ def saved(tmp_path):
     (folder / "checkpoints" / "last.ckpt").touch()
     config = Config(
         tasks={
-            "quiz": Member(QuestionAnswering(answer=Answer.span), Sample(limit=Limit(test=5)), weight=2.0),
-            "mood": Member(Sentiment(graded=True), Files(train="t.csv", columns={"text": "a b"})),
+            "quiz": TaskConfig(QuestionAnswering(answer=AnswerForm.span), Sample(limit=Limit(test=5)), weight=2.0),
+            "mood": TaskConfig(Sentiment(graded=True), Files(train="t.csv", columns={"text": "a b"})),
         },
         backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
         tuning=Full(lr=0.5),
@@ -163,7 +163,7 @@ def test_a_task_that_is_not_there(arguments, said, refused, saved):
 def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run, saved):
     _, config = saved
     values = read_config(saved[0])
-    words = shlex.split(command(values))
+    words = shlex.split(reproduce_command(values))
     assert words[:3] == ["gptask", "train", "tasks=[quiz:qa,mood:sentiment]"]
     again = run(*words[1:]).config
     assert again.tasks == config.tasks

@@ -9,12 +9,12 @@ import torch
 from gptask.config.schemas import DType, Lora, Scratch
 from gptask.data.datamodule import collate
 from gptask.errors import UserError
-from gptask.model.backbone.backbone import from_folder, load, number_format
-from gptask.model.backbone.locate import Resolved
-from gptask.model.backbone.tuning import apply
+from gptask.model.backbone.backbone import from_folder, load_backbone_from, number_format
+from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.generation.generate import generate
 from gptask.model.heads import GenerationHead
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 
 FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 ITEMS = [  # longer and shorter than Gemma's tiny window of 8
@@ -28,7 +28,7 @@ def saved(model, folder, tiny):
     model.save_pretrained(folder)
     for file in tiny("llama").glob("tokenizer*"):
         shutil.copy(file, folder)
-    return Resolved(str(folder), "local folder", "")
+    return BackboneOrigin(str(folder), "local folder", "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,7 +44,7 @@ def test_logits_at_every_real_position_equal_transformers_one_by_one(family, bac
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_equal_transformers_labels_loss(family, backbone_of):
     backbone, batch = backbone_of(family), collate(ITEMS)
-    loss = GenerationHead(backbone, Generation()).loss(backbone.hidden(batch.input_ids), batch)
+    loss = GenerationHead(backbone, GenerationOptions()).loss(backbone.hidden(batch.input_ids), batch)
     weight = backbone.model.get_input_embeddings().weight
     (gradient,) = torch.autograd.grad(loss, weight)
     targets = sum(len(item["target"]) for item in ITEMS)
@@ -165,14 +165,14 @@ def test_missing_weights_are_an_error_not_random(tmp_path, tiny):
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights .*layers\.1\.mlp\.up_proj"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
 def test_damaged_weights_are_an_error(tmp_path, tiny):
     folder = shutil.copytree(tiny("llama"), tmp_path / "m")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="no causal language model"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
 def test_tokenizer_without_eos_is_refused(tmp_path, tiny):
@@ -181,7 +181,7 @@ def test_tokenizer_without_eos_is_refused(tmp_path, tiny):
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="no EOS token"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
 def test_number_format_follows_the_option(backbone_of):
@@ -189,7 +189,7 @@ def test_number_format_follows_the_option(backbone_of):
     assert number_format(DType.bfloat16) is torch.bfloat16
     assert number_format(DType.auto) in (torch.float32, torch.bfloat16)
     options = Scratch(n_layer=1, n_head=2, n_embd=16, context=32, vocab_size=300, dtype=DType.bfloat16)
-    assert load(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
+    assert load_backbone_from(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
 
 
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
@@ -197,7 +197,7 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr("gptask.model.backbone.backbone.shutil.which", lambda name: name)
     backbone = backbone_of("llama")
-    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval()
     ids, results = torch.arange(5, 26).view(3, 7), []
     keys = list(backbone.state_dict())
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
     for gradient, expected in zip(learned, gradients, strict=True):
         assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
     assert list(backbone.state_dict()) == keys
-    assert generate(backbone, [[5, 6, 7]], Generation(max_new_tokens=2))
+    assert generate(backbone, [[5, 6, 7]], GenerationOptions(max_new_tokens=2))
 
 
 def test_compiling_without_a_compiler_is_refused(backbone_of, monkeypatch):

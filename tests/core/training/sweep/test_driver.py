@@ -7,12 +7,12 @@ import optuna
 import pytest
 from gptask import UserError
 from gptask.runs.atomic_write import write_json
-from gptask.runs.folder import create
-from gptask.training.fingerprint import identity
+from gptask.runs.folder import create_run_folder
+from gptask.training.fingerprint import run_fingerprint
 from gptask.training.sweep import driver
-from gptask.training.sweep.driver import Plan, sweep
+from gptask.training.sweep.driver import SweepPlan, run_sweep
 from gptask.training.sweep.space import Dimension
-from gptask.training.sweep.study import Study, locked
+from gptask.training.sweep.study import Study, lock_study
 
 from tests.small import config
 
@@ -36,13 +36,13 @@ class Played:
 
     def train(self, options, callbacks):
         (watch,) = callbacks
-        folder = create("", "", options.folder)
+        folder = create_run_folder("", "", options.folder)
         self.trained.append((folder.name, options.seed, options.tuning.lr))
         self.fails(options)
         for value in (-options.tuning.lr, -options.tuning.lr / 2):
             watch.values.append(value)
             watch.trial.report(value, len(watch.values))
-        write_json(folder / "metrics.json", {"job": identity(options)})
+        write_json(folder / "metrics.json", {"job": run_fingerprint(options)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
 
@@ -52,10 +52,10 @@ class Played:
 
     def sweep(self, trials, space=(LR, RANK), sampler="random", name="s", **changes):
         first = self.configure([])
-        plan = Plan(list(space), [], name, trials, sampler, "none", None, self.configure, self.report)
+        plan = SweepPlan(list(space), [], name, trials, sampler, "none", None, self.configure, self.report)
         for key, value in changes.items():
             setattr(plan, key, value)
-        return sweep(plan, first)
+        return run_sweep(plan, first)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_folders_of_a_lost_study_are_not_reused(played, tmp_path):
 
 
 def test_two_sweeps_at_once_are_refused(played, tmp_path):
-    with locked(tmp_path / "sweeps/s"), pytest.raises(UserError, match="another gptask sweep is at work"):
+    with lock_study(tmp_path / "sweeps/s"), pytest.raises(UserError, match="another gptask sweep is at work"):
         played.sweep(1)
     assert played.sweep(1).done == 1
 
@@ -217,4 +217,4 @@ def test_a_training_that_may_go_on_tells_every_validation(tmp_path):
     values = driver._train(options, study.ask(), "accuracy")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
-    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["job"] == identity(options)
+    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["job"] == run_fingerprint(options)
