@@ -10,12 +10,12 @@ from gptask.config.schemas import Files, OnBad, Predict
 from gptask.runs.predict_file import predict
 from gptask.runs.predictor import CHUNK, predict_examples
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
 def call(run, source, **changes):

@@ -35,13 +35,13 @@ def split(line):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_composes_to_the_same_config(name, run, tmp_path):
+def test_it_composes_to_the_same_config(name, run_command, tmp_path):
     config = CONFIGS[name]
     write_config(tmp_path, config, plugin_of(config.task))
     values = read_config(tmp_path)
     words = split(command(values))
     assert words[:2] == ["gptask", "train"]
-    again = run(*words[1:]).config
+    again = run_command(*words[1:]).config
     (tmp_path / "again").mkdir()
     write_config(tmp_path / "again", again, plugin_of(again.task))
     found = read_config(tmp_path / "again")
@@ -49,14 +49,14 @@ def test_it_composes_to_the_same_config(name, run, tmp_path):
     assert found == values
 
 
-def test_what_was_typed_is_kept(run, tmp_path):
+def test_what_was_typed_is_kept(run_command, tmp_path):
     def action(config):
         write_config(tmp_path, config, plugin_of(config.task))
 
-    run("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
+    run_command("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
     words = split(command(read_config(tmp_path)))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
-    assert run(*words[1:]).config.task.prompt == "It's {text}"
+    assert run_command(*words[1:]).config.task.prompt == "It's {text}"
 
 
 def test_an_evaluation_names_its_run():

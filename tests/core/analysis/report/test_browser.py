@@ -14,7 +14,7 @@ import pytest
 from gptask.analysis.compare import records
 from gptask.analysis.report.page import page
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_review_run
 
 pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("browser.js")
@@ -41,9 +41,9 @@ def library(tmp_path_factory):
 def html(tmp_path_factory):
     """The report of two runs, with Chinese and markup in the data."""
     root = tmp_path_factory.mktemp("browser")
-    reviews = made.reviews(120)
+    reviews = hotel_reviews(120)
     reviews[0]["text"] = "<script>alert(1)</script> 这部电影很好 " + "W" * 300
-    runs = [made.sentiment(root / f"run {k}", reviews, seed=k) for k in (1, 2)]
+    runs = [write_review_run(root / f"run {k}", reviews, seed=k) for k in (1, 2)]
     (root / "report.html").write_text(page(records.find(map(str, runs))), encoding="utf-8")
     return root / "report.html"
 

@@ -9,13 +9,13 @@ from gptask.analysis.report.report_run import entries
 from gptask.errors import UserError
 from gptask.runs import reproduce as command
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import write_review_run
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return entries([read(made.sentiment(root / f"{k}", seed=k)) for k in (1, 2)])[0]
+    return entries([read(write_review_run(root / f"{k}", seed=k)) for k in (1, 2)])[0]
 
 
 def test_facts_are_folded_where_equal(pair):

@@ -63,11 +63,11 @@ def gguf_name(name):
 
 
 @pytest.fixture(scope="module")
-def file(tiny, tmp_path_factory):
+def file(tiny_model, tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(AutoModelForCausalLM.from_pretrained(tiny("qwen2")), tiny("qwen2"), path)
+    write_gguf(AutoModelForCausalLM.from_pretrained(tiny_model("qwen2")), tiny_model("qwen2"), path)
     return path
 
 

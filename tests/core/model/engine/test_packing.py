@@ -12,7 +12,8 @@ from gptask.model.engine import attention
 from gptask.model.engine import linear as lean
 from gptask.model.engine import packing as sharing
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
 ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
 

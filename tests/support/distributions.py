@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from hydra.core.config_store import ConfigStore
 
-GOOD = '''
+GOOD_TASK = '''
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from gptask import Field, Task, option
@@ -32,8 +32,8 @@ class Good(Task):
 
 
 @pytest.fixture
-def install(tmp_path_factory, monkeypatch):
-    """``install("dist", source, name="module:Class")``; returns the folder that is on the path."""
+def install_plugin(tmp_path_factory, monkeypatch):
+    """``install_plugin("dist", source, name="module:Class")``; returns the folder that is on the path."""
     path = tmp_path_factory.mktemp("site")
     monkeypatch.syspath_prepend(path)
     monkeypatch.setenv("GPTASK_PLUGINS", "")
