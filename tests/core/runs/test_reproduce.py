@@ -35,7 +35,7 @@ def split(line):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_composes_to_the_same_config(name, run_command, tmp_path):
+def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
     config = CONFIGS[name]
     write_config(tmp_path, config, plugin_of(config.task))
     values = read_config(tmp_path)
@@ -49,7 +49,7 @@ def test_it_composes_to_the_same_config(name, run_command, tmp_path):
     assert found == values
 
 
-def test_what_was_typed_is_kept(run_command, tmp_path):
+def test_config_keeps_the_typed_command(run_command, tmp_path):
     def action(config):
         write_config(tmp_path, config, plugin_of(config.task))
 
@@ -59,6 +59,6 @@ def test_what_was_typed_is_kept(run_command, tmp_path):
     assert run_command(*words[1:]).config.task.prompt == "It's {text}"
 
 
-def test_an_evaluation_names_its_run():
+def test_the_command_of_an_evaluation_names_its_run():
     config = {"plugin": {"name": "qa"}, "task": {}, "parent": "outputs/qa/first run", "split": "validation"}
     assert split(command(config)) == ["gptask", "evaluate", "run=outputs/qa/first run", "split=validation"]

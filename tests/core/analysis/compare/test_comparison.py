@@ -36,7 +36,7 @@ def test_runs_are_tested_against_the_best(sentiment_run, tmp_path):
     assert table.verdicts.keys() == {"accuracy"}
 
 
-def test_a_named_baseline_and_metric(sentiment_run, tmp_path):
+def test_runs_are_tested_against_a_named_baseline_by_a_named_metric(sentiment_run, tmp_path):
     sentiment_run("good", 0.95, draw=1)
     base = sentiment_run("bad", 0.80, draw=2, tuning=Full())
     (table,) = compare(runs(tmp_path), baseline=base, metric="mcc").tables
@@ -45,7 +45,7 @@ def test_a_named_baseline_and_metric(sentiment_run, tmp_path):
     assert (verdict.word, verdict.difference.test) == ("better", "approximate randomisation")
 
 
-def test_where_lower_is_better(sentiment_run, tmp_path):
+def test_the_best_run_has_the_lowest_value_where_lower_is_better(sentiment_run, tmp_path):
     sentiment_run("a", 0.95, draw=1)
     sentiment_run("b", 0.30, draw=2, tuning=Full())
     (table,) = compare(runs(tmp_path), metric="ece").tables
@@ -124,7 +124,7 @@ def test_other_examples_under_one_hash_are_refused(sentiment_run, tmp_path):
         compare(runs(tmp_path))
 
 
-def test_another_order_is_brought_together(sentiment_run, tmp_path):
+def test_rows_in_another_order_are_paired_by_example(sentiment_run, tmp_path):
     sentiment_run("a", 0.9, draw=1)
     folder = sentiment_run("b", 0.9, draw=1, tuning=Full())
     lines = (folder / "predictions.jsonl").read_text().splitlines()
@@ -150,7 +150,7 @@ def test_tasks_are_corrected_together(sentiment_run, translation_run, tmp_path):
     assert tests["sentiment", "mcc"] == tests["translation", "chrf"] == 1
 
 
-def test_verdicts_are_kept(sentiment_run, tmp_path, monkeypatch):
+def test_verdicts_are_read_from_the_cache(sentiment_run, tmp_path, monkeypatch):
     sentiment_run("a", 0.9, draw=1)
     sentiment_run("b", 0.8, draw=2, tuning=Full())
     first = compare(runs(tmp_path)).tables[0].verdicts
@@ -161,7 +161,7 @@ def test_verdicts_are_kept(sentiment_run, tmp_path, monkeypatch):
         compare(runs(tmp_path))
 
 
-def test_a_baseline_that_is_damaged_or_elsewhere(sentiment_run, tmp_path):
+def test_a_baseline_that_is_damaged_or_elsewhere_is_refused(sentiment_run, tmp_path):
     sentiment_run("a", 0.9)
     damaged = sentiment_run("b", 0.9)
     (damaged / "metrics.json").unlink()
@@ -264,7 +264,7 @@ def edited(folder, metric, **changes):
     (folder / "metrics.json").write_text(json.dumps(result))
 
 
-def test_the_best_is_a_number_and_equals_are_all_best(sentiment_run, tmp_path):
+def test_nan_is_never_the_best_and_equal_runs_are_all_best(sentiment_run, tmp_path):
     sentiment_run("a", 0.9, draw=1)
     sentiment_run("b", 0.9, draw=1, tuning=Full())
     edited(sentiment_run("c", 0.9, draw=2, tuning=Lora(rank=2)), "accuracy", value=float("nan"))

@@ -23,7 +23,7 @@ def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment_run, tran
     assert names(find([str(outputs)], task="translation")) == ["t"]
 
 
-def test_the_latest_of_each_task(sentiment_run, translation_run, tmp_path):
+def test_latest_keeps_the_newest_runs_of_each_task(sentiment_run, translation_run, tmp_path):
     import os
 
     for number, name in enumerate(("c", "a", "b")):
@@ -40,7 +40,7 @@ def test_the_latest_of_each_task(sentiment_run, translation_run, tmp_path):
         (["outputs"], {"latest": 0}, "at least 1"),
     ],
 )
-def test_what_is_not_there_is_named(places, options, said, sentiment_run, tmp_path, monkeypatch):
+def test_runs_that_are_not_found_are_named(places, options, said, sentiment_run, tmp_path, monkeypatch):
     sentiment_run("a", 0.9, count=10)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
@@ -135,7 +135,7 @@ def set_in_config(**changes):
         (set_in_config(parent=5), "parent is '5'"),
     ],
 )
-def test_what_no_run_writes_is_named(damage, said, sentiment_run):
+def test_a_value_that_no_run_writes_is_named(damage, said, sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     damage(folder)
     problem = read(folder).problem
@@ -150,7 +150,7 @@ def test_a_pruned_trial_is_told_as_such(sentiment_run):
     assert read(folder).problem == "pruned: a sweep ended it early"
 
 
-def test_what_can_not_be_looked_into_is_listed(sentiment_run, tmp_path, monkeypatch):
+def test_a_folder_that_can_not_be_opened_is_listed(sentiment_run, tmp_path, monkeypatch):
     import os
 
     closed = sentiment_run("a", 0.9, count=10).parent / "closed"
@@ -166,7 +166,7 @@ def test_what_can_not_be_looked_into_is_listed(sentiment_run, tmp_path, monkeypa
     assert names(find([str(tmp_path / "outputs")])) == ["a", "closed"]
 
 
-def test_a_report_in_a_run_makes_it_no_later(sentiment_run, tmp_path):
+def test_a_report_in_a_run_does_not_make_it_newer(sentiment_run, tmp_path):
     import os
 
     for number, name in enumerate(("a", "b")):

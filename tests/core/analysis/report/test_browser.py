@@ -73,7 +73,7 @@ def test_nothing_goes_wrong_and_nothing_sticks_out(seen, width, scheme):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_search_filter_and_more(seen, width):
+def test_search_filters_and_the_more_button_change_the_list(seen, width):
     steps = seen(width, "light")["list"]
     assert steps["start"]["shown"] == 20
     assert steps["start"]["said"].startswith("20 of ")
@@ -87,7 +87,7 @@ def test_search_filter_and_more(seen, width):
     assert "neutral" in steps["label"]["first"]
 
 
-def test_right_and_wrong_and_the_run(seen):
+def test_examples_are_filtered_by_state_and_run(seen):
     states = seen(1280, "light")["states"]
     assert {tuple(state) for state in states} == {("wrong", "B")}
 

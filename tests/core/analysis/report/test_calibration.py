@@ -28,7 +28,7 @@ def test_full_confidence_is_in_the_last_bin(tmp_path):
     assert [(b.start, b.end, b.n) for b in bins(entry)] == [(0.9, 1.0, 40)]
 
 
-def test_reasons(tmp_path):
+def test_runs_that_have_no_bins_say_why(tmp_path):
     good, _ = entries([read(write_review_run(tmp_path / "a")), read(write_chinese_run(tmp_path / "b"))])
     good[0].confidence = None
     assert "no scores" in bins(good[0])

@@ -23,7 +23,7 @@ def shuffled(folder):
     return folder
 
 
-def test_flips_of_right_and_wrong(tmp_path):
+def test_flips_are_counted_and_the_most_confident_come_first(tmp_path):
     reviews = hotel_reviews(100)
     first, other = pair(
         write_review_run(tmp_path / "a", reviews, seed=1), shuffled(write_review_run(tmp_path / "b", reviews, seed=2))
@@ -60,7 +60,7 @@ def test_a_run_has_no_flips_against_itself(tmp_path):
     assert (found.better, found.worse, found.same, found.pairs) == (0, 0, 40, ())
 
 
-def test_reasons(tmp_path):
+def test_runs_that_have_no_flips_say_why(tmp_path):
     reviews = hotel_reviews(40)
     first = write_review_run(tmp_path / "a", reviews)
     fewer = write_review_run(tmp_path / "b", reviews[:30])

@@ -13,7 +13,7 @@ def good(*folders):
     return entries([read(folder) for folder in folders])[0]
 
 
-def test_wrong_ones_the_most_confident_first(tmp_path):
+def test_wrong_examples_are_listed_the_most_confident_first(tmp_path):
     worst, every = examples.listings(good(write_review_run(tmp_path / "run", hotel_reviews(60))))
     assert {card.answers[0].state for card in worst.cards} == {"wrong"}
     sure = [card.answers[0].confidence for card in worst.cards]
@@ -35,7 +35,7 @@ def test_lists_are_capped_and_say_so(tmp_path, monkeypatch):
     assert len(worst.cards) == 20
 
 
-def test_without_right_and_wrong_there_are_worst_and_surprising(tmp_path):
+def test_a_task_without_right_and_wrong_lists_the_worst_and_the_surprising(tmp_path):
     worst, surprising, every = examples.listings(good(write_chinese_run(tmp_path / "run", 40)))
     values = [card.answers[0].value for card in worst.cards]
     assert values == sorted(values)

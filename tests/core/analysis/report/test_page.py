@@ -99,7 +99,7 @@ def test_one_run_has_every_section(folders):
     assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in found.named("svg"))
 
 
-def test_two_runs_side_by_side(folders):
+def test_two_runs_stand_side_by_side_with_their_flips(folders):
     found = read(folders["a"], folders["b"])
     assert "wrong in A, right in B" in found.text
     assert "The keys that differ" in found.text
@@ -124,7 +124,7 @@ def test_corpus_metrics_have_slices_worst_examples_and_no_calibration(folders):
     assert not [section for section in found.named("section") if section["id"] == "classes"]
 
 
-def test_different_tasks(folders):
+def test_runs_of_different_tasks_have_no_flips(folders):
     found = read(folders["a"], folders["translation"])
     assert "they are different tasks: sentiment and translation" in found.text
 
@@ -219,7 +219,7 @@ def test_the_page_is_a_function_of_the_runs(folders):
     assert page(records.find([str(folders["a"])])) == page(records.find([str(folders["a"])]))
 
 
-def test_no_torch(folders):
+def test_the_report_imports_no_torch(folders):
     code = (
         "import sys; from gptask.cli.commands.report import report; report(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"

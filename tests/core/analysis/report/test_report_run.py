@@ -51,7 +51,7 @@ def test_a_metric_without_a_hit_judges_nothing(tmp_path):
     assert entry_of(write_run(tmp_path / "run", task, examples, wrong)).judge is None
 
 
-def test_corpus_metric_of_one_example_alone(tmp_path):
+def test_a_corpus_metric_is_computed_for_each_example_alone(tmp_path):
     entry = entry_of(write_chinese_run(tmp_path / "run", 10, noise=0.3))
     metric = entry.record.metric("bleu")
     each = [metric.aggregate(row[None]) for row in entry.statistics("bleu")]
@@ -90,14 +90,14 @@ def test_a_score_that_is_no_number_takes_the_confidence_away(tmp_path):
     assert entry_of(folder).confidence is None
 
 
-def test_names_are_as_short_as_they_can_be(tmp_path):
+def test_run_names_are_the_shortest_that_differ(tmp_path):
     folders = [write_review_run(tmp_path / name / "2026", seed=k) for k, name in enumerate("xy")]
     good, _ = entries([read(folder) for folder in folders])
     assert [(entry.tag, entry.name) for entry in good] == [("A", "x/2026"), ("B", "y/2026")]
 
 
 @pytest.mark.parametrize(("number", "tag"), [(0, "A"), (25, "Z"), (26, "AA")])
-def test_tags(number, tag):
+def test_runs_are_tagged_with_letters(number, tag):
     from gptask.analysis.report.report_run import _tag
 
     assert _tag(number) == tag

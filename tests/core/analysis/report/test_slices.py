@@ -17,7 +17,7 @@ def tables_of(*folders):
     return list(tables(groups(good))), good
 
 
-def test_slices_of_a_label_task(tmp_path):
+def test_a_label_task_has_slices_by_length_and_by_label(tmp_path):
     (lengths, labels), (entry,) = tables_of(write_review_run(tmp_path / "run", hotel_reviews(200)))
     counts = [scores[0].n for _, scores in lengths.rows]
     assert sum(counts) == 200
@@ -56,7 +56,7 @@ def test_inputs_of_one_length_are_one_slice(tmp_path):
     assert [(name, scores[0].n) for name, scores in lengths.rows] == [("2 characters", 5)]
 
 
-def test_sets_of_labels_and_many_of_them(tmp_path):
+def test_only_the_most_frequent_of_many_labels_are_slices(tmp_path):
     names = [f"label {k}" for k in range(LABELS + 5)]
     examples = [{"text": f"text {k}", "labels": names[k : k + 2]} for k in range(len(names))]
     examples.append({"text": "none of them", "labels": []})

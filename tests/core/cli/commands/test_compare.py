@@ -22,7 +22,7 @@ def pair(sentiment_run, tmp_path, monkeypatch):
     return list(BOTH)
 
 
-def test_a_table_for_people(run_command, pair, monkeypatch):
+def test_the_default_output_is_a_table_for_people(run_command, pair, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     ended = run_command("compare", *pair)
     assert ended.code == 0, ended.err
@@ -72,7 +72,7 @@ def test_html_escapes_what_users_wrote(run_command, sentiment_run, tmp_path, mon
     assert "<script>" not in page
 
 
-def test_the_gate_for_ci(run_command, pair, sentiment_run):
+def test_fail_if_worse_sets_the_exit_code(run_command, pair, sentiment_run):
     sentiment_run("near", 0.945, draw=5)
     good, bad = pair
     assert run_command("compare", good, bad, "--fail-if-worse").code == 1
@@ -106,7 +106,7 @@ def test_the_gate_for_ci(run_command, pair, sentiment_run):
         (["outputs", "--leaderboard", "--metric", "acc"], "has no metric 'acc'"),
     ],
 )
-def test_mistakes(arguments, said, refused, pair):
+def test_mistakes_are_refused_with_a_reason(arguments, said, refused, pair):
     assert said in refused("compare", *arguments)
 
 
@@ -120,7 +120,7 @@ def test_runs_on_other_data_are_refused_and_shown_apart(run_command, sentiment_r
     assert run_command("compare", "outputs", "--force").out.count("sentiment: test, n = 20") == 2
 
 
-def test_a_leaderboard_with_commands_that_compose(run_command, pair, sentiment_run, translation_run, tmp_path):
+def test_the_commands_of_a_leaderboard_compose(run_command, pair, sentiment_run, translation_run, tmp_path):
     sentiment_run("weak", 0.6, draw=9, compile=True)
     translation_run("t", 1)
     ended = run_command("compare", "outputs", "--leaderboard")
@@ -135,7 +135,7 @@ def test_a_leaderboard_with_commands_that_compose(run_command, pair, sentiment_r
         assert run_command(*words[1:], "--cfg", "job").code == 0, line
 
 
-def test_no_torch(pair, tmp_path):
+def test_compare_imports_no_torch(pair, tmp_path):
     script = "import sys\nfrom gptask.cli import main\ntry:\n    main(['compare', 'outputs'])\n"
     script += "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -189,7 +189,7 @@ def test_the_table_keeps_words_whole_in_a_narrow_terminal(run_command, pair, sen
     assert "good: accuracy against the baseline: baseline" in " ".join(out.split())
 
 
-def test_a_pipe_has_no_width(run_command, pair, monkeypatch):
+def test_lines_to_a_pipe_are_not_wrapped(run_command, pair, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     (line,) = [line for line in run_command("compare", *pair).out.splitlines() if line.startswith(" bad")]
     assert "77.2 (73.4 to 80.8)" in line

@@ -6,7 +6,7 @@ from gptask.cli.commands import report as module
 from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
 
 
-def test_one_run_has_its_page_inside(run_command, tmp_path):
+def test_the_page_of_one_run_lies_in_its_folder(run_command, tmp_path):
     folder = write_review_run(tmp_path / "outputs" / "sentiment" / "a")
     ended = run_command("report", str(folder))
     assert (ended.code, ended.out) == (0, "outputs/sentiment/a/report.html\n")
@@ -14,7 +14,7 @@ def test_one_run_has_its_page_inside(run_command, tmp_path):
     assert not list(folder.glob("*.part"))
 
 
-def test_several_runs_have_it_above_them(run_command, tmp_path):
+def test_the_page_of_several_runs_lies_above_them(run_command, tmp_path):
     write_review_run(tmp_path / "outputs" / "sentiment" / "a")
     write_chinese_run(tmp_path / "outputs" / "translation" / "b")
     assert run_command("report", "outputs").out == "outputs/report.html\n"
@@ -30,7 +30,7 @@ def test_broken_text_in_data_is_written(run_command, tmp_path):
     assert "half ? pair" in (folder / "report.html").read_text()
 
 
-def test_mistakes(refused, tmp_path):
+def test_mistakes_are_refused_with_a_reason(refused, tmp_path):
     assert "RUN" in refused("report")
     assert "no run folder at or below nowhere" in refused("report", "nowhere")
     assert "--colour" in refused("report", "a", "--colour")
@@ -41,20 +41,20 @@ def test_mistakes(refused, tmp_path):
     assert "a: unfinished: no metrics.json" in refused("report", "a")
 
 
-def test_too_many_runs(refused, tmp_path, monkeypatch):
+def test_too_many_runs_are_refused(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RUNS", 1)
     for name in "ab":
         write_review_run(tmp_path / name, hotel_reviews(5))
     assert "2 runs are too many" in refused("report", ".")
 
 
-def test_help(run_command, capsys):
+def test_help_names_the_options(run_command, capsys):
     ended = run_command("report", "--help")
     assert ended.code == 0
     assert "--output FILE" in ended.out
 
 
-def test_the_root_is_no_place(tmp_path):
+def test_runs_that_share_only_the_root_have_their_page_in_the_current_folder(tmp_path):
     from pathlib import Path
 
     assert module._place(None, [Path("/a/x"), Path("/b/y")]) == Path("report.html")
