@@ -14,7 +14,7 @@ from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration, place
 from gptask_tasks.sentiment import Sentiment
 
-from tests.small import config
+from tests.support.configs import small_config
 
 EXAMPLE = {
     "context": "Paris is old. It rains in Paris.",
@@ -83,13 +83,13 @@ def test_all_questions_count_when_scoring() -> None:
 def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a qa task that has learned nothing."""
     task = QuestionAnswering(generation=GenerationOptions(max_new_tokens=4, stop=["\n"]))
-    given = config(tmp_path_factory.mktemp("qa"), task=task, trainer={"max_steps": 1, "accelerator": "cpu"})
+    given = small_config(tmp_path_factory.mktemp("qa"), task=task, trainer={"max_steps": 1, "accelerator": "cpu"})
     return train(replace(given, data=Sample(limit=Limit(4, 2, 2), max_tokens=400))).folder
 
 
 def asking(outputs: Path, **options: Any) -> Any:
     task = QuestionGeneration(generation=GenerationOptions(max_new_tokens=4), **options)
-    given = config(outputs, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"})
+    given = small_config(outputs, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"})
     given.backbone.context = 512
     return replace(given, data=Sample(limit=Limit(4, 2, 3), max_tokens=400))
 
@@ -131,7 +131,7 @@ def test_right_answers_score_and_no_question_gets_none(answering: Path, monkeypa
 def test_a_wrong_qa_run_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder at nowhere"):
         train(asking(tmp_path, qa_run="nowhere"))
-    other = train(config(tmp_path, task=Sentiment(), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    other = train(small_config(tmp_path, task=Sentiment(), trainer={"max_steps": 1, "accelerator": "cpu"}))
     with pytest.raises(UserError, match=r"is a run of 'sentiment', which takes text; expected one that answers"):
         train(asking(tmp_path, qa_run=str(other.folder)))
     assert not list(tmp_path.glob("question_generation/*"))

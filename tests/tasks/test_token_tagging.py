@@ -21,7 +21,7 @@ from gptask_tasks.token_tagging.spans import EntitySpan, are_plain, bio, decode,
 from gptask_tasks.token_tagging.windows import pieces, windows
 from seqeval.metrics.sequence_labeling import get_entities
 
-from tests.small import config
+from tests.support.configs import small_config
 
 TYPES = ["LOC", "ORG", "PER"]
 WORDS = ["the", "film", "is", "good", "in", "Paris", "电", "影", "refunds", "!"]
@@ -294,7 +294,7 @@ def test_a_prediction_is_the_spans_of_all_windows() -> None:
 
 def test_a_run_on_conll_files_predicts_texts_tokens_and_files(tmp_path: Path) -> None:
     sample = TokenTagging().sample()
-    given = config(tmp_path, task=TokenTagging(), trainer={"max_epochs": 1, "accelerator": "cpu"})
+    given = small_config(tmp_path, task=TokenTagging(), trainer={"max_epochs": 1, "accelerator": "cpu"})
     files = Files(**{name: sample[name] for name in ("train", "validation", "test")}, limit=given.data.limit)
     run = train(replace(given, data=replace(files, max_tokens=24, batch_size=8)))  # some sentences need two windows
     assert run.task.types == ["DATE", "LOC", "ORG", "PER"]

@@ -8,16 +8,16 @@ from gptask import UserError, __version__
 from gptask.cli import USAGE, VERBS
 
 
-def test_without_arguments_the_verbs_are_listed(run):
+def test_without_arguments_the_verbs_are_listed(run_command):
     for arguments in ([], ["-h"], ["--help"], ["help"]):
-        ended = run(*arguments)
+        ended = run_command(*arguments)
         assert ended.code == 0
         assert all(verb in ended.out for verb in VERBS)
 
 
-def test_version(run):
-    assert run("--version").out == f"gptask {__version__}\n"
-    assert run("train", "--version").out == f"gptask {__version__}\n"
+def test_version(run_command):
+    assert run_command("--version").out == f"gptask {__version__}\n"
+    assert run_command("train", "--version").out == f"gptask {__version__}\n"
 
 
 def test_unknown_verb_names_the_nearest(refused):
@@ -28,50 +28,50 @@ def test_usage_fits_a_terminal():
     assert max(map(len, USAGE.splitlines())) <= 120
 
 
-def test_a_users_mistake_ends_with_2_and_no_trace(run):
-    ended = run("train", action=fail(UserError("mend it so")))
+def test_a_users_mistake_ends_with_2_and_no_trace(run_command):
+    ended = run_command("train", action=fail(UserError("mend it so")))
     assert (ended.code, ended.err) == (2, "gptask: mend it so\n")
 
 
-def test_debug_shows_the_trace_of_a_users_mistake(run, monkeypatch):
+def test_debug_shows_the_trace_of_a_users_mistake(run_command, monkeypatch):
     monkeypatch.setenv("GPTASK_DEBUG", "1")
-    ended = run("train", "task.lables=x")
+    ended = run_command("train", "task.lables=x")
     assert ended.code == 2
     assert "Traceback" in ended.err
     assert "omegaconf" in ended.err  # the cause beneath our words
 
 
-def test_a_defect_keeps_its_trace_and_ends_with_1(run):
-    ended = run("train", action=fail(ZeroDivisionError("ours")))
+def test_a_defect_keeps_its_trace_and_ends_with_1(run_command):
+    ended = run_command("train", action=fail(ZeroDivisionError("ours")))
     assert ended.code == 1
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
     assert "defect" in ended.err
 
 
-def test_an_error_of_omegaconf_behind_the_config_is_a_defect(run):
+def test_an_error_of_omegaconf_behind_the_config_is_a_defect(run_command):
     from omegaconf.errors import ConfigKeyError
 
-    assert run("train", action=fail(ConfigKeyError("ours"))).code == 1
+    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 1
 
 
-def test_ctrl_c_says_what_was_kept_and_ends_with_130(run):
-    ended = run("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
+def test_ctrl_c_says_what_was_kept_and_ends_with_130(run_command):
+    ended = run_command("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
     assert (ended.code, ended.err) == (130, "\ngptask: stopped at step 3. Kept: last.ckpt\n")
 
 
-def test_files_that_cant_be_opened_are_named(run):
-    ended = run("train", action=lambda config: Path("/nowhere/x").read_text())
+def test_files_that_cant_be_opened_are_named(run_command):
+    ended = run_command("train", action=lambda config: Path("/nowhere/x").read_text())
     assert (ended.code, ended.err) == (2, "gptask: /nowhere/x: No such file or directory\n")
 
 
-def test_a_full_disk_is_no_defect(run):
-    ended = run("train", action=fail(OSError(28, "No space left on device")))
+def test_a_full_disk_is_no_defect(run_command):
+    ended = run_command("train", action=fail(OSError(28, "No space left on device")))
     assert ended.code == 2
     assert "No space left" in ended.err
 
 
-def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run):
+def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run_command):
     ran = []
 
     def action(config):
@@ -79,7 +79,7 @@ def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run):
             raise UserError("not with 1")
         ran.append(config.seed)
 
-    ended = run("train", "-m", "seed=0,1,2", action=action)
+    ended = run_command("train", "-m", "seed=0,1,2", action=action)
     assert ended.code == 2
     assert ran == [0, 2]
     assert "gptask: job 1 (seed=1): not with 1" in ended.err

@@ -165,11 +165,16 @@ def test_a_task_that_ignores_the_room_is_told_so(tokenizer: Any) -> None:
 
 
 @pytest.fixture
-def build(write: Callable, tokenizer: Any) -> Callable[..., DataModule]:
+def build(write_file: Callable, tokenizer: Any) -> Callable[..., DataModule]:
     rows = "".join(f"{TEXT[: 4 + k % 40]} {k}\tTHE {k}\n" for k in range(60))
 
     def make(task: Task | None = None, seed: int = 13, **options: Any) -> DataModule:
-        files = {"train": write("a.tsv", rows), "columns": {"text": 0, "loud": 1}, "batch_size": 8, "max_tokens": 80}
+        files = {
+            "train": write_file("a.tsv", rows),
+            "columns": {"text": 0, "loud": 1},
+            "batch_size": 8,
+            "max_tokens": 80,
+        }
         data = Files(**(files | options))
         return DataModule(task or Echo(), CachedCorpus(task or Echo(), data, 13), tokenizer, data, seed)
 
@@ -248,10 +253,10 @@ class Questions(Echo):
         return prompt.replace("\n", f" {example['question']}\n"), target
 
 
-def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write: Callable) -> None:
+def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write_file: Callable) -> None:
     rows = "".join(f"{TEXT[4 * (k % 5) :].strip()}\tTHE\t{k}\n" for k in range(40))
     columns = {"text": 0, "loud": 1, "question": 2}
-    data = build(Questions(), train=write("c.tsv", rows), columns=columns)
+    data = build(Questions(), train=write_file("c.tsv", rows), columns=columns)
     alone = order(data.train_dataloader())
     data.shares = True
     texts = [example["text"] for example in data.examples("train")]
@@ -312,13 +317,13 @@ def test_encoded_once_and_then_from_the_cache(build: Callable, encodings: list) 
 
 
 def test_whatever_shapes_token_ids_is_encoded_anew(
-    build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write: Callable
+    build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write_file: Callable
 ) -> None:
     build().items("train")
     build(max_tokens=70).items("train")
     build(Echo(prompt="{text} =>")).items("train")
     build(limit=Limit(train=9)).items("train")
-    build(train=write("b.tsv", "".join(f"other {k}\tOTHER\n" for k in range(60)))).items("train")
+    build(train=write_file("b.tsv", "".join(f"other {k}\tOTHER\n" for k in range(60)))).items("train")
     another = build()
     another.tokenizer = train_tokenizer([TEXT] * 3 + ["Text: Loud: THE DOG"], 280)
     another.items("train")

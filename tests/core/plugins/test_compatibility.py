@@ -6,9 +6,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import date
 
-import gptask.model.heads
-import gptask.plugins.metric
-import gptask.plugins.task
+import gptask
 import gptask.testing
 import pytest
 from gptask import Task
@@ -53,9 +51,9 @@ GenerationHead(backbone, options)
 testing.check_task(task)
 """
 ABSTRACT = {
-    gptask.plugins.task.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
-    gptask.plugins.metric.Metric: {"statistics", "aggregate"},
-    gptask.model.heads.Head: {"loss", "predict"},
+    gptask.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
+    gptask.Metric: {"statistics", "aggregate"},
+    gptask.Head: {"loss", "predict"},
 }
 
 
@@ -77,7 +75,7 @@ def test_what_a_plugin_must_bring_does_not_grow(cls: type) -> None:
 
 
 def test_kinds_only_grow() -> None:
-    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.plugins.types.Kind.__members__.keys()
+    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.Kind.__members__.keys()
 
 
 def test_a_version_is_that_of_the_tasks_own_package() -> None:

@@ -8,14 +8,14 @@ import pytest
 from gptask import DataError, UserError, load_run, train
 from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
-from gptask.runs.predictor import CHUNK, predict_examples
+from gptask.runs.predictor import CHUNK
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
 def call(run, source, **changes):
@@ -32,7 +32,7 @@ def test_rows_keep_their_order_and_fields(run, tmp_path):
     assert [line["text"] for line in lines] == texts
     assert [line["id"] for line in lines] == [str(n) for n in range(len(texts))]
     assert all(line["prediction"] in run.task.labels and 0 <= line["score"] <= 1 for line in lines)
-    alone = next(predict_examples(run, [{"text": texts[41]}]))
+    alone = next(run.predict([{"text": texts[41]}]))
     assert lines[41]["score"] == pytest.approx(alone.score, abs=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_output_appears_before_all_input_is_read(run):
         assert answered.wait(30), "the first row was not answered while the second was awaited"
         yield {"text": "second"}
 
-    said = predict_examples(run, slow())
+    said = run.predict(slow())
     next(said)
     assert asked.wait(30)
     answered.set()

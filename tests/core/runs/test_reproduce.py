@@ -35,13 +35,13 @@ def split(line):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_composes_to_the_same_config(name, run, tmp_path):
+def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
     config = CONFIGS[name]
     write_config(tmp_path, config, plugin_of(config.task))
     values = read_config(tmp_path)
     words = split(reproduce_command(values))
     assert words[:2] == ["gptask", "train"]
-    again = run(*words[1:]).config
+    again = run_command(*words[1:]).config
     (tmp_path / "again").mkdir()
     write_config(tmp_path / "again", again, plugin_of(again.task))
     found = read_config(tmp_path / "again")
@@ -49,16 +49,16 @@ def test_it_composes_to_the_same_config(name, run, tmp_path):
     assert found == values
 
 
-def test_what_was_typed_is_kept(run, tmp_path):
+def test_config_keeps_the_typed_command(run_command, tmp_path):
     def action(config):
         write_config(tmp_path, config, plugin_of(config.task))
 
-    run("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
+    run_command("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
     words = split(reproduce_command(read_config(tmp_path)))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
-    assert run(*words[1:]).config.task.prompt == "It's {text}"
+    assert run_command(*words[1:]).config.task.prompt == "It's {text}"
 
 
-def test_an_evaluation_names_its_run():
+def test_the_command_of_an_evaluation_names_its_run():
     config = {"plugin": {"name": "qa"}, "task": {}, "parent": "outputs/qa/first run", "split": "validation"}
     assert split(reproduce_command(config)) == ["gptask", "evaluate", "run=outputs/qa/first run", "split=validation"]

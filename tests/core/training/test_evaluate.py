@@ -13,14 +13,14 @@ from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
-from tests.small import config
+from tests.support.configs import small_config
 
 SAMPLE = Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
 def scored(tmp_path, **changes):
@@ -74,15 +74,15 @@ def test_shots_are_refused_where_they_make_no_sense(run, tmp_path):
     with pytest.raises(UserError, match="bare backbone"):
         scored(tmp_path, run=str(run.folder), shots=2)
     with pytest.raises(UserError, match="must be 0 or more"):
-        scored(tmp_path, shots=-1, backbone=config(tmp_path).backbone)
+        scored(tmp_path, shots=-1, backbone=small_config(tmp_path).backbone)
     with pytest.raises(UserError, match=r"shots are for task\.answer=generate"):
-        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=config(tmp_path).backbone)
+        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=small_config(tmp_path).backbone)
 
 
 def test_the_bare_backbone_needs_no_training(tmp_path):
     task = Translation()
     task.generation.max_new_tokens = 3
-    folder = scored(tmp_path, task=task, shots=1, backbone=config(tmp_path).backbone)
+    folder = scored(tmp_path, task=task, shots=1, backbone=small_config(tmp_path).backbone)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] == 10
     assert metrics["trainable_parameters"] == 0

@@ -21,7 +21,7 @@ from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 def data(**options):
@@ -35,7 +35,7 @@ def several(outputs, **changes):
         "topic": TaskConfig(Classification(), data(), weight=0.5),
         "qa": TaskConfig(QuestionAnswering(), data(limit=Limit(train=8, validation=2, test=3), max_tokens=128)),
     }
-    return dataclasses.replace(config(outputs), **({"task": None, "data": None, "tasks": tasks} | changes))
+    return dataclasses.replace(small_config(outputs), **({"task": None, "data": None, "tasks": tasks} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_loaded_tasks_say_what_the_training_run_wrote(finished):
 
 
 def test_a_run_of_one_task_loads_the_same_way(tmp_path):
-    run = train(config(tmp_path))
+    run = train(small_config(tmp_path))
     assert list(load_runs(run.folder).tasks) == ["sentiment"]
 
 
@@ -124,7 +124,7 @@ def test_the_folder_of_several_is_not_taken_for_one(finished):
 def test_evaluation_of_a_task_scores_as_the_training_did(finished, tmp_path):
     run = finished.tasks["topic"]
     folder = evaluate(
-        Evaluate(task=run.task, backbone=config(tmp_path).backbone, data=data(), run=str(run.folder),
+        Evaluate(task=run.task, backbone=small_config(tmp_path).backbone, data=data(), run=str(run.folder),
                  outputs=str(tmp_path))
     )  # fmt: skip
     assert json.loads((folder / "metrics.json").read_text())["metrics"] == run.metrics["metrics"]
@@ -138,7 +138,7 @@ def test_training_and_validation_are_logged_by_task(finished):
 
 
 def test_compare_sees_a_row_for_each_task_and_tests_it_against_a_run_alone(finished, tmp_path):
-    alone = train(config(tmp_path, task=Sentiment()))
+    alone = train(small_config(tmp_path, task=Sentiment()))
     records = find([str(finished.folder), str(alone.folder)])
     assert sorted(record.folder.name for record in records if record.folder.parent == finished.folder) == [
         "mood", "qa", "topic",

@@ -96,10 +96,10 @@ def test_raw_texts_are_continued_each_for_itself(chat):
 # --- the command line -------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_talked_to_over_a_pipe(run, piped, tiny, tmp_path):
+def test_a_folder_is_talked_to_over_a_pipe(run_command, piped, tiny_model, tmp_path):
     options = ("max_new_tokens=4", "temperature=0")
     piped("good film?", "", "/system be good", "/save talk.jsonl", "again", "/save talk.jsonl", "/reset", "/exit", "no")
-    ended = run("chat", str(tiny("llama")), *options)
+    ended = run_command("chat", str(tiny_model("llama")), *options)
     assert ended.code == 0
     assert len(ended.out.splitlines()) >= 2
     assert "has no chat template: turns are put to it as 'User: ...'" in ended.err
@@ -107,7 +107,7 @@ def test_a_folder_is_talked_to_over_a_pipe(run, piped, tiny, tmp_path):
     assert saved[0] == {"role": "system", "content": "be good"}
     assert [m["content"] for m in saved if m["role"] == "user"] == ["good film?", "again"]
     piped("good film?")
-    assert run("chat", str(tiny("llama")), *options).out.strip() == saved[2]["content"]
+    assert run_command("chat", str(tiny_model("llama")), *options).out.strip() == saved[2]["content"]
 
 
 def test_several_lines_between_fences_are_one_text(chat, piped):
@@ -115,17 +115,19 @@ def test_several_lines_between_fences_are_one_text(chat, piped):
     assert list(talks._texts(talks._piped())) == ["one\ntwo\n\nthree", "four"]
 
 
-def test_a_run_ends_its_texts_as_its_task_says(run, run_of, piped, monkeypatch):
+def test_a_run_ends_its_texts_as_its_task_says(run_command, random_run, piped, monkeypatch):
     options = []
     monkeypatch.setattr(talks, "talk", lambda chat: options.append(chat.options) or 0)
-    folder = str(run_of(Translation(), "llama", Full()).folder)
-    assert run("chat", folder).code == run("chat", folder, "stop=[x]", "seed=4").code == 0
+    folder = str(random_run(Translation(), "llama", Full()).folder)
+    assert run_command("chat", folder).code == run_command("chat", folder, "stop=[x]", "seed=4").code == 0
     assert [o.stop for o in options] == [["\n", "\nUser:"], ["x", "\nUser:"]]
     assert options[1].seed == 4
 
 
-def test_what_can_not_be_talked_to_is_told(refused, run_of, tmp_path):
-    assert "which writes no text" in refused("chat", str(run_of(Sentiment(labels=["a", "b"]), "llama", Full()).folder))
+def test_what_can_not_be_talked_to_is_told(refused, random_run, tmp_path):
+    assert "which writes no text" in refused(
+        "chat", str(random_run(Sentiment(labels=["a", "b"]), "llama", Full()).folder)
+    )
     assert "made from scratch: train it first" in refused("chat", "nano")
     assert "Did you mean 'smollm2'?" in refused("chat", "smolm2")
     assert "no run folder at" in refused("chat", str(tmp_path))
@@ -148,16 +150,16 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, re
     assert message in refused("chat", option)
 
 
-def test_a_system_message_needs_no_further_quotes(run, monkeypatch):
+def test_a_system_message_needs_no_further_quotes(run_command, monkeypatch):
     seen = []
     monkeypatch.setattr("gptask.cli.commands.chat._backbone", lambda model, options: seen.append(options) or exit(0))
-    run("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
+    run_command("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert seen[0].system == "You are terse, yes: [very]"
     assert seen[0].stop == ["a", "b c"]
 
 
-def test_help_names_the_options(run):
-    out = run("chat", "--help").out
+def test_help_names_the_options(run_command):
+    out = run_command("chat", "--help").out
     assert "temperature=0.7" in out
     assert "/save FILE" in out
 

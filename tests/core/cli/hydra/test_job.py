@@ -40,73 +40,73 @@ def finish(made):
     return action
 
 
-def test_finished_jobs_are_skipped_and_others_get_folders_of_their_own(run, tmp_path):
+def test_finished_jobs_are_skipped_and_others_get_folders_of_their_own(run_command, tmp_path):
     made: list = []
     line = ["train", "-m", "seed=1,2", "folder=runs/${seed}"]
-    assert run(*line, action=finish(made)).code == 0
+    assert run_command(*line, action=finish(made)).code == 0
     assert [folder for _, folder in made] == ["runs/1", "runs/2"]
     (tmp_path / "runs/2/metrics.json").unlink()  # as if killed
     before = contents(tmp_path / "runs")
-    again = run(*line, action=finish(made))
+    again = run_command(*line, action=finish(made))
     assert made[2:] == [(2, "runs/2_1")]
     assert "finished already, skipped: runs/1" in again.err
-    ended = run(*line, "probe=false", action=finish(made))  # it does not decide the result
+    ended = run_command(*line, "probe=false", action=finish(made))  # it does not decide the result
     assert (len(made), ended.code) == (3, 0)
     assert "runs/2_1" in ended.err
     assert before.items() <= contents(tmp_path / "runs").items()
-    run(*line, "tuning.lr=1e-5", action=finish(made))
+    run_command(*line, "tuning.lr=1e-5", action=finish(made))
     assert [folder for _, folder in made[3:]] == ["runs/1_1", "runs/2_2"]
 
 
-def test_default_folders_are_searched_by_task(run):
+def test_default_folders_are_searched_by_task(run_command):
     made: list = []
     for _ in range(2):
-        run("train", "-m", "seed=1,2", action=finish(made))
+        run_command("train", "-m", "seed=1,2", action=finish(made))
     assert [seed for seed, _ in made] == [1, 2]
-    run("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(made))
+    run_command("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(made))
     assert len(made) == 4
 
 
-def test_a_single_run_is_never_skipped(run):
+def test_a_single_run_is_never_skipped(run_command):
     made: list = []
     for _ in range(2):
-        run("train", "seed=1", action=finish(made))
+        run_command("train", "seed=1", action=finish(made))
     assert len(made) == 2
 
 
-def test_the_codes_of_a_sweep_are_summed_up(run):
+def test_the_codes_of_a_sweep_are_summed_up(run_command):
     def action(config):
         if config.seed > 1:
             raise gptask.UserError("too large")
 
-    ended = run("train", "-m", "seed=1,2,3", action=action)
+    ended = run_command("train", "-m", "seed=1,2,3", action=action)
     assert ended.code == 2
     assert "2 of 3 jobs failed: 1, 2" in ended.err
 
 
-def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(run):
+def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(run_command):
     def action(config):
         raise KeyboardInterrupt
 
-    ended = run("train", "-m", "seed=1,2", action=action)
+    ended = run_command("train", "-m", "seed=1,2", action=action)
     assert ended.code == 130
     assert "The same command again skips the finished jobs" in ended.err
 
 
-def test_a_killed_process_of_a_sweep_is_no_defect(run):
+def test_a_killed_process_of_a_sweep_is_no_defect(run_command):
     from concurrent.futures.process import BrokenProcessPool
 
     def action(config):
         raise BrokenProcessPool
 
-    ended = run("train", "-m", "seed=1,2", action=action)
+    ended = run_command("train", "-m", "seed=1,2", action=action)
     assert ended.code == 2
     assert "n_jobs=1" in ended.err
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "submitit_local"])
-def test_launchers_compose(run, launcher):
-    ended = run("train", f"hydra/launcher={launcher}", "--cfg", "hydra")
+def test_launchers_compose(run_command, launcher):
+    ended = run_command("train", f"hydra/launcher={launcher}", "--cfg", "hydra")
     assert ended.code == 0, ended.err
     assert f"hydra/launcher: {launcher}" in ended.out
     assert "_launcher" in ended.out

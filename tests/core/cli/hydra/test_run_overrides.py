@@ -36,8 +36,8 @@ def saved(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "outputs" / "qa" / "first run"))
 
 
-def test_resume_takes_everything(run, saved):
-    config = run("train", f"resume={saved}").config
+def test_resume_takes_everything(run_command, saved):
+    config = run_command("train", f"resume={saved}").config
     assert config.task == QuestionAnswering(answer=AnswerForm.span, stride=7)
     assert (config.backbone.n_layer, config.data.max_tokens, config.tuning, config.seed) == (1, 99, Full(0.5), 7)
     assert (config.optimizer, config.schedule) == (SGD(lr=0.25), Schedule(ScheduleName.cosine, 0.5))
@@ -45,35 +45,35 @@ def test_resume_takes_everything(run, saved):
     assert config.resume == str(saved)
 
 
-def test_what_the_user_sets_goes_first(run, saved):
-    config = run("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
+def test_what_the_user_sets_goes_first(run_command, saved):
+    config = run_command("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
     assert (config.trainer["max_epochs"], config.trainer["devices"]) == (12, 1)
     assert (config.seed, config.task.stride, config.task.answer) == (8, 9, AnswerForm.span)
 
 
-def test_evaluate_takes_task_data_and_backbone(run, saved):
-    config = run("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
+def test_evaluate_takes_task_data_and_backbone(run_command, saved):
+    config = run_command("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
     assert (config.task.answer, config.task.stride) == (AnswerForm.span, 9)
     assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
     assert isinstance(config.backbone, Scratch)
     assert config.trainer == {}
 
 
-def test_other_data_replaces_the_runs_altogether(run, saved):
-    config = run("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
+def test_other_data_replaces_the_runs_altogether(run_command, saved):
+    config = run_command("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
     assert isinstance(config.data, Files)
     assert config.data.limit == Limit()
 
 
-def test_predict_takes_the_task_and_reads_files(run, saved):
-    config = run("predict", f"run={saved}", "input=-", "data.columns.context=text").config
+def test_predict_takes_the_task_and_reads_files(run_command, saved):
+    config = run_command("predict", f"run={saved}", "input=-", "data.columns.context=text").config
     assert config.task.answer is AnswerForm.span
     assert isinstance(config.data, Files)
     assert (config.data.max_tokens, config.data.columns) == (99, {"context": "text"})
 
 
-def test_run_null_is_the_bare_backbone(run):
-    assert run("evaluate", "run=null", "backbone=nano").config.run is None
+def test_run_null_is_the_bare_backbone(run_command):
+    assert run_command("evaluate", "run=null", "backbone=nano").config.run is None
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
 
-def test_tasks_presets_and_second_names(run):
-    config = run("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
+def test_tasks_presets_and_second_names(run_command):
+    config = run_command("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
     assert config.task is config.data is None
     assert [type(member.task) for member in config.tasks.values()] == [
         QuestionAnswering, Classification, Sentiment, Sentiment,
@@ -25,8 +25,8 @@ def test_tasks_presets_and_second_names(run):
     assert config.mixing.sampling is Sampling.temperature
 
 
-def test_options_of_one_task_and_of_all(run):
-    config = run(
+def test_options_of_one_task_and_of_all(run_command):
+    config = run_command(
         "train", "tasks=[qa,mood:sentiment]", "tasks.qa.task.answer=span", "tasks.mood.weight=0.5",
         "tasks.mood.data.limit.train=3", "data.limit.train=9", "task.language=zh", "mixing.sampling=uniform",
     ).config  # fmt: skip
@@ -37,18 +37,18 @@ def test_options_of_one_task_and_of_all(run):
     assert config.mixing.sampling is Sampling.uniform
 
 
-def test_kinds_of_data_for_one_task_and_for_all(run):
+def test_kinds_of_data_for_one_task_and_for_all(run_command):
     line = ["tasks=[a,b:sst2]", "tasks.a.task=sentiment", "data=files", "data.train=t.csv",
             "tasks.b.data=sample", "tasks.a.data.columns.text=0"]  # fmt: skip
     with_sample = [part for part in line if not part.startswith("data.train")]
-    config = run("train", *with_sample, "tasks.a.data.train=t.csv").config
+    config = run_command("train", *with_sample, "tasks.a.data.train=t.csv").config
     assert config.tasks["a"].data == Files(train="t.csv", columns={"text": 0})
     assert config.tasks["b"].data == Sample()  # nothing of the preset's data is kept
     assert config.tasks["b"].task.labels == ["negative", "positive"]
 
 
-def test_a_preset_keeps_its_data_where_the_kind_stays(run):
-    config = run("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
+def test_a_preset_keeps_its_data_where_the_kind_stays(run_command):
+    config = run_command("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
     assert config.tasks["sst2"].data.train == "sentiment/sst2/train.tsv"
     assert {member.data.root for member in config.tasks.values()} == {"elsewhere"}
 
@@ -83,13 +83,13 @@ def test_mistakes_are_told_before_anything_is_loaded(arguments, said, refused):
     assert said in refused("train", *arguments)
 
 
-def test_a_sweep_over_other_options(run):
-    configs = run("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
+def test_a_sweep_over_other_options(run_command):
+    configs = run_command("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
     assert [(config.seed, list(config.tasks)) for config in configs] == [(1, ["qa", "mood"]), (2, ["qa", "mood"])]
 
 
-def test_help_shows_the_options_of_each(run):
-    out = run("train", "tasks=[qa,mood:sentiment]", "--help").out
+def test_help_shows_the_options_of_each(run_command):
+    out = run_command("train", "tasks=[qa,mood:sentiment]", "--help").out
     assert "graded: false" in out
     assert "answer: generate" in out
 
@@ -117,9 +117,9 @@ def saved(tmp_path):
     return folder, config
 
 
-def test_resume_takes_every_task_over(run, saved):
+def test_resume_takes_every_task_over(run_command, saved):
     folder, config = saved
-    resumed = run("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
+    resumed = run_command("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
     config.tasks["mood"].data.columns["label"] = "c"
     assert resumed.tasks == config.tasks
     assert (resumed.mixing, resumed.seed, resumed.tuning) == (config.mixing, 7, Full(0.5))
@@ -135,13 +135,13 @@ def test_the_written_config_is_checked_by_its_schemas(refused, saved):
     assert "grated" in refused("train", f"resume={folder}")
 
 
-def test_evaluate_and_predict_take_the_name_of_a_task(run, saved):
+def test_evaluate_and_predict_take_the_name_of_a_task(run_command, saved):
     folder, _ = saved
-    config = run("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
+    config = run_command("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
     assert config.run == str(folder / "mood")
     assert (config.task, config.data.limit.test, config.seed) == (Sentiment(graded=True), 3, 7)
-    assert run("predict", f"run={folder}", "task=mood", "input=x.csv").config.run == str(folder / "mood")
-    assert run("predict", f"run={folder}/mood", "input=x.csv").config.task == Sentiment(graded=True)
+    assert run_command("predict", f"run={folder}", "task=mood", "input=x.csv").config.run == str(folder / "mood")
+    assert run_command("predict", f"run={folder}/mood", "input=x.csv").config.task == Sentiment(graded=True)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_a_task_that_is_not_there(arguments, said, refused, saved):
     assert said in refused(*(argument.format(saved[0]) for argument in arguments))
 
 
-def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run, saved):
+def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run_command, saved):
     _, config = saved
     values = read_config(saved[0])
     words = shlex.split(reproduce_command(values))
     assert words[:3] == ["gptask", "train", "tasks=[quiz:qa,mood:sentiment]"]
-    again = run(*words[1:]).config
+    again = run_command(*words[1:]).config
     assert again.tasks == config.tasks
     assert again.mixing == config.mixing
 
@@ -173,5 +173,5 @@ def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(ru
         words.append(started_by.get())
 
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
-    run("train", *typed, action=told)
+    run_command("train", *typed, action=told)
     assert words[-1] == shlex.join(["gptask", "train", *typed])

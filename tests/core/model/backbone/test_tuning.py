@@ -8,7 +8,8 @@ from gptask.config.schemas import Full, HeadOnly, Lora
 from gptask.errors import UserError
 from gptask.model.backbone.tuning import apply_tuning, drop_upper_layers, scaled_lora_lr
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 IDS = torch.tensor([[5, 6, 7, 8]])
 LINEAR = {
     False: {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},

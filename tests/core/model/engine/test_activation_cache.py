@@ -14,16 +14,18 @@ from gptask.training.train import build_module, train
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
+from tests.support.tiny_models import FAMILIES
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
 
 
-def config(tiny, task, outputs="outputs", seed=0):
+def config(tiny_model, task, outputs="outputs", seed=0):
     return Config(
         task=task,
-        backbone=Pretrained(source=str(tiny("llama", 256, seed)), dtype=DType.float32),
+        backbone=Pretrained(source=str(tiny_model("llama", 256, seed)), dtype=DType.float32),
         tuning=HeadOnly(),
         data=Sample(limit=Limit(train=8, validation=4, test=4), max_tokens=256, batch_size=4),
         trainer={"max_epochs": 3, "accelerator": "cpu"},
@@ -32,16 +34,16 @@ def config(tiny, task, outputs="outputs", seed=0):
     )
 
 
-def kept(tiny, task, seed=0):
-    options = config(tiny, task, seed=seed)
+def kept(tiny_model, task, seed=0):
+    options = config(tiny_model, task, seed=seed)
     module, data = build_module(options, builder.build_corpora(options))
     items = data.items("train")
     batch = collate([items[row] | {"row": row} for row in (2, 0, 5)])
     return module, module.seats[0].states["train"], batch
 
 
-def test_states_of_every_real_token_are_read_back(tiny):
-    module, held, batch = kept(tiny, QuestionAnswering(answer=AnswerForm.span, stride=8))
+def test_states_of_every_real_token_are_read_back(tiny_model):
+    module, held, batch = kept(tiny_model, QuestionAnswering(answer=AnswerForm.span, stride=8))
     expected = module.backbone.hidden(batch.input_ids, batch.lengths)
     assert torch.equal(held.hidden(batch), expected)
     module.backbone.hidden = None  # from here on nothing may be computed
@@ -50,8 +52,8 @@ def test_states_of_every_real_token_are_read_back(tiny):
     assert torch.isfinite(module.head.loss(held.hidden(batch), batch))
 
 
-def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny):
-    module, held, batch = kept(tiny, Sentiment())
+def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny_model):
+    module, held, batch = kept(tiny_model, Sentiment())
     assert held.table.shape == (8, module.backbone.channels)
     expected = module.head.logits(module.backbone.hidden(batch.input_ids), batch)
     held.hidden(batch)
@@ -59,8 +61,8 @@ def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny):
     assert torch.allclose(module.head.logits(held.hidden(batch), batch), expected)
 
 
-def test_a_batch_with_one_new_item_is_computed(tiny):
-    module, held, batch = kept(tiny, Sentiment())
+def test_a_batch_with_one_new_item_is_computed(tiny_model):
+    module, held, batch = kept(tiny_model, Sentiment())
     held.hidden(batch)
     held.done[batch.rows[1]] = False
     calls = []
@@ -71,33 +73,32 @@ def test_a_batch_with_one_new_item_is_computed(tiny):
     assert len(calls) == 1
 
 
-def test_another_backbone_has_its_own_states(tiny):
-    _, held, batch = kept(tiny, Sentiment())
+def test_another_backbone_has_its_own_states(tiny_model):
+    _, held, batch = kept(tiny_model, Sentiment())
     held.hidden(batch)
-    assert kept(tiny, Sentiment())[1].done.sum() == 3, "the same backbone finds them again"
-    assert not kept(tiny, Sentiment(), seed=1)[1].done.any()
+    assert kept(tiny_model, Sentiment())[1].done.sum() == 3, "the same backbone finds them again"
+    assert not kept(tiny_model, Sentiment(), seed=1)[1].done.any()
 
 
-def test_the_second_run_computes_no_training_state(tiny, tmp_path, monkeypatch):
-    first = train(config(tiny, Sentiment(), tmp_path / "a"))
+def test_the_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
+    first = train(config(tiny_model, Sentiment(), tmp_path / "a"))
     computed = []
     read = activation_cache.FinalStates.read
     monkeypatch.setattr(
         activation_cache.FinalStates, "read", lambda *given: computed.append(given[2] is None) or read(*given)
     )
-    second = train(config(tiny, Sentiment(), tmp_path / "b"))
+    second = train(config(tiny_model, Sentiment(), tmp_path / "b"))
     assert computed
     assert not any(computed)
     assert torch.equal(first.head.linear.weight, second.head.linear.weight)
 
 
-def test_a_disk_with_too_little_room_is_told(tiny, monkeypatch, caplog):
+def test_a_disk_with_too_little_room_is_told(tiny_model, monkeypatch, caplog):
     monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    assert kept(tiny, Sentiment())[1] is None
+    assert kept(tiny_model, Sentiment())[1] is None
     assert "every epoch computes them again" in caplog.text
 
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 10], [11]]  # two begin alike
 
 
@@ -181,13 +182,13 @@ def test_a_model_whose_upper_layers_read_more_is_not_resumed(backbone_of):
     assert not activation_cache.cacheable_layers(backbone), "an error"
 
 
-def lora(tiny, outputs, **changes):
-    options = config(tiny, Sentiment(), outputs)
+def lora(tiny_model, outputs, **changes):
+    options = config(tiny_model, Sentiment(), outputs)
     options.tuning = Lora(rank=2, top=0.5)
     return replace(options, **changes)
 
 
-def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny, tmp_path, monkeypatch):
+def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_path, monkeypatch):
     seen: list[tuple[bool, int]] = []
     read = activation_cache.LowerLayerStates.read
 
@@ -196,11 +197,11 @@ def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny, tmp_path
         return read(self, batch, kept)
 
     monkeypatch.setattr(activation_cache.LowerLayerStates, "read", watched)
-    kept = train(lora(tiny, tmp_path / "kept"))
+    kept = train(lora(tiny_model, tmp_path / "kept"))
     assert sum(rows for computed, rows in seen if computed) == 8 + 4, "each item of train and validation once"
     assert sum(rows for computed, rows in seen if not computed) == 2 * (8 + 4), "and read in two epochs"
     monkeypatch.setattr(activation_cache, "cacheable_layers", lambda backbone: [])
-    computed = train(lora(tiny, tmp_path / "computed"))
+    computed = train(lora(tiny_model, tmp_path / "computed"))
     pairs = zip(kept.backbone.state_dict().values(), computed.backbone.state_dict().values(), strict=True)
     assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
     assert not list((tmp_path / "cache").glob("tmp*")), "nothing is left in the cache"
@@ -211,7 +212,7 @@ def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny, tmp_path
     [{"trainer": {"max_epochs": 1}}, {"trainer": {"precision": "bf16-mixed"}}],
     ids=["one epoch", "another number format"],
 )
-def test_nothing_is_kept_in_vain(tiny, tmp_path, changes):
-    options = lora(tiny, tmp_path, **changes)
+def test_nothing_is_kept_in_vain(tiny_model, tmp_path, changes):
+    options = lora(tiny_model, tmp_path, **changes)
     module, _ = build_module(options, builder.build_corpora(options))
     assert not module.seats[0].states

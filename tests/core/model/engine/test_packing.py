@@ -10,7 +10,8 @@ from gptask.data import prefixes
 from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.engine import attention, linear, packing
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
 ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
 

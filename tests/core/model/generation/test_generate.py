@@ -10,7 +10,8 @@ from gptask.model.generation import generate as generation
 from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import GenerationOptions
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72)), [99, 98, 97, 96, 95]]
 
 

@@ -8,7 +8,8 @@ from gptask.model.generation.generate import generate
 from gptask.model.generation.stream import Stream, StreamedText
 from gptask.plugins.generation_options import GenerationOptions
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 PROMPT = list(range(5, 25))  # longer than gemma3's window of 8
 
 

@@ -14,7 +14,7 @@ from gptask.training.sweep.driver import SweepPlan, run_sweep
 from gptask.training.sweep.space import Dimension
 from gptask.training.sweep.study import Study, lock_study
 
-from tests.small import config
+from tests.support.configs import small_config
 
 LR = Dimension("lr", (), 1e-4, 1e-2, None, True)
 RANK = Dimension("rank", ("4", "8"))
@@ -30,7 +30,7 @@ class Played:
 
     def configure(self, overrides):
         found = dict(override.split("=") for override in overrides)
-        options = config(self.outputs, seed=int(found.get("rank", 0)))
+        options = small_config(self.outputs, seed=int(found.get("rank", 0)))
         options.tuning.lr = float(found.get("lr", 0.5))
         return options
 
@@ -200,7 +200,7 @@ def test_a_pruned_training_leaves_a_folder_that_is_no_finished_run(tmp_path):
         direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=101, n_warmup_steps=2)
     )
     trial = study.ask()
-    options = config(tmp_path, folder=str(tmp_path / "trial_0"), trainer={"max_epochs": 5, "accelerator": "cpu"})
+    options = small_config(tmp_path, folder=str(tmp_path / "trial_0"), trainer={"max_epochs": 5, "accelerator": "cpu"})
     with pytest.raises(optuna.TrialPruned, match=r"accuracy .* after validation 2"):
         driver._train(options, trial, "accuracy")
     names = {path.name for path in Path(options.folder).iterdir()}
@@ -213,7 +213,7 @@ def test_a_pruned_training_leaves_a_folder_that_is_no_finished_run(tmp_path):
 
 def test_a_training_that_may_go_on_tells_every_validation(tmp_path):
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
-    options = config(tmp_path, folder=str(tmp_path / "trial_0"))
+    options = small_config(tmp_path, folder=str(tmp_path / "trial_0"))
     values = driver._train(options, study.ask(), "accuracy")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
