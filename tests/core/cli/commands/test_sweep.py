@@ -76,7 +76,7 @@ def test_help_shows_the_grammar(run_command):
 def planned(monkeypatch, run, *arguments):
     """The plan of a line, and the first config."""
     found = []
-    monkeypatch.setattr("gptask.training.sweep.driver.sweep", lambda plan, first: found.append((plan, first)))
+    monkeypatch.setattr("gptask.training.sweep.driver.run_sweep", lambda plan, first: found.append((plan, first)))
     monkeypatch.setattr("gptask.cli.commands.sweep.show", lambda plan, study: None)
     ended = run("sweep", *arguments)
     assert ended.code == 0, ended.err

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused(refused, saved, arguments, said):
         ("answer: span", "answer: spam", ["task.answer (from", "expected one of"]),
         ("seed: 7", "seed: x", ["seed (from"]),
         ("kind: scratch", "kind: scrtch", ["is damaged: backbone.kind is 'scrtch'"]),
-        ("format: 1", "format: 2", ["run format 2", "reads format 1"]),
+        ("format: 2", "format: 1", ["run format 1", "reads format 2", "train again"]),
         ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
         ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),
