@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.cache import cache_folder, digest
+from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import Examples, code_hash
+from gptask.data.examples import Examples
 from gptask.data.prefixes import prefixes
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError
@@ -134,7 +135,7 @@ class DataModule(pl.LightningDataModule):
     def _encoded(self, split: str) -> ArrowStore:
         examples = self.examples(split)
         parts = [examples.key, _fingerprint(self.tokenizer), self.options.max_tokens, self.task]
-        parts += [self.task.demonstrations, code_hash(self.task)]
+        parts += [self.task.demonstrations, code_hash(self.task, CODE_OF_ENCODING)]
         path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
         store = ArrowStore(path) if path.exists() else ArrowStore.write(path, self._encode(examples, meta), meta)

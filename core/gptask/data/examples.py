@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ import numpy as np
 
 from gptask.config.schemas import BadRowPolicy, Data
 from gptask.data.cache import cache_folder, digest
+from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
@@ -139,7 +139,8 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in SHAPING)
     content = [f"{Path(name).name} {code}" for name, code in prints.items()]
     train = split == "train"
-    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code_hash(task)]))
+    code = code_hash(task, CODE_OF_EXAMPLES)
+    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     if path.exists():
         store = ArrowStore(path)
@@ -170,22 +171,3 @@ def _report(store: ArrowStore, split: str, names: str) -> None:
                     ", ..." if skipped > QUOTED else "")  # fmt: skip
     if twice := len(store) - len(np.unique(store.column("digest"))):
         log.warning("%s: %d of %d inputs are duplicates", split, twice, len(store))
-
-
-def code_hash(task: Task) -> str:
-    """A hash of the code a task's encoding depends on, so that an author's edit is never answered from a cache.
-
-    That is this package, and each module in the task's ancestry with the modules beside it. A class without a file
-    (typed into a notebook) is never answered from a cache at all.
-    """
-    files = set(Path(__file__).parent.glob("*.py"))
-    total = hashlib.sha256()
-    for cls in type(task).__mro__:
-        if issubclass(cls, Task):
-            module = sys.modules[cls.__module__]
-            file = getattr(module, "__file__", None)
-            total.update(b"" if file else os.urandom(16))
-            files.update(Path(file or __file__).parent.glob("*.py") if module.__package__ else [Path(file or __file__)])
-    for path in sorted(files):
-        total.update(path.read_bytes())
-    return total.hexdigest()[:16]

@@ -45,10 +45,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit(touching: bool = False) -> str | None:
-    """The commit gptask's own code is at, where it runs from a checkout; ``touching``: the last that changed it."""
-    asked = ["log", "-1", "--format=%H", "--", "."] if touching else ["rev-parse", "HEAD"]
-    command = ["git", "-C", str(files("gptask")), *asked]
+def git_commit() -> str | None:
+    """The commit gptask's own code is at, where it runs from a checkout."""
+    command = ["git", "-C", str(files("gptask")), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -3,7 +3,6 @@
 import gzip
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import ExampleReader, Examples, code_hash
+from gptask.data.examples import ExampleReader, Examples
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
@@ -310,54 +309,6 @@ def test_columns_swapped_between_parallel_files_are_read_anew(write_file: Callab
         for fields in (("source", "target"), ("target", "source"))
     )
     assert (there["source"], back["source"]) == ("eins", "one")
-
-
-PLUGIN = """
-from dataclasses import dataclass
-from gptask_tasks.classification import Classification
-{imports}
-@dataclass
-class Shouting(Classification):
-    pass  # {comment}
-"""
-
-
-def module(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Task:
-    monkeypatch.syspath_prepend(str(folder))
-    sys.modules.pop(name, None)
-    return __import__(name, fromlist=["Shouting"]).Shouting()
-
-
-def test_an_edit_of_the_tasks_code_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "shouting_task.py"
-    file.write_text(PLUGIN.format(imports="", comment="one"))
-    task = module(tmp_path, "shouting_task", monkeypatch)
-    before = code_hash(task)
-    assert code_hash(task) == before
-    (tmp_path / "unrelated.py").write_text("")
-    assert code_hash(task) == before
-    file.write_text(PLUGIN.format(imports="", comment="two"))
-    assert code_hash(task) != before
-
-
-def test_an_edit_beside_a_task_in_a_package_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "shouting_package"
-    package.mkdir()
-    (package / "__init__.py").write_text(PLUGIN.format(imports="from .helper import x", comment=""))
-    (package / "helper.py").write_text("x = 1\n")
-    task = module(tmp_path, "shouting_package", monkeypatch)
-    before = code_hash(task)
-    (package / "helper.py").write_text("x = 2\n")
-    assert code_hash(task) != before
-
-
-def test_a_class_without_a_file_is_never_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Typed(Classification):
-        """As in a notebook."""
-
-    monkeypatch.setattr(Typed, "__module__", "__notebook__")
-    monkeypatch.setitem(sys.modules, "__notebook__", type(sys)("__notebook__"))
-    assert code_hash(Typed()) != code_hash(Typed())
 
 
 # --- other kinds of data ----------------------------------------------------------------------------------------

@@ -330,7 +330,7 @@ def test_whatever_shapes_token_ids_is_encoded_anew(
     shots = Echo()
     shots.demonstrations = "Text: a\nLoud: A\n\n"
     build(shots).items("train")
-    monkeypatch.setattr(modules, "code_hash", lambda task: "edited")
+    monkeypatch.setattr(modules, "code_hash", lambda task, names: "edited")
     build().items("train")
     assert len(encodings) == 8
     build(seed=99, batch_size=3, batch_tokens=99).items("train")  # what only orders batches needs no new encoding
