@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptask.cli.arguments import Parser
-from gptask.cli.scaffold.project import Kind, write
+from gptask.cli.scaffold.project import ProjectKind, write_project
 
 ABOUT = "Write a package with one task that works at once: entry point, task module, sample, test, README."
 EPILOG = """examples:
@@ -25,7 +25,7 @@ pytest {folder}
 def new_task(arguments: Sequence[str]) -> int:
     """Write the package; print its files and what comes next."""
     options = _parser().parse_args(arguments)
-    for path in write(options.name, Path(options.folder), Kind(options.kind)):
+    for path in write_project(options.name, Path(options.folder), ProjectKind(options.kind)):
         sys.stdout.write(f"{path}\n")
     package, folder = (shlex.quote(f"{options.folder}{extra}") for extra in ("[dev]", ""))
     sys.stdout.write(NEXT.format(package=package, folder=folder, name=options.name))
@@ -36,6 +36,6 @@ def _parser() -> Parser:
     parser = Parser("new-task", description=ABOUT, epilog=EPILOG)
     parser.add_argument("name", help="of the task and its module: lower case, as in hate_speech")
     parser.add_argument("folder", help="where the package is written: a new or empty folder")
-    kinds = [kind.value for kind in Kind]
+    kinds = [kind.value for kind in ProjectKind]
     parser.add_argument("--kind", choices=kinds, default=kinds[0], help=f"what it starts as (default: {kinds[0]})")
     return parser
