@@ -22,12 +22,12 @@ def pair(sentiment, tmp_path, monkeypatch):
     return list(BOTH)
 
 
-def test_a_table_for_people(run, pair, monkeypatch):
+def test_two_runs_are_shown_as_a_table(run, pair, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     ended = run("compare", *pair)
     assert ended.code == 0, ended.err
-    for said in ("sentiment: test, n = 500", "accuracy ↑", "this model is worse", "McNemar mid-p", "seconds: 12.5"):
-        assert said in ended.out
+    for part in ("sentiment: test, n = 500", "accuracy ↑", "this model is worse", "McNemar mid-p", "seconds: 12.5"):
+        assert part in ended.out
 
 
 def test_damaged_runs_are_listed(run, pair, tmp_path):
@@ -46,24 +46,24 @@ def test_markdown_is_a_table(run, pair):
 
 def test_csv_has_plain_numbers(run, pair):
     rows = list(csv.DictReader(io.StringIO(run("compare", *pair, "--format", "csv").out)))
-    found = {(row["run"], row["metric"]): row for row in rows}
-    bad = found[pair[1], "mcc"]
+    rows_by_key = {(row["run"], row["metric"]): row for row in rows}
+    bad = rows_by_key[pair[1], "mcc"]
     assert float(bad["difference"]) < 0
     assert float(bad["difference_low"]) < float(bad["difference"]) < float(bad["difference_high"])
     assert bad["verdict"] == "worse"
-    assert found[pair[0], "mcc"]["verdict"] == ""
+    assert rows_by_key[pair[0], "mcc"]["verdict"] == ""
 
 
-def test_json_has_everything(run, pair):
-    told = json.loads(run("compare", *pair, "--format", "json").out)
-    (table,) = told["tables"]
+def test_json_holds_every_statistic(run, pair):
+    comparison = json.loads(run("compare", *pair, "--format", "json").out)
+    (table,) = comparison["tables"]
     assert table["baseline"] == pair[0]
     (bad,) = [method for method in table["methods"] if method["runs"] == [pair[1]]]
     against = bad["against_baseline"]["f1_macro"]
     assert {"value", "low", "high", "p", "p_holm", "p_bootstrap", "effect", "detectable", "words"} <= against.keys()
 
 
-def test_html_escapes_what_users_wrote(run, sentiment, tmp_path, monkeypatch):
+def test_html_escapes_run_names(run, sentiment, tmp_path, monkeypatch):
     sentiment("<script>alert(1)</script>".replace("/", "_"), 0.9, count=20)
     monkeypatch.chdir(tmp_path)
     page = run("compare", "outputs", "--format", "html").out
@@ -72,7 +72,7 @@ def test_html_escapes_what_users_wrote(run, sentiment, tmp_path, monkeypatch):
     assert "<script>" not in page
 
 
-def test_the_gate_for_ci(run, pair, sentiment):
+def test_fail_if_worse_exits_with_1_on_a_significant_loss_beyond_the_margin(run, pair, sentiment):
     sentiment("near", 0.945, draw=5)
     good, bad = pair
     assert run("compare", good, bad, "--fail-if-worse").code == 1
@@ -85,7 +85,7 @@ def test_the_gate_for_ci(run, pair, sentiment):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "the following arguments are required: runs"),
         (["outputs", "--formt", "csv"], "unrecognized arguments: --formt csv"),
@@ -106,8 +106,8 @@ def test_the_gate_for_ci(run, pair, sentiment):
         (["outputs", "--leaderboard", "--metric", "acc"], "has no metric 'acc'"),
     ],
 )
-def test_mistakes(arguments, said, refused, pair):
-    assert said in refused("compare", *arguments)
+def test_invalid_arguments_are_refused(arguments, expected, refused, pair):
+    assert expected in refused("compare", *arguments)
 
 
 def test_runs_on_other_data_are_refused_and_shown_apart(run, sentiment, tmp_path, monkeypatch):
@@ -135,7 +135,7 @@ def test_a_leaderboard_with_commands_that_compose(run, pair, sentiment, translat
         assert run(*words[1:], "--cfg", "job").code == 0, line
 
 
-def test_no_torch(pair, tmp_path):
+def test_comparing_imports_no_torch(pair, tmp_path):
     script = "import sys\nfrom gptask.cli import main\ntry:\n    main(['compare', 'outputs'])\n"
     script += "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -150,14 +150,16 @@ def change(folder, **metric):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_leaves_the_output_json(run, pair, tmp_path, value):
+def test_json_has_null_for_nan_and_infinity(run, pair, tmp_path, value):
     change(tmp_path / pair[1], value=value, interval=[value, value])
-    told = json.loads(run("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name))
-    values = [method["metrics"]["accuracy"]["value"] for method in told["tables"][0]["methods"]]
+    comparison = json.loads(
+        run("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name)
+    )
+    values = [method["metrics"]["accuracy"]["value"] for method in comparison["tables"][0]["methods"]]
     assert sorted(values, key=str) == [94.4, None]
 
 
-def test_the_gate_says_what_it_can_not_judge(refused, pair, tmp_path):
+def test_fail_if_worse_refuses_a_metric_that_cant_be_tested(refused, pair, tmp_path):
     for folder in pair:
         change(tmp_path / folder, direction="none")
     assert "accuracy can't be tested: it has no direction" in refused("compare", *pair, "--fail-if-worse")
@@ -168,12 +170,12 @@ def test_the_gate_says_what_it_can_not_judge(refused, pair, tmp_path):
     assert "accuracy can't be tested: not tested: unknown task 'gone'" in refused("compare", *pair, "--fail-if-worse")
 
 
-def test_the_gate_refuses_damaged_predictions(refused, pair, tmp_path):
+def test_fail_if_worse_refuses_damaged_predictions(refused, pair, tmp_path):
     file = tmp_path / pair[1] / "predictions.jsonl"
     file.write_text(file.read_text()[:-40])
-    said = refused("compare", *pair, "--fail-if-worse")
-    assert "outputs/sentiment/bad" in said
-    assert "line 500 is no JSON" in said
+    message = refused("compare", *pair, "--fail-if-worse")
+    assert "outputs/sentiment/bad" in message
+    assert "line 500 is no JSON" in message
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -182,26 +184,26 @@ def test_the_table_keeps_words_whole_in_a_narrow_terminal(run, pair, sentiment, 
     monkeypatch.setenv("COLUMNS", str(width))
     out = run("compare", "outputs").out
     assert max(map(len, out.splitlines())) <= width
-    for said in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
-        assert said in out
+    for part in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
+        assert part in out
     assert "good: accuracy against the baseline: baseline" in " ".join(out.split())
 
 
-def test_a_pipe_has_no_width(run, pair, monkeypatch):
+def test_a_table_over_a_pipe_is_not_wrapped(run, pair, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     (line,) = [line for line in run("compare", *pair).out.splitlines() if line.startswith(" bad")]
     assert "77.2 (73.4 to 80.8)" in line
     assert "this model is worse" in line
 
 
-def test_csv_tells_of_damaged_runs_beside_it(run, pair, tmp_path):
+def test_csv_lists_damaged_runs_on_standard_error(run, pair, tmp_path):
     (tmp_path / pair[1] / "metrics.json").write_text("{")
     ended = run("compare", "outputs", "--format", "csv")
     assert "not compared: outputs/sentiment/bad: damaged" in ended.err
     assert {row["run"] for row in csv.DictReader(io.StringIO(ended.out))} == {pair[0]}
 
 
-def test_markdown_quotes_what_users_wrote(run, sentiment, tmp_path, monkeypatch):
+def test_markdown_escapes_run_names(run, sentiment, tmp_path, monkeypatch):
     sentiment("a|b <i>*x*", 0.9, count=20, draw=1)
     sentiment("plain", 0.8, count=20, draw=2, compile=True)
     monkeypatch.chdir(tmp_path)
@@ -223,7 +225,7 @@ def test_a_leaderboard_lies_above_the_runs(run, pair, tmp_path, places, written)
     assert [path.parent for path in tmp_path.rglob("leaderboard.md")] == [tmp_path / written]
 
 
-def test_a_leaderboard_tells_what_it_leaves_out(run, refused, pair, tmp_path):
+def test_a_leaderboard_lists_the_runs_left_out(run, refused, pair, tmp_path):
     for number, folder in enumerate(pair):
         (tmp_path / folder / "metrics.json").write_text("{")
         if not number:
