@@ -13,6 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models spend more on wakin
 _cache = tempfile.TemporaryDirectory(prefix="gptask-tests-")
 os.environ["GPTASK_CACHE"] = _cache.name
 
+pytest_plugins = [  # imported after this module, so that gptask finds the environment above
+    "tests.support.command_line",
+    "tests.support.distributions",
+    "tests.support.tiny_models",
+    "tests.support.run_folders",
+]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder() -> Iterator[None]:

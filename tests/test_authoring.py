@@ -14,19 +14,17 @@ from gptask.cli import main
 from gptask.cli.scaffold.project import ProjectKind, write_project
 from gptask.plugins.discovery import discover
 
-from tests.installed import install  # noqa: F401 (a fixture)
-
 PLUGIN = Path(__file__).parent / "plugin"
 TINY = "backbone=nano backbone.n_layer=1 backbone.n_embd=16 backbone.n_head=2 backbone.vocab_size=300 probe=false"
 QUICK = f"{TINY} tuning=full trainer.max_epochs=1 trainer.accelerator=cpu data.limit.train=16"
 
 
 @pytest.fixture
-def registered(install, tmp_path, monkeypatch):  # noqa: F811
+def registered(install_plugin, tmp_path, monkeypatch):
     """The example plugin as an installer leaves it: its metadata on the path."""
     project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
     metadata = f"Name: {{}}\nVersion: {project['version']}\n"
-    install(project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
+    install_plugin(project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
     monkeypatch.setenv("GPTASK_PLUGINS", "gptask,gptask-similarity")
     monkeypatch.chdir(tmp_path)
 

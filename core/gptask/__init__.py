@@ -1,59 +1,94 @@
-"""gptask: one GPT in memory, many NLP tasks on top of it."""
+"""gptask: one GPT in memory, many NLP tasks on top of it.
+
+What a plugin may rely on is `__all__` and `gptask.testing`; every other module may change with any version.
+"""
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config.schemas import Member, Mixing
+    from gptask.config.schemas import Documents, Mixing, TaskConfig
     from gptask.config.schemas import Train as Config
-    from gptask.errors import DataError, UserError
-    from gptask.model.heads import GenerationHead, Head
-    from gptask.model.text_task import GenerativeTask, PromptedTask, WritingTask
+    from gptask.data.messages import Message, parse_messages
+    from gptask.errors import DataError, UserError, listing, nearest
+    from gptask.model.backbone.chat_template import chat_template_of
+    from gptask.model.generation.generate import GeneratedText
+    from gptask.model.heads import GenerationHead, Head, token_nll
+    from gptask.model.text_task import GenerativeTask, PromptedTask, WritingTask, is_wide
+    from gptask.plugins.generation_options import GenerationOptions
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
+    from gptask.plugins.protocols import Backbone, Batch, Corpus, TaskHead
+    from gptask.plugins.resampling import RESAMPLES_PER_BLOCK
     from gptask.plugins.task import Task, option
-    from gptask.plugins.types import Encoded, Example, Field, Kind, Prediction
-    from gptask.runs.run import load_run, load_runs
+    from gptask.plugins.types import IGNORED, Encoded, Example, Field, Kind, Prediction
+    from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
     from gptask.training.train import train, train_tasks
 
-_MODULES = {  # where each public name is written
-    "gptask.config.schemas": ("Member", "Mixing"),
-    "gptask.errors": ("DataError", "UserError"),
-    "gptask.model.heads": ("GenerationHead", "Head"),
-    "gptask.model.text_task": ("GenerativeTask", "PromptedTask", "WritingTask"),
+_MODULES = {  # where each public name is defined
+    "gptask.config.schemas": ("Documents", "Mixing", "TaskConfig"),
+    "gptask.data.messages": ("Message", "parse_messages"),
+    "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
+    "gptask.model.backbone.chat_template": ("chat_template_of",),
+    "gptask.model.generation.generate": ("GeneratedText",),
+    "gptask.model.heads": ("GenerationHead", "Head", "token_nll"),
+    "gptask.model.text_task": ("GenerativeTask", "PromptedTask", "WritingTask", "is_wide"),
+    "gptask.plugins.generation_options": ("GenerationOptions",),
     "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
+    "gptask.plugins.protocols": ("Backbone", "Batch", "Corpus", "TaskHead"),
+    "gptask.plugins.resampling": ("RESAMPLES_PER_BLOCK",),
     "gptask.plugins.task": ("Task", "option"),
-    "gptask.plugins.types": ("Encoded", "Example", "Field", "Kind", "Prediction"),
-    "gptask.runs.run": ("load_run", "load_runs"),
+    "gptask.plugins.types": ("IGNORED", "Encoded", "Example", "Field", "Kind", "Prediction"),
+    "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
     "gptask.training.train": ("train", "train_tasks"),
 }
 _HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names}
 _HOMES["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
+    "IGNORED",
+    "RESAMPLES_PER_BLOCK",
     "AdditiveMetric",
+    "Backbone",
+    "Batch",
     "Config",
+    "Corpus",
     "DataError",
+    "Documents",
     "Encoded",
     "Example",
     "Field",
+    "GeneratedText",
     "GenerationHead",
+    "GenerationOptions",
     "GenerativeTask",
     "Head",
     "Kind",
     "MeanMetric",
-    "Member",
+    "Message",
     "Metric",
     "Mixing",
     "Prediction",
     "PromptedTask",
+    "Run",
+    "Runs",
     "Task",
+    "TaskConfig",
+    "TaskHead",
     "UserError",
     "WritingTask",
+    "chat_template_of",
+    "is_wide",
+    "listing",
     "load_run",
     "load_runs",
+    "load_task",
+    "nearest",
     "option",
+    "parse_messages",
+    "token_nll",
     "train",
     "train_tasks",
+    "weights_hash",
 ]
 __version__ = version("gptask")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
-class BothWays(nn.Module):
+class BiLSTM(nn.Module):
     """States (B, T, C), normed, beside what an LSTM (Hochreiter & Schmidhuber 1997) over them makes of them, both ways.
 
     ``features`` is the width F of the result.

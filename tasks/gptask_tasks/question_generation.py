@@ -6,18 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
-from gptask import DataError, Encoded, Field, Kind, MeanMetric, Metric, Prediction, UserError, load_run, option
-from gptask.errors import listing
-from gptask.model.backbone.locate import folder_hash
-from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
-from gptask.plugins.task import Task
-from gptask.plugins.types import Example
-from gptask.runs.config_file import read_config
-from gptask.runs.run import load_task
+from gptask import (
+    DataError,
+    Encoded,
+    Example,
+    Field,
+    GenerationOptions,
+    GenerativeTask,
+    Kind,
+    MeanMetric,
+    Metric,
+    Prediction,
+    Task,
+    UserError,
+    listing,
+    load_run,
+    load_task,
+    option,
+    weights_hash,
+)
 
 from gptask_tasks import sample
 
@@ -48,7 +57,7 @@ class QuestionGeneration(GenerativeTask):
         Place.behind, "where the answer stands: behind or before the context, or marked: behind, and in [ ] inside it"
     )
     qa_run: str | None = option(None, "run folder of a qa task that answers the test's questions, for round_trip_f1")
-    generation: Generation = option(partial(Generation, stop=["\n"]), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A context, its answers with their places, and the question: what `qa` reads, with another target."""
@@ -81,13 +90,13 @@ class QuestionGeneration(GenerativeTask):
         """The first question is learned; all count when scoring."""
         return example["question"][0] if example.get("question") else None
 
-    def filled(self, example: Example) -> str:
+    def format_prompt(self, example: Example) -> str:
         """The prompt with the first answer."""
         answer, found = example["answers"][0].strip(), place(example)
         if self.answer is Place.marked and found:
             text, (start, end) = example["context"], found
             example = example | {"context": f"{text[:start]}[{text[start:end]}]{text[end:]}"}
-        return super().filled(example | {"answers": answer})
+        return super().format_prompt(example | {"answers": answer})
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Prompt and question; of a context that is too long, what stands around the answer is kept."""
@@ -110,13 +119,15 @@ class QuestionGeneration(GenerativeTask):
         """BLEU by sacreBLEU, ROUGE-L, and with a qa run the round trip."""
         import sacrebleu
 
-        from gptask_tasks.scores import Corpus, Rouge
+        from gptask_tasks.scores import CorpusScore, Rouge
 
         bleu = sacrebleu.BLEU(tokenize="zh" if self.language == "zh" else "13a")
-        found: list[Metric] = [Corpus("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
+        found: list[Metric] = [CorpusScore("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
         return found if self.qa_run is None else [*found, RoundTrip(self.qa_run)]
 
-    def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
+    def annotate_predictions(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> Sequence[Prediction]:
         """Let the qa run answer the questions; ``extra`` holds each answer and its F1 with the given ones."""
         if self.qa_run is None:
             return predictions
@@ -159,22 +170,20 @@ class RoundTrip(MeanMetric):
     @property
     def signature(self) -> str:  # type: ignore[override]
         """That of the qa run's F1, and a hash of its model: another model is another measure."""
-        model = Path(self.qa_run) / "model"
-        return f"{f1_of(qa_task(self.qa_run)).signature}; answers by model {folder_hash(model)}"
+        return f"{f1_of(qa_task(self.qa_run)).signature}; answers by model {weights_hash(self.qa_run)}"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """F1 of one answer, as `QuestionGeneration.review` found it."""
+        """F1 of one answer, as `QuestionGeneration.annotate_predictions` found it."""
         return [prediction.extra[self.name]]
 
 
 def qa_task(folder: str) -> Task:
     """The task of a qa run without its model; raises `UserError` for a run that answers no questions on contexts."""
-    values = read_config(folder)
-    _, task = load_task(values)
+    task = load_task(folder)
     inputs, targets = ({f.name for f in part} for part in (task.inputs(), task.targets()))
     if inputs != {"context", "question"} or "answers" not in targets or f1_of(task) is None:
         raise UserError(
-            f"task.qa_run={folder} is a run of '{values['plugin']['name']}', which takes {listing(sorted(inputs))}; "
+            f"task.qa_run={folder} is a run of {type(task).__name__}, which takes {listing(sorted(inputs))}; "
             "expected one that answers a question on a context, such as gptask train task=qa leaves"
         )
     return task

@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from gptask import AdditiveMetric, MeanMetric, Prediction
-from gptask.plugins.types import Example
+from gptask import AdditiveMetric, Example, MeanMetric, Prediction
 
 from gptask_tasks.text import characters, sentences
 
@@ -48,7 +47,7 @@ class Rouge(MeanMetric):
         return [self.scorer.score_multi(references, text)[self.name].fmeasure]
 
 
-class Corpus(AdditiveMetric):
+class CorpusScore(AdditiveMetric):
     """A sacreBLEU metric: statistics are its own sufficient counts, so that they can be resampled."""
 
     def __init__(self, name: str, scorer: Any, field: str) -> None:

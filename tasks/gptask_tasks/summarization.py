@@ -8,10 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from gptask import AdditiveMetric, Field, Kind, Metric, Prediction, option
-from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
-from gptask.plugins.types import Example
+from gptask import AdditiveMetric, Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, Prediction, option
 
 from gptask_tasks import sample
 from gptask_tasks.scores import Rouge
@@ -25,7 +22,7 @@ class Summarization(GenerativeTask):
     contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "{document}\n\nSummary:", "zh": "{document}\n\n摘要："}
 
-    generation: Generation = option(partial(Generation, stop=["\n\n"]), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A document and its summaries."""

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from gptask import Field, Kind, Metric, UserError, option
-from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
-from gptask.plugins.types import Example
+from gptask import Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, UserError, option
 
 from gptask_tasks import sample
-from gptask_tasks.scores import Corpus
+from gptask_tasks.scores import CorpusScore
 
 LANGUAGES = {
     "ar": ("Arabic", "阿拉伯语"), "cs": ("Czech", "捷克语"), "da": ("Danish", "丹麦语"),
@@ -49,7 +46,7 @@ class Translation(GenerativeTask):
 
     source_lang: str = option("en", "language of the source: a code such as en, zh, de, or any name")
     target_lang: str = option("fr", "language of the target: a code such as fr, zh, de, or any name")
-    generation: Generation = option(partial(Generation, stop=["\n"]), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A source and its translations."""
@@ -73,7 +70,7 @@ class Translation(GenerativeTask):
         import sacrebleu
 
         bleu = sacrebleu.BLEU(tokenize=TOKENIZERS.get(code(self.target_lang), "13a"))
-        return [Corpus("bleu", bleu, "target"), Corpus("chrf", sacrebleu.CHRF(), "target")]
+        return [CorpusScore("bleu", bleu, "target"), CorpusScore("chrf", sacrebleu.CHRF(), "target")]
 
     def sample(self) -> dict[str, Any]:
         """Everyday phrases in English, French and Chinese."""

@@ -32,7 +32,7 @@ def run(tier: str) -> list[Result]:
         return len(examples)
 
     rates = alternate({"ours": lambda: ours.test(folder), "pipeline": theirs}, rounds)
-    prompted = classify([ours.config.task.filled(example) for example in examples])
+    prompted = classify([ours.config.task.format_prompt(example) for example in examples])
     same = sum(said["label"] == example["label"] for said, example in zip(prompted, examples, strict=True))
     quality = (ours.accuracy(), 100 * same / len(examples))
     against = "pipeline, batch 32"

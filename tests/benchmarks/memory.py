@@ -38,11 +38,11 @@ def tuned(overrides: list[str]) -> None:
     """The reference's epoch; nothing of gptask's model is ever loaded beside it."""
     import reference
     from gptask.model.backbone.locate import locate
-    from gptask.training import builder as assembly
+    from gptask.training import builder
     from ours import config, labelled
 
     options = config("train", overrides)
-    corpus, task = assembly.corpus(options.task, options.data, options.seed), options.task
+    corpus, task = builder.build_corpus(options.task, options.data, options.seed), options.task
     location = str(locate(options.backbone).location)
     if hasattr(task, "labels"):
         model = reference.classifier(location, task.labels, lora=True)

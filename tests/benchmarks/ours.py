@@ -39,16 +39,16 @@ class Training:
 
     def __init__(self, overrides: list[str]) -> None:
         from gptask.training import builder as assembly
-        from gptask.training.train import assemble
+        from gptask.training.train import build_module
 
         self.config = config("train", overrides)
-        self.module, self.data = assemble(self.config, assembly.corpora(self.config))
+        self.module, self.data = build_module(self.config, assembly.build_corpora(self.config))
         self.examples = [dict(example) for example in self.data.examples("train")]
         self.tokens = int(self.data.items("train").column("length").sum())
 
     def fit(self, folder: Path, epochs: int = 1, callbacks: Any = (), **settings: Any) -> None:
         """Train."""
-        from gptask.training.trainer import spared, trainer_for
+        from gptask.training.trainer import build_trainer, gc_frozen
 
         options = (
             self.config.trainer
@@ -59,8 +59,8 @@ class Training:
             }
             | settings
         )
-        trainer = trainer_for(folder, options, logger=False, callbacks=list(callbacks))
-        with spared():
+        trainer = build_trainer(folder, options, logger=False, callbacks=list(callbacks))
+        with gc_frozen():
             trainer.fit(self.module, datamodule=self.data)
 
     def epoch(self, folder: Path, **settings: Any) -> None:
@@ -71,9 +71,9 @@ class Training:
 
     def test(self, folder: Path) -> int:
         """Go through the test split; how many examples it has."""
-        from gptask.training.trainer import trainer_for
+        from gptask.training.trainer import build_trainer
 
-        trainer_for(folder, {}, logger=False).test(self.module, datamodule=self.data, verbose=False)
+        build_trainer(folder, {}, logger=False).test(self.module, datamodule=self.data, verbose=False)
         return len(self.data.examples("test"))
 
     def accuracy(self) -> float:

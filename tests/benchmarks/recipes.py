@@ -58,11 +58,11 @@ def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str
     """The experiment's main metric, with its interval."""
     from gptask.model.backbone.locate import locate
     from gptask.plugins.metric import score_all
-    from gptask.training import builder as assembly
+    from gptask.training import builder
 
     mine = config("train", options(experiment))
     task = mine.task
-    corpus = assembly.corpus(task, mine.data, mine.seed)
+    corpus = builder.build_corpus(task, mine.data, mine.seed)
     task.prepare(corpus.whole("train"))
     rows, test = list(corpus.split("train")), list(corpus.split("test"))
     origin = locate(mine.backbone)
@@ -95,7 +95,7 @@ def classes(task: Any, rows: Any, test: Any, location: str, tuned: bool, setting
 
 def sequences(task: Any, rows: Any, test: Any, location: str, tuned: bool, settings: Any, seconds: float) -> Any:
     """Predictions of a causal language model on the task's prompts, decoded greedily."""
-    from gptask.model.generation.generate import Text
+    from gptask.model.generation.generate import GeneratedText
 
     words, limit = reference.tokenizer(location), 512
     encoded = [task.encode(row, words, limit) for row in rows]
@@ -112,7 +112,9 @@ def sequences(task: Any, rows: Any, test: Any, location: str, tuned: bool, setti
     writer = reference.Generator(location, torch.bfloat16 if bf16() else torch.float32, model.eval())
     prompts = [task.encode(example, words, limit).ids for example in test]
     texts = writer(prompts, 32, task.generation.max_new_tokens, task.generation.stop)
-    return [task.prediction(example, [Text(text, None)]) for example, text in zip(test, texts, strict=True)], how
+    return [
+        task.prediction(example, [GeneratedText(text, None)]) for example, text in zip(test, texts, strict=True)
+    ], how
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ def score(experiment: str) -> str:
     """The task's main metric on the test split, with its interval."""
     from gptask import Prediction
     from gptask.plugins.metric import score_all
-    from gptask.training import builder as assembly
+    from gptask.training import builder
 
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
     task = options.task
-    corpus = assembly.corpus(task, options.data, options.seed)
+    corpus = builder.build_corpus(task, options.data, options.seed)
     task.prepare(corpus.whole("train"))
     splits = {name: list(corpus.split(name)) for name in ("train", "validation", "test")}
     texts = {name: [example["text"] for example in rows] for name, rows in splits.items()}
@@ -52,7 +52,7 @@ def score(experiment: str) -> str:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2)
         model = make_pipeline(make_union(words, letters), regression).fit(texts["train"], truth("train"))
-        chosen = task.adjust(said(model, "validation"), splits["validation"])
+        chosen = task.tune_on_validation(said(model, "validation"), splits["validation"])
         for name, value in chosen.items():
             setattr(task, name, value)
         found.append((main(model, "validation").value, strength, chosen, model))

@@ -10,8 +10,8 @@ from gptask.cli.hydra.compose import choices, compose, groups, loader
 from gptask.cli.hydra.error_messages import CommandLine
 from gptask.cli.hydra.validate import validated_config
 from gptask.config import schemas
-from gptask.config.conversion import store
-from gptask.config.trainer_options import check
+from gptask.config.conversion import register_schemas
+from gptask.config.trainer_options import check_trainer_options
 from gptask.plugins.discovery import discover
 from gptask.plugins.task import Task
 from omegaconf import OmegaConf, open_dict
@@ -26,7 +26,7 @@ NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export"
 @pytest.fixture(scope="module")
 def configs():
     discover()
-    store()
+    register_schemas()
     with loader() as found:
         yield found
 
@@ -43,7 +43,7 @@ def made_from(config, verb):
         del config["hydra"]
     made = validated_config(config, CommandLine(verb))
     if hasattr(made, "trainer"):
-        check(made.trainer)
+        check_trainer_options(made.trainer)
     return made
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.tiny_models import scratch_backbone
+
 TEXT = [
     "the film is good, the film is bad, a great story about refunds and delivery and the weather in Paris\n",
     "这部电影很好看，退款和投诉，天气很差\n",
@@ -20,15 +22,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def backbone() -> Any:
-    import torch
-    from gptask.config.schemas import Scratch
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.backbone.locate import Resolved
-    from gptask.model.backbone.scratch import build
-
-    torch.manual_seed(0)
-    options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)
-    return Backbone(*build(options, TEXT * 3), Resolved("", "scratch", ""))
+    return scratch_backbone(TEXT * 3)
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +30,10 @@ def sample_rows() -> Callable[[Any], dict[str, list[dict[str, Any]]]]:
     """``sample_rows(task)``: the examples of its bundled sample by split, as a run reads them."""
     from gptask.config.schemas import Sample
     from gptask.data.corpus import SPLITS
-    from gptask.training.builder import corpus
+    from gptask.training.builder import build_corpus
 
     def rows(task: Any) -> dict[str, list[dict[str, Any]]]:
-        read = corpus(task, Sample(), seed=0)
+        read = build_corpus(task, Sample(), seed=0)
         return {split: list(read.split(split)) for split in SPLITS}
 
     return rows

@@ -1,12 +1,12 @@
 """A state sees what follows it, and no pad."""
 
 import torch
-from gptask_tasks.both_ways import BothWays
+from gptask_tasks.both_ways import BiLSTM
 
 
 def test_each_state_sees_the_whole_sequence_and_no_pad() -> None:
     torch.manual_seed(0)
-    layer, states, lengths = BothWays(7), torch.randn(2, 5, 7, dtype=torch.bfloat16), torch.tensor([5, 3])
+    layer, states, lengths = BiLSTM(7), torch.randn(2, 5, 7, dtype=torch.bfloat16), torch.tensor([5, 3])
     before = layer(states, lengths)
     assert before.shape == (2, 5, layer.features)
     assert before.dtype is torch.float32

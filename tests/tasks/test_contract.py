@@ -6,7 +6,7 @@ from gptask.testing import check_task
 from gptask_tasks.classification import Classification
 from gptask_tasks.generation import TextGeneration
 from gptask_tasks.language_modeling import LanguageModeling
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
@@ -20,8 +20,8 @@ SCORING = [
     Classification(readings=2),
     Sentiment(),
     Sentiment(graded=True),
-    QuestionAnswering(answer=Answer.span),
-    QuestionAnswering(answer=Answer.span, unanswerable=True),
+    QuestionAnswering(answer=AnswerForm.span),
+    QuestionAnswering(answer=AnswerForm.span, unanswerable=True),
     TokenTagging(),
     TokenTagging(context=Context.none),
     TokenTagging(context=Context.repeat),

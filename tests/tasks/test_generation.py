@@ -11,7 +11,7 @@ from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
 from gptask.data.datamodule import collate, encode
 from gptask.data.rows import Row
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask_tasks.generation import TextGeneration
 
 TALK = [
@@ -121,7 +121,7 @@ def test_a_system_message_stands_before_conversations_without_one(tokenizer):
 
 
 def test_old_turns_are_dropped_and_counted_and_the_last_answer_is_whole(tokenizer):
-    task = TextGeneration(generation=Generation(max_new_tokens=1))
+    task = TextGeneration(generation=GenerationOptions(max_new_tokens=1))
     (whole,) = encode(task, EXAMPLE, tokenizer, 512)
     for limit in range(whole["length"] - 1, whole["length"] - 16, -1):
         (item,) = encode(task, EXAMPLE, tokenizer, limit)
@@ -136,7 +136,7 @@ def test_old_turns_are_dropped_and_counted_and_the_last_answer_is_whole(tokenize
 
 @torch.no_grad()
 def test_likelihood_is_that_of_all_answers(backbone, tokenizer):
-    task = TextGeneration(generation=Generation(max_new_tokens=2))
+    task = TextGeneration(generation=GenerationOptions(max_new_tokens=2))
     other = {"messages": user("good"), "answer": ["the story 电影"]}
     items = [encode(task, example, tokenizer, 128)[0] for example in (EXAMPLE, other)]
     said = task.head(backbone).predict(backbone, collate(items))
@@ -191,7 +191,7 @@ def test_a_run_learns_earlier_answers_and_says_several_things(tmp_path):
     file = tmp_path / "talk.jsonl"
     file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     files = Files(train=str(file), validation=str(file), test=str(file), max_tokens=96)
-    task = TextGeneration(generation=Generation(max_new_tokens=8))
+    task = TextGeneration(generation=GenerationOptions(max_new_tokens=8))
     backbone = Scratch(n_layer=2, n_head=2, n_embd=64, context=96, vocab_size=300)
     trainer = {"max_epochs": 60, "accelerator": "cpu", "accumulate_grad_batches": 1, "check_val_every_n_epoch": 60}
     run = train(Config(task=task, backbone=backbone, data=files, tuning=Full(lr=6e-3), trainer=trainer,
@@ -200,7 +200,7 @@ def test_a_run_learns_earlier_answers_and_says_several_things(tmp_path):
     again = load_run(run.folder)
     said = [p.value for p in again.predict({"messages": f"Colour of {thing}?"} for thing in colours)]
     assert said == list(colours.values())
-    several = load_run(run.folder, TextGeneration(generation=Generation(8, temperature=3.0, samples=3, seed=1)))
+    several = load_run(run.folder, TextGeneration(generation=GenerationOptions(8, temperature=3.0, samples=3, seed=1)))
     (prediction,) = several.predict([{"messages": "Colour of sky?"}])
     assert len(set(prediction.samples)) > 1
     assert prediction.value in prediction.samples

@@ -49,13 +49,13 @@ def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
 def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     import torch
     from gptask.data.datamodule import collate, encode
-    from gptask.model.engine import packing as sharing
+    from gptask.model.engine import packing
 
     task = LanguageModeling()
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]
     items = [item for text in texts for item in encode(task, {"text": text}, backbone.tokenizer, 128)]
     head, batch = task.head(backbone), collate(items)
-    found = sharing.split([item["ids"] for item in items])
+    found = packing.split([item["ids"] for item in items])
     assert found.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
     with torch.inference_mode():
         alone = [head.predict(backbone, collate([item]))[0] for item in items]
@@ -75,7 +75,7 @@ def test_metrics_are_ratios_of_sums_over_documents() -> None:
 
 def curated(cleaning: Cleaning, texts: list[str], train: bool = True) -> tuple[list[str], Counter[str]]:
     counts: Counter[str] = Counter()
-    made = cleaning.curate([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
+    made = cleaning.clean([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
     return [example["text"] for example in made], +counts
 
 
@@ -139,25 +139,25 @@ def test_a_pretrained_run_is_a_backbone_for_another_task(tmp_path: Any) -> None:
     import torch
     from gptask.config.schemas import DType, Lora, Pretrained
 
-    from tests.small import config
+    from tests.support.configs import small_config
 
     (tmp_path / "train.txt").write_text((TEXT + "\n\n") * 5 + "A short one.\n\nAnother, 很好.\n\nOne more.\n")
     data = Files(train=str(tmp_path / "train.txt"), documents=Documents.paragraph, max_tokens=32, batch_size=4)
     options = {"task": LanguageModeling(), "data": data, "trainer": {"max_epochs": 1, "accelerator": "cpu"}}
     backbone = Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300)
-    learned = gptask.train(config(tmp_path, backbone=backbone, tuning=Full(), **options))
+    learned = gptask.train(small_config(tmp_path, backbone=backbone, tuning=Full(), **options))
     assert set(learned.metrics["metrics"]) == {"bits_per_byte", "perplexity", "nats_per_token"}
     (said,) = learned.predict([{"text": "A good film"}])
     assert said.extra["bytes"] == 11
 
     source = Pretrained(source=str(learned.folder), dtype=DType.float32)
-    tuned = gptask.train(config(tmp_path, backbone=source, tuning=Lora(rank=2)))
+    tuned = gptask.train(small_config(tmp_path, backbone=source, tuning=Lora(rank=2)))
     frozen = tuned.backbone.model.state_dict()
     weight = "transformer.wte.weight"
     assert torch.equal(frozen[weight], learned.backbone.model.state_dict()[weight])
 
     merged = Pretrained(source=str(tuned.folder), dtype=DType.float32)
-    again = gptask.train(config(tmp_path, backbone=merged, tuning=Full(lr=1e-9)))
+    again = gptask.train(small_config(tmp_path, backbone=merged, tuning=Full(lr=1e-9)))
     ids = torch.arange(6)[None]
     expected, got = (r.backbone.eval().hidden(ids) for r in (tuned, again))
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

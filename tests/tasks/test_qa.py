@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from gptask import DataError, Prediction, UserError
-from gptask.model.generation.generate import Text
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask.model.generation.generate import GeneratedText
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.qa.metrics import Exact, Overlap
 
 # --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
@@ -92,13 +92,13 @@ def test_prompts() -> None:
     )
     assert QuestionAnswering(language="zh").render(EXAMPLE)[0] == "文章：Ada was born in London.\n问题：Where?\n答案："
     assert QuestionAnswering(language="zh").render(EXAMPLE | {"answers": ["伦敦"]})[1] == "伦敦"
-    span = QuestionAnswering(answer=Answer.span)
+    span = QuestionAnswering(answer=AnswerForm.span)
     around = span.render(EXAMPLE)[0].split(EXAMPLE["context"])
     assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before its context, and again"
 
 
 def test_spans_are_learned_in_smaller_steps() -> None:
-    assert QuestionAnswering(answer=Answer.span).examples_per_step < QuestionAnswering().examples_per_step
+    assert QuestionAnswering(answer=AnswerForm.span).examples_per_step < QuestionAnswering().examples_per_step
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_spans_are_learned_in_smaller_steps() -> None:
     [
         ({"prompt": "{context} {qestion}"}, r"names \{qestion\}.*Did you mean 'question'"),
         ({"language": "de"}, "language='de' has no preset prompt"),
-        ({"answer": Answer.span, "extractive": False}, "extractive=false needs task.answer=generate"),
-        ({"answer": Answer.span, "prompt": "{question}"}, r"must hold \{context\} once"),
+        ({"answer": AnswerForm.span, "extractive": False}, "extractive=false needs task.answer=generate"),
+        ({"answer": AnswerForm.span, "prompt": "{question}"}, r"must hold \{context\} once"),
         ({"stride": 0}, "must be at least 1"),
         ({"max_answer_tokens": 0}, "must be at least 1"),
     ],
@@ -134,15 +134,15 @@ def test_no_answer_is_learned_as_a_word_and_said_as_nothing(language: str, word:
     task = QuestionAnswering(unanswerable=True, language=language)
     assert str(task.render(EXAMPLE | {"answers": []})[1]).strip() == word
     assert task.target(EXAMPLE | {"answers": ["", "London"]}) == "London"
-    assert task.prediction(EXAMPLE, [Text(f" {word.capitalize()}\n", 0.7)]).value == ""
-    assert QuestionAnswering(language=language).prediction(EXAMPLE, [Text(word, 0.7)]).value == word
+    assert task.prediction(EXAMPLE, [GeneratedText(f" {word.capitalize()}\n", 0.7)]).value == ""
+    assert QuestionAnswering(language=language).prediction(EXAMPLE, [GeneratedText(word, 0.7)]).value == word
 
 
 # --- spans --------------------------------------------------------------------------------------------------------
 
 
 def spans(context: str, answers: Any, tokenizer: Any, start: Any = None, max_tokens: int = 60, stride: int = 8) -> Any:
-    task = QuestionAnswering(answer=Answer.span, stride=stride, prompt="{question}|{context}|")
+    task = QuestionAnswering(answer=AnswerForm.span, stride=stride, prompt="{question}|{context}|")
     example = {"context": context, "question": "q", "answers": answers, "answer_start": start or []}
     return task.encode(example, tokenizer, max_tokens)
 
@@ -242,32 +242,32 @@ def test_the_best_legal_span_is_taken() -> None:
 
 
 def test_the_likeliest_span_of_all_windows_wins() -> None:
-    from gptask_tasks.qa.span import Span, best
+    from gptask_tasks.qa.span import AnswerSpan, best
 
-    windows = [Span(3, 9, 0.1, null=-0.2, score=-2.3), Span(40, 44, 0.5, null=-3.0, score=-0.7)]
+    windows = [AnswerSpan(3, 9, 0.1, null=-0.2, score=-2.3), AnswerSpan(40, 44, 0.5, null=-3.0, score=-0.7)]
     assert best(windows, nullable=False, threshold=0.0) is windows[1]
     assert best(windows, nullable=True, threshold=0.0) is windows[1], "one window knows the answer"
     assert best(windows, nullable=True, threshold=-3.0).end == 0
-    silent = [Span(3, 9, 0.1, null=-0.2, score=-2.3), Span(40, 44, 0.1, null=-0.1, score=-2.0)]
+    silent = [AnswerSpan(3, 9, 0.1, null=-0.2, score=-2.3), AnswerSpan(40, 44, 0.1, null=-0.1, score=-2.0)]
     assert best(silent, nullable=True, threshold=0.0).end == 0
     assert best(silent, nullable=True, threshold=5.0) is silent[1]
     assert best(silent, nullable=False, threshold=0.0) is silent[1]
 
 
 def test_a_span_is_cut_from_the_context_without_its_space() -> None:
-    from gptask_tasks.qa.span import Span
+    from gptask_tasks.qa.span import AnswerSpan
 
-    task = QuestionAnswering(answer=Answer.span, unanswerable=True)
-    said = task.prediction(EXAMPLE, [Span(15, 22, 0.8, null=-5.0, score=-0.2)])
+    task = QuestionAnswering(answer=AnswerForm.span, unanswerable=True)
+    said = task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.8, null=-5.0, score=-0.2)])
     assert (said.value, said.score) == ("London", 0.8)
-    assert task.prediction(EXAMPLE, [Span(15, 22, 0.1, null=-0.1, score=-2.3)]).value == ""
+    assert task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.1, null=-0.1, score=-2.3)]).value == ""
 
 
 def test_pads_and_the_question_are_never_part_of_a_span(backbone: Any) -> None:
     import torch
     from gptask.data.datamodule import collate, encode
 
-    task = QuestionAnswering(answer=Answer.span, stride=8)
+    task = QuestionAnswering(answer=AnswerForm.span, stride=8)
     texts = ["the film is good", "the weather in Paris is bad and the film is a great story about refunds"]
     examples = [{"context": text, "question": "is it?", "answers": ["film"], "answer_start": []} for text in texts]
     items = [item for example in examples for item in encode(task, example, backbone.tokenizer, 128)]

@@ -7,14 +7,14 @@ import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError, load_run, train
 from gptask.config.schemas import Evaluate, Limit, Sample
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.metric import score_all
 from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.question_generation import Place, QuestionGeneration, place
 from gptask_tasks.sentiment import Sentiment
 
-from tests.small import config
+from tests.support.configs import small_config
 
 EXAMPLE = {
     "context": "Paris is old. It rains in Paris.",
@@ -54,7 +54,7 @@ def test_an_answer_that_is_not_there_can_not_be_marked() -> None:
 
 @pytest.mark.parametrize("words", [0, 90, 180])
 def test_of_a_long_context_the_part_around_the_answer_is_kept(words: int, tokenizer: Any) -> None:
-    task = QuestionGeneration(answer=Place.marked, generation=Generation(max_new_tokens=8))
+    task = QuestionGeneration(answer=Place.marked, generation=GenerationOptions(max_new_tokens=8))
     filler = "the film is good " * 45
     context = f"{filler[: words * 4]}in Paris {filler[words * 4 :]}"
     example = {"context": context, "answers": ["Paris"], "answer_start": [context.index("Paris")], "question": ["bad?"]}
@@ -82,14 +82,14 @@ def test_all_questions_count_when_scoring() -> None:
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a qa task that has learned nothing."""
-    task = QuestionAnswering(generation=Generation(max_new_tokens=4, stop=["\n"]))
-    given = config(tmp_path_factory.mktemp("qa"), task=task, trainer={"max_steps": 1, "accelerator": "cpu"})
+    task = QuestionAnswering(generation=GenerationOptions(max_new_tokens=4, stop=["\n"]))
+    given = small_config(tmp_path_factory.mktemp("qa"), task=task, trainer={"max_steps": 1, "accelerator": "cpu"})
     return train(replace(given, data=Sample(limit=Limit(4, 2, 2), max_tokens=400))).folder
 
 
 def asking(outputs: Path, **options: Any) -> Any:
-    task = QuestionGeneration(generation=Generation(max_new_tokens=4), **options)
-    given = config(outputs, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"})
+    task = QuestionGeneration(generation=GenerationOptions(max_new_tokens=4), **options)
+    given = small_config(outputs, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"})
     given.backbone.context = 512
     return replace(given, data=Sample(limit=Limit(4, 2, 3), max_tokens=400))
 
@@ -121,17 +121,17 @@ def test_right_answers_score_and_no_question_gets_none(answering: Path, monkeypa
 
     monkeypatch.setattr("gptask_tasks.question_generation.load_run", lambda folder: Knows())
     task = QuestionGeneration(qa_run=str(answering))
-    said = task.review([Prediction("?"), Prediction("")], [EXAMPLE, EXAMPLE])
+    said = task.annotate_predictions([Prediction("?"), Prediction("")], [EXAMPLE, EXAMPLE])
     assert said[0].extra == {"answer": "in the Paris", "round_trip_f1": 1.0}  # as "in Paris", the second answer
     assert said[1].extra == {"answer": "", "round_trip_f1": 0.0}
     assert task.metrics()[-1].statistics(said[0], EXAMPLE) == [1.0]
-    assert QuestionGeneration().review(said, [EXAMPLE, EXAMPLE]) is said
+    assert QuestionGeneration().annotate_predictions(said, [EXAMPLE, EXAMPLE]) is said
 
 
 def test_a_wrong_qa_run_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder at nowhere"):
         train(asking(tmp_path, qa_run="nowhere"))
-    other = train(config(tmp_path, task=Sentiment(), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    other = train(small_config(tmp_path, task=Sentiment(), trainer={"max_steps": 1, "accelerator": "cpu"}))
     with pytest.raises(UserError, match=r"is a run of 'sentiment', which takes text; expected one that answers"):
         train(asking(tmp_path, qa_run=str(other.folder)))
     assert not list(tmp_path.glob("question_generation/*"))

@@ -12,16 +12,16 @@ import seqeval.metrics as reference
 import torch
 from gptask import Config, DataError, Prediction, UserError, train
 from gptask.config.schemas import Files, Sample
-from gptask.data.datamodule import Batch, collate, encode
+from gptask.data.datamodule import PaddedBatch, collate, encode
 from gptask.plugins.metric import score_all
 from gptask.plugins.types import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.token_tagging.metrics import Micro
-from gptask_tasks.token_tagging.spans import Span, are_plain, bio, decode, spans
+from gptask_tasks.token_tagging.spans import EntitySpan, are_plain, bio, decode, spans
 from gptask_tasks.token_tagging.windows import pieces, windows
 from seqeval.metrics.sequence_labeling import get_entities
 
-from tests.small import config
+from tests.support.configs import small_config
 
 TYPES = ["LOC", "ORG", "PER"]
 WORDS = ["the", "film", "is", "good", "in", "Paris", "电", "影", "refunds", "!"]
@@ -55,15 +55,15 @@ def test_spans_are_those_of_seqeval(prefixes: str) -> None:
 )
 def test_every_scheme_marks_the_same_spans(tags: str) -> None:
     found = spans(tags.split())
-    assert found == [Span("A", 0, 2), Span("A", 2, 3), Span("B", 4, 5)]
+    assert found == [EntitySpan("A", 0, 2), EntitySpan("A", 2, 3), EntitySpan("B", 4, 5)]
     assert bio(found, 5) == ["B-A", "I-A", "B-A", "O", "B-B"]
 
 
 def test_plain_tags_are_told_from_those_of_spans() -> None:
     assert are_plain(["NOUN", "-LRB-", "PRP$", "O", "I"])
     assert not are_plain(["O", "I-PER"])
-    assert spans(["NOUN", "NOUN"], plain=True) == [Span("NOUN", 0, 1), Span("NOUN", 1, 2)]
-    assert spans(["B-R-ARG0", "I-R-ARG0"]) == [Span("R-ARG0", 0, 2)]
+    assert spans(["NOUN", "NOUN"], plain=True) == [EntitySpan("NOUN", 0, 1), EntitySpan("NOUN", 1, 2)]
+    assert spans(["B-R-ARG0", "I-R-ARG0"]) == [EntitySpan("R-ARG0", 0, 2)]
     with pytest.raises(DataError, match="tag 'PER' is neither O nor a type behind B-, I-"):
         spans(["O", "PER"])
 
@@ -189,7 +189,7 @@ def test_a_word_longer_than_a_window_is_cut_and_counted() -> None:
 
 
 def labelled(words: int) -> Example:
-    tags = bio([Span("LOC", k, k + 2) for k in range(0, words - 1, 3)], words)
+    tags = bio([EntitySpan("LOC", k, k + 2) for k in range(0, words - 1, 3)], words)
     return {"tokens": (WORDS * words)[:words], "predicate": [], "tags": tags}
 
 
@@ -220,7 +220,7 @@ def test_a_predicate_is_marked_where_it_stands(tokenizer: Any) -> None:
 # --- the head -----------------------------------------------------------------------------------------------------
 
 
-def batch(task: TokenTagging, tokenizer: Any, examples: list[Example], room: int = 100) -> Batch:
+def batch(task: TokenTagging, tokenizer: Any, examples: list[Example], room: int = 100) -> PaddedBatch:
     return collate([item for example in examples for item in encode(task, example, tokenizer, room)])
 
 
@@ -294,7 +294,7 @@ def test_a_prediction_is_the_spans_of_all_windows() -> None:
 
 def test_a_run_on_conll_files_predicts_texts_tokens_and_files(tmp_path: Path) -> None:
     sample = TokenTagging().sample()
-    given = config(tmp_path, task=TokenTagging(), trainer={"max_epochs": 1, "accelerator": "cpu"})
+    given = small_config(tmp_path, task=TokenTagging(), trainer={"max_epochs": 1, "accelerator": "cpu"})
     files = Files(**{name: sample[name] for name in ("train", "validation", "test")}, limit=given.data.limit)
     run = train(replace(given, data=replace(files, max_tokens=24, batch_size=8)))  # some sentences need two windows
     assert run.task.types == ["DATE", "LOC", "ORG", "PER"]

@@ -78,7 +78,7 @@ def test_prompts_name_the_languages() -> None:
     )
     assert Translation(target_lang="zh").render(example | {"target": ["早上好"]})[1] == "早上好"
     assert Translation(target_lang="Klingon").render(example)[0].endswith("\nKlingon:")
-    assert Translation(prompt="{source} = ({target_language})").filled(example) == "Good morning = (French)"
+    assert Translation(prompt="{source} = ({target_language})").format_prompt(example) == "Good morning = (French)"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 from gptask.cli.output import write_json
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.deprecation import ContractDeprecation
-from gptask.plugins.discovery import Plugin, chosen
-from gptask.plugins.source_location import place
-from gptask.testing import Result, results
+from gptask.plugins.discovery import Plugin, load_task_class
+from gptask.plugins.source_location import class_location
+from gptask.testing import Result, check_results
 
 STYLES = {"ok": "green", "failed": "bold red", "does not apply": "dim", "not run": "yellow"}
 
@@ -43,7 +43,7 @@ def _select(plugins: Sequence[Plugin], names: Sequence[str]) -> list[Plugin]:
 def _results(plugin: Plugin) -> Iterator[Result]:
     """The results of the clauses, the first of which is that the task loads."""
     try:
-        task = chosen({plugin.name: plugin}, plugin.name)
+        task = load_task_class({plugin.name: plugin}, plugin.name)
     except UserError as error:
         yield Result("loads", "failed", str(error), plugin.cause)
         return
@@ -57,7 +57,7 @@ def _results(plugin: Plugin) -> Iterator[Result]:
         )
         return
     yield Result("loads", "ok")
-    yield from results(task())
+    yield from check_results(task())
 
 
 def _show_results(plugin: Plugin) -> bool:
@@ -70,7 +70,7 @@ def _show_results(plugin: Plugin) -> bool:
     for number, result in enumerate(_results(plugin)):
         if not number:  # only now the plugin is loaded
             contract = f"contract {plugin.contract}" if plugin.contract else "no contract stated"
-            where = f"  {place(plugin.task)}" if plugin.task else ""
+            where = f"  {class_location(plugin.task)}" if plugin.task else ""
             console.print(Text(f"{plugin.name} ({plugin.origin}, {contract}){where}", style="bold"))
         line = Text("  ").append(f"{result.outcome:<16}", STYLES[result.outcome]).append(result.clause)
         console.print(line)
@@ -87,7 +87,7 @@ def _report(plugin: Plugin, clause_results: Sequence[Result]) -> dict[str, Any]:
         "distribution": plugin.distribution,
         "version": plugin.version,
         "contract": plugin.contract,
-        "place": place(plugin.task) if plugin.task else None,
+        "place": class_location(plugin.task) if plugin.task else None,
         "keeps_contract": all(result.outcome != "failed" for result in clause_results),
         "clauses": [{"clause": r.clause, "outcome": r.outcome, "message": r.message or None} for r in clause_results],
     }

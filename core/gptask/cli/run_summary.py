@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import told
-from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import main_process
 
 EXAMPLES = 3  # predictions shown
@@ -27,7 +27,7 @@ def show_run(folder: Path) -> None:
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
-            inputs = [value for name, value in prediction.items() if name not in OURS | WRITTEN]
+            inputs = [value for name, value in prediction.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
             text = " | ".join(told(value) or str(value) for value in inputs)
             references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
             console.print(Text(f"  {_short(text)}", style="dim"))

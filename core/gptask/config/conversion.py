@@ -9,7 +9,7 @@ from gptask.config.schemas import GROUPS, VERBS, Train
 from gptask.errors import UserError
 
 
-def store() -> None:
+def register_schemas() -> None:
     """Register every schema with Hydra, so that a misspelled or mistyped option is refused before anything loads."""
     from hydra.core.config_store import ConfigStore
 
@@ -21,7 +21,7 @@ def store() -> None:
             store.store(group=group, name=name, node=schema, provider="gptask")
 
 
-def checked(config: Any) -> Any:
+def validated_config(config: Any) -> Any:
     """A copy of a config built in Python, every value checked and converted as on the command line.
 
     Raises `UserError` for a value of the wrong type.

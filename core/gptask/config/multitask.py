@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from gptask.config.schemas import Member, Mixing, Sampling
+from gptask.config.schemas import Mixing, Sampling, TaskConfig
 from gptask.errors import UserError, listing, nearest
 
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # of a folder, of an option and in a metric's name
-TAKEN = {"model", "checkpoints", "tensorboard", "wandb"}  # folders that a run has anyway
+TASK_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)  # of a folder, of an option and in a metric's name
+RESERVED_NAMES = {"model", "checkpoints", "tensorboard", "wandb"}  # folders that a run has anyway
 
 
-def check(members: Mapping[str, Member], mixing: Mixing) -> None:
+def check_tasks(members: Mapping[str, TaskConfig], mixing: Mixing) -> None:
     """Refuse names and values that can't be; types were checked before."""
     check_names(members)
     for name, member in members.items():
@@ -29,12 +29,12 @@ def check(members: Mapping[str, Member], mixing: Mixing) -> None:
 def check_names(names: Iterable[str]) -> None:
     """Refuse a name that can't be a folder beside those of a run, or part of an option's name."""
     for name in names:
-        if not NAME.fullmatch(name) or name in TAKEN:
-            what = "is the name of a folder that every run has" if name in TAKEN else "is no plain name"
+        if not TASK_NAME.fullmatch(name) or name in RESERVED_NAMES:
+            what = "is the name of a folder that every run has" if name in RESERVED_NAMES else "is no plain name"
             raise UserError(f"tasks: '{name}' {what}; use letters, digits and '_', as in tasks=[mine:qa]")
 
 
-def shares(sizes: list[int], mixing: Mixing) -> list[int]:
+def batches_per_task(sizes: list[int], mixing: Mixing) -> list[int]:
     """Batches of each task in an epoch, which has as many in all as the training sets make; at least one each."""
     power = {Sampling.proportional: 1.0, Sampling.uniform: 0.0}.get(mixing.sampling, 1 / mixing.temperature)
     weights = [size**power for size in sizes]

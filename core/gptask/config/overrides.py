@@ -13,7 +13,7 @@ DELETION = re.compile(r"~[^\W\d][\w./@-]*")
 BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
-def normalize(
+def normalize_overrides(
     overrides: Iterable[str], multirun: bool, known: Collection[str], open_keys: Collection[str]
 ) -> list[str]:
     """Quote values that the grammar refuses, and put the signs right.
@@ -39,17 +39,17 @@ def _normalize(override: str, multirun: bool, known: Collection[str], open_keys:
     inside = any(inner.startswith(f"{name}.") for name in open_keys)
     if not sign and (inside or (inner in open_keys and value.lstrip().startswith("{"))):
         sign = "++"
-    return f"{sign}{key}={accepted(value, multirun)}"
+    return f"{sign}{key}={quote_if_needed(value, multirun)}"
 
 
-def accepted(value: str, multirun: bool = False) -> str:
+def quote_if_needed(value: str, multirun: bool = False) -> str:
     """The value if the grammar reads it as meant, else quoted: whole, or the parts of a list, dictionary or sweep."""
     if _fits(value, multirun):
         return value
     if (parts := _inside(value)) is not None and _fits(parts, multirun):
         return parts
     if multirun and len(choices := list(_split(value))) > 1:
-        return ",".join(accepted(choice.strip()) for choice in choices)
+        return ",".join(quote_if_needed(choice.strip()) for choice in choices)
     return quoted(value)
 
 
@@ -59,7 +59,7 @@ def _fits(value: str, multirun: bool) -> bool:
     if re.fullmatch(r"\d+(_\d+)+", value):  # Python's 2_024 is a name here
         return False
     try:
-        override = parse(f"key={value}")
+        override = parse_override(f"key={value}")
     except HydraException:
         return False
     return multirun or not override.is_sweep_override()
@@ -74,9 +74,9 @@ def _inside(value: str) -> str | None:
     if not all(elements):
         return None
     if text[0] == "[":
-        return f"[{','.join(accepted(element.strip()) for element in elements)}]"
+        return f"[{','.join(quote_if_needed(element.strip()) for element in elements)}]"
     pairs = [element.partition(":") for element in elements]
-    return f"{{{','.join(f'{key}:{accepted(item.strip())}' for key, _, item in pairs)}}}"
+    return f"{{{','.join(f'{key}:{quote_if_needed(item.strip())}' for key, _, item in pairs)}}}"
 
 
 def _split(text: str) -> Iterator[str]:
@@ -107,17 +107,17 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def parse(override: str) -> Any:
+def parse_override(override: str) -> Any:
     """Hydra's own reading of an override; raises ``HydraException``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(override)
 
 
-def chosen(overrides: Iterable[str], key: str) -> list[Any]:
+def values_of(overrides: Iterable[str], key: str) -> list[Any]:
     """The values that normalized overrides give a key such as ``run`` or ``task``: none, one, or those of a sweep."""
     found = [override for override in overrides if override.partition("=")[0].lstrip("+") == key]
     if not found:
         return []
-    override = parse(found[-1])
+    override = parse_override(found[-1])
     return list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]

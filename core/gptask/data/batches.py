@@ -8,7 +8,7 @@ from itertools import cycle, islice
 import numpy as np
 from torch.utils.data import Sampler
 
-ENOUGH = 512  # padded tokens that keep the processor busy
+BUSY_TOKENS = 512  # padded tokens that keep the processor busy
 
 
 class BatchesByLength(Sampler[list[int]]):
@@ -16,8 +16,8 @@ class BatchesByLength(Sampler[list[int]]):
 
     Training draws chunks of a shuffled order and sorts inside each (lengths mix, batches vary from epoch to epoch);
     scoring sorts everything, longest first, so that running out of memory happens at once. ``padding`` is the share of
-    pads from which a batch of `ENOUGH` tokens is closed. ``common`` tells which items share a prefix, and how long it
-    is (`sharing.prefixes`): they stay neighbours, and their prefix counts once.
+    pads from which a batch of `BUSY_TOKENS` tokens is closed. ``common`` tells which items share a prefix, and how long it
+    is (`prefixes.prefixes`): they stay neighbours, and their prefix counts once.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class BatchesByLength(Sampler[list[int]]):
             shared, own, piece = int(self.prefix[index]), int(self.lengths[index] - self.prefix[index]), self.of[index]
             more = own + (0 if piece in pieces else shared)
             size = max(prefix, shared) * len(pieces | {piece}) + max(suffix, own) * (len(batch) + 1)
-            wasteful = size > ENOUGH and size - real - more > self.padding * size
+            wasteful = size > BUSY_TOKENS and size - real - more > self.padding * size
             if batch and (len(batch) == self.examples or size > self.tokens or wasteful):
                 yield batch, cost
                 batch, prefix, suffix, real, pieces = [], 0, 0, 0, set()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptask.config.schemas import Data, Files
-from gptask.data.messages import messages
+from gptask.data.messages import parse_messages
 from gptask.data.reading import read
 from gptask.data.rows import Row, Source
 from gptask.data.words import words
@@ -47,11 +47,13 @@ class Columns:
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
             Kind.NUMBER: _number,
-            Kind.MESSAGES: messages,
+            Kind.MESSAGES: parse_messages,
             Kind.TOKENS: self.tokens,
             Kind.TAGS: self.tags,
         }
-        self.record = task.record if getattr(type(task), "record", Task.record) is not Task.record else None
+        self.record = (
+            task.convert_row if getattr(type(task), "record", Task.convert_row) is not Task.convert_row else None
+        )
         self.along = [f.name for f in self.fields if f.kind in ALONG]
         self.tagged = any(f.kind is Kind.TAGS for f in self.fields)
         self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]

@@ -11,12 +11,12 @@ import numpy as np
 
 from gptask.config.schemas import Data, Files, Hub, Sample
 from gptask.data.columns import label_names
-from gptask.data.documents import of_task
-from gptask.data.examples import Examples, stored
+from gptask.data.documents import options_for_task
+from gptask.data.examples import Examples, cached_examples
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
 from gptask.data.reading import SUFFIXES
-from gptask.data.store import Store
+from gptask.data.store import ArrowStore
 from gptask.errors import DataError, UserError, listing
 from gptask.plugins.task import Task
 
@@ -24,7 +24,7 @@ log = logging.getLogger("gptask")
 SPLITS = ("train", "validation", "test")
 
 
-class Corpus:
+class CachedCorpus:
     """The splits of a run's data. Nothing is read before a split is asked for."""
 
     def __init__(self, task: Task, options: Data, seed: int) -> None:
@@ -36,11 +36,11 @@ class Corpus:
                 raise UserError(f"data.limit.{split}={limit} must be at least 1")
         self.task, self.seed = task, seed
         self._readers: dict[str, FileReader | HubReader] = {}
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, ArrowStore] = {}
         self.options = options
         if isinstance(options, Sample):
             said = {"license": options.license} if options.license else {}
-            self.options = _files(options, **task.sample() | said)
+            self.options = _as_file_options(options, **task.sample() | said)
         for split in SPLITS:
             if self.given(split) is not None and not self._on_hub(split):
                 self._reader(split)  # a missing file is an error before anything is loaded
@@ -89,7 +89,7 @@ class Corpus:
             list(label_names(self.options).items()),
         ]
 
-    def _choose(self, name: str) -> tuple[Store, np.ndarray]:
+    def _choose(self, name: str) -> tuple[ArrowStore, np.ndarray]:
         missing = [split for split in ("validation", "test") if self.given(split) is None]
         if name in missing:
             if self.given("train") is None:
@@ -118,17 +118,17 @@ class Corpus:
         cut = {split: np.flatnonzero(rows == number) for number, split in enumerate(missing)}
         return cut | {"train": np.flatnonzero(rows >= len(missing))}
 
-    def _limited(self, name: str, store: Store, rows: np.ndarray) -> Examples:
+    def _limited(self, name: str, store: ArrowStore, rows: np.ndarray) -> Examples:
         limit, total = getattr(self.options.limit, name), len(rows)
         if limit is not None and limit < total:
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:limit])
         log.info("%s: %d examples%s", name, len(rows), f" of {total} (data.limit)" if len(rows) < total else "")
         return Examples(store, rows, name)
 
-    def _store(self, name: str) -> Store:
+    def _store(self, name: str) -> ArrowStore:
         if name not in self._stores:
             self.require(name)
-            self._stores[name] = stored(self.task, self.options, name, self._reader(name))
+            self._stores[name] = cached_examples(self.task, self.options, name, self._reader(name))
         return self._stores[name]
 
     def _on_hub(self, name: str) -> bool:
@@ -147,10 +147,10 @@ class Corpus:
     def _new_reader(self, name: str) -> FileReader | HubReader:
         if self._on_hub(name):
             return HubReader(self.options, self.given(name))  # type: ignore[arg-type]
-        options = self.options if isinstance(self.options, Files) else _files(self.options)
-        return FileReader(of_task(options, self.task), self.given(name))
+        options = self.options if isinstance(self.options, Files) else _as_file_options(self.options)
+        return FileReader(options_for_task(options, self.task), self.given(name))
 
 
-def _files(options: Data, **more: Any) -> Files:
+def _as_file_options(options: Data, **more: Any) -> Files:
     """The same options for local files: ``more`` goes over what all kinds of data share."""
     return Files(**({f.name: getattr(options, f.name) for f in fields(Data)} | more))

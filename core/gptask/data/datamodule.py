@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.cache import cache_folder, digest
-from gptask.data.corpus import Corpus
+from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples, code_hash
 from gptask.data.prefixes import prefixes
-from gptask.data.store import Store
+from gptask.data.store import ArrowStore
 from gptask.errors import DataError
 from gptask.plugins.task import Task
 from gptask.plugins.types import IGNORED, Encoded, Example
@@ -28,7 +28,7 @@ log = logging.getLogger("gptask")
 
 
 @dataclass
-class Batch:
+class PaddedBatch:
     """Right-padded sequences of prompt, target and EOS. B sequences, T positions, K numbers per label."""
 
     input_ids: Tensor  # (B, T)
@@ -39,14 +39,14 @@ class Batch:
     rows: list[int] = field(default_factory=list)  # which encoded item each sequence is
     learned: Tensor | None = None  # (B, T) which tokens of the prompts are learned too
 
-    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+    def to(self, device: Any, non_blocking: bool = False) -> PaddedBatch:
         """The same batch on another device."""
         tensors = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return Batch(**(vars(self) | tensors))
+        return PaddedBatch(**(vars(self) | tensors))
 
     def prompts(self) -> list[list[int]]:
         """The prompts' ids without targets and padding."""
@@ -67,11 +67,11 @@ class Batch:
         return self.lengths - 1
 
 
-def collate(items: Sequence[dict[str, Any]]) -> Batch:
+def collate(items: Sequence[dict[str, Any]]) -> PaddedBatch:
     """Encoded items to a right-padded batch; pads are known by position, so their id does not matter."""
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-    return Batch(
+    return PaddedBatch(
         ids,
         torch.tensor([len(sequence) for sequence in sequences]),
         torch.tensor([len(item["ids"]) for item in items]),
@@ -95,7 +95,7 @@ def _labels(labels: list[Any]) -> Tensor | None:
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """Encoded items with their row numbers."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ArrowStore) -> None:
         self.store = store
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class Items(torch.utils.data.Dataset[dict[str, Any]]):
 class DataModule(pl.LightningDataModule):
     """Core's data module: one encoded store per split, kept in a cache keyed by everything it depends on."""
 
-    def __init__(self, task: Task, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> None:
+    def __init__(self, task: Task, corpus: CachedCorpus, tokenizer: Any, options: Any, seed: int) -> None:
         super().__init__()
         self.task, self.corpus, self.tokenizer, self.options, self.seed = (
             task,
@@ -118,26 +118,26 @@ class DataModule(pl.LightningDataModule):
             seed,
         )
         self.shares = False  # whether the backbone computes once what prompts of a batch have in common
-        self._items: dict[str, Store] = {}
+        self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def examples(self, split: str) -> Examples:
         """The examples of a split."""
         return self.corpus.split(split)
 
-    def items(self, split: str) -> Store:
+    def items(self, split: str) -> ArrowStore:
         """The encoded items of a split; ``example`` says which example each belongs to."""
         if split not in self._items:
             self._items[split] = self._encoded(split)
         return self._items[split]
 
-    def _encoded(self, split: str) -> Store:
+    def _encoded(self, split: str) -> ArrowStore:
         examples = self.examples(split)
         parts = [examples.key, _fingerprint(self.tokenizer), self.options.max_tokens, self.task]
         parts += [self.task.demonstrations, code_hash(self.task)]
         path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
-        store = Store(path) if path.exists() else Store.write(path, self._encode(examples, meta), meta)
+        store = ArrowStore(path) if path.exists() else ArrowStore.write(path, self._encode(examples, meta), meta)
         if store.meta["truncated"]:
             log.warning(
                 "%s: %d of %d inputs were longer than data.max_tokens=%d and lost %d tokens in all",

@@ -14,7 +14,7 @@ from gptask.plugins.task import Task
 SECTION = 10_000  # characters after which a section ends at the next blank line, and after twice as many at any
 
 
-def of_task(options: Files, task: Task) -> Files:
+def options_for_task(options: Files, task: Task) -> Files:
     """The options with the task's choice of a document where the user left it open; lines if that was said."""
     if options.documents or options.separator or options.format == "lines":
         return options

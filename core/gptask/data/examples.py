@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from gptask.config.schemas import Data, OnBad
+from gptask.config.schemas import BadRowPolicy, Data
 from gptask.data.cache import cache_folder, digest
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
-from gptask.data.store import Store
+from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Kind
@@ -35,7 +35,7 @@ _json = json.JSONEncoder(ensure_ascii=False).encode
 class Examples(Sequence[Example]):
     """Some rows of a store, as examples; ``key`` names the content, the choice of rows included."""
 
-    def __init__(self, store: Store, rows: np.ndarray, name: str) -> None:
+    def __init__(self, store: ArrowStore, rows: np.ndarray, name: str) -> None:
         self.store, self.rows, self.name = store, rows, name
         self.key = digest(store.path.stem + hashlib.sha256(rows.tobytes()).hexdigest())
 
@@ -63,10 +63,10 @@ class Examples(Sequence[Example]):
         return total.hexdigest()[:16]
 
 
-class Reading:
+class ExampleReader:
     """Turns one split's rows into records for a store; ``meta`` counts rows by file, bad ones, and what was cleaned."""
 
-    def __init__(self, task: Task, columns: Columns, on_bad: OnBad, train: bool) -> None:
+    def __init__(self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool) -> None:
         self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
         self.inputs = [f.name for f in task.inputs()]
         self.shared = [f.name for f in task.inputs() if f.group]
@@ -77,7 +77,7 @@ class Reading:
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """Examples with a digest of their inputs and of what must stay in one split."""
-        for example in self.task.curate(self._examples(reader), self.train, self.curated):
+        for example in self.task.clean(self._examples(reader), self.train, self.curated):
             own = _number([example[name] for name in self.inputs])
             shared = _number([example[name] for name in self.shared]) if self.shared else own
             yield example | {"digest": own, "group": shared}
@@ -99,7 +99,7 @@ class Reading:
             yield example
 
     def _bad(self, place: str, error: DataError) -> None:
-        if self.on_bad is OnBad.stop:
+        if self.on_bad is BadRowPolicy.stop:
             hint = " (data.on_bad=skip leaves such rows out)" if self.good else ""  # else the options may be wrong
             raise DataError(f"{place}: {error}{hint}") from error
         self.meta["skipped"] += 1
@@ -132,7 +132,7 @@ def _schema(task: Task) -> Any:
     return pa.schema([("id", text), *own, ("digest", number), ("group", number)])
 
 
-def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> Store:
+def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
     """The examples of a split, from the cache if it holds them; the log says what was read, skipped and seen twice."""
     columns = Columns(task, options)
     prints = reader.fingerprint()
@@ -142,11 +142,11 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
     key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code_hash(task)]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     if path.exists():
-        store = Store(path)
+        store = ArrowStore(path)
     else:
-        reading = Reading(task, columns, options.on_bad, train)
+        reading = ExampleReader(task, columns, options.on_bad, train)
         reading.meta["files"] = list(prints)
-        store = Store.write(path, reading.records(reader), reading.meta, _schema(task))
+        store = ArrowStore.write(path, reading.records(reader), reading.meta, _schema(task))
     store.sources = prints
     rows, files = store.meta["rows"], store.meta.get("files", list(prints))  # as they were called when they were read
     together = rows.get("+".join(files), 0)  # parallel files have their rows in common
@@ -156,7 +156,7 @@ def stored(task: Task, options: Data, split: str, reader: FileReader | HubReader
     return store
 
 
-def _report(store: Store, split: str, names: str) -> None:
+def _report(store: ArrowStore, split: str, names: str) -> None:
     skipped, first = store.meta["skipped"], "; ".join(store.meta["first"])
     if not len(store):
         why = f"; all {skipped} rows are bad: {first}" if skipped else ""

@@ -22,7 +22,7 @@ ROLES = {
 KEYS = (("role", "content"), ("from", "value"))  # of the chat format, of ShareGPT
 
 
-def messages(cell: Any) -> list[Message]:
+def parse_messages(cell: Any) -> list[Message]:
     """Turns in the chat format (``role``, ``content``) or ShareGPT's (``from``, ``value``); a text is a user's turn.
 
     Raises `DataError` that names the turn: its shape, a role that is no turn's, an empty text, a system message that

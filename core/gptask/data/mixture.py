@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 
-from gptask.config.multitask import shares
+from gptask.config.multitask import batches_per_task
 from gptask.config.schemas import Mixing
 from gptask.errors import UserError
 
 AGAIN = 10_007  # epochs that no training reaches: what tells a second pass within one from the pass of another
 
 
-class Drawn(NamedTuple):
+class TaskBatch(NamedTuple):
     """A training batch, and the number of the task it is of."""
 
     seat: int
     batch: Any
 
 
-class Pass:
+class EpochView:
     """The trainer as a task's own data module sees it: an epoch is one pass through that task's data."""
 
     def __init__(self, trainer: pl.Trainer, epoch: int) -> None:
@@ -46,11 +46,11 @@ class Interleaved:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[TaskBatch]:
         order = np.random.default_rng(self.seed).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
         streams = [_endless(loader) for loader in self.loaders]
         for seat in order.tolist():
-            yield Drawn(seat, next(streams[seat]))
+            yield TaskBatch(seat, next(streams[seat]))
 
 
 def _endless(loader: Callable[[int], Any]) -> Iterator[Any]:
@@ -81,11 +81,13 @@ class Mixture(pl.LightningDataModule):
         """The batches of the current epoch (the trainer asks anew for every epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         loaders = [partial(self._loader, module, epoch) for module in self.modules.values()]
-        return Interleaved(loaders, shares(self.sizes(epoch), self.mixing), (self.seed * 1_000_003 + epoch) % 2**63)
+        return Interleaved(
+            loaders, batches_per_task(self.sizes(epoch), self.mixing), (self.seed * 1_000_003 + epoch) % 2**63
+        )
 
     def _loader(self, module: Any, epoch: int, number: int) -> Any:
         """A task's training batches for its ``number``-th pass in an epoch."""
-        module.trainer = Pass(self.trainer, epoch + AGAIN * number) if self.trainer else None
+        module.trainer = EpochView(self.trainer, epoch + AGAIN * number) if self.trainer else None
         return module.train_dataloader()
 
     def sizes(self, epoch: int = 0) -> list[int]:
@@ -106,7 +108,7 @@ class Mixture(pl.LightningDataModule):
     def passes(self) -> list[float]:
         """How often an epoch goes through the data of each task."""
         sizes = self.sizes()
-        return [count / size for count, size in zip(shares(sizes, self.mixing), sizes, strict=True)]
+        return [count / size for count, size in zip(batches_per_task(sizes, self.mixing), sizes, strict=True)]
 
     def val_dataloader(self) -> list[Any]:
         """Validation batches of each task."""

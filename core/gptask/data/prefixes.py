@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-MOST = 64  # sequences that are looked at for a common prefix
+MAX_GROUP = 64  # sequences that are looked at for a common prefix
 
 
-def runs(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
+def prefix_groups(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
     """Split token ids into runs of row numbers and the length of their common prefix, so that most tokens are shared.
 
     Sorted rows with a prefix in common are neighbours, so the best split is found by dynamic programming over them.
@@ -22,7 +22,7 @@ def runs(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
     for end in range(1, len(rows) + 1):
         best[end], start[end] = best[end - 1], end - 1
         prefix = len(ordered[end - 1]) - 1
-        for begin in range(end - 2, max(-1, end - 1 - MOST), -1):
+        for begin in range(end - 2, max(-1, end - 1 - MAX_GROUP), -1):
             prefix = min(prefix, common[begin + 1], len(ordered[begin]) - 1)
             if not prefix:
                 break
@@ -40,7 +40,7 @@ def runs(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]:
 def prefixes(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """For each of N rows of token ids the number (N,) of its run and the length (N,) of the prefix it shares there."""
     of, length = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=int)
-    for number, (members, prefix) in enumerate(runs(rows)):
+    for number, (members, prefix) in enumerate(prefix_groups(rows)):
         of[members], length[members] = number, prefix
     return of, length
 

@@ -14,7 +14,7 @@ import numpy as np
 CHUNK = 1024
 
 
-class Store(Sequence[dict[str, Any]]):
+class ArrowStore(Sequence[dict[str, Any]]):
     """Dictionaries on disk: random access through a memory map, so a store larger than memory is fine."""
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,9 @@ class Store(Sequence[dict[str, Any]]):
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
     @classmethod
-    def write(cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None) -> Store:
+    def write(
+        cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None
+    ) -> ArrowStore:
         """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may fill up while records are drawn."""
         import pyarrow as pa
 
@@ -72,7 +74,7 @@ class Store(Sequence[dict[str, Any]]):
         return self.at(np.arange(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.path,)  # a loader's worker maps the file itself
+        return ArrowStore, (self.path,)  # a loader's worker maps the file itself
 
     def at(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
         """The records at rising row numbers, read chunk by chunk."""

@@ -11,7 +11,7 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 
 
-def merge(
+def predictions_by_example(
     task: Task, examples: Sequence[Example], owners: np.ndarray, outputs: dict[int, Any]
 ) -> tuple[list[Example], list[Prediction]]:
     """Bring the outputs of encoded items together by example and let the task turn them into predictions."""

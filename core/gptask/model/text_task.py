@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask.errors import DataError, UserError, listing, nearest
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.task import Task, option
 from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
     from gptask.model.heads import Head
+    from gptask.plugins.protocols import Backbone
 
 
 def is_wide(character: str) -> bool:
@@ -65,7 +65,7 @@ class PromptedTask(Task):
         """Values for placeholders besides the fields."""
         return {}
 
-    def filled(self, example: Example) -> str:
+    def format_prompt(self, example: Example) -> str:
         """The prompt of an example."""
         values = {f.name: "" if example.get(f.name) is None else example[f.name] for f in self.inputs()}
         return self.template.format(**values, **self.placeholders(example))
@@ -75,14 +75,14 @@ class PromptedTask(Task):
 class WritingTask(Task):
     """A task whose head is the language model itself, so that its predictions are texts."""
 
-    generation: Generation = option(Generation, "how text is decoded")
+    generation: GenerationOptions = option(GenerationOptions, "how text is decoded")
 
     def validate(self) -> None:
         """Refuse options out of range."""
         super().validate()
         self.generation.validate()
 
-    def reserve(self) -> int:
+    def reserved_tokens(self) -> int:
         """Room for what is generated."""
         return self.generation.limit
 
@@ -115,7 +115,7 @@ class GenerativeTask(PromptedTask, WritingTask):
 
     def render(self, example: Example) -> tuple[str, str | None]:
         """The prompt, and the target behind a space where one would be written there."""
-        prompt, target = self.filled(example), self.target(example)
+        prompt, target = self.format_prompt(example), self.target(example)
         if target is None:
             return prompt, None
         target = target.strip()

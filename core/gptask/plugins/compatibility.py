@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from gptask.errors import UserError, listing
 from gptask.plugins.deprecation import deprecated
-from gptask.plugins.source_location import place
+from gptask.plugins.source_location import class_location
 from gptask.plugins.task import CONTRACT_VERSION, Task
 from gptask.plugins.types import Field
 
@@ -20,7 +20,7 @@ class Incompatible(Exception):
     """A task was made for another version of the contract."""
 
 
-def admit(name: str, task: object) -> type[Task]:
+def check_task_class(name: str, task: object) -> type[Task]:
     """Return what an entry point names if it is a task that this gptask can use; raises what is wrong with it."""
     from omegaconf import OmegaConf
 
@@ -29,16 +29,16 @@ def admit(name: str, task: object) -> type[Task]:
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise TypeError(f"expected a subclass of gptask.Task, got {task!r}")
     if "__dataclass_fields__" not in vars(task) or not is_dataclass(task):
-        raise TypeError(f"{task.__name__} is not decorated with @dataclass ({place(task)})")
+        raise TypeError(f"{task.__name__} is not decorated with @dataclass ({class_location(task)})")
     refuse_other_version(task)
     if missing := sorted(getattr(task, "__abstractmethods__", ())):
-        raise TypeError(f"{task.__name__} lacks {listing(missing)} ({place(task)})")
+        raise TypeError(f"{task.__name__} lacks {listing(missing)} ({class_location(task)})")
     OmegaConf.structured(task)  # refuses types of options that it does not know
     _try_out(task)
     return task
 
 
-def made_for(task: type[Task]) -> str | None:
+def contract_version_of(task: type[Task]) -> str | None:
     """The contract version that the task's own package states, ``major.minor``; None if it states none.
 
     What is inherited from another package says what that package was made for.
@@ -53,14 +53,14 @@ def made_for(task: type[Task]) -> str | None:
             instead=f'write contract_version = "{stated}"',
         )  # fmt: skip
     if stated is not None and not (isinstance(stated, str) and re.fullmatch(r"\d+\.\d+", stated)):
-        wrong = f"{task.__name__} ({place(task)}) states contract_version = {stated!r}"
+        wrong = f"{task.__name__} ({class_location(task)}) states contract_version = {stated!r}"
         raise TypeError(f'{wrong}; expected "major.minor", such as "{CONTRACT_VERSION}"')
     return stated
 
 
 def refuse_other_version(task: type[Task]) -> None:
     """Raise `Incompatible` for a task of another major version, or of a minor one that is yet to come."""
-    stated = made_for(task)
+    stated = contract_version_of(task)
     if stated is None:
         return
     theirs, ours = (tuple(map(int, version.split("."))) for version in (stated, CONTRACT_VERSION))

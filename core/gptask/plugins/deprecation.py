@@ -6,7 +6,7 @@ import warnings
 from datetime import date
 from typing import Any
 
-from gptask.plugins.source_location import source_of
+from gptask.plugins.source_location import class_source
 
 _told: dict[Any, Any] = {}  # where Python keeps which warnings were given
 
@@ -30,6 +30,6 @@ def deprecated(user: type, what: str, *, since: str, until: date, instead: str) 
                 deprecated(type(self), "Task.old", since="1.3", until=date(2027, 12, 31), instead="Task.successor")
             return self.old()
     """
-    file, line = source_of(user)
+    file, line = class_source(user)
     text = f"{what} is deprecated since contract {since} and may be gone after {until.isoformat()}: {instead}"
     warnings.warn_explicit(text, ContractDeprecation, file, line, user.__module__, _told)

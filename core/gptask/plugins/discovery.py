@@ -13,30 +13,30 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
-from pathlib import Path
+from importlib.resources import files
 
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins.compatibility import Incompatible, admit, made_for
+from gptask.plugins.compatibility import Incompatible, check_task_class, contract_version_of
 from gptask.plugins.isolation import isolated
 from gptask.plugins.task import Task
 
-GROUP = "gptask.tasks"
-LIMIT = "GPTASK_PLUGINS"
-OURS = str(Path(__file__).parent)
+ENTRY_POINT_GROUP = "gptask.tasks"
+PLUGINS_VARIABLE = "GPTASK_PLUGINS"
+PACKAGE_ROOT = str(files("gptask"))  # tells our frames of a traceback from a plugin's
 
 
-class Clash(Exception):
+class NameClash(Exception):
     """Several distributions claim one name."""
 
 
-class Disabled(Exception):
+class PluginDisabled(Exception):
     """The user asked for this plugin to be left out."""
 
 
-STATES: dict[type[BaseException], str] = {Clash: "clash", Disabled: "disabled", Incompatible: "incompatible"}
+STATES: dict[type[BaseException], str] = {NameClash: "clash", PluginDisabled: "disabled", Incompatible: "incompatible"}
 
 
 @dataclass
@@ -88,8 +88,8 @@ class Plugin:
             try:
                 found = _imported(self.point)
                 if isinstance(found, type) and issubclass(found, Task):
-                    self.contract = made_for(found)
-                self.task = admit(self.name, found)
+                    self.contract = contract_version_of(found)
+                self.task = check_task_class(self.name, found)
             except BaseException as error:  # sys.exit() and worse; of KeyboardInterrupt, only the user's own goes on
                 if pressed:
                     raise
@@ -97,38 +97,40 @@ class Plugin:
         return self
 
 
-def installed() -> list[Plugin]:
-    """Every plugin there is by name, those that are disabled included; none is loaded."""
-    found: dict[str, list[Plugin]] = {}
+def installed_plugins() -> list[Plugin]:
+    """Every plugin there is by name, those that are disabled included; what is loaded already stays loaded.
+
+    The distributions are scanned once for each state of ``sys.path`` and ``GPTASK_PLUGINS``.
+    """
+    return list(_scan(tuple(sys.path), os.environ.get(PLUGINS_VARIABLE, "")))
+
+
+@lru_cache(maxsize=1)
+def _scan(path: tuple[str, ...], limit: str) -> tuple[Plugin, ...]:
+    by_name: dict[str, list[Plugin]] = {}
     for plugin in _entries():
-        found.setdefault(plugin.name, []).append(plugin)
-    listed = []
-    for _, plugins in sorted(found.items()):
-        claims = [plugin for plugin in plugins if plugin.state != "disabled"]
-        listed += claims if len(claims) < 2 else [_clash(claims)]
-        listed += [plugin for plugin in plugins if plugin.state == "disabled"]
-    return listed
+        by_name.setdefault(plugin.name, []).append(plugin)
+    plugins: list[Plugin] = []
+    for _, namesakes in sorted(by_name.items()):
+        claims = [plugin for plugin in namesakes if plugin.state != "disabled"]
+        plugins += claims if len(claims) < 2 else [_clash(claims)]
+        plugins += [plugin for plugin in namesakes if plugin.state == "disabled"]
+    return tuple(plugins)
 
 
 def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
-    """Find the plugins that are not disabled and load those named in ``only`` (all by default).
-
-    Each becomes a choice of Hydra's config group ``task``; one that was not loaded is loaded when it is chosen.
-    """
-    from gptask.plugins.config_group import offer
-
-    plugins = {plugin.name: plugin for plugin in installed() if plugin.state != "disabled"}
+    """Find the plugins that are not disabled and load those named in ``only`` (all by default)."""
+    plugins = {plugin.name: plugin for plugin in installed_plugins() if plugin.state != "disabled"}
     for name, plugin in plugins.items():
         if only is None or name in only:
             plugin.load()
-    offer(plugins)
     return plugins
 
 
-def chosen(plugins: dict[str, Plugin], name: str) -> type[Task]:
+def load_task_class(plugins: dict[str, Plugin], name: str) -> type[Task]:
     """Load a task's class and return it, or raise `UserError` with the full cause or the names there are."""
     if name not in plugins:
-        off = next((plugin for plugin in installed() if plugin.name == name), None)
+        off = next((plugin for plugin in installed_plugins() if plugin.name == name), None)
         if off:
             raise UserError(f"task '{name}' ({off.origin}) is {off.error}")
         raise UserError(
@@ -148,9 +150,9 @@ def _entries() -> Iterator[Plugin]:
     for found in distributions():
         owner, version = _named(found)
         try:
-            if GROUP not in (found.read_text("entry_points.txt") or ""):
+            if ENTRY_POINT_GROUP not in (found.read_text("entry_points.txt") or ""):
                 continue
-            points = list(found.entry_points.select(group=GROUP))
+            points = list(found.entry_points.select(group=ENTRY_POINT_GROUP))
         except Exception as error:
             yield Plugin(owner, owner, version, cause=error)
             continue
@@ -177,23 +179,23 @@ def _normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _disabled(owner: str) -> Disabled | None:
+def _disabled(owner: str) -> PluginDisabled | None:
     """Why a distribution's plugins are left out, if they are."""
-    limit = os.environ.get(LIMIT, "")
+    limit = os.environ.get(PLUGINS_VARIABLE, "")
     names = [name.strip() for name in limit.split(",") if name.strip()]
     without = {_normalized(name[1:]) for name in names if name.startswith("-")}
     only = {_normalized(name) for name in names if not name.startswith("-")}
     if _normalized(owner) in without or (only and _normalized(owner) not in only):
-        return Disabled(f"disabled by {LIMIT}={limit}")
+        return PluginDisabled(f"disabled by {PLUGINS_VARIABLE}={limit}")
     return None
 
 
 def _clash(plugins: list[Plugin]) -> Plugin:
     owners = sorted({plugin.origin for plugin in plugins})
-    what = f"by {' and '.join(owners)}: uninstall one, or leave one out with {LIMIT}=-<distribution>"
+    what = f"by {' and '.join(owners)}: uninstall one, or leave one out with {PLUGINS_VARIABLE}=-<distribution>"
     if len(owners) == 1:
         what = f"twice by {owners[0]}; it is its author's to mend"
-    return Plugin(plugins[0].name, " / ".join(owners), "", cause=Clash(f"the name is claimed {what}"))
+    return Plugin(plugins[0].name, " / ".join(owners), "", cause=NameClash(f"the name is claimed {what}"))
 
 
 def _imported(point: EntryPoint) -> object:
@@ -213,7 +215,7 @@ def _full(error: BaseException) -> str:
     """What a traceback says at its end, if that isn't ours: place, error, cause; four lines at most."""
     lines = [line for line in traceback.format_exception_only(error) if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", OURS)):
+    if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", PACKAGE_ROOT)):
         lines.insert(0, f'  File "{frames[-1].filename}", line {frames[-1].lineno}: {frames[-1].line}\n')
     if error.__cause__:
         lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")

@@ -13,12 +13,12 @@ from gptask.errors import UserError
 from gptask.plugins.task import option
 
 log = logging.getLogger("gptask")
-UNTOLD = 64  # tokens generated at most where no targets tell
-FEWEST = 16  # ... and where all are short
+DEFAULT_NEW_TOKENS = 64  # tokens generated at most where no targets tell
+MIN_NEW_TOKENS = 16  # ... and where all are short
 
 
 @dataclass
-class Generation:
+class GenerationOptions:
     """How text is decoded."""
 
     max_new_tokens: int | None = option(None, "tokens generated at most; null: by the targets of train, 64 without")
@@ -35,14 +35,14 @@ class Generation:
     @property
     def limit(self) -> int:
         """Tokens generated at most."""
-        return UNTOLD if self.max_new_tokens is None else self.max_new_tokens
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
-    def settle(self, lengths: np.ndarray, max_tokens: int) -> None:
+    def resolve_max_new_tokens(self, lengths: np.ndarray, max_tokens: int) -> None:
         """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each, but no
         more than a quarter of ``max_tokens``: what is kept free for an answer is lost to its prompt."""
         if self.max_new_tokens is None and len(lengths):
             most, room = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8, max_tokens // 4
-            self.max_new_tokens = max(min(most, room), self.min_new_tokens, FEWEST)
+            self.max_new_tokens = max(min(most, room), self.min_new_tokens, MIN_NEW_TOKENS)
             log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
             if self.max_new_tokens < most:
                 cut = np.count_nonzero(lengths > self.max_new_tokens)

@@ -27,7 +27,7 @@ class Metric(ABC):
     higher_is_better: bool | None = True  # None: it describes, and ranks nothing
     range: tuple[float, float] = (0.0, 100.0)
     signature: str = ""
-    final: bool = False  # it rests on `Task.review`, so validation leaves it out
+    final: bool = False  # it rests on `Task.annotate_predictions`, so validation leaves it out
 
     @abstractmethod
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:

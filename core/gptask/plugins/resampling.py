@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-BLOCK = 4_000_000  # counts that are held at once
+RESAMPLES_PER_BLOCK = 4_000_000  # counts that are held at once
 
 
 def numbered(groups: Sequence[object]) -> np.ndarray:
@@ -29,7 +29,7 @@ def bootstrap(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
         yield counts[:, groups].astype(float)
 
 
-def halves(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def swap_masks(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Zeros and ones (R, N): which examples stay where they are when two systems' answers are swapped by coin, the same
     coin for a group (N,); block by block."""
     generator, total = np.random.default_rng(seed), int(groups.max()) + 1
@@ -38,6 +38,6 @@ def halves(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray
 
 
 def _blocks(resamples: int, examples: int) -> Iterator[int]:
-    size = max(1, BLOCK // examples)
+    size = max(1, RESAMPLES_PER_BLOCK // examples)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)

@@ -20,11 +20,8 @@ from gptask.errors import DataError, UserError
 from gptask.plugins.types import Encoded, Example, Field, Prediction
 
 if TYPE_CHECKING:
-    from gptask.data.corpus import Corpus
-    from gptask.data.datamodule import DataModule
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
     from gptask.plugins.metric import Metric
+    from gptask.plugins.protocols import Backbone, Corpus, TaskHead
 
 __all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "option"]
 CONTRACT_VERSION = "1.0"
@@ -53,7 +50,7 @@ class Task(ABC):
         """Turn an example into the prompt and, for tasks that generate, the target text (None if unknown)."""
 
     @abstractmethod
-    def head(self, backbone: Backbone) -> Head:
+    def head(self, backbone: Backbone) -> TaskHead:
         """Build the part between hidden states and predictions."""
 
     @abstractmethod
@@ -74,7 +71,7 @@ class Task(ABC):
     def prepare(self, train: Iterable[Example]) -> None:  # noqa: B027
         """Settle options that training data decides (a label set, say), from all of it, before anything is encoded."""
 
-    def record(self, row: Any) -> Any:
+    def convert_row(self, row: Any) -> Any:
         """Turn a row (named cells, cells by position or a line of text) into cells named like the fields.
 
         For data that is published in other shapes than columns; what ``data.columns`` maps is under its field's name.
@@ -85,7 +82,7 @@ class Task(ABC):
     def check(self, example: Example) -> None:  # noqa: B027
         """Raise `DataError` for an example that a run can't use; the reader adds file and line."""
 
-    def curate(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
+    def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
         """Clean examples that passed `check`, and leave out what a model should not learn from.
 
         Called once on all rows of a file, in order. Of ``train`` (from which splits that are not given are cut)
@@ -102,8 +99,8 @@ class Task(ABC):
         """
         _, target_text = self.render(example)
         target = tokenizer(target_text, add_special_tokens=False)["input_ids"] if target_text is not None else None
-        room = max_tokens - max(len(target or []) + 1, self.reserve())
-        ids, cut = self.fit(example, tokenizer, room)
+        room = max_tokens - max(len(target or []) + 1, self.reserved_tokens())
+        ids, cut = self.truncate_prompt(example, tokenizer, room)
         return Encoded(ids, target=target, truncated=cut)
 
     def demonstrate(self, example: Example) -> str:
@@ -113,11 +110,11 @@ class Task(ABC):
             raise UserError("this task has no target text to demonstrate; use shots=0")
         return prompt + target
 
-    def reserve(self) -> int:
+    def reserved_tokens(self) -> int:
         """Tokens kept free behind a prompt for what the head generates."""
         return 0
 
-    def fit(self, example: Example, tokenizer: Any, room: int) -> tuple[list[int], int]:
+    def truncate_prompt(self, example: Example, tokenizer: Any, room: int) -> tuple[list[int], int]:
         """Tokenize the prompt, shortening its ``truncate`` fields to ``room`` tokens; return ids and tokens cut."""
         ids = self._prompt_ids(example, tokenizer)
         over, example = len(ids) - room, dict(example)
@@ -144,13 +141,13 @@ class Task(ABC):
             ids = ids[:-1]
         return ids
 
-    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> DataModule:
-        """Build the data module; core's reads, checks, encodes, caches and batches by length."""
-        from gptask.data.datamodule import DataModule
+    def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> Any:
+        """Build a data module of the task's own; None takes core's, which encodes, caches and batches by length."""
+        return None
 
-        return DataModule(self, corpus, tokenizer, options, seed)
-
-    def review(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> Sequence[Prediction]:
+    def annotate_predictions(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> Sequence[Prediction]:
         """Look at all predictions of a test together before they are scored (not in validation, nor in `predict`).
 
         The place to ask another model, for metrics that are ``final``; what it says stands in `Prediction.extra`.
@@ -161,7 +158,7 @@ class Task(ABC):
         """Say more than the metrics do (per-class scores, a confusion matrix); goes into metrics.json."""
         return {}
 
-    def adjust(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+    def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Choose values for options that were left open (a threshold, say) by the validation split's predictions.
 
         They are set as options before that split is scored, kept with its checkpoint, and saved with the run.

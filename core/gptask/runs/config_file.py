@@ -12,10 +12,10 @@ from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 
-FORMAT = 1
-OURS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
+FORMAT = 2
+CORE_COLUMNS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
 # and those of predictions.jsonl
-WRITTEN = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
+PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # the command line, where there is one
 
 

@@ -52,7 +52,7 @@ def export(config: Export) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={output} exists and is not an empty folder; choose another")
     run = load_run(config.run, dtype=DType.float32)
-    model = build(run)
+    model = exported_model(run)
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
@@ -67,7 +67,7 @@ def export(config: Export) -> Path:
     return output
 
 
-def build(run: Run) -> Any:
+def exported_model(run: Run) -> Any:
     """The run's model as the transformers class its head names, adapter merged and head inside."""
     cls = model_class(run)
     weights, values = run.head.export()

@@ -19,15 +19,15 @@ from gptask.runs.config_file import read_config
 log = logging.getLogger("gptask")
 
 
-def title(config: Any) -> str:
+def run_title(config: Any) -> str:
     """What the runs of a config are called: by its task, or by all its tasks."""
     return "+".join(getattr(config, "tasks", {})) or plugin_of(config.task).name
 
 
-def create(outputs: str, task: str, folder: str | None) -> Path:
+def create_run_folder(outputs: str, task: str, folder: str | None) -> Path:
     """Make a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused."""
     base = Path(folder) if folder else Path(outputs) / task / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for path in chain([base], siblings(base)):
+    for path in chain([base], numbered_alternatives(base)):
         try:
             path.mkdir(parents=True)
             return path
@@ -39,18 +39,18 @@ def create(outputs: str, task: str, folder: str | None) -> Path:
     raise UserError(f"no free run folder beside {base}")
 
 
-def siblings(base: Path) -> Iterator[Path]:
+def numbered_alternatives(base: Path) -> Iterator[Path]:
     """``base_1``, ``base_2``, ...: where runs go that find ``base`` taken."""
     return (base.with_name(f"{base.name}_{number}") for number in range(1, 1000))
 
 
 @contextmanager
-def folder_for(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
+def run_folder(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
     """A new run folder (or the one to go on in) with its log; one that nothing came of is taken back."""
     if not main_process():
         yield _main_folder(folder, resume)
         return
-    path = Path(resume) if resume else create(outputs, task, folder)
+    path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -60,7 +60,7 @@ def folder_for(outputs: str, task: str, folder: str | None, resume: str | None =
         yield path
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise UserError(f"{error.strerror} while writing {path}. {kept(path)}") from error
+            raise UserError(f"{error.strerror} while writing {path}. {resume_hint(path)}") from error
         raise
     finally:
         os.environ.pop("GPTASK_RUN_FOLDER")
@@ -85,7 +85,7 @@ def _main_folder(folder: str | None, resume: str | None) -> Path:
     return Path(known)
 
 
-def kept(folder: Path) -> str:
+def resume_hint(folder: Path) -> str:
     """Which checkpoints a stopped run left, and how to go on."""
     found = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
     if not found:
@@ -99,7 +99,7 @@ def model_folder(folder: str | Path) -> Path:
     return own if own.is_dir() or not read_config(folder).get("member") else Path(folder).parent / "model"
 
 
-def refuse_several(folder: str | Path, values: dict[str, Any]) -> None:
+def refuse_multitask(folder: str | Path, values: dict[str, Any]) -> None:
     """Raise `UserError` for the folder of several tasks where one is needed."""
     if names := list(values.get("tasks", {})):
         raise UserError(f"{folder} is a run of several tasks: {listing(names)}. Take {Path(folder) / names[0]}, say")

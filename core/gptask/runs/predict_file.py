@@ -7,16 +7,16 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from gptask.config.schemas import OnBad, Predict
+from gptask.config.schemas import BadRowPolicy, Predict
 from gptask.data.columns import Columns
-from gptask.data.documents import of_task
+from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.types import Example, Prediction
 from gptask.runs.predictions_file import prediction_fields
-from gptask.runs.predictor import _examples, _predicted
-from gptask.runs.run import Run, load_run
+from gptask.runs.predictor import Predictor, read_examples
+from gptask.runs.run import load_run
 
 
 def predict(config: Predict) -> None:
@@ -27,13 +27,14 @@ def predict(config: Predict) -> None:
         raise UserError(f"output={target} is the input; choose another file")
     run = load_run(config.run, config.task)
     columns = Columns(run.task, config.data, run.task.inputs())
-    data = of_task(config.data, run.task)
+    data = options_for_task(config.data, run.task)
     rows = read(source, data, columns.wanted) if source else read_stream(stdin(), data)
-    examples = _examples(rows, columns, str(source.path) if source else "<stdin>")
+    predictor = Predictor(run.task, run.backbone, run.head, config.data)
+    examples = read_examples(rows, columns, str(source.path) if source else "<stdin>")
     try:
         with target.open("w", encoding="utf-8") if target else nullcontext(sys.stdout) as stream:
-            for example, prediction in _predicted(run, examples, config.data):
-                stream.write(_line(run, example, prediction, config.on_error) + "\n")
+            for example, prediction in predictor.predict_each(examples):
+                stream.write(_line(example, prediction, config.on_error) + "\n")
                 stream.flush()
     except BrokenPipeError:  # `gptask predict ... | head`
         sys.stdout = None
@@ -41,9 +42,9 @@ def predict(config: Predict) -> None:
         raise UserError(f"{config.output} can't be written: {error.strerror}") from error
 
 
-def _line(run: Run, example: Example | DataError, prediction: Prediction | DataError, on_error: OnBad) -> str:
+def _line(example: Example | DataError, prediction: Prediction | DataError, on_error: BadRowPolicy) -> str:
     if isinstance(prediction, DataError):
-        if on_error is OnBad.stop:
+        if on_error is BadRowPolicy.stop:
             raise DataError(f"{prediction} (on_error=skip writes the error into the row's place and goes on)")
         return json.dumps({"error": str(prediction)}, ensure_ascii=False)
     assert isinstance(example, dict)

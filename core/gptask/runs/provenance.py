@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 
 PACKAGES = (
@@ -47,7 +48,7 @@ def versions() -> dict[str, str]:
 def git_commit(touching: bool = False) -> str | None:
     """The commit gptask's own code is at, where it runs from a checkout; ``touching``: the last that changed it."""
     asked = ["log", "-1", "--format=%H", "--", "."] if touching else ["rev-parse", "HEAD"]
-    command = ["git", "-C", str(Path(__file__).parent), *asked]
+    command = ["git", "-C", str(files("gptask")), *asked]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -9,13 +9,13 @@ from typing import Any
 
 from gptask.config import schemas
 from gptask.config.conversion import to_plain
-from gptask.config.overrides import accepted
+from gptask.config.overrides import quote_if_needed
 from gptask.plugins.discovery import discover
 
-OWN = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise
+NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise
 
 
-def command(config: dict[str, Any]) -> str:
+def reproduce_command(config: dict[str, Any]) -> str:
     """The command line a run was started with; where it was not (from Python, or resumed), one made of all values of
     its config.yaml that are not the defaults."""
     if written := config.get("command"):
@@ -23,10 +23,10 @@ def command(config: dict[str, Any]) -> str:
     verb = "train" if "optimizer" in config else "evaluate"
     defaults = to_plain(schemas.VERBS[verb]())
     parent = config.get("parent")
-    words = [f"run={accepted(str(parent))}"] if parent else []
+    words = [f"run={quote_if_needed(str(parent))}"] if parent else []
     words += _tasks(config["tasks"]) if "tasks" in config else _task(config, named=not parent)
     for name in (f.name for f in fields(schemas.VERBS[verb])):
-        if name in config and name not in OWN and not (parent and name in ("backbone", "data")):
+        if name in config and name not in NOT_REPRODUCED and not (parent and name in ("backbone", "data")):
             words += _group(name, config[name], defaults.get(name))
     return " ".join(map(_quoted, ["gptask", verb, *words]))
 
@@ -101,4 +101,4 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
-    return accepted(str(value)) if isinstance(value, str) else str(value)
+    return quote_if_needed(str(value)) if isinstance(value, str) else str(value)

@@ -7,19 +7,21 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
 from gptask.errors import UserError
-from gptask.plugins.discovery import Plugin, chosen, discover
+from gptask.model.backbone.locate import folder_hash
+from gptask.plugins.discovery import Plugin, discover, load_task_class
 from gptask.plugins.task import Task
 from gptask.plugins.types import Prediction
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import model_folder, refuse_several
+from gptask.runs.folder import model_folder, refuse_multitask
+from gptask.runs.predictor import Predictor
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
@@ -32,7 +34,7 @@ class Run:
     folder: Path
     plugin: Plugin
     task: Task
-    backbone: Backbone
+    backbone: GPTBackbone
     head: Head
     values: dict[str, Any]
 
@@ -43,9 +45,8 @@ class Run:
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
-        from gptask.runs.predictor import predict_examples
-
-        return predict_examples(self, examples)
+        data = from_plain("data", self.values["data"])
+        return Predictor(self.task, self.backbone, self.head, data).predict(examples)
 
 
 @dataclass
@@ -61,14 +62,14 @@ class Runs:
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def load_task(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:
+def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:
     """The task of a run, its options checked against the plugin's schema again."""
     from omegaconf.errors import OmegaConfBaseException
 
     written = values["plugin"]
     if cls is None:
         plugins = discover({written["name"]})
-        cls = chosen(plugins, written["name"])
+        cls = load_task_class(plugins, written["name"])
         plugin = plugins[written["name"]]
     else:
         plugin = Plugin(written["name"], written["distribution"], written["version"], cls)
@@ -80,6 +81,16 @@ def load_task(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Pl
             f"don't fit {plugin.origin}: {str(error).splitlines()[0]}"
         ) from error
     return plugin, task
+
+
+def load_task(folder: str | Path) -> Task:
+    """The task of a run folder with the run's options, without its model."""
+    return task_from_config(read_config(folder))[1]
+
+
+def weights_hash(folder: str | Path) -> str:
+    """A hash of the weights in a run's ``model/``: another model is another measure."""
+    return folder_hash(model_folder(folder))
 
 
 def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
@@ -110,10 +121,12 @@ def load_runs(
     return Runs(folder, loaded)
 
 
-def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: Backbone | None) -> Run:
+def _load(
+    folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: GPTBackbone | None
+) -> Run:
     values = read_config(folder)
-    refuse_several(folder, values)
-    plugin, saved = load_task(values, task if isinstance(task, type) else type(task) if task else None)
+    refuse_multitask(folder, values)
+    plugin, saved = task_from_config(values, task if isinstance(task, type) else type(task) if task else None)
     instance = task if isinstance(task, Task) else saved
     instance.validate()
     model = model_folder(folder)
@@ -127,7 +140,7 @@ def _load(folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | N
     from gptask.runs import saved_model
 
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
-    head = instance.head(backbone)
+    head = cast("Head", instance.head(backbone))
     saved_model.load_head(head, model, values.get("member"))
     backbone.eval()
     head.eval()

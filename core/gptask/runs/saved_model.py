@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import from_plain
-from gptask.config.schemas import DType, Full, Lora
+from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
+from gptask.data.cache import cache_folder
 from gptask.errors import UserError
+from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.runs.atomic_write import write_json
+from gptask.runs.config_file import read_config
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
+log = logging.getLogger("gptask")
 
-def save_model(folder: Path, backbone: Backbone, heads: Mapping[str, Head], tuning: Any) -> None:
+
+def save_model(folder: Path, backbone: GPTBackbone, heads: Mapping[str, Head], tuning: Any) -> None:
     """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's source and hash.
 
     ``heads`` are by the name of their task where there are several, else the one under an empty name.
@@ -45,7 +53,7 @@ def _swap(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(partial: Path, backbone: Backbone, heads: Mapping[str, Head], tuning: Any) -> None:
+def _write_model(partial: Path, backbone: GPTBackbone, heads: Mapping[str, Head], tuning: Any) -> None:
     from safetensors.torch import save_file
 
     scratch = backbone.origin.kind == "scratch"
@@ -72,7 +80,7 @@ def _write_model(partial: Path, backbone: Backbone, heads: Mapping[str, Head], t
     )
 
 
-def _save_base(backbone: Backbone, folder: Path) -> None:
+def _save_base(backbone: GPTBackbone, folder: Path) -> None:
     """The frozen weights of a backbone from scratch, without adapters."""
     from safetensors.torch import save_file
 
@@ -87,22 +95,21 @@ def _save_base(backbone: Backbone, folder: Path) -> None:
     backbone.tokenizer.save_pretrained(folder)
 
 
-def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> Backbone:
+def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> GPTBackbone:
     """The backbone of a run with its adapter; another one than it was trained on is an error."""
-    from gptask.model.backbone.backbone import Backbone, from_folder, number_format
-    from gptask.model.backbone.locate import Resolved, resolve
-    from gptask.model.engine import linear as lean
+    from gptask.model.backbone.backbone import GPTBackbone, from_folder, number_format
+    from gptask.model.engine import linear
 
     options = from_plain("backbone", values["backbone"])
     known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        origin = Resolved(str(model), known["source"], known["weights_hash"])
+        origin = BackboneOrigin(str(model), known["source"], known["weights_hash"])
         return from_folder(origin, number_format(choice or DType.float32))  # full tuning works, and tests, in float32
     dtype = number_format(choice or options.dtype)
     if (model / "base").is_dir():
-        origin = Resolved(str(model / "base"), known["source"], "")
+        origin = BackboneOrigin(str(model / "base"), known["source"], "")
     else:
-        origin = resolve(options)
+        origin = _locate(options)
         if origin.weights_hash != known["weights_hash"]:
             raise UserError(
                 f"the run was trained on another backbone: weights {known['weights_hash']} ({known['source']}), but "
@@ -118,8 +125,8 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
 
     try:
         adapted = PeftModel.from_pretrained(backbone.model, str(model))
-        lean.install(adapted)
-        return Backbone(adapted, backbone.tokenizer, origin)
+        linear.install(adapted)
+        return GPTBackbone(adapted, backbone.tokenizer, origin)
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
 
@@ -138,3 +145,55 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
         head.load_state_dict(load_file(file) if file.exists() else {})
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:
+    """Find a pretrained backbone, a run folder's included, and log what is used; None for one from scratch."""
+    if isinstance(options, Scratch):
+        return None
+    origin = _locate(options)
+    log.info("backbone: %s%s", origin.kind, f"; licence: {options.license}" if options.license else "")
+    return origin
+
+
+def _locate(options: Pretrained) -> BackboneOrigin:
+    path = Path(str(options.source)).expanduser()
+    # a run folder has a config.yaml, a Hugging Face folder a config.json
+    return _locate_run(path) if (path / "config.yaml").is_file() else locate(options)
+
+
+def _locate_run(folder: Path) -> BackboneOrigin:
+    """Where the backbone that a run left can be loaded from; an adapter is merged once, into the cache.
+
+    Raises `UserError` for a run without a model, or whose own backbone is missing or another.
+    """
+    values, model = read_config(folder), folder / "model"
+    if not (model / "backbone.json").is_file():
+        raise UserError(f"backbone.source={folder}: this run holds no model (an evaluation, or stopped before its end)")
+    name = f"run {folder}"
+    if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
+        return BackboneOrigin(str(model), name, folder_hash(model))
+    if (model / "adapter_config.json").exists():
+        return _merge(model, values, name)
+    options = from_plain("backbone", values["backbone"])  # its head alone has learned
+    assert isinstance(options, Pretrained)
+    origin = _locate(options)
+    return BackboneOrigin(origin.location, f"{name}, whose backbone is {origin.kind}", origin.weights_hash)
+
+
+def _merge(model: Path, values: dict[str, object], name: str) -> BackboneOrigin:
+    known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    base = folder_hash(model / "base") if (model / "base").is_dir() else known["weights_hash"]
+    identity = f"{folder_hash(model)} on {base}"
+    folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        backbone = load_backbone(model, values, DType.float32)
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+        try:
+            backbone.peft.merge_and_unload().save_pretrained(partial)
+            backbone.tokenizer.save_pretrained(partial)
+            if not folder.is_dir():  # another process may have been faster
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return BackboneOrigin(str(folder), f"{name} (adapter merged into {folder})", folder_hash(folder))

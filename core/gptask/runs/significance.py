@@ -10,7 +10,7 @@ from math import ceil, inf, isfinite, log2, nan
 import numpy as np
 
 from gptask.plugins.metric import MeanMetric, Metric
-from gptask.plugins.resampling import bootstrap, halves
+from gptask.plugins.resampling import bootstrap, swap_masks
 
 RESAMPLES = 10_000
 SEED = 12345  # fixed, so that a verdict is a function of the predictions alone
@@ -179,7 +179,7 @@ def randomisation(
     both = np.concatenate([ours, theirs])
     observed = abs(metric.aggregate(ours) - metric.aggregate(theirs))
     found = []
-    for kept in halves(groups, resamples, SEED):
+    for kept in swap_masks(groups, resamples, SEED):
         first, second = np.concatenate([kept, 1 - kept], 1), np.concatenate([1 - kept, kept], 1)
         found.append(np.abs(metric.resampled(both, first) - metric.resampled(both, second)))
     values = np.concatenate(found)

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gptask.plugins.isolation import isolated
-from gptask.plugins.source_location import place, source_of
+from gptask.plugins.source_location import class_location, class_source
 from gptask.plugins.task import Task
 from gptask.testing.clauses import STAGES, Clause, NotApplicable
 from gptask.testing.trial import Trial
 
-__all__ = ["ContractError", "Result", "check_task", "results"]
+__all__ = ["ContractError", "Result", "check_results", "check_task"]
 
 
 class ContractError(AssertionError):
@@ -30,7 +30,7 @@ class ContractError(AssertionError):
     def __init__(self, task: Task, failures: dict[str, str]) -> None:
         self.failures = failures
         kind = type(task)
-        lines = [f"{kind.__module__}.{kind.__name__} ({place(kind)}) breaks the plugin contract:"]
+        lines = [f"{kind.__module__}.{kind.__name__} ({class_location(kind)}) breaks the plugin contract:"]
         super().__init__("\n".join([*lines, *(f"  {name}: {why}" for name, why in failures.items())]))
 
 
@@ -51,13 +51,13 @@ def check_task(task: Task | type[Task]) -> list[str]:
     all are, so that an author sees everything at once. Raises `ContractError`.
     """
     task = task() if isinstance(task, type) else deepcopy(task)
-    found = list(results(task))
+    found = list(check_results(task))
     if failed := [result for result in found if result.outcome == "failed"]:
         raise ContractError(task, {result.clause: result.message for result in failed}) from failed[0].error
     return [result.clause for result in found if result.outcome == "ok"]
 
 
-def results(task: Task) -> Iterator[Result]:
+def check_results(task: Task) -> Iterator[Result]:
     """The same, clause by clause as they are run; the task may be changed (`Task.prepare`)."""
     with _apart():
         trial, failed = Trial(task), False
@@ -87,7 +87,7 @@ def _told(error: BaseException, task: Task) -> str:
     if type(error) is AssertionError:
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == source_of(type(task))[0]]
+    own = [frame for frame in frames if frame.filename == class_source(type(task))[0]]
     frame = (own or frames)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
 

@@ -18,17 +18,17 @@ import numpy as np
 from gptask.config.conversion import from_plain
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
-from gptask.model.generation.generate import Text
-from gptask.plugins.compatibility import made_for, refuse_other_version
+from gptask.model.generation.generate import GeneratedText
+from gptask.plugins.compatibility import contract_version_of, refuse_other_version
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION
 from gptask.plugins.types import Example, Field, Kind, Prediction
-from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.predictions_file import prediction_fields
 from gptask.testing.trial import BATCH, Trial, padded
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
+    from gptask.data.datamodule import PaddedBatch
 
 PADS = 3
 HEAVY = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
@@ -75,7 +75,7 @@ def fields_well_formed(trial: Trial) -> None:
     names = [f.name for f in fields]
     _expect(len(set(names)) == len(names), f"field names must differ, got {listing(names)}; look at Task.fields()")
     for f in fields:
-        taken = f.name in OURS or (f.name in WRITTEN and not f.target)
+        taken = f.name in CORE_COLUMNS or (f.name in PREDICTION_COLUMNS and not f.target)
         _expect(f.name.isidentifier() and not taken, f"the field name '{f.name}' is no identifier, or is gptask's own")
         fine = not f.target and f.kind is Kind.TEXT
         _expect(fine or not f.truncate, f"field '{f.name}' is marked truncate: only an input of kind TEXT can be")
@@ -108,7 +108,10 @@ def version_stated(trial: Trial) -> None:
     """The task says which contract it was made for, so that another one can refuse it or keep what it relied on."""
     task = type(trial.task)
     stated = f'contract_version = "{CONTRACT_VERSION}"'
-    _expect(made_for(task), f"{task.__name__} must state the contract it was made for: write {stated} in the class")
+    _expect(
+        contract_version_of(task),
+        f"{task.__name__} must state the contract it was made for: write {stated} in the class",
+    )
     refuse_other_version(task)
 
 
@@ -191,7 +194,7 @@ def padding_invariant(trial: Trial) -> None:
         _expect(same, f"a sequence alone gives {alone_said!r}, in a padded batch {said!r}; {LENGTHS}")
 
 
-def _moved(trial: Trial) -> tuple[Batch, Any]:
+def _moved(trial: Trial) -> tuple[PaddedBatch, Any]:
     """A padded batch and where (B, T) its loss depends on the hidden states."""
     batch = trial.batch(PADS)
     hidden = trial.parts.backbone.hidden(batch.input_ids).detach().requires_grad_()
@@ -213,15 +216,17 @@ def loss_ignores_prompt_and_pads(trial: Trial) -> None:
             f"the loss must see target tokens only, but it depends on {int(prompt.sum())} states of prompts; pick "
             "hidden[batch.predicting()] in Head.loss()",
         )
-    read = trial.parts.head.reads(batch)
+    read = trial.parts.head.needed_positions(batch)
     rest = 0 if read is None else int((moved & ~read).sum())
-    _expect(not rest, f"the loss depends on {rest} states that Head.reads() (or last_only) says it does not read")
+    _expect(
+        not rest, f"the loss depends on {rest} states that Head.needed_positions() (or last_only) says it does not read"
+    )
 
 
 def learns_to_stop(trial: Trial) -> None:
     """EOS is in the loss, and after training on one batch greedy decoding ends where the targets end."""
     from gptask.model.generation.generate import generate
-    from gptask.plugins.generation_options import Generation
+    from gptask.plugins.generation_options import GenerationOptions
 
     if not trial.generates:
         raise NotApplicable
@@ -232,7 +237,7 @@ def learns_to_stop(trial: Trial) -> None:
     if losses[-1] > 0.1 * losses[0]:
         return  # overfits_one_batch says so; nothing was learned, so neither was EOS
     targets = [item["target"] for item in trial.items(trial.examples)]
-    room = Generation(max_new_tokens=max(map(len, targets)) + 8)
+    room = GenerationOptions(max_new_tokens=max(map(len, targets)) + 8)
     for said, target in zip(generate(backbone, batch.prompts(), room), targets, strict=True):
         wanted = backbone.tokenizer.decode(target, skip_special_tokens=True)
         _expect(said.text == wanted, f"generation should end after {wanted!r}, got {said.text!r}; look at Head.loss()")
@@ -271,7 +276,7 @@ def metrics_rank(trial: Trial) -> None:
     wrong = right[1:] + right[:1] if trial.task.supervised else trial.untrained
     silent = []
     if isinstance(trial.parts.head, GenerationHead):
-        silent = [trial.task.prediction(example, [Text("", 0.0)]) for example in examples]
+        silent = [trial.task.prediction(example, [GeneratedText("", 0.0)]) for example in examples]
     *_, losses = trial.trained
     for m in trial.task.metrics():
         dealt = trial.untrained if _blind(m, right, examples) else wrong

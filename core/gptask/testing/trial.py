@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.config import schemas
-from gptask.data.corpus import Corpus
+from gptask.data.corpus import CachedCorpus
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
-from gptask.training import builder as assembly
+from gptask.training import builder
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.data.datamodule import PaddedBatch
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
 BATCH, CONTEXT, STEPS = 4, 512, 200
@@ -33,12 +33,12 @@ class Trial:
         self.task = task
 
     @cached_property
-    def corpus(self) -> Corpus:
+    def corpus(self) -> CachedCorpus:
         """The bundled sample."""
-        return assembly.corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH), seed=0)
+        return builder.build_corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH), seed=0)
 
     @cached_property
-    def parts(self) -> assembly.Parts:
+    def parts(self) -> builder.Parts:
         """A run's parts on a random backbone."""
         import torch
 
@@ -47,8 +47,8 @@ class Trial:
         self.task.prepare(self.corpus.split("train"))
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
-        backbone = model.load(options, None, lambda: assembly.texts(self.task, self.corpus))
-        return assembly.parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
+        backbone = model.load_backbone_from(options, None, lambda: builder.training_texts(self.task, self.corpus))
+        return builder.build_parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
 
     @cached_property
     def examples(self) -> list[Example]:
@@ -75,7 +75,7 @@ class Trial:
             for item in encode(self.task, example, tokenizer, CONTEXT)
         ]
 
-    def batch(self, pads: int = 0, pad: int = 0) -> Batch:
+    def batch(self, pads: int = 0, pad: int = 0) -> PaddedBatch:
         """The examples as one batch, with more pads than it needs if asked for."""
         from gptask.data.datamodule import collate
 
@@ -87,8 +87,8 @@ class Trial:
         return self.items(self.examples)[0]["target"] is not None
 
     @cached_property
-    def trained(self) -> tuple[Backbone, Head, list[float]]:
-        """Backbone and head after they were fitted to the one batch, and the loss of every step."""
+    def trained(self) -> tuple[GPTBackbone, Head, list[float]]:
+        """GPTBackbone and head after they were fitted to the one batch, and the loss of every step."""
         import torch
 
         from gptask.model.heads import GenerationHead
@@ -106,7 +106,7 @@ class Trial:
             losses.append(loss.item())
         return backbone.eval(), head.eval(), losses
 
-    def outputs(self, batch: Batch, *, states: bool = False) -> list[Any]:
+    def outputs(self, batch: PaddedBatch, *, states: bool = False) -> list[Any]:
         """What the trained head says about each sequence of a batch, given its ``states`` or not."""
         import torch
 
@@ -128,13 +128,13 @@ class Trial:
             return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
 
     def _merged(self, outputs: list[Any]) -> list[Prediction]:
-        from gptask.model.predictions import merge
+        from gptask.model.predictions import predictions_by_example
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
-        return merge(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
+        return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
 
 
-def padded(batch: Batch, pads: int, pad: int = 0) -> Batch:
+def padded(batch: PaddedBatch, pads: int, pad: int = 0) -> PaddedBatch:
     """A batch with more pads behind every sequence."""
     from torch.nn.functional import pad as widen
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from gptask.config import multitask as several
-from gptask.config.schemas import Data, Evaluate, Member, Train
-from gptask.data.corpus import Corpus
+from gptask.config import multitask
+from gptask.config.schemas import Data, Evaluate, TaskConfig, Train
+from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task
@@ -17,7 +17,7 @@ from gptask.plugins.types import Kind
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import DataModule
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
@@ -28,28 +28,28 @@ class Parts:
     """What a trainer needs."""
 
     task: Task
-    backbone: Backbone
+    backbone: GPTBackbone
     head: Head
     data: DataModule
 
 
-def members(config: Train | Evaluate) -> dict[str, Member]:
+def task_configs(config: Train | Evaluate) -> dict[str, TaskConfig]:
     """The tasks of a run by name: several, or the one under its plugin's name; raises `UserError` for none or both."""
-    found: dict[str, Member] = getattr(config, "tasks", {})
+    found: dict[str, TaskConfig] = getattr(config, "tasks", {})
     if bool(found) == (config.task is not None):
         raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(found)}")
     if not found:
-        return {plugin_of(config.task).name: Member(config.task, config.data)}
-    several.check(found, config.mixing)  # type: ignore[union-attr]
+        return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
+    multitask.check_tasks(found, config.mixing)  # type: ignore[union-attr]
     return found
 
 
-def corpora(config: Train | Evaluate) -> dict[str, Corpus]:
+def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
     """The data of each task, after its options were checked; for a training there must be some to train on."""
     found = {}
-    for name, member in members(config).items():
+    for name, member in task_configs(config).items():
         try:
-            found[name] = corpus(member.task, member.data, config.seed)
+            found[name] = build_corpus(member.task, member.data, config.seed)
             if isinstance(config, Train):
                 found[name].require("train")
         except UserError as error:
@@ -59,16 +59,16 @@ def corpora(config: Train | Evaluate) -> dict[str, Corpus]:
     return found
 
 
-def corpus(task: Task, data: Data, seed: int) -> Corpus:
+def build_corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
     """Check the task's options and the data's, without reading more than file names."""
     task.validate()
     for name in ("max_tokens", "batch_size", "batch_tokens", "eval_batch_size"):
         if getattr(data, name) < 1:
             raise UserError(f"data.{name}={getattr(data, name)} must be at least 1")
-    return Corpus(task, data, seed if data.seed is None else data.seed)
+    return CachedCorpus(task, data, seed if data.seed is None else data.seed)
 
 
-def texts(task: Task, examples: Corpus) -> Iterator[str]:
+def training_texts(task: Task, examples: CachedCorpus) -> Iterator[str]:
     """All text of the training split, for a tokenizer to be trained on."""
     named = [f for f in task.fields() if f.kind in (Kind.TEXT, Kind.TEXTS)]
     for example in examples.split("train"):
@@ -79,11 +79,14 @@ def texts(task: Task, examples: Corpus) -> Iterator[str]:
                 yield from example[f.name] if f.kind is Kind.TEXTS else [example[f.name]]
 
 
-def parts(task: Task, examples: Corpus, options: Data, backbone: Backbone, seed: int) -> Parts:
+def build_parts(task: Task, examples: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
     """Build data module and head on a loaded backbone."""
+    from gptask.data.datamodule import DataModule
+
     if options.max_tokens > backbone.context:
         log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
         options.max_tokens = backbone.context
-    data = task.datamodule(examples, backbone.tokenizer, options, seed)
-    data.shares = backbone.lays_out(options.max_tokens)
-    return Parts(task, backbone, task.head(backbone), data)
+    own = task.datamodule(examples, backbone.tokenizer, options, seed)
+    data = own if own is not None else DataModule(task, examples, backbone.tokenizer, options, seed)
+    data.shares = backbone.can_pack(options.max_tokens)
+    return Parts(task, backbone, cast("Head", task.head(backbone)), data)

@@ -45,7 +45,7 @@ class Speed(pl.Callback):
         return round(found[0].rate, 1) if found and found[0].tokens else None
 
 
-class Bar(RichProgressBar, Speed):
+class RichProgress(RichProgressBar, Speed):
     """A rich bar with loss, tokens/s and time left."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Bar(RichProgressBar, Speed):
         RichProgressBar.on_train_batch_end(self, trainer, module, *rest)
 
 
-class Lines(pl.callbacks.ProgressBar, Speed):
+class LineProgress(pl.callbacks.ProgressBar, Speed):
     """A line at the first step, every few seconds, and after each validation."""
 
     def __init__(self, every: float = 10.0) -> None:
@@ -116,7 +116,7 @@ class Lines(pl.callbacks.ProgressBar, Speed):
             log.info("epoch %d step %d %s", trainer.current_epoch + 1, trainer.global_step, shown)
 
 
-class Interrupted(pl.Callback):
+class SaveOnInterrupt(pl.Callback):
     """On Ctrl-C writes a checkpoint, so that nothing computed is lost."""
 
     def __init__(self, path: Path) -> None:
@@ -131,4 +131,4 @@ class Interrupted(pl.Callback):
 def progress_bar() -> pl.Callback:
     """A bar in a terminal, lines elsewhere; lines too where jobs run side by side and would draw over one another."""
     alone = current_process().name == "MainProcess"
-    return Bar() if alone and sys.stderr.isatty() and sys.stdout.isatty() else Lines()
+    return RichProgress() if alone and sys.stderr.isatty() and sys.stdout.isatty() else LineProgress()

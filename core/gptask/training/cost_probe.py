@@ -12,12 +12,12 @@ import torch
 
 from gptask.runs.provenance import peak_memory_mb
 from gptask.training.module import GPTModule
-from gptask.training.task_runtime import Seat
+from gptask.training.task_runtime import TaskRuntime
 
 log = logging.getLogger("gptask")
 
 
-def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0,)) -> dict[str, float] | None:
+def probe_cost(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0,)) -> dict[str, float] | None:
     """Time forward and backward on a few batches of each task, its largest among them; return minutes and peak MB.
 
     ``passes`` is how often an epoch goes through each task's data. Nothing is optimized, gradients are dropped and the
@@ -48,7 +48,7 @@ def probe(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] = (1.0
     return estimate
 
 
-def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) -> tuple[float, float]:
+def _seconds(module: GPTModule, trainer: pl.Trainer, seat: TaskRuntime, loader: Any) -> tuple[float, float]:
     """Seconds per padded token of a task's training batches in the first epoch, and in later ones, which read the
     states that the first one kept."""
     sizes = loader.batch_sampler.costs
@@ -65,7 +65,7 @@ def _seconds(module: GPTModule, trainer: pl.Trainer, seat: Seat, loader: Any) ->
                 if kept:
                     hidden, states = kept.read(batch, states)
                 else:
-                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths, seat.head.reads(batch))
+                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths, seat.head.needed_positions(batch))
                 loss = seat.head.loss(hidden, batch)
             if loss.requires_grad:
                 loss.backward()

@@ -7,37 +7,37 @@ from pathlib import Path
 
 import numpy as np
 
-from gptask.config.conversion import checked
+from gptask.config.conversion import validated_config
 from gptask.config.schemas import Evaluate
-from gptask.config.trainer_options import check
-from gptask.data.corpus import Corpus
+from gptask.config.trainer_options import check_trainer_options
+from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
-from gptask.model.backbone.locate import locate
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
 from gptask.runs.config_file import write_config
-from gptask.runs.folder import folder_for, main_process
-from gptask.training import builder as assembly
-from gptask.training.fingerprint import identity
-from gptask.training.results import finish
+from gptask.runs.folder import main_process, run_folder
+from gptask.runs.saved_model import locate_backbone
+from gptask.training import builder
+from gptask.training.fingerprint import run_fingerprint
+from gptask.training.results import write_results
 
 
 def evaluate(config: Evaluate) -> Path:
     """Evaluate from a config; return the new run folder, which names its parent."""
-    config = checked(config)
-    check(config.trainer)
+    config = validated_config(config)
+    check_trainer_options(config.trainer)
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
     plugin = plugin_of(config.task)
-    corpora = assembly.corpora(config)
-    job = identity(config, corpora)
-    with folder_for(config.outputs, plugin.name, config.folder) as folder:
+    corpora = builder.build_corpora(config)
+    job = run_fingerprint(config, corpora)
+    with run_folder(config.outputs, plugin.name, config.folder) as folder:
         _evaluate(config, plugin, corpora[plugin.name], folder, job)
     return folder
 
 
-def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path, job: str) -> None:
+def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: CachedCorpus, folder: Path, job: str) -> None:
     started = time.time()
     task: Task = config.task
     corpus.split(config.split)
@@ -47,26 +47,26 @@ def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: Corpus, folder: Path
     else:
         from gptask.model.backbone import backbone as backbones
 
-        origin = locate(config.backbone)
+        origin = locate_backbone(config.backbone)
         task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
-        backbone = backbones.load(config.backbone, origin, lambda: assembly.texts(task, corpus))
+        backbone = backbones.load_backbone_from(config.backbone, origin, lambda: builder.training_texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.training.module import GPTModule
-    from gptask.training.task_runtime import Seat
-    from gptask.training.trainer import trainer_for
+    from gptask.training.task_runtime import TaskRuntime
+    from gptask.training.trainer import build_trainer
 
-    parts = assembly.parts(task, corpus, config.data, backbone, config.seed)
-    seat = Seat(plugin.name, task, trained.head if trained else parts.head, parts.data)
+    parts = builder.build_parts(task, corpus, config.data, backbone, config.seed)
+    seat = TaskRuntime(plugin.name, task, trained.head if trained else parts.head, parts.data)
     module = GPTModule(backbone, [seat]).requires_grad_(False)
-    trainer = trainer_for(folder, config.trainer, logger=False)
+    trainer = build_trainer(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
     if not main_process():
         return
     write_config(folder, config, plugin, parent=config.run)
-    finish(folder, module, seat, config.split, config, started, 0.0, job)
+    write_results(folder, module, seat, config.split, config, started, 0.0, job)
 
 
-def demonstrations(task: Task, corpus: Corpus, shots: int, seed: int) -> str:
+def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> str:
     """``shots`` solved training examples as text, drawn by the seed."""
     if shots < 0:
         raise UserError(f"shots={shots} must be 0 or more")

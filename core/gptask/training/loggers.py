@@ -17,7 +17,7 @@ from gptask.config.conversion import to_plain
 from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import main_process, title
+from gptask.runs.folder import main_process, run_title
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -42,7 +42,7 @@ def _mlflow(config: Train, folder: Path) -> Logger:
     outputs = Path(config.outputs).resolve()
     uri = config.logger.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return MLFlowLogger(
-        config.logger.experiment or title(config),
+        config.logger.experiment or run_title(config),
         run_name=folder.name,
         tracking_uri=uri or f"sqlite:///{outputs / 'mlflow.db'}",
         artifact_location=None if uri else (outputs / "mlflow").as_uri(),
@@ -81,7 +81,7 @@ TRACKERS = {
 }
 
 
-def require(options: Any) -> None:
+def require_logger(options: Any) -> None:
     """Raise `UserError` where what ``logger=`` names is not installed."""
     tracker = TRACKERS.get(type(options))
     if tracker and not all(map(find_spec, tracker.modules)):
@@ -90,7 +90,7 @@ def require(options: Any) -> None:
         )
 
 
-def csv(folder: Path) -> Logger:
+def csv_logger(folder: Path) -> Logger:
     """metrics.csv, which every run has; the curve of the part before a resume is kept beside it."""
     from pytorch_lightning.loggers import CSVLogger
 

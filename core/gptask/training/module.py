@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from gptask.data.datamodule import Batch
-from gptask.data.mixture import Drawn
-from gptask.model.backbone.backbone import Backbone
+from gptask.data.datamodule import PaddedBatch
+from gptask.data.mixture import TaskBatch
+from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import optim
-from gptask.training.task_runtime import Seat, goodness
+from gptask.training.task_runtime import TaskRuntime, normalized_score
 
 SCORE = "val/score"  # mean over several tasks
 
@@ -27,7 +27,9 @@ class GPTModule(pl.LightningModule):
 
     strict_loading = False  # frozen weights are not in a checkpoint
 
-    def __init__(self, backbone: Backbone, seats: Sequence[Seat], optimizer: Any = None, schedule: Any = None) -> None:
+    def __init__(
+        self, backbone: GPTBackbone, seats: Sequence[TaskRuntime], optimizer: Any = None, schedule: Any = None
+    ) -> None:
         super().__init__()
         self.backbone, self.seats = backbone, list(seats)
         for seat in seats:
@@ -35,9 +37,9 @@ class GPTModule(pl.LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.tokens = 0  # real tokens (no pads) seen in training
 
-    def training_step(self, batch: Batch | Drawn, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PaddedBatch | TaskBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""
-        number, batch = batch if isinstance(batch, Drawn) else (0, batch)
+        number, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
         seat = self.seats[number]
         loss = seat.head.loss(self._hidden(seat, batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
@@ -46,11 +48,11 @@ class GPTModule(pl.LightningModule):
             self.log(f"train/{seat.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
         return loss * seat.weight
 
-    def _hidden(self, seat: Seat, batch: Batch, split: str) -> Tensor:
+    def _hidden(self, seat: TaskRuntime, batch: PaddedBatch, split: str) -> Tensor:
         """Last hidden states (B, T, C), right where the head reads them; from disk where they are kept."""
         if kept := seat.states.get(split):
             return kept.hidden(batch)
-        return self.backbone.hidden(batch.input_ids, batch.lengths, seat.head.reads(batch))
+        return self.backbone.hidden(batch.input_ids, batch.lengths, seat.head.needed_positions(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an earlier pass said."""
@@ -59,25 +61,25 @@ class GPTModule(pl.LightningModule):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
         seat = self.seats[dataloader_idx]
         how: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         with self._as_saved():
             hidden = self._hidden(seat, batch, "validation")
             self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
-            self._say(seat, batch, hidden)
+            self._predict_batch(seat, batch, hidden)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
         with self._as_saved():
-            self._say(self.seats[dataloader_idx], batch, None)
+            self._predict_batch(self.seats[dataloader_idx], batch, None)
 
     def _as_saved(self) -> torch.autocast:
         """Weights as they are saved and loaded for scoring, whatever number format training computes in."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _say(self, seat: Seat, batch: Batch, hidden: Tensor | None) -> None:
+    def _predict_batch(self, seat: TaskRuntime, batch: PaddedBatch, hidden: Tensor | None) -> None:
         said = seat.head.predict(self.backbone, batch, hidden)
         seat.outputs.update(zip(batch.rows, said, strict=True))
 
@@ -89,30 +91,30 @@ class GPTModule(pl.LightningModule):
         for seat in self.seats:
             for number, (metric, value) in enumerate(seat.validated()):
                 self.log(f"val/{seat.prefix}{metric.name}", value, prog_bar=number == 0)
-                mains += [goodness(metric, value)] if number == 0 else []
+                mains += [normalized_score(metric, value)] if number == 0 else []
         if len(self.seats) > 1:
             self.log(SCORE, fmean(mains), prog_bar=True)
 
     @property
-    def adjusted(self) -> dict[str, Any]:
+    def tuned_options(self) -> dict[str, Any]:
         """Options that validation chose, under the names of their tasks if there are several."""
-        return {f"{seat.prefix}{name}": value for seat in self.seats for name, value in seat.adjusted.items()}
+        return {f"{seat.prefix}{name}": value for seat in self.seats for name, value in seat.tuned_options.items()}
 
-    def adjust(self, adjusted: dict[str, Any]) -> None:
+    def set_tuned_options(self, adjusted: dict[str, Any]) -> None:
         """Set them again."""
         for seat in self.seats:
             own = {n.removeprefix(seat.prefix): v for n, v in adjusted.items() if n.startswith(seat.prefix)}
-            seat.adjust(own)
+            seat.set_tuned_options(own)
 
     def configure_optimizers(self) -> Any:
         """The configured optimizer with its schedule, stepped at every optimizer step."""
-        optimizer, total = optim.build(self.optimizer, self), self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.shape(self.schedule, total))
+        optimizer, total = optim.build_optimizer(self.optimizer, self), self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.schedule_factor(self.schedule, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen weights (a backbone from scratch can't be had again, so it is kept)."""
-        checkpoint["adjusted"] = self.adjusted
+        checkpoint["adjusted"] = self.tuned_options
         if self.backbone.origin.kind != "scratch":
             learning = {name for name, p in self.named_parameters() if p.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learning}

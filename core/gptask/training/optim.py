@@ -13,7 +13,7 @@ from gptask.config.schemas import SGD, AdamW, Schedule, ScheduleName
 from gptask.errors import UserError
 
 
-def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
     """Make the optimizer over what learns.
 
     Matrices are decayed, embeddings and LoRA's factors too; vectors, that is norms and biases, are not.
@@ -42,7 +42,7 @@ def build(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
         raise UserError(f"optimizer={options} is out of range: {error}") from error
 
 
-def shape(schedule: Schedule, total: float) -> Callable[[int], float]:
+def schedule_factor(schedule: Schedule, total: float) -> Callable[[int], float]:
     """Factor on the learning rate at a step: warm-up, then linear or half-cosine decay to 0, or constant.
 
     A run without end (``total`` infinite) can only be constant, with warm-up in steps.

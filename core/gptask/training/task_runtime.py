@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.model.predictions import merge
+from gptask.model.predictions import predictions_by_example
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
-    from gptask.model.engine.activation_cache import States
+    from gptask.model.engine.activation_cache import ActivationCache
     from gptask.model.heads import Head
 
 
 @dataclass
-class Seat:
+class TaskRuntime:
     """What a trainer needs of one task. Of several, its metrics are logged behind its name (``val/qa/f1``)."""
 
     name: str
@@ -30,8 +30,8 @@ class Seat:
     weight: float = 1.0  # of its loss
     alone: bool = True
     outputs: dict[int, Any] = field(default_factory=dict)  # encoded item -> what the head said
-    adjusted: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
-    states: dict[str, States | None] = field(default_factory=dict)  # split -> kept states of a frozen backbone
+    tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
+    states: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> kept states of a frozen backbone
 
     @property
     def prefix(self) -> str:
@@ -40,26 +40,28 @@ class Seat:
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:
         """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""
-        return merge(self.task, self.data.examples(split), self.data.items(split).column("example"), self.outputs)
+        return predictions_by_example(
+            self.task, self.data.examples(split), self.data.items(split).column("example"), self.outputs
+        )
 
-    def adjust(self, options: dict[str, Any]) -> None:
+    def set_tuned_options(self, options: dict[str, Any]) -> None:
         """Set options of the task that validation chose."""
-        self.adjusted = options
+        self.tuned_options = options
         for name, value in options.items():
             setattr(self.task, name, value)
 
     def validated(self) -> Iterator[tuple[Metric, float]]:
         """The task's metrics on validation, the main one first, after it adjusted its options to that split."""
         examples, predictions = self.predictions("validation")
-        if examples and (adjusted := self.task.adjust(predictions, examples)):
-            self.adjust(adjusted)
+        if examples and (adjusted := self.task.tune_on_validation(predictions, examples)):
+            self.set_tuned_options(adjusted)
             examples, predictions = self.predictions("validation")
         for metric in (m for m in self.task.metrics() if not m.final):
             rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
             yield metric, metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
 
 
-def goodness(metric: Metric, value: float) -> float:
+def normalized_score(metric: Metric, value: float) -> float:
     """A value between the metric's worst, 0, and its best, 100, so that those of several metrics have a mean.
 
     Where one end of its range is infinite, what lies 1 from the other end counts half: a perplexity of 2 is 50.

@@ -12,37 +12,36 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.conversion import checked, to_plain
-from gptask.config.schemas import DType, Full, Lora, Member, Train
-from gptask.config.schemas import Head as FrozenTuning
-from gptask.config.trainer_options import check
+from gptask.config.conversion import to_plain, validated_config
+from gptask.config.schemas import DType, Full, Lora, TaskConfig, Train
+from gptask.config.schemas import HeadOnly as FrozenTuning
+from gptask.config.trainer_options import check_trainer_options
 from gptask.data.cache import digest
 from gptask.errors import UserError, listing
-from gptask.model.backbone.locate import locate
 from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import read_config, write_config
-from gptask.runs.folder import folder_for, kept, main_process, title
-from gptask.runs.reproduce import command
-from gptask.training import builder as assembly
-from gptask.training import loggers
-from gptask.training.fingerprint import identity
-from gptask.training.results import finish, finish_all
-from gptask.training.task_runtime import Seat
+from gptask.runs.folder import main_process, resume_hint, run_folder, run_title
+from gptask.runs.reproduce import reproduce_command
+from gptask.runs.saved_model import locate_backbone
+from gptask.training import builder, loggers
+from gptask.training.fingerprint import run_fingerprint
+from gptask.training.results import write_multitask_results, write_results
+from gptask.training.task_runtime import TaskRuntime
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from gptask.data.corpus import Corpus
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.data.corpus import CachedCorpus
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
     from gptask.training.module import GPTModule
 
 log = logging.getLogger("gptask")
-BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
-LEAST, MOST = 2, 8  # epochs
-FULL = ("32-true", "32", 32)  # precisions that leave weights and states as the backbone has them
-RANDOM, LEARNED = 1e-3, 5e-5  # learning rates of weights that start anywhere, and of those that have learned
+MIN_TOTAL_BATCHES = 400  # in all, below which a training set is gone through more often than LEAST times
+MIN_EPOCHS, MAX_EPOCHS = 2, 8  # epochs
+FULL_PRECISIONS = ("32-true", "32", 32)  # precisions that leave weights and states as the backbone has them
+SCRATCH_LR, PRETRAINED_LR = 1e-3, 5e-5  # learning rates of weights that start anywhere, and of those that have learned
 
 
 def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
@@ -59,19 +58,19 @@ def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
 
 def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Runs:
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
-    config = checked(config)
-    check(config.trainer)
-    loggers.require(config.logger)
-    corpora = assembly.corpora(config)
-    job = identity(config, corpora)  # of the config as given: the training settles what that left open
-    with folder_for(config.outputs, title(config), config.folder, config.resume) as folder:
+    config = validated_config(config)
+    check_trainer_options(config.trainer)
+    loggers.require_logger(config.logger)
+    corpora = builder.build_corpora(config)
+    job = run_fingerprint(config, corpora)  # of the config as given: the training settles what that left open
+    with run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
         return _train(config, corpora, folder, job, callbacks)
 
 
-def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]:
+def build_module(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTModule, Any]:
     """The module to train and its data module; nothing is written yet."""
-    origin = locate(config.backbone)
-    members = assembly.members(config)
+    origin = locate_backbone(config.backbone)
+    members = builder.task_configs(config)
     for name, corpus in corpora.items():
         members[name].task.prepare(corpus.whole("train"))
         corpus.warn_overlap()
@@ -84,12 +83,14 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     from gptask.training.module import GPTModule
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    texts = [partial(assembly.texts, members[name].task, corpus) for name, corpus in corpora.items()]
-    backbone = backbones.load(config.backbone, origin, lambda: chain.from_iterable(text() for text in texts))
+    texts = [partial(builder.training_texts, members[name].task, corpus) for name, corpus in corpora.items()]
+    backbone = backbones.load_backbone_from(
+        config.backbone, origin, lambda: chain.from_iterable(text() for text in texts)
+    )
     seats = [_seat(config, name, member, corpora[name], backbone) for name, member in members.items()]
-    tuning.shorten(backbone, config.tuning)
-    _settle(config.tuning, [seat.head for seat in seats], backbone)
-    backbone.peft = tuning.apply(backbone.peft, config.tuning)
+    tuning.drop_upper_layers(backbone, config.tuning)
+    _resolve_tuning(config.tuning, [seat.head for seat in seats], backbone)
+    backbone.peft = tuning.apply_tuning(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
         for seat in seats:
@@ -105,67 +106,67 @@ def assemble(config: Train, corpora: dict[str, Corpus]) -> tuple[GPTModule, Any]
     return module, Mixture({seat.name: seat.data for seat in seats}, config.mixing, config.seed)
 
 
-def _seat(config: Train, name: str, member: Member, corpus: Corpus, backbone: Backbone) -> Seat:
+def _seat(config: Train, name: str, member: TaskConfig, corpus: CachedCorpus, backbone: GPTBackbone) -> TaskRuntime:
     from gptask.data.datamodule import DataModule
     from gptask.model.heads import GenerationHead
 
-    parts = assembly.parts(member.task, corpus, member.data, backbone, config.seed)
+    parts = builder.build_parts(member.task, corpus, member.data, backbone, config.seed)
     if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
-        parts.head.options.settle(parts.data.items("train").lengths("target"), member.data.max_tokens)
-    return Seat(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
+        parts.head.options.resolve_max_new_tokens(parts.data.items("train").lengths("target"), member.data.max_tokens)
+    return TaskRuntime(name, parts.task, parts.head, parts.data, member.weight, alone=not config.tasks)
 
 
 def _keep_states(module: GPTModule, config: Train) -> None:
     """Let states that are the same in every epoch be read from disk, where the data is core's."""
     from gptask.data.datamodule import DataModule
-    from gptask.model.engine.activation_cache import keep, lower_layers
+    from gptask.model.engine.activation_cache import activation_cache_for, cacheable_layers
 
-    if config.trainer.get("precision") not in (None, *FULL):
+    if config.trainer.get("precision") not in (None, *FULL_PRECISIONS):
         return  # the states would be those of another number format
     frozen = isinstance(config.tuning, FrozenTuning)
     again = config.trainer.get("max_epochs") != 1 and not config.compile
-    lower = lower_layers(module.backbone) if again and not frozen else []
+    lower = cacheable_layers(module.backbone) if again and not frozen else []
     if not (lower or frozen):
         return
     for seat in module.seats:
         if isinstance(seat.data, DataModule):
             splits = ("train", "validation")
-            seat.states = {s: keep(seat.data, s, module.backbone, seat.head, lower) for s in splits}
+            seat.states = {s: activation_cache_for(seat.data, s, module.backbone, seat.head, lower) for s in splits}
 
 
-def _settle(options: Any, heads: Sequence[Head], backbone: Backbone) -> None:
+def _resolve_tuning(options: Any, heads: Sequence[Head], backbone: GPTBackbone) -> None:
     """Fill in what the config left to the model and to the heads: of several, the deepest and the most careful one."""
-    from gptask.model.backbone.tuning import rate
+    from gptask.model.backbone.tuning import scaled_lora_lr
 
     if isinstance(options, Full) and options.lr is None:
-        options.lr = RANDOM if backbone.origin.kind == "scratch" else LEARNED
+        options.lr = SCRATCH_LR if backbone.origin.kind == "scratch" else PRETRAINED_LR
     if not isinstance(options, Lora):
         return
-    options.top = max(head.depth for head in heads) if options.top is None else options.top
+    options.top = max(head.lora_top_fraction for head in heads) if options.top is None else options.top
     if options.lr is None:
         family = backbone.config.model_type
-        options.lr = rate(min(head.lora_lr for head in heads), family, backbone.channels)
+        options.lr = scaled_lora_lr(min(head.lora_lr for head in heads), family, backbone.channels)
 
 
 def _train(
-    config: Train, corpora: dict[str, Corpus], folder: Path, job: str, callbacks: Sequence[pl.Callback]
+    config: Train, corpora: dict[str, CachedCorpus], folder: Path, job: str, callbacks: Sequence[pl.Callback]
 ) -> run.Runs:
     started = time.time()
-    module, data = assemble(config, corpora)
-    config.trainer = pace(config.trainer, data, full=isinstance(config.tuning, Full))
+    module, data = build_module(config, corpora)
+    config.trainer = resolve_schedule(config.trainer, data, full=isinstance(config.tuning, Full))
     writing = main_process()
     trainer = _trainer(config, folder, callbacks)
     with loggers.tracked(trainer, config, folder):
         if writing:
             write_config(folder, config)
         if config.probe and writing and not config.resume:
-            from gptask.training.cost_probe import probe
+            from gptask.training.cost_probe import probe_cost
 
-            probe(module, trainer, data.passes() if config.tasks else (1.0,))
+            probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, folder, config.resume)
         _load_best(trainer, module)
         if writing:
-            write_config(folder, config, adjusted=module.adjusted)  # with what validation chose
+            write_config(folder, config, adjusted=module.tuned_options)  # with what validation chose
             heads = {seat.name if config.tasks else "": seat.head for seat in module.seats}
             saved_model.save_model(folder, module.backbone, heads, config.tuning)
         fit_seconds = time.time() - started
@@ -179,16 +180,16 @@ def _train(
 def _finish(folder: Path, module: GPTModule, config: Train, started: float, fit_seconds: float, job: str) -> None:
     """Write the test's results; each of several tasks has a run folder of its own within the run's."""
     if not config.tasks:
-        finish(folder, module, module.seats[0], "test", config, started, fit_seconds, job)
+        write_results(folder, module, module.seats[0], "test", config, started, fit_seconds, job)
         return
-    said: dict[str, Any] = {"command": command(read_config(folder)), "together": _together_with(config)}
+    said: dict[str, Any] = {"command": reproduce_command(read_config(folder)), "together": _together_with(config)}
     results = {}
     for seat in module.seats:
-        place, alone = folder / seat.name, alone_in(config, seat.name)
+        place, alone = folder / seat.name, single_task_config(config, seat.name)
         place.mkdir(exist_ok=True)
-        write_config(place, alone, member=seat.name, adjusted=seat.adjusted, **said)
-        results[seat.name] = finish(place, module, seat, "test", alone, started, fit_seconds, job)
-    finish_all(folder, module, config, started, fit_seconds, job, results)
+        write_config(place, alone, member=seat.name, adjusted=seat.tuned_options, **said)
+        results[seat.name] = write_results(place, module, seat, "test", alone, started, fit_seconds, job)
+    write_multitask_results(folder, module, config, started, fit_seconds, job, results)
 
 
 def _together_with(config: Train) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _together_with(config: Train) -> dict[str, Any]:
     return {"tasks": names, "mixing": plain["mixing"], "digest": digest(json.dumps(plain, default=str))}
 
 
-def alone_in(config: Train, name: str) -> Train:
+def single_task_config(config: Train, name: str) -> Train:
     """The config of one of several tasks."""
     return replace(config, task=config.tasks[name].task, data=config.tasks[name].data, tasks={})
 
@@ -213,11 +214,11 @@ def _loaded(folder: Path, module: GPTModule, config: Train) -> run.Runs:
     return run.Runs(folder, runs)
 
 
-def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, Any]:
+def resolve_schedule(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, Any]:
     """What the trainer's ``options`` leave open: epochs, batches per optimizer step, and for ``full`` tuning, whose
     weights are float32, bfloat16 to compute in where the processor does (Micikevicius et al. 2017, arXiv 1710.03740).
 
-    Few batches are gone through more often, `LEAST` to `MOST` times. Where long texts leave a batch few examples, a
+    Few batches are gone through more often, `MIN_EPOCHS` to `MAX_EPOCHS` times. Where long texts leave a batch few examples, a
     step takes several batches, `Task.examples_per_step` together: the gradient of one or two short answers is too noisy
     for LoRA's learning rates. Of several tasks the one with the fewest examples in a batch decides.
     """
@@ -228,8 +229,8 @@ def pace(options: dict[str, Any], data: Any, full: bool = False) -> dict[str, An
     try:
         batches = max(1, len(data.train_dataloader()))
     except TypeError:  # a plugin's stream, of no known length
-        batches = BATCHES
-    epochs = max(LEAST, min(MOST, -(-BATCHES // batches)))
+        batches = MIN_TOTAL_BATCHES
+    epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, -(-MIN_TOTAL_BATCHES // batches)))
     found: dict[str, Any] = {"accumulate_grad_batches": _together(data), "max_epochs": epochs}
     if options.get("max_steps") not in (None, -1):
         del found["max_epochs"]
@@ -254,7 +255,7 @@ def _together(data: Any) -> int:
     return max(1, round(data.task.examples_per_step * per_example))
 
 
-def goal(config: Train) -> tuple[str, str]:
+def monitor(config: Train) -> tuple[str, str]:
     """What validation is judged by: the logged name, and whether its ``max`` or ``min`` is best."""
     best = config.mixing.best if config.tasks else None
     if config.tasks and best is None:
@@ -267,29 +268,29 @@ def _trainer(config: Train, folder: Path, watching: Sequence[pl.Callback]) -> pl
     """The Lightning trainer with checkpoints, early stopping, progress and loggers."""
     from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-    from gptask.training.callbacks import Interrupted, progress_bar
-    from gptask.training.trainer import Best, trainer_for
+    from gptask.training.callbacks import SaveOnInterrupt, progress_bar
+    from gptask.training.trainer import BestCheckpoint, build_trainer
 
-    monitor: dict[str, Any] = dict(zip(("monitor", "mode"), goal(config), strict=True))
+    watched: dict[str, Any] = dict(zip(("monitor", "mode"), monitor(config), strict=True))
     checkpoints = folder / "checkpoints"
     callbacks: list[pl.Callback] = [
-        Best(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **monitor),
+        BestCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, **watched),
         ModelCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
-        Interrupted(checkpoints / "interrupted.ckpt"),
+        SaveOnInterrupt(checkpoints / "interrupted.ckpt"),
         progress_bar(),
         *watching,
     ]
     stopping = config.early_stopping
     if stopping.patience is not None:
-        callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **monitor))
-    trainer = trainer_for(folder, config.trainer, logger=loggers.csv(folder), callbacks=callbacks)
+        callbacks.append(EarlyStopping(patience=stopping.patience, min_delta=stopping.min_delta, **watched))
+    trainer = build_trainer(folder, config.trainer, logger=loggers.csv_logger(folder), callbacks=callbacks)
     if config.tasks and trainer.world_size > 1:
         raise UserError(f"several tasks train in one process, not in {trainer.world_size}: set trainer.devices=1")
     return trainer
 
 
 def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
-    from gptask.training.trainer import spared
+    from gptask.training.trainer import gc_frozen
 
     checkpoint = None
     if resume:
@@ -299,10 +300,10 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
         checkpoint = str(found[-1])
         log.info("going on from %s", checkpoint)
     try:
-        with spared():
+        with gc_frozen():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {kept(folder)}") from stop
+        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {resume_hint(folder)}") from stop
     (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
 
 
@@ -315,6 +316,6 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
         return
     best = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(best["state_dict"], strict=False)
-    module.adjust(best["adjusted"])
+    module.set_tuned_options(best["adjusted"])
     score = callback.best_model_score
     log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))

@@ -28,7 +28,7 @@ CHATTER = (
 )
 
 
-class Best(ModelCheckpoint):
+class BestCheckpoint(ModelCheckpoint):
     """Keeps the best epoch, of equal ones the last: its learning rate has fallen further (a small validation set often
     has several)."""
 
@@ -39,7 +39,7 @@ class Best(ModelCheckpoint):
         return equal or super().check_monitor_top_k(trainer, current)
 
 
-def trainer_for(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:
+def build_trainer(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:
     """A trainer with gptask's settings, the user's ``options`` over them."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -61,7 +61,7 @@ def trainer_for(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Traine
 
 
 @contextmanager
-def spared() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Within, Python's search for garbage passes over what is there already; to search all of it takes a third of a
     second each time."""
     gc.collect()

@@ -7,17 +7,24 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
-from gptask.errors import listing, nearest
-from gptask.model.text_task import PromptedTask
-from gptask.plugins.types import Example
+from gptask import (
+    DataError,
+    Encoded,
+    Example,
+    Field,
+    Kind,
+    Prediction,
+    PromptedTask,
+    UserError,
+    listing,
+    nearest,
+    option,
+)
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask import Metric
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head, Metric
 
 
 @dataclass
@@ -99,15 +106,15 @@ class Classification(PromptedTask):
         """The prompt, and the label words as the text that would follow."""
         known = example.get("labels" if self.multi_label else "label") is not None
         target = ",".join(self.word(name) for name in self.gold(example)) if known else None
-        return self.filled(example), target
+        return self.format_prompt(example), target
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """The prompt's ids, and the label as an index or as a vector of zeros and ones."""
-        ids, cut = self.fit(example, tokenizer, max_tokens)
+        ids, cut = self.truncate_prompt(example, tokenizer, max_tokens)
         if cut and self.readings > 1:  # rather once and whole
             short = copy(self)
             short.readings = 1
-            ids, cut = short.fit(example, tokenizer, max_tokens)
+            ids, cut = short.truncate_prompt(example, tokenizer, max_tokens)
         if self.render(example)[1] is None:
             return Encoded(ids, truncated=cut)
         gold = self.gold(example)
@@ -134,7 +141,7 @@ class Classification(PromptedTask):
         best = max(probabilities, key=probabilities.__getitem__)
         return Prediction(best, probabilities[best], probabilities)
 
-    def adjust(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
+    def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """The threshold of the best micro-F1 where none was given."""
         if not self.multi_label or not (self.threshold is None or self.threshold_open):
             return {}

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head
+from gptask import Backbone, Batch, Head
 from torch import Tensor, nn
 
 
@@ -45,7 +43,7 @@ class ClassificationHead(Head):
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Probabilities, K for each of the B sequences."""
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         logits = self.logits(hidden, batch)
         return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
 

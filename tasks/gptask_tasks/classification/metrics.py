@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gptask import MeanMetric, Metric, Prediction
-from gptask.plugins.resampling import BLOCK
-from gptask.plugins.types import Example
+from gptask import RESAMPLES_PER_BLOCK, Example, MeanMetric, Metric, Prediction
 
 
 def single_label(labels: Sequence[str]) -> list[Metric]:
@@ -79,7 +77,7 @@ class Pairs(Metric):
         cells, place = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
         sums = counts @ np.eye(len(cells))[place]  # (R, cells)
         parts = []
-        for part in np.array_split(sums, -(-len(sums) * k * k // BLOCK)):
+        for part in np.array_split(sums, -(-len(sums) * k * k // RESAMPLES_PER_BLOCK)):
             tables = np.zeros((len(part), k * k))
             tables[:, cells] = part
             parts.append(self.values(tables.reshape(-1, k, k)))

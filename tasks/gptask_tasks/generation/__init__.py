@@ -7,19 +7,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
-from gptask.model.backbone.chat_template import template_of
-from gptask.model.text_task import WritingTask
-from gptask.plugins.generation_options import Generation
-from gptask.plugins.types import Example
+from gptask import (
+    DataError,
+    Encoded,
+    Example,
+    Field,
+    GenerationOptions,
+    Kind,
+    Metric,
+    Prediction,
+    UserError,
+    WritingTask,
+    chat_template_of,
+    option,
+)
 
 from gptask_tasks import sample
 from gptask_tasks.generation.records import conversation
-from gptask_tasks.scores import Corpus, Likelihood, Rouge
+from gptask_tasks.scores import CorpusScore, Likelihood, Rouge
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head
 
 
 @dataclass
@@ -31,7 +39,7 @@ class TextGeneration(WritingTask):
     system: str | None = option(None, "system message of conversations that bring none")
     raw: bool = option(False, "texts as they stand, EOS behind each answer: no chat template, no turns")
     language: str = option("en", "language of ROUGE-L: en stems words, zh takes characters")
-    generation: Generation = option(partial(Generation, max_new_tokens=128), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, max_new_tokens=128), "how text is decoded")
 
     def validate(self) -> None:
         """Refuse options that exclude each other."""
@@ -48,7 +56,7 @@ class TextGeneration(WritingTask):
             Field("answer", Kind.TEXTS, target=True, blank=True, help="what the assistant says last"),
         ]
 
-    def record(self, row: Any) -> Any:
+    def convert_row(self, row: Any) -> Any:
         """Rows in the chat format, ShareGPT's, Alpaca's, as prompt and completion, or a prompt alone."""
         return conversation(row)
 
@@ -64,9 +72,9 @@ class TextGeneration(WritingTask):
         Where that is longer than ``max_tokens`` the oldest turns are dropped, then the last question is cut; an answer
         never is.
         """
-        template, messages = template_of(tokenizer, self.raw), self._messages(example)
+        template, messages = chat_template_of(tokenizer, self.raw), self._messages(example)
         target = template.answer(messages, example["answer"][0]) if example.get("answer") else None
-        room = max_tokens - max(len(target or []) + 1, self.reserve())
+        room = max_tokens - max(len(target or []) + 1, self.reserved_tokens())
         turns, kept = template.fit(messages, room)
         cut = 0
         if len(kept) < len(messages) or len(turns.ids) > room:
@@ -106,7 +114,7 @@ class TextGeneration(WritingTask):
         """Likelihood of all given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the one that is written."""
         import sacrebleu
 
-        chrf = Corpus("chrf", sacrebleu.CHRF(), field="answer")
+        chrf = CorpusScore("chrf", sacrebleu.CHRF(), field="answer")
         turns = "assistant's turns and their ends; per"
         return [
             Likelihood("perplexity", f"{turns} token of the backbone's tokenizer"),

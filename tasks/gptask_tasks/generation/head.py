@@ -6,19 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gptask.model.generation.generate import Text
-from gptask.model.heads import GenerationHead, nats
+from gptask import GeneratedText, GenerationHead, token_nll
 from torch import Tensor
 
 from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone, Batch
 
 
 @dataclass
-class Answer(Text):
+class ScoredAnswer(GeneratedText):
     """A generated text; of the answers given, if any were, the nats, tokens and UTF-8 bytes."""
 
     counts: dict[str, float] = field(default_factory=dict)
@@ -29,14 +27,14 @@ class AnswerHead(GenerationHead):
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate behind every prompt; with answers at hand, their likelihood comes with it."""
-        said = [Answer(**vars(text)) for text in super().predict(backbone, batch)]
+        said = [ScoredAnswer(**vars(text)) for text in super().predict(backbone, batch)]
         here, following = batch.predicting(), batch.input_ids.roll(-1, 1)
         if not here.any():
             return said
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         each = torch.zeros(here.shape, device=hidden.device)
-        each[here] = nats(backbone, hidden[here], following[here])
+        each[here] = token_nll(backbone, hidden[here], following[here])
         for answer, ids, mask, row in zip(said, following, here, each, strict=True):
             learned = backbone.tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True)
             counts = float(row.sum()), int(mask.sum()), len(learned.encode())

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptask import DataError
-from gptask.data.messages import Message, messages
-from gptask.errors import listing
+from gptask import DataError, Message, listing, parse_messages
 
 TURNS = ("messages", "conversations", "conversation")  # chat format; ShareGPT
 INPUTS, OUTPUTS = ("input", "context"), ("output", "response")  # Alpaca; Dolly
@@ -36,7 +34,7 @@ def conversation(row: Any) -> Any:
 def _turns(row: dict[str, Any]) -> list[Message]:
     if (name := _first(row, TURNS)) is not None:
         try:
-            turns = messages(row[name])
+            turns = parse_messages(row[name])
         except TypeError as error:
             raise DataError(f"the {name} must be a list of messages, got {str(row[name])[:40]!r}") from error
         if turns and turns[0]["role"] == "system":
@@ -47,7 +45,7 @@ def _turns(row: dict[str, Any]) -> list[Message]:
         return _exchange(row, "\n\n".join(part for part in parts if part.strip()), "instruction", OUTPUTS)
     if isinstance(row.get("prompt"), list):
         name = _first(row, COMPLETIONS)
-        return messages(row["prompt"] + (row[name] if name and isinstance(row[name], list) else []))
+        return parse_messages(row["prompt"] + (row[name] if name and isinstance(row[name], list) else []))
     if "prompt" in row:
         return _exchange(row, _text(row, "prompt"), "prompt", COMPLETIONS)
     raise DataError(f"the columns {listing(row)} hold no conversation: {EXPECTED}")

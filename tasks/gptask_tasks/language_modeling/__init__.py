@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask import DataError, Field, Metric, Prediction, Task, UserError, option
-from gptask.config.schemas import Documents
-from gptask.plugins.types import Encoded, Example
+from gptask import DataError, Documents, Encoded, Example, Field, Metric, Prediction, Task, UserError, option
 
 from gptask_tasks import sample
 from gptask_tasks.language_modeling.cleaning import Cleaning
 from gptask_tasks.scores import Likelihood
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone
 
     from gptask_tasks.language_modeling.head import LanguageModelHead
 
@@ -48,9 +46,9 @@ class LanguageModeling(Task):
             raise UserError(f"task.overlap={self.overlap} must be 0 or more")
         self.cleaning.validate()
 
-    def curate(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
+    def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
         """Clean every text; of training texts leave out what was there before."""
-        return self.cleaning.curate(examples, train, counts)
+        return self.cleaning.clean(examples, train, counts)
 
     def render(self, example: Example) -> tuple[str, str | None]:
         """The cleaned text."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from gptask import UserError, option
-from gptask.plugins.types import Example
+from gptask import Example, UserError, option
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]")
 LINE = 24  # UTF-8 bytes from which a line can be boilerplate: refrains and names of speakers are shorter
@@ -57,7 +56,7 @@ class Cleaning:
     def _normal(self, text: str) -> str:
         return text if self.unicode is Unicode.none else unicodedata.normalize(self.unicode.value, text)
 
-    def curate(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
+    def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
         """Every step in turn. Boilerplate is known only after all of it was seen, so that step holds the training text
         in memory."""
         cleaned = self._cleaned(examples, counts)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head, nats
+from gptask import Backbone, Batch, Head, nats
 from torch import Tensor
 
 

@@ -8,19 +8,27 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, UserError, option
-from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
-from gptask.plugins.types import Example
+from gptask import (
+    DataError,
+    Encoded,
+    Example,
+    Field,
+    GenerationOptions,
+    GenerativeTask,
+    Kind,
+    Metric,
+    Prediction,
+    UserError,
+    option,
+)
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head
 
 
-class Answer(Enum):
+class AnswerForm(Enum):
     """Where an answer comes from."""
 
     generate = "generate"
@@ -42,13 +50,13 @@ class QuestionAnswering(GenerativeTask):
     }
     UNKNOWN: ClassVar[dict[str, str]] = {"en": "unanswerable", "zh": "无法回答"}
 
-    answer: Answer = option(Answer.generate, "generate: free text; span: the best span of the context")
+    answer: AnswerForm = option(AnswerForm.generate, "generate: free text; span: the best span of the context")
     extractive: bool = option(True, "answers must occur in their context; false allows free answers (generate only)")
     unanswerable: bool = option(False, "questions without an answer are allowed, and may be predicted")
     null_threshold: float = option(0.0, "span: log-odds by which no answer must beat the best span")
     max_answer_tokens: int = option(30, "span: longest answer")
     stride: int = option(128, "span: tokens by which windows over a long context overlap")
-    generation: Generation = option(partial(Generation, stop=["\n"]), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
         """A context, a question, and the answers with their places."""
@@ -68,21 +76,21 @@ class QuestionAnswering(GenerativeTask):
     @property
     def template(self) -> str:
         """The prompt in force; a span needs the question before the context, which a causal model reads once."""
-        if self.answer is Answer.span and self.prompt is None:
+        if self.answer is AnswerForm.span and self.prompt is None:
             return self.SPAN_PROMPTS[self.language]
         return super().template
 
     @property
     def examples_per_step(self) -> int:  # type: ignore[override]
         """Small steps for spans: from 1,400 questions they learned F1 65 by 4 a step and 60 by 8 (XQuAD English)."""
-        return 4 if self.answer is Answer.span else super().examples_per_step
+        return 4 if self.answer is AnswerForm.span else super().examples_per_step
 
     def validate(self) -> None:
         """Refuse options that exclude each other."""
         super().validate()
-        if self.answer is Answer.span and not self.extractive:
+        if self.answer is AnswerForm.span and not self.extractive:
             raise UserError("task.extractive=false needs task.answer=generate: a span is part of its context")
-        if self.answer is Answer.span and self.template.count("{context}") != 1:
+        if self.answer is AnswerForm.span and self.template.count("{context}") != 1:
             raise UserError(f"task.prompt {self.template!r} must hold {{context}} once for task.answer=span")
         if self.stride < 1 or self.max_answer_tokens < 1:
             raise UserError("task.stride and task.max_answer_tokens must be at least 1")
@@ -107,13 +115,13 @@ class QuestionAnswering(GenerativeTask):
 
     def demonstrate(self, example: Example) -> str:
         """Only a generated answer follows its prompt."""
-        if self.answer is Answer.span:
+        if self.answer is AnswerForm.span:
             raise UserError("shots are for task.answer=generate; a span head does not read them as answers")
         return super().demonstrate(example)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
         """Prompt and answer, or the windows of a span."""
-        if self.answer is Answer.generate:
+        if self.answer is AnswerForm.generate:
             return super().encode(example, tokenizer, max_tokens)
         from gptask_tasks.qa.span import windows
 
@@ -124,7 +132,7 @@ class QuestionAnswering(GenerativeTask):
 
     def head(self, backbone: Backbone) -> Head:
         """The language model itself, or a span scorer."""
-        if self.answer is Answer.generate:
+        if self.answer is AnswerForm.generate:
             return super().head(backbone)
         from gptask_tasks.qa.span import SpanHead
 
@@ -132,7 +140,7 @@ class QuestionAnswering(GenerativeTask):
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """The text of the best span over all windows, or the generated text; empty where there is no answer."""
-        if self.answer is Answer.generate:
+        if self.answer is AnswerForm.generate:
             said = super().prediction(example, outputs)
             if self.unanswerable and str(said.value).strip().lower() == self.UNKNOWN[self.language]:
                 return Prediction("", said.score)

@@ -7,8 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from gptask import MeanMetric, Prediction
-from gptask.plugins.types import Example
+from gptask import Example, MeanMetric, Prediction
 
 from gptask_tasks.text import characters
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gptask import DataError, Encoded
-from gptask.model.heads import Head
-from gptask.plugins.types import Example
+from gptask import DataError, Encoded, Example, Head
 from torch import Tensor, nn
 
-from gptask_tasks.both_ways import BothWays
+from gptask_tasks.both_ways import BiLSTM
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import Batch
-    from gptask.model.backbone.backbone import Backbone
+    from gptask import Backbone, Batch
 
 
 def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:
@@ -69,7 +66,7 @@ def _place(example: Example) -> tuple[int, int] | None:
 
 
 @dataclass
-class Span:
+class AnswerSpan:
     """Characters ``start`` to ``end`` of a context, with the probability of both ends."""
 
     start: int
@@ -82,7 +79,7 @@ class Span:
 class SpanHead(Head):
     """Scores every position as start and as end of the answer.
 
-    A causal state has not read what follows it, which `BothWays` adds. Each position is also compared with a query made
+    A causal state has not read what follows it, which `BiLSTM` adds. Each position is also compared with a query made
     from the last one, whose state has read the whole window. The comparison starts at zero.
     """
 
@@ -91,7 +88,7 @@ class SpanHead(Head):
     def __init__(self, channels: int, longest: int) -> None:
         super().__init__()
         self.longest = longest
-        self.around = BothWays(channels)
+        self.around = BiLSTM(channels)
         self.linear = nn.Linear(self.around.features, 2)
         self.query = nn.Linear(self.around.features, 2 * self.around.features, bias=False)
         nn.init.zeros_(self.query.weight)
@@ -129,22 +126,22 @@ class SpanHead(Head):
         )
         return [self._best(score, first, left, right, last) for score, first, left, right, last in rows]
 
-    def _best(self, scores: Tensor, first: int, left: list[int], right: list[int], last: int) -> Span:
+    def _best(self, scores: Tensor, first: int, left: list[int], right: list[int], last: int) -> AnswerSpan:
         null = float(scores[last].sum())
         if not left:
-            return Span(0, 0, 0.0, null, float("-inf"))
+            return AnswerSpan(0, 0, 0.0, null, float("-inf"))
         window = scores[first : first + len(left)]
         pairs = window[:, None, 0] + window[None, :, 1]  # (W, W) by start and end
         legal = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.longest - 1)
         score, place = pairs.masked_fill(~legal, float("-inf")).flatten().max(0)
         start, end = divmod(int(place), len(left))
-        return Span(left[start], right[end], float(score.exp()), null, float(score))
+        return AnswerSpan(left[start], right[end], float(score.exp()), null, float(score))
 
 
-def best(spans: Sequence[Span], nullable: bool, threshold: float) -> Span:
+def best(spans: Sequence[AnswerSpan], nullable: bool, threshold: float) -> AnswerSpan:
     """The likeliest span over a context's windows; an empty one if no answer is likelier in every window."""
     found = max(spans, key=lambda span: span.score)
     null = min(span.null for span in spans)
     if nullable and null - found.score > threshold:
-        return Span(0, 0, float(torch.tensor(null).exp()), null, null)
+        return AnswerSpan(0, 0, float(torch.tensor(null).exp()), null, null)
     return found

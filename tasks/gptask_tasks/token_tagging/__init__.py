@@ -7,16 +7,27 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from gptask import DataError, Encoded, Field, Kind, Metric, Prediction, Task, UserError, option
-from gptask.errors import listing, nearest
-from gptask.model.text_task import is_wide
-from gptask.plugins.types import IGNORED, Example
+from gptask import (
+    IGNORED,
+    DataError,
+    Encoded,
+    Example,
+    Field,
+    Kind,
+    Metric,
+    Prediction,
+    Task,
+    UserError,
+    is_wide,
+    listing,
+    nearest,
+    option,
+)
 
 from gptask_tasks import sample
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head
 
 
 class Context(Enum):
@@ -146,9 +157,9 @@ class TokenTagging(Task):
 
     def metrics(self) -> list[Metric]:
         """F1 of spans first; accuracy first for plain tags."""
-        from gptask_tasks.token_tagging.metrics import Accuracy, Macro, Micro
+        from gptask_tasks.token_tagging.metrics import Macro, Micro, TagAccuracy
 
-        accuracy, macro = Accuracy(bool(self.plain)), Macro("f1_macro", self.types, bool(self.plain))
+        accuracy, macro = TagAccuracy(bool(self.plain)), Macro("f1_macro", self.types, bool(self.plain))
         if self.plain:
             return [accuracy, macro]
         return [*(Micro(name, self.types, False) for name in ("f1", "precision", "recall")), macro, accuracy]

@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head
-from gptask.plugins.types import IGNORED
+from gptask import IGNORED, Backbone, Batch, Head
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gptask_tasks.both_ways import BothWays
+from gptask_tasks.both_ways import BiLSTM
 
 
 class TaggingHead(Head):
     """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
 
     export_class = None  # transformers would read every token, and know nothing of words and what stands before them
-    depth = 0.5  # what the contexts were compared with
+    lora_top_fraction = 0.5  # what the contexts were compared with
 
     def __init__(self, features: int, tags: int) -> None:
         super().__init__()
@@ -51,10 +48,10 @@ class TaggingHead(Head):
 
 
 class BidirectionalHead(TaggingHead):
-    """The same on states that know what stands to their right too (`BothWays`, word by word)."""
+    """The same on states that know what stands to their right too (`BiLSTM`, word by word)."""
 
     def __init__(self, channels: int, tags: int) -> None:
-        around = BothWays(channels)
+        around = BiLSTM(channels)
         super().__init__(around.features, tags)
         self.around = around
 

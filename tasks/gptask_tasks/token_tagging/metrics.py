@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from gptask import AdditiveMetric, Prediction
-from gptask.plugins.types import Example
+from gptask import AdditiveMetric, Example, Prediction
 
-from gptask_tasks.token_tagging.spans import Span, bio, spans
+from gptask_tasks.token_tagging.spans import EntitySpan, bio, spans
 
 
-def said(prediction: Prediction) -> list[Span]:
+def said(prediction: Prediction) -> list[EntitySpan]:
     """The spans of a prediction."""
-    return [Span(entry["type"], entry["start"], entry["end"]) for entry in prediction.value]
+    return [EntitySpan(entry["type"], entry["start"], entry["end"]) for entry in prediction.value]
 
 
 def ratio(part: Any, whole: Any) -> Any:
@@ -60,7 +59,7 @@ class Macro(Micro):
         return float(100 * ratio(2 * right, found + true).sum() / max((found + true > 0).sum(), 1))
 
 
-class Accuracy(AdditiveMetric):
+class TagAccuracy(AdditiveMetric):
     """Share of words with the right tag, in percent; tags of spans are compared as BIO."""
 
     name = "accuracy"

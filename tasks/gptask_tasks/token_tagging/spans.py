@@ -14,7 +14,7 @@ PREFIXED = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
 FIRST, LAST = set("BSU"), set("ESLU")  # prefixes that begin and that end a span whatever stands beside them
 
 
-class Span(NamedTuple):
+class EntitySpan(NamedTuple):
     """Words ``start`` to ``end`` (exclusive, from 0) of one type."""
 
     type: str
@@ -36,27 +36,27 @@ def split(tag: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def spans(tags: Sequence[str], plain: bool = False) -> list[Span]:
+def spans(tags: Sequence[str], plain: bool = False) -> list[EntitySpan]:
     """The spans that tags mark, by the rules of conlleval (Tjong Kim Sang & Buchholz 2000), as seqeval counts them.
 
     They hold for BIO, IOB1, IO, BIOES, BILOU and BMES alike: a span begins at B- (S-, U-), at a type that the word
     before has not, and behind the end of another. ``plain`` tags are a span each.
     """
     if plain:
-        return [Span(tag, number, number + 1) for number, tag in enumerate(tags)]
-    found: list[Span] = []
+        return [EntitySpan(tag, number, number + 1) for number, tag in enumerate(tags)]
+    found: list[EntitySpan] = []
     open_type = ""  # of the span that the next word may belong to
     for number, tag in enumerate(tags):
         prefix, kind = split(tag)
         if kind and kind == open_type and prefix not in FIRST:
-            found[-1] = Span(kind, found[-1].start, number + 1)
+            found[-1] = EntitySpan(kind, found[-1].start, number + 1)
         elif kind:
-            found.append(Span(kind, number, number + 1))
+            found.append(EntitySpan(kind, number, number + 1))
         open_type = "" if prefix in LAST else kind
     return found
 
 
-def bio(found: Iterable[Span], words: int) -> list[str]:
+def bio(found: Iterable[EntitySpan], words: int) -> list[str]:
     """Spans as BIO tags of so many words."""
     tags = [OUTSIDE] * words
     for kind, start, end in found:

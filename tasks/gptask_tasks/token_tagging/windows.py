@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gptask import DataError, Encoded
-from gptask.model.text_task import is_wide
+from gptask import DataError, Encoded, is_wide
 
 MARK = " *"  # put before a predicate
 

@@ -9,16 +9,16 @@ from gptask.cli import USAGE
 from gptask.cli.verbs import VERBS
 
 
-def test_help_lists_the_verbs(run):
+def test_help_lists_the_verbs(run_command):
     for arguments in ([], ["-h"], ["--help"], ["help"]):
-        ended = run(*arguments)
+        ended = run_command(*arguments)
         assert ended.code == 0
         assert all(verb in ended.out for verb in VERBS)
 
 
-def test_version_is_printed_behind_any_verb(run):
-    assert run("--version").out == f"gptask {__version__}\n"
-    assert run("train", "--version").out == f"gptask {__version__}\n"
+def test_version_is_printed_behind_any_verb(run_command):
+    assert run_command("--version").out == f"gptask {__version__}\n"
+    assert run_command("train", "--version").out == f"gptask {__version__}\n"
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(refused):
@@ -30,50 +30,50 @@ def test_the_help_fits_a_terminal():
     assert max(map(len, USAGE.splitlines())) <= 120
 
 
-def test_a_user_error_exits_with_2_and_no_stack_trace(run):
-    ended = run("train", action=fail(UserError("mend it so")))
+def test_a_user_error_exits_with_2_and_no_stack_trace(run_command):
+    ended = run_command("train", action=fail(UserError("mend it so")))
     assert (ended.code, ended.err) == (2, "gptask: mend it so\n")
 
 
-def test_gptask_debug_shows_the_stack_trace_of_a_user_error(run, monkeypatch):
+def test_gptask_debug_shows_the_stack_trace_of_a_user_error(run_command, monkeypatch):
     monkeypatch.setenv("GPTASK_DEBUG", "1")
-    ended = run("train", "task.lables=x")
+    ended = run_command("train", "task.lables=x")
     assert ended.code == 2
     assert "Traceback" in ended.err
     assert "omegaconf" in ended.err  # the cause of the UserError
 
 
-def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run):
-    ended = run("train", action=fail(ZeroDivisionError("ours")))
+def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
+    ended = run_command("train", action=fail(ZeroDivisionError("ours")))
     assert ended.code == 1
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
     assert "internal error in gptask or a plugin; please report it" in ended.err
 
 
-def test_an_omegaconf_error_of_the_action_is_an_internal_error(run):
+def test_an_omegaconf_error_of_the_action_is_an_internal_error(run_command):
     from omegaconf.errors import ConfigKeyError
 
-    assert run("train", action=fail(ConfigKeyError("ours"))).code == 1
+    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 1
 
 
-def test_ctrl_c_shows_its_message_and_exits_with_130(run):
-    ended = run("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
+def test_ctrl_c_shows_its_message_and_exits_with_130(run_command):
+    ended = run_command("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
     assert (ended.code, ended.err) == (130, "\ngptask: stopped at step 3. Kept: last.ckpt\n")
 
 
-def test_a_file_that_cant_be_opened_is_named(run):
-    ended = run("train", action=lambda config: Path("/nowhere/x").read_text())
+def test_a_file_that_cant_be_opened_is_named(run_command):
+    ended = run_command("train", action=lambda config: Path("/nowhere/x").read_text())
     assert (ended.code, ended.err) == (2, "gptask: /nowhere/x: No such file or directory\n")
 
 
-def test_a_full_disk_is_no_internal_error(run):
-    ended = run("train", action=fail(OSError(28, "No space left on device")))
+def test_a_full_disk_is_no_internal_error(run_command):
+    ended = run_command("train", action=fail(OSError(28, "No space left on device")))
     assert ended.code == 2
     assert "No space left" in ended.err
 
 
-def test_a_failing_job_of_a_multirun_is_named_and_the_others_run(run):
+def test_a_failing_job_of_a_multirun_is_named_and_the_others_run(run_command):
     ran = []
 
     def action(config):
@@ -81,7 +81,7 @@ def test_a_failing_job_of_a_multirun_is_named_and_the_others_run(run):
             raise UserError("not with 1")
         ran.append(config.seed)
 
-    ended = run("train", "-m", "seed=0,1,2", action=action)
+    ended = run_command("train", "-m", "seed=0,1,2", action=action)
     assert ended.code == 2
     assert ran == [0, 2]
     assert "gptask: job 1 (seed=1): not with 1" in ended.err

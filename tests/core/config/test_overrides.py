@@ -2,7 +2,7 @@
 
 import pytest
 from gptask import UserError
-from gptask.config.overrides import accepted, chosen, normalize, parse
+from gptask.config.overrides import normalize_overrides, parse_override, quote_if_needed, values_of
 
 TEXTS = [
     "评论.csv",
@@ -37,7 +37,7 @@ TEXTS = [
 
 
 def value(text):
-    return parse(f"key={accepted(text)}").value()
+    return parse_override(f"key={quote_if_needed(text)}").value()
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -78,13 +78,15 @@ def test_values_of_the_grammar_keep_their_meaning(typed, meant):
     ],
 )
 def test_commas_sweep_in_multirun(typed, jobs):
-    swept = parse(f"key={accepted(typed, multirun=True)}")
+    swept = parse_override(f"key={quote_if_needed(typed, multirun=True)}")
     assert list(swept.sweep_string_iterator()) == jobs
 
 
 def test_signs():
     def normal(override):
-        return normalize([override], False, {"trainer", "task", "seed", "data"}, {"trainer", "data.columns"})[0]
+        return normalize_overrides([override], False, {"trainer", "task", "seed", "data"}, {"trainer", "data.columns"})[
+            0
+        ]
 
     assert normal("trainer.devices=2") == "++trainer.devices=2"
     assert normal("+trainer.devices=2") == "++trainer.devices=2"
@@ -100,16 +102,16 @@ def test_signs():
 @pytest.mark.parametrize("override", ["foo bar", "seed", "=3", "", "a b=c"])
 def test_what_is_no_override_is_refused(override):
     with pytest.raises(UserError, match="is no override"):
-        normalize([override], False, (), ())
+        normalize_overrides([override], False, (), ())
 
 
 def test_a_name_the_grammar_cant_hold_is_refused():
     with pytest.raises(UserError, match="YAML preset"):
-        normalize(["task.label_words.正面=好"], False, (), ("task.label_words",))
+        normalize_overrides(["task.label_words.正面=好"], False, (), ("task.label_words",))
 
 
 def test_chosen_reads_the_last_value_as_hydra_does():
-    assert chosen(["run=a", "task=qa", "run='b c'"], "run") == ["b c"]
-    assert chosen(["run=null"], "run") == [None]
-    assert chosen(["task=qa,sentiment"], "task") == ["qa", "sentiment"]
-    assert chosen(["task.labels=[a]"], "task") == []
+    assert values_of(["run=a", "task=qa", "run='b c'"], "run") == ["b c"]
+    assert values_of(["run=null"], "run") == [None]
+    assert values_of(["task=qa,sentiment"], "task") == ["qa", "sentiment"]
+    assert values_of(["task.labels=[a]"], "task") == []

@@ -4,15 +4,15 @@ import inspect
 
 import pytest
 from gptask import UserError
-from gptask.config.trainer_options import OURS, check, names, parameters
+from gptask.config.trainer_options import SET_BY_GPTASK, check_trainer_options, option_names, parameters
 
 
 def test_the_source_says_what_the_signature_says():
     from pytorch_lightning import Trainer
 
     assert list(parameters()) == [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    assert set(OURS) <= set(parameters())
-    assert not set(OURS) & set(names())
+    assert set(SET_BY_GPTASK) <= set(parameters())
+    assert not set(SET_BY_GPTASK) & set(option_names())
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_the_source_says_what_the_signature_says():
     ],
 )
 def test_what_the_trainer_takes_passes(options):
-    check(options)
+    check_trainer_options(options)
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,5 @@ def test_what_the_trainer_takes_passes(options):
 )
 def test_what_it_does_not_take_is_refused(options, said):
     with pytest.raises(UserError) as raised:
-        check(options)
+        check_trainer_options(options)
     assert said in str(raised.value)

@@ -16,8 +16,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., str]:
-    """``write("a.csv", text)``: the name of a new file, gzipped if it ends so."""
+def write_file(tmp_path: Path) -> Callable[..., str]:
+    """``write_file("a.csv", text)``: the name of a new file, gzipped if it ends so."""
 
     def make(name: str, content: str | bytes, encoding: str = "utf-8") -> str:
         raw = content.encode(encoding) if isinstance(content, str) else content

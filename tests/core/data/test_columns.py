@@ -11,21 +11,13 @@ from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.errors import DataError, UserError
 
+from tests.support.stub_tasks import TaskWithFields
+
 TEXT, LABEL = Field("text"), Field("label", Kind.LABEL, target=True)
 
 
-class Fielded:
-    """As much of a task as columns need."""
-
-    def __init__(self, *fields: Field) -> None:
-        self.own = list(fields) or [TEXT, LABEL]
-
-    def fields(self) -> list[Field]:
-        return self.own
-
-
 def example(value: object, *fields: Field, **options: object) -> dict:
-    return Columns(Fielded(*fields), Files(**options)).example(Row(1, value))
+    return Columns(TaskWithFields(*fields or (TEXT, LABEL)), Files(**options)).example(Row(1, value))
 
 
 def error(value: object, *fields: Field, **options: object) -> str:
@@ -139,7 +131,7 @@ def test_ids_are_kept_and_must_be_there_when_asked_for() -> None:
     assert example(row)["id"] == "0"
     assert example(row, columns={"id": "key"})["id"] == "k1"
     assert "no column 'uid' for id" in error(row, columns={"id": "uid"})
-    task, options = Fielded(), Files(columns={"id": "uid"})
+    task, options = TaskWithFields(TEXT, LABEL), Files(columns={"id": "uid"})
     assert Columns(task, options, [TEXT]).example(Row(1, row)) == {"text": "good"}  # prediction input needs none
 
 
@@ -158,12 +150,12 @@ NAMES = {"0": "negative", "1": "positive"}
         "map.json",
     ],
 )
-def test_labels_from_a_map_a_list_or_a_file(write: Callable, tmp_path: Path, labels: object) -> None:
-    write("names.txt", "negative\r\npositive\r\n\n")
-    write("map.tsv", "1\tpositive\n0\t negative\n")
-    write("names.json", '["negative", "positive"]')
-    write("map.json", '{"0": "negative", "1": "positive"}')
-    columns = Columns(Fielded(), Files(labels=labels, root=str(tmp_path)))
+def test_labels_from_a_map_a_list_or_a_file(write_file: Callable, tmp_path: Path, labels: object) -> None:
+    write_file("names.txt", "negative\r\npositive\r\n\n")
+    write_file("map.tsv", "1\tpositive\n0\t negative\n")
+    write_file("names.json", '["negative", "positive"]')
+    write_file("map.json", '{"0": "negative", "1": "positive"}')
+    columns = Columns(TaskWithFields(TEXT, LABEL), Files(labels=labels, root=str(tmp_path)))
     assert columns.names == NAMES
     for raw in (1, "1", " 1 ", 1.0, True, "positive"):
         assert columns.label(raw) == "positive"
@@ -183,17 +175,17 @@ def test_label_outside_the_names() -> None:
 
 
 def test_an_id_that_is_also_a_name_is_an_id() -> None:
-    columns = Columns(Fielded(), Files(labels={"1": "2", "2": "1", "x": "3"}))
+    columns = Columns(TaskWithFields(TEXT, LABEL), Files(labels={"1": "2", "2": "1", "x": "3"}))
     assert [columns.label(raw) for raw in ("1", "2", "x", "3")] == ["2", "1", "3", "3"]
 
 
-def test_labels_that_are_no_map_list_or_file(write: Callable, tmp_path: Path) -> None:
+def test_labels_that_are_no_map_list_or_file(write_file: Callable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.labels must be a map, a list or a file"):
         example({}, labels=3)
     with pytest.raises(UserError, match="no such file"):
         example({}, labels="nowhere.txt")
     with pytest.raises(UserError, match=r"names.json is no JSON"):
-        example({}, labels=write("names.json", "[1,"))
+        example({}, labels=write_file("names.json", "[1,"))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from gptask.data.columns import Columns
 from gptask.data.conll import sentences
 from gptask.data.reading import read
 from gptask.data.rows import Source
-from gptask.training.builder import corpus
+from gptask.training.builder import build_corpus
 
-from tests.core.data.test_columns import Fielded
+from tests.support.stub_tasks import TaskWithFields
 
 FIELDS = (Field("tokens", Kind.TOKENS), Field("tags", Kind.TAGS, target=True))
 CONLL_2003 = """-DOCSTART- -X- -X- O
@@ -46,10 +46,10 @@ def found(text: str, **options: Any) -> list[Any]:
     return list(sentences(enumerate(text.splitlines(keepends=True), 1), **options))
 
 
-def examples(write: Callable, name: str, text: str, **options: Any) -> list[dict[str, Any]]:
+def examples(write_file: Callable, name: str, text: str, **options: Any) -> list[dict[str, Any]]:
     """Tokens and tags, as a task with these fields would read the file."""
-    source, files = Source.parse(write(name, text)), Files(**options)
-    columns = Columns(Fielded(*FIELDS), files)
+    source, files = Source.parse(write_file(name, text)), Files(**options)
+    columns = Columns(TaskWithFields(*FIELDS), files)
     return [columns.example(row) for row in read(source, files, columns.wanted)]
 
 
@@ -91,26 +91,28 @@ def test_a_sentence_that_is_no_table(text: str, universal: bool, line: int, mess
     assert message in str(error)
 
 
-def test_words_come_first_and_tags_last_unless_columns_say_otherwise(write: Callable) -> None:
-    assert examples(write, "a.conll", CONLL_2003)[0] == {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}
-    assert examples(write, "a.conll", CONLL_2003, columns={"tags": 1})[0]["tags"] == ["NNP", "VBZ"]
-    german = examples(write, "a.tsv", GERMEVAL, format="conll", columns={"tokens": 1, "tags": 2})
+def test_words_come_first_and_tags_last_unless_columns_say_otherwise(write_file: Callable) -> None:
+    assert examples(write_file, "a.conll", CONLL_2003)[0] == {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}
+    assert examples(write_file, "a.conll", CONLL_2003, columns={"tags": 1})[0]["tags"] == ["NNP", "VBZ"]
+    german = examples(write_file, "a.tsv", GERMEVAL, format="conll", columns={"tokens": 1, "tags": 2})
     assert german[0] == {"tokens": ["Bayern", "spielt"], "tags": ["B-ORG", "O"]}
-    spanish = examples(write, "a.conllu.gz", UNIVERSAL, columns={"tokens": "form", "tags": "upos"})
+    spanish = examples(write_file, "a.conllu.gz", UNIVERSAL, columns={"tokens": "form", "tags": "upos"})
     assert spanish == [{"tokens": ["Vamos", "nos"], "tags": ["VERB", "PRON"]}]
 
 
-def test_words_without_tags_are_not_their_own_tags(write: Callable) -> None:
+def test_words_without_tags_are_not_their_own_tags(write_file: Callable) -> None:
     with pytest.raises(DataError, match="no column 'tags' for tags: the row has 1 cells without names"):
-        examples(write, "a.conll", "The\nend\n")
+        examples(write_file, "a.conll", "The\nend\n")
 
 
-def test_the_file_and_the_line_are_told(write: Callable) -> None:
+def test_the_file_and_the_line_are_told(write_file: Callable) -> None:
     from gptask_tasks.token_tagging import TokenTagging
 
-    name = write("a.conll", "a\tO\nb\tB-X\n\na\tO\nb\n")
+    name = write_file("a.conll", "a\tO\nb\tB-X\n\na\tO\nb\n")
     with pytest.raises(DataError, match=r"a\.conll:5: 1 columns, but the sentence's first word, on line 4, has 2"):
-        corpus(TokenTagging(), Files(train=name), 0).split("train")
-    name = write("a.jsonl", '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n')
+        build_corpus(TokenTagging(), Files(train=name), 0).split("train")
+    name = write_file(
+        "a.jsonl", '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n'
+    )
     with pytest.raises(DataError, match=r"a\.jsonl:2: tokens, tags must be equally many, got 2 tokens, 1 tags"):
-        corpus(TokenTagging(), Files(train=name), 0).split("train")
+        build_corpus(TokenTagging(), Files(train=name), 0).split("train")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gptask.config.schemas import Data, Files, Hub, Limit, OnBad, Sample
+from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
-from gptask.data.corpus import Corpus
-from gptask.data.examples import Examples, Reading, code_hash
+from gptask.data.corpus import CachedCorpus
+from gptask.data.examples import ExampleReader, Examples, code_hash
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
@@ -19,8 +19,8 @@ from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.translation import Translation
 
 
-def corpus(task: Task | None = None, seed: int = 13, **options: object) -> Corpus:
-    return Corpus(task or Classification(), Files(**options), seed)
+def corpus(task: Task | None = None, seed: int = 13, **options: object) -> CachedCorpus:
+    return CachedCorpus(task or Classification(), Files(**options), seed)
 
 
 def texts(examples: Examples, name: str = "text") -> list[str]:
@@ -35,8 +35,8 @@ def jsonl(n: int, repeats: int = 1) -> str:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def test_several_files_are_read_one_after_another(write: Callable, logged: list) -> None:
-    names = [write("a.jsonl", jsonl(2)), write("b.csv", "text,label\nlast,a\n")]
+def test_several_files_are_read_one_after_another(write_file: Callable, logged: list) -> None:
+    names = [write_file("a.jsonl", jsonl(2)), write_file("b.csv", "text,label\nlast,a\n")]
     train = corpus(train=names, test=names[1], validation=names[1]).split("train")
     assert texts(train) == ["text 0", "text 1", "last"]
     assert [example["id"] for example in train] == ["a.jsonl:1", "a.jsonl:2", "b.csv:2"]
@@ -53,8 +53,8 @@ def test_rows_are_counted_for_a_file_that_was_read_elsewhere_before(tmp_path: Pa
         assert any(line.startswith(f"INFO train: 3 rows of {name} ") for line in logged)
 
 
-def test_parts_of_one_file_are_told_apart(write: Callable, logged: list) -> None:
-    name = write("all.json", json.dumps({"train": [["a b", "x"], ["c", "y"]], "more": [["d", "oos"]]}))
+def test_parts_of_one_file_are_told_apart(write_file: Callable, logged: list) -> None:
+    name = write_file("all.json", json.dumps({"train": [["a b", "x"], ["c", "y"]], "more": [["d", "oos"]]}))
     parts = [f"{name}#train", f"{name}#more"]
     train = corpus(train=parts, test=parts[1], validation=parts[1], columns={"text": 0, "label": 1}).split("train")
     assert [e["label"] for e in train] == ["x", "y", "oos"]
@@ -63,9 +63,9 @@ def test_parts_of_one_file_are_told_apart(write: Callable, logged: list) -> None
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_parallel_files_are_joined_by_line(write: Callable, suffix: str) -> None:
-    source = write(f"a.de{suffix}", "eins\nzwei\tTeile\n\ufeffdrei\n")
-    target = write(f"a.en{suffix}", 'one\n"two" parts\nthree')
+def test_parallel_files_are_joined_by_line(write_file: Callable, suffix: str) -> None:
+    source = write_file(f"a.de{suffix}", "eins\nzwei\tTeile\n\ufeffdrei\n")
+    target = write_file(f"a.en{suffix}", 'one\n"two" parts\nthree')
     pair = {"source": source, "target": target}
     train = corpus(Translation(), train=pair, test=pair, validation=pair).split("train")
     assert [(e["source"], e["target"]) for e in train] == [
@@ -76,39 +76,41 @@ def test_parallel_files_are_joined_by_line(write: Callable, suffix: str) -> None
 
 
 @pytest.mark.parametrize(("short", "ends"), [("source", 1), ("target", 2)])
-def test_parallel_files_of_different_length(write: Callable, short: str, ends: int) -> None:
-    pair = {"source": write("a.de", "1\n2\n3\n4\n"), "target": write("a.en", "1\n2\n3\n4\n")}
-    pair[short] = write(f"short.{short}", "1\n" * ends)
+def test_parallel_files_of_different_length(write_file: Callable, short: str, ends: int) -> None:
+    pair = {"source": write_file("a.de", "1\n2\n3\n4\n"), "target": write_file("a.en", "1\n2\n3\n4\n")}
+    pair[short] = write_file(f"short.{short}", "1\n" * ends)
     with pytest.raises(DataError, match=rf"short\.{short} ends after line {ends}, .*: .*short\.{short} {ends}"):
         corpus(Translation(), test=pair).split("test")
 
 
-def test_an_empty_line_in_a_parallel_file(write: Callable) -> None:
-    pair = {"source": write("a.de", "1\n2\n"), "target": write("a.en", "1\n\n")}
+def test_an_empty_line_in_a_parallel_file(write_file: Callable) -> None:
+    pair = {"source": write_file("a.de", "1\n2\n"), "target": write_file("a.en", "1\n\n")}
     with pytest.raises(DataError, match=r"a\.de\+.*a\.en:2: the target is empty"):
         corpus(Translation(), test=pair).split("test")
 
 
-def test_a_label_that_is_a_columns_number_is_no_header(write: Callable) -> None:
-    name = write("a.tsv", "good\t1\nbad\t0\n")
+def test_a_label_that_is_a_columns_number_is_no_header(write_file: Callable) -> None:
+    name = write_file("a.tsv", "good\t1\nbad\t0\n")
     test = corpus(test=name, columns={"text": 0, "label": 1}, labels=["neg", "pos"]).split("test")
     assert [(e["text"], e["label"]) for e in test] == [("good", "pos"), ("bad", "neg")]
 
 
-def test_pattern_and_label_map(write: Callable) -> None:
-    name = write("TREC.train", "DESC:manner How ?\nNUM:date When ?\n")
+def test_pattern_and_label_map(write_file: Callable) -> None:
+    name = write_file("TREC.train", "DESC:manner How ?\nNUM:date When ?\n")
     test = corpus(
         test=name, pattern=r"(?P<label>\w+):\S+ (?P<text>.+)", labels={"DESC": "description", "NUM": "number"}
     )
     assert [(e["label"], e["text"]) for e in test.split("test")] == [("description", "How ?"), ("number", "When ?")]
 
 
-def test_squad_with_and_without_unanswerable_questions(write: Callable) -> None:
+def test_squad_with_and_without_unanswerable_questions(write_file: Callable) -> None:
     questions = [
         {"id": "1", "question": "How many?", "answers": [{"text": "32", "answer_start": 9}]},
         {"id": "2", "question": "Who?", "answers": [], "is_impossible": True},
     ]
-    name = write("squad.json", json.dumps({"data": [{"paragraphs": [{"context": "It seats 32.", "qas": questions}]}]}))
+    name = write_file(
+        "squad.json", json.dumps({"data": [{"paragraphs": [{"context": "It seats 32.", "qas": questions}]}]})
+    )
     first, second = corpus(QuestionAnswering(unanswerable=True), test=name).split("test")
     assert (first["id"], first["answers"], first["answer_start"]) == ("1", ["32"], [9])
     assert (second["id"], second["answers"]) == ("2", [])
@@ -122,8 +124,8 @@ def test_files_that_are_no_names(given: object) -> None:
         corpus(train=given)
 
 
-def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write: Callable, cache: Path) -> None:
-    name = write("a.jsonl", jsonl(3))
+def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write_file: Callable, cache: Path) -> None:
+    name = write_file("a.jsonl", jsonl(3))
     for options, message in [
         ({"test": "nowhere.csv"}, "no such file"),
         ({"limit": Limit(test=0)}, "data.limit.test=0 must be at least 1"),
@@ -134,8 +136,8 @@ def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write:
     assert not cache.exists()
 
 
-def test_splits_that_are_not_there(write: Callable) -> None:
-    only_test = corpus(test=write("a.jsonl", jsonl(3)))
+def test_splits_that_are_not_there(write_file: Callable) -> None:
+    only_test = corpus(test=write_file("a.jsonl", jsonl(3)))
     assert len(only_test.split("test")) == 3
     for name in ("train", "validation"):
         with pytest.raises(UserError, match=f"no {name} data: set data.{name}=<file>"):
@@ -167,19 +169,19 @@ def test_splits_that_are_not_there(write: Callable) -> None:
         ),
     ],
 )
-def test_bad_rows_stop_with_file_and_line(write: Callable, task: Task, name: str, text: str, message: str) -> None:
+def test_bad_rows_stop_with_file_and_line(write_file: Callable, task: Task, name: str, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        corpus(task, test=write(name, text)).split("test")
+        corpus(task, test=write_file(name, text)).split("test")
     first = re.search(r"a\.csv:2|a\.jsonl:1", str(caught.value))  # then the options are more likely wrong than the row
     assert ("(data.on_bad=skip leaves such rows out)" in str(caught.value)) != bool(first)
 
 
-def test_bad_rows_are_skipped_and_counted(write: Callable, logged: list) -> None:
+def test_bad_rows_are_skipped_and_counted(write_file: Callable, logged: list) -> None:
     bad = "".join(f'{{"text": "a {k}"}}\n' for k in range(5))
-    name = write("a.jsonl", jsonl(4) + bad + '{"text": "last", "label": "a"}\n')
+    name = write_file("a.jsonl", jsonl(4) + bad + '{"text": "last", "label": "a"}\n')
     for _ in range(2):  # the second time from the cache
         logged.clear()
-        assert len(corpus(test=name, on_bad=OnBad.skip).split("test")) == 5
+        assert len(corpus(test=name, on_bad=BadRowPolicy.skip).split("test")) == 5
         (warning,) = [line for line in logged if line.startswith("WARNING")]
         assert "test: 5 of 10 rows are bad and skipped" in warning
         assert f"{name}:5: no column 'label'" in warning
@@ -187,18 +189,18 @@ def test_bad_rows_are_skipped_and_counted(write: Callable, logged: list) -> None
         assert warning.endswith(", ...")
 
 
-def test_no_row_left(write: Callable) -> None:
+def test_no_row_left(write_file: Callable) -> None:
     with pytest.raises(
         DataError, match=r"test: there is no example in .*a.jsonl; all 1 rows are bad: .*a.jsonl:1: no col"
     ):
-        corpus(test=write("a.jsonl", '{"text": "a"}\n'), on_bad=OnBad.skip).split("test")
+        corpus(test=write_file("a.jsonl", '{"text": "a"}\n'), on_bad=BadRowPolicy.skip).split("test")
     with pytest.raises(DataError, match=r"there is no example in .*b.csv$"):
-        corpus(test=write("b.csv", "text,label\n")).split("test")
+        corpus(test=write_file("b.csv", "text,label\n")).split("test")
 
 
-def test_duplicates_and_overlap_are_counted(write: Callable, logged: list) -> None:
-    train, test = write("a.jsonl", jsonl(6) + jsonl(2)), write("b.jsonl", jsonl(3))
-    corpus(train=train, validation=write("c.csv", "text,label\nnew,a\n"), test=test).warn_overlap()
+def test_duplicates_and_overlap_are_counted(write_file: Callable, logged: list) -> None:
+    train, test = write_file("a.jsonl", jsonl(6) + jsonl(2)), write_file("b.jsonl", jsonl(3))
+    corpus(train=train, validation=write_file("c.csv", "text,label\nnew,a\n"), test=test).warn_overlap()
     warnings = [line for line in logged if line.startswith("WARNING")]
     assert warnings == [
         "WARNING train: 2 of 8 inputs are duplicates",
@@ -209,49 +211,49 @@ def test_duplicates_and_overlap_are_counted(write: Callable, logged: list) -> No
 # --- cutting and limiting ---------------------------------------------------------------------------------------
 
 
-def test_missing_splits_are_cut_from_train_and_said_so(write: Callable, logged: list) -> None:
-    whole = corpus(train=write("a.jsonl", jsonl(100)), cut=0.2)
+def test_missing_splits_are_cut_from_train_and_said_so(write_file: Callable, logged: list) -> None:
+    whole = corpus(train=write_file("a.jsonl", jsonl(100)), cut=0.2)
     train, validation, test = (texts(whole.split(name)) for name in ("train", "validation", "test"))
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
     assert "INFO validation: none given; 20 examples cut from train by seed 13, duplicates kept together" in logged
 
 
-def test_only_what_is_missing_is_cut(write: Callable) -> None:
-    given = corpus(train=write("a.jsonl", jsonl(100)), test=write("b.jsonl", jsonl(7)))
+def test_only_what_is_missing_is_cut(write_file: Callable) -> None:
+    given = corpus(train=write_file("a.jsonl", jsonl(100)), test=write_file("b.jsonl", jsonl(7)))
     assert [len(given.split(name)) for name in ("train", "validation", "test")] == [90, 10, 7]
 
 
-def test_the_seed_decides_the_cut(write: Callable) -> None:
-    name = write("a.jsonl", jsonl(50))
+def test_the_seed_decides_the_cut(write_file: Callable) -> None:
+    name = write_file("a.jsonl", jsonl(50))
     first, again, other = (texts(corpus(train=name, seed=seed).split("test")) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_duplicates_stay_in_one_split(write: Callable) -> None:
-    whole = corpus(train=write("a.jsonl", jsonl(30, repeats=3)), cut=0.3)
+def test_duplicates_stay_in_one_split(write_file: Callable) -> None:
+    whole = corpus(train=write_file("a.jsonl", jsonl(30, repeats=3)), cut=0.3)
     found = [texts(whole.split(name)) for name in ("train", "validation", "test")]
     assert sum(map(len, found)) == 90
     assert not set(found[0]) & set(found[1]) | set(found[0]) & set(found[2]) | set(found[1]) & set(found[2])
 
 
-def test_questions_on_one_context_stay_in_one_split(write: Callable) -> None:
+def test_questions_on_one_context_stay_in_one_split(write_file: Callable) -> None:
     rows = [{"context": f"context {k % 20}", "question": f"q{k}", "answers": "context"} for k in range(100)]
-    whole = corpus(QuestionAnswering(), train=write("a.json", json.dumps(rows)), cut=0.25)
+    whole = corpus(QuestionAnswering(), train=write_file("a.json", json.dumps(rows)), cut=0.25)
     found = [set(texts(whole.split(name), "context")) for name in ("train", "validation", "test")]
     assert [len(contexts) for contexts in found] == [10, 5, 5]
     assert len(set.union(*found)) == 20
 
 
-def test_too_little_to_cut_from(write: Callable) -> None:
-    small = corpus(train=write("a.jsonl", jsonl(2, repeats=5)))
+def test_too_little_to_cut_from(write_file: Callable) -> None:
+    small = corpus(train=write_file("a.jsonl", jsonl(2, repeats=5)))
     with pytest.raises(DataError, match="train has 2 different examples, too few to cut validation, test from"):
         small.split("train")
-    assert [len(corpus(train=write("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
+    assert [len(corpus(train=write_file("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
 
 
-def test_limits(write: Callable, logged: list) -> None:
-    limited = corpus(train=write("a.jsonl", jsonl(100)), limit=Limit(train=7, test=1000))
+def test_limits(write_file: Callable, logged: list) -> None:
+    limited = corpus(train=write_file("a.jsonl", jsonl(100)), limit=Limit(train=7, test=1000))
     assert len(limited.split("train")) == len(set(texts(limited.split("train")))) == 7
     assert len(limited.split("test")) == 10
     assert "INFO train: 7 examples of 80 (data.limit)" in logged
@@ -265,44 +267,44 @@ def test_limits(write: Callable, logged: list) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list:
     """One entry for every time that files are read and not the cache."""
     made: list = []
-    records = Reading.records
+    records = ExampleReader.records
 
-    def counting(self: Reading, reader: object) -> object:
+    def counting(self: ExampleReader, reader: object) -> object:
         made.append(reader)
         return records(self, reader)
 
-    monkeypatch.setattr(Reading, "records", counting)
+    monkeypatch.setattr(ExampleReader, "records", counting)
     return made
 
 
-def test_read_once_and_then_from_the_cache(write: Callable, reads: list) -> None:
-    name = write("a.jsonl", jsonl(4))
+def test_read_once_and_then_from_the_cache(write_file: Callable, reads: list) -> None:
+    name = write_file("a.jsonl", jsonl(4))
     first, again = (corpus(test=name).split("test") for _ in range(2))
     assert len(reads) == 1
     assert list(first) == list(again)
     assert first.key == again.key
 
 
-def test_whatever_shapes_examples_is_read_anew(write: Callable, reads: list) -> None:
-    name = write("a.jsonl", jsonl(4))
-    labels = write("labels.txt", "a\tone\nb\ttwo\n")
-    changes: list[Callable[[], Corpus]] = [
+def test_whatever_shapes_examples_is_read_anew(write_file: Callable, reads: list) -> None:
+    name = write_file("a.jsonl", jsonl(4))
+    labels = write_file("labels.txt", "a\tone\nb\ttwo\n")
+    changes: list[Callable[[], CachedCorpus]] = [
         lambda: corpus(test=name),
         lambda: corpus(test=name, columns={"id": "text"}),
         lambda: corpus(test=name, labels={"a": "x", "b": "y"}),
         lambda: corpus(test=name, labels=labels),
-        lambda: corpus(test=name, labels=write("labels.txt", "a\tone\nb\tthree\n")),
-        lambda: corpus(test=name, on_bad=OnBad.skip),
+        lambda: corpus(test=name, labels=write_file("labels.txt", "a\tone\nb\tthree\n")),
+        lambda: corpus(test=name, on_bad=BadRowPolicy.skip),
         lambda: corpus(Classification(prompt="{text}!"), test=name),
-        lambda: corpus(test=write("a.jsonl", jsonl(5))),
-        lambda: corpus(test=[name, write("b.jsonl", jsonl(2))]),
+        lambda: corpus(test=write_file("a.jsonl", jsonl(5))),
+        lambda: corpus(test=[name, write_file("b.jsonl", jsonl(2))]),
     ]
     keys = {change().split("test").key for change in changes}
     assert len(keys) == len(reads) == len(changes)
 
 
-def test_columns_swapped_between_parallel_files_are_read_anew(write: Callable, reads: list) -> None:
-    files = [write("a.de", "eins\n"), write("a.en", "one\n")]
+def test_columns_swapped_between_parallel_files_are_read_anew(write_file: Callable, reads: list) -> None:
+    files = [write_file("a.de", "eins\n"), write_file("a.en", "one\n")]
     there, back = (
         corpus(Translation(), test=dict(zip(fields, files, strict=True))).split("test")[0]
         for fields in (("source", "target"), ("target", "source"))
@@ -361,29 +363,31 @@ def test_a_class_without_a_file_is_never_answered_from_the_cache(monkeypatch: py
 # --- other kinds of data ----------------------------------------------------------------------------------------
 
 
-def test_equal_tests_have_equal_hashes_whatever_their_files(write: Callable) -> None:
+def test_equal_tests_have_equal_hashes_whatever_their_files(write_file: Callable) -> None:
     table = "".join(f"text {k}\t{'ab'[k % 2]}\n" for k in range(4))
-    first = corpus(test=write("a.jsonl", jsonl(4))).split("test")
-    second = corpus(test=write("b.tsv", table), columns={"text": 0, "label": 1}).split("test")
-    third = corpus(test=write("c.jsonl", jsonl(5))).split("test")
+    first = corpus(test=write_file("a.jsonl", jsonl(4))).split("test")
+    second = corpus(test=write_file("b.tsv", table), columns={"text": 0, "label": 1}).split("test")
+    third = corpus(test=write_file("c.jsonl", jsonl(5))).split("test")
     assert first.hash == second.hash != third.hash
     assert first.digests.tolist() == second.digests.tolist()
 
 
 def test_the_sample_of_a_task() -> None:
-    sample = Corpus(Classification(), Sample(limit=Limit(train=5), on_bad=OnBad.skip), 13)
+    sample = CachedCorpus(Classification(), Sample(limit=Limit(train=5), on_bad=BadRowPolicy.skip), 13)
     assert len(sample.split("train")) == 5
-    assert sample.options.on_bad is OnBad.skip
+    assert sample.options.on_bad is BadRowPolicy.skip
     assert len(sample.split("validation")) >= 60
 
 
-def test_a_local_file_replaces_hub_data(write: Callable, monkeypatch: pytest.MonkeyPatch, logged: list) -> None:
+def test_a_local_file_replaces_hub_data(write_file: Callable, monkeypatch: pytest.MonkeyPatch, logged: list) -> None:
     asked: list = []
     monkeypatch.setattr(corpora, "HubReader", lambda options, split: asked.append(split))
-    name = write("a.csv.gz", "sentence,label\nfine,1\npoor,0\n")
+    name = write_file("a.csv.gz", "sentence,label\nfine,1\npoor,0\n")
     hub = Hub(path="some/set", train=name, test="test", columns={"text": "sentence"}, labels=["neg", "pos"])
-    mixed = Corpus(Classification(), hub, 13)
-    assert [e["label"] for e in Corpus(Classification(), Hub(**(vars(hub) | {"test": name})), 13).split("test")] == [
+    mixed = CachedCorpus(Classification(), hub, 13)
+    assert [
+        e["label"] for e in CachedCorpus(Classification(), Hub(**(vars(hub) | {"test": name})), 13).split("test")
+    ] == [
         "pos",
         "neg",
     ]
@@ -393,7 +397,7 @@ def test_a_local_file_replaces_hub_data(write: Callable, monkeypatch: pytest.Mon
         mixed.split("test")
     assert asked == ["test"]
     with pytest.raises(UserError, match="no such file"):
-        Corpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
+        CachedCorpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
 
 
 def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,14 +415,14 @@ def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
                 yield self.name, Row(number, {"text": f"{self.name} {number}", "label": number % 2}, "row")
 
     monkeypatch.setattr(corpora, "HubReader", FakeReader)
-    hub = Corpus(Classification(), Hub(path="a/b", train="train[:10]", test="validation"), 13)
+    hub = CachedCorpus(Classification(), Hub(path="a/b", train="train[:10]", test="validation"), 13)
     assert [len(hub.split(name)) for name in corpora.SPLITS] == [9, 1, 10]
     assert hub.split("test")[0]["text"] == "a/b[validation] 1"
     assert hub.split("test")[0]["id"] == "b[validation] row 1"
 
 
-def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write: Callable, cache: Path) -> None:
-    name = write("a.jsonl.gz", jsonl(20_000))
+def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write_file: Callable, cache: Path) -> None:
+    name = write_file("a.jsonl.gz", jsonl(20_000))
     raw = Path(name).read_bytes()
     Path(name).write_bytes(raw[: len(raw) // 2])
     with pytest.raises(DataError, match=r"a\.jsonl\.gz breaks off after line \d+: .*gzip"):

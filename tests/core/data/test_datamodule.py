@@ -10,8 +10,8 @@ import torch
 from gptask import DataError, Encoded, Field, Kind
 from gptask.config.schemas import Files, Limit
 from gptask.data import datamodule as modules
-from gptask.data.corpus import Corpus
-from gptask.data.datamodule import Batch, DataModule, Items, collate, encode
+from gptask.data.corpus import CachedCorpus
+from gptask.data.datamodule import DataModule, Items, PaddedBatch, collate, encode
 from gptask.model.backbone.scratch import train_tokenizer
 from gptask.plugins.task import Task
 from gptask.plugins.types import IGNORED, Example
@@ -87,7 +87,7 @@ def test_spans_come_through_the_cache(tokenizer: Any, tmp_path: Any) -> None:
 
     file = tmp_path / "data.jsonl"
     file.write_text("".join(f'{{"text": "{c}", "loud": "{c}"}}\n' for c in "aaab"))
-    corpus = Corpus(Spoken(), Files(train=str(file), validation=str(file), test=str(file)), 0)
+    corpus = CachedCorpus(Spoken(), Files(train=str(file), validation=str(file), test=str(file)), 0)
     data = DataModule(Spoken(), corpus, tokenizer, Files(batch_size=4), 0)
     (batch,) = data.eval_dataloader("test")
     assert [batch.predicting()[batch.rows.index(row)].sum().item() for row in range(4)] == [2, 2, 2, 3]
@@ -120,7 +120,7 @@ def test_loss_is_on_target_and_eos_and_nowhere_else(eos: int) -> None:
 def test_a_batch_moves_whole() -> None:
     batch = replace(collate([item([5], label=1)]), extra={"left": [[1]]}, rows=[3])
     moved = batch.to("meta")
-    assert isinstance(moved, Batch)
+    assert isinstance(moved, PaddedBatch)
     assert moved.input_ids.device.type == moved.labels.device.type == "meta"
     assert (moved.extra, moved.rows) == ({"left": [[1]]}, [3])
 
@@ -165,13 +165,18 @@ def test_a_task_that_ignores_the_room_is_told_so(tokenizer: Any) -> None:
 
 
 @pytest.fixture
-def build(write: Callable, tokenizer: Any) -> Callable[..., DataModule]:
+def build(write_file: Callable, tokenizer: Any) -> Callable[..., DataModule]:
     rows = "".join(f"{TEXT[: 4 + k % 40]} {k}\tTHE {k}\n" for k in range(60))
 
     def make(task: Task | None = None, seed: int = 13, **options: Any) -> DataModule:
-        files = {"train": write("a.tsv", rows), "columns": {"text": 0, "loud": 1}, "batch_size": 8, "max_tokens": 80}
+        files = {
+            "train": write_file("a.tsv", rows),
+            "columns": {"text": 0, "loud": 1},
+            "batch_size": 8,
+            "max_tokens": 80,
+        }
         data = Files(**(files | options))
-        return DataModule(task or Echo(), Corpus(task or Echo(), data, 13), tokenizer, data, seed)
+        return DataModule(task or Echo(), CachedCorpus(task or Echo(), data, 13), tokenizer, data, seed)
 
     return make
 
@@ -248,10 +253,10 @@ class Questions(Echo):
         return prompt.replace("\n", f" {example['question']}\n"), target
 
 
-def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write: Callable) -> None:
+def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write_file: Callable) -> None:
     rows = "".join(f"{TEXT[4 * (k % 5) :].strip()}\tTHE\t{k}\n" for k in range(40))
     columns = {"text": 0, "loud": 1, "question": 2}
-    data = build(Questions(), train=write("c.tsv", rows), columns=columns)
+    data = build(Questions(), train=write_file("c.tsv", rows), columns=columns)
     alone = order(data.train_dataloader())
     data.shares = True
     texts = [example["text"] for example in data.examples("train")]
@@ -312,13 +317,13 @@ def test_encoded_once_and_then_from_the_cache(build: Callable, encodings: list) 
 
 
 def test_whatever_shapes_token_ids_is_encoded_anew(
-    build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write: Callable
+    build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write_file: Callable
 ) -> None:
     build().items("train")
     build(max_tokens=70).items("train")
     build(Echo(prompt="{text} =>")).items("train")
     build(limit=Limit(train=9)).items("train")
-    build(train=write("b.tsv", "".join(f"other {k}\tOTHER\n" for k in range(60)))).items("train")
+    build(train=write_file("b.tsv", "".join(f"other {k}\tOTHER\n" for k in range(60)))).items("train")
     another = build()
     another.tokenizer = train_tokenizer([TEXT] * 3 + ["Text: Loud: THE DOG"], 280)
     another.items("train")

@@ -1,6 +1,6 @@
 import pytest
 from gptask.config.schemas import Documents, Files
-from gptask.data.documents import SECTION, documents, of_task
+from gptask.data.documents import SECTION, documents, options_for_task
 from gptask.errors import UserError
 from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.sentiment import Sentiment
@@ -34,10 +34,10 @@ def test_sections_are_the_whole_text_and_end_at_blank_lines_if_they_can(gap):
 
 
 def test_a_task_decides_what_the_user_leaves_open():
-    assert of_task(Files(), LanguageModeling()).documents is Documents.section
-    assert of_task(Files(), Sentiment()).documents is Documents.line
-    assert of_task(Files(documents=Documents.file), LanguageModeling()).documents is Documents.file
-    assert of_task(Files(format="lines"), LanguageModeling()).documents is None
+    assert options_for_task(Files(), LanguageModeling()).documents is Documents.section
+    assert options_for_task(Files(), Sentiment()).documents is Documents.line
+    assert options_for_task(Files(documents=Documents.file), LanguageModeling()).documents is Documents.file
+    assert options_for_task(Files(format="lines"), LanguageModeling()).documents is None
 
 
 def test_a_broken_separator_is_told():

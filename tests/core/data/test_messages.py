@@ -4,7 +4,7 @@ import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
-from gptask.data.messages import messages, told
+from gptask.data.messages import parse_messages, told
 from gptask.data.rows import Row
 from gptask.errors import DataError
 
@@ -17,7 +17,7 @@ class Talked:
     def fields(self):
         return [Field("messages", Kind.MESSAGES), Field("mood", required=False)]
 
-    def record(self, row):
+    def convert_row(self, row):
         if isinstance(row, dict) and "asked" in row:
             return row | {"messages": [{"from": "human", "value": row["asked"]}]}
         return row
@@ -34,12 +34,12 @@ class Talked:
     ],
 )
 def test_what_is_published_comes_into_one_form(cell):
-    assert messages(cell) == TURNS
+    assert parse_messages(cell) == TURNS
 
 
 def test_a_text_is_a_users_turn():
-    assert messages("hi\nyou") == [{"role": "user", "content": "hi\nyou"}]
-    assert messages(" ") == []
+    assert parse_messages("hi\nyou") == [{"role": "user", "content": "hi\nyou"}]
+    assert parse_messages(" ") == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_text_is_a_users_turn():
 )
 def test_a_broken_turn_is_named(cell, said):
     with pytest.raises(DataError, match=said):
-        messages(cell)
+        parse_messages(cell)
 
 
 @pytest.mark.parametrize("value", [3, {"role": "user", "content": "hi"}])

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-from gptask import Member, Mixing, UserError
-from gptask.config.multitask import check, shares
+from gptask import Mixing, TaskConfig, UserError
+from gptask.config.multitask import batches_per_task, check_tasks
 from gptask.config.schemas import Sampling
 from gptask.data.mixture import AGAIN, Interleaved, Mixture
 
@@ -38,7 +38,7 @@ def mixture(mixing, epoch=0, seed=13, **sizes):
     ],
 )
 def test_shares(mixing, expected):
-    assert shares([90, 9, 1], mixing) == expected
+    assert batches_per_task([90, 9, 1], mixing) == expected
 
 
 def test_proportional_goes_through_all_data_once_an_epoch():
@@ -85,13 +85,13 @@ def test_nothing_is_drawn_before_it_is_asked_for():
 @pytest.mark.parametrize(
     ("members", "mixing", "message"),
     [
-        ({"a b": Member()}, Mixing(), "'a b' is no plain name"),
-        ({"checkpoints": Member()}, Mixing(), "'checkpoints' is the name of a folder"),
-        ({"a": Member(weight=0)}, Mixing(), r"tasks\.a\.weight=0 must be above 0"),
-        ({"a": Member()}, Mixing(temperature=0), r"mixing\.temperature=0 must be above 0"),
-        ({"trec": Member()}, Mixing(best="tree"), r"mixing\.best=tree is none .* Did you mean 'trec'"),
+        ({"a b": TaskConfig()}, Mixing(), "'a b' is no plain name"),
+        ({"checkpoints": TaskConfig()}, Mixing(), "'checkpoints' is the name of a folder"),
+        ({"a": TaskConfig(weight=0)}, Mixing(), r"tasks\.a\.weight=0 must be above 0"),
+        ({"a": TaskConfig()}, Mixing(temperature=0), r"mixing\.temperature=0 must be above 0"),
+        ({"trec": TaskConfig()}, Mixing(best="tree"), r"mixing\.best=tree is none .* Did you mean 'trec'"),
     ],
 )
 def test_mistakes(members, mixing, message):
     with pytest.raises(UserError, match=message):
-        check(members, mixing)
+        check_tasks(members, mixing)

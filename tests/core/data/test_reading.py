@@ -59,72 +59,72 @@ def content(kind: str) -> str | bytes:
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_every_format_gives_the_same_records(write: Callable, kind: str, suffix: str) -> None:
-    assert values(write(f"a.{kind}{suffix}", content(kind))) == RECORDS
+def test_every_format_gives_the_same_records(write_file: Callable, kind: str, suffix: str) -> None:
+    assert values(write_file(f"a.{kind}{suffix}", content(kind))) == RECORDS
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_tables_without_header_are_read_by_position(write: Callable, kind: str, suffix: str) -> None:
-    name = write(f"a.{kind}{suffix}", table(kind, header=False))
+def test_tables_without_header_are_read_by_position(write_file: Callable, kind: str, suffix: str) -> None:
+    name = write_file(f"a.{kind}{suffix}", table(kind, header=False))
     cells = [list(record.values()) for record in RECORDS]
     assert values(name, columns={"text": 0, "label": 1}) == cells
     assert values(name, header=False) == cells
 
 
-def test_format_option_goes_over_the_ending(write: Callable) -> None:
-    assert values(write("a.data", content("jsonl")), format="jsonl") == RECORDS
-    assert values(write("a.json", content("jsonl")), format="jsonl") == RECORDS
+def test_format_option_goes_over_the_ending(write_file: Callable) -> None:
+    assert values(write_file("a.data", content("jsonl")), format="jsonl") == RECORDS
+    assert values(write_file("a.json", content("jsonl")), format="jsonl") == RECORDS
 
 
-def test_unknown_endings_are_lines_or_with_columns_tabs(write: Callable) -> None:
-    name = write("a.txt", "one\tx\r\ntwo\ty\n")
+def test_unknown_endings_are_lines_or_with_columns_tabs(write_file: Callable) -> None:
+    name = write_file("a.txt", "one\tx\r\ntwo\ty\n")
     assert values(name) == ["one\tx", "two\ty"]
     assert values(name, columns={"text": 0}) == [["one", "x"], ["two", "y"]]
 
 
-def test_header_is_known_by_the_columns_asked_for(write: Callable) -> None:
-    name = write("a.csv", "0,review\n1,good\n")
+def test_header_is_known_by_the_columns_asked_for(write_file: Callable) -> None:
+    name = write_file("a.csv", "0,review\n1,good\n")
     by_position = {"label": 0, "text": 1}
     assert values(name, ("label", "text"), columns=by_position) == [["0", "review"], ["1", "good"]]
     assert values(name, ("review",), columns={"text": "review", "label": 0}) == [{"0": "1", "review": "good"}]
     assert values(name, ("label", "text"), columns=by_position, header=True) == [{"0": "1", "review": "good"}]
-    named = write("b.csv", "label,review\n1,good\n")
+    named = write_file("b.csv", "label,review\n1,good\n")
     assert values(named, ("label", "text"), columns=by_position) == [{"label": "1", "review": "good"}]
 
 
-def test_quotes_mean_something_in_csv_only_unless_told(write: Callable) -> None:
-    assert values(write("a.tsv", 'text\n"as it is"\n')) == [{"text": '"as it is"'}]
-    assert values(write("a.tsv", "text\n'as it is'\n"), quote="'") == [{"text": "as it is"}]
-    assert values(write("a.csv", 'text\n5" nails\n"6"" nails"\n')) == [{"text": '5" nails'}, {"text": '6" nails'}]
-    assert values(write("a.csv", 'text\n"open\n'), quote="") == [{"text": '"open'}]
+def test_quotes_mean_something_in_csv_only_unless_told(write_file: Callable) -> None:
+    assert values(write_file("a.tsv", 'text\n"as it is"\n')) == [{"text": '"as it is"'}]
+    assert values(write_file("a.tsv", "text\n'as it is'\n"), quote="'") == [{"text": "as it is"}]
+    assert values(write_file("a.csv", 'text\n5" nails\n"6"" nails"\n')) == [{"text": '5" nails'}, {"text": '6" nails'}]
+    assert values(write_file("a.csv", 'text\n"open\n'), quote="") == [{"text": '"open'}]
     with pytest.raises(UserError, match="one character"):
-        values(write("a.csv", "text\n"), quote="''")
+        values(write_file("a.csv", "text\n"), quote="''")
 
 
-def test_line_numbers_count_lines_and_point_at_a_records_start(write: Callable) -> None:
-    name = write("a.csv", 'text,label\n"two\nlines",a\n\nlast,b\n')
+def test_line_numbers_count_lines_and_point_at_a_records_start(write_file: Callable) -> None:
+    name = write_file("a.csv", 'text,label\n"two\nlines",a\n\nlast,b\n')
     assert [(row.number, row.value["text"]) for row in rows(name)] == [(2, "two\nlines"), (5, "last")]
     assert rows(name)[0].at("a.csv") == "a.csv:2"
-    assert rows(write("a.json", json.dumps(RECORDS)))[1].at("a.json") == "a.json record 2"
+    assert rows(write_file("a.json", json.dumps(RECORDS)))[1].at("a.json") == "a.json record 2"
 
 
-def test_byte_order_mark_is_dropped(write: Callable) -> None:
+def test_byte_order_mark_is_dropped(write_file: Callable) -> None:
     for name, text in [("a.csv", table("csv", True)), ("a.json", content("json")), ("a.jsonl", content("jsonl"))]:
-        assert values(write(name, text, "utf-8-sig")) == RECORDS
+        assert values(write_file(name, text, "utf-8-sig")) == RECORDS
 
 
-def test_other_encodings(write: Callable) -> None:
-    assert values(write("a.txt", "评论\n", "gb18030"), encoding="gb18030") == ["评论"]
-    assert values(write("a.json", '[{"a": "é"}]', "latin-1"), encoding="latin-1") == [{"a": "é"}]
+def test_other_encodings(write_file: Callable) -> None:
+    assert values(write_file("a.txt", "评论\n", "gb18030"), encoding="gb18030") == ["评论"]
+    assert values(write_file("a.json", '[{"a": "é"}]', "latin-1"), encoding="latin-1") == [{"a": "é"}]
     with pytest.raises(UserError, match="utf-16 can't be read by lines"):
-        values(write("a.csv", "a,b\n", "utf-16"), encoding="utf-16")
+        values(write_file("a.csv", "a,b\n", "utf-16"), encoding="utf-16")
     with pytest.raises(UserError, match="'utf8000' is unknown"):
-        values(write("a.csv", "a,b\n"), encoding="utf8000")
+        values(write_file("a.csv", "a,b\n"), encoding="utf8000")
 
 
-def test_pattern_makes_fields_of_lines(write: Callable) -> None:
-    name = write("TREC.train", "DESC:manner How did it go ?\n\nno label here\n")
+def test_pattern_makes_fields_of_lines(write_file: Callable) -> None:
+    name = write_file("TREC.train", "DESC:manner How did it go ?\n\nno label here\n")
     first, bad = rows(name, pattern=r"(?P<label>[A-Z]+):\S+ (?P<text>.+)")
     assert first.value == {"label": "DESC", "text": "How did it go ?"}
     assert bad.number == 3
@@ -141,9 +141,9 @@ def test_pattern_makes_fields_of_lines(write: Callable) -> None:
         ({"format": "xml"}, "data.format='xml' is unknown; expected auto, csv"),
     ],
 )
-def test_options_that_cannot_work(write: Callable, options: dict, message: str) -> None:
+def test_options_that_cannot_work(write_file: Callable, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        values(write("a.txt", "line\n"), **options)
+        values(write_file("a.txt", "line\n"), **options)
 
 
 SQUAD = {
@@ -166,27 +166,27 @@ SQUAD = {
 
 
 @pytest.mark.parametrize("name", ["squad.json", "squad.json.gz"])
-def test_squad_gives_a_row_per_question(write: Callable, name: str) -> None:
-    first, second = values(write(name, json.dumps(SQUAD)))
+def test_squad_gives_a_row_per_question(write_file: Callable, name: str) -> None:
+    first, second = values(write_file(name, json.dumps(SQUAD)))
     assert first["title"] == "Theatre"
     assert first["context"] == second["context"] == "It seats 32."
     assert (first["question"], first["answers"], first["answer_start"]) == ("How many?", ["32"], [9])
     assert (second["question"], second["answers"], second["answer_start"]) == ("Who?", [], [])
 
 
-def test_squad_without_answers_has_no_such_column(write: Callable) -> None:
+def test_squad_without_answers_has_no_such_column(write_file: Callable) -> None:
     question = [{"context": "c", "qas": [{"id": "1", "question": "q"}]}]
-    (row,) = values(write("test.json", json.dumps({"data": [{"paragraphs": question}]})))
+    (row,) = values(write_file("test.json", json.dumps({"data": [{"paragraphs": question}]})))
     assert row == {"title": "", "context": "c", "id": "1", "question": "q"}
 
 
-def test_squad_of_another_shape_is_an_error(write: Callable) -> None:
+def test_squad_of_another_shape_is_an_error(write_file: Callable) -> None:
     with pytest.raises(DataError, match="not its shape"):
-        values(write("a.json", json.dumps([{"paragraphs": [{"context": "c"}]}])))
+        values(write_file("a.json", json.dumps([{"paragraphs": [{"context": "c"}]}])))
 
 
-def test_part_of_a_json_object(write: Callable) -> None:
-    name = write("all.json", json.dumps({"train": [["hello", "greet"]], "oos": [["x", "oos"]], "version": 1}))
+def test_part_of_a_json_object(write_file: Callable) -> None:
+    name = write_file("all.json", json.dumps({"train": [["hello", "greet"]], "oos": [["x", "oos"]], "version": 1}))
     assert values(f"{name}#train") == [["hello", "greet"]]
     assert values(f"{name}#oos") == [["x", "oos"]]
     with pytest.raises(DataError, match=r"name one as all.json#train.*there are train, oos"):
@@ -204,12 +204,12 @@ def test_part_of_a_json_object(write: Callable) -> None:
         ('"text"', "expected a list of objects"),
     ],
 )
-def test_json_that_cannot_be_read(write: Callable, text: str, message: str) -> None:
+def test_json_that_cannot_be_read(write_file: Callable, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        values(write("a.json", text))
+        values(write_file("a.json", text))
 
 
-def test_bad_rows_come_with_their_line_and_the_rest_is_read(write: Callable) -> None:
+def test_bad_rows_come_with_their_line_and_the_rest_is_read(write_file: Callable) -> None:
     cases = {
         "a.jsonl": (
             '{"a": 1}\n{"a": \n\n3\n{"a": 4}\n',
@@ -220,29 +220,29 @@ def test_bad_rows_come_with_their_line_and_the_rest_is_read(write: Callable) -> 
         "a.json": ('[{"a": 1}, 2, {"a": 3}]', {2: "expected an object, got 2"}),
     }
     for name, (text, bad) in cases.items():
-        found = {row.number: str(row.value) for row in rows(write(name, text)) if isinstance(row.value, DataError)}
+        found = {row.number: str(row.value) for row in rows(write_file(name, text)) if isinstance(row.value, DataError)}
         assert found.keys() == bad.keys()
         assert all(part in found[line] for line, part in bad.items())
-        assert len(rows(write(name, text))) == len(bad) + 2
+        assert len(rows(write_file(name, text))) == len(bad) + 2
 
 
-def test_unclosed_quote_points_at_its_line(write: Callable) -> None:
-    found = rows(write("a.csv", 'text,label\nfine,a\n"never closed,b\nnext,c\n'))
+def test_unclosed_quote_points_at_its_line(write_file: Callable) -> None:
+    found = rows(write_file("a.csv", 'text,label\nfine,a\n"never closed,b\nnext,c\n'))
     assert [row.number for row in found] == [2, 3]
     assert "never closed" in str(found[1].value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.tsv", "a.jsonl.gz", "a.json"])
-def test_invalid_utf8_has_file_and_line(write: Callable, name: str) -> None:
+def test_invalid_utf8_has_file_and_line(write_file: Callable, name: str) -> None:
     raw = b'[{"a": 1},\n{"a": "\xb5"}]' if name == "a.json" else b'{"a": 1}\n{"a": "\xb5"}\n'
     with pytest.raises(DataError, match=r"a\.\w+(\.gz)?:2: byte 0xb5 .*is not valid utf-8"):
-        values(write(name, raw))
+        values(write_file(name, raw))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "txt", "json", "parquet"])
-def test_truncated_or_false_gzip(write: Callable, tmp_path: Path, kind: str) -> None:
+def test_truncated_or_false_gzip(write_file: Callable, tmp_path: Path, kind: str) -> None:
     text = content(kind) if kind != "txt" else "line\n" * 9
-    name = write(f"a.{kind}.gz", text)
+    name = write_file(f"a.{kind}.gz", text)
     Path(name).write_bytes(Path(name).read_bytes()[:-12])
     with pytest.raises(DataError, match=rf"a\.{kind}\.gz.*gzip"):
         values(name)
@@ -251,13 +251,13 @@ def test_truncated_or_false_gzip(write: Callable, tmp_path: Path, kind: str) -> 
         values(name)
 
 
-def test_a_broken_parquet_file(write: Callable) -> None:
+def test_a_broken_parquet_file(write_file: Callable) -> None:
     with pytest.raises(DataError, match="is no Parquet file"):
-        values(write("a.parquet", b"PAR1 not really"))
+        values(write_file("a.parquet", b"PAR1 not really"))
 
 
-def test_missing_file_names_what_lies_beside_it(write: Callable, tmp_path: Path) -> None:
-    write("reviews.csv", "a\n")
+def test_missing_file_names_what_lies_beside_it(write_file: Callable, tmp_path: Path) -> None:
+    write_file("reviews.csv", "a\n")
     with pytest.raises(UserError, match=r"no such file: .*review\.csv \(there: reviews\.csv\)"):
         Source.parse("review.csv", str(tmp_path))
     with pytest.raises(UserError, match="is a folder"):
@@ -266,17 +266,19 @@ def test_missing_file_names_what_lies_beside_it(write: Callable, tmp_path: Path)
         Source.parse(str(tmp_path / "no" / "a.csv"))
 
 
-def test_part_of_another_format_is_refused(write: Callable) -> None:
+def test_part_of_another_format_is_refused(write_file: Callable) -> None:
     with pytest.raises(UserError, match="names a list inside a JSON file"):
-        values(write("a.csv", "a\n") + "#train")
+        values(write_file("a.csv", "a\n") + "#train")
 
 
-def test_a_file_whose_name_holds_a_number_sign(write: Callable) -> None:
-    assert values(write("a#1.txt", "line\n")) == ["line"]
+def test_a_file_whose_name_holds_a_number_sign(write_file: Callable) -> None:
+    assert values(write_file("a#1.txt", "line\n")) == ["line"]
 
 
-def test_files_are_read_as_a_stream(write: Callable) -> None:
-    name = write("big.jsonl", json.dumps({"text": "word " * 200}) + "\n" + f'{{"text": "{"word " * 200}"}}\n' * 5000)
+def test_files_are_read_as_a_stream(write_file: Callable) -> None:
+    name = write_file(
+        "big.jsonl", json.dumps({"text": "word " * 200}) + "\n" + f'{{"text": "{"word " * 200}"}}\n' * 5000
+    )
     tracemalloc.start()
     try:
         assert sum(1 for _ in read(Source.parse(name), Files(), ())) == 5001

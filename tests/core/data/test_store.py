@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gptask.data.cache import cache_folder
-from gptask.data.store import CHUNK, Store
+from gptask.data.store import CHUNK, ArrowStore
 from gptask.errors import UserError
 
 
@@ -22,12 +22,12 @@ def path(tmp_path: Path) -> Path:
 
 def test_records_come_back(path: Path) -> None:
     written = records(2 * CHUNK + 7)
-    store = Store.write(path, iter(written), {"note": "é"})
+    store = ArrowStore.write(path, iter(written), {"note": "é"})
     assert len(store) == len(written)
     assert list(store) == written
     assert [store[k] for k in (0, CHUNK - 1, CHUNK, -1)] == [written[k] for k in (0, CHUNK - 1, CHUNK, -1)]
     assert store.column("number").tolist() == list(range(len(written)))
-    assert Store(path).meta == {"note": "é"}
+    assert ArrowStore(path).meta == {"note": "é"}
     with pytest.raises(IndexError):
         store[len(written)]
 
@@ -35,21 +35,21 @@ def test_records_come_back(path: Path) -> None:
 @pytest.mark.parametrize("n", [1, CHUNK, CHUNK + 1])
 def test_rows_are_read_chunk_by_chunk_in_order(path: Path, n: int) -> None:
     written = records(n)
-    store = Store.write(path, written, {})
+    store = ArrowStore.write(path, written, {})
     rows = np.sort(np.random.default_rng(0).permutation(n)[: n // 2 + 1])
     assert list(store.at(rows)) == [written[row] for row in rows]
     assert list(store.at(np.arange(0))) == []
 
 
 def test_an_empty_store(path: Path) -> None:
-    store = Store.write(path, [], {}, pa.schema([("digest", pa.int64())]))
+    store = ArrowStore.write(path, [], {}, pa.schema([("digest", pa.int64())]))
     assert len(store) == 0
     assert list(store) == []
     assert store.column("digest").tolist() == []
 
 
 def test_numbers_take_four_bytes_and_texts_stay_texts(path: Path) -> None:
-    schema = Store.write(path, [{"ids": [1], "none": None, "share": 0.5, "extra": {"left": [2]}}], {}).table.schema
+    schema = ArrowStore.write(path, [{"ids": [1], "none": None, "share": 0.5, "extra": {"left": [2]}}], {}).table.schema
     assert schema.field("ids").type == pa.list_(pa.int32())
     assert schema.field("extra").type == pa.struct([("left", pa.list_(pa.int32()))])
     assert schema.field("share").type == pa.float64()
@@ -61,7 +61,7 @@ def test_a_stopped_write_leaves_nothing(path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Store.write(path, breaking(), {})
+        ArrowStore.write(path, breaking(), {})
     assert list(path.parent.iterdir()) == []
 
 
@@ -73,13 +73,13 @@ def test_meta_may_fill_up_while_records_are_drawn(path: Path) -> None:
             meta["seen"] = number
             yield record
 
-    assert Store.write(path, counting(), meta).meta == {"seen": 3}
+    assert ArrowStore.write(path, counting(), meta).meta == {"seen": 3}
 
 
 def test_a_store_is_mapped_and_not_read_into_memory(path: Path) -> None:
     text = "a long text " * 1000
     before = pa.total_allocated_bytes()
-    store = Store.write(path, ({"number": k, "text": f"{text}{k}"} for k in range(3000)), {})
+    store = ArrowStore.write(path, ({"number": k, "text": f"{text}{k}"} for k in range(3000)), {})
     assert path.stat().st_size > 30_000_000
     assert all(store[k]["text"].endswith(str(k)) for k in range(0, 3000, 100))
     assert sum(1 for _ in store) == 3000
@@ -88,7 +88,7 @@ def test_a_store_is_mapped_and_not_read_into_memory(path: Path) -> None:
 
 
 def test_a_loaders_worker_maps_the_file_itself(path: Path) -> None:
-    store = Store.write(path, records(CHUNK), {"seen": 1})
+    store = ArrowStore.write(path, records(CHUNK), {"seen": 1})
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     copy = pickle.loads(sent)

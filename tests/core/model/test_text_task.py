@@ -3,9 +3,9 @@ from typing import Any, ClassVar
 
 import pytest
 from gptask import DataError, Field, Kind, UserError
-from gptask.model.generation.generate import Text
+from gptask.model.generation.generate import GeneratedText
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.types import Example
 
 
@@ -72,12 +72,12 @@ def test_literal_braces_are_possible() -> None:
 )
 def test_generation_options_out_of_range_are_refused(option: str, value: float, expected: str) -> None:
     with pytest.raises(UserError, match=f"task.generation.{option}={value} must be {expected}"):
-        Count(generation=Generation(**{option: value})).validate()
+        Count(generation=GenerationOptions(**{option: value})).validate()
 
 
 def test_beams_and_sampling_exclude_each_other() -> None:
     with pytest.raises(UserError, match="beams and sampling exclude each other"):
-        Count(generation=Generation(num_beams=2, temperature=0.5)).validate()
+        Count(generation=GenerationOptions(num_beams=2, temperature=0.5)).validate()
 
 
 def test_an_empty_target_is_refused() -> None:
@@ -87,7 +87,7 @@ def test_an_empty_target_is_refused() -> None:
 
 
 def test_a_prediction_is_the_text_with_its_probability() -> None:
-    said = Count().prediction({"number": 1}, [Text(" one ", 0.25)])
+    said = Count().prediction({"number": 1}, [GeneratedText(" one ", 0.25)])
     assert (said.value, said.score) == ("one", 0.25)
 
 

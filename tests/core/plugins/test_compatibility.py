@@ -6,13 +6,11 @@ import warnings
 from dataclasses import dataclass
 from datetime import date
 
-import gptask.model.heads
-import gptask.plugins.metric
-import gptask.plugins.task
+import gptask
 import gptask.testing
 import pytest
 from gptask import Task
-from gptask.plugins.compatibility import made_for
+from gptask.plugins.compatibility import contract_version_of
 from gptask.plugins.deprecation import ContractDeprecation, deprecated
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
@@ -31,11 +29,11 @@ Task.prepare(self, train)
 Task.check(self, example)
 Task.encode(self, example, tokenizer, max_tokens)
 Task.demonstrate(self, example)
-Task.reserve(self)
-Task.fit(self, example, tokenizer, room)
+Task.reserved_tokens(self)
+Task.truncate_prompt(self, example, tokenizer, room)
 Task.datamodule(self, corpus, tokenizer, options, seed)
 Task.details(self, predictions, examples)
-Task.adjust(self, predictions, examples)
+Task.tune_on_validation(self, predictions, examples)
 Task.inputs(self)
 Task.targets(self)
 Field(name, kind, required, target, blank, truncate, group, help)
@@ -53,9 +51,9 @@ GenerationHead(backbone, options)
 testing.check_task(task)
 """
 ABSTRACT = {
-    gptask.plugins.task.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
-    gptask.plugins.metric.Metric: {"statistics", "aggregate"},
-    gptask.model.heads.Head: {"loss", "predict"},
+    gptask.Task: {"fields", "render", "head", "prediction", "metrics", "sample"},
+    gptask.Metric: {"statistics", "aggregate"},
+    gptask.Head: {"loss", "predict"},
 }
 
 
@@ -77,7 +75,7 @@ def test_what_a_plugin_must_bring_does_not_grow(cls: type) -> None:
 
 
 def test_kinds_only_grow() -> None:
-    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.plugins.types.Kind.__members__.keys()
+    assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.Kind.__members__.keys()
 
 
 def test_a_version_is_that_of_the_tasks_own_package() -> None:
@@ -91,9 +89,9 @@ def test_a_version_is_that_of_the_tasks_own_package() -> None:
     class Child(Further):
         """Of the same package."""
 
-    assert made_for(Sentiment) == made_for(Classification) == "1.0"
-    assert made_for(Theirs) is None
-    assert made_for(Further) == made_for(Child) == "0.7"
+    assert contract_version_of(Sentiment) == contract_version_of(Classification) == "1.0"
+    assert contract_version_of(Theirs) is None
+    assert contract_version_of(Further) == contract_version_of(Child) == "0.7"
 
 
 def test_a_deprecation_has_a_date_a_place_and_a_way_out() -> None:
@@ -104,7 +102,7 @@ def test_a_deprecation_has_a_date_a_place_and_a_way_out() -> None:
         contract_version = 1  # type: ignore[assignment]
 
     with pytest.warns(ContractDeprecation) as caught:
-        assert made_for(Old) == "1.0"
+        assert contract_version_of(Old) == "1.0"
     assert str(caught[0].message) == (
         "a contract_version that is a whole number is deprecated since contract 1.0 and may be gone after 2027-06-30: "
         'write contract_version = "1.0"'

@@ -8,10 +8,10 @@ from dataclasses import fields
 
 import pytest
 from gptask import UserError
-from gptask.plugins.discovery import chosen, discover, installed
+from gptask.plugins.discovery import discover, installed_plugins, load_task_class
 from hydra.core.config_store import ConfigStore
 
-from tests.installed import GOOD
+from tests.support.distributions import GOOD_TASK
 
 BROKEN = {  # source of the module, words of the cause
     "absent": (None, ["ModuleNotFoundError", "No module named 'absent_module'"]),
@@ -30,66 +30,69 @@ BROKEN = {  # source of the module, words of the cause
     "warns": ("raise DeprecationWarning('old')  # what python -W error makes of one\n", ["DeprecationWarning", "old"]),
     "function": ("def Good(): ...\n", ["expected a subclass of gptask.Task"]),
     "foreign": ("class Good: ...\n", ["expected a subclass of gptask.Task"]),
-    "undecorated": (GOOD.replace("@dataclass", ""), ["not decorated with @dataclass", "undecorated_module.py:"]),
-    "incomplete": (GOOD.replace("    def metrics(self): ...\n", ""), ["Good lacks metrics", "incomplete_module.py:"]),
+    "undecorated": (GOOD_TASK.replace("@dataclass", ""), ["not decorated with @dataclass", "undecorated_module.py:"]),
+    "incomplete": (
+        GOOD_TASK.replace("    def metrics(self): ...\n", ""),
+        ["Good lacks metrics", "incomplete_module.py:"],
+    ),
     "abstract": ("from gptask import Task as Good\n", ["lacks fields, head, metrics"]),
-    "literal": (GOOD.replace("times: int", "times: Literal[1, 2]"), ["Literal"]),
-    "unknown": (GOOD.replace("times: int", "times: 'Unknown'"), ["Unknown"]),
-    "default": (GOOD.replace('option(1, "', 'option(lambda: 1 / 0, "'), ["ZeroDivisionError"]),
-    "posts": (GOOD + "    def __post_init__(self): raise RuntimeError('no GPU')\n", ["RuntimeError: no GPU"]),
-    "fieldless": (GOOD.replace('[Field("text")', '["text"'), ["must list gptask.Field"]),
-    "version": (GOOD + "    contract_version = 'new'\n", ["contract_version = 'new'", 'expected "major.minor"']),
-    "true": (GOOD, ["the entry-point name 'true' is no identifier"]),
+    "literal": (GOOD_TASK.replace("times: int", "times: Literal[1, 2]"), ["Literal"]),
+    "unknown": (GOOD_TASK.replace("times: int", "times: 'Unknown'"), ["Unknown"]),
+    "default": (GOOD_TASK.replace('option(1, "', 'option(lambda: 1 / 0, "'), ["ZeroDivisionError"]),
+    "posts": (GOOD_TASK + "    def __post_init__(self): raise RuntimeError('no GPU')\n", ["RuntimeError: no GPU"]),
+    "fieldless": (GOOD_TASK.replace('[Field("text")', '["text"'), ["must list gptask.Field"]),
+    "version": (GOOD_TASK + "    contract_version = 'new'\n", ["contract_version = 'new'", 'expected "major.minor"']),
+    "true": (GOOD_TASK, ["the entry-point name 'true' is no identifier"]),
 }
 
 
-def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install):
-    install("echo-tasks", GOOD, echo="echo_module:Good")
+def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install_plugin):
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
     plugins = discover()
     assert {"echo", "sentiment", "qa"} <= plugins.keys()
     assert (plugins["echo"].origin, plugins["echo"].state) == ("echo-tasks 1.2", "ok")
-    task = chosen(plugins, "echo")
+    task = load_task_class(plugins, "echo")
     assert [option.name for option in fields(task)] == ["times"]
     assert "echo.yaml" in ConfigStore.instance().repo["task"]  # task=echo composes without any YAML
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_plugin_is_one_line_and_the_others_work(install, name):
+def test_a_broken_plugin_is_one_line_and_the_others_work(install_plugin, name):
     source, words = BROKEN[name]
-    install("bad-tasks", source, **{name: f"{name}_module:Good"})
+    install_plugin("bad-tasks", source, **{name: f"{name}_module:Good"})
     plugins = discover()
     plugin = plugins[name]
     assert (plugin.state, plugin.task) == ("broken", None)
     assert "\n" not in plugin.error
     assert plugins["sentiment"].state == "ok"
     with pytest.raises(UserError, match=rf"task '{name}' \(bad-tasks 1.2\) can't be used") as raised:
-        chosen(plugins, name)
+        load_task_class(plugins, name)
     for word in words:
         assert word in str(raised.value)
     assert len(str(raised.value).splitlines()) <= 5
     assert raised.value.__cause__ is plugin.cause  # GPTASK_DEBUG=1 shows it whole
 
 
-def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install, monkeypatch):
-    install("first-tasks", GOOD, echo="echo_module:Good", other="echo_module:Good")
-    install("second-tasks", None, echo="echo_module:Good")  # even if both mean the same class
+def test_two_distributions_with_one_name_are_an_error_for_that_name_only(install_plugin, monkeypatch):
+    install_plugin("first-tasks", GOOD_TASK, echo="echo_module:Good", other="echo_module:Good")
+    install_plugin("second-tasks", None, echo="echo_module:Good")  # even if both mean the same class
     plugins = discover()
     assert plugins["echo"].state == "clash"
     assert plugins["other"].state == "ok"
     with pytest.raises(UserError, match=r"claimed by first-tasks 1.2 and second-tasks 1.2: uninstall one"):
-        chosen(plugins, "echo")
+        load_task_class(plugins, "echo")
     monkeypatch.setenv("GPTASK_PLUGINS", "-first_tasks")  # the other way out
     assert (discover()["echo"].state, discover()["echo"].origin) == ("ok", "second-tasks 1.2")
 
 
-def test_one_distribution_can_clash_with_itself(install):
-    path = install("first-tasks", GOOD, echo="echo_module:Good")
+def test_one_distribution_can_clash_with_itself(install_plugin):
+    path = install_plugin("first-tasks", GOOD_TASK, echo="echo_module:Good")
     (path / "first-tasks-1.2.dist-info/entry_points.txt").write_text("[gptask.tasks]\necho = a:B\necho = c:D\n")
     assert "claimed twice by first-tasks 1.2" in discover()["echo"].error
 
 
-def test_a_name_of_ours_taken_by_others_is_a_clash(install):
-    install("bold-tasks", GOOD, sentiment="echo_module:Good")
+def test_a_name_of_ours_taken_by_others_is_a_clash(install_plugin):
+    install_plugin("bold-tasks", GOOD_TASK, sentiment="echo_module:Good")
     assert discover()["sentiment"].state == "clash"
 
 
@@ -104,8 +107,8 @@ def test_a_name_of_ours_taken_by_others_is_a_clash(install):
         ("echo", "echo_module:Good.Inner", "no attribute 'Inner'"),
     ],
 )
-def test_an_entry_point_that_is_malformed_is_broken(install, name, value, said):
-    path = install("odd-tasks", GOOD, echo="echo_module:Good")
+def test_an_entry_point_that_is_malformed_is_broken(install_plugin, name, value, said):
+    path = install_plugin("odd-tasks", GOOD_TASK, echo="echo_module:Good")
     (path / "odd-tasks-1.2.dist-info/entry_points.txt").write_text(f"[gptask.tasks]\n{name} = {value}\n")
     plugins = discover()
     assert (plugins[name].state, plugins["qa"].state) == ("broken", "ok")
@@ -113,16 +116,16 @@ def test_an_entry_point_that_is_malformed_is_broken(install, name, value, said):
 
 
 @pytest.mark.parametrize("lines", [b"[gptask.tasks]\nno value\n", b"[gptask.tasks]\n\xff = x:Y\n"])
-def test_entry_points_that_cannot_be_read_are_told_under_their_distribution(install, lines):
-    path = install("odd-tasks", GOOD, echo="echo_module:Good")
+def test_entry_points_that_cannot_be_read_are_told_under_their_distribution(install_plugin, lines):
+    path = install_plugin("odd-tasks", GOOD_TASK, echo="echo_module:Good")
     (path / "odd-tasks-1.2.dist-info/entry_points.txt").write_bytes(lines)
     plugins = discover()
     assert (plugins["odd-tasks"].state, plugins["qa"].state) == ("broken", "ok")
 
 
-def test_what_a_plugin_prints_stays_off_stdout(install, capfd):
+def test_what_a_plugin_prints_stays_off_stdout(install_plugin, capfd):
     loud = "import os\nprint('hello from import')\nos.system('echo hello from a process')\n"
-    install("loud-tasks", loud + GOOD, echo="echo_module:Good")
+    install_plugin("loud-tasks", loud + GOOD_TASK, echo="echo_module:Good")
     assert discover()["echo"].state == "ok"
     print("ours")
     out, err = capfd.readouterr()
@@ -131,8 +134,8 @@ def test_what_a_plugin_prints_stays_off_stdout(install, capfd):
     assert "hello from a process" in err
 
 
-def test_the_users_own_ctrl_c_is_obeyed(install):
-    install("slow-tasks", f"import os\nos.kill({os.getpid()}, {int(signal.SIGINT)})\n", slow="slow_module:Good")
+def test_the_users_own_ctrl_c_is_obeyed(install_plugin):
+    install_plugin("slow-tasks", f"import os\nos.kill({os.getpid()}, {int(signal.SIGINT)})\n", slow="slow_module:Good")
     with pytest.raises(KeyboardInterrupt):
         discover({"slow"})
 
@@ -148,49 +151,49 @@ def test_the_users_own_ctrl_c_is_obeyed(install):
         ("contract_version = '0.9'", "incompatible", "upgrade the plugin, or install an older gptask"),
     ],
 )
-def test_a_plugin_made_for_another_contract_is_not_used(install, monkeypatch, stated, state, said):
+def test_a_plugin_made_for_another_contract_is_not_used(install_plugin, monkeypatch, stated, state, said):
     monkeypatch.setattr("gptask.plugins.compatibility.CONTRACT_VERSION", "1.0")
-    install("dated-tasks", f"{GOOD}    {stated}\n", echo="echo_module:Good")
+    install_plugin("dated-tasks", f"{GOOD_TASK}    {stated}\n", echo="echo_module:Good")
     plugins = discover()
     assert plugins["echo"].state == state
     assert said in plugins["echo"].error
     assert plugins["qa"].state == "ok"
     if said:
         with pytest.raises(UserError, match="can't be used: made for contract"):
-            chosen(plugins, "echo")
+            load_task_class(plugins, "echo")
 
 
-def test_an_older_minor_version_goes_on_working(install, monkeypatch):
+def test_an_older_minor_version_goes_on_working(install_plugin, monkeypatch):
     monkeypatch.setattr("gptask.plugins.compatibility.CONTRACT_VERSION", "1.3")
-    install("dated-tasks", GOOD + "    contract_version = '1.0'\n", echo="echo_module:Good")
+    install_plugin("dated-tasks", GOOD_TASK + "    contract_version = '1.0'\n", echo="echo_module:Good")
     plugin = discover()["echo"]
     assert (plugin.state, plugin.contract) == ("ok", "1.0")
 
 
-def test_options_that_must_be_given_are_no_defect(install):
+def test_options_that_must_be_given_are_no_defect(install_plugin):
     picky = "\n    def __post_init__(self):\n        from gptask import UserError\n        raise UserError('set it')\n"
-    install("picky-tasks", GOOD + picky, picky="picky_module:Good")
-    install("needy-tasks", GOOD.replace("times: int = option(1", "times: int = field(metadata=dict(help=1)) #"),
-            needy="needy_module:Good")  # fmt: skip
+    needy = GOOD_TASK.replace("times: int = option(1", "times: int = field(metadata=dict(help=1)) #")
+    install_plugin("picky-tasks", GOOD_TASK + picky, picky="picky_module:Good")
+    install_plugin("needy-tasks", needy, needy="needy_module:Good")
     plugins = discover()
     assert (plugins["picky"].state, plugins["needy"].state) == ("ok", "ok")
 
 
-def test_only_the_asked_for_are_loaded(install):
-    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+def test_only_the_asked_for_are_loaded(install_plugin):
+    install_plugin("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     plugins = discover({"qa"})
     assert (plugins["bad"].state, plugins["qa"].state) == ("unread", "ok")
     assert "bad_module" not in sys.modules
 
 
-def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
+def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install_plugin):
     from gptask.cli.hydra.compose import compose, loader
-    from gptask.config.conversion import store
+    from gptask.config.conversion import register_schemas
 
-    install("echo-tasks", GOOD, echo="echo_module:Good")
-    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
+    install_plugin("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     discover(())
-    store()
+    register_schemas()
     with loader() as configs:
         assert {"bad", "echo"} <= set(configs.get_group_options("task"))
         assert "echo_module" not in sys.modules
@@ -198,23 +201,23 @@ def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install):
     assert "bad_module" not in sys.modules
 
 
-def test_the_plugin_of_an_instance_is_found_without_loading_others(install):
+def test_the_plugin_of_an_instance_is_found_without_loading_others(install_plugin):
     from gptask.plugins.discovery import plugin_of
 
-    install("echo-tasks", GOOD, echo="echo_module:Good")
-    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
-    plugin = plugin_of(chosen(discover(()), "echo")())
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
+    install_plugin("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+    plugin = plugin_of(load_task_class(discover(()), "echo")())
     assert (plugin.name, plugin.origin) == ("echo", "echo-tasks 1.2")
 
 
-def test_the_environment_limits_discovery(install, monkeypatch):
-    install("echo_tasks", GOOD, echo="echo_module:Good")
-    install("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
+def test_the_environment_limits_discovery(install_plugin, monkeypatch):
+    install_plugin("echo_tasks", GOOD_TASK, echo="echo_module:Good")
+    install_plugin("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
     monkeypatch.setenv("GPTASK_PLUGINS", "Echo-Tasks")  # compared as indexes compare names
     assert list(discover()) == ["echo"]
     with pytest.raises(UserError, match=r"task 'sentiment' \(gptask 0.1.0\) is disabled by GPTASK_PLUGINS=Echo-Tasks"):
-        chosen(discover(), "sentiment")
-    states = {plugin.name: plugin.state for plugin in installed()}
+        load_task_class(discover(), "sentiment")
+    states = {plugin.name: plugin.state for plugin in installed_plugins()}
     assert (states["bad"], states["echo"]) == ("disabled", "unread")
     monkeypatch.setenv("GPTASK_PLUGINS", "-bad-tasks")
     assert {"echo", "sentiment"} <= discover().keys()
@@ -222,9 +225,9 @@ def test_the_environment_limits_discovery(install, monkeypatch):
 
 
 @pytest.mark.parametrize("finder", ["importlib.metadata", "importlib_metadata"])
-def test_damaged_metadata_is_no_reason_to_stop(install, finder):
+def test_damaged_metadata_is_no_reason_to_stop(install_plugin, finder):
     pytest.importorskip(finder)  # the backport (mlflow brings it) finds distributions for everybody once it is imported
-    install("half-gone", GOOD, metadata="", echo="echo_module:Good")
+    install_plugin("half-gone", GOOD_TASK, metadata="", echo="echo_module:Good")
     plugins = discover()
     assert plugins["echo"].task is not None
     assert plugins["qa"].state == "ok"
@@ -232,12 +235,14 @@ def test_damaged_metadata_is_no_reason_to_stop(install, finder):
 
 def test_unknown_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'sentiment'"):
-        chosen(discover(), "sentimant")
+        load_task_class(discover(), "sentimant")
 
 
-def test_the_command_line_imports_no_plugin_but_the_chosen_one(install, tmp_path):
+def test_the_command_line_imports_no_plugin_but_the_chosen_one(install_plugin, tmp_path):
     touched = tmp_path / "touched"
-    path = install("bad-tasks", f"open({str(touched)!r}, 'w')\nraise ValueError('no luck')\n", bad="bad_module:Good")
+    path = install_plugin(
+        "bad-tasks", f"open({str(touched)!r}, 'w')\nraise ValueError('no luck')\n", bad="bad_module:Good"
+    )
     environment = os.environ | {"PYTHONPATH": str(path)}
 
     def call(*arguments):

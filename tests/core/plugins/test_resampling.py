@@ -1,7 +1,7 @@
 """Resamples: how often examples occur, groups whole, the same for the same seed."""
 
 import numpy as np
-from gptask.plugins.resampling import bootstrap, halves, numbered
+from gptask.plugins.resampling import bootstrap, numbered, swap_masks
 
 
 def test_groups_are_numbered_by_their_first_example():
@@ -18,7 +18,7 @@ def test_a_bootstrap_draws_as_many_groups_as_there_are():
 
 
 def test_a_coin_falls_once_for_a_group():
-    kept = np.concatenate(list(halves(np.array([0, 0, 1]), 400, 1)))
+    kept = np.concatenate(list(swap_masks(np.array([0, 0, 1]), 400, 1)))
     assert set(np.unique(kept)) == {0, 1}
     np.testing.assert_array_equal(kept[:, 0], kept[:, 1])
     assert 0.4 < (kept[:, 0] == kept[:, 2]).mean() < 0.6

@@ -5,10 +5,10 @@ import re
 import pytest
 import torch
 from gptask import UserError
-from gptask.config.schemas import Export, Full, Head, Lora
+from gptask.config.schemas import Export, Full, HeadOnly, Lora
 from gptask.runs.export import export
 from gptask_tasks.classification import Classification
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -35,8 +35,8 @@ def filled(folder, **values):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "gemma3", "scratch"])
-def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, run_of, tmp_path):
-    run = run_of(Sentiment(labels=LABELS), family, Lora(rank=2))
+def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), family, Lora(rank=2))
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
     folder = exported(run, tmp_path / "out")
     said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
@@ -47,9 +47,9 @@ def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, run
     assert type(said["model"]).__name__.endswith("ForSequenceClassification")
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head(), Lora(rank=2, layers=0.5)])
-def test_every_tuning_exports_and_labels_may_be_many(tuning, run_of, tmp_path):
-    run = run_of(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
+@pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])
+def test_every_tuning_exports_and_labels_may_be_many(tuning, random_run, tmp_path):
+    run = random_run(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
     folder = exported(run, tmp_path / "out")
     said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
@@ -59,10 +59,10 @@ def test_every_tuning_exports_and_labels_may_be_many(tuning, run_of, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "scratch"])
-def test_generation_gives_the_runs_texts(family, run_of, tmp_path):
+def test_generation_gives_the_runs_texts(family, random_run, tmp_path):
     task = Translation(prompt="Say in French: {source}")
     task.generation.max_new_tokens = 8
-    run = run_of(task, family, Lora(rank=2))
+    run = random_run(task, family, Lora(rank=2))
     sources = ["good", "the lazy dog", "is it"]
     expected = [p.value for p in run.predict({"source": source} for source in sources)]
     folder = exported(run, tmp_path / "out")
@@ -73,18 +73,18 @@ def test_generation_gives_the_runs_texts(family, run_of, tmp_path):
     assert said["tokenizer"].padding_side == "left"
 
 
-def test_stop_texts_are_in_the_snippet(run_of, tmp_path):
+def test_stop_texts_are_in_the_snippet(random_run, tmp_path):
     task = QuestionAnswering()
     task.generation.max_new_tokens, task.generation.stop = 12, ["e", "\n"]
-    run = run_of(task, "llama", Lora(rank=2))
+    run = random_run(task, "llama", Lora(rank=2))
     rows = [{"context": "the dog is lazy", "question": "is it good?"}, {"context": "bad film", "question": "is it?"}]
     folder = exported(run, tmp_path / "out")
     said = snippet(folder, prompts=[filled(folder, **row) for row in rows])
     assert [text.strip() for text in said["texts"]] == [p.value for p in run.predict(rows)]
 
 
-def test_the_folder_is_self_contained_and_without_pickle(run_of, tmp_path):
-    folder = exported(run_of(Sentiment(labels=LABELS), "gemma3", Lora(rank=2)), tmp_path / "new" / "out")
+def test_the_folder_is_self_contained_and_without_pickle(random_run, tmp_path):
+    folder = exported(random_run(Sentiment(labels=LABELS), "gemma3", Lora(rank=2)), tmp_path / "new" / "out")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert not any(name.startswith("adapter") for name in names)
@@ -93,15 +93,15 @@ def test_the_folder_is_self_contained_and_without_pickle(run_of, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_a_head_that_no_class_fits_is_refused(run_of, tmp_path):
-    run = run_of(QuestionAnswering(answer=Answer.span), "llama", Lora(rank=2))
+def test_a_head_that_no_class_fits_is_refused(random_run, tmp_path):
+    run = random_run(QuestionAnswering(answer=AnswerForm.span), "llama", Lora(rank=2))
     with pytest.raises(UserError, match=r"no transformers class fits its head \(SpanHead\)"):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_there_is_left_alone(run_of, tmp_path):
-    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+def test_an_output_that_is_there_is_left_alone(random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
     (tmp_path / "out").mkdir()
     exported(run, tmp_path / "out")  # an empty folder is fine
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
@@ -112,11 +112,11 @@ def test_an_output_that_is_there_is_left_alone(run_of, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_a_failing_write_leaves_nothing(run_of, tmp_path, monkeypatch):
+def test_a_failing_write_leaves_nothing(random_run, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    run = run_of(Sentiment(labels=LABELS), "llama", Head())
+    run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
     with pytest.raises(UserError, match="can't be written: No space left"):
         exported(run, tmp_path / "out")

@@ -6,16 +6,16 @@ import threading
 
 import pytest
 from gptask import DataError, UserError, load_run, train
-from gptask.config.schemas import Files, OnBad, Predict
+from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
-from gptask.runs.predictor import CHUNK, predict_examples
+from gptask.runs.predictor import CHUNK
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
 def call(run, source, **changes):
@@ -32,7 +32,7 @@ def test_rows_keep_their_order_and_fields(run, tmp_path):
     assert [line["text"] for line in lines] == texts
     assert [line["id"] for line in lines] == [str(n) for n in range(len(texts))]
     assert all(line["prediction"] in run.task.labels and 0 <= line["score"] <= 1 for line in lines)
-    alone = next(predict_examples(run, [{"text": texts[41]}]))
+    alone = next(run.predict([{"text": texts[41]}]))
     assert lines[41]["score"] == pytest.approx(alone.score, abs=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_a_bad_row_stops_with_file_and_line_after_what_came_before(run, tmp_path
 
 def test_skipping_puts_the_error_into_the_rows_place(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"text": ""}\nbroken\n{"text": "fine"}\n')
-    call(run, tmp_path / "in.jsonl", on_error=OnBad.skip)
+    call(run, tmp_path / "in.jsonl", on_error=BadRowPolicy.skip)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["error" in line for line in lines] == [False, True, True, False]
     assert "in.jsonl:2" in lines[1]["error"]
@@ -70,7 +70,7 @@ def test_output_appears_before_all_input_is_read(run):
         assert answered.wait(30), "the first row was not answered while the second was awaited"
         yield {"text": "second"}
 
-    said = predict_examples(run, slow())
+    said = run.predict(slow())
     next(said)
     assert asked.wait(30)
     answered.set()

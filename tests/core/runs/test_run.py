@@ -6,18 +6,18 @@ import shutil
 import pytest
 import torch
 from gptask import Config, UserError, load_run
-from gptask.config.schemas import DType, Full, Head, Lora
+from gptask.config.schemas import DType, Full, HeadOnly, Lora
 from gptask.model.heads import GenerationHead
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import FORMAT, read_config
-from gptask.runs.folder import create
+from gptask.runs.folder import create_run_folder
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
 
 LABELS = ["negative", "positive"]
 EXAMPLES = [{"text": "this film is good"}, {"text": "bad"}, {"text": "is it very good or very bad? 很好"}]
-TUNINGS = {"lora": Lora(rank=2), "full": Full(), "head": Head()}
+TUNINGS = {"lora": Lora(rank=2), "full": Full(), "head": HeadOnly()}
 
 
 def probabilities(said):
@@ -25,8 +25,8 @@ def probabilities(said):
 
 
 @pytest.fixture(scope="module")
-def lora(run_of):
-    return run_of(Sentiment(labels=LABELS), "llama", Lora(rank=2))
+def lora(random_run):
+    return random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2))
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def copied(lora, tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "scratch"])
 @pytest.mark.parametrize("tuning", TUNINGS)
-def test_a_run_predicts_the_same_after_loading(family, tuning, run_of, no_network):
-    made = run_of(Sentiment(labels=LABELS), family, TUNINGS[tuning])
+def test_a_run_predicts_the_same_after_loading(family, tuning, random_run, no_network):
+    made = random_run(Sentiment(labels=LABELS), family, TUNINGS[tuning])
     loaded = load_run(made.folder)
     assert loaded.task == made.task
     assert probabilities(loaded) == probabilities(made)
@@ -47,25 +47,25 @@ def test_a_run_predicts_the_same_after_loading(family, tuning, run_of, no_networ
     assert files <= {".safetensors", ".json", ".jinja", ".txt"}  # never pickle
 
 
-def test_frozen_weights_are_not_saved_again(lora, run_of):
+def test_frozen_weights_are_not_saved_again(lora, random_run):
     def size(saved):
         return sum(file.stat().st_size for file in (saved.folder / "model").glob("*.safetensors"))
 
-    assert size(lora) < size(run_of(Sentiment(labels=LABELS), "llama", Full())) / 4
+    assert size(lora) < size(random_run(Sentiment(labels=LABELS), "llama", Full())) / 4
 
 
-def test_text_after_loading_is_the_same(run_of):
-    made = run_of(Translation(), "gpt2", Lora(rank=2))
+def test_text_after_loading_is_the_same(random_run):
+    made = random_run(Translation(), "gpt2", Lora(rank=2))
     told = [{"source": "good"}, {"source": "the lazy dog"}]
     assert [p.value for p in load_run(made.folder).predict(told)] == [p.value for p in made.predict(told)]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "scratch"])
-def test_an_adapter_loads_in_plain_peft_and_transformers(family, run_of):
+def test_an_adapter_loads_in_plain_peft_and_transformers(family, random_run):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    made = run_of(Translation(), family, Lora(rank=2))
+    made = random_run(Translation(), family, Lora(rank=2))
     model = made.folder / "model"
     location = json.loads((model / "backbone.json").read_text())["location"] or model / "base"
     base = AutoModelForCausalLM.from_pretrained(location)
@@ -77,10 +77,10 @@ def test_an_adapter_loads_in_plain_peft_and_transformers(family, run_of):
         assert not torch.allclose(plain(ids).logits, ours, atol=1e-2)
 
 
-def test_full_weights_load_in_plain_transformers(run_of):
+def test_full_weights_load_in_plain_transformers(random_run):
     from transformers import AutoModelForCausalLM
 
-    made = run_of(Translation(), "qwen3", Full())
+    made = random_run(Translation(), "qwen3", Full())
     ids = torch.tensor([[5, 6, 7]])
     plain = AutoModelForCausalLM.from_pretrained(made.folder / "model")
     torch.testing.assert_close(plain(ids).logits, made.backbone.logits(made.backbone.hidden(ids)))
@@ -91,18 +91,18 @@ def test_the_number_format_can_be_another_at_loading(lora):
     assert load_run(lora.folder, dtype=DType.bfloat16).backbone.model.dtype is torch.bfloat16
 
 
-def test_a_changed_backbone_is_refused(copied, tiny, tmp_path):
-    moved = shutil.copytree(tiny("llama", 128), tmp_path / "backbone")
+def test_a_changed_backbone_is_refused(copied, tiny_model, tmp_path):
+    moved = shutil.copytree(tiny_model("llama", 128), tmp_path / "backbone")
     values = OmegaConf.load(copied / "config.yaml")
     values.backbone.source = str(moved)
     OmegaConf.save(values, copied / "config.yaml")
     load_run(copied)  # the same weights elsewhere are the same backbone
-    shutil.copy(tiny("llama", 128, seed=1) / "model.safetensors", moved)
+    shutil.copy(tiny_model("llama", 128, seed=1) / "model.safetensors", moved)
     with pytest.raises(UserError, match="trained on another backbone"):
         load_run(copied)
 
 
-def test_a_run_keeps_its_tokenizer(copied, tiny, lora):
+def test_a_run_keeps_its_tokenizer(copied, tiny_model, lora):
     values = json.loads((copied / "model/tokenizer_config.json").read_text())
     (copied / "model/tokenizer_config.json").write_text(json.dumps(values | {"bos_token": "Ġ"}))
     assert load_run(copied).backbone.tokenizer.bos_token == "Ġ"
@@ -159,18 +159,18 @@ def test_a_save_that_fails_leaves_the_earlier_model(broken, copied, lora, monkey
     assert probabilities(load_run(copied)) == probabilities(lora)
 
 
-def test_saving_again_replaces_the_model(copied, run_of):
-    other = run_of(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
+def test_saving_again_replaces_the_model(copied, random_run):
+    other = random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
     saved_model.save_model(copied, other.backbone, {"": other.head}, Lora(rank=2))
     assert probabilities(load_run(copied)) == probabilities(other)
     assert {path.name for path in copied.iterdir()} == {"config.yaml", "model"}
 
 
-def test_a_class_without_entry_point_is_loaded_by_naming_it(run_of):
+def test_a_class_without_entry_point_is_loaded_by_naming_it(random_run):
     class Own(Sentiment):
         """Somebody's own."""
 
-    made = run_of(Own(labels=LABELS), "llama", Head())
+    made = random_run(Own(labels=LABELS), "llama", HeadOnly())
     with pytest.raises(UserError, match="own"):
         load_run(made.folder)
     assert isinstance(load_run(made.folder, Own).head, type(made.head))
@@ -178,12 +178,12 @@ def test_a_class_without_entry_point_is_loaded_by_naming_it(run_of):
 
 
 def test_a_run_folder_is_never_reused(tmp_path):
-    first = create(str(tmp_path), "qa", None)
-    second = create(str(tmp_path), "qa", None)
+    first = create_run_folder(str(tmp_path), "qa", None)
+    second = create_run_folder(str(tmp_path), "qa", None)
     assert first != second
     assert first.parent == second.parent == tmp_path / "qa"
     with pytest.raises(UserError, match="exists"):
-        create(str(tmp_path), "qa", str(first))
+        create_run_folder(str(tmp_path), "qa", str(first))
 
 
 def test_config_comes_back_typed(lora):
@@ -192,6 +192,6 @@ def test_config_comes_back_typed(lora):
     assert values["plugin"]["distribution"] == "gptask"
     values["task"]["threshold"] = "high"
     with pytest.raises(UserError, match="don't fit"):
-        run.load_task(values)
-    assert run.load_task(read_config(lora.folder))[1] == Sentiment(labels=LABELS)
+        run.task_from_config(values)
+    assert run.task_from_config(read_config(lora.folder))[1] == Sentiment(labels=LABELS)
     assert Config(task=Sentiment()).tuning == Lora()

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from gptask import Field, Kind, MeanMetric, Metric, Prediction, option
 from gptask.model.text_task import GenerativeTask
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.types import Example
-from gptask.testing import ContractError, check_task, results
+from gptask.testing import ContractError, check_results, check_task
 from gptask.testing.clauses import STAGES
 
 WORDS = {
@@ -40,7 +40,7 @@ class Toy(GenerativeTask):
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Fruit: {fruit}\nColour:"}
 
     folder: str = option("", "where the sample lies")
-    generation: Generation = option(partial(Generation, max_new_tokens=8), "how text is decoded")
+    generation: GenerationOptions = option(partial(GenerationOptions, max_new_tokens=8), "how text is decoded")
 
     def fields(self) -> list[Field]:
         return [Field("fruit", truncate=True), Field("colour", target=True)]
@@ -213,12 +213,12 @@ class CrowdedPrediction(Toy):
     """padding_invariant: in a padded batch"""
 
     def head(self, backbone: Any) -> Any:
-        from gptask.model.generation.generate import Text
+        from gptask.model.generation.generate import GeneratedText
         from gptask.model.heads import GenerationHead
 
         def predict(head: Any, backbone: Any, batch: Any, hidden: Any = None) -> Any:
             texts = GenerationHead.predict(head, backbone, batch)
-            return [Text(text.text, 1 / batch.input_ids.shape[1]) for text in texts]
+            return [GeneratedText(text.text, 1 / batch.input_ids.shape[1]) for text in texts]
 
         return with_head(self, backbone, predict=predict)
 
@@ -265,8 +265,8 @@ class Smoothed(Toy):
 class Leaks(Toy):
     """predicts_without_targets: it leaks otherwise"""
 
-    def filled(self, example: Example) -> str:
-        return f"({example['colour'] and example['colour'][0]}) {super().filled(example)}"
+    def format_prompt(self, example: Example) -> str:
+        return f"({example['colour'] and example['colour'][0]}) {super().format_prompt(example)}"
 
 
 @dataclass
@@ -400,7 +400,7 @@ def test_results_name_every_clause(folder: str, capfd: pytest.CaptureFixture[str
             print("loud")
             return super().fields()
 
-    found = {result.clause: result.outcome for result in results(Loud(folder=folder))}
+    found = {result.clause: result.outcome for result in check_results(Loud(folder=folder))}
     assert list(found) == CLAUSES
     assert (found["fields_well_formed"], found["sample_readable"]) == ("ok", "failed")
     assert {found[clause] for clause in CLAUSES[CLAUSES.index("parts_build") :]} == {"not run"}

@@ -3,26 +3,26 @@
 import pytorch_lightning as pl
 import torch
 from gptask.config.schemas import AdamW, Sample, Schedule, Scratch
-from gptask.model.backbone.backbone import load
-from gptask.training import builder as assembly
-from gptask.training.cost_probe import probe
+from gptask.model.backbone.backbone import load_backbone_from
+from gptask.training import builder
+from gptask.training.cost_probe import probe_cost
 from gptask.training.module import GPTModule
-from gptask.training.task_runtime import Seat
+from gptask.training.task_runtime import TaskRuntime
 from gptask_tasks.sentiment import Sentiment
 
 
 def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
     task, options = Sentiment(), Sample(max_tokens=64)
-    corpus = assembly.corpus(task, options, 13)
+    corpus = builder.build_corpus(task, options, 13)
     task.prepare(corpus.split("train"))
     shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
-    backbone = load(shape, None, lambda: assembly.texts(task, corpus))
-    parts = assembly.parts(task, corpus, options, backbone, 13)
-    module = GPTModule(backbone, [Seat("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
+    backbone = load_backbone_from(shape, None, lambda: builder.training_texts(task, corpus))
+    parts = builder.build_parts(task, corpus, options, backbone, 13)
+    module = GPTModule(backbone, [TaskRuntime("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
-    estimate = probe(module, trainer)
+    estimate = probe_cost(module, trainer)
     assert estimate is not None
     assert estimate["minutes"] > 0
     assert estimate["peak_memory_mb"] > 50

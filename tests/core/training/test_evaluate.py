@@ -7,20 +7,20 @@ import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
 from gptask.runs.config_file import read_config
-from gptask.runs.run import load_task
+from gptask.runs.run import task_from_config
 from gptask.training.evaluate import demonstrations, evaluate
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
-from tests.small import config
+from tests.support.configs import small_config
 
 SAMPLE = Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
 def scored(tmp_path, **changes):
@@ -29,7 +29,7 @@ def scored(tmp_path, **changes):
 
 
 def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
-    task = load_task(read_config(run.folder))[1]
+    task = task_from_config(read_config(run.folder))[1]
     folder = scored(tmp_path, run=str(run.folder), task=task)
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("accuracy", "ece"):
@@ -40,7 +40,7 @@ def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
 
 
 def test_other_splits_and_files(run, tmp_path):
-    task = load_task(read_config(run.folder))[1]
+    task = task_from_config(read_config(run.folder))[1]
     (tmp_path / "mine.jsonl").write_text('{"text": "good", "label": "positive"}\n')
     folder = scored(tmp_path, run=str(run.folder), task=task, data=Files(test=str(tmp_path / "mine.jsonl")))
     assert json.loads((folder / "metrics.json").read_text())["n"] == 1
@@ -53,36 +53,36 @@ def test_other_splits_and_files(run, tmp_path):
 def test_an_evaluation_holds_no_model_to_load(run, tmp_path):
     from gptask import load_run
 
-    folder = scored(tmp_path, run=str(run.folder), task=load_task(read_config(run.folder))[1])
+    folder = scored(tmp_path, run=str(run.folder), task=task_from_config(read_config(run.folder))[1])
     with pytest.raises(UserError, match="holds no model"):
         load_run(folder)
 
 
 def test_shots_put_solved_examples_before_every_prompt():
-    from gptask.training.builder import corpus
+    from gptask.training.builder import build_corpus
 
     task = Sentiment()
-    two = demonstrations(task, corpus(task, SAMPLE, 13), 2, 13)
+    two = demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13)
     assert two.count("Review:") == two.count("Sentiment: ") == 2
     assert two.endswith("\n\n")
-    assert demonstrations(task, corpus(task, SAMPLE, 13), 2, 13) == two
+    assert demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13) == two
     task.demonstrations = two
-    assert task.filled({"text": "x"}) == "Review: x\nSentiment:"
+    assert task.format_prompt({"text": "x"}) == "Review: x\nSentiment:"
 
 
 def test_shots_are_refused_where_they_make_no_sense(run, tmp_path):
     with pytest.raises(UserError, match="bare backbone"):
         scored(tmp_path, run=str(run.folder), shots=2)
     with pytest.raises(UserError, match="must be 0 or more"):
-        scored(tmp_path, shots=-1, backbone=config(tmp_path).backbone)
+        scored(tmp_path, shots=-1, backbone=small_config(tmp_path).backbone)
     with pytest.raises(UserError, match=r"shots are for task\.answer=generate"):
-        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=config(tmp_path).backbone)
+        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=small_config(tmp_path).backbone)
 
 
 def test_the_bare_backbone_needs_no_training(tmp_path):
     task = Translation()
     task.generation.max_new_tokens = 3
-    folder = scored(tmp_path, task=task, shots=1, backbone=config(tmp_path).backbone)
+    folder = scored(tmp_path, task=task, shots=1, backbone=small_config(tmp_path).backbone)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] == 10
     assert metrics["trainable_parameters"] == 0

@@ -14,7 +14,7 @@ from gptask import UserError, train
 from gptask.config.schemas import MLflowLog, TensorBoardLog, WandbLog
 from gptask.training import loggers
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ def wandb_records(folder):
 
 
 def test_metrics_csv_has_what_metrics_json_says(tmp_path):
-    written(train(config(tmp_path)).folder)
+    written(train(small_config(tmp_path)).folder)
 
 
 def test_tensorboard_has_the_same_metrics(tmp_path, no_network):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = train(config(tmp_path, logger=TensorBoardLog()))
+    run = train(small_config(tmp_path, logger=TensorBoardLog()))
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     found = {(name, e.step): e.value for name in events.Tags()["scalars"] for e in events.Scalars(name)}
     assert found == pytest.approx(written(run.folder), rel=1e-6)
@@ -99,7 +99,7 @@ def test_tensorboard_has_the_same_metrics(tmp_path, no_network):
 def test_mlflow_has_the_same_metrics_and_the_config(tmp_path, no_network, database):
     from mlflow import MlflowClient
 
-    run = train(config(tmp_path, logger=MLflowLog(uri=database)))
+    run = train(small_config(tmp_path, logger=MLflowLog(uri=database)))
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("sentiment")
     (kept,) = [r for r in client.search_runs([experiment.experiment_id]) if r.info.run_name == run.folder.name]
@@ -111,7 +111,7 @@ def test_mlflow_has_the_same_metrics_and_the_config(tmp_path, no_network, databa
 
 
 def test_mlflow_is_a_local_file_unless_something_else_is_asked_for(tmp_path, monkeypatch, database):
-    settings = config(tmp_path, logger=MLflowLog())
+    settings = small_config(tmp_path, logger=MLflowLog())
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("pytorch_lightning.loggers.MLFlowLogger", lambda *_, **given: given)
     given = loggers._mlflow(settings, tmp_path / "run")
@@ -136,7 +136,7 @@ def test_mlflow_sends_no_telemetry():
 
 
 def test_wandb_has_the_same_metrics_and_the_config(tmp_path, proxy):
-    run = train(config(tmp_path, logger=WandbLog()))
+    run = train(small_config(tmp_path, logger=WandbLog()))
     found, hyperparameters, name, code = {}, {}, None, None
     for record in wandb_records(run.folder):
         kind = record.WhichOneof("record_type")
@@ -164,7 +164,7 @@ def test_a_crash_marks_the_run_as_failed_even_behind_the_training(tmp_path, prox
     monkeypatch.setattr("gptask.training.train.finish", crash)
     for kind, folder in ((MLflowLog(uri=database), tmp_path / "mlflow"), (WandbLog(), tmp_path / "wandb")):
         with pytest.raises(RuntimeError, match="out of luck"):
-            train(config(tmp_path, logger=kind, folder=str(folder)))
+            train(small_config(tmp_path, logger=kind, folder=str(folder)))
     client = MlflowClient(database)
     kept = client.search_runs([client.get_experiment_by_name("sentiment").experiment_id])
     assert {r.info.status for r in kept if r.info.run_name == "mlflow"} == {"FAILED"}
@@ -187,14 +187,14 @@ def test_a_missing_package_is_told_before_anything_is_read(kind, missing, extra,
     real = loggers.find_spec
     monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == missing else real(name))
     with pytest.raises(UserError, match=rf"^logger={extra} needs .* pip install 'gptask\[{extra}\]'$"):
-        train(config(tmp_path, logger=kind))
+        train(small_config(tmp_path, logger=kind))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_cannot_start_says_why_and_leaves_no_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"^logger=mlflow can't start: \S"):
-        train(config(tmp_path, logger=MLflowLog(uri=f"sqlite:///{tmp_path}/file/runs.db")))
+        train(small_config(tmp_path, logger=MLflowLog(uri=f"sqlite:///{tmp_path}/file/runs.db")))
     assert not list(tmp_path.glob("sentiment/*"))
 
 

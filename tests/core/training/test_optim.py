@@ -6,14 +6,14 @@ import pytest
 import torch
 from gptask.config.schemas import SGD, AdamW, Lora, Schedule, ScheduleName
 from gptask.errors import UserError
-from gptask.model.backbone.tuning import apply
-from gptask.training.optim import build, shape
+from gptask.model.backbone.tuning import apply_tuning
+from gptask.training.optim import build_optimizer, schedule_factor
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
 def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
     backbone = backbone_of(family)
-    groups = build(AdamW(lr=1e-3, weight_decay=0.1), backbone).param_groups
+    groups = build_optimizer(AdamW(lr=1e-3, weight_decay=0.1), backbone).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(backbone.parameters()))
     for name, parameter in backbone.named_parameters():
@@ -22,19 +22,19 @@ def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
 
 
 def test_only_what_learns_is_given_and_lora_is_decayed(backbone_of):
-    model = apply(backbone_of("llama").peft, Lora(rank=2))
-    (group,) = build(AdamW(lr=1e-3, weight_decay=0.1), model).param_groups
+    model = apply_tuning(backbone_of("llama").peft, Lora(rank=2))
+    (group,) = build_optimizer(AdamW(lr=1e-3, weight_decay=0.1), model).param_groups
     assert group["weight_decay"] == 0.1
     assert len(group["params"]) == len([p for p in model.parameters() if p.requires_grad])
 
 
 def test_options_reach_the_optimizers():
     layer = torch.nn.Linear(2, 2)
-    adam = build(AdamW(lr=0.5, betas=[0.8, 0.9], eps=1e-3), layer)
+    adam = build_optimizer(AdamW(lr=0.5, betas=[0.8, 0.9], eps=1e-3), layer)
     assert isinstance(adam, torch.optim.AdamW)
     assert adam.defaults["fused"]
     assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["eps"]) == (0.5, (0.8, 0.9), 1e-3)
-    sgd = build(SGD(lr=0.5, momentum=0.7, nesterov=True), layer)
+    sgd = build_optimizer(SGD(lr=0.5, momentum=0.7, nesterov=True), layer)
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.defaults["lr"], sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.5, 0.7, True)
 
@@ -52,12 +52,12 @@ def test_options_reach_the_optimizers():
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match="optimizer"):
-        build(options, torch.nn.Linear(2, 2))
+        build_optimizer(options, torch.nn.Linear(2, 2))
 
 
 def test_nothing_to_train_is_an_error():
     with pytest.raises(UserError, match="nothing to train"):
-        build(AdamW(lr=1e-3), torch.nn.Linear(2, 2).requires_grad_(False))
+        build_optimizer(AdamW(lr=1e-3), torch.nn.Linear(2, 2).requires_grad_(False))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_nothing_to_train_is_an_error():
     [(ScheduleName.linear, 0.5, 0.0), (ScheduleName.cosine, 0.5, 0.0), (ScheduleName.constant, 1.0, 1.0)],
 )
 def test_schedules_warm_up_then_fall(name, half, end):
-    factor = shape(Schedule(name, warmup=0.2), total=100)
+    factor = schedule_factor(Schedule(name, warmup=0.2), total=100)
     warm = [factor(step) for step in range(20)]
     assert 0 < warm[0] < 0.1
     assert warm == sorted(warm)
@@ -77,18 +77,18 @@ def test_schedules_warm_up_then_fall(name, half, end):
 
 
 def test_cosine_is_half_a_cosine():
-    factor = shape(Schedule(ScheduleName.cosine, warmup=0), total=100)
+    factor = schedule_factor(Schedule(ScheduleName.cosine, warmup=0), total=100)
     assert factor(25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 def test_warmup_is_a_share_below_one_and_steps_from_one_on():
-    assert shape(Schedule(warmup=0.5), 40)(20) == shape(Schedule(warmup=20), 40)(20) == 1.0
-    assert shape(Schedule(warmup=0.5), 40)(19) == shape(Schedule(warmup=20), 40)(19) < 1.0
+    assert schedule_factor(Schedule(warmup=0.5), 40)(20) == schedule_factor(Schedule(warmup=20), 40)(20) == 1.0
+    assert schedule_factor(Schedule(warmup=0.5), 40)(19) == schedule_factor(Schedule(warmup=20), 40)(19) < 1.0
     with pytest.raises(UserError, match=r"schedule\.warmup"):
-        shape(Schedule(warmup=-1), 10)
+        schedule_factor(Schedule(warmup=-1), 10)
 
 
 def test_a_run_without_end_needs_a_constant_schedule():
     with pytest.raises(UserError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
-        shape(Schedule(), math.inf)
-    assert shape(Schedule(ScheduleName.constant, warmup=2), math.inf)(5) == 1.0
+        schedule_factor(Schedule(), math.inf)
+    assert schedule_factor(Schedule(ScheduleName.constant, warmup=2), math.inf)(5) == 1.0

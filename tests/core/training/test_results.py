@@ -10,7 +10,7 @@ from gptask.plugins.types import Example
 from gptask.runs.predictions_file import prediction_fields
 from gptask_tasks.sentiment import Sentiment
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 class Second(MeanMetric):
@@ -26,7 +26,7 @@ class Second(MeanMetric):
 class Reviewed(Sentiment):
     """A sentiment whose predictions are looked at once more."""
 
-    def review(self, predictions, examples):
+    def annotate_predictions(self, predictions, examples):
         return [
             replace(p, extra={"second": float(e["text"] == examples[0]["text"])})
             for p, e in zip(predictions, examples, strict=True)
@@ -37,7 +37,7 @@ class Reviewed(Sentiment):
 
 
 def test_a_test_is_reviewed_before_it_is_scored_and_validation_is_not(tmp_path):
-    run = gptask.train(config(tmp_path, task=Reviewed(), trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    run = gptask.train(small_config(tmp_path, task=Reviewed(), trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert run.metrics["metrics"]["second"]["value"] == 10.0  # one of ten
     rows = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [row["extra"]["second"] for row in rows] == [1.0] + [0.0] * 9

@@ -7,21 +7,21 @@ import weakref
 
 import pytest
 import torch
-from gptask import Config, Member, Mixing, UserError, load_run, load_runs, train, train_tasks
+from gptask import Config, Mixing, TaskConfig, UserError, load_run, load_runs, train, train_tasks
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find, read
 from gptask.analysis.report.curves import curves
 from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample, Sampling
-from gptask.model.backbone.backbone import Backbone
-from gptask.training import builder as assembly
+from gptask.model.backbone.backbone import GPTBackbone
+from gptask.training import builder
 from gptask.training.evaluate import evaluate
-from gptask.training.fingerprint import identity
-from gptask.training.train import assemble, goal, pace
+from gptask.training.fingerprint import run_fingerprint
+from gptask.training.train import build_module, monitor, resolve_schedule
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 def data(**options):
@@ -31,11 +31,11 @@ def data(**options):
 def several(outputs, **changes):
     """Two classifications and a generation on a tiny GPT-2."""
     tasks = {
-        "mood": Member(Sentiment(), data()),
-        "topic": Member(Classification(), data(), weight=0.5),
-        "qa": Member(QuestionAnswering(), data(limit=Limit(train=8, validation=2, test=3), max_tokens=128)),
+        "mood": TaskConfig(Sentiment(), data()),
+        "topic": TaskConfig(Classification(), data(), weight=0.5),
+        "qa": TaskConfig(QuestionAnswering(), data(limit=Limit(train=8, validation=2, test=3), max_tokens=128)),
     }
-    return dataclasses.replace(config(outputs), **({"task": None, "data": None, "tasks": tasks} | changes))
+    return dataclasses.replace(small_config(outputs), **({"task": None, "data": None, "tasks": tasks} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,13 @@ def test_the_backbone_learns_once_and_is_counted_once(finished):
 
 
 def test_a_loaded_run_holds_the_backbone_once(finished, monkeypatch):
-    built, original = [], Backbone.__init__
+    built, original = [], GPTBackbone.__init__
 
     def counting(self, *args):
         original(self, *args)
         built.append(weakref.ref(self))
 
-    monkeypatch.setattr(Backbone, "__init__", counting)
+    monkeypatch.setattr(GPTBackbone, "__init__", counting)
     loaded = load_runs(finished.folder)
     gc.collect()
     assert len([made for made in built if made()]) == 1
@@ -110,7 +110,7 @@ def test_loaded_tasks_say_what_the_training_run_wrote(finished):
 
 
 def test_a_run_of_one_task_loads_the_same_way(tmp_path):
-    run = train(config(tmp_path))
+    run = train(small_config(tmp_path))
     assert list(load_runs(run.folder).tasks) == ["sentiment"]
 
 
@@ -124,7 +124,7 @@ def test_the_folder_of_several_is_not_taken_for_one(finished):
 def test_evaluation_of_a_task_scores_as_the_training_did(finished, tmp_path):
     run = finished.tasks["topic"]
     folder = evaluate(
-        Evaluate(task=run.task, backbone=config(tmp_path).backbone, data=data(), run=str(run.folder),
+        Evaluate(task=run.task, backbone=small_config(tmp_path).backbone, data=data(), run=str(run.folder),
                  outputs=str(tmp_path))
     )  # fmt: skip
     assert json.loads((folder / "metrics.json").read_text())["metrics"] == run.metrics["metrics"]
@@ -138,7 +138,7 @@ def test_training_and_validation_are_logged_by_task(finished):
 
 
 def test_compare_sees_a_row_for_each_task_and_tests_it_against_a_run_alone(finished, tmp_path):
-    alone = train(config(tmp_path, task=Sentiment()))
+    alone = train(small_config(tmp_path, task=Sentiment()))
     records = find([str(finished.folder), str(alone.folder)])
     assert sorted(record.folder.name for record in records if record.folder.parent == finished.folder) == [
         "mood", "qa", "topic",
@@ -173,7 +173,7 @@ def test_resume_goes_on_with_all_tasks(tmp_path):
 
 
 def test_a_batch_teaches_its_own_head_alone(tmp_path):
-    module, mixed = assemble(settings := several(tmp_path), assembly.corpora(settings))
+    module, mixed = build_module(settings := several(tmp_path), builder.build_corpora(settings))
     number, batch = next(iter(mixed.train_dataloader()))
     module.seats[number].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch).backward()
     for seat in module.seats:
@@ -182,7 +182,7 @@ def test_a_batch_teaches_its_own_head_alone(tmp_path):
 
 
 def test_the_loss_is_weighted(tmp_path, monkeypatch):
-    module, mixed = assemble(settings := several(tmp_path), assembly.corpora(settings))
+    module, mixed = build_module(settings := several(tmp_path), builder.build_corpora(settings))
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     drawn = next(one for one in mixed.train_dataloader() if module.seats[one.seat].name == "topic")
     plain = module.seats[drawn.seat].head.loss(
@@ -195,29 +195,31 @@ def test_the_loss_is_weighted(tmp_path, monkeypatch):
     ("best", "expected"), [(None, ("val/score", "max")), ("qa", ("val/qa/f1", "max"))]
 )  # fmt: skip
 def test_what_chooses_the_checkpoint(best, expected, tmp_path):
-    assert goal(several(tmp_path, mixing=Mixing(best=best))) == expected
+    assert monitor(several(tmp_path, mixing=Mixing(best=best))) == expected
 
 
 def test_the_deepest_and_most_careful_head_decides_and_the_smallest_batches_set_the_step(tmp_path):
     tasks = several(tmp_path).tasks
-    tasks["qa"] = Member(QuestionAnswering(), data(batch_size=2, limit=Limit(train=8)))
+    tasks["qa"] = TaskConfig(QuestionAnswering(), data(batch_size=2, limit=Limit(train=8)))
     settings = several(tmp_path, tasks=tasks, tuning=Lora(rank=2))
-    module, mixed = assemble(settings, assembly.corpora(settings))
+    module, mixed = build_module(settings, builder.build_corpora(settings))
     assert (settings.tuning.top, settings.tuning.lr) == (1.0, 5.5e-4)
-    assert pace({}, mixed)["accumulate_grad_batches"] == 8
+    assert resolve_schedule({}, mixed)["accumulate_grad_batches"] == 8
     learning = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in learning} == {"backbone", "mood_head", "topic_head"}
 
 
 def test_the_data_of_every_task_decides_what_the_job_is(tmp_path):
     tasks = several(tmp_path).tasks
-    less = tasks | {"qa": Member(QuestionAnswering(), data(limit=Limit(train=7)))}
-    assert identity(several(tmp_path)) == identity(dataclasses.replace(several(tmp_path), outputs="elsewhere"))
-    assert identity(several(tmp_path, tasks=less)) != identity(several(tmp_path))
+    less = tasks | {"qa": TaskConfig(QuestionAnswering(), data(limit=Limit(train=7)))}
+    assert run_fingerprint(several(tmp_path)) == run_fingerprint(
+        dataclasses.replace(several(tmp_path), outputs="elsewhere")
+    )
+    assert run_fingerprint(several(tmp_path, tasks=less)) != run_fingerprint(several(tmp_path))
 
 
 def test_mistakes_name_the_task(tmp_path):
-    broken = several(tmp_path).tasks | {"topic": Member(Classification(), data(cut=3))}
+    broken = several(tmp_path).tasks | {"topic": TaskConfig(Classification(), data(cut=3))}
     with pytest.raises(UserError, match=r"tasks\.topic: data\.cut=3"):
         train_tasks(several(tmp_path, tasks=broken))
     with pytest.raises(UserError, match=r"one task or several: .*, not both"):
@@ -236,8 +238,8 @@ def test_the_probe_counts_every_task(tmp_path, caplog):
 
 def test_adjusted_options_are_kept_by_task(tmp_path):
     tasks = {
-        "many": Member(Classification(multi_label=True), data()),
-        "mood": Member(Sentiment(), data()),
+        "many": TaskConfig(Classification(multi_label=True), data()),
+        "mood": TaskConfig(Sentiment(), data()),
     }
     done = train_tasks(several(tmp_path, tasks=tasks, tuning=Full(lr=1e-3)))
     chosen = done.tasks["many"].task.threshold

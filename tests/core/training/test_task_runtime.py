@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from gptask.training.task_runtime import goodness
+from gptask.training.task_runtime import normalized_score
 
 INFINITE = math.inf
 
@@ -24,7 +24,7 @@ INFINITE = math.inf
 )
 def test_goodness(limits, higher, value, expected):
     metric = SimpleNamespace(range=limits, higher_is_better=higher)
-    assert goodness(metric, value) == pytest.approx(expected)
+    assert normalized_score(metric, value) == pytest.approx(expected)
     better = value + (0.1 if higher else -0.1)
     if limits[0] <= better <= limits[1]:
-        assert goodness(metric, better) > goodness(metric, value)
+        assert normalized_score(metric, better) > normalized_score(metric, value)

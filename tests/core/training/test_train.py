@@ -29,21 +29,21 @@ from gptask.config.schemas import (
     Scratch,
 )
 from gptask.model.backbone import backbone as model
-from gptask.training import builder as assembly
-from gptask.training.callbacks import Lines
+from gptask.training import builder
+from gptask.training.callbacks import LineProgress
 from gptask.training.module import GPTModule
-from gptask.training.train import assemble, pace
+from gptask.training.train import build_module, resolve_schedule
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
 
-from tests.small import config
+from tests.support.configs import small_config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs")))
+    return train(small_config(tmp_path_factory.mktemp("outputs")))
 
 
 def test_run_folder_holds_everything_that_was_promised(finished):
@@ -63,12 +63,12 @@ def test_garbage_is_searched_for_among_new_objects_only_while_training(tmp_path,
     spared = []
     loss, before = GPTModule.training_step, gc.get_freeze_count()
     monkeypatch.setattr(GPTModule, "training_step", lambda *args: spared.append(gc.get_freeze_count()) or loss(*args))
-    train(config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    train(small_config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert min(spared) > 100_000
     assert gc.get_freeze_count() <= before
     monkeypatch.setattr(GPTModule, "training_step", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train(config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+        train(small_config(tmp_path, trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert gc.get_freeze_count() <= before
 
 
@@ -118,21 +118,21 @@ def test_checkpoints_load_without_unpickling_objects(finished):
 
 
 def test_a_seed_decides_everything(finished, tmp_path):
-    again = train(config(tmp_path))
+    again = train(small_config(tmp_path))
     assert again.metrics["metrics"] == finished.metrics["metrics"]
     assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
 
 
 @pytest.mark.parametrize("scratch", [True, False])
-def test_a_run_that_leaves_out_upper_layers_loads_without_them(scratch, tiny, tmp_path):
+def test_a_run_that_leaves_out_upper_layers_loads_without_them(scratch, tiny_model, tmp_path):
     options = Scratch(n_layer=4, n_head=2, n_embd=16, context=128, vocab_size=300)
-    backbone = options if scratch else Pretrained(source=str(tiny("llama", 128, layers=4)), dtype=DType.float32)
-    finished = train(config(tmp_path, tuning=Lora(rank=2, layers=0.75), backbone=backbone))
+    backbone = options if scratch else Pretrained(source=str(tiny_model("llama", 128, layers=4)), dtype=DType.float32)
+    finished = train(small_config(tmp_path, tuning=Lora(rank=2, layers=0.75), backbone=backbone))
     again = load_run(finished.folder)
     assert len(finished.backbone.layers) == len(again.backbone.layers) == 3
     (said,), (expected,) = (list(run.predict([{"text": "good"}])) for run in (again, finished))
     assert said.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
-    onto = train(config(tmp_path, backbone=Pretrained(source=str(finished.folder), dtype=DType.float32)))
+    onto = train(small_config(tmp_path, backbone=Pretrained(source=str(finished.folder), dtype=DType.float32)))
     assert len(onto.backbone.layers) == 3
 
 
@@ -149,8 +149,8 @@ def test_a_run_that_leaves_out_upper_layers_loads_without_them(scratch, tiny, tm
     ],
 )
 def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer, expected, tmp_path):
-    settings = config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
-    module, _ = assemble(settings, assembly.corpora(settings))
+    settings = small_config(tmp_path, task=task, tuning=tuning, optimizer=optimizer)
+    module, _ = build_module(settings, builder.build_corpora(settings))
     assert (module.optimizer.lr, getattr(settings.tuning, "top", None)) == expected
 
 
@@ -168,20 +168,20 @@ def test_what_a_config_leaves_open_head_and_model_decide(task, tuning, optimizer
 )
 def test_small_data_gets_more_epochs_and_small_batches_share_a_step(options, train, size, expected, tmp_path):
     data = Sample(limit=Limit(train=train, validation=8, test=8), batch_size=size)
-    settings = config(tmp_path, data=data)
-    _, made = assemble(settings, assembly.corpora(settings))
-    paced = pace(options, made)
+    settings = small_config(tmp_path, data=data)
+    _, made = build_module(settings, builder.build_corpora(settings))
+    paced = resolve_schedule(options, made)
     assert (paced.get("max_epochs"), paced["accumulate_grad_batches"]) == expected
 
 
 def test_a_stream_of_unknown_length_gets_two_epochs():
     stream = SimpleNamespace(train_dataloader=lambda: iter(()))
-    assert pace({"max_epochs": None}, stream) == {"max_epochs": 2, "accumulate_grad_batches": 1}
+    assert resolve_schedule({"max_epochs": None}, stream) == {"max_epochs": 2, "accumulate_grad_batches": 1}
 
 
 def test_a_run_says_at_what_pace_it_learned(tmp_path):
     given = {"accelerator": "cpu", "precision": "32-true"}
-    run = train(config(tmp_path, trainer=given))
+    run = train(small_config(tmp_path, trainer=given))
     assert run.values["trainer"] == {**given, "max_epochs": 8, "accumulate_grad_batches": 2}
 
 
@@ -189,9 +189,9 @@ def test_a_run_says_at_what_pace_it_learned(tmp_path):
 def test_full_tuning_computes_in_bfloat16_where_the_processor_does(fast, monkeypatch):
     monkeypatch.setattr(model, "number_format", lambda _: torch.bfloat16 if fast else torch.float32)
     stream = SimpleNamespace(train_dataloader=lambda: iter(()))
-    assert pace({}, stream, full=True).get("precision") == ("bf16-mixed" if fast else None)
-    assert pace({"precision": "32-true"}, stream, full=True)["precision"] == "32-true"
-    assert "precision" not in pace({}, stream)
+    assert resolve_schedule({}, stream, full=True).get("precision") == ("bf16-mixed" if fast else None)
+    assert resolve_schedule({"precision": "32-true"}, stream, full=True)["precision"] == "32-true"
+    assert "precision" not in resolve_schedule({}, stream)
 
 
 def test_mixed_precision_learns_in_bfloat16_clips_and_scores_the_weights_as_they_are_saved(tmp_path, monkeypatch):
@@ -205,7 +205,7 @@ def test_mixed_precision_learns_in_bfloat16_clips_and_scores_the_weights_as_they
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     options = {"max_epochs": 1, "accelerator": "cpu", "precision": "bf16-mixed", "gradient_clip_val": 1e-6}
-    run = train(config(tmp_path, trainer=options))
+    run = train(small_config(tmp_path, trainer=options))
     assert formats == {True: {torch.bfloat16}, False: {torch.float32}}
     said = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     again = load_run(run.folder).predict([{"text": line["text"]} for line in said])
@@ -214,10 +214,10 @@ def test_mixed_precision_learns_in_bfloat16_clips_and_scores_the_weights_as_they
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):
-    first = train(config(tmp_path))
+    first = train(small_config(tmp_path))
     steps = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     longer = {"max_epochs": 4, "accelerator": "cpu", "accumulate_grad_batches": 1}
-    second = train(config(tmp_path, resume=str(first.folder), trainer=longer))
+    second = train(small_config(tmp_path, resume=str(first.folder), trainer=longer))
     assert second.folder == first.folder
     last = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 2 * steps
@@ -226,12 +226,12 @@ def test_resume_goes_on_in_the_same_folder(tmp_path):
 def test_resume_without_checkpoint_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no checkpoint to go on from"):
-        train(config(tmp_path, resume=str(tmp_path / "empty")))
+        train(small_config(tmp_path, resume=str(tmp_path / "empty")))
 
 
 def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(tmp_path):
     task = Sentiment()
-    endless = config(
+    endless = small_config(
         tmp_path, task=task, folder=str(tmp_path / "run"), trainer={"max_epochs": 500, "accelerator": "cpu"}
     )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
@@ -254,7 +254,7 @@ def test_ctrl_c_keeps_the_work_and_says_how_to_go_on(tmp_path):
         signal.signal(signal.SIGINT, before)
     going_on = torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)
     more = {"max_epochs": going_on["epoch"] + 2, "accelerator": "cpu"}
-    done = train(config(tmp_path, task=task, resume=str(tmp_path / "run"), trainer=more))
+    done = train(small_config(tmp_path, task=task, resume=str(tmp_path / "run"), trainer=more))
     assert done.metrics["n"] == 10
     assert not (tmp_path / "run/checkpoints/interrupted.ckpt").exists()
 
@@ -269,10 +269,10 @@ def test_ctrl_c_during_validation_keeps_the_epoch_before_it(tmp_path, monkeypatc
 
     monkeypatch.setattr(GPTModule, "validation_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt"):
-        train(config(tmp_path, folder=str(tmp_path / "run")))
+        train(small_config(tmp_path, folder=str(tmp_path / "run")))
     monkeypatch.setattr(GPTModule, "validation_step", step)
     assert torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 6
-    done = train(config(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": 3, "accelerator": "cpu"}))
+    done = train(small_config(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": 3, "accelerator": "cpu"}))
     assert done.metrics["n"] == 10
 
 
@@ -287,25 +287,25 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_after_one)
     with pytest.raises(UserError, match=r"No space left on device.*last\.ckpt.*resume="):
-        train(config(tmp_path, folder=str(tmp_path / "run")))
+        train(small_config(tmp_path, folder=str(tmp_path / "run")))
     monkeypatch.undo()
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] > 0
 
 
 def test_a_failed_start_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match=r"multiple of backbone\.n_head"):
-        train(config(tmp_path, backbone=Scratch(n_embd=15, n_head=2)))
+        train(small_config(tmp_path, backbone=Scratch(n_embd=15, n_head=2)))
     assert not list(tmp_path.rglob("train.log"))
 
 
 def test_an_existing_folder_is_never_reused(tmp_path):
     with pytest.raises(UserError, match="exists; choose another"):
-        train(config(tmp_path, folder=str(tmp_path)))
+        train(small_config(tmp_path, folder=str(tmp_path)))
 
 
 def test_early_stopping_watches_the_main_metric(tmp_path):
     run = train(
-        config(
+        small_config(
             tmp_path,
             tuning=Full(lr=1e-9),  # nothing can improve
             early_stopping=EarlyStopping(patience=1),
@@ -317,7 +317,7 @@ def test_early_stopping_watches_the_main_metric(tmp_path):
 
 def test_without_validation_the_last_weights_are_tested_and_said_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gptask"):
-        run = train(config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"}))
+        run = train(small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert "no validation ran" in caplog.text
     assert run.metrics["n"] == 10
 
@@ -325,7 +325,7 @@ def test_without_validation_the_last_weights_are_tested_and_said_so(tmp_path, ca
 def test_a_test_without_examples_is_told_and_the_model_is_kept(tmp_path, caplog):
     options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
     with caplog.at_level(logging.WARNING, "gptask"):
-        run = train(config(tmp_path, trainer=options))
+        run = train(small_config(tmp_path, trainer=options))
     assert "no example was scored" in caplog.text
     assert run.metrics["metrics"] == {}
     assert load_run(run.folder).predict([{"text": "Good."}])
@@ -343,18 +343,18 @@ def test_what_validation_chooses_is_kept_with_the_best_checkpoint_and_saved(tmp_
     scores = iter((50.0, 90.0, 90.0, 40.0))  # the second and third epochs are best: the later one counts
     monkeypatch.setattr("gptask_tasks.classification.metrics.MultiMicroF1.aggregate", lambda *_: next(scores, 1.0))
     options = {"max_epochs": 4, "accelerator": "cpu"}
-    run = train(config(tmp_path, task=Classification(multi_label=True), trainer=options))
+    run = train(small_config(tmp_path, task=Classification(multi_label=True), trainer=options))
     assert told == [8, 8, 8, 8]
     assert run.task.threshold == load_run(run.folder).task.threshold == 0.33
 
 
 def test_a_given_threshold_stays(tmp_path):
-    run = train(config(tmp_path, task=Classification(multi_label=True, threshold=0.4)))
+    run = train(small_config(tmp_path, task=Classification(multi_label=True, threshold=0.4)))
     assert run.task.threshold == 0.4
 
 
 def test_lora_keeps_frozen_weights_out_of_checkpoints_except_those_that_cannot_be_had_again(tmp_path):
-    run = train(config(tmp_path, tuning=Lora(rank=2)))
+    run = train(small_config(tmp_path, tuning=Lora(rank=2)))
     assert (run.folder / "model/adapter_model.safetensors").exists()
     assert (run.folder / "model/base/model.safetensors").exists()
     assert run.metrics["trainable_parameters"] < run.metrics["parameters"]
@@ -366,13 +366,13 @@ def test_lora_keeps_frozen_weights_out_of_checkpoints_except_those_that_cannot_b
 
 def test_a_trainer_option_that_does_not_exist_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'max_epochs'"):
-        train(config(tmp_path, trainer={"max_epoch": 2}))
+        train(small_config(tmp_path, trainer={"max_epoch": 2}))
 
 
 def test_generation_is_validated_by_its_own_metric(tmp_path):
     task = Translation()
     task.generation.max_new_tokens = 4
-    run = train(config(tmp_path, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"}))
+    run = train(small_config(tmp_path, task=task, trainer={"max_epochs": 1, "accelerator": "cpu"}))
     assert "val/bleu" in (run.folder / "metrics.csv").read_text()
     assert set(run.metrics["metrics"]) == {"bleu", "chrf"}
 
@@ -381,16 +381,16 @@ def test_answers_may_become_as_long_as_those_that_are_learned(tmp_path):
     rows = [{"source": f"word {n}", "target": "xyzzy " * 30} for n in range(12)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, max_tokens=512)
-    run = train(config(tmp_path, task=Translation(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    run = train(small_config(tmp_path, task=Translation(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     needed = len(run.backbone.tokenizer(" " + rows[0]["target"].strip())["input_ids"]) + 1
     assert needed <= load_run(run.folder).task.generation.max_new_tokens < needed + 8
 
 
 def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path):
     with pytest.raises(UserError, match=r"threshold.*could not be converted to Float"):
-        train(config(tmp_path, task=Sentiment(threshold="high")))
+        train(small_config(tmp_path, task=Sentiment(threshold="high")))
     task = Translation(target_lang="zh")
-    train(config(tmp_path, task=task, folder=tmp_path / "run", trainer={"max_steps": 1, "accelerator": "cpu"}))
+    train(small_config(tmp_path, task=task, folder=tmp_path / "run", trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert (tmp_path / "run/metrics.json").exists()
 
 
@@ -398,7 +398,7 @@ def test_labels_come_from_all_training_data_even_if_a_part_is_trained_on(tmp_pat
     rows = [{"text": f"{label} {n}", "label": label} for n in range(9) for label in "abcdef"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, limit=Limit(train=3, validation=4), max_tokens=128)
-    run = train(config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    run = train(small_config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert run.task.labels == list("abcdef")
 
 
@@ -416,18 +416,18 @@ def test_two_processes_write_one_run_folder(tmp_path):
 
 
 def test_the_first_step_is_told_at_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=1e9))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: LineProgress(every=1e9))
     with caplog.at_level(logging.INFO, "gptask"):
-        train(config(tmp_path))
+        train(small_config(tmp_path))
     assert re.findall(r"step (\d)/6 loss", caplog.text) == ["1"]
 
 
 def test_lines_tell_loss_speed_and_time_left(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: Lines(every=0))
+    monkeypatch.setattr("gptask.training.callbacks.progress_bar", lambda: LineProgress(every=0))
     with caplog.at_level(logging.INFO, "gptask"):
-        train(config(tmp_path))
+        train(small_config(tmp_path))
         endless = {"max_epochs": -1, "max_time": "00:00:00:01", "accelerator": "cpu"}
-        train(config(tmp_path, trainer=endless, schedule=Schedule(ScheduleName.constant, warmup=0)))
+        train(small_config(tmp_path, trainer=endless, schedule=Schedule(ScheduleName.constant, warmup=0)))
     assert re.search(r"epoch 2 step 4/6 loss \d\.\d{4} \d+ tokens/s, 0:00:0\d left", caplog.text)
     assert re.search(r"epoch 2 step 6 val/loss \S+ val/accuracy", caplog.text)
     assert re.search(r"step 4/inf .* \? left", caplog.text)

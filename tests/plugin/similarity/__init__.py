@@ -9,14 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptask import DataError, Encoded, Field, Kind, Prediction, UserError, option
-from gptask.model.text_task import PromptedTask
-from gptask.plugins.types import Example
+from gptask import DataError, Encoded, Example, Field, Kind, Prediction, PromptedTask, UserError, option
 
 if TYPE_CHECKING:
-    from gptask import Metric
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.model.heads import Head
+    from gptask import Backbone, Head, Metric
 
 
 class Loss(Enum):
@@ -66,7 +62,7 @@ class Similarity(PromptedTask):
     def render(self, example: Example) -> tuple[str, str | None]:
         """The prompt, and the score as the text that would follow."""
         score = example.get("score")
-        return self.filled(example), None if score is None else f" {score:g}"
+        return self.format_prompt(example), None if score is None else f" {score:g}"
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> list[Encoded]:
         """The prompt's ids, in one order or in both, and the score as a share of the scale."""
@@ -74,7 +70,7 @@ class Similarity(PromptedTask):
         share = None if score is None else (score - self.low) / (self.high - self.low)
         swapped = example | {"first": example["second"], "second": example["first"]}
         orders = [example, swapped] if self.both_orders else [example]
-        prompts = [self.fit(order, tokenizer, max_tokens) for order in orders]
+        prompts = [self.truncate_prompt(order, tokenizer, max_tokens) for order in orders]
         return [Encoded(ids, label=share, truncated=cut) for ids, cut in prompts]
 
     def head(self, backbone: Backbone) -> Head:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import torch
-from gptask.data.datamodule import Batch
-from gptask.model.backbone.backbone import Backbone
-from gptask.model.heads import Head
+from gptask import Backbone, Batch, Head
 from torch import Tensor, nn
 
 from similarity import Loss
@@ -16,7 +14,7 @@ class RegressionHead(Head):
 
     export_class = None  # `gptask export` has no transformers class to write
     last_only = True
-    depth = 0.5
+    lora_top_fraction = 0.5
 
     def __init__(self, backbone: Backbone, loss: Loss) -> None:
         super().__init__()
@@ -40,5 +38,5 @@ class RegressionHead(Head):
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[float]:
         """A number for each of the B sequences."""
         if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.reads(batch))
+            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         return self.shares(hidden, batch).tolist()

@@ -6,8 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from gptask import MeanMetric, Metric, Prediction
-from gptask.plugins.types import Example
+from gptask import Example, MeanMetric, Metric, Prediction
 
 
 class Correlation(Metric):

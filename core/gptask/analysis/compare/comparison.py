@@ -13,8 +13,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from gptask.analysis.compare.records import Record
-from gptask.analysis.compare.seed_groups import Method, methods
+from gptask.analysis.compare.records import RunRecord
+from gptask.analysis.compare.seed_groups import SeedGroup, seed_groups
 from gptask.data.cache import cache_folder, digest
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
@@ -25,21 +25,21 @@ from gptask.runs.verdict import Verdict
 
 
 @dataclass
-class Table:
+class ComparisonTable:
     """The methods of one task on one test set."""
 
     task: str
     split: str
     test_hash: str
-    methods: list[Method]
-    baseline: Method
+    methods: list[SeedGroup]
+    baseline: SeedGroup
     named: bool  # whether a user said which the baseline is
     main: str  # the metric that ranks
     verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> number of the method
     note: str = ""  # why nothing was tested
 
     @property
-    def first(self) -> Record:
+    def first(self) -> RunRecord:
         """A run that stands for all in what they have in common."""
         return self.methods[0].records[0]
 
@@ -83,12 +83,12 @@ class Table:
 class Comparison:
     """Everything that was compared, and the runs that could not be."""
 
-    tables: list[Table]
-    problems: list[Record]
+    tables: list[ComparisonTable]
+    problems: list[RunRecord]
 
 
 def compare(
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     baseline: Path | None = None,
     metric: str | None = None,
     every: bool = False,
@@ -105,7 +105,7 @@ def compare(
     sound = [record for record in records if not record.problem]
     tables = []
     for runs in _comparable(sound, apart):
-        found = methods(runs) if grouped else [Method([record]) for record in runs]
+        found = seed_groups(runs) if grouped else [SeedGroup([record]) for record in runs]
         main = _main(runs[0], metric)
         tables.append(_table(found, main, baseline, runs))
     if baseline and not any(_holds(method, baseline) for table in tables for method in table.methods):
@@ -122,9 +122,9 @@ def compare(
     return Comparison(tables, [record for record in records if record.problem])
 
 
-def _comparable(records: Sequence[Record], apart: bool) -> Iterator[list[Record]]:
+def _comparable(records: Sequence[RunRecord], apart: bool) -> Iterator[list[RunRecord]]:
     """Runs of one task on one test set, scored alike; several sets of a task are an error unless shown ``apart``."""
-    tasks: dict[str, dict[tuple[Any, ...], list[Record]]] = {}
+    tasks: dict[str, dict[tuple[Any, ...], list[RunRecord]]] = {}
     for record in records:
         kinds = tuple((name, found["signature"]) for name, found in record.metrics.items())
         key = (record.result["split"], record.result["test_data_hash"], record.result.get("n"), kinds)
@@ -135,7 +135,7 @@ def _comparable(records: Sequence[Record], apart: bool) -> Iterator[list[Record]
         yield from sets.values()
 
 
-def _incomparable(task: str, sets: dict[tuple[Any, ...], list[Record]]) -> str:
+def _incomparable(task: str, sets: dict[tuple[Any, ...], list[RunRecord]]) -> str:
     """What differs between the runs of a task."""
     names = ("split", "test data", "n", "metrics")
     differing = [n for n, values in zip(names, zip(*sets, strict=True), strict=True) if len(set(values)) > 1]
@@ -153,7 +153,7 @@ def _incomparable(task: str, sets: dict[tuple[Any, ...], list[Record]]) -> str:
     )
 
 
-def _main(record: Record, wanted: str | None) -> str:
+def _main(record: RunRecord, wanted: str | None) -> str:
     if wanted is None:
         return next(iter(record.metrics))
     if wanted not in record.metrics:
@@ -164,11 +164,11 @@ def _main(record: Record, wanted: str | None) -> str:
     return wanted
 
 
-def _table(found: list[Method], main: str, baseline: Path | None, runs: list[Record]) -> Table:
+def _table(found: list[SeedGroup], main: str, baseline: Path | None, runs: list[RunRecord]) -> ComparisonTable:
     first = runs[0]
     named = [method for method in found if baseline and _holds(method, baseline)]
     about = first.task, first.result["split"], first.result["test_data_hash"]
-    table = Table(*about, found, [*named, *found][0], bool(named), main)
+    table = ComparisonTable(*about, found, [*named, *found][0], bool(named), main)
     if not named and (best := table.best(main)):
         table.baseline = found[best[0]]
     return table
@@ -178,11 +178,11 @@ def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
-def _holds(method: Method, folder: Path) -> bool:
+def _holds(method: SeedGroup, folder: Path) -> bool:
     return any(_same(record.folder, folder) for record in method.records)
 
 
-def _test(table: Table, metrics: Sequence[str]) -> None:
+def _test(table: ComparisonTable, metrics: Sequence[str]) -> None:
     """Test all methods against the baseline, where the task's plugin is there to aggregate its metrics."""
     try:
         for name in metrics:
@@ -195,14 +195,14 @@ def _test(table: Table, metrics: Sequence[str]) -> None:
             table.verdicts[name] = dict(_verdicts(table, name))
 
 
-def _verdicts(table: Table, metric: str) -> Iterator[tuple[int, Verdict]]:
+def _verdicts(table: ComparisonTable, metric: str) -> Iterator[tuple[int, Verdict]]:
     higher = table.metrics[metric]["direction"] == "higher"
     for number, method in enumerate(table.methods):
         if method is not table.baseline:
             yield number, Verdict(_difference(method, table.baseline, metric), higher, table.width(metric))
 
 
-def _difference(candidate: Method, baseline: Method, metric: str) -> Difference:
+def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Difference:
     """The difference of two methods, kept for the next time: it depends on the predictions and the code alone."""
     first = baseline.records[0]
     sides = [[record.predictions_hash for record in side.records] for side in (candidate, baseline)]
@@ -235,12 +235,12 @@ def _code(metric: type[Metric]) -> str:
     return digest("".join(Path(file).read_text(encoding="utf-8") if file else os.urandom(16).hex() for file in files))
 
 
-def _correct(tables: Sequence[Table]) -> None:
+def _correct(tables: Sequence[ComparisonTable]) -> None:
     """Holm's correction over pairs and tasks: of the main metrics together, of every other by its name.
 
     Against the best run every pair counts, as any might have become the best one and the worst.
     """
-    families: dict[str, list[tuple[Table, list[Verdict]]]] = {}
+    families: dict[str, list[tuple[ComparisonTable, list[Verdict]]]] = {}
     for table in tables:
         for name, verdicts in table.verdicts.items():
             families.setdefault("" if name == table.main else name, []).append((table, list(verdicts.values())))

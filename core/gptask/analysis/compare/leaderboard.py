@@ -7,18 +7,18 @@ from html import escape
 from math import inf
 from pathlib import Path
 
-from gptask.analysis.compare.comparison import Table, compare
-from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.comparison import ComparisonTable, compare
+from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.compare.render import ARROWS, cell, html_grid, page, title
-from gptask.analysis.compare.seed_groups import Method
+from gptask.analysis.compare.seed_groups import SeedGroup
 from gptask.errors import UserError, listing
 from gptask.runs.atomic_write import write_text
 from gptask.runs.markdown import code, prose
 from gptask.runs.markdown import table as grid
-from gptask.runs.reproduce import command
+from gptask.runs.reproduce import reproduce_command
 
 
-def write(records: Sequence[Record], folder: Path, metric: str | None = None) -> tuple[list[Path], list[Record]]:
+def write(records: Sequence[RunRecord], folder: Path, metric: str | None = None) -> tuple[list[Path], list[RunRecord]]:
     """Write ``leaderboard.md`` and ``leaderboard.html`` into a folder; return both, and the runs left out.
 
     ``metric`` ranks instead of each task's main one. Raises `UserError` where there is nothing to rank or no place.
@@ -42,7 +42,7 @@ def write(records: Sequence[Record], folder: Path, metric: str | None = None) ->
     return paths, found.problems
 
 
-def header(table: Table) -> list[str]:
+def header(table: ComparisonTable) -> list[str]:
     """Column names."""
     return [
         "backbone",
@@ -56,9 +56,9 @@ def header(table: Table) -> list[str]:
     ]
 
 
-def rows(table: Table) -> Iterator[list[str]]:
+def rows(table: ComparisonTable) -> Iterator[list[str]]:
     """The best method of each backbone and tuning, best first."""
-    best: dict[tuple[str, str], Method] = {}
+    best: dict[tuple[str, str], SeedGroup] = {}
     sign = {"lower": 1, "none": 0, "higher": -1}[table.metrics[table.main]["direction"]]
     ranked = sorted(table.methods, key=lambda method: _rank(sign * method.value(table.main)))
     counts: dict[tuple[str, str], int] = {}
@@ -70,7 +70,7 @@ def rows(table: Table) -> Iterator[list[str]]:
         facts, first = method.facts, method.records[0]
         value = cell(table, method, table.main)
         line = [backbone, tuning, value, str(counts[backbone, tuning]), facts["seconds"], facts["trainable"]]
-        yield [*line, str(first.folder), command(first.config)]
+        yield [*line, str(first.folder), reproduce_command(first.config)]
 
 
 def _rank(value: float) -> float:

@@ -25,7 +25,7 @@ MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a fold
 
 
 @dataclass
-class Predictions:
+class PredictionsTable:
     """predictions.jsonl: N test examples in their order, with each metric's statistics."""
 
     rows: list[dict[str, Any]]
@@ -52,13 +52,13 @@ class Predictions:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"predictions.jsonl has not in each line the statistics of '{metric}'") from error
 
-    def taken(self, order: Sequence[int]) -> Predictions:
+    def taken(self, order: Sequence[int]) -> PredictionsTable:
         """Some rows, in another order."""
-        return Predictions([self.rows[number] for number in order])
+        return PredictionsTable([self.rows[number] for number in order])
 
 
 @dataclass
-class Record:
+class RunRecord:
     """One run folder. ``problem`` says why it can't be compared; then only the folder is sure to be there."""
 
     folder: Path
@@ -78,7 +78,7 @@ class Record:
         return found
 
     @cached_property
-    def parent(self) -> Record | None:
+    def parent(self) -> RunRecord | None:
         """The run that an evaluation is of, where it is still there; its path may start at any folder above."""
         named = self.config.get("parent") or ""
         places = [base / named for base in (*self.folder.absolute().parents, Path())] if named else []
@@ -86,15 +86,15 @@ class Record:
         return found if found and isinstance(found.config.get("task"), dict) else None
 
     @cached_property
-    def predictions(self) -> Predictions:
+    def predictions(self) -> PredictionsTable:
         """What was said about each test example; raises `UserError` for a damaged file, and notes the ``problem``."""
         with self._noted():
             rows = list(_lines(self.folder / "predictions.jsonl"))
             if len(rows) != self.result["n"]:
                 raise UserError(f"predictions.jsonl has {len(rows)} lines, not {self.result['n']}")
-        return Predictions(rows)
+        return PredictionsTable(rows)
 
-    def statistics(self, metric: str, like: Predictions | None = None) -> np.ndarray:
+    def statistics(self, metric: str, like: PredictionsTable | None = None) -> np.ndarray:
         """(N, K) numbers of a metric, in the order of other predictions on the same examples.
 
         Raises `UserError` for a damaged file, and notes the ``problem``; also for other examples.
@@ -103,7 +103,7 @@ class Record:
         with self._noted():
             return rows.statistics(metric)
 
-    def _aligned(self, like: Predictions) -> Predictions:
+    def _aligned(self, like: PredictionsTable) -> PredictionsTable:
         own = self.predictions
         if own.digests == like.digests:
             return own
@@ -158,10 +158,10 @@ class Record:
 
 @lru_cache(maxsize=256)
 def _task(values: str) -> Task:
-    return run.load_task(json.loads(values))[1]
+    return run.task_from_config(json.loads(values))[1]
 
 
-def find(places: Iterable[str], task: str | None = None, latest: int | None = None) -> list[Record]:
+def find(places: Iterable[str], task: str | None = None, latest: int | None = None) -> list[RunRecord]:
     """The runs at or below some folders or glob patterns, each once, oldest first.
 
     ``latest`` keeps so many of each task. Raises `UserError` where a place has no run, or a task none.
@@ -181,11 +181,11 @@ def find(places: Iterable[str], task: str | None = None, latest: int | None = No
     return _latest(records, latest) if latest is not None else records
 
 
-def read(folder: Path) -> Record:
+def read(folder: Path) -> RunRecord:
     """The record of a run folder; what is wrong with it is told in ``problem``."""
     import yaml
 
-    record = Record(folder)
+    record = RunRecord(folder)
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -247,18 +247,18 @@ def _runs(folder: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _latest(records: Sequence[Record], count: int) -> list[Record]:
+def _latest(records: Sequence[RunRecord], count: int) -> list[RunRecord]:
     """The last runs of each task by the time they were written."""
     if count < 1:
         raise UserError(f"--latest {count} must be at least 1")
-    tasks: dict[str, list[Record]] = {}
+    tasks: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=_written):
         tasks.setdefault(record.task, []).append(record)
     kept = {id(record) for runs in tasks.values() for record in runs[-count:]}
     return [record for record in records if id(record) in kept]
 
 
-def _written(record: Record) -> float:
+def _written(record: RunRecord) -> float:
     """When it ended, or was last at work; a report in the folder makes it no later."""
     paths = [record.folder / name for name in ("metrics.json", "train.log", "config.yaml")]
     return next((path.stat().st_mtime for path in paths if path.is_file()), 0.0)

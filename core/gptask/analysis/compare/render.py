@@ -11,9 +11,9 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from gptask.analysis.compare.comparison import Comparison, Table
-from gptask.analysis.compare.records import Record
-from gptask.analysis.compare.seed_groups import Method, options
+from gptask.analysis.compare.comparison import Comparison, ComparisonTable
+from gptask.analysis.compare.records import RunRecord
+from gptask.analysis.compare.seed_groups import SeedGroup, options
 from gptask.runs.markdown import prose
 from gptask.runs.markdown import table as grid
 from gptask.runs.verdict import Verdict, digits
@@ -25,19 +25,19 @@ th,td{padding:.3rem .7rem;border-bottom:1px solid #8886;text-align:left;vertical
 b{color:light-dark(#06c,#7bf)}p{color:light-dark(#555,#aaa)}"""
 
 
-def title(table: Table) -> str:
+def title(table: ComparisonTable) -> str:
     """What the rows are about."""
     first = table.first.result
     return f"{table.task}: {table.split}, n = {first['n']}, test data {table.test_hash}"
 
 
-def folded(table: Table) -> str:
+def folded(table: ComparisonTable) -> str:
     """What is equal for all rows, in one line, and why they were not tested, if they were not."""
     equal = {"in": table.folder} | table.facts[0]
     return "; ".join([*(f"{name}: {value}" for name, value in equal.items()), *([table.note] if table.note else [])])
 
 
-def header(table: Table) -> list[str]:
+def header(table: ComparisonTable) -> list[str]:
     """Column names."""
     tested = [table.main] if any(table.verdicts.values()) else []
     metrics = [f"{name} {ARROWS[found['direction']]}".strip() for name, found in table.metrics.items()]
@@ -45,7 +45,7 @@ def header(table: Table) -> list[str]:
     return ["run", *metrics, *(f"{name} against the baseline" for name in tested), *table.facts[1], *differing]
 
 
-def rows(table: Table, mark: Callable[[str], str], text: Callable[[str], str] = str) -> Iterator[list[str]]:
+def rows(table: ComparisonTable, mark: Callable[[str], str], text: Callable[[str], str] = str) -> Iterator[list[str]]:
     """Cells of each method; ``mark`` makes the best values of a metric stand out, ``text`` quotes what users named."""
     best, more = {name: table.best(name) for name in table.metrics}, options(table.methods)
     for number, method in enumerate(table.methods):
@@ -60,7 +60,7 @@ def rows(table: Table, mark: Callable[[str], str], text: Callable[[str], str] = 
         ]
 
 
-def verdict(table: Table, number: int) -> str:
+def verdict(table: ComparisonTable, number: int) -> str:
     """What the main metric's test says of a method; empty where nothing was tested."""
     if not any(table.verdicts.values()):
         return ""
@@ -68,7 +68,7 @@ def verdict(table: Table, number: int) -> str:
     return found.words if found else "baseline"
 
 
-def cell(table: Table, method: Method, metric: str) -> str:
+def cell(table: ComparisonTable, method: SeedGroup, metric: str) -> str:
     """A value with its interval, or with its spread over the seeds."""
     places = digits(table.width(metric))
     value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
@@ -78,7 +78,7 @@ def cell(table: Table, method: Method, metric: str) -> str:
     return f"{value:.{places}f} ({interval[0]:.{places}f} to {interval[1]:.{places}f})"
 
 
-def details(table: Table) -> Iterator[list[str]]:
+def details(table: ComparisonTable) -> Iterator[list[str]]:
     """Metric by metric, how a candidate differs from the baseline; for two methods only."""
     if len(table.methods) == 2:
         for name, verdicts in table.verdicts.items():
@@ -89,7 +89,7 @@ def details(table: Table) -> Iterator[list[str]]:
 DETAILS = ["metric", "difference to the baseline", "p (Holm)", "test", "verdict"]
 
 
-def problems(records: Iterable[Record]) -> list[str]:
+def problems(records: Iterable[RunRecord]) -> list[str]:
     """A line for each run that could not be compared."""
     return [f"not compared: {record.folder}: {record.problem}" for record in records]
 
@@ -147,7 +147,7 @@ def as_csv(comparison: Comparison) -> str:
     return stream.getvalue()
 
 
-def _records(table: Table) -> Iterator[dict[str, Any]]:
+def _records(table: ComparisonTable) -> Iterator[dict[str, Any]]:
     for number, method in enumerate(table.methods):
         for name, found in table.metrics.items():
             low_high, verdict = method.interval(name) or (None, None), table.verdicts.get(name, {}).get(number)
@@ -181,7 +181,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(table: Table) -> dict[str, Any]:
+def _plain(table: ComparisonTable) -> dict[str, Any]:
     return {
         "task": table.task,
         "split": table.split,
@@ -196,7 +196,7 @@ def _plain(table: Table) -> dict[str, Any]:
     }
 
 
-def _method(table: Table, number: int, method: Method) -> dict[str, Any]:
+def _method(table: ComparisonTable, number: int, method: SeedGroup) -> dict[str, Any]:
     return {
         "runs": [str(record.folder) for record in method.records],
         "facts": method.facts,

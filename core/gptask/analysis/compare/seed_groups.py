@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from gptask.analysis.compare.records import Predictions, Record
+from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
 NOT_THE_METHOD = {"seed", "folder", "outputs", "resume", "probe", "logger", "adjusted", "command", "run"}
 
 
 @dataclass
-class Method:
+class SeedGroup:
     """One or several runs."""
 
-    records: list[Record]
+    records: list[RunRecord]
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Method:
         """The 95% interval of a single run."""
         return self.records[0].metrics[metric]["interval"] if len(self.records) == 1 else None
 
-    def statistics(self, metric: str, like: Predictions) -> list[np.ndarray]:
+    def statistics(self, metric: str, like: PredictionsTable) -> list[np.ndarray]:
         """Statistics (N, K) of each run, in the order of other predictions on the same examples."""
         return [record.statistics(metric, like) for record in self.records]
 
@@ -83,7 +83,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def options(found: Sequence[Method]) -> list[str]:
+def options(found: Sequence[SeedGroup]) -> list[str]:
     """For each method the options in which it differs from others, where no fact shows it."""
     flat = [dict(_leaves(_own(method.records[0]))) for method in found]
     shown = {name for name in ("data", "backbone", "tuning") if len({method.facts[name] for method in found}) > 1}
@@ -100,28 +100,28 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def methods(records: Sequence[Record]) -> list[Method]:
+def seed_groups(records: Sequence[RunRecord]) -> list[SeedGroup]:
     """Group runs by what they did, in the order of their first one."""
-    found: dict[str, list[Record]] = {}
+    found: dict[str, list[RunRecord]] = {}
     for record in records:
         found.setdefault(_identity(record), []).append(record)
     return [method for runs in found.values() for method in _seeds(runs)]
 
 
-def _own(record: Record) -> dict[str, Any]:
+def _own(record: RunRecord) -> dict[str, Any]:
     """A run's config without what does not make the method."""
     config = {key: value for key, value in record.config.items() if key not in NOT_THE_METHOD}
     chosen = record.config.get("adjusted") or {}  # by validation, so it follows from the seed
     return config | {"task": {key: value for key, value in config["task"].items() if key not in chosen}}
 
 
-def _seeds(runs: list[Record]) -> list[Method]:
+def _seeds(runs: list[RunRecord]) -> list[SeedGroup]:
     """One method, unless a seed occurs twice: then nothing tells what those runs differ in, and each stands alone."""
     seeds = [record.result.get("seed") for record in runs]
-    return [Method(runs)] if len(set(seeds)) == len(seeds) else [Method([record]) for record in runs]
+    return [SeedGroup(runs)] if len(set(seeds)) == len(seeds) else [SeedGroup([record]) for record in runs]
 
 
-def _identity(record: Record) -> str:
+def _identity(record: RunRecord) -> str:
     """What a run did, its seed apart: its config (and that of the run it evaluates), and the code's version."""
     configs = [_own(record), *([_own(record.parent)] if record.parent else [])]
     if record.parent:

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from gptask.analysis.compare.comparison import Comparison, Table
+from gptask.analysis.compare.comparison import Comparison, ComparisonTable
 from gptask.analysis.compare.render import DETAILS, details, folded, header, problems, rows, title
 
 ENDLESS = 10_000  # columns of a pipe or a file
 MARK = " *"
-Lines = Sequence[Sequence[str]]
+TerminalReport = Sequence[Sequence[str]]
 
 
 def show(comparison: Comparison) -> None:
@@ -33,7 +33,7 @@ def show(comparison: Comparison) -> None:
         console.print(Text(line, style="yellow"))
 
 
-def _methods(console: Console, table: Table) -> None:
+def _methods(console: Console, table: ComparisonTable) -> None:
     """One table where there is room; else the metrics in several, intervals below values, and the rest as text."""
     names, lines = header(table), list(rows(table, lambda text: text + MARK))
     whole = _grid(names, lines)
@@ -50,7 +50,7 @@ def _methods(console: Console, table: Table) -> None:
     console.print()
 
 
-def _parts(console: Console, names: Sequence[str], lines: Lines, longest: int) -> Iterator[Grid]:
+def _parts(console: Console, names: Sequence[str], lines: TerminalReport, longest: int) -> Iterator[Grid]:
     """Tables of the first column and as many others as fit."""
 
     def part(start: int, end: int) -> Grid:
@@ -64,7 +64,7 @@ def _parts(console: Console, names: Sequence[str], lines: Lines, longest: int) -
         start = end
 
 
-def _grid(names: Sequence[str], lines: Lines, longest: int | None = None) -> Grid:
+def _grid(names: Sequence[str], lines: TerminalReport, longest: int | None = None) -> Grid:
     """A table whose first column takes no more than ``longest``."""
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
@@ -84,7 +84,7 @@ def _stacked(cell: str) -> str:
     return f"{value}{MARK if cell.endswith(MARK) else ''}\n{rest.strip('()')}"
 
 
-def _details(console: Console, lines: Lines) -> None:
+def _details(console: Console, lines: TerminalReport) -> None:
     grid = _grid(DETAILS, lines)
     if _width(console, grid) <= console.width:
         console.print(grid)

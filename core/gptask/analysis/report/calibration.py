@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 BINS = 10
 
@@ -25,7 +25,7 @@ class Bin:
     high: float
 
 
-def bins(entry: Entry) -> list[Bin] | str:
+def bins(entry: ReportRun) -> list[Bin] | str:
     """The bins that have predictions, or why there are none."""
     if entry.right is None:
         return "none of its metrics tells right from wrong for a single example"

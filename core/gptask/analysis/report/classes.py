@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 SIZE = 40  # classes of a confusion matrix that is drawn
 CONFUSIONS = 12
@@ -24,7 +24,7 @@ class Cell:
 class Classes:
     """Of one run. ``matrix`` has a row for each true label; it is empty where there are too many."""
 
-    entry: Entry
+    entry: ReportRun
     labels: list[str]
     matrix: list[list[Cell]]
     confusions: list[tuple[str, str, int, float]]  # true, said, count, percent of the true ones
@@ -32,7 +32,7 @@ class Classes:
     scores: list[tuple[str, list[str]]]
 
 
-def classes(entry: Entry) -> Classes | None:
+def classes(entry: ReportRun) -> Classes | None:
     """The run's per-class scores and confusion matrix; None where its details have neither."""
     details = entry.record.result.get("details")
     details = details if isinstance(details, dict) else {}

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 
 @dataclass
-class Flips:
+class Disagreements:
     """Where ``other`` differs from ``first``. ``pairs`` are row numbers in either, the plainest cases first."""
 
-    first: Entry
-    other: Entry
+    first: ReportRun
+    other: ReportRun
     reason: str = ""  # why there are none
     metric: str = ""
     judged: bool = False  # by right and wrong, else by the change of the metric on each example alone
@@ -26,24 +26,26 @@ class Flips:
     gains: tuple[float, ...] = ()  # above 0 where ``other`` is better
 
 
-def flips(first: Entry, other: Entry) -> Flips:
+def flips(first: ReportRun, other: ReportRun) -> Disagreements:
     """The examples two runs are apart on, or why they can't be matched."""
     order = matched(first, other)
     if isinstance(order, str):
-        return Flips(first, other, order)
+        return Disagreements(first, other, order)
     judge = first.judge or other.judge
     if judge and all(judge in e.directed and np.isin(e.statistics(judge), (0, 1)).all() for e in (first, other)):
         before, after = (e.statistics(judge)[:, 0] for e in (first, other))
-        return _sorted(Flips(first, other, metric=judge, judged=True), order, after[order] - before)
+        return _sorted(Disagreements(first, other, metric=judge, judged=True), order, after[order] - before)
     common = [name for name in first.alone if name in other.alone]
     if not common:
-        return Flips(first, other, first.lacking or other.lacking or "no metric has a value for a single example")
+        return Disagreements(
+            first, other, first.lacking or other.lacking or "no metric has a value for a single example"
+        )
     metric = common[0]
     gains = first.sign(metric) * (other.alone[metric][order] - first.alone[metric])
-    return _sorted(Flips(first, other, metric=metric), order, gains)
+    return _sorted(Disagreements(first, other, metric=metric), order, gains)
 
 
-def _sorted(found: Flips, order: np.ndarray, gains: np.ndarray) -> Flips:
+def _sorted(found: Disagreements, order: np.ndarray, gains: np.ndarray) -> Disagreements:
     """The largest changes first; among equal ones those where the run that lost was surest."""
     losers = [found.other if gain < 0 else found.first for gain in gains]
     rows = [(k, int(order[k])) for k in range(len(order))]
@@ -56,11 +58,11 @@ def _sorted(found: Flips, order: np.ndarray, gains: np.ndarray) -> Flips:
     return found
 
 
-def _confidence(entry: Entry, row: int) -> float:
+def _confidence(entry: ReportRun, row: int) -> float:
     return float(entry.confidence[row]) if entry.confidence is not None else 0.0
 
 
-def matched(first: Entry, other: Entry) -> np.ndarray | str:
+def matched(first: ReportRun, other: ReportRun) -> np.ndarray | str:
     """(N,) row of ``other`` for each row of ``first``, or why their examples are not the same."""
     if first.record.task != other.record.task:
         return f"they are different tasks: {first.record.task} and {other.record.task}"
@@ -74,9 +76,9 @@ def matched(first: Entry, other: Entry) -> np.ndarray | str:
     return np.asarray([places[key] for key in keys])
 
 
-def groups(entries: Sequence[Entry]) -> list[list[Entry]]:
+def groups(entries: Sequence[ReportRun]) -> list[list[ReportRun]]:
     """Runs of one task and main metric that were tested on the same examples, together."""
-    found: list[list[Entry]] = []
+    found: list[list[ReportRun]] = []
     for entry in entries:
         for group in found:
             if group[0].directed[:1] == entry.directed[:1] and not isinstance(matched(group[0], entry), str):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptask.analysis.report.report_run import Entry, inputs
+from gptask.analysis.report.report_run import ReportRun, inputs
 from gptask.data.messages import told
 
 HEAD, LENGTH = 360, 900  # characters of a text: shown at once, and embedded at most
@@ -24,10 +24,10 @@ class Passage:
 
 
 @dataclass
-class Answer:
+class AnswerCell:
     """What one run said. ``state`` is right, wrong or empty; ``value`` the metric of this example alone."""
 
-    entry: Entry
+    entry: ReportRun
     said: Passage
     state: str
     confidence: float | None
@@ -37,23 +37,23 @@ class Answer:
 
 
 @dataclass
-class Card:
+class ExampleCard:
     """An example: its fields, its references, and an answer for each run shown."""
 
     id: str
     fields: list[tuple[str, Passage]]
     references: list[tuple[str, Passage]]
     labels: list[str]
-    answers: list[Answer]
+    answers: list[AnswerCell]
     change: str = ""  # better or worse, from the first answer to the second
 
 
-def card(shown: Sequence[tuple[Entry, int]], change: str = "", metric: str = "") -> Card:
+def card(shown: Sequence[tuple[ReportRun, int]], change: str = "", metric: str = "") -> ExampleCard:
     """The card of an example, given as the row it has in each run; ``metric`` is the one to show, or the main one."""
     entry, place = shown[0]
     row = entry.rows[place]
     references = {name: value for name, value in row.get("references", {}).items() if value is not None}
-    return Card(
+    return ExampleCard(
         str(row["id"]),
         [(name, passage(value)) for name, value in inputs(row).items() if value not in (None, [], "")],
         [(name, passage(value)) for name, value in references.items()],
@@ -63,7 +63,7 @@ def card(shown: Sequence[tuple[Entry, int]], change: str = "", metric: str = "")
     )
 
 
-def _answer(entry: Entry, place: int, metric: str) -> Answer:
+def _answer(entry: ReportRun, place: int, metric: str) -> AnswerCell:
     row = entry.rows[place]
     metric = metric or next(iter(entry.alone), "")
     state = "" if entry.right is None else "right" if entry.right[place] else "wrong"
@@ -71,7 +71,7 @@ def _answer(entry: Entry, place: int, metric: str) -> Answer:
     table = row.get("probabilities")
     chances = sorted(table.items(), key=lambda item: -item[1])[:CLASSES] if isinstance(table, dict) else []
     sure = row.get("score")
-    return Answer(entry, passage(row.get("prediction")), state, sure, value, metric, chances)
+    return AnswerCell(entry, passage(row.get("prediction")), state, sure, value, metric, chances)
 
 
 def passage(value: Any) -> Passage:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptask.analysis.report.disagreements import Flips
-from gptask.analysis.report.example_cards import Card, card
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.disagreements import Disagreements
+from gptask.analysis.report.example_cards import ExampleCard, card
+from gptask.analysis.report.report_run import ReportRun
 
 CAP = 200  # cards of a list
 FLIPS = 300  # cards of all lists of flips together
@@ -22,7 +22,7 @@ class Listing:
     key: str
     title: str
     note: str
-    cards: list[Card]
+    cards: list[ExampleCard]
 
     @property
     def labels(self) -> list[str]:
@@ -35,7 +35,7 @@ class Listing:
         return sorted({answer.state for card in self.cards for answer in card.answers if answer.state})
 
 
-def listings(entries: Sequence[Entry]) -> Iterator[Listing]:
+def listings(entries: Sequence[ReportRun]) -> Iterator[Listing]:
     """The lists there is something for, the runs' examples one run after the other."""
     cap = max(CAP // len(entries), 10)
     judged = all(entry.judge and next(iter(entry.alone), entry.judge) == entry.judge for entry in entries)
@@ -54,14 +54,14 @@ def listings(entries: Sequence[Entry]) -> Iterator[Listing]:
     yield _listing("all", title, cap, [(entry, _spaced(entry, cap)) for entry in entries], "examples", everything=True)
 
 
-def flipped(found: Iterable[Flips]) -> list[tuple[Flips, Listing]]:
+def flipped(found: Iterable[Disagreements]) -> list[tuple[Disagreements, Listing]]:
     """The examples each pair of runs is apart on."""
     pairs = list(found)
     cap = max(FLIPS // max(sum(not some.reason for some in pairs), 1), 10)
     return [(some, _flip_listing(some, cap)) for some in pairs]
 
 
-def _flip_listing(found: Flips, cap: int) -> Listing:
+def _flip_listing(found: Disagreements, cap: int) -> Listing:
     cards = [
         card(
             [(found.first, a), (found.other, b)],
@@ -78,7 +78,7 @@ def _listing(
     key: str,
     title: str,
     cap: int,
-    ranked: Sequence[tuple[Entry, np.ndarray]],
+    ranked: Sequence[tuple[ReportRun, np.ndarray]],
     noun: str,
     everything: bool = False,
 ) -> Listing:
@@ -93,14 +93,14 @@ def _count(shown: int, total: int, noun: str) -> str:
     return f"{shown:,} of {total:,} {noun}; the others are in predictions.jsonl."
 
 
-def _worst(entry: Entry) -> np.ndarray:
+def _worst(entry: ReportRun) -> np.ndarray:
     """Wrong examples, or the lower half where no metric tells right from wrong."""
     if entry.right is not None:
         return entry.worst[~entry.right[entry.worst]]
     return entry.worst[: (len(entry.worst) + 1) // 2]
 
 
-def _surprising(entry: Entry) -> np.ndarray:
+def _surprising(entry: ReportRun) -> np.ndarray:
     """The wrong ones, or the quarter with the lowest values, by falling confidence."""
     assert entry.confidence is not None
     if entry.right is not None:
@@ -110,6 +110,6 @@ def _surprising(entry: Entry) -> np.ndarray:
     return places[np.argsort(-entry.confidence[places], kind="stable")]
 
 
-def _spaced(entry: Entry, cap: int) -> np.ndarray:
+def _spaced(entry: ReportRun, cap: int) -> np.ndarray:
     count = len(entry.rows)
     return np.unique(np.linspace(0, count - 1, min(cap, count)).round().astype(int))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 
 @dataclass
-class Row:
+class FactRow:
     """A line of a table with a value for each run; ``same`` where all are equal."""
 
     name: str
@@ -22,13 +22,13 @@ class Row:
         return len(set(self.values)) == 1
 
 
-def facts(entries: Sequence[Entry]) -> list[Row]:
+def facts(entries: Sequence[ReportRun]) -> list[FactRow]:
     """The header's table; facts that no run has are left out."""
-    rows = [Row(name, [_fact(entry, say) for entry in entries]) for name, say in FACTS.items()]
+    rows = [FactRow(name, [_fact(entry, say) for entry in entries]) for name, say in FACTS.items()]
     return [row for row in rows if any(row.values)]
 
 
-def _fact(entry: Entry, say: Callable[[dict[str, Any], dict[str, Any]], Any]) -> str:
+def _fact(entry: ReportRun, say: Callable[[dict[str, Any], dict[str, Any]], Any]) -> str:
     value = say(entry.record.config, entry.record.result)
     return "" if value is None else str(value)
 
@@ -92,7 +92,7 @@ ORIGIN: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 }
 
 
-def origin(entries: Sequence[Entry]) -> list[Row]:
+def origin(entries: Sequence[ReportRun]) -> list[FactRow]:
     """What the code was that ran."""
-    rows = [Row(name, [_fact(entry, say) for entry in entries]) for name, say in ORIGIN.items()]
+    rows = [FactRow(name, [_fact(entry, say) for entry in entries]) for name, say in ORIGIN.items()]
     return [row for row in rows if any(row.values)]

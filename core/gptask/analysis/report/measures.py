@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptask.analysis.compare.comparison import compare
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Measured:
 
 
 @dataclass
-class Metric:
+class MetricRow:
     """A metric with what each run has of it."""
 
     name: str
@@ -31,16 +31,16 @@ class Metric:
     values: list[Measured | None]
 
 
-def metrics(entries: Sequence[Entry]) -> list[Metric]:
+def metrics(entries: Sequence[ReportRun]) -> list[MetricRow]:
     """The metrics of runs of one task."""
     names = dict.fromkeys(name for entry in entries for name in entry.record.metrics)
     return [_metric(name, [entry.record.metrics.get(name) for entry in entries]) for name in names]
 
 
-def _metric(name: str, found: Sequence[dict[str, Any] | None]) -> Metric:
+def _metric(name: str, found: Sequence[dict[str, Any] | None]) -> MetricRow:
     there = [values for values in found if values]
     signatures = list(dict.fromkeys(str(values.get("signature", "")) for values in there))
-    return Metric(name, str(there[0].get("direction", "")), signatures, [_measured(values) for values in found])
+    return MetricRow(name, str(there[0].get("direction", "")), signatures, [_measured(values) for values in found])
 
 
 def _measured(values: dict[str, Any] | None) -> Measured | None:
@@ -51,15 +51,15 @@ def _measured(values: dict[str, Any] | None) -> Measured | None:
 
 
 @dataclass
-class Verdict:
+class VerdictRow:
     """What a paired test says of a run against another, metric by metric."""
 
-    first: Entry
-    other: Entry
+    first: ReportRun
+    other: ReportRun
     words: dict[str, str]
 
 
-def verdicts(groups: Sequence[Sequence[Entry]]) -> Iterator[Verdict]:
+def verdicts(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
     """Paired tests within groups of runs on the same test examples, each run against the first of its group."""
     for first, *others in groups:
         if others and not any(entry.lacking for entry in (first, *others)):
@@ -67,7 +67,7 @@ def verdicts(groups: Sequence[Sequence[Entry]]) -> Iterator[Verdict]:
             found = compare(records, first.record.folder, every=True, apart=True, grouped=False).tables[0].verdicts
             for number, other in enumerate(others, 1):
                 said = {metric: known[number].words for metric, known in found.items() if number in known}
-                yield Verdict(first, other, said)
+                yield VerdictRow(first, other, said)
 
 
 def bar(

@@ -12,18 +12,18 @@ from typing import Any
 
 from markupsafe import Markup
 
-from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
 from gptask.analysis.report import disagreements as flips
 from gptask.analysis.report import example_lists as examples
 from gptask.analysis.report.curves import Curve, curves
-from gptask.analysis.report.report_run import Entry, entries
+from gptask.analysis.report.report_run import ReportRun, entries
 from gptask.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(records: Sequence[Record]) -> str:
+def page(records: Sequence[RunRecord]) -> str:
     """The HTML of a report on runs, the first of which the others are compared with.
 
     Raises `UserError` where none of them can be shown.
@@ -51,13 +51,13 @@ def page(records: Sequence[Record]) -> str:
     )
 
 
-def _damage(bad: Sequence[Record]) -> str:
+def _damage(bad: Sequence[RunRecord]) -> str:
     """One line that says why there is nothing to report."""
     said = [f"{record.folder}: {record.problem}" for record in bad]
     return said[0] if len(said) == 1 else f"none of {len(said)} runs can be shown; {said[0]}"
 
 
-def _overview(good: Sequence[Entry]) -> dict[str, Any]:
+def _overview(good: Sequence[ReportRun]) -> dict[str, Any]:
     tasks = groupby(sorted(good, key=lambda entry: entry.record.task), key=lambda entry: entry.record.task)
     return {
         "facts": facts.facts(good),
@@ -71,7 +71,7 @@ def _overview(good: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _curves(good: Sequence[Entry]) -> dict[str, Any]:
+def _curves(good: Sequence[ReportRun]) -> dict[str, Any]:
     logged: list[dict[str, Curve]] = []
     notes = []
     for entry in good:
@@ -86,7 +86,7 @@ def _curves(good: Sequence[Entry]) -> dict[str, Any]:
     return {"learning": plots.learning(good, logged), "curve_notes": notes}
 
 
-def _parts(good: Sequence[Entry]) -> dict[str, Any]:
+def _parts(good: Sequence[ReportRun]) -> dict[str, Any]:
     bins = [(entry, calibration.bins(entry)) for entry in good]
     return {
         "classes": [found for entry in good if (found := classes.classes(entry))],

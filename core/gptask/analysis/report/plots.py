@@ -11,7 +11,7 @@ from markupsafe import Markup
 from gptask.analysis.report.calibration import Bin
 from gptask.analysis.report.curves import Curve
 from gptask.analysis.report.figure import INK, MUTED, colour, figure, plain
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ MARKS, DASHES = "os^Dvx", ("-", "--", "-.", ":")
 METRICS = 5  # validation metrics drawn at most
 
 
-def learning(entries: Sequence[Entry], logged: Sequence[dict[str, Curve]]) -> list[Markup]:
+def learning(entries: Sequence[ReportRun], logged: Sequence[dict[str, Curve]]) -> list[Markup]:
     """Losses in one plot, then a plot for each validation metric, the main one first; runs overlaid."""
     names = list(dict.fromkeys(f"val/{name}" for entry in entries for name in entry.record.metrics))
     other = sorted({name for curves in logged for name in curves} - {*names, *LOSSES})
@@ -32,7 +32,7 @@ def learning(entries: Sequence[Entry], logged: Sequence[dict[str, Curve]]) -> li
 
 
 def _learning(
-    key: str, title: str, names: Sequence[str], entries: Sequence[Entry], logged: Sequence[dict[str, Curve]]
+    key: str, title: str, names: Sequence[str], entries: Sequence[ReportRun], logged: Sequence[dict[str, Curve]]
 ) -> Markup:
     lines: dict[str, tuple[int, str, Curve]] = {}  # label -> colour, name, points
     for entry, curves in zip(entries, logged, strict=True):
@@ -67,7 +67,7 @@ def _line(axes: Axes, curve: Curve, number: int, name: str, label: str) -> None:
     axes.plot(*curve, color=colour(number), label=label, marker=mark, linestyle=dash, linewidth=width)
 
 
-def reliability(entry: Entry, bins: Sequence[Bin]) -> Markup:
+def reliability(entry: ReportRun, bins: Sequence[Bin]) -> Markup:
     """Share of right answers by confidence, above the number of predictions in each bin."""
 
     def draw(canvas: Figure) -> None:

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from gptask.analysis.compare.records import Record
+from gptask.analysis.compare.records import RunRecord
 from gptask.data.messages import told
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
 from gptask.plugins.types import Kind
-from gptask.runs.config_file import OURS, WRITTEN
+from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 
 
 @dataclass
-class Entry:
+class ReportRun:
     """One run of the page with N scored examples. ``tag`` is its letter, ``number`` its place and colour."""
 
-    record: Record
+    record: RunRecord
     tag: str
     number: int
     name: str
@@ -113,10 +113,10 @@ class Entry:
         return np.asarray([sum(map(_length, inputs(row).values())) for row in self.rows])
 
 
-def entries(records: Sequence[Record]) -> tuple[list[Entry], list[Record]]:
+def entries(records: Sequence[RunRecord]) -> tuple[list[ReportRun], list[RunRecord]]:
     """The runs that can be shown, with a letter each, and those that can't, their ``problem`` told."""
-    good: list[Record] = []
-    bad: list[Record] = []
+    good: list[RunRecord] = []
+    bad: list[RunRecord] = []
     for record in records:
         try:
             if not record.problem:
@@ -125,10 +125,10 @@ def entries(records: Sequence[Record]) -> tuple[list[Entry], list[Record]]:
             record.problem = record.problem or str(error)
         (bad if record.problem else good).append(record)
     names = _names(good)
-    return [Entry(record, _tag(k), k, names[k]) for k, record in enumerate(good)], bad
+    return [ReportRun(record, _tag(k), k, names[k]) for k, record in enumerate(good)], bad
 
 
-def _check(record: Record) -> None:
+def _check(record: RunRecord) -> None:
     """Raise `UserError` for lines that are JSON but not what `train` and `evaluate` write."""
     for name in record.metrics:
         record.statistics(name)
@@ -147,7 +147,7 @@ def _whole(row: dict[str, Any]) -> bool:
 
 def inputs(row: dict[str, Any]) -> dict[str, Any]:
     """The fields of an example that a prediction is made from."""
-    return {name: value for name, value in row.items() if name not in OURS | WRITTEN}
+    return {name: value for name, value in row.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS}
 
 
 def _each(metric: Metric, rows: np.ndarray) -> np.ndarray:
@@ -166,7 +166,7 @@ def _tag(number: int) -> str:
     return string.ascii_uppercase[number % 26] * (1 + number // 26)
 
 
-def _names(records: Sequence[Record]) -> list[str]:
+def _names(records: Sequence[RunRecord]) -> list[str]:
     """The last parts of the folders, as many as tell them apart."""
     parts = [record.folder.absolute().parts for record in records]
     for count in range(1, max(map(len, parts), default=1) + 1):

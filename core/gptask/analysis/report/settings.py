@@ -6,16 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gptask.analysis.report.facts import Row
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.facts import FactRow
+from gptask.analysis.report.report_run import ReportRun
 from gptask.errors import UserError
 
 
-def differences(entries: Sequence[Entry]) -> list[Row]:
+def differences(entries: Sequence[ReportRun]) -> list[FactRow]:
     """The keys of the configuration that are not the same in all runs; empty where a run lacks one."""
     flat = [_flat(entry.record.config) for entry in entries]
     names = dict.fromkeys(name for values in flat for name in values)
-    rows = [Row(name, [values.get(name, "") for values in flat]) for name in names]
+    rows = [FactRow(name, [values.get(name, "") for values in flat]) for name in names]
     return [row for row in rows if not row.same]
 
 
@@ -31,17 +31,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def reproduce(entry: Entry) -> str:
+def reproduce(entry: ReportRun) -> str:
     """The command that makes the run again, or why there is none."""
-    from gptask.runs.reproduce import command
+    from gptask.runs.reproduce import reproduce_command
 
     try:
-        return command(entry.record.config)
+        return reproduce_command(entry.record.config)
     except UserError as error:
         return f"# {error}"
 
 
-def text(entry: Entry) -> str:
+def text(entry: ReportRun) -> str:
     """The whole config.yaml."""
     try:
         return (entry.record.folder / "config.yaml").read_text(encoding="utf-8")

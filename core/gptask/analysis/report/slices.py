@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gptask.analysis.report.report_run import Entry
+from gptask.analysis.report.report_run import ReportRun
 from gptask.plugins.metric import Score, score
 
 LABELS = 30  # the most frequent ones
 
 
 @dataclass
-class Table:
+class SliceTable:
     """Slices of one kind; each has a score (or None, where no example falls into it) for each of the runs."""
 
     title: str
     metric: str
-    entries: list[Entry]
+    entries: list[ReportRun]
     rows: list[tuple[str, list[Score | None]]]
     note: str = ""
 
@@ -34,7 +34,7 @@ class Table:
         return low - air, high + air
 
 
-def tables(groups: Sequence[Sequence[Entry]]) -> Iterator[Table]:
+def tables(groups: Sequence[Sequence[ReportRun]]) -> Iterator[SliceTable]:
     """By length and by label, for each group of runs on the same test examples."""
     for group in groups:
         if entries := [entry for entry in group if not entry.lacking]:
@@ -45,18 +45,20 @@ def tables(groups: Sequence[Sequence[Entry]]) -> Iterator[Table]:
                 yield _table("By true label", entries, [_labels(entry) for entry in entries], note)
 
 
-def main_metric(entry: Entry) -> str:
+def main_metric(entry: ReportRun) -> str:
     """The first metric with a direction."""
     return entry.directed[0]
 
 
-def _table(title: str, entries: Sequence[Entry], masks: Sequence[dict[str, np.ndarray]], note: str = "") -> Table:
+def _table(
+    title: str, entries: Sequence[ReportRun], masks: Sequence[dict[str, np.ndarray]], note: str = ""
+) -> SliceTable:
     names = list(dict.fromkeys(name for some in masks for name in some))
     rows = [(name, [_score(e, some.get(name)) for e, some in zip(entries, masks, strict=True)]) for name in names]
-    return Table(title, main_metric(entries[0]), list(entries), rows, note)
+    return SliceTable(title, main_metric(entries[0]), list(entries), rows, note)
 
 
-def _score(entry: Entry, mask: np.ndarray | None) -> Score | None:
+def _score(entry: ReportRun, mask: np.ndarray | None) -> Score | None:
     """The main metric of the examples in a mask (N,), with an interval; fewer resamples where statistics are wide."""
     if mask is None or not mask.any():
         return None
@@ -66,7 +68,7 @@ def _score(entry: Entry, mask: np.ndarray | None) -> Score | None:
         return score(entry.record.metric(name), rows, resamples=int(np.clip(10_000_000 // rows.size, 200, 1000)))
 
 
-def _lengths(entry: Entry) -> dict[str, np.ndarray]:
+def _lengths(entry: ReportRun) -> dict[str, np.ndarray]:
     """Quartiles of characters; equal ones fall together."""
     lengths = entry.characters
     edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="lower"))
@@ -81,7 +83,7 @@ def _lengths(entry: Entry) -> dict[str, np.ndarray]:
     return found
 
 
-def _labels(entry: Entry) -> dict[str, np.ndarray]:
+def _labels(entry: ReportRun) -> dict[str, np.ndarray]:
     """The examples of each label, the most frequent label first; one with several labels counts for each."""
     labels = entry.labels or []
     counts = Counter(name for row in labels for name in row)

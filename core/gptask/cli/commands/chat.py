@@ -17,16 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from gptask.cli.arguments import VerbParser
 from gptask.cli.chat_repl import COMMANDS, ChatRepl
 from gptask.cli.hydra.job import log_to_console
-from gptask.config.overrides import accepted, parse
+from gptask.config.overrides import parse_override, quote_if_needed
 from gptask.config.schemas import Pretrained
 from gptask.errors import UserError, listing, nearest
 from gptask.model.backbone.chat_template import PLAIN
-from gptask.model.backbone.locate import locate
 from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.runs.run import load_run
+from gptask.runs.saved_model import locate_backbone
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
 
 log = logging.getLogger("gptask")
 DEFAULT_MODEL = "smollm2"
@@ -83,7 +83,7 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
             hint = nearest(key, available)
             raise UserError(f"gptask chat has no option '{key}'; available: {listing(available, 20)}.{hint}")
         try:
-            config[key] = parse(f"{key}={accepted(value)}").value()
+            config[key] = parse_override(f"{key}={quote_if_needed(value)}").value()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{override}: {str(error).splitlines()[0]}") from error
     options: ChatOptions = OmegaConf.to_object(config)  # type: ignore[assignment]
@@ -93,7 +93,7 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     return options
 
 
-def _load_backbone(model: str, options: ChatOptions) -> Backbone:
+def _load_backbone(model: str, options: ChatOptions) -> GPTBackbone:
     """The backbone of a run or a pretrained one, on a GPU if there is one."""
     import torch
 
@@ -103,7 +103,7 @@ def _load_backbone(model: str, options: ChatOptions) -> Backbone:
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _run_backbone(path: Path, options: ChatOptions) -> Backbone:
+def _run_backbone(path: Path, options: ChatOptions) -> GPTBackbone:
     """The backbone of a run; sets the texts that end an answer to those of the run's task, unless the user did."""
     from gptask.model.heads import GenerationHead  # imports torch
 
@@ -114,9 +114,9 @@ def _run_backbone(path: Path, options: ChatOptions) -> Backbone:
     return run.backbone
 
 
-def _pretrained_backbone(model: str) -> Backbone:
+def _pretrained_backbone(model: str) -> GPTBackbone:
     """The backbone of a preset, or of a source such as a folder, a GGUF file or a hub id."""
-    from gptask.model.backbone.backbone import load  # imports torch
+    from gptask.model.backbone.backbone import load_backbone_from  # imports torch
 
     preset_folder = files("gptask_conf") / "backbone"
     presets = {Path(file.name).stem: file for file in preset_folder.iterdir() if file.name.endswith(".yaml")}
@@ -132,6 +132,6 @@ def _pretrained_backbone(model: str) -> Backbone:
             )
         options = Pretrained(**values)
     try:
-        return load(options, locate(options), list)
+        return load_backbone_from(options, locate_backbone(options), list)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error

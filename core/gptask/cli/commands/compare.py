@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptask.analysis.compare import leaderboard, terminal
 from gptask.analysis.compare.comparison import compare
-from gptask.analysis.compare.records import Record, find
+from gptask.analysis.compare.records import RunRecord, find
 from gptask.analysis.compare.render import TEXTS, problems
 from gptask.cli.arguments import VerbParser
 from gptask.errors import UserError, listing
@@ -80,7 +80,7 @@ def _refuse_unused_options(options: argparse.Namespace) -> None:
         raise UserError(f"--fail-if-worse takes no {listing(unused)}")
 
 
-def _write_leaderboard(options: argparse.Namespace, records: Sequence[Record]) -> int:
+def _write_leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]) -> int:
     """Write it into the first argument that is a folder of runs, else into the folder above all runs."""
     run_folders = {record.folder.resolve() for record in records}
     arguments = [Path(argument).expanduser() for argument in options.runs]
@@ -112,7 +112,7 @@ def _fail_if_worse(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _base_and_candidate(arguments: Sequence[str]) -> tuple[Record, Record]:
+def _base_and_candidate(arguments: Sequence[str]) -> tuple[RunRecord, RunRecord]:
     """The two runs of --fail-if-worse; raises `UserError` for runs that can't be compared."""
     records = [find([argument]) for argument in arguments]
     if len(records) != 2 or any(len(runs) > 1 for runs in records):

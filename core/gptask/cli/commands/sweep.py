@@ -16,12 +16,12 @@ from gptask.cli.hydra.error_messages import with_user_errors
 from gptask.cli.hydra.launch import open_keys, read_command_line
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
-from gptask.config.overrides import normalize
+from gptask.config.overrides import normalize_overrides
 from gptask.config.schemas import Train
-from gptask.config.trainer_options import check
+from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
-from gptask.training.sweep.driver import Plan, deciding, sweep
+from gptask.training.sweep.driver import SweepPlan, deciding, run_sweep
 from gptask.training.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
 from gptask.training.sweep.study import PRUNERS, SAMPLERS, Study, refuse_grid
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     plan, first = _plan(options)
     if not find_spec("optuna"):
         raise UserError("gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'")
-    show(plan, sweep(plan, first))
+    show(plan, run_sweep(plan, first))
     return 0
 
 
@@ -76,12 +76,12 @@ def _check_arguments(options: argparse.Namespace) -> None:
         raise UserError(f"--study {options.study}: expected a name of letters, digits, '-', '_' and '.'")
 
 
-def _plan(options: argparse.Namespace) -> tuple[Plan, Train]:
+def _plan(options: argparse.Namespace) -> tuple[SweepPlan, Train]:
     """The plan of a command line and the config of its first values; every choice is validated."""
     _check_arguments(options)
     read_command_line("train", [])  # registers the plugins with Hydra
     top_keys = {override.partition("=")[0].split(".")[0].lstrip("+") for override in options.overrides}
-    space, fixed = on_line(options.overrides, normalize(options.overrides, True, top_keys, open_keys()))
+    space, fixed = on_line(options.overrides, normalize_overrides(options.overrides, True, top_keys, open_keys()))
     space = together(in_file(options.space) if options.space else [], space, fixed)
     _refuse_space(space, fixed)
     if options.sampler == "grid":
@@ -90,7 +90,7 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, Train]:
     identity = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), options.sampler, options.pruner])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     name = options.study or f"{plugin_of(first.task).name}_{digest}"
-    plan = Plan(
+    plan = SweepPlan(
         space=space,
         fixed=fixed,
         name=name,
@@ -146,11 +146,11 @@ def train_config(overrides: Sequence[str]) -> Train:
             return validated
 
     config = with_user_errors(command_line, composed)
-    check(config.trainer)
+    check_trainer_options(config.trainer)
     return config
 
 
-def show(plan: Plan, study: Study) -> None:
+def show(plan: SweepPlan, study: Study) -> None:
     """Print the best trials, and the command that trains with the options of the best one."""
     from rich.console import Console  # for start-up time
     from rich.table import Table

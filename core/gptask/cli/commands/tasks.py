@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import write_json
 from gptask.errors import UserError, listing
-from gptask.plugins.discovery import Plugin, chosen, discover, installed
+from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.check:
         from gptask.cli.check import check_plugins  # for start-up time
 
-        return check_plugins(installed(), parsed.names, as_json)
+        return check_plugins(installed_plugins(), parsed.names, as_json)
     if len(parsed.names) > 1:
         raise UserError(
             f"gptask tasks describes one task at a time, got {listing(parsed.names)}; --check takes several"
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.names:
         (name,) = parsed.names
         plugins = discover([name])
-        task = chosen(plugins, name)
+        task = load_task_class(plugins, name)
         _show_task(plugins[name], task, as_json)
     else:
-        _show_plugins([plugin.load() for plugin in installed()], as_json)
+        _show_plugins([plugin.load() for plugin in installed_plugins()], as_json)
     return 0
 
 

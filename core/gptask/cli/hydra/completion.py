@@ -106,7 +106,7 @@ def _override_candidates(verb: str, before: Sequence[str], word: str) -> Iterato
             if not candidate.startswith(("hydra", "saved")):
                 yield "tasks=" if candidate == "tasks." else candidate  # no task of a list has a name yet
     if verb in ("train", "evaluate") and word.startswith("trainer."):
-        yield from _starting_with(word, [f"trainer.{name}=" for name in trainer_options.names()])
+        yield from _starting_with(word, [f"trainer.{name}=" for name in trainer_options.option_names()])
 
 
 def _values(configs: Any, verb: str, overrides: Sequence[str], key: str) -> list[str]:

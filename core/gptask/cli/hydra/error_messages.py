@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from gptask.cli.hydra.compose import choices, compose, loader
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins.discovery import chosen, discover
+from gptask.plugins.config_group import stored_configs
+from gptask.plugins.discovery import discover, load_task_class
 
 VALUE_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 FULL_KEY = re.compile(r"full_key: (\S+)")  # OmegaConf's name of the option in an error
@@ -101,7 +102,7 @@ class CommandLine:
         origin = self._origin_note(group, config_file)
         if group == "task":
             try:
-                chosen(discover(()), name)
+                load_task_class(discover(()), name)
             except UserError as error:
                 return f"{error}{origin}"
         self.refuse_sweep_values(group, name)
@@ -184,13 +185,11 @@ class CommandLine:
 
     def _owner_note(self, key: str) -> str:
         """The choices of a group that have an option which the present choice lacks."""
-        from gptask.plugins.config_group import stored  # imports Hydra
-
         prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
         group, _, name = key.removeprefix(prefix).partition(".")
         if group == "task":
             discover()  # loads every plugin
-        schemas = stored(group) if group in self.groups and name else {}
+        schemas = stored_configs(group) if group in self.groups and name else {}
         with_option = {choice.removesuffix("_schema") for choice, node in schemas.items() if name.split(".")[0] in node}
         owners = [choice for choice in self.choices(group) if choice in with_option] if with_option else []
         return f" It belongs to {' or '.join(f'{prefix}{group}={choice}' for choice in owners)}." if owners else ""

@@ -15,7 +15,7 @@ from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
 from gptask.runs.config_file import started_by
-from gptask.runs.folder import main_process, siblings
+from gptask.runs.folder import main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
 
@@ -51,12 +51,14 @@ class Job:
         """Whether an earlier start of the multirun finished this job; an unfinished job gets a new folder."""
         from gptask.training import fingerprint  # for start-up time
 
-        job = fingerprint.identity(config)
-        if folder := fingerprint.finished(job, fingerprint.homes(config), model=self.command_line.verb == "train"):
+        job = fingerprint.run_fingerprint(config)
+        if folder := fingerprint.find_finished(
+            job, fingerprint.candidate_folders(config), model=self.command_line.verb == "train"
+        ):
             log.info("skipped, already finished: %s", folder)
             return True
         if config.folder and main_process() and Path(config.folder).exists():
-            config.folder = str(next(path for path in siblings(Path(config.folder)) if not path.exists()))
+            config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
 
 

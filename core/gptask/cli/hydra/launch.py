@@ -19,11 +19,11 @@ from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides
 from gptask.cli.hydra.task_list import read_task_list
 from gptask.cli.verbs import MULTIRUN, VERBS
 from gptask.config import schemas
-from gptask.config.conversion import store
-from gptask.config.overrides import chosen, normalize
+from gptask.config.conversion import register_schemas
+from gptask.config.overrides import normalize_overrides, values_of
 from gptask.errors import UserError, listing
-from gptask.plugins.discovery import Plugin, discover
-from gptask.plugins.discovery import chosen as chosen_plugin
+from gptask.plugins.config_group import register_task_group, stored_configs
+from gptask.plugins.discovery import Plugin, discover, load_task_class
 
 log = logging.getLogger("gptask")
 DISPLAY_FLAGS = ("--cfg", "--info", "--hydra-help")  # Hydra prints something instead of running a job
@@ -82,12 +82,13 @@ def _config_folder(flags: Sequence[str]) -> str | None:
 def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine, list[str]]:
     """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
     plugins = discover(())
-    store()
+    register_task_group(plugins)
+    register_schemas()
     log_to_console()
     overrides, flags = _split_flags(verb, arguments)
     multirun = "--multirun" in flags
     top_keys = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
-    overrides = normalize(overrides, multirun, top_keys, open_keys())
+    overrides = normalize_overrides(overrides, multirun, top_keys, open_keys())
     check_launcher(overrides)
     overrides += _reset_preset_license(overrides)
     task_list = read_task_list(overrides, plugins, _config_folder(flags)) if verb == "train" else None
@@ -99,19 +100,19 @@ def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine,
     _load_chosen_tasks(command_line, plugins)
     _load_default_task(command_line)
     # Once more: only now are the dictionaries among the tasks' options known.
-    command_line.overrides = normalize(overrides, multirun, (), open_keys())
+    command_line.overrides = normalize_overrides(overrides, multirun, (), open_keys())
     return command_line, flags
 
 
 def _load_chosen_tasks(command_line: CommandLine, plugins: Mapping[str, Plugin]) -> None:
     """Load the tasks that the overrides name; raises `UserError` for one that can't be used."""
     run = command_line.run
-    for name in chosen(command_line.overrides, "task"):
+    for name in values_of(command_line.overrides, "task"):
         if name is None:
             raise UserError(f"task=null: choose one of {listing(plugins)}")
         command_line.refuse_sweep_values("task", str(name))
         try:
-            chosen_plugin(dict(plugins), str(name).strip("'\""))
+            load_task_class(dict(plugins), str(name).strip("'\""))
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
 
@@ -119,12 +120,12 @@ def _load_chosen_tasks(command_line: CommandLine, plugins: Mapping[str, Plugin])
 def _load_default_task(command_line: CommandLine) -> None:
     """Load the task that Hydra chooses by default where an override sets an option of it: it may be a dictionary."""
     overrides = command_line.overrides
-    if chosen(overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in overrides):
+    if values_of(overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in overrides):
         return
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    presets = [[f"experiment={name}"] for name in chosen(overrides, "experiment")]
+    presets = [[f"experiment={name}"] for name in values_of(overrides, "experiment")]
     with loader() as configs:
         try:
             for preset in presets or [[]]:
@@ -172,9 +173,7 @@ def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[s
 
 def open_keys() -> set[str]:
     """Full names of the options that are, or may be, dictionaries without fixed keys, of the loaded plugins too."""
-    from gptask.plugins.config_group import stored  # imports Hydra
-
-    schema_nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored(group).values()]
+    schema_nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored_configs(group).values()]
     return {"trainer", *(key for group, node in schema_nodes for key in _open_dictionaries(node, group))}
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from gptask.config.overrides import chosen
+from gptask.config.overrides import values_of
 from gptask.errors import UserError
 
 EXTRAS = {  # launcher -> gptask's extra, the plugin's module
@@ -18,7 +18,7 @@ EXTRAS = {  # launcher -> gptask's extra, the plugin's module
 
 def check_launcher(overrides: Sequence[str], about_to_run: bool = False) -> None:
     """Raise `UserError` for a launcher that is not installed or, ``about_to_run``, can't work on this machine."""
-    for launcher in chosen(overrides, "hydra/launcher"):
+    for launcher in values_of(overrides, "hydra/launcher"):
         extra, module = EXTRAS.get(str(launcher), ("", ""))
         if extra and not (find_spec("hydra_plugins") and find_spec(module)):
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptask.cli.hydra.task_list import TaskChoice, group_overrides, set_for_every_task
 from gptask.config import schemas
-from gptask.config.overrides import accepted, chosen
+from gptask.config.overrides import quote_if_needed, values_of
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
 
@@ -24,20 +24,20 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
 
     ``run=<run of several tasks> task=<one of them>`` becomes the folder of that task within the run's.
     """
-    runs = chosen(overrides, "resume" if verb == "train" else "run") if verb in INHERITED else []
+    runs = values_of(overrides, "resume" if verb == "train" else "run") if verb in INHERITED else []
     if len(runs) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, runs))}")
     run = str(runs[0]) if runs and runs[0] is not None else None
     if not run or verb == "train" or not (task_names := list(read_config(run).get("tasks", {}))):
         return run, list(overrides)
-    requested = [str(name) for name in chosen(overrides, "task")]
+    requested = [str(name) for name in values_of(overrides, "task")]
     if len(requested) != 1 or requested[0] not in task_names:
         problem = f"no task '{requested[0]}' in {run}" if requested else f"{run} is a run of several tasks"
         hint = nearest("".join(requested), task_names)
         raise UserError(f"{problem}: choose one by task=, of {listing(task_names)}.{hint}")
     task_folder = str(Path(run) / requested[0])
     others = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("run", "task")]
-    return task_folder, [f"run={accepted(task_folder)}", *others]
+    return task_folder, [f"run={quote_if_needed(task_folder)}", *others]
 
 
 def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
@@ -58,12 +58,12 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list
     for key in (key for key in INHERITED[verb] if key in config):
         if key not in schemas.GROUPS:
             values[key] = config[key]
-        elif not chosen(overrides, key):  # the user's choice of a group replaces the run's with all its values
+        elif not values_of(overrides, key):  # the user's choice of a group replaces the run's with all its values
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
     if verb == "predict":
         values["data"] = {"max_tokens": config["data"]["max_tokens"], "labels": None}
     ConfigStore.instance().store(group="saved", name="run", node=values, package="_global_")
-    choices = [f"{group}={choice}" for group, choice in groups.items() if not chosen(overrides, group)]
+    choices = [f"{group}={choice}" for group, choice in groups.items() if not values_of(overrides, group)]
     if tasks:
         return [*choices, *group_overrides(tasks), "+saved@_global_=run", *overrides]
     return [*choices, "saved=run", *overrides]
@@ -103,7 +103,7 @@ def _group_choice(where: str, group: str, value: Any) -> tuple[str, dict[str, An
 
 def _refuse_conflicts(verb: str, folder: str, task: str | None, overrides: Sequence[str]) -> None:
     """Raise `UserError` for overrides that contradict what the run fixes."""
-    requested = chosen(overrides, "task")
+    requested = values_of(overrides, "task")
     if requested and requested != [task]:
         actual = f"task '{task}', not '{requested[0]}'" if task else "several tasks"
         raise UserError(f"{folder} is a run of {actual}; leave task= out")

@@ -10,10 +10,9 @@ from typing import Any
 
 from gptask.cli.hydra.compose import hydra_instance
 from gptask.config.multitask import check_names
-from gptask.config.overrides import chosen
+from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins.discovery import Plugin
-from gptask.plugins.discovery import chosen as chosen_plugin
+from gptask.plugins.discovery import Plugin, load_task_class
 
 log = logging.getLogger("gptask")
 GROUP_OF_TASK = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")
@@ -83,7 +82,7 @@ def read_task_list(
 
     ``config_folder`` holds the user's own configs. Raises `UserError` for a name that is neither a task nor a preset.
     """
-    if not (values := chosen(overrides, "tasks")):
+    if not (values := values_of(overrides, "tasks")):
         return None
     sources = _task_sources(values)
     _refuse_single_task_options(overrides)
@@ -116,14 +115,14 @@ def _task_sources(values: Sequence[Any]) -> dict[str, str]:
 
 def _refuse_single_task_options(overrides: Sequence[str]) -> None:
     for key in ("task", "experiment", "resume"):
-        if any(value is not None for value in chosen(overrides, key)):
+        if any(value is not None for value in values_of(overrides, key)):
             reason = "continues the run with its own tasks" if key == "resume" else "is for a run of one task"
             raise UserError(f"{key}= {reason}; leave it or tasks= out ({SYNTAX})")
 
 
 def _chosen_groups(typed: Sequence[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
     """The groups chosen for each task: by ``data=files`` for all of them, by ``tasks.qa.data=squad`` for one."""
-    shared = {"data": str(data[0])} if (data := chosen(typed, "data")) else {}
+    shared = {"data": str(data[0])} if (data := values_of(typed, "data")) else {}
     groups = {name: dict(shared) for name in names}
     for override in typed:
         if match := GROUP_OF_TASK.fullmatch(override):
@@ -149,7 +148,7 @@ def _task_choice(
         if value != getattr(choice, group):  # the user's choice replaces the preset's with all its values
             setattr(choice, group, value)
             choice.values.pop(group, None)
-    chosen_plugin(dict(plugins), choice.task)
+    load_task_class(dict(plugins), choice.task)
     return choice
 
 

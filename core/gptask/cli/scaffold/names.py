@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from gptask.errors import UserError
-from gptask.plugins.discovery import GROUP
+from gptask.plugins.discovery import ENTRY_POINT_GROUP
 
 TASK_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 HYDRA_VALUES = {"null", "true", "false", "inf", "nan"}  # Hydra reads task=null as no text
@@ -35,7 +35,7 @@ def _conflict(name: str) -> str:
         return "it is a keyword of Python"
     if name in HYDRA_VALUES:
         return f"task={name} is no text on the command line"
-    if owners := sorted({point.dist.name for point in entry_points(group=GROUP, name=name) if point.dist}):
+    if owners := sorted({point.dist.name for point in entry_points(group=ENTRY_POINT_GROUP, name=name) if point.dist}):
         return f"a task of that name is installed ({', '.join(owners)})"
     if name in sys.stdlib_module_names:
         return "its module would hide Python's own of that name"

@@ -15,26 +15,24 @@ from torch import Tensor, nn
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
-from gptask.model.backbone.hf_logging import quiet
-from gptask.model.backbone.locate import Resolved
-from gptask.model.engine import attention, rotary
-from gptask.model.engine import linear as lean
-from gptask.model.engine import packing as sharing
+from gptask.model.backbone.hf_logging import quiet_transformers
+from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.engine import attention, linear, packing, rotary
 
 log = logging.getLogger("gptask")
 
 
-class Backbone(nn.Module):
+class GPTBackbone(nn.Module):
     """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from.
 
     Shapes: B sequences, T positions, C channels, V vocabulary.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, origin: Resolved) -> None:
+    def __init__(self, model: Any, tokenizer: Any, origin: BackboneOrigin) -> None:
         super().__init__()
         attention.install(model)
         rotary.install(model)
-        lean.install(model)
+        linear.install(model)
         self.peft = model
         self.tokenizer = tokenizer
         self.origin = origin
@@ -42,7 +40,7 @@ class Backbone(nn.Module):
         self.apart = True  # whether sequences in one row stay apart
         self.windowed = False  # and see no farther than whole ones in layers with a window
         if self.layers:
-            lean.install_last(self.layers[-1], self.channels)
+            linear.install_last(self.layers[-1], self.channels)
 
     @property
     def model(self) -> Any:
@@ -86,7 +84,7 @@ class Backbone(nn.Module):
             for key, value in vars(config).items():
                 if isinstance(value, list) and len(value) == had:  # of what kind each layer is
                     setattr(config, key, value[:layers])
-            lean.install_last(stack[layers - 1], self.channels)
+            linear.install_last(stack[layers - 1], self.channels)
             with torch.inference_mode():
                 self.hidden(torch.arange(4, device=self.device)[None])
         except Exception as error:  # whatever models raise that need all of their layers
@@ -127,13 +125,13 @@ class Backbone(nn.Module):
         sequences, pads are left out and what sequences have in common at their start is computed once. Where it is
         known which states are ``needed`` (B, T), others may hold anything finite.
         """
-        if lengths is not None and self.lays_out(input_ids.shape[1]):
+        if lengths is not None and self.can_pack(input_ids.shape[1]):
             rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            if (states := sharing.hidden(self, rows, input_ids.shape[1], needed)) is not None:
+            if (states := packing.hidden(self, rows, input_ids.shape[1], needed)) is not None:
                 return states
         if self.compiled:
             return self.compiled(input_ids).last_hidden_state
-        with lean.reading(needed):
+        with linear.only_positions(needed):
             return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def compile(self) -> None:
@@ -150,7 +148,7 @@ class Backbone(nn.Module):
         def read(ids: Tensor) -> Any:
             return self.body(input_ids=ids, use_cache=False)
 
-        lean.remove(self.peft)
+        linear.remove(self.peft)
         self.compiled = torch.compile(read, dynamic=True)
 
     def sees(self, positions: int) -> bool:
@@ -158,7 +156,7 @@ class Backbone(nn.Module):
         windows = (getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         return all(positions <= (window or positions) for window in windows)
 
-    def lays_out(self, positions: int) -> bool:
+    def can_pack(self, positions: int) -> bool:
         """Whether sequences of so many positions may lie in one row (`gptask.model.engine.packing`)."""
         ours = self.model.config._attn_implementation == attention.NAME
         return ours and self.apart and not self.compiled and (self.windowed or self.sees(positions))
@@ -203,20 +201,24 @@ def number_format(choice: DType) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load(options: Pretrained | Scratch, origin: Resolved | None, texts: Callable[[], Iterable[str]]) -> Backbone:
+def load_backbone_from(
+    options: Pretrained | Scratch, origin: BackboneOrigin | None, texts: Callable[[], Iterable[str]]
+) -> GPTBackbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch on the training ``texts``."""
-    quiet()
+    quiet_transformers()
     if isinstance(options, Scratch) or origin is None:
         from gptask.model.backbone.scratch import build
 
         assert isinstance(options, Scratch)
         model, tokenizer = build(options, texts())
         log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-        return Backbone(model.to(number_format(options.dtype)), tokenizer, Resolved("", "scratch", ""))
+        return GPTBackbone(model.to(number_format(options.dtype)), tokenizer, BackboneOrigin("", "scratch", ""))
     return from_folder(origin, number_format(options.dtype))
 
 
-def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer: str | None = None) -> Backbone:
+def from_folder(
+    origin: BackboneOrigin, dtype: torch.dtype = torch.float32, tokenizer: str | None = None
+) -> GPTBackbone:
     """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
 
     Raises `UserError` for what is no complete decoder-only model: code from the folder is never run, weights are never
@@ -225,7 +227,7 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet()
+    quiet_transformers()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -241,16 +243,16 @@ def from_folder(origin: Resolved, dtype: torch.dtype = torch.float32, tokenizer:
         raise UserError(f"{origin.location} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
     if words.eos_token_id is None:
         raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
-    backbone = Backbone(model, words, origin)
+    backbone = GPTBackbone(model, words, origin)
     _check(backbone)
-    backbone.apart = backbone.lays_out(6) and sharing.stay_apart(backbone)
+    backbone.apart = backbone.can_pack(6) and packing.supports_packing(backbone)
     if backbone.apart and not backbone.sees(backbone.context):
-        backbone.windowed = sharing.tells_windows(backbone)
+        backbone.windowed = packing.passes_window(backbone)
     return backbone
 
 
-def _check(backbone: Backbone) -> None:
-    """Refuse a model whose states see later tokens, or whose logits are not what `Backbone.logits` makes of them."""
+def _check(backbone: GPTBackbone) -> None:
+    """Refuse a model whose states see later tokens, or whose logits are not what `GPTBackbone.logits` makes of them."""
     ids = torch.arange(4, device=backbone.device)[None]
     with torch.inference_mode():
         hidden = backbone.hidden(ids)

@@ -34,7 +34,7 @@ class Turns:
     answers: list[tuple[int, int]]
 
 
-class Template:
+class ChatTemplate:
     """Renders conversations for one tokenizer. Answers are cut out with what ends them, which a model must learn.
 
     Texts before, in and behind answers are tokenized apart, as they are when an answer is due. Raises `DataError` for a
@@ -156,12 +156,12 @@ def _rewrites() -> None:
 def turn_end(tokenizer: Any) -> int | None:
     """The id that ends an answer in the tokenizer's own chat template, None without one."""
     try:
-        return template_of(tokenizer).end if getattr(tokenizer, "chat_template", None) else None
+        return chat_template_of(tokenizer).end if getattr(tokenizer, "chat_template", None) else None
     except UserError:
         return None  # who asks for the template itself is told
 
 
-def template_of(tokenizer: Any, raw: bool = False) -> Template:
+def chat_template_of(tokenizer: Any, raw: bool = False) -> ChatTemplate:
     """The tokenizer's own template, the plain one where it has none, or with ``raw`` the texts as they stand."""
     own = getattr(tokenizer, "chat_template", None)
     text = RAW if raw else tokenizer.get_chat_template() if own else PLAIN
@@ -169,5 +169,5 @@ def template_of(tokenizer: Any, raw: bool = False) -> Template:
 
 
 @lru_cache(8)
-def _made(tokenizer: Any, text: str) -> Template:
-    return Template(tokenizer, text)
+def _made(tokenizer: Any, text: str) -> ChatTemplate:
+    return ChatTemplate(tokenizer, text)

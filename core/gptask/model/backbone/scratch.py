@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gptask.config.schemas import Alphabet, Scratch
+from gptask.config.schemas import Scratch, TokenizerKind
 from gptask.errors import UserError
 
 END = "<|endoftext|>"
@@ -23,7 +23,7 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
         raise UserError(f"backbone.dropout={options.dropout} must be at least 0 and below 1")
     if options.n_embd % options.n_head:
         raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
-    made = character_tokenizer if options.tokenizer is Alphabet.characters else train_tokenizer
+    made = character_tokenizer if options.tokenizer is TokenizerKind.characters else train_tokenizer
     tokenizer = made(texts, options.vocab_size)
     config = GPT2Config(
         vocab_size=len(tokenizer),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.schemas import Full, Head, Lora
+from gptask.config.schemas import Full, HeadOnly, Lora
 from gptask.errors import UserError, listing, nearest
-from gptask.model.engine import linear as lean
+from gptask.model.engine import linear
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
 
 LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
 FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
 
 
-def rate(lr: float, family: str, channels: int) -> float:
+def scaled_lora_lr(lr: float, family: str, channels: int) -> float:
     """A head's LoRA learning rate for a model of another family or width: lower, never higher.
 
     The best rate goes with ``(2000 / channels) ** power`` (Schulman et al. 2025, "LoRA Without Regret"); families that
@@ -25,7 +25,7 @@ def rate(lr: float, family: str, channels: int) -> float:
     return float(f"{lr * min(1.0, best / (2000 / FOUND_ON) ** LLAMA):.2g}")
 
 
-def shorten(backbone: Backbone, tuning: Lora | Full | Head) -> None:
+def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> None:
     """Leave out the layers above ``tuning.layers``, where a tuning has it."""
     share = getattr(tuning, "layers", 1.0)
     if not 0 < share <= 1:
@@ -37,17 +37,17 @@ def shorten(backbone: Backbone, tuning: Lora | Full | Head) -> None:
         raise UserError(f"tuning.layers={share}: {error}; set tuning.layers=1") from error
 
 
-def apply(model: Any, tuning: Lora | Full | Head) -> Any:
+def apply_tuning(model: Any, tuning: Lora | Full | HeadOnly) -> Any:
     """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters. The model's own dropout is switched on,
     but for a frozen model, whose states are the same in every epoch.
 
     What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
     """
-    model.train(not isinstance(tuning, Head))
+    model.train(not isinstance(tuning, HeadOnly))
     if isinstance(tuning, Full):
         return model.float().requires_grad_(True)
     model.requires_grad_(False)
-    if isinstance(tuning, Head):
+    if isinstance(tuning, HeadOnly):
         return model
     return _lora(model, tuning)
 
@@ -72,7 +72,7 @@ def _lora(model: Any, tuning: Lora) -> Any:
         layers_to_transform=None if top == 1 else list(range(first, layers)),
     )
     adapted = get_peft_model(model, config)
-    lean.install(adapted)
+    linear.install(adapted)
     return adapted
 
 

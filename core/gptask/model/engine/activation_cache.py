@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from gptask.data.cache import cache_folder, digest
-from gptask.data.datamodule import Batch, DataModule
-from gptask.model.backbone.backbone import Backbone
+from gptask.data.datamodule import DataModule, PaddedBatch
 from gptask.model.engine import attention
-from gptask.model.heads import Head
+from gptask.model.engine.interface import EngineBackbone
+from gptask.plugins.protocols import TaskHead
 
 log = logging.getLogger("gptask")
 SPARE = 2  # the states may fill at most 1/SPARE of the free disk
 
 
-class States(ABC):
+class ActivationCache(ABC):
     """States of a split's items in a table of S slots (S, C): ``sizes`` (N,) says how many of them each item has.
 
     An item is marked as done after its states were written, so a run that was stopped leaves nothing wrong behind.
@@ -33,7 +33,7 @@ class States(ABC):
     done: Tensor  # (N,)
     table: Tensor  # (S, C)
 
-    def __init__(self, backbone: Backbone, head: Head, sizes: np.ndarray) -> None:
+    def __init__(self, backbone: EngineBackbone, head: TaskHead, sizes: np.ndarray) -> None:
         self.backbone, self.head, self.dtype = backbone, head, backbone.model.dtype
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
 
@@ -41,7 +41,7 @@ class States(ABC):
         shape = (int(self.starts[-1]), self.backbone.channels)
         return torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.dtype).view(shape)
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def hidden(self, batch: PaddedBatch) -> Tensor:
         """Last hidden states (B, T, C) of a batch, from what is kept of all its items, which otherwise is kept now;
         they are right where the head reads them, and not for pads."""
         rows = np.asarray(batch.rows)
@@ -55,20 +55,20 @@ class States(ABC):
         return hidden
 
     @abstractmethod
-    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, T, C) of a batch and what is to be kept, one item's behind the other's.
 
         The latter are not computed where they are given.
         """
 
 
-class Last(States):
+class FinalStates(ActivationCache):
     """Last hidden states of a frozen backbone: of each item's last token if the head reads no other, else of all.
 
     They lie in the cache under a key of the encoded items, the backbone's weights and number format.
     """
 
-    def __init__(self, data: DataModule, split: str, backbone: Backbone, head: Head) -> None:
+    def __init__(self, data: DataModule, split: str, backbone: EngineBackbone, head: TaskHead) -> None:
         store = data.items(split)
         lengths = store.column("length")
         super().__init__(backbone, head, np.ones_like(lengths) if head.last_only else lengths)
@@ -79,11 +79,11 @@ class Last(States):
         flags = str(path.with_suffix(".done"))
         self.done = torch.from_file(flags, shared=True, size=len(lengths), dtype=torch.bool)
 
-    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `States`."""
+    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `ActivationCache`."""
         b, t = batch.input_ids.shape
         if states is None:
-            here = self.head.reads(batch) if self.head.last_only else None
+            here = self.head.needed_positions(batch) if self.head.last_only else None
             hidden = self.backbone.hidden(batch.input_ids, batch.lengths, here)
             return hidden, hidden[_real(batch) if here is None else here]
         if self.head.last_only:
@@ -91,13 +91,15 @@ class Last(States):
         return nn.utils.rnn.pad_sequence(states.split(batch.lengths.tolist()), batch_first=True), states
 
 
-class Lower(States):
+class LowerLayerStates(ActivationCache):
     """What the layers below the first adapter make of all tokens; the layers above it start from there.
 
     They lie in a file without a name, which is gone with the process.
     """
 
-    def __init__(self, data: DataModule, split: str, backbone: Backbone, head: Head, layers: list[nn.Module]) -> None:
+    def __init__(
+        self, data: DataModule, split: str, backbone: EngineBackbone, head: TaskHead, layers: list[nn.Module]
+    ) -> None:
         lengths = data.items(split).column("length")
         super().__init__(backbone, head, lengths)
         self.layers = layers
@@ -105,13 +107,17 @@ class Lower(States):
         with tempfile.NamedTemporaryFile(dir=cache_folder()) as file:
             self.table = self._map(Path(file.name))
 
-    def read(self, batch: Batch, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `States`."""
-        return read(self.backbone, self.layers, batch, states, self.head.reads(batch))
+    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `ActivationCache`."""
+        return read(self.backbone, self.layers, batch, states, self.head.needed_positions(batch))
 
 
 def read(
-    backbone: Backbone, layers: list[nn.Module], batch: Batch, states: Tensor | None, needed: Tensor | None = None
+    backbone: EngineBackbone,
+    layers: list[nn.Module],
+    batch: PaddedBatch,
+    states: Tensor | None,
+    needed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states (B, T, C), and those (S, C) that the first ``layers`` make of the S real tokens.
 
@@ -148,18 +154,18 @@ def _same(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden
 
 
-def _real(batch: Batch) -> Tensor:
+def _real(batch: PaddedBatch) -> Tensor:
     """(B, T) true for real tokens."""
     return torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
 
 
-def _places(batch: Batch) -> Tensor:
+def _places(batch: PaddedBatch) -> Tensor:
     """(S,) places of the real tokens in what is being read, a row without pads or padded rows behind one another."""
     layout = attention.current_layout()
     return layout.keys[layout.real] if layout else _real(batch).flatten().nonzero()[:, 0]
 
 
-def lower_layers(backbone: Backbone) -> list[nn.Module]:
+def cacheable_layers(backbone: EngineBackbone) -> list[nn.Module]:
     """The layers below the first one that learns, if what they make of a text is the same each time and the rest of
     the model goes on from it alone, which is tried; else none."""
     stack = backbone.layers
@@ -171,9 +177,9 @@ def lower_layers(backbone: Backbone) -> list[nn.Module]:
     return layers if layers and _resumes(backbone, layers) else []
 
 
-def _resumes(backbone: Backbone, layers: list[nn.Module]) -> bool:
+def _resumes(backbone: EngineBackbone, layers: list[nn.Module]) -> bool:
     ids, lengths = torch.tensor([[0, 1, 2, 3, 4], [0, 5, 6, 0, 0]]), torch.tensor([5, 3])
-    batch = Batch(ids.to(backbone.device), lengths.to(backbone.device), lengths)
+    batch = PaddedBatch(ids.to(backbone.device), lengths.to(backbone.device), lengths)
     training = backbone.peft.training
     try:
         with torch.random.fork_rng():
@@ -190,7 +196,9 @@ def _resumes(backbone: Backbone, layers: list[nn.Module]) -> bool:
     return torch.equal(first, second) and torch.equal(whole[real], resumed[real])
 
 
-def keep(data: DataModule, split: str, backbone: Backbone, head: Head, lower: list[nn.Module]) -> States | None:
+def activation_cache_for(
+    data: DataModule, split: str, backbone: EngineBackbone, head: TaskHead, lower: list[nn.Module]
+) -> ActivationCache | None:
     """What is kept of a split: of the ``lower`` layers, or of the whole backbone if there are none; None where there
     is no room, which the log says."""
     store = data.items(split)
@@ -205,6 +213,6 @@ def keep(data: DataModule, split: str, backbone: Backbone, head: Head, lower: li
         return None
     if lower:
         log.info("%s: states of the lower %d layers are kept for later epochs (%d MB)", split, len(lower), size >> 20)
-        return Lower(data, split, backbone, head, lower)
+        return LowerLayerStates(data, split, backbone, head, lower)
     log.info("%s: hidden states are kept in %s (%d MB)", split, cache_folder() / "states", size >> 20)
-    return Last(data, split, backbone, head)
+    return FinalStates(data, split, backbone, head)

@@ -21,7 +21,7 @@ LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T
 BLOCK = 128  # queries, about, that are looked at together: with fewer, products take longer than they save
 WIDE = 160  # queries and keys from which a softmax in the scores' own number format is the faster one
 
-_layout: Any = None  # a `sharing.Layout`, or the `decoding.Rows` of a step
+_layout: Any = None  # a `packing.PackedLayout`, or the `decoding.DecodingBatch` of a step
 
 
 def attention(
@@ -55,10 +55,10 @@ def attention(
     if t == 1 and not torch.is_grad_enabled():
         return _newest(query, key, value, attention_mask, scale), None
     size = -(-t // max(1, round(t / BLOCK))) if hides_later else t
-    return Attend.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
+    return BlockedAttention.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
 
 
-class Attend(torch.autograd.Function):
+class BlockedAttention(torch.autograd.Function):
     """``softmax(scale · Q Kᵀ + mask) V`` (Vaswani et al. 2017, arXiv 1706.03762), a block of queries at a time, without
     the keys that come after all of them."""
 
@@ -117,7 +117,7 @@ class Attend(torch.autograd.Function):
 
 
 def _newest(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """What `Attend` makes of one query (B, H, 1, D) for all positions, as states (B, 1, H, E)."""
+    """What `BlockedAttention` makes of one query (B, H, 1, D) for all positions, as states (B, 1, H, E)."""
     b, h, _, d = query.shape
     k, s = key.shape[1:3]
     scores = torch.bmm(query.reshape(b * k, h // k, d), key.reshape(b * k, s, d).transpose(1, 2))
@@ -140,7 +140,7 @@ def _joined(blocks: list[Tensor]) -> Tensor:
 
 def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
     """Attention of the sequences of a layout: states (B, T, H, D)."""
-    with laid_out(None):
+    with packed_attention(None):
         return attention(module, query, key, value, mask, hides_later=True, **options)[0]
 
 
@@ -150,7 +150,7 @@ def current_layout() -> Any:
 
 
 @contextmanager
-def laid_out(layout: Any) -> Iterator[None]:
+def packed_attention(layout: Any) -> Iterator[None]:
     """Within, ``layout.attend`` knows which keys and values each token sees."""
     global _layout
     before, _layout = _layout, layout

@@ -15,29 +15,30 @@ from transformers.cache_utils import DynamicLayer
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.prefixes import prefixes
-from gptask.model.engine import attention, kv_cache
-from gptask.model.engine import packing as sharing
+from gptask.model.engine import attention, kv_cache, packing
 from gptask.model.engine.attention import additive
-from gptask.model.engine.kv_cache import Buffer, roomy
-from gptask.model.engine.packing import Layout
-from gptask.model.engine.sampling import Draw
+from gptask.model.engine.kv_cache import PreallocatedKVCache, capacity
+from gptask.model.engine.packing import PackedLayout
+from gptask.model.engine.sampling import Sampler
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.plugins.generation_options import Generation
+    from gptask.model.engine.interface import EngineBackbone
+    from gptask.plugins.generation_options import GenerationOptions
 
 Decoded = tuple[list[int], float | None]  # new token ids, and the geometric mean of their probabilities
-APART = 4096  # positions of pads that a segment of its own must save, on a CPU: what it adds to a step
-TOGETHER = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
-MORE = 4  # times as many elsewhere
+BUCKET_COST = 4096  # positions of pads that a segment of its own must save, on a CPU: what it adds to a step
+PREFILL_TOKENS = 1024  # padded tokens of prompts that a CPU reads at once: more would not stay in its caches
+GPU_PREFILL_FACTOR = 4  # times as many elsewhere
 
 
-def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], options: Generation) -> list[Decoded]:
+def decode(
+    backbone: EngineBackbone, prompts: Sequence[list[int]], rooms: list[int], options: GenerationOptions
+) -> list[Decoded]:
     """Continue every prompt, greedily or by sampling, for at most its room."""
-    rows = Rows(backbone, prompts, rooms)
+    rows = DecodingBatch(backbone, prompts, rooms)
     stops = stop_test(backbone, options.stop)
     logits = rows.read()
-    draw = Draw(options, backbone, rows.ids.shape[1], len(prompts))
+    draw = Sampler(options, backbone, rows.ids.shape[1], len(prompts))
     while True:
         token, chosen = draw(rows.ids, logits, rows.alive)
         order = rows.take(token[:, 0].tolist(), chosen, stops)
@@ -46,7 +47,9 @@ def decode(backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int], o
         logits = rows.step(token[order], order)
 
 
-def scores(backbone: Backbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None) -> Tensor:
+def next_token_logits(
+    backbone: EngineBackbone, step: Tensor, mask: Tensor | None, position: Tensor, cache: Cache | None
+) -> Tensor:
     """Scores (B, V) of what follows the tokens (B, T), given the keys and values before them."""
     hidden = backbone.body(
         input_ids=step,
@@ -58,22 +61,22 @@ def scores(backbone: Backbone, step: Tensor, mask: Tensor | None, position: Tens
     return backbone.logits(hidden)
 
 
-class Rows:
+class DecodingBatch:
     """The sequences that are still being written, B of them, and what was said so far.
 
     Where our attention may tell the model what it sees, those of about the same length are a segment of the batch, so
     that a step reads few pads.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
+    def __init__(self, backbone: EngineBackbone, prompts: Sequence[list[int]], rooms: list[int]) -> None:
         self.backbone, self.rooms = backbone, rooms
         self.said: list[list[int]] = [[] for _ in prompts]
         self.logs: list[list[float]] = [[] for _ in prompts]
         lengths = [*map(len, prompts)]
         end = max(lengths) + max(rooms)
-        self.laid = backbone.lays_out(end)
-        together = segments(lengths) if segmented(backbone, end) else [[*range(len(prompts))]]
-        self.segments = [Segment(backbone, rows, [prompts[row] for row in rows], self.laid) for rows in together]
+        self.laid = backbone.can_pack(end)
+        together = split_by_length(lengths) if decodes_in_buckets(backbone, end) else [[*range(len(prompts))]]
+        self.segments = [LengthBucket(backbone, rows, [prompts[row] for row in rows], self.laid) for rows in together]
         self.layer = 0  # whose turn it is in a step
 
     @property
@@ -96,10 +99,14 @@ class Rows:
             segment.extend()
         if not self.laid:
             (segment,) = self.segments
-            return scores(self.backbone, token, mask_of(self.backbone, segment.real(), 1), self.position, segment.cache)
+            return next_token_logits(
+                self.backbone, token, mask_of(self.backbone, segment.real(), 1), self.position, segment.cache
+            )
         self.layer = 0
-        with attention.laid_out(self):
-            return scores(self.backbone, token, attention.open_mask(self.backbone.model), self.position, None)
+        with attention.packed_attention(self):
+            return next_token_logits(
+                self.backbone, token, attention.open_mask(self.backbone.model), self.position, None
+            )
 
     def attend(
         self, whole: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
@@ -135,24 +142,24 @@ class Rows:
         return len(self.said[row]) < self.rooms[row] and not stops(self.said[row])
 
 
-class Segment:
+class LengthBucket:
     """B rows that are left-padded to one width, with their keys and values."""
 
-    def __init__(self, backbone: Backbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
+    def __init__(self, backbone: EngineBackbone, rows: list[int], prompts: list[list[int]], laid: bool) -> None:
         self.backbone, self.rows, self.prompts, self.laid = backbone, rows, prompts, laid
         self.lengths = torch.tensor([*map(len, prompts)])
         self.end = int(self.lengths.max())
-        column = torch.arange(roomy(self.end))
+        column = torch.arange(capacity(self.end))
         real = (column >= self.end - self.lengths[:, None]) & (column < self.end)
         self.hidden = additive(real.to(backbone.device), 1, backbone.model.dtype)  # (B, 1, 1, S)
-        self.buffers = [Buffer(laid) for _ in range(backbone.config.num_hidden_layers)]
+        self.buffers = [PreallocatedKVCache(laid) for _ in range(backbone.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.buffers))
 
     def read(self) -> Tensor:
         """Read the prompts, what some share once; scores (B, V). All rows end at the same place."""
         count, end = len(self.rows), self.end
         common = prefixes([np.array(prompt) for prompt in self.prompts]) if self.laid else None
-        most = TOGETHER * (1 if self.backbone.device.type == "cpu" else MORE)
+        most = PREFILL_TOKENS * (1 if self.backbone.device.type == "cpu" else GPU_PREFILL_FACTOR)
         read: dict[int, Tensor] = {}
         for rows in BatchesByLength(self.lengths.numpy(), count, most, None, common=common):
             found, held = self._read([self.prompts[row] for row in rows])
@@ -166,17 +173,17 @@ class Segment:
     def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Iterator[list[Tensor]]]:
         """Scores (B, V) behind some prompts, and the keys and values (N, K, D) of their N tokens, layer by layer."""
         if self.laid:
-            layout = Layout(sharing.split(prompts), self.backbone.device, self.backbone.model.dtype)
+            layout = PackedLayout(packing.split(prompts), self.backbone.device, self.backbone.model.dtype)
             last, places = layout.last(), layout.keys[layout.real]
             layout.told = []
-            states = sharing.read(self.backbone, layout, layout.only(last))
+            states = packing.read(self.backbone, layout, layout.only(last))
             return self.backbone.logits(states[last]), (
                 [part[0].transpose(0, 1)[places] for part in pair] for *pair, _ in layout.told
             )
         ids, real = left_padded(prompts, self.backbone.device)
         layers = [DynamicLayer() for _ in self.buffers]
         position = (real.cumsum(1) - 1).clamp(min=0)
-        found = scores(
+        found = next_token_logits(
             self.backbone, ids, mask_of(self.backbone, real, ids.shape[1]), position, Cache(layers=[*layers])
         )
         pairs = ((layer.keys, layer.values) for layer in layers)
@@ -198,7 +205,7 @@ class Segment:
     def extend(self) -> None:
         """One more position counts in every row."""
         if self.end == self.hidden.shape[-1]:
-            self.hidden = torch.nn.functional.pad(self.hidden, (0, kv_cache.ROOM), value=attention.HIDDEN)
+            self.hidden = torch.nn.functional.pad(self.hidden, (0, kv_cache.GROWTH), value=attention.HIDDEN)
         self.hidden[..., self.end] = 0
         self.end += 1
 
@@ -218,19 +225,19 @@ class Segment:
         return order
 
 
-def segmented(backbone: Backbone, positions: int) -> bool:
+def decodes_in_buckets(backbone: EngineBackbone, positions: int) -> bool:
     """Whether texts of so many positions at most are decoded in segments; elsewhere a step's time is not in pads."""
-    return backbone.device.type == "cpu" and backbone.lays_out(positions)
+    return backbone.device.type == "cpu" and backbone.can_pack(positions)
 
 
-def segments(lengths: list[int]) -> list[list[int]]:
-    """Split row numbers so that the positions that their buffers hold, and `APART` for each segment, are fewest."""
+def split_by_length(lengths: list[int]) -> list[list[int]]:
+    """Split row numbers so that the positions that their buffers hold, and `BUCKET_COST` for each segment, are fewest."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    ends = [roomy(lengths[row]) for row in order]
+    ends = [capacity(lengths[row]) for row in order]
     cuts = [0, *(n for n in range(1, len(ends)) if ends[n - 1] < ends[n]), len(ends)]
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # up to each cut: what it costs, and the cuts before it
     for number, cut in enumerate(cuts[1:], 1):
-        found = ((best[before][0] + (cut - before) * ends[cut - 1] + APART, before) for before in cuts[:number])
+        found = ((best[before][0] + (cut - before) * ends[cut - 1] + BUCKET_COST, before) for before in cuts[:number])
         cost, before = min(found)
         best[cut] = cost, [*best[before][1], before]
     starts = best[len(ends)][1]
@@ -245,7 +252,7 @@ def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
+def mask_of(backbone: EngineBackbone, real: Tensor, t: int) -> Tensor | None:
     """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S); None where
     all earlier ones count, and ``real`` itself where layers see only a window, whose mask is the model's to make."""
     s = real.shape[1]
@@ -256,7 +263,7 @@ def mask_of(backbone: Backbone, real: Tensor, t: int) -> Tensor | None:
     return additive(real, t, backbone.model.dtype)
 
 
-def stop_test(backbone: Backbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
+def stop_test(backbone: EngineBackbone, stops: Sequence[str]) -> Callable[[list[int]], bool]:
     """Whether a row's text holds a stop text since its last token; only a token that may end one is looked at."""
     ends: dict[int, bool] = {}
     window = max((len(stop.encode()) for stop in stops), default=0) + 8  # a token may be one byte

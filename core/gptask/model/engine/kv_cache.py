@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 32  # positions by which a buffer grows
+GROWTH = 32  # positions by which a buffer grows
 
 
-class Buffer(DynamicLayer):
+class PreallocatedKVCache(DynamicLayer):
     """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions.
 
     A ``whole`` one shows that room too, zeros that the mask must hide: what it shows lies together in memory, as matrix
@@ -31,9 +31,9 @@ class Buffer(DynamicLayer):
         """Write new keys and values behind those that are there."""
         seen, end = self.end, self.end + key_states.shape[2]
         if not self.room:
-            self.room, self.is_initialized = [_roomy(new[:, :, :0], end) for new in (key_states, value_states)], True
+            self.room, self.is_initialized = [_grown(new[:, :, :0], end) for new in (key_states, value_states)], True
         if end > self.room[0].shape[2]:
-            self.room = [_roomy(held, end) for held in (self.keys, self.values)]
+            self.room = [_grown(held, end) for held in (self.keys, self.values)]
         for buffer, new in zip(self.room, (key_states, value_states), strict=True):
             buffer[: len(new), :, seen:end] = new
         return self._show(len(key_states), end)
@@ -52,7 +52,7 @@ class Buffer(DynamicLayer):
         """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
         for number, held in enumerate(read):
             if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
-                self.room.append(held.new_zeros(shape[0], held.shape[1], roomy(shape[1]), held.shape[2]))
+                self.room.append(held.new_zeros(shape[0], held.shape[1], capacity(shape[1]), held.shape[2]))
             self.room[number][where[0], :, where[1]] = held
         self.is_initialized = True
         self._show(*shape)
@@ -64,14 +64,14 @@ class Buffer(DynamicLayer):
         self._show(rows, self.end)
 
 
-def roomy(positions: int) -> int:
+def capacity(positions: int) -> int:
     """How many positions a buffer has that is made for so many."""
-    return -(-positions // ROOM) * ROOM
+    return -(-positions // GROWTH) * GROWTH
 
 
-def _roomy(held: Any, end: int) -> Tensor:
+def _grown(held: Any, end: int) -> Tensor:
     """A buffer for ``end`` positions, with what is held (B, K, S, D) at its start."""
     rows, heads, seen, channels = held.shape
-    buffer = held.new_zeros(rows, heads, roomy(end), channels)
+    buffer = held.new_zeros(rows, heads, capacity(end), channels)
     buffer[:, :, :seen] = held
     return buffer

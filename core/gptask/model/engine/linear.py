@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEW = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
-MOST = 0.9  # share of states up to which it pays to compute the last feed-forward part for them alone
-ALIKE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
+PACKED_MAX_ROWS = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
+MAX_NEEDED_SHARE = 0.9  # share of states up to which it pays to compute the last feed-forward part for them alone
+LORA_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
 
 _places: Tensor | None = None  # (M,) of the states that are read
 
 
-class Frozen(NamedTuple):
+class FrozenLinear(NamedTuple):
     """What of an adapted layer does not learn: weight (N, C), bias (N,), and the scale of its factors."""
 
     weight: Tensor
@@ -34,12 +34,12 @@ class Frozen(NamedTuple):
     scale: float
 
 
-class LowRank(torch.autograd.Function):
+class FusedLora(torch.autograd.Function):
     """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` (Hu et al. 2021, arXiv 2106.09685) of the layers that read x, with W (N, C)
     frozen, A (r, C), B (N, r); x is read once for all A, and its gradient summed as it is made."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Sequence[Frozen], *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, layers: Sequence[FrozenLinear], *factors: Tensor) -> tuple[Tensor, ...]:
         """States (..., N) of each layer from states (..., C); ``factors``: every A, then every B."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C)
         downs, ups = factors[: len(layers)], factors[len(layers) :]
@@ -74,7 +74,7 @@ class LowRank(torch.autograd.Function):
         return to_x, None, *to_a, *to_b
 
 
-class Norm(torch.autograd.Function):
+class FrozenRMSNorm(torch.autograd.Function):
     """A frozen RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467), ``scale · x / rms(x)``; only x is kept."""
 
     @staticmethod
@@ -108,22 +108,22 @@ def install(model: Any) -> None:
             module.lean_kept = None
             module.forward = MethodType(_adapted if lora else _plain, module)
             if lora:
-                module.lean_alike = Alike([module])
+                module.lean_alike = LoraGroup([module])
         elif type(module).__name__.endswith("RMSNorm"):
             weight = getattr(module, "weight", None)  # some norms have no scale
             if weight is not None and not weight.requires_grad:
                 _lean_norm(module)
     for module in model.modules():
-        for names in ALIKE:
+        for names in LORA_GROUPS:
             layers: list[Any] = [getattr(module, name, None) for name in names]
             if all(hasattr(layer, "lean_alike") for layer in layers):
-                alike = Alike(layers)
+                alike = LoraGroup(layers)
                 for layer in layers:
                     layer.lean_alike = alike
 
 
 def install_last(layer: Any, channels: int) -> None:
-    """Let the feed-forward part of a model's last layer leave out states that no one reads (`reading`), if it computes
+    """Let the feed-forward part of a model's last layer leave out states that no one reads (`only_positions`), if it computes
     each state (C) by itself."""
     part = getattr(layer, "mlp", None)
     if part is not None and _by_position(part, channels):
@@ -131,13 +131,13 @@ def install_last(layer: Any, channels: int) -> None:
 
 
 @contextmanager
-def reading(needed: Tensor | None) -> Iterator[None]:
+def only_positions(needed: Tensor | None) -> Iterator[None]:
     """Within, last hidden states need be right only where they are ``needed``, (B, T) or (N,); None: everywhere."""
     global _places
     before, _places = _places, None
     if needed is not None:
         places = needed.flatten().nonzero()[:, 0]
-        _places = places if len(places) <= MOST * needed.numel() else None
+        _places = places if len(places) <= MAX_NEEDED_SHARE * needed.numel() else None
     try:
         yield
     finally:
@@ -184,23 +184,25 @@ def _adapted(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     kept = self.lean_kept
     if kept is None or not kept.made_of(weight, a, b):
         merged = weight.float() + self.scaling["default"] * (b.float() @ a.float())
-        self.lean_kept = kept = Kept(merged.to(weight.dtype), weight, a, b)
+        self.lean_kept = kept = InferenceWeight(merged.to(weight.dtype), weight, a, b)
     return kept.product(x, self.base_layer.bias)
 
 
 def _lean(layer: Any) -> bool:
-    """Whether a LoRA layer does now what `LowRank` does."""
+    """Whether a LoRA layer does now what `FusedLora` does."""
     plain = not layer.disable_adapters and not layer.merged and layer.active_adapters == ["default"]
     return plain and (not layer.training or isinstance(layer.lora_dropout["default"], nn.Identity))
 
 
 def _low_rank(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
-    frozen = [Frozen(layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]) for layer in layers]
+    frozen = [
+        FrozenLinear(layer.base_layer.weight, layer.base_layer.bias, layer.scaling["default"]) for layer in layers
+    ]
     factors = [getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B") for layer in layers]
-    return LowRank.apply(x, frozen, *factors)
+    return FusedLora.apply(x, frozen, *factors)
 
 
-class Alike:
+class LoraGroup:
     """LoRA layers (one, or more) to which a model gives the same states in turn: the first computes for all."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -227,22 +229,22 @@ def _plain(self: Any, x: Tensor) -> Tensor:
     weight, kept = self.weight, self.lean_kept
     if torch.is_grad_enabled():
         self.lean_kept = None
-    elif x.numel() <= FEW * x.shape[-1] and x.dtype is weight.dtype:
+    elif x.numel() <= PACKED_MAX_ROWS * x.shape[-1] and x.dtype is weight.dtype:
         if kept is None or not kept.made_of(weight):
             if not _packable(weight):
                 return nn.functional.linear(x, weight, self.bias)
-            self.lean_kept = kept = Kept(weight, weight)
+            self.lean_kept = kept = InferenceWeight(weight, weight)
         return kept.product(x, self.bias)
     return nn.functional.linear(x, weight, self.bias)
 
 
-class Kept:
+class InferenceWeight:
     """A weight (N, C) for scoring, packed if that helps, until what it was made of changes or training goes on."""
 
     def __init__(self, weight: Tensor, *parts: Tensor) -> None:
         self.state = [(part.data_ptr(), part._version) for part in parts]
         self.packed = _packable(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, FEW) if self.packed else weight
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_MAX_ROWS) if self.packed else weight
 
     def __reduce__(self) -> Any:
         return type(None), ()  # a copy of the layer makes its own: a packed one can't be copied
@@ -266,13 +268,13 @@ def _packable(weight: Tensor) -> bool:
 
 
 def _lean_norm(module: Any) -> None:
-    """Swap in `Norm` where its gradient is that of the module's own formula, tried on random states."""
+    """Swap in `FrozenRMSNorm` where its gradient is that of the module's own formula, tried on random states."""
     own = module.forward
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     with torch.no_grad():
         scale = own(torch.ones_like(module.weight)[None])[0]
     x = torch.randn(4, len(scale), dtype=module.weight.dtype, device=scale.device, requires_grad=True)
-    if eps is None or not _same_gradient(own(x), Norm.apply(x, own, scale, eps), x):
+    if eps is None or not _same_gradient(own(x), FrozenRMSNorm.apply(x, own, scale, eps), x):
         return
 
     module.register_buffer("lean_scale", scale, persistent=False)  # moves with the module
@@ -282,7 +284,7 @@ def _lean_norm(module: Any) -> None:
 
 def _normed(self: Any, x: Tensor) -> Tensor:
     own = partial(type(self).forward, self)
-    return Norm.apply(x, own, self.lean_scale, self.lean_eps) if x.requires_grad else own(x)
+    return FrozenRMSNorm.apply(x, own, self.lean_scale, self.lean_eps) if x.requires_grad else own(x)
 
 
 def _same_gradient(own: Tensor, lean: Tensor, x: Tensor) -> bool:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PART = 192  # states whose scores for the whole vocabulary are held at once
-SCORES = 2**19  # of them that a CPU looks at together in float32: more would not stay in its caches
+CHUNK_STATES = 192  # states whose scores for the whole vocabulary are held at once
+CACHED_LOGITS = 2**19  # of them that a CPU looks at together in float32: more would not stay in its caches
 
 
-class Nats(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy (N,) of a frozen vocabulary projection (V, C): logits (N, V) are made part by part and turned into
     the states' gradient at once, so that none are kept (Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989)."""
 
@@ -20,10 +20,10 @@ class Nats(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, following: Tensor) -> Tensor:
         """Nats of states (N, C) and the ids (N,) that follow them."""
         costs, slopes = [], []
-        parts = -(-len(states) // PART) or 1
+        parts = -(-len(states) // CHUNK_STATES) or 1
         for some, ids in zip(states.tensor_split(parts), following[:, None].tensor_split(parts), strict=True):
             logits = some @ weight.T
-            size = together(logits)
+            size = rows_per_chunk(logits)
             for few, own in zip(logits.split(size), ids.split(size), strict=True):
                 scores = few.float()
                 most = scores.amax(-1, keepdim=True)
@@ -46,6 +46,6 @@ class Nats(torch.autograd.Function):
         return slopes.mul(grad[:, None]).to(slopes.dtype), None, None
 
 
-def together(scores: Tensor) -> int:
+def rows_per_chunk(scores: Tensor) -> int:
     """Rows of scores (N, V) to be looked at together in float32."""
-    return max(1, SCORES // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))
+    return max(1, CACHED_LOGITS // scores.shape[1]) if scores.device.type == "cpu" else max(1, len(scores))

@@ -15,18 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptask.data.prefixes import runs
-from gptask.model.engine import attention
-from gptask.model.engine import linear as lean
+from gptask.data.prefixes import prefix_groups
+from gptask.model.engine import attention, linear
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.engine.interface import EngineBackbone
 
-WORTH = 0.05  # share of padded tokens that must be saved for the detour to pay
+MIN_SAVING = 0.05  # share of padded tokens that must be saved for the detour to pay
 
 
 @dataclass
-class Shared:
+class PrefixSplit:
     """B sequences as G prefixes and B suffixes, all of them token ids."""
 
     prefixes: list[list[int]]
@@ -39,10 +38,10 @@ class Shared:
         return sum(map(len, self.prefixes)) + sum(map(len, self.suffixes))
 
 
-def split(rows: Sequence[list[int]], share: bool = True) -> Shared:
+def split(rows: Sequence[list[int]], share: bool = True) -> PrefixSplit:
     """Prefixes and suffixes of token ids; one empty prefix where nothing is shared."""
-    found = Shared([], [[]] * len(rows), [0] * len(rows))
-    parts = list(runs([np.asarray(row) for row in rows])) if share else []
+    found = PrefixSplit([], [[]] * len(rows), [0] * len(rows))
+    parts = list(prefix_groups([np.asarray(row) for row in rows])) if share else []
     if len(parts) in (0, len(rows)):
         parts = [([*range(len(rows))], 0)]
     for members, prefix in parts:
@@ -52,10 +51,10 @@ def split(rows: Sequence[list[int]], share: bool = True) -> Shared:
     return found
 
 
-class Layout:
+class PackedLayout:
     """Where the tokens of B sequences lie in a row of N: G prefixes (P at most), then B suffixes (S at most)."""
 
-    def __init__(self, rows: Shared, device: Any, dtype: torch.dtype) -> None:
+    def __init__(self, rows: PrefixSplit, device: Any, dtype: torch.dtype) -> None:
         of = torch.tensor(rows.of)
         self.prefix, self.prefix_real, start = _places(rows.prefixes, 0)  # (G, P)
         self.own, self.own_real, _ = _places(rows.suffixes, start)  # (B, S)
@@ -153,25 +152,27 @@ def _rows(states: Tensor, places: Tensor) -> Tensor:
     return found.transpose(1, 2)
 
 
-def read(backbone: Backbone, layout: Layout, needed: Tensor | None = None) -> Tensor:
+def read(backbone: EngineBackbone, layout: PackedLayout, needed: Tensor | None = None) -> Tensor:
     """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,)."""
     mask = attention.open_mask(backbone.model)
-    with attention.laid_out(layout), lean.reading(needed):
+    with attention.packed_attention(layout), linear.only_positions(needed):
         return backbone.body(**layout.inputs, attention_mask=mask, use_cache=False).last_hidden_state[0]
 
 
-def hidden(backbone: Backbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None) -> Tensor | None:
+def hidden(
+    backbone: EngineBackbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None
+) -> Tensor | None:
     """Last hidden states (B, T, C) of sequences, right-padded to ``width``, right at least where they are ``needed``
     (B, T); None where little is saved."""
     found = split(rows)
-    if found.size > (1 - WORTH) * len(rows) * width:
+    if found.size > (1 - MIN_SAVING) * len(rows) * width:
         return None
-    layout = Layout(found, backbone.device, backbone.model.dtype)
+    layout = PackedLayout(found, backbone.device, backbone.model.dtype)
     needed = None if needed is None else layout.row(needed)
     return layout.whole(read(backbone, layout, needed=needed), width)
 
 
-def stay_apart(backbone: Backbone) -> bool:
+def supports_packing(backbone: EngineBackbone) -> bool:
     """Whether a sequence's states are the same behind another one in its row: not where layers mix tokens by other
     means than our attention (convolutions, state spaces)."""
     with torch.inference_mode():
@@ -179,7 +180,7 @@ def stay_apart(backbone: Backbone) -> bool:
     return torch.equal(*states)
 
 
-def tells_windows(backbone: Backbone) -> bool:
+def passes_window(backbone: EngineBackbone) -> bool:
     """Whether each layer tells our attention of the window that its configuration gives it, if any."""
     config, layout = backbone.config, _two(backbone, [0, 1, 2])
     layout.told = []
@@ -191,6 +192,6 @@ def tells_windows(backbone: Backbone) -> bool:
     return [window for *_, window in layout.told] == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
 
 
-def _two(backbone: Backbone, first: list[int]) -> Layout:
+def _two(backbone: EngineBackbone, first: list[int]) -> PackedLayout:
     """A sequence, and another one that shares nothing with it, in one row."""
-    return Layout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)
+    return PackedLayout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)

@@ -16,14 +16,14 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from gptask.model.engine.loss import together
+from gptask.model.engine.loss import rows_per_chunk
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.plugins.generation_options import Generation
+    from gptask.model.engine.interface import EngineBackbone
+    from gptask.plugins.generation_options import GenerationOptions
 
 
-def _processors(options: Generation, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
+def _processors(options: GenerationOptions, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
     """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
     chain = LogitsProcessorList()
     if options.min_new_tokens:
@@ -40,11 +40,11 @@ def _processors(options: Generation, prompt: int, stop_ids: set[int], device: An
     return chain
 
 
-class Draw:
+class Sampler:
     """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
     prompt."""
 
-    def __init__(self, options: Generation, backbone: Backbone, prompt: int, rows: int) -> None:
+    def __init__(self, options: GenerationOptions, backbone: EngineBackbone, prompt: int, rows: int) -> None:
         device = backbone.device
         self.chain = _processors(options, prompt, backbone.stop_ids, device)
         self.sample = options.temperature > 0
@@ -56,7 +56,7 @@ class Draw:
     def __call__(self, ids: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
         """Tokens (B, 1) of the rows by logits (B, V) and the ids (B, T) before them, and their log-probabilities under
         the model itself (before penalty and temperature)."""
-        size = together(logits)
+        size = rows_per_chunk(logits)
         tokens, logs = [], []
         for start in range(0, len(rows), size):
             part = slice(start, start + size)

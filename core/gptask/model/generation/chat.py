@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from gptask.data.messages import Message
 from gptask.errors import UserError
-from gptask.model.backbone.chat_template import template_of
-from gptask.plugins.generation_options import Generation
+from gptask.model.backbone.chat_template import chat_template_of
+from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.task import option
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
+    from gptask.model.backbone.backbone import GPTBackbone
 
 
 @dataclass
-class ChatOptions(Generation):
+class ChatOptions(GenerationOptions):
     """How a model answers in a conversation."""
 
     max_new_tokens: int = option(512, "tokens of an answer at most")
@@ -43,10 +43,10 @@ class ChatOptions(Generation):
 class Chat:
     """Turns with a backbone. Keys and values of what was said are kept, so that only new tokens are read."""
 
-    def __init__(self, backbone: Backbone, options: ChatOptions) -> None:
+    def __init__(self, backbone: GPTBackbone, options: ChatOptions) -> None:
         from gptask.model.generation.stream import Stream
 
-        self.template = template_of(backbone.tokenizer, options.raw)
+        self.template = chat_template_of(backbone.tokenizer, options.raw)
         self.options = replace(options, stop=[*options.stop, *self.template.stop])
         self.stream, self.context = Stream(backbone), backbone.context
         self.dropped = 0  # messages that the last turn had no room for

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from gptask.model.engine.decoding import mask_of, scores
-from gptask.model.engine.kv_cache import Buffer
-from gptask.model.engine.sampling import Draw
-from gptask.model.generation.generate import room
+from gptask.model.engine.decoding import mask_of, next_token_logits
+from gptask.model.engine.kv_cache import PreallocatedKVCache
+from gptask.model.engine.sampling import Sampler
+from gptask.model.generation.generate import new_tokens_limit
 
 if TYPE_CHECKING:
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.plugins.generation_options import Generation
+    from gptask.model.backbone.backbone import GPTBackbone
+    from gptask.plugins.generation_options import GenerationOptions
 
 AT_ONCE = 512  # tokens of a prompt that are read together: bounds the memory of their attention
 
 
-class Pieces:
+class StreamedText:
     """Text from tokens, as far as no later token can change or take back any of it.
 
     Half a character waits for its other bytes (and is dropped if they never come), and so does what may be the
@@ -65,23 +65,23 @@ class Pieces:
 class Stream:
     """Texts behind prompts, one prompt at a time; prompts that begin alike are read from where they differ."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: GPTBackbone) -> None:
         self.backbone = backbone
         self.ids: list[int] = []  # what the cache holds
-        self.buffers = [Buffer() for _ in range(backbone.config.num_hidden_layers)]
+        self.buffers = [PreallocatedKVCache() for _ in range(backbone.config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.buffers))
         self.full = False  # whether the last text ended for want of room
 
-    def text(self, prompt: list[int], options: Generation) -> Iterator[str]:
+    def text(self, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
         """Continue a prompt until EOS, a stop text or the last token there is room for: a piece, maybe empty, a token.
 
-        Greedy or by sampling; `Generation.samples` and beams are not for this. Raises `UserError` for a prompt that is
+        Greedy or by sampling; `GenerationOptions.samples` and beams are not for this. Raises `UserError` for a prompt that is
         empty or longer than the context.
         """
-        left = room(self.backbone, prompt, options)
+        left = new_tokens_limit(self.backbone, prompt, options)
         said = list(prompt)
-        pieces = Pieces(self.backbone.tokenizer, options.stop)
-        draw = Draw(options, self.backbone, len(prompt), rows=1)
+        pieces = StreamedText(self.backbone.tokenizer, options.stop)
+        draw = Sampler(options, self.backbone, len(prompt), rows=1)
         self.full = False
         while not pieces.stopped:
             if not left:
@@ -96,7 +96,7 @@ class Stream:
         yield pieces.rest()
 
     @torch.inference_mode()
-    def _next(self, ids: list[int], draw: Draw) -> int:
+    def _next(self, ids: list[int], draw: Sampler) -> int:
         logits = self._read(ids)
         seen = torch.tensor([ids], device=self.backbone.device)
         return int(draw(seen, logits, [0])[0])
@@ -113,6 +113,8 @@ class Stream:
             end = start + len(part)
             step = torch.tensor([part], device=self.backbone.device)
             real, position = step.new_ones(1, end), torch.arange(start, end, device=self.backbone.device)[None]
-            logits = scores(self.backbone, step, mask_of(self.backbone, real, len(part)), position, self.cache)
+            logits = next_token_logits(
+                self.backbone, step, mask_of(self.backbone, real, len(part)), position, self.cache
+            )
             self.ids = ids[:end]
         return logits

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Hub, Sample
 from gptask.errors import listing
+from gptask.runs.cards.card_facts import hub_id
 from gptask.runs.markdown import line
 
 if TYPE_CHECKING:
     from gptask.plugins.task import Task
-    from gptask.runs.cards.model_card import Card
+    from gptask.runs.cards.card_facts import CardFacts
 
 PIPELINES = {  # what the hub calls the use of a transformers class
     "AutoModelForCausalLM": "text-generation",
@@ -33,7 +34,7 @@ LICENSES = """
 """  # of the hub's identifiers those that a language model is likely to have
 
 
-def front_matter(card: Card) -> Any:
+def front_matter(card: CardFacts) -> Any:
     """The card's metadata as a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
@@ -52,7 +53,7 @@ def front_matter(card: Card) -> Any:
     return ModelCardData(**values)
 
 
-def scores(card: Card) -> list[Any]:
+def scores(card: CardFacts) -> list[Any]:
     """Every metric that has a number for a value, under the run's names, as `huggingface_hub.EvalResult`."""
     from huggingface_hub import EvalResult
 
@@ -88,11 +89,6 @@ def license_of(said: str | None) -> dict[str, str]:
     if link := re.search(r"(?:https?://)?((?:[\w-]+\.)+[a-z]{2,}/[^\s)]+)", said):
         found["license_link"] = f"https://{link[1]}"
     return found
-
-
-def hub_id(name: str) -> str | None:
-    """A name, if it is one the hub could have."""
-    return name if re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", name, re.ASCII) else None
 
 
 def languages(task: Task) -> list[str]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gptask.config.schemas import Data, Hub, Sample, Scratch
-from gptask.data.messages import messages
+from gptask.config.schemas import Sample, Scratch
+from gptask.data.messages import parse_messages
 from gptask.plugins.types import Kind
-from gptask.runs.cards.hub_metadata import front_matter, hub_id, languages
+from gptask.runs.cards.card_facts import CardFacts
+from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import model_folder
 from gptask.runs.markdown import code, fenced, line, prose, table
-from gptask.runs.reproduce import command
-from gptask.runs.run import Plugin
+from gptask.runs.reproduce import reproduce_command
 
 if TYPE_CHECKING:
-    from gptask.data.corpus import Corpus
-    from gptask.model.backbone.backbone import Backbone
-    from gptask.training.task_runtime import Seat
+    pass
 
 CARD = """# {title}
 
@@ -67,82 +64,13 @@ model = AutoModelForCausalLM.from_pretrained({model!r})
 tokenizer = AutoTokenizer.from_pretrained({model!r})"""
 
 
-@dataclass
-class Card:
-    """What a finished run says of itself, or of one of its tasks; ``result`` is what metrics.json holds."""
-
-    folder: Path
-    plugin: Plugin
-    backbone: Backbone
-    seat: Seat
-    config: Any
-    result: dict[str, Any]
+class ModelCard(CardFacts):
+    """README.md of a finished run, or of one of its tasks."""
 
     def write(self) -> None:
         """Write README.md."""
         text = f"---\n{front_matter(self).to_yaml()}\n---\n\n{self.body()}"
         (self.folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
-
-    @property
-    def auto(self) -> str | None:
-        """The transformers class for what the head does."""
-        return self.seat.head.export_class
-
-    @property
-    def base(self) -> str | None:
-        """The backbone's id on the hub, where it comes from there."""
-        return hub_id(self.config.backbone.source) if self.backbone.origin.kind.startswith("hub ") else None
-
-    @property
-    def data(self) -> Any:
-        """The task's data module."""
-        return self.seat.data
-
-    @property
-    def model(self) -> Path:
-        """Where the model lies, or would."""
-        return model_folder(self.folder)
-
-    @property
-    def corpus(self) -> Corpus | None:
-        """The data as it was read, None where a plugin has a way of its own."""
-        return getattr(self.data, "corpus", None)
-
-    @property
-    def options(self) -> Data:
-        """The data's options; of a bundled sample those that the task gives."""
-        return self.corpus.options if self.corpus else self.config.data
-
-    @property
-    def license(self) -> str | None:
-        """The backbone's licence, where it is known."""
-        return getattr(self.config.backbone, "license", None)
-
-    @property
-    def trained(self) -> bool:
-        """Whether this folder holds a model: an evaluation's does not."""
-        return self.model.is_dir()
-
-    @property
-    def tuning(self) -> str | None:
-        """How the backbone was tuned, None in an evaluation."""
-        return type(self.config.tuning).__name__.lower() if self.trained else None
-
-    @property
-    def library(self) -> str | None:
-        """The library that reads model/."""
-        files = {"adapter_config.json": "peft", "config.json": "transformers"}
-        return next((name for file, name in files.items() if (self.model / file).exists()), None)
-
-    def files(self, split: str) -> dict[str, str]:
-        """Files (or the hub split) that a split came from, each with a hash of its content."""
-        return self.corpus.sources(split) if self.corpus else {}
-
-    def hub(self, split: str) -> str | None:
-        """The id of the hub's data set that a split came from, if it came from there."""
-        path = str(getattr(self.options, "path", ""))
-        found = isinstance(self.options, Hub) and any(name.startswith(f"{path}[") for name in self.files(split))
-        return hub_id(path) if found and not Path(path).exists() else None
 
     def body(self) -> str:
         """The text below the metadata."""
@@ -164,7 +92,7 @@ class Card:
         """What this is, in a sentence."""
         by = f"gptask {self.result['versions'].get('gptask', '')}".strip()
         if self.trained:
-            shared = "" if self.seat.alone else ", together with those of other tasks on one backbone"
+            shared = "" if self.alone else ", together with those of other tasks on one backbone"
             return f"A model for the task {code(self.plugin.name)}, trained with {by}{shared}."
         of = (
             f"the run {code(self.config.run)}" if self.config.run else "the bare backbone, of which nothing was trained"
@@ -220,7 +148,7 @@ class Card:
         commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
         at = f", commit {code(commit)}" if commit else ""
         return (
-            f"{fenced('bash', command(read_config(self.folder)))}\n\n"
+            f"{fenced('bash', reproduce_command(read_config(self.folder)))}\n\n"
             f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what "
             f"it ran on: gptask {version}{at}."
         )
@@ -263,7 +191,7 @@ class Card:
         task, tokenizer = self.config.task, self.backbone.tokenizer
         blank = {f.name: None for f in task.targets()}
         example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
-        turns = {f.name: messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
+        turns = {f.name: parse_messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
         if not turns:
             return task.render(example)[0]
         (item,) = encode(task, example | turns, tokenizer, self.config.data.max_tokens)  # by its chat template

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code, fenced, prose, table
-from gptask.runs.reproduce import command
+from gptask.runs.reproduce import reproduce_command
 
 if TYPE_CHECKING:
     from gptask.config.schemas import Train
@@ -41,7 +41,7 @@ for name, run in runs.tasks.items():
 """
 
 
-def cover(folder: Path, config: Train, result: dict[str, Any]) -> str:
+def multitask_card(folder: Path, config: Train, result: dict[str, Any]) -> str:
     """The text; ``result`` is what metrics.json holds."""
     rows = []
     for name, said in result["tasks"].items():
@@ -56,7 +56,7 @@ def cover(folder: Path, config: Train, result: dict[str, Any]) -> str:
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),
         learned=result["trainable_parameters"],
         parameters=result["parameters"],
-        command=fenced("bash", command(read_config(folder))),
+        command=fenced("bash", reproduce_command(read_config(folder))),
         use=fenced(
             "bash", f"gptask predict {shlex.quote(f'run={folder}')} task={next(iter(config.tasks))} input=<file>"
         ),

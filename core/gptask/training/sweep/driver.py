@@ -17,9 +17,9 @@ from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import started_by
-from gptask.training.fingerprint import ASIDE, identity
+from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
 from gptask.training.sweep.space import Dimension
-from gptask.training.sweep.study import Study, locked
+from gptask.training.sweep.study import Study, lock_study
 
 if TYPE_CHECKING:
     import optuna
@@ -29,7 +29,7 @@ PATIENCE = 3  # trials that may fail one after another
 
 
 @dataclass
-class Plan:
+class SweepPlan:
     """What a command line asks for; ``configure`` makes the config of overrides, ``report`` writes an error down."""
 
     space: list[Dimension]
@@ -43,10 +43,10 @@ class Plan:
     report: Callable[[Exception, str], int]
 
 
-def sweep(plan: Plan, first: Train) -> Study:
+def run_sweep(plan: SweepPlan, first: Train) -> Study:
     """Run trials until ``plan.trials`` are complete or pruned; ``first`` is the config of one of them."""
     folder = Path(first.outputs) / "sweeps" / plan.name
-    with locked(folder):
+    with lock_study(folder):
         study = Study(folder, plan.space, about(plan, first), plan.sampler, plan.pruner, first.seed)
         if study.done < plan.trials:
             log.info("study: %s, %d of %d trials done", folder, study.done, plan.trials)
@@ -55,7 +55,7 @@ def sweep(plan: Plan, first: Train) -> Study:
     return study
 
 
-def about(plan: Plan, first: Train) -> dict[str, Any]:
+def about(plan: SweepPlan, first: Train) -> dict[str, Any]:
     """What makes two values of a study comparable."""
     main = first.task.metrics()[0]
     if main.higher_is_better is None:
@@ -71,10 +71,10 @@ def about(plan: Plan, first: Train) -> dict[str, Any]:
 
 def deciding(overrides: Sequence[str]) -> list[str]:
     """The overrides that make a result what it is."""
-    return [override for override in overrides if override.partition("=")[0].split(".")[0] not in ASIDE]
+    return [override for override in overrides if override.partition("=")[0].split(".")[0] not in NOT_DECISIVE]
 
 
-def _search(plan: Plan, study: Study) -> None:
+def _search(plan: SweepPlan, study: Study) -> None:
     end = time.monotonic() + 60 * plan.minutes if plan.minutes else float("inf")
     failures = 0
     while study.done < plan.trials:
@@ -89,7 +89,7 @@ def _search(plan: Plan, study: Study) -> None:
             raise UserError(f"{PATIENCE} trials failed one after another. The same command tries each once more")
 
 
-def _try(plan: Plan, study: Study, trial: optuna.Trial) -> bool:
+def _try(plan: SweepPlan, study: Study, trial: optuna.Trial) -> bool:
     """Run a trial and tell the study; return whether it counts."""
     import optuna
 
@@ -115,10 +115,10 @@ def _try(plan: Plan, study: Study, trial: optuna.Trial) -> bool:
     return state != optuna.trial.TrialState.FAIL
 
 
-def _value(plan: Plan, study: Study, trial: optuna.Trial, overrides: Sequence[str]) -> float:
+def _value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: Sequence[str]) -> float:
     """The best validation of a trial, trained or known."""
     config = plan.configure(overrides)
-    if known := study.known(identity(config)):
+    if known := study.known(run_fingerprint(config)):
         log.info("trial %d: the same job has been done in %s", trial.number, known[0])
         trial.set_user_attr("folder", str(known[0]))
         return known[1]
@@ -139,10 +139,10 @@ def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
     """Train, and return what the validations gave; a pruned run's folder says that it is one."""
     import optuna
 
-    from gptask.training.sweep.pruning_callback import Watch
+    from gptask.training.sweep.pruning_callback import OptunaPruning
     from gptask.training.train import train
 
-    watch = Watch(trial, metric)
+    watch = OptunaPruning(trial, metric)
     try:
         train(config, [watch])
     except optuna.TrialPruned as pruned:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 log = logging.getLogger("gptask")
 
 
-class Watch(pl.Callback):
+class OptunaPruning(pl.Callback):
     """Reports the main metric after each validation; raises ``optuna.TrialPruned`` where the pruner says so.
 
     The validations are counted instead of the steps: these differ with the batch size. A training in several processes

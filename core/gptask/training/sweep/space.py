@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.config.overrides import parse, quoted
+from gptask.config.overrides import parse_override, quoted
 from gptask.errors import UserError
 
 GRAMMAR = "choice(a,b), range(1,9,2), interval(0.1,1), int(interval(1,8)) or tag(log,interval(1e-5,1e-2))"
@@ -69,7 +69,7 @@ def dimension(override: str) -> Dimension | None:
     key, _, value = override.partition("=")
     key = key.lstrip("+")
     try:
-        found = parse(f"key={value}")
+        found = parse_override(f"key={value}")
     except HydraException as error:
         raise UserError(f"{override}: {str(error).splitlines()[0]}; expected {GRAMMAR}") from error
     if found.value_type is ValueType.GLOB_CHOICE_SWEEP:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.errors import UserError, listing
-from gptask.training import fingerprint as jobs
+from gptask.training import fingerprint
 from gptask.training.sweep.space import Dimension
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ PRUNERS = ("median", "hyperband", "none")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_study(folder: Path) -> Iterator[None]:
     """Keep a second sweep out of a study's folder: it would take the first one's running trial for a killed one."""
     import fcntl
 
@@ -125,7 +125,7 @@ class Study:
 
     def known(self, job: str) -> tuple[Path, float] | None:
         """The run folder and the value of a trial that has done this job, if one has."""
-        if folder := jobs.finished(job, sorted(self.folder.glob("trial_*")), model=True):
+        if folder := fingerprint.find_finished(job, sorted(self.folder.glob("trial_*")), model=True):
             number = int(re.sub(r"\D", "", folder.name))
             return folder, self.best(self.trials[number].intermediate_values.values())
         return None

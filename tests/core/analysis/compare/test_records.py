@@ -12,9 +12,9 @@ def names(records):
     return [record.folder.name for record in records]
 
 
-def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment, translation, tmp_path):
-    a, b = sentiment("a", 0.9, count=10), sentiment("b", 0.8, count=10)
-    translation("t", 2, count=5)
+def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment_run, translation_run, tmp_path):
+    a, b = sentiment_run("a", 0.9, count=10), sentiment_run("b", 0.8, count=10)
+    translation_run("t", 2, count=5)
     (a / "checkpoints").mkdir()
     (a / "checkpoints" / "config.yaml").write_text("not a run")
     outputs = tmp_path / "outputs"
@@ -23,12 +23,12 @@ def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment, translat
     assert names(find([str(outputs)], task="translation")) == ["t"]
 
 
-def test_the_latest_of_each_task(sentiment, translation, tmp_path):
+def test_latest_keeps_the_newest_runs_of_each_task(sentiment_run, translation_run, tmp_path):
     import os
 
     for number, name in enumerate(("c", "a", "b")):
-        os.utime(sentiment(name, 0.9, count=10) / "metrics.json", (number, number))
-    translation("t", 2, count=5)
+        os.utime(sentiment_run(name, 0.9, count=10) / "metrics.json", (number, number))
+    translation_run("t", 2, count=5)
     assert names(find([str(tmp_path / "outputs")], latest=2)) == ["a", "b", "t"]
 
 
@@ -40,8 +40,8 @@ def test_the_latest_of_each_task(sentiment, translation, tmp_path):
         (["outputs"], {"latest": 0}, "at least 1"),
     ],
 )
-def test_what_is_not_there_is_named(places, options, said, sentiment, tmp_path, monkeypatch):
-    sentiment("a", 0.9, count=10)
+def test_runs_that_are_not_found_are_named(places, options, said, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("a", 0.9, count=10)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said.replace("?", r"\?")):
         find(places, **options)
@@ -69,8 +69,8 @@ def other_format(folder):
         (other_format, "format 99"),
     ],
 )
-def test_a_damaged_run_is_told_as_such(damage, said, sentiment):
-    folder = sentiment("a", 0.9, count=10)
+def test_a_damaged_run_is_told_as_such(damage, said, sentiment_run):
+    folder = sentiment_run("a", 0.9, count=10)
     assert not read(folder).problem
     damage(folder)
     record = read(folder)
@@ -78,8 +78,8 @@ def test_a_damaged_run_is_told_as_such(damage, said, sentiment):
     assert record.task in ("sentiment", "")
 
 
-def test_predictions_and_metrics_fit(sentiment):
-    record = read(sentiment("a", 0.8, count=50))
+def test_predictions_and_metrics_fit(sentiment_run):
+    record = read(sentiment_run("a", 0.8, count=50))
     rows = record.predictions.statistics("f1_macro")
     assert rows.shape == (50, 2)
     assert record.metric("f1_macro").aggregate(rows) == pytest.approx(record.metrics["f1_macro"]["value"], abs=1e-3)
@@ -87,8 +87,8 @@ def test_predictions_and_metrics_fit(sentiment):
         record.metric("blue")
 
 
-def test_a_broken_line_of_predictions_is_named(sentiment):
-    folder = sentiment("a", 0.9, count=5)
+def test_a_broken_line_of_predictions_is_named(sentiment_run):
+    folder = sentiment_run("a", 0.9, count=5)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[2] = json.dumps({"id": 1})
     (folder / "predictions.jsonl").write_text("\n".join(lines))
@@ -135,25 +135,25 @@ def set_in_config(**changes):
         (set_in_config(parent=5), "parent is '5'"),
     ],
 )
-def test_what_no_run_writes_is_named(damage, said, sentiment):
-    folder = sentiment("a", 0.9, count=10)
+def test_a_value_that_no_run_writes_is_named(damage, said, sentiment_run):
+    folder = sentiment_run("a", 0.9, count=10)
     damage(folder)
     problem = read(folder).problem
     assert problem.startswith("damaged: ")
     assert said in problem
 
 
-def test_a_pruned_trial_is_told_as_such(sentiment):
-    folder = sentiment("a", 0.9, count=10)
+def test_a_pruned_trial_is_told_as_such(sentiment_run):
+    folder = sentiment_run("a", 0.9, count=10)
     (folder / "metrics.json").unlink()
     (folder / "pruned.json").write_text("{}")
     assert read(folder).problem == "pruned: a sweep ended it early"
 
 
-def test_what_can_not_be_looked_into_is_listed(sentiment, tmp_path, monkeypatch):
+def test_a_folder_that_can_not_be_opened_is_listed(sentiment_run, tmp_path, monkeypatch):
     import os
 
-    closed = sentiment("a", 0.9, count=10).parent / "closed"
+    closed = sentiment_run("a", 0.9, count=10).parent / "closed"
     closed.mkdir()
     scandir = os.scandir  # as root every folder is open
 
@@ -166,10 +166,10 @@ def test_what_can_not_be_looked_into_is_listed(sentiment, tmp_path, monkeypatch)
     assert names(find([str(tmp_path / "outputs")])) == ["a", "closed"]
 
 
-def test_a_report_in_a_run_makes_it_no_later(sentiment, tmp_path):
+def test_a_report_in_a_run_does_not_make_it_newer(sentiment_run, tmp_path):
     import os
 
     for number, name in enumerate(("a", "b")):
-        os.utime(sentiment(name, 0.9, count=10) / "metrics.json", (number, number))
+        os.utime(sentiment_run(name, 0.9, count=10) / "metrics.json", (number, number))
     (tmp_path / "outputs/sentiment/a/report.html").write_text("")
     assert names(find([str(tmp_path / "outputs")], latest=1)) == ["b"]

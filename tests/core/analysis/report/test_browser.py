@@ -14,7 +14,7 @@ import pytest
 from gptask.analysis.compare import records
 from gptask.analysis.report.page import page
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_review_run
 
 pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("browser.js")
@@ -41,9 +41,9 @@ def library(tmp_path_factory):
 def html(tmp_path_factory):
     """The report of two runs, with Chinese and markup in the data."""
     root = tmp_path_factory.mktemp("browser")
-    reviews = made.reviews(120)
+    reviews = hotel_reviews(120)
     reviews[0]["text"] = "<script>alert(1)</script> 这部电影很好 " + "W" * 300
-    runs = [made.sentiment(root / f"run {k}", reviews, seed=k) for k in (1, 2)]
+    runs = [write_review_run(root / f"run {k}", reviews, seed=k) for k in (1, 2)]
     (root / "report.html").write_text(page(records.find(map(str, runs))), encoding="utf-8")
     return root / "report.html"
 
@@ -73,7 +73,7 @@ def test_nothing_goes_wrong_and_nothing_sticks_out(seen, width, scheme):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_search_filter_and_more(seen, width):
+def test_search_filters_and_the_more_button_change_the_list(seen, width):
     steps = seen(width, "light")["list"]
     assert steps["start"]["shown"] == 20
     assert steps["start"]["said"].startswith("20 of ")
@@ -87,7 +87,7 @@ def test_search_filter_and_more(seen, width):
     assert "neutral" in steps["label"]["first"]
 
 
-def test_right_and_wrong_and_the_run(seen):
+def test_examples_are_filtered_by_state_and_run(seen):
     states = seen(1280, "light")["states"]
     assert {tuple(state) for state in states} == {("wrong", "B")}
 

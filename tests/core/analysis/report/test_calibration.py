@@ -7,11 +7,11 @@ from gptask.analysis.report.calibration import bins, wilson
 from gptask.analysis.report.report_run import entries
 from scipy.stats import binomtest
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
 
 
 def test_bins_hold_every_prediction(tmp_path):
-    (entry,), _ = entries([read(made.sentiment(tmp_path / "run", made.reviews(200)))])
+    (entry,), _ = entries([read(write_review_run(tmp_path / "run", hotel_reviews(200)))])
     found = bins(entry)
     assert sum(b.n for b in found) == 200
     assert sum(b.n * b.share for b in found) == pytest.approx(entry.right.sum())
@@ -23,13 +23,13 @@ def test_bins_hold_every_prediction(tmp_path):
 
 
 def test_full_confidence_is_in_the_last_bin(tmp_path):
-    (entry,), _ = entries([read(made.sentiment(tmp_path / "run"))])
+    (entry,), _ = entries([read(write_review_run(tmp_path / "run"))])
     entry.confidence = np.ones(40)
     assert [(b.start, b.end, b.n) for b in bins(entry)] == [(0.9, 1.0, 40)]
 
 
-def test_reasons(tmp_path):
-    good, _ = entries([read(made.sentiment(tmp_path / "a")), read(made.translation(tmp_path / "b"))])
+def test_runs_that_have_no_bins_say_why(tmp_path):
+    good, _ = entries([read(write_review_run(tmp_path / "a")), read(write_chinese_run(tmp_path / "b"))])
     good[0].confidence = None
     assert "no scores" in bins(good[0])
     assert "right from wrong" in bins(good[1])

@@ -7,7 +7,7 @@ from gptask.analysis.compare.records import read
 from gptask.analysis.report.disagreements import flips, matched
 from gptask.analysis.report.report_run import entries
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
 
 
 def pair(*folders):
@@ -23,10 +23,10 @@ def shuffled(folder):
     return folder
 
 
-def test_flips_of_right_and_wrong(tmp_path):
-    reviews = made.reviews(100)
+def test_flips_are_counted_and_the_most_confident_come_first(tmp_path):
+    reviews = hotel_reviews(100)
     first, other = pair(
-        made.sentiment(tmp_path / "a", reviews, seed=1), shuffled(made.sentiment(tmp_path / "b", reviews, seed=2))
+        write_review_run(tmp_path / "a", reviews, seed=1), shuffled(write_review_run(tmp_path / "b", reviews, seed=2))
     )
     found = flips(first, other)
     right = {row["id"]: good for row, good in zip(other.rows, other.right, strict=True)}
@@ -45,7 +45,7 @@ def test_flips_of_right_and_wrong(tmp_path):
 
 
 def test_the_largest_changes_of_a_score_come_first(tmp_path):
-    first, other = pair(made.translation(tmp_path / "a", seed=1), made.translation(tmp_path / "b", seed=2))
+    first, other = pair(write_chinese_run(tmp_path / "a", seed=1), write_chinese_run(tmp_path / "b", seed=2))
     found = flips(first, other)
     assert (found.judged, found.metric) == (False, "bleu")
     sizes = [abs(gain) for gain in found.gains]
@@ -55,20 +55,20 @@ def test_the_largest_changes_of_a_score_come_first(tmp_path):
 
 
 def test_a_run_has_no_flips_against_itself(tmp_path):
-    (entry,) = pair(made.sentiment(tmp_path / "a"))
+    (entry,) = pair(write_review_run(tmp_path / "a"))
     found = flips(entry, entry)
     assert (found.better, found.worse, found.same, found.pairs) == (0, 0, 40, ())
 
 
-def test_reasons(tmp_path):
-    reviews = made.reviews(40)
-    first = made.sentiment(tmp_path / "a", reviews)
-    fewer = made.sentiment(tmp_path / "b", reviews[:30])
-    doubled = made.sentiment(tmp_path / "c", reviews)
+def test_runs_that_have_no_flips_say_why(tmp_path):
+    reviews = hotel_reviews(40)
+    first = write_review_run(tmp_path / "a", reviews)
+    fewer = write_review_run(tmp_path / "b", reviews[:30])
+    doubled = write_review_run(tmp_path / "c", reviews)
     rows = [json.loads(line) for line in (doubled / "predictions.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(row | {"id": "1", "digest": "0"}) + "\n" for row in rows)
     (doubled / "predictions.jsonl").write_text(text)
-    one, two, three, four = pair(first, fewer, doubled, made.translation(tmp_path / "d"))
+    one, two, three, four = pair(first, fewer, doubled, write_chinese_run(tmp_path / "d"))
     assert "(30 of 40 are common)" in matched(one, two)
     assert "not told apart" in flips(one, three).reason
     assert "different tasks" in flips(one, four).reason

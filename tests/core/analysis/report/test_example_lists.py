@@ -6,27 +6,27 @@ from gptask.analysis.report.disagreements import flips
 from gptask.analysis.report.example_cards import HEAD, LENGTH, card, passage
 from gptask.analysis.report.report_run import entries
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import THREE_LABELS, hotel_reviews, write_chinese_run, write_review_run
 
 
 def good(*folders):
     return entries([read(folder) for folder in folders])[0]
 
 
-def test_wrong_ones_the_most_confident_first(tmp_path):
-    worst, every = examples.listings(good(made.sentiment(tmp_path / "run", made.reviews(60))))
+def test_wrong_examples_are_listed_the_most_confident_first(tmp_path):
+    worst, every = examples.listings(good(write_review_run(tmp_path / "run", hotel_reviews(60))))
     assert {card.answers[0].state for card in worst.cards} == {"wrong"}
     sure = [card.answers[0].confidence for card in worst.cards]
     assert sure == sorted(sure, reverse=True)
     assert len(every.cards) == 60
     assert every.title == "All examples"
     assert every.states == ["right", "wrong"]
-    assert every.labels == made.LABELS
+    assert every.labels == THREE_LABELS
 
 
 def test_lists_are_capped_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "CAP", 20)
-    two = [made.sentiment(tmp_path / name, made.reviews(80), seed=k) for k, name in enumerate("ab")]
+    two = [write_review_run(tmp_path / name, hotel_reviews(80), seed=k) for k, name in enumerate("ab")]
     worst, sample = examples.listings(good(*two))
     assert len(sample.cards) == 20
     assert {card.answers[0].entry.tag for card in sample.cards} == {"A", "B"}
@@ -35,8 +35,8 @@ def test_lists_are_capped_and_say_so(tmp_path, monkeypatch):
     assert len(worst.cards) == 20
 
 
-def test_without_right_and_wrong_there_are_worst_and_surprising(tmp_path):
-    worst, surprising, every = examples.listings(good(made.translation(tmp_path / "run", 40)))
+def test_a_task_without_right_and_wrong_lists_the_worst_and_the_surprising(tmp_path):
+    worst, surprising, every = examples.listings(good(write_chinese_run(tmp_path / "run", 40)))
     values = [card.answers[0].value for card in worst.cards]
     assert values == sorted(values)
     assert len(worst.cards) == 20
@@ -49,8 +49,8 @@ def test_without_right_and_wrong_there_are_worst_and_surprising(tmp_path):
 
 def test_flips_share_a_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "FLIPS", 24)
-    reviews = made.reviews(100)
-    runs = good(*[made.sentiment(tmp_path / f"{k}", reviews, seed=k) for k in range(3)])
+    reviews = hotel_reviews(100)
+    runs = good(*[write_review_run(tmp_path / f"{k}", reviews, seed=k) for k in range(3)])
     lists = examples.flipped(flips(runs[0], other) for other in runs[1:])
     assert [len(listing.cards) for _, listing in lists] == [12, 12]
     first = lists[0][1].cards[0]
@@ -60,7 +60,7 @@ def test_flips_share_a_budget(tmp_path, monkeypatch):
 
 
 def test_a_card_shows_fields_as_they_come(tmp_path):
-    (entry,) = good(made.sentiment(tmp_path / "run"))
+    (entry,) = good(write_review_run(tmp_path / "run"))
     found = card([(entry, 3)])
     assert [name for name, _ in found.fields] == ["text"]
     assert [(name, text.head) for name, text in found.references] == [("label", entry.rows[3]["references"]["label"])]

@@ -9,13 +9,13 @@ from gptask.analysis.report.report_run import entries
 from gptask.errors import UserError
 from gptask.runs import reproduce as command
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import write_review_run
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return entries([read(made.sentiment(root / f"{k}", seed=k)) for k in (1, 2)])[0]
+    return entries([read(write_review_run(root / f"{k}", seed=k)) for k in (1, 2)])[0]
 
 
 def test_facts_are_folded_where_equal(pair):
@@ -29,16 +29,16 @@ def test_facts_are_folded_where_equal(pair):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(3.14, "3.1 s"), (125, "2 min 05 s"), (7260, "2 h 01 min"), (None, None), ("x", None)]
 )
-def test_seconds(seconds, said):
+def test_seconds_are_told_in_minutes_and_hours(seconds, said):
     assert facts._seconds(seconds) == said
 
 
-def test_only_keys_that_differ(pair):
+def test_settings_list_only_the_keys_that_differ(pair):
     assert [(row.name, row.values) for row in settings.differences(pair)] == [("seed", ["1", "2"])]
     assert settings.differences(pair[:1]) == []
 
 
-def test_nested_and_missing_keys(pair):
+def test_nested_settings_become_dotted_keys(pair):
     flat = settings._flat({"a": {"b": {"c": None, "d": []}}, "e": {}, "f": "x", "g": True})
     assert flat == {"a.b.c": "null", "a.b.d": "[]", "e": "{}", "f": "x", "g": "true"}
 
@@ -54,7 +54,7 @@ def test_the_command_is_that_of_compare(pair, monkeypatch):
     assert settings.reproduce(pair[1]) == "# not from a command"
 
 
-def test_metrics_with_the_place_of_their_interval(pair):
+def test_metrics_have_the_place_of_their_interval_on_a_bar(pair):
     found = {metric.name: metric for metric in measures.metrics(pair)}
     assert next(iter(found)) == "accuracy"
     value = found["mcc"].values[0]
@@ -65,12 +65,12 @@ def test_metrics_with_the_place_of_their_interval(pair):
 
 
 @pytest.mark.parametrize("ends", [(0, None), (None, 1), (1, 1)])
-def test_no_bar_without_a_range(ends):
+def test_a_metric_without_a_range_has_no_bar(ends):
     assert measures.bar(0.1, 0.2, 0.3, *ends) is None
     assert measures.bar(float("nan"), 0.2, 0.3, 0, 1) is None
 
 
-def test_a_metric_one_run_lacks(pair):
+def test_a_metric_that_one_run_lacks_is_empty_there(pair):
     (metric,) = [measures._metric("x", [None, pair[0].record.metrics["accuracy"]])]
     assert metric.values[0] is None
     assert metric.values[1].n == 40

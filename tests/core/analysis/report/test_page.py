@@ -11,7 +11,7 @@ from gptask.analysis.report.page import page
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run, write_run
 
 VOID = {"meta", "link", "input", "br"}
 EVIL = [
@@ -70,12 +70,12 @@ def read(*folders):
 def folders(tmp_path_factory):
     """Two runs on the same reviews, a translation, and a run that was stopped."""
     root = tmp_path_factory.mktemp("runs")
-    reviews = made.reviews(40)
+    reviews = hotel_reviews(40)
     found = {
-        "a": made.sentiment(root / "a", reviews, seed=1),
-        "b": made.sentiment(root / "b", reviews, seed=2),
-        "other": made.sentiment(root / "other", made.reviews(20, seed=5), seed=2, test_data_hash="1234"),
-        "translation": made.translation(root / "translation"),
+        "a": write_review_run(root / "a", reviews, seed=1),
+        "b": write_review_run(root / "b", reviews, seed=2),
+        "other": write_review_run(root / "other", hotel_reviews(20, seed=5), seed=2, result={"test_data_hash": "1234"}),
+        "translation": write_chinese_run(root / "translation"),
         "stopped": root / "stopped",
     }
     found["stopped"].mkdir()
@@ -99,7 +99,7 @@ def test_one_run_has_every_section(folders):
     assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in found.named("svg"))
 
 
-def test_two_runs_side_by_side(folders):
+def test_two_runs_stand_side_by_side_with_their_flips(folders):
     found = read(folders["a"], folders["b"])
     assert "wrong in A, right in B" in found.text
     assert "The keys that differ" in found.text
@@ -124,7 +124,7 @@ def test_corpus_metrics_have_slices_worst_examples_and_no_calibration(folders):
     assert not [section for section in found.named("section") if section["id"] == "classes"]
 
 
-def test_different_tasks(folders):
+def test_runs_of_different_tasks_have_no_flips(folders):
     found = read(folders["a"], folders["translation"])
     assert "they are different tasks: sentiment and translation" in found.text
 
@@ -138,7 +138,7 @@ def test_a_damaged_run_among_others_is_listed(folders):
 def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
     with pytest.raises(UserError, match="stopped: unfinished: no metrics"):
         read(folders["stopped"])
-    broken = made.sentiment(tmp_path / "broken")
+    broken = write_review_run(tmp_path / "broken")
     (broken / "predictions.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(UserError, match="line 1: no prediction"):
         read(broken)
@@ -160,7 +160,7 @@ def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
     ],
 )
 def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
-    folder = made.sentiment(tmp_path / "run")
+    folder = write_review_run(tmp_path / "run")
     text = (folder / name).read_text()
     assert old in text
     (folder / name).write_text(text.replace(old, new))
@@ -169,7 +169,7 @@ def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
 
 
 def test_without_the_plugin_there_are_metrics_and_a_reason(folders, tmp_path):
-    folder = made.sentiment(tmp_path / "run")
+    folder = write_review_run(tmp_path / "run")
     for name in ("config.yaml", "metrics.json"):
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace("name: sentiment", "name: gone").replace('"sentiment"', '"gone"'))
@@ -188,15 +188,12 @@ def test_markup_in_data_stays_text(tmp_path):
             for k in range(len(examples))
         ]
         name = f"{EVIL[2]}{shift}".replace("/", "")
-        runs.append(
-            made.written(
-                tmp_path / name, Classification(labels=labels, prompt="{text}<script>x</script>"), examples,
-                predictions, seed=shift, backbone=EVIL[0], git_commit=EVIL[2], versions={EVIL[1]: EVIL[3]},
-            )
-        )  # fmt: skip
+        task = Classification(labels=labels, prompt="{text}<script>x</script>")
+        result = {"backbone": EVIL[0], "git_commit": EVIL[2], "versions": {EVIL[1]: EVIL[3]}}
+        runs.append(write_run(tmp_path / name, task, examples, predictions, result, seed=shift))
         curve = runs[-1] / "metrics.csv"
         curve.write_text(curve.read_text().replace("val/mcc", "val/<script>alert(5)<script>$x^2$"))
-    made.sentiment(tmp_path / "<img src=y>")
+    write_review_run(tmp_path / "<img src=y>")
     (tmp_path / "<img src=y>" / "metrics.json").write_text("<script>")
     for found in (read(runs[0]), read(*runs, tmp_path / "<img src=y>")):
         assert not {"img", "iframe", "u", "object", "embed", "base"} & {tag for tag, _ in found.elements}
@@ -222,7 +219,7 @@ def test_the_page_is_a_function_of_the_runs(folders):
     assert page(records.find([str(folders["a"])])) == page(records.find([str(folders["a"])]))
 
 
-def test_no_torch(folders):
+def test_the_report_imports_no_torch(folders):
     code = (
         "import sys; from gptask.cli.commands.report import main; main(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
@@ -232,14 +229,14 @@ def test_no_torch(folders):
 
 
 def test_5000_examples_make_a_page_of_modest_size(tmp_path):
-    long = [{**review, "text": review["text"] * 40} for review in made.reviews(5000)]
-    html = page(records.find([str(made.sentiment(tmp_path / "run", long))]))
+    long = [{**review, "text": review["text"] * 40} for review in hotel_reviews(5000)]
+    html = page(records.find([str(write_review_run(tmp_path / "run", long))]))
     assert len(html.encode()) < 3_000_000
     assert "of 5,000 examples; the others are in predictions.jsonl" in html
 
 
-def test_runs_are_tested_against_the_first(sentiment):
-    a, b = sentiment("a", 0.95, draw=1), sentiment("b", 0.8, draw=2)
+def test_runs_are_tested_against_the_first(sentiment_run):
+    a, b = sentiment_run("a", 0.95, draw=1), sentiment_run("b", 0.8, draw=2)
     text = page([records.read(a), records.read(b)])
     assert "accuracy: this model is worse" in text
     assert "paired by example" not in page([records.read(a)])

@@ -8,7 +8,7 @@ from gptask.analysis.report.report_run import entries
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import THREE_LABELS, hotel_reviews, write_chinese_run, write_review_run, write_run
 
 
 def entry_of(folder):
@@ -18,7 +18,7 @@ def entry_of(folder):
 
 
 def test_accuracy_tells_right_from_wrong(tmp_path):
-    entry = entry_of(made.sentiment(tmp_path / "run"))
+    entry = entry_of(write_review_run(tmp_path / "run"))
     right = [row["prediction"] == row["references"]["label"] for row in entry.rows]
     assert entry.judge == "accuracy"
     np.testing.assert_array_equal(entry.right, right)
@@ -37,7 +37,7 @@ def test_exact_match_judges_where_f1_is_the_main_metric(tmp_path):
     said = [Prediction("Rome", 0.9), Prediction("old Rome", 0.5), Prediction("London", 0.8)]
     for example in examples:
         example["answer_start"] = [0]
-    entry = entry_of(made.written(tmp_path / "run", QuestionAnswering(), examples, said))
+    entry = entry_of(write_run(tmp_path / "run", QuestionAnswering(), examples, said))
     assert entry.directed[0] != entry.judge
     assert entry.right.tolist() == [True, False, False]
     assert entry.worst.tolist() == [2, 1, 0]
@@ -45,14 +45,14 @@ def test_exact_match_judges_where_f1_is_the_main_metric(tmp_path):
 
 
 def test_a_metric_without_a_hit_judges_nothing(tmp_path):
-    examples = made.reviews(4)
-    wrong = [Prediction(made.LABELS[made.LABELS.index(e["label"]) - 1], 0.5) for e in examples]
-    task = Classification(labels=made.LABELS)
-    assert entry_of(made.written(tmp_path / "run", task, examples, wrong)).judge is None
+    examples = hotel_reviews(4)
+    wrong = [Prediction(THREE_LABELS[THREE_LABELS.index(e["label"]) - 1], 0.5) for e in examples]
+    task = Classification(labels=THREE_LABELS)
+    assert entry_of(write_run(tmp_path / "run", task, examples, wrong)).judge is None
 
 
-def test_corpus_metric_of_one_example_alone(tmp_path):
-    entry = entry_of(made.translation(tmp_path / "run", 10, noise=0.3))
+def test_a_corpus_metric_is_computed_for_each_example_alone(tmp_path):
+    entry = entry_of(write_chinese_run(tmp_path / "run", 10, noise=0.3))
     metric = entry.record.metric("bleu")
     each = [metric.aggregate(row[None]) for row in entry.statistics("bleu")]
     np.testing.assert_allclose(entry.alone["bleu"], each)
@@ -61,7 +61,7 @@ def test_corpus_metric_of_one_example_alone(tmp_path):
 
 
 def test_ties_of_the_main_metric_are_broken_by_the_next(tmp_path):
-    entry = entry_of(made.translation(tmp_path / "run", 40, noise=0.6))
+    entry = entry_of(write_chinese_run(tmp_path / "run", 40, noise=0.6))
     bleu, chrf = (entry.alone[name][entry.worst] for name in ("bleu", "chrf"))
     assert (np.diff(bleu) >= 0).all()
     assert (np.diff(chrf)[np.diff(bleu) == 0] >= 0).all()
@@ -69,14 +69,14 @@ def test_ties_of_the_main_metric_are_broken_by_the_next(tmp_path):
 
 
 def test_a_metric_that_cant_tell_examples_apart_stands_behind_the_others(tmp_path):
-    entry = entry_of(made.sentiment(tmp_path / "run"))
+    entry = entry_of(write_review_run(tmp_path / "run"))
     assert entry.directed.index("mcc") < entry.directed.index("ece")
     assert set(entry.alone["mcc"]) == {0.0}
     assert list(entry.alone) == ["accuracy", "f1_macro", "f1_micro", "ece", "mcc"]
 
 
 def test_a_row_without_score_takes_the_confidence_away(tmp_path):
-    folder = made.sentiment(tmp_path / "run")
+    folder = write_review_run(tmp_path / "run")
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[3] = lines[3].replace('"score"', '"other"')
     (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
@@ -84,20 +84,20 @@ def test_a_row_without_score_takes_the_confidence_away(tmp_path):
 
 
 def test_a_score_that_is_no_number_takes_the_confidence_away(tmp_path):
-    folder = made.sentiment(tmp_path / "run")
+    folder = write_review_run(tmp_path / "run")
     text = (folder / "predictions.jsonl").read_text()
     (folder / "predictions.jsonl").write_text(text.replace('"score": ', '"score": NaN, "old": ', 1))
     assert entry_of(folder).confidence is None
 
 
-def test_names_are_as_short_as_they_can_be(tmp_path):
-    folders = [made.sentiment(tmp_path / name / "2026", seed=k) for k, name in enumerate("xy")]
+def test_run_names_are_the_shortest_that_differ(tmp_path):
+    folders = [write_review_run(tmp_path / name / "2026", seed=k) for k, name in enumerate("xy")]
     good, _ = entries([read(folder) for folder in folders])
     assert [(entry.tag, entry.name) for entry in good] == [("A", "x/2026"), ("B", "y/2026")]
 
 
 @pytest.mark.parametrize(("number", "tag"), [(0, "A"), (25, "Z"), (26, "AA")])
-def test_tags(number, tag):
+def test_runs_are_tagged_with_letters(number, tag):
     from gptask.analysis.report.report_run import _tag
 
     assert _tag(number) == tag

@@ -9,7 +9,7 @@ from gptask.analysis.report.report_run import entries
 from gptask.analysis.report.slices import LABELS, tables
 from gptask_tasks.classification import Classification
 
-from tests.core.analysis.report import made
+from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run, write_run
 
 
 def tables_of(*folders):
@@ -17,8 +17,8 @@ def tables_of(*folders):
     return list(tables(groups(good))), good
 
 
-def test_slices_of_a_label_task(tmp_path):
-    (lengths, labels), (entry,) = tables_of(made.sentiment(tmp_path / "run", made.reviews(200)))
+def test_a_label_task_has_slices_by_length_and_by_label(tmp_path):
+    (lengths, labels), (entry,) = tables_of(write_review_run(tmp_path / "run", hotel_reviews(200)))
     counts = [scores[0].n for _, scores in lengths.rows]
     assert sum(counts) == 200
     assert len(counts) == 4
@@ -33,16 +33,16 @@ def test_slices_of_a_label_task(tmp_path):
 
 
 def test_corpus_metrics_are_aggregated_not_averaged(tmp_path):
-    (lengths,), (entry,) = tables_of(made.translation(tmp_path / "run", 40))
+    (lengths,), (entry,) = tables_of(write_chinese_run(tmp_path / "run", 40))
     assert lengths.metric == "bleu"
     metric, first = entry.record.metric("bleu"), entry.characters <= np.quantile(entry.characters, 0.25, method="lower")
     assert lengths.rows[0][1][0].value == pytest.approx(metric.aggregate(entry.statistics("bleu")[first]))
 
 
 def test_runs_on_the_same_examples_share_a_table(tmp_path):
-    reviews = made.reviews(40)
-    same = [made.sentiment(tmp_path / name, reviews, seed=k) for k, name in enumerate("ab")]
-    found, _ = tables_of(*same, made.sentiment(tmp_path / "c", made.reviews(30, seed=3)))
+    reviews = hotel_reviews(40)
+    same = [write_review_run(tmp_path / name, reviews, seed=k) for k, name in enumerate("ab")]
+    found, _ = tables_of(*same, write_review_run(tmp_path / "c", hotel_reviews(30, seed=3)))
     assert [(table.title, len(table.entries)) for table in found] == [
         ("By input length", 2),
         ("By true label", 2),
@@ -52,17 +52,17 @@ def test_runs_on_the_same_examples_share_a_table(tmp_path):
 
 
 def test_inputs_of_one_length_are_one_slice(tmp_path):
-    (lengths, _), _ = tables_of(made.sentiment(tmp_path / "run", [{"text": "ok", "label": "neutral"}] * 5))
+    (lengths, _), _ = tables_of(write_review_run(tmp_path / "run", [{"text": "ok", "label": "neutral"}] * 5))
     assert [(name, scores[0].n) for name, scores in lengths.rows] == [("2 characters", 5)]
 
 
-def test_sets_of_labels_and_many_of_them(tmp_path):
+def test_only_the_most_frequent_of_many_labels_are_slices(tmp_path):
     names = [f"label {k}" for k in range(LABELS + 5)]
     examples = [{"text": f"text {k}", "labels": names[k : k + 2]} for k in range(len(names))]
     examples.append({"text": "none of them", "labels": []})
     said = [Prediction(e["labels"], probabilities=dict.fromkeys(names, 0.5)) for e in examples]
     task = Classification(labels=names, multi_label=True, threshold=0.5)
-    (_, labels), _ = tables_of(made.written(tmp_path / "run", task, examples, said))
+    (_, labels), _ = tables_of(write_run(tmp_path / "run", task, examples, said))
     assert len(labels.rows) == LABELS + 1
     assert labels.rows[-1][0] == "(no label)"
     assert labels.note == f"The {LABELS} most frequent of {LABELS + 5} labels."

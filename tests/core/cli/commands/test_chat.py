@@ -13,7 +13,7 @@ from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -56,7 +56,7 @@ def test_an_answer_equals_that_of_a_model_without_a_cache(family, chat):
         read.clear()
         (answer,) = answers(talk, text)
         assert read[0] < len(ids) or len(before) == 1
-        (fresh,) = generate(talk.stream.backbone, [ids], Generation(max_new_tokens=6, stop=talk.options.stop))
+        (fresh,) = generate(talk.stream.backbone, [ids], GenerationOptions(max_new_tokens=6, stop=talk.options.stop))
         assert answer == fresh.text.rstrip("\ufffd").lstrip()
 
 
@@ -90,17 +90,17 @@ def test_raw_texts_are_continued_independently(chat):
     first, second = answers(talk, "the quick brown", "the quick brown")
     assert first == second
     (fresh,) = generate(talk.stream.backbone, [talk.stream.backbone.tokenizer("the quick brown")["input_ids"]],
-                        Generation(max_new_tokens=6))  # fmt: skip
+                        GenerationOptions(max_new_tokens=6))  # fmt: skip
     assert first == fresh.text.rstrip("\ufffd").lstrip()
 
 
 # --- the command line -------------------------------------------------------------------------------------------
 
 
-def test_a_model_folder_answers_a_pipe(run, piped, tiny, tmp_path):
+def test_a_model_folder_answers_a_pipe(run_command, piped, tiny_model, tmp_path):
     options = ("max_new_tokens=4", "temperature=0")
     piped("good film?", "", "/system be good", "/save talk.jsonl", "again", "/save talk.jsonl", "/reset", "/exit", "no")
-    ended = run("chat", str(tiny("llama")), *options)
+    ended = run_command("chat", str(tiny_model("llama")), *options)
     assert ended.code == 0
     assert len(ended.out.splitlines()) >= 2
     assert "has no chat template: turns are written as 'User: ...'" in ended.err
@@ -108,7 +108,7 @@ def test_a_model_folder_answers_a_pipe(run, piped, tiny, tmp_path):
     assert saved[0] == {"role": "system", "content": "be good"}
     assert [m["content"] for m in saved if m["role"] == "user"] == ["good film?", "again"]
     piped("good film?")
-    assert run("chat", str(tiny("llama")), *options).out.strip() == saved[2]["content"]
+    assert run_command("chat", str(tiny_model("llama")), *options).out.strip() == saved[2]["content"]
 
 
 def test_the_lines_between_fences_are_one_text(chat, piped):
@@ -116,18 +116,18 @@ def test_the_lines_between_fences_are_one_text(chat, piped):
     assert list(chat_repl._read_texts(chat_repl._pipe_lines())) == ["one\ntwo\n\nthree", "four"]
 
 
-def test_the_answers_of_a_run_end_at_the_stop_texts_of_its_task(run, run_of, piped, monkeypatch):
+def test_the_answers_of_a_run_end_at_the_stop_texts_of_its_task(run_command, random_run, piped, monkeypatch):
     options = []
     monkeypatch.setattr(ChatRepl, "run", lambda repl: options.append(repl.chat.options) or 0)
-    folder = str(run_of(Translation(), "llama", Full()).folder)
-    assert run("chat", folder).code == run("chat", folder, "stop=[x]", "seed=4").code == 0
+    folder = str(random_run(Translation(), "llama", Full()).folder)
+    assert run_command("chat", folder).code == run_command("chat", folder, "stop=[x]", "seed=4").code == 0
     assert [o.stop for o in options] == [["\n", "\nUser:"], ["x", "\nUser:"]]
     assert options[1].seed == 4
 
 
-def test_models_that_cant_chat_are_refused(refused, run_of, tmp_path):
+def test_models_that_cant_chat_are_refused(refused, random_run, tmp_path):
     assert "which generates no text" in refused(
-        "chat", str(run_of(Sentiment(labels=["a", "b"]), "llama", Full()).folder)
+        "chat", str(random_run(Sentiment(labels=["a", "b"]), "llama", Full()).folder)
     )
     assert "trained from scratch: train it first" in refused("chat", "nano")
     assert "Did you mean 'smollm2'?" in refused("chat", "smolm2")
@@ -151,18 +151,18 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, re
     assert message in refused("chat", option)
 
 
-def test_a_system_message_needs_no_quotes_of_hydras(run, monkeypatch):
+def test_a_system_message_needs_no_quotes_of_hydras(run_command, monkeypatch):
     loaded = []
     monkeypatch.setattr(
         "gptask.cli.commands.chat._load_backbone", lambda model, options: loaded.append(options) or exit(0)
     )
-    run("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
+    run_command("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert loaded[0].system == "You are terse, yes: [very]"
     assert loaded[0].stop == ["a", "b c"]
 
 
-def test_help_lists_options_and_commands(run):
-    out = run("chat", "--help").out
+def test_help_lists_options_and_commands(run_command):
+    out = run_command("chat", "--help").out
     assert "temperature=0.7" in out
     assert "/save FILE" in out
 

@@ -14,38 +14,38 @@ BOTH = ("outputs/sentiment/good", "outputs/sentiment/bad")
 
 
 @pytest.fixture
-def pair(sentiment, tmp_path, monkeypatch):
+def pair(sentiment_run, tmp_path, monkeypatch):
     """A good run and a bad one, below ./outputs."""
-    sentiment("good", 0.95, draw=1)
-    sentiment("bad", 0.80, draw=2, tuning=Full())
+    sentiment_run("good", 0.95, draw=1, result={"wall_seconds": 12.5})
+    sentiment_run("bad", 0.80, draw=2, tuning=Full(), result={"wall_seconds": 12.5})
     monkeypatch.chdir(tmp_path)
     return list(BOTH)
 
 
-def test_two_runs_are_shown_as_a_table(run, pair, monkeypatch):
+def test_the_default_output_is_a_table_for_people(run_command, pair, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    ended = run("compare", *pair)
+    ended = run_command("compare", *pair)
     assert ended.code == 0, ended.err
     for part in ("sentiment: test, n = 500", "accuracy ↑", "this model is worse", "McNemar mid-p", "seconds: 12.5"):
         assert part in ended.out
 
 
-def test_damaged_runs_are_listed(run, pair, tmp_path):
+def test_damaged_runs_are_listed(run_command, pair, tmp_path):
     (tmp_path / pair[1] / "metrics.json").write_text("{")
-    ended = run("compare", "outputs")
+    ended = run_command("compare", "outputs")
     assert ended.code == 0
     assert "not compared: outputs/sentiment/bad: damaged" in ended.out
 
 
-def test_markdown_is_a_table(run, pair):
-    lines = run("compare", *pair, "--format", "markdown").out.splitlines()
+def test_markdown_is_a_table(run_command, pair):
+    lines = run_command("compare", *pair, "--format", "markdown").out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| run"))
     assert len({line.count("|") for line in lines[start : start + 4]}) == 1
     assert ["| **9" in line for line in lines[start + 2 : start + 4]] == [False, True]
 
 
-def test_csv_has_plain_numbers(run, pair):
-    rows = list(csv.DictReader(io.StringIO(run("compare", *pair, "--format", "csv").out)))
+def test_csv_has_plain_numbers(run_command, pair):
+    rows = list(csv.DictReader(io.StringIO(run_command("compare", *pair, "--format", "csv").out)))
     rows_by_key = {(row["run"], row["metric"]): row for row in rows}
     bad = rows_by_key[pair[1], "mcc"]
     assert float(bad["difference"]) < 0
@@ -54,8 +54,8 @@ def test_csv_has_plain_numbers(run, pair):
     assert rows_by_key[pair[0], "mcc"]["verdict"] == ""
 
 
-def test_json_holds_every_statistic(run, pair):
-    comparison = json.loads(run("compare", *pair, "--format", "json").out)
+def test_json_holds_every_statistic(run_command, pair):
+    comparison = json.loads(run_command("compare", *pair, "--format", "json").out)
     (table,) = comparison["tables"]
     assert table["baseline"] == pair[0]
     (bad,) = [method for method in table["methods"] if method["runs"] == [pair[1]]]
@@ -63,23 +63,23 @@ def test_json_holds_every_statistic(run, pair):
     assert {"value", "low", "high", "p", "p_holm", "p_bootstrap", "effect", "detectable", "words"} <= against.keys()
 
 
-def test_html_escapes_run_names(run, sentiment, tmp_path, monkeypatch):
-    sentiment("<script>alert(1)</script>".replace("/", "_"), 0.9, count=20)
+def test_html_escapes_run_names(run_command, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("<script>alert(1)</script>".replace("/", "_"), 0.9, count=20)
     monkeypatch.chdir(tmp_path)
-    page = run("compare", "outputs", "--format", "html").out
+    page = run_command("compare", "outputs", "--format", "html").out
     assert page.startswith("<!doctype html>")
     assert "&lt;script&gt;" in page
     assert "<script>" not in page
 
 
-def test_fail_if_worse_exits_with_1_on_a_significant_loss_beyond_the_margin(run, pair, sentiment):
-    sentiment("near", 0.945, draw=5)
+def test_fail_if_worse_sets_the_exit_code(run_command, pair, sentiment_run):
+    sentiment_run("near", 0.945, draw=5)
     good, bad = pair
-    assert run("compare", good, bad, "--fail-if-worse").code == 1
-    assert run("compare", good, bad, "--fail-if-worse", "--margin", "0.5").code == 1
-    assert run("compare", good, bad, "--fail-if-worse", "--margin", "30").code == 0  # worse, but not by so much
-    assert run("compare", bad, good, "--fail-if-worse").code == 0
-    ended = run("compare", good, "outputs/sentiment/near", "--fail-if-worse")
+    assert run_command("compare", good, bad, "--fail-if-worse").code == 1
+    assert run_command("compare", good, bad, "--fail-if-worse", "--margin", "0.5").code == 1
+    assert run_command("compare", good, bad, "--fail-if-worse", "--margin", "30").code == 0  # worse, but not by so much
+    assert run_command("compare", bad, good, "--fail-if-worse").code == 0
+    ended = run_command("compare", good, "outputs/sentiment/near", "--fail-if-worse")
     assert ended.code == 0
     assert "not enough data" in ended.out
 
@@ -106,24 +106,24 @@ def test_fail_if_worse_exits_with_1_on_a_significant_loss_beyond_the_margin(run,
         (["outputs", "--leaderboard", "--metric", "acc"], "has no metric 'acc'"),
     ],
 )
-def test_invalid_arguments_are_refused(arguments, expected, refused, pair):
+def test_mistakes_are_refused_with_a_reason(arguments, expected, refused, pair):
     assert expected in refused("compare", *arguments)
 
 
-def test_runs_on_other_data_are_refused_and_shown_apart(run, sentiment, tmp_path, monkeypatch):
-    sentiment("a", 0.9, count=20)
-    sentiment("b", 0.9, count=20, test_hash="beef")
+def test_runs_on_other_data_are_refused_and_shown_apart(run_command, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("a", 0.9, count=20)
+    sentiment_run("b", 0.9, count=20, result={"test_data_hash": "beef"})
     monkeypatch.chdir(tmp_path)
-    ended = run("compare", "outputs")
+    ended = run_command("compare", "outputs")
     assert ended.code == 2
     assert "differ in test data" in ended.err
-    assert run("compare", "outputs", "--force").out.count("sentiment: test, n = 20") == 2
+    assert run_command("compare", "outputs", "--force").out.count("sentiment: test, n = 20") == 2
 
 
-def test_a_leaderboard_with_commands_that_compose(run, pair, sentiment, translation, tmp_path):
-    sentiment("weak", 0.6, draw=9, compile=True)
-    translation("t", 1)
-    ended = run("compare", "outputs", "--leaderboard")
+def test_the_commands_of_a_leaderboard_compose(run_command, pair, sentiment_run, translation_run, tmp_path):
+    sentiment_run("weak", 0.6, draw=9, compile=True)
+    translation_run("t", 1)
+    ended = run_command("compare", "outputs", "--leaderboard")
     assert ended.out.split() == ["outputs/leaderboard.md", "outputs/leaderboard.html"]
     text = (tmp_path / "outputs/leaderboard.md").read_text(encoding="utf-8")
     assert "## sentiment" in text
@@ -132,10 +132,10 @@ def test_a_leaderboard_with_commands_that_compose(run, pair, sentiment, translat
     assert [line.split(" | ")[1] for line in lines] == ["lora", "full", "lora"]
     for line in lines:
         words = shlex.split(line.split("`")[1])
-        assert run(*words[1:], "--cfg", "job").code == 0, line
+        assert run_command(*words[1:], "--cfg", "job").code == 0, line
 
 
-def test_comparing_imports_no_torch(pair, tmp_path):
+def test_compare_imports_no_torch(pair, tmp_path):
     script = "import sys\nfrom gptask.cli import main\ntry:\n    main(['compare', 'outputs'])\n"
     script += "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -150,10 +150,10 @@ def change(folder, **metric):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_has_null_for_nan_and_infinity(run, pair, tmp_path, value):
+def test_json_has_null_for_nan_and_infinity(run_command, pair, tmp_path, value):
     change(tmp_path / pair[1], value=value, interval=[value, value])
     comparison = json.loads(
-        run("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name)
+        run_command("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name)
     )
     values = [method["metrics"]["accuracy"]["value"] for method in comparison["tables"][0]["methods"]]
     assert sorted(values, key=str) == [94.4, None]
@@ -179,36 +179,36 @@ def test_fail_if_worse_refuses_damaged_predictions(refused, pair, tmp_path):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_the_table_keeps_words_whole_in_a_narrow_terminal(run, pair, sentiment, monkeypatch, width):
-    sentiment("x" * 100, 0.9, draw=3, compile=True)
+def test_the_table_keeps_words_whole_in_a_narrow_terminal(run_command, pair, sentiment_run, monkeypatch, width):
+    sentiment_run("x" * 100, 0.9, draw=3, compile=True)
     monkeypatch.setenv("COLUMNS", str(width))
-    out = run("compare", "outputs").out
+    out = run_command("compare", "outputs").out
     assert max(map(len, out.splitlines())) <= width
     for part in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
         assert part in out
     assert "good: accuracy against the baseline: baseline" in " ".join(out.split())
 
 
-def test_a_table_over_a_pipe_is_not_wrapped(run, pair, monkeypatch):
+def test_lines_to_a_pipe_are_not_wrapped(run_command, pair, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    (line,) = [line for line in run("compare", *pair).out.splitlines() if line.startswith(" bad")]
+    (line,) = [line for line in run_command("compare", *pair).out.splitlines() if line.startswith(" bad")]
     assert "77.2 (73.4 to 80.8)" in line
     assert "this model is worse" in line
 
 
-def test_csv_lists_damaged_runs_on_standard_error(run, pair, tmp_path):
+def test_csv_lists_damaged_runs_on_standard_error(run_command, pair, tmp_path):
     (tmp_path / pair[1] / "metrics.json").write_text("{")
-    ended = run("compare", "outputs", "--format", "csv")
+    ended = run_command("compare", "outputs", "--format", "csv")
     assert "not compared: outputs/sentiment/bad: damaged" in ended.err
     assert {row["run"] for row in csv.DictReader(io.StringIO(ended.out))} == {pair[0]}
 
 
-def test_markdown_escapes_run_names(run, sentiment, tmp_path, monkeypatch):
-    sentiment("a|b <i>*x*", 0.9, count=20, draw=1)
-    sentiment("plain", 0.8, count=20, draw=2, compile=True)
+def test_markdown_escapes_run_names(run_command, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("a|b <i>*x*", 0.9, count=20, draw=1)
+    sentiment_run("plain", 0.8, count=20, draw=2, compile=True)
     monkeypatch.chdir(tmp_path)
-    assert r"| a\|b \<i\>\*x\* |" in run("compare", "outputs", "--format", "markdown").out
-    run("compare", "outputs", "--leaderboard")
+    assert r"| a\|b \<i\>\*x\* |" in run_command("compare", "outputs", "--format", "markdown").out
+    run_command("compare", "outputs", "--leaderboard")
     assert r"a\|b \<i\>\*x\*" in (tmp_path / "outputs/leaderboard.md").read_text()
 
 
@@ -220,15 +220,15 @@ def test_markdown_escapes_run_names(run, sentiment, tmp_path, monkeypatch):
         (["outputs/sentiment/good", "outputs"], "outputs"),
     ],
 )
-def test_a_leaderboard_lies_above_the_runs(run, pair, tmp_path, places, written):
-    assert run("compare", *places, "--leaderboard").code == 0
+def test_a_leaderboard_lies_above_the_runs(run_command, pair, tmp_path, places, written):
+    assert run_command("compare", *places, "--leaderboard").code == 0
     assert [path.parent for path in tmp_path.rglob("leaderboard.md")] == [tmp_path / written]
 
 
-def test_a_leaderboard_lists_the_runs_left_out(run, refused, pair, tmp_path):
+def test_a_leaderboard_lists_the_runs_left_out(run_command, refused, pair, tmp_path):
     for number, folder in enumerate(pair):
         (tmp_path / folder / "metrics.json").write_text("{")
         if not number:
-            ended = run("compare", "outputs", "--leaderboard")
+            ended = run_command("compare", "outputs", "--leaderboard")
             assert "not compared: outputs/sentiment/good: damaged" in ended.err
     assert "no run there can be ranked" in refused("compare", "outputs", "--leaderboard")

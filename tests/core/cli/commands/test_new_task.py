@@ -1,8 +1,8 @@
 """`gptask new-task`: its output and its refusals."""
 
 
-def test_files_and_the_next_steps_are_printed(run, tmp_path):
-    ended = run("new-task", "toxicity", "my acme")
+def test_files_and_the_next_steps_are_printed(run_command, tmp_path):
+    ended = run_command("new-task", "toxicity", "my acme")
     assert (ended.code, ended.err) == (0, "")
     files, steps = ended.out.split("\n\n")
     assert "my acme/toxicity/__init__.py" in files.splitlines()
@@ -10,13 +10,13 @@ def test_files_and_the_next_steps_are_printed(run, tmp_path):
     assert steps == "pip install -e 'my acme[dev]'\ngptask train task=toxicity\npytest 'my acme'\n"
 
 
-def test_kind_chooses_the_template(run, tmp_path):
-    assert run("new-task", "headline", "news", "--kind", "generation").code == 0
+def test_kind_chooses_the_template(run_command, tmp_path):
+    assert run_command("new-task", "headline", "news", "--kind", "generation").code == 0
     assert "GenerativeTask" in (tmp_path / "news/headline/__init__.py").read_text()
 
 
-def test_help_lists_the_kinds(run):
-    ended = run("new-task", "--help")
+def test_help_lists_the_kinds(run_command):
+    ended = run_command("new-task", "--help")
     assert ended.code == 0
     assert "--kind {classification,generation}" in ended.out
 

@@ -66,8 +66,8 @@ def test_a_missing_optuna_is_named_with_its_extra(refused, monkeypatch):
     )
 
 
-def test_help_shows_the_grammar(run):
-    ended = run("sweep", "--help")
+def test_help_shows_the_grammar(run_command):
+    ended = run_command("sweep", "--help")
     assert ended.code == 0
     assert "tag(log,interval(1e-5,1e-2))" in ended.out
     assert max(map(len, ended.out.splitlines())) <= 120
@@ -76,17 +76,17 @@ def test_help_shows_the_grammar(run):
 def planned(monkeypatch, run, *arguments):
     """The plan of a line, and the first config."""
     plans = []
-    monkeypatch.setattr("gptask.cli.commands.sweep.sweep", lambda plan, first: plans.append((plan, first)))
+    monkeypatch.setattr("gptask.cli.commands.sweep.run_sweep", lambda plan, first: plans.append((plan, first)))
     monkeypatch.setattr("gptask.cli.commands.sweep.show", lambda plan, study: None)
     ended = run("sweep", *arguments)
     assert ended.code == 0, ended.err
     return plans[0]
 
 
-def test_overrides_and_a_space_file_make_the_plan(run, monkeypatch, tmp_path):
+def test_overrides_and_a_space_file_make_the_plan(run_command, monkeypatch, tmp_path):
     (tmp_path / "space.yaml").write_text("tuning.rank: [4, 8]\ntrainer.max_epochs: range(1,4)\n")
     line = ["task=qa", LR, "--space", "space.yaml", "trainer.devices=1", "task.prompt='a, b: {context}'"]
-    plan, first = planned(monkeypatch, run, *line, "--trials", "7")
+    plan, first = planned(monkeypatch, run_command, *line, "--trials", "7")
     assert {d.key: str(d) for d in plan.space} == {
         "tuning.rank": "choice(4,8)",
         "trainer.max_epochs": "whole numbers from 1 to 3 by 1",
@@ -95,10 +95,10 @@ def test_overrides_and_a_space_file_make_the_plan(run, monkeypatch, tmp_path):
     assert (first.tuning.rank, first.trainer["max_epochs"], first.trainer["devices"]) == (4, 1, 1)
     assert (plan.trials, plan.sampler, plan.pruner) == (7, "tpe", "median")
     assert plan.name.startswith("qa_")
-    other = planned(monkeypatch, run, *line, "--trials", "9", "--timeout", "5", "probe=false")[0].name
+    other = planned(monkeypatch, run_command, *line, "--trials", "9", "--timeout", "5", "probe=false")[0].name
     assert other == plan.name  # more of the same
-    assert planned(monkeypatch, run, *line, "seed=2")[0].name != plan.name
-    assert planned(monkeypatch, run, *line, "--study", "mine")[0].name == "mine"
+    assert planned(monkeypatch, run_command, *line, "seed=2")[0].name != plan.name
+    assert planned(monkeypatch, run_command, *line, "--study", "mine")[0].name == "mine"
 
 
 def call(*arguments):

@@ -17,7 +17,7 @@ from gptask import option
 from gptask.cli.commands.tasks import task_options
 from gptask_tasks.qa import QuestionAnswering
 
-from tests.installed import GOOD
+from tests.support.distributions import GOOD_TASK
 
 PROJECT = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())["project"]
 BUILT_IN = sorted(PROJECT["entry-points"]["gptask.tasks"])
@@ -27,8 +27,8 @@ def columns(line):
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
-def test_every_plugin_has_a_line(run):
-    ended = run("tasks")
+def test_every_plugin_has_a_line(run_command):
+    ended = run_command("tasks")
     header, *rows = ended.out.partition("\n\n")[0].splitlines()
     assert columns(header) == ["task", "plugin", "contract", "state", "description"]
     assert [columns(row)[0] for row in rows] == BUILT_IN
@@ -36,8 +36,8 @@ def test_every_plugin_has_a_line(run):
     assert "Answer a question on a context" in ended.out
 
 
-def test_one_task_shows_fields_and_options(run):
-    out = run("tasks", "qa").out
+def test_one_task_shows_fields_and_options(run_command):
+    out = run_command("tasks", "qa").out
     rows = {columns(line)[0]: columns(line)[1:] for line in out.splitlines() if line}
     assert rows["answer_start"] == ["integers", "no", "yes", "character offset of each answer"]
     assert rows["context"][:3] == ["text", "yes", "no"]
@@ -47,11 +47,11 @@ def test_one_task_shows_fields_and_options(run):
     assert rows["task.generation.stop"][:2] == ["list[str]", '["\\n"]']  # qa's default
 
 
-def test_json_holds_every_plugin_with_its_options(run):
-    listed = json.loads(run("tasks", "--json").out)
+def test_json_holds_every_plugin_with_its_options(run_command):
+    listed = json.loads(run_command("tasks", "--json").out)
     assert [task["name"] for task in listed] == BUILT_IN
     qa = listed[BUILT_IN.index("qa")]
-    assert json.loads(run("tasks", "qa", "--json").out) == qa
+    assert json.loads(run_command("tasks", "qa", "--json").out) == qa
     options = {option["name"]: option for option in qa["options"]}
     assert options["generation.stop"]["default"] == ["\n"]
     assert options["answer"] == {
@@ -81,22 +81,22 @@ def test_invalid_arguments_are_refused(refused, arguments, expected):
     assert expected in refused("tasks", *arguments)
 
 
-def test_help_lists_the_flags(run, monkeypatch):
+def test_help_lists_the_flags(run_command, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gptask"])
-    out = run("tasks", "--help").out
+    out = run_command("tasks", "--help").out
     assert "--check" in out
     assert "--format" in out
 
 
-def test_every_state_is_listed_with_its_cause(run, install, monkeypatch):
-    install("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
-    install("old-tasks", GOOD + "    contract_version = '0.9'\n", old="old_module:Good")
-    install("needy-tasks", GOOD.replace("times: int = option(1", "times: list[str] = field(metadata={}) #")
+def test_every_state_is_listed_with_its_cause(run_command, install_plugin, monkeypatch):
+    install_plugin("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
+    install_plugin("old-tasks", GOOD_TASK + "    contract_version = '0.9'\n", old="old_module:Good")
+    install_plugin("needy-tasks", GOOD_TASK.replace("times: int = option(1", "times: list[str] = field(metadata={}) #")
             .replace('[Field("text")', '[Field(self.times[0])'), needy="needy_module:Good")  # fmt: skip
-    install("our-tasks", GOOD, qa="echo_module:Good")
-    install("shy-tasks", GOOD, shy="shy_module:Good")
+    install_plugin("our-tasks", GOOD_TASK, qa="echo_module:Good")
+    install_plugin("shy-tasks", GOOD_TASK, shy="shy_module:Good")
     monkeypatch.setenv("GPTASK_PLUGINS", "-shy-tasks")
-    ended = run("tasks")
+    ended = run_command("tasks")
     rows = {columns(line)[0]: columns(line)[1:] for line in ended.out.partition("\n\n")[0].splitlines()}
     assert ended.code == 0
     assert rows["bad"][:3] == ["bad-tasks 1.2", "-", "broken"]
@@ -106,22 +106,22 @@ def test_every_state_is_listed_with_its_cause(run, install, monkeypatch):
     assert rows["qa"][2] == "clash"
     assert rows["shy"][2:4] == ["disabled", "disabled by GPTASK_PLUGINS=-shy-tasks"]
     assert rows["sentiment"][2] == rows["needy"][2] == "ok"
-    listed = {task["name"]: task for task in json.loads(run("tasks", "--format", "json").out)}
+    listed = {task["name"]: task for task in json.loads(run_command("tasks", "--format", "json").out)}
     assert {name: task["state"] for name, task in listed.items()} == {n: r[2] for n, r in rows.items() if n != "task"}
     assert listed["bad"]["cause"] == rows["bad"][3]
     assert "fields" not in listed["needy"]
 
 
 @pytest.fixture
-def checked(run, install, monkeypatch):
+def checked(run_command, install_plugin, monkeypatch):
     """`gptask tasks --check` beside plugins that break the contract; no built-in one takes part."""
-    install("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
-    install("echo-tasks", GOOD, echo="echo_module:Good")
-    install("needy-tasks", GOOD.replace("times: int = option(1", "times: int = field(metadata={}) #"),
+    install_plugin("bad-tasks", "import nothing_like_it\n", bad="bad_module:Good")
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
+    install_plugin("needy-tasks", GOOD_TASK.replace("times: int = option(1", "times: int = field(metadata={}) #"),
             needy="needy_module:Good")  # fmt: skip
-    install("shy-tasks", GOOD, shy="shy_module:Good")
+    install_plugin("shy-tasks", GOOD_TASK, shy="shy_module:Good")
     monkeypatch.setenv("GPTASK_PLUGINS", "bad-tasks,echo-tasks,needy-tasks")
-    return lambda *arguments: run("tasks", "--check", *arguments)
+    return lambda *arguments: run_command("tasks", "--check", *arguments)
 
 
 def test_check_says_which_clause_failed_and_where_to_look(checked):
@@ -153,8 +153,8 @@ def test_check_writes_json(checked):
     assert echo["place"].partition(":")[0].endswith("echo_module.py")
 
 
-def test_check_of_a_sound_task_exits_with_0(run):
-    ended = run("tasks", "--check", "sentiment")
+def test_check_of_a_sound_task_exits_with_0(run_command):
+    ended = run_command("tasks", "--check", "sentiment")
     assert ended.code == 0, ended.out
     assert re.search(r"does not apply +learns_to_stop", ended.out)
     assert ended.out.endswith("1 of 1 tasks keep the contract\n")

@@ -77,11 +77,11 @@ def test_bash_completes_behind_the_verb(tmp_path):
 
 @pytest.mark.skipif(not (SCRIPTS / "gptask").exists(), reason="the console script is not installed")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_gets_a_script(run, shell, tmp_path):
-    script = run("-sc", f"install={shell}").out
+def test_each_shell_gets_a_script(run_command, shell, tmp_path):
+    script = run_command("-sc", f"install={shell}").out
     assert "gptask" in script
     if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script + run("-sc", "uninstall=bash").out, text=True, check=True)
+        subprocess.run(["bash", "-n"], input=script + run_command("-sc", "uninstall=bash").out, text=True, check=True)
 
 
 def test_other_shells_are_refused(refused):
@@ -89,12 +89,12 @@ def test_other_shells_are_refused(refused):
     assert "takes install=<shell>" in refused("-sc")
 
 
-def test_query_returns_full_words_to_a_shell_without_word_breaks(run, monkeypatch):
+def test_query_returns_full_words_to_a_shell_without_word_breaks(run_command, monkeypatch):
     monkeypatch.setenv("COMP_LINE", "gptask train task=se")
     monkeypatch.delenv("COMP_WORDBREAKS", raising=False)
-    assert run("-sc", "query=fish").out == "task=sentiment\n"
+    assert run_command("-sc", "query=fish").out == "task=sentiment\n"
     monkeypatch.setenv("COMP_WORDBREAKS", " \t\n\"'><=;|&(:")
-    assert run("-sc", "query=bash").out == "sentiment \n"
+    assert run_command("-sc", "query=bash").out == "sentiment \n"
 
 
 class Bash:

@@ -53,10 +53,10 @@ def test_an_error_names_the_option_and_how_to_fix_it(refused, line, expected):
     assert "_schema" not in message
 
 
-def test_an_unwritable_run_folder_is_named(run):
+def test_an_unwritable_run_folder_is_named(run_command):
     from gptask.training.train import train
 
-    ended = run("train", "outputs=/dev/null/x", "backbone=nano", action=train)
+    ended = run_command("train", "outputs=/dev/null/x", "backbone=nano", action=train)
     assert ended.code == 2
     assert "the run folder /dev/null/x" in ended.err
     assert "set outputs=<folder>" in ended.err

@@ -5,8 +5,8 @@ from gptask.cli.verbs import VERBS
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.composed], ids=lambda verb: verb.name)
-def test_help_shows_the_summary_and_no_internals(run, verb):
-    ended = run(verb.name, "--help")
+def test_help_shows_the_summary_and_no_internals(run_command, verb):
+    ended = run_command(verb.name, "--help")
     assert (ended.code, ended.err, ended.configs) == (0, "", [])
     assert ended.out.startswith(f"gptask {verb.name} ")
     assert verb.summary in ended.out.splitlines()[0]
@@ -15,8 +15,8 @@ def test_help_shows_the_summary_and_no_internals(run, verb):
     assert "Powered by Hydra" not in ended.out
 
 
-def test_comments_of_yaml_and_task_stand_beside_the_values(run):
-    out = run("train", "task=qa", "backbone=nano", "task.stride=5", "--help").out
+def test_comments_of_yaml_and_task_stand_beside_the_values(run_command):
+    out = run_command("train", "task=qa", "backbone=nano", "task.stride=5", "--help").out
     lines = {line.partition("#")[0].strip(): line.partition("#")[2].strip() for line in out.splitlines()}
     assert lines["seed: 13"].startswith("weights, shuffling")  # the primary YAML
     assert lines["context: 512"] == "positions the model can see"  # a group's YAML
@@ -24,15 +24,15 @@ def test_comments_of_yaml_and_task_stand_beside_the_values(run):
     assert lines["num_beams: 1"].startswith("beams;")  # one of a nested dataclass
 
 
-def test_required_options_are_marked(run):
-    assert "input: ???" in run("predict", "--help").out
-    lines = [line for line in run("export", "--help").out.splitlines() if "run: ???" in line]
+def test_required_options_are_marked(run_command):
+    assert "input: ???" in run_command("predict", "--help").out
+    lines = [line for line in run_command("export", "--help").out.splitlines() if "run: ???" in line]
     assert lines[0].endswith("# required")
 
 
-def test_multirun_is_mentioned_only_for_verbs_that_have_it(run):
-    assert " -m " in run("evaluate", "--help").out
-    assert " -m " not in run("predict", "--help").out
+def test_multirun_is_mentioned_only_for_verbs_that_have_it(run_command):
+    assert " -m " in run_command("evaluate", "--help").out
+    assert " -m " not in run_command("predict", "--help").out
 
 
 def test_errors_beside_help_are_reported(refused):

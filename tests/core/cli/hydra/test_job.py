@@ -13,8 +13,8 @@ import pytest
 from gptask.cli.hydra.job import log, log_to_console
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import create
-from gptask.training import fingerprint as jobs
+from gptask.runs.folder import create_run_folder
+from gptask.training import fingerprint
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
@@ -31,8 +31,8 @@ def finish(ran):
     """An action that leaves the files of a finished training."""
 
     def action(config):
-        folder = create(config.outputs, "sentiment", config.folder)
-        write_json(folder / "metrics.json", {"job": jobs.identity(config)})
+        folder = create_run_folder(config.outputs, "sentiment", config.folder)
+        write_json(folder / "metrics.json", {"job": fingerprint.run_fingerprint(config)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
         ran.append((config.seed, str(folder)))
@@ -40,73 +40,73 @@ def finish(ran):
     return action
 
 
-def test_finished_jobs_are_skipped_and_unfinished_ones_get_new_folders(run, tmp_path):
+def test_finished_jobs_are_skipped_and_unfinished_ones_get_new_folders(run_command, tmp_path):
     ran: list = []
     line = ["train", "-m", "seed=1,2", "folder=runs/${seed}"]
-    assert run(*line, action=finish(ran)).code == 0
+    assert run_command(*line, action=finish(ran)).code == 0
     assert [folder for _, folder in ran] == ["runs/1", "runs/2"]
     (tmp_path / "runs/2/metrics.json").unlink()  # as if killed
     before = contents(tmp_path / "runs")
-    again = run(*line, action=finish(ran))
+    again = run_command(*line, action=finish(ran))
     assert ran[2:] == [(2, "runs/2_1")]
     assert "skipped, already finished: runs/1" in again.err
-    ended = run(*line, "probe=false", action=finish(ran))  # probe doesn't change the result
+    ended = run_command(*line, "probe=false", action=finish(ran))  # probe doesn't change the result
     assert (len(ran), ended.code) == (3, 0)
     assert "runs/2_1" in ended.err
     assert before.items() <= contents(tmp_path / "runs").items()
-    run(*line, "tuning.lr=1e-5", action=finish(ran))
+    run_command(*line, "tuning.lr=1e-5", action=finish(ran))
     assert [folder for _, folder in ran[3:]] == ["runs/1_1", "runs/2_2"]
 
 
-def test_finished_jobs_are_found_in_the_tasks_default_folder(run):
+def test_finished_jobs_are_found_in_the_tasks_default_folder(run_command):
     ran: list = []
     for _ in range(2):
-        run("train", "-m", "seed=1,2", action=finish(ran))
+        run_command("train", "-m", "seed=1,2", action=finish(ran))
     assert [seed for seed, _ in ran] == [1, 2]
-    run("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(ran))
+    run_command("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(ran))
     assert len(ran) == 4
 
 
-def test_a_single_run_is_never_skipped(run):
+def test_a_single_run_is_never_skipped(run_command):
     ran: list = []
     for _ in range(2):
-        run("train", "seed=1", action=finish(ran))
+        run_command("train", "seed=1", action=finish(ran))
     assert len(ran) == 2
 
 
-def test_failed_jobs_are_listed_and_set_the_exit_code(run):
+def test_failed_jobs_are_listed_and_set_the_exit_code(run_command):
     def action(config):
         if config.seed > 1:
             raise gptask.UserError("too large")
 
-    ended = run("train", "-m", "seed=1,2,3", action=action)
+    ended = run_command("train", "-m", "seed=1,2,3", action=action)
     assert ended.code == 2
     assert "2 of 3 jobs failed: 1, 2" in ended.err
 
 
-def test_ctrl_c_ends_a_multirun_and_says_how_to_continue(run):
+def test_ctrl_c_ends_a_multirun_and_says_how_to_continue(run_command):
     def action(config):
         raise KeyboardInterrupt
 
-    ended = run("train", "-m", "seed=1,2", action=action)
+    ended = run_command("train", "-m", "seed=1,2", action=action)
     assert ended.code == 130
     assert "The same command again skips the finished jobs" in ended.err
 
 
-def test_a_killed_job_process_is_no_internal_error(run):
+def test_a_killed_job_process_is_no_internal_error(run_command):
     from concurrent.futures.process import BrokenProcessPool
 
     def action(config):
         raise BrokenProcessPool
 
-    ended = run("train", "-m", "seed=1,2", action=action)
+    ended = run_command("train", "-m", "seed=1,2", action=action)
     assert ended.code == 2
     assert "n_jobs=1" in ended.err
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "submitit_local"])
-def test_every_launcher_composes(run, launcher):
-    ended = run("train", f"hydra/launcher={launcher}", "--cfg", "hydra")
+def test_every_launcher_composes(run_command, launcher):
+    ended = run_command("train", f"hydra/launcher={launcher}", "--cfg", "hydra")
     assert ended.code == 0, ended.err
     assert f"hydra/launcher: {launcher}" in ended.out
     assert "_launcher" in ended.out

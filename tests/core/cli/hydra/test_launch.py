@@ -4,14 +4,16 @@ import pytest
 from gptask.config.schemas import Files, Full, Scratch
 
 
-def test_a_verb_alone_composes_its_defaults(run):
-    config = run("train").config
+def test_a_verb_alone_composes_its_defaults(run_command):
+    config = run_command("train").config
     assert type(config.task).__name__ == "Sentiment"
     assert config.optimizer.lr is None is config.tuning.lr  # resolved later, by the head
 
 
-def test_open_dictionaries_take_keys_without_a_plus(run):
-    config = run("train", "trainer.devices=2", "data.columns.text=sentence", "task.label_words.good=fine").config
+def test_open_dictionaries_take_keys_without_a_plus(run_command):
+    config = run_command(
+        "train", "trainer.devices=2", "data.columns.text=sentence", "task.label_words.good=fine"
+    ).config
     assert config.trainer["devices"] == 2
     assert config.trainer["gradient_clip_val"] == 1.0  # beside the defaults
     assert config.data.columns == {"text": "sentence"}
@@ -26,74 +28,74 @@ def test_open_dictionaries_take_keys_without_a_plus(run):
         (["backbone.source=mine", "backbone.license=MIT"], "MIT"),
     ],
 )
-def test_other_weights_do_not_take_over_the_licence_of_a_preset(line, licence, run):
-    assert run("train", *line).config.backbone.license == licence
+def test_other_weights_do_not_take_over_the_licence_of_a_preset(line, licence, run_command):
+    assert run_command("train", *line).config.backbone.license == licence
 
 
-def test_values_with_quotes_brackets_and_newlines_arrive_unchanged(run):
+def test_values_with_quotes_brackets_and_newlines_arrive_unchanged(run_command):
     prompt = 'It\'s a "review", {text} = \\n\n=>'
     files = ["train=评论 (1).csv", "validation=a=b.csv", "test=[a b.csv,c(1).csv]"]
-    config = run("train", "data=files", *(f"data.{file}" for file in files), f"task.prompt={prompt}").config
+    config = run_command("train", "data=files", *(f"data.{file}" for file in files), f"task.prompt={prompt}").config
     assert (config.data.train, config.data.validation) == ("评论 (1).csv", "a=b.csv")
     assert config.data.test == ["a b.csv", "c(1).csv"]
     assert config.task.prompt == prompt
 
 
-def test_dictionaries_can_be_set_as_one_or_key_by_key(run):
-    config = run("train", "data=files", "data.train={source: a.de, target: b.en}", "data.labels.0=no").config
+def test_dictionaries_can_be_set_as_one_or_key_by_key(run_command):
+    config = run_command("train", "data=files", "data.train={source: a.de, target: b.en}", "data.labels.0=no").config
     assert config.data.train == {"source": "a.de", "target": "b.en"}
     assert config.data.labels == {"0": "no"}
-    config = run("train", "data=files", "data.columns={text: 1, label: kind}", "trainer={max_epochs: 3}").config
+    config = run_command("train", "data=files", "data.columns={text: 1, label: kind}", "trainer={max_epochs: 3}").config
     assert config.data.columns == {"text": 1, "label": "kind"}
     assert config.trainer["max_epochs"] == 3
     assert config.trainer["gradient_clip_val"] == 1.0, "other entries stay"
 
 
-def test_interpolations_work_and_can_be_escaped(run):
-    config = run("train", "outputs=out", "folder=${outputs}/${seed}", r"task.prompt=\${text}: {text}").config
+def test_interpolations_work_and_can_be_escaped(run_command):
+    config = run_command("train", "outputs=out", "folder=${outputs}/${seed}", r"task.prompt=\${text}: {text}").config
     assert config.folder == "out/13"
     assert config.task.prompt == "${text}: {text}"
 
 
-def test_a_superfluous_plus_is_accepted(run):
-    config = run("train", "+seed=3", "+backbone=nano", "++trainer.max_steps=4").config
+def test_a_superfluous_plus_is_accepted(run_command):
+    config = run_command("train", "+seed=3", "+backbone=nano", "++trainer.max_steps=4").config
     assert config.seed == 3
     assert isinstance(config.backbone, Scratch)
     assert config.trainer["max_steps"] == 4
 
 
-def test_flags_can_stand_anywhere(run):
-    ended = run("train", "task=qa", "-m", "seed=1,2")
+def test_flags_can_stand_anywhere(run_command):
+    ended = run_command("train", "task=qa", "-m", "seed=1,2")
     assert [config.seed for config in ended.configs] == [1, 2]
     assert {type(config.task).__name__ for config in ended.configs} == {"QuestionAnswering"}
 
 
-def test_nano_is_tuned_fully_unless_tuning_is_set(run):
-    assert isinstance(run("train", "backbone=nano").config.tuning, Full)
-    assert not isinstance(run("train", "backbone=nano", "tuning=lora").config.tuning, Full)
-    assert isinstance(run("evaluate", "backbone=nano").config.backbone, Scratch)
+def test_nano_is_tuned_fully_unless_tuning_is_set(run_command):
+    assert isinstance(run_command("train", "backbone=nano").config.tuning, Full)
+    assert not isinstance(run_command("train", "backbone=nano", "tuning=lora").config.tuning, Full)
+    assert isinstance(run_command("evaluate", "backbone=nano").config.backbone, Scratch)
 
 
-def test_config_dir_adds_the_users_presets(run, tmp_path):
+def test_config_dir_adds_the_users_presets(run_command, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     preset = "# @package _global_\ndefaults:\n  - override /task: qa\nseed: 99\ntrainer: {max_epochs: 7}\n"
     (tmp_path / "mine" / "experiment" / "big.yaml").write_text(preset)
-    config = run("train", "--config-dir", "mine", "experiment=big").config
+    config = run_command("train", "--config-dir", "mine", "experiment=big").config
     assert (config.seed, config.trainer["max_epochs"]) == (99, 7)
     assert type(config.task).__name__ == "QuestionAnswering"
-    assert run("train", "--config-dir", "mine", "experiment=big", "seed=1").config.seed == 1
+    assert run_command("train", "--config-dir", "mine", "experiment=big", "seed=1").config.seed == 1
 
 
-def test_cfg_prints_the_config_and_runs_nothing(run):
-    ended = run("train", "task=qa", "seed=5", "--cfg", "job")
+def test_cfg_prints_the_config_and_runs_nothing(run_command):
+    ended = run_command("train", "task=qa", "seed=5", "--cfg", "job")
     assert (ended.code, ended.configs, ended.err) == (0, [], "")
     assert "seed: 5" in ended.out
     assert "hydra" not in ended.out
 
 
-def test_a_run_leaves_no_file_and_no_setting_of_hydra(run, tmp_path, monkeypatch):
+def test_a_run_leaves_no_file_and_no_setting_of_hydra(run_command, tmp_path, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    run("train")
+    run_command("train")
     assert not list(tmp_path.iterdir())
     import os
     import sys
@@ -119,16 +121,16 @@ def test_flags_that_dont_apply_are_refused(refused, arguments, expected):
     assert expected in refused(*arguments)
 
 
-def test_file_and_folder_names_of_digits_need_no_quotes(run):
-    assert isinstance(run("train", "data=files", "data.train=2024_01").config.data, Files)
-    assert run("train", "folder=2024_01").config.folder == "2024_01"
+def test_file_and_folder_names_of_digits_need_no_quotes(run_command):
+    assert isinstance(run_command("train", "data=files", "data.train=2024_01").config.data, Files)
+    assert run_command("train", "folder=2024_01").config.folder == "2024_01"
 
 
-def test_further_processes_are_started_with_the_overrides_of_their_job(run):
+def test_further_processes_are_started_with_the_overrides_of_their_job(run_command):
     import sys
 
     commands = []
-    run(
+    run_command(
         "train",
         "-m",
         "task=qa",

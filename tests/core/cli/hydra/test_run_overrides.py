@@ -8,7 +8,7 @@ from gptask import Config
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
 from gptask.runs.config_file import write_config
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def written(tmp_path_factory):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
     config = Config(
-        task=QuestionAnswering(answer=Answer.span, stride=7, generation=QuestionAnswering().generation),
+        task=QuestionAnswering(answer=AnswerForm.span, stride=7, generation=QuestionAnswering().generation),
         backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
         data=Sample(limit=Limit(test=5), max_tokens=99),
         tuning=Full(lr=0.5),
@@ -36,44 +36,44 @@ def saved(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "outputs" / "qa" / "first run"))
 
 
-def test_resume_takes_every_option_of_the_run(run, saved):
-    config = run("train", f"resume={saved}").config
-    assert config.task == QuestionAnswering(answer=Answer.span, stride=7)
+def test_resume_takes_every_option_of_the_run(run_command, saved):
+    config = run_command("train", f"resume={saved}").config
+    assert config.task == QuestionAnswering(answer=AnswerForm.span, stride=7)
     assert (config.backbone.n_layer, config.data.max_tokens, config.tuning, config.seed) == (1, 99, Full(0.5), 7)
     assert (config.optimizer, config.schedule) == (SGD(lr=0.25), Schedule(ScheduleName.cosine, 0.5))
     assert config.trainer["max_epochs"] == 9
     assert config.resume == str(saved)
 
 
-def test_the_users_overrides_take_precedence(run, saved):
-    config = run("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
+def test_the_users_overrides_take_precedence(run_command, saved):
+    config = run_command("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
     assert (config.trainer["max_epochs"], config.trainer["devices"]) == (12, 1)
-    assert (config.seed, config.task.stride, config.task.answer) == (8, 9, Answer.span)
+    assert (config.seed, config.task.stride, config.task.answer) == (8, 9, AnswerForm.span)
 
 
-def test_evaluate_takes_task_data_and_backbone(run, saved):
-    config = run("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
-    assert (config.task.answer, config.task.stride) == (Answer.span, 9)
+def test_evaluate_takes_task_data_and_backbone(run_command, saved):
+    config = run_command("evaluate", f"run={saved}", "task.stride=9", "data.limit.test=3").config
+    assert (config.task.answer, config.task.stride) == (AnswerForm.span, 9)
     assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
     assert isinstance(config.backbone, Scratch)
     assert config.trainer == {}
 
 
-def test_another_kind_of_data_replaces_all_data_options_of_the_run(run, saved):
-    config = run("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
+def test_another_kind_of_data_replaces_all_data_options_of_the_run(run_command, saved):
+    config = run_command("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
     assert isinstance(config.data, Files)
     assert config.data.limit == Limit()
 
 
-def test_predict_takes_the_task_and_the_token_limit(run, saved):
-    config = run("predict", f"run={saved}", "input=-", "data.columns.context=text").config
-    assert config.task.answer is Answer.span
+def test_predict_takes_the_task_and_the_token_limit(run_command, saved):
+    config = run_command("predict", f"run={saved}", "input=-", "data.columns.context=text").config
+    assert config.task.answer is AnswerForm.span
     assert isinstance(config.data, Files)
     assert (config.data.max_tokens, config.data.columns) == (99, {"context": "text"})
 
 
-def test_run_null_is_the_bare_backbone(run):
-    assert run("evaluate", "run=null", "backbone=nano").config.run is None
+def test_run_null_is_the_bare_backbone(run_command):
+    assert run_command("evaluate", "run=null", "backbone=nano").config.run is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("answer: span", "answer: spam", ["task.answer (from", "expected one of"]),
         ("seed: 7", "seed: x", ["seed (from"]),
         ("kind: scratch", "kind: scrtch", ["is damaged: backbone.kind is 'scrtch'"]),
-        ("format: 1", "format: 2", ["run format 2", "reads format 1"]),
+        ("format: 2", "format: 3", ["run format 3", "reads format 2"]),
         ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
         ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),

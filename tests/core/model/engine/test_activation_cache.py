@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from gptask import Config
-from gptask.config.schemas import DType, Head, Limit, Lora, Pretrained, Sample
+from gptask.config.schemas import DType, HeadOnly, Limit, Lora, Pretrained, Sample
 from gptask.data.datamodule import collate
-from gptask.model.backbone.tuning import apply
-from gptask.model.engine import activation_cache as states
-from gptask.training import builder as assembly
-from gptask.training.train import assemble, train
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask.model.backbone.tuning import apply_tuning
+from gptask.model.engine import activation_cache
+from gptask.training import builder
+from gptask.training.train import build_module, train
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
+
+from tests.support.tiny_models import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +22,11 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
 
 
-def config(tiny, task, outputs="outputs", seed=0):
+def config(tiny_model, task, outputs="outputs", seed=0):
     return Config(
         task=task,
-        backbone=Pretrained(source=str(tiny("llama", 256, seed)), dtype=DType.float32),
-        tuning=Head(),
+        backbone=Pretrained(source=str(tiny_model("llama", 256, seed)), dtype=DType.float32),
+        tuning=HeadOnly(),
         data=Sample(limit=Limit(train=8, validation=4, test=4), max_tokens=256, batch_size=4),
         trainer={"max_epochs": 3, "accelerator": "cpu"},
         outputs=str(outputs),
@@ -32,16 +34,16 @@ def config(tiny, task, outputs="outputs", seed=0):
     )
 
 
-def kept(tiny, task, seed=0):
-    options = config(tiny, task, seed=seed)
-    module, data = assemble(options, assembly.corpora(options))
+def kept(tiny_model, task, seed=0):
+    options = config(tiny_model, task, seed=seed)
+    module, data = build_module(options, builder.build_corpora(options))
     items = data.items("train")
     batch = collate([items[row] | {"row": row} for row in (2, 0, 5)])
     return module, module.seats[0].states["train"], batch
 
 
-def test_states_of_every_real_token_are_read_back(tiny):
-    module, held, batch = kept(tiny, QuestionAnswering(answer=Answer.span, stride=8))
+def test_states_of_every_real_token_are_read_back(tiny_model):
+    module, held, batch = kept(tiny_model, QuestionAnswering(answer=AnswerForm.span, stride=8))
     expected = module.backbone.hidden(batch.input_ids, batch.lengths)
     assert torch.equal(held.hidden(batch), expected)
     module.backbone.hidden = None  # from here on nothing may be computed
@@ -50,8 +52,8 @@ def test_states_of_every_real_token_are_read_back(tiny):
     assert torch.isfinite(module.head.loss(held.hidden(batch), batch))
 
 
-def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny):
-    module, held, batch = kept(tiny, Sentiment())
+def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny_model):
+    module, held, batch = kept(tiny_model, Sentiment())
     assert held.table.shape == (8, module.backbone.channels)
     expected = module.head.logits(module.backbone.hidden(batch.input_ids), batch)
     held.hidden(batch)
@@ -59,8 +61,8 @@ def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny):
     assert torch.allclose(module.head.logits(held.hidden(batch), batch), expected)
 
 
-def test_a_batch_with_one_new_item_is_computed(tiny):
-    module, held, batch = kept(tiny, Sentiment())
+def test_a_batch_with_one_new_item_is_computed(tiny_model):
+    module, held, batch = kept(tiny_model, Sentiment())
     held.hidden(batch)
     held.done[batch.rows[1]] = False
     calls = []
@@ -71,31 +73,32 @@ def test_a_batch_with_one_new_item_is_computed(tiny):
     assert len(calls) == 1
 
 
-def test_another_backbone_has_its_own_states(tiny):
-    _, held, batch = kept(tiny, Sentiment())
+def test_another_backbone_has_its_own_states(tiny_model):
+    _, held, batch = kept(tiny_model, Sentiment())
     held.hidden(batch)
-    assert kept(tiny, Sentiment())[1].done.sum() == 3, "the same backbone finds them again"
-    assert not kept(tiny, Sentiment(), seed=1)[1].done.any()
+    assert kept(tiny_model, Sentiment())[1].done.sum() == 3, "the same backbone finds them again"
+    assert not kept(tiny_model, Sentiment(), seed=1)[1].done.any()
 
 
-def test_the_second_run_computes_no_training_state(tiny, tmp_path, monkeypatch):
-    first = train(config(tiny, Sentiment(), tmp_path / "a"))
+def test_the_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
+    first = train(config(tiny_model, Sentiment(), tmp_path / "a"))
     computed = []
-    read = states.Last.read
-    monkeypatch.setattr(states.Last, "read", lambda *given: computed.append(given[2] is None) or read(*given))
-    second = train(config(tiny, Sentiment(), tmp_path / "b"))
+    read = activation_cache.FinalStates.read
+    monkeypatch.setattr(
+        activation_cache.FinalStates, "read", lambda *given: computed.append(given[2] is None) or read(*given)
+    )
+    second = train(config(tiny_model, Sentiment(), tmp_path / "b"))
     assert computed
     assert not any(computed)
     assert torch.equal(first.head.linear.weight, second.head.linear.weight)
 
 
-def test_a_disk_with_too_little_room_is_told(tiny, monkeypatch, caplog):
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    assert kept(tiny, Sentiment())[1] is None
+def test_a_disk_with_too_little_room_is_told(tiny_model, monkeypatch, caplog):
+    monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    assert kept(tiny_model, Sentiment())[1] is None
     assert "every epoch computes them again" in caplog.text
 
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 10], [11]]  # two begin alike
 
 
@@ -108,7 +111,7 @@ def adapted(backbone_of, family, dropout=0.0, **lora):
     for name in ("attn_pdrop", "attention_dropout"):
         if hasattr(backbone.model.config, name):
             setattr(backbone.model.config, name, dropout)
-    backbone.peft = apply(backbone.peft, Lora(**({"rank": 2, "top": 0.5} | lora)))
+    backbone.peft = apply_tuning(backbone.peft, Lora(**({"rank": 2, "top": 0.5} | lora)))
     torch.manual_seed(1)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
@@ -125,11 +128,11 @@ def batch_of(prompts):
 def test_layers_above_go_on_from_what_those_below_made_before(backbone_of, family, apart):
     backbone = adapted(backbone_of, family)
     backbone.apart = apart
-    lower = states.lower_layers(backbone)
+    lower = activation_cache.cacheable_layers(backbone)
     assert len(lower) == backbone.model.config.num_hidden_layers // 2
     batch = batch_of(PROMPTS)
     whole = backbone.hidden(batch.input_ids, batch.lengths)
-    hidden, kept = states.read(backbone, lower, batch, None)
+    hidden, kept = activation_cache.read(backbone, lower, batch, None)
     assert kept.shape == (sum(map(len, PROMPTS)), backbone.channels)
     real = torch.arange(5)[None] < batch.lengths[:, None]
     assert torch.equal(hidden[real], whole[real])
@@ -138,19 +141,19 @@ def test_layers_above_go_on_from_what_those_below_made_before(backbone_of, famil
         layer.input_layernorm = None
         layer.ln_1 = None
     other = [PROMPTS[2], PROMPTS[1]]  # another batch of the same texts
-    resumed, _ = states.read(backbone, lower, batch_of(other), torch.cat([kept[9:], kept[5:9]]))
+    resumed, _ = activation_cache.read(backbone, lower, batch_of(other), torch.cat([kept[9:], kept[5:9]]))
     torch.testing.assert_close(resumed[0, 0], whole[2, 0])
     torch.testing.assert_close(resumed[1], whole[1, :4])
 
 
 def test_gradients_are_those_of_the_whole(backbone_of):
     backbone = adapted(backbone_of, "llama")
-    lower, batch = states.lower_layers(backbone), batch_of(PROMPTS)
-    _, kept = states.read(backbone, lower, batch, None)
+    lower, batch = activation_cache.cacheable_layers(backbone), batch_of(PROMPTS)
+    _, kept = activation_cache.read(backbone, lower, batch, None)
     gradients = []
     for given in (None, kept):
         backbone.zero_grad()
-        hidden, _ = states.read(backbone, lower, batch, given)
+        hidden, _ = activation_cache.read(backbone, lower, batch, given)
         hidden[:, 0].square().sum().backward()
         gradients.append([p.grad.clone() for p in backbone.parameters() if p.requires_grad])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
@@ -158,12 +161,12 @@ def test_gradients_are_those_of_the_whole(backbone_of):
 
 
 def test_layers_that_change_are_not_kept(backbone_of):
-    assert not states.lower_layers(adapted(backbone_of, "gpt2", dropout=0.5)), "dropout"
-    assert not states.lower_layers(adapted(backbone_of, "llama", top=1.0)), "adapters in every layer"
-    assert states.lower_layers(adapted(backbone_of, "llama")), "else they are"
+    assert not activation_cache.cacheable_layers(adapted(backbone_of, "gpt2", dropout=0.5)), "dropout"
+    assert not activation_cache.cacheable_layers(adapted(backbone_of, "llama", top=1.0)), "adapters in every layer"
+    assert activation_cache.cacheable_layers(adapted(backbone_of, "llama")), "else they are"
     backbone = adapted(backbone_of, "llama")
     backbone.model.get_input_embeddings().weight.requires_grad_(True)
-    assert not states.lower_layers(backbone), "embeddings that learn"
+    assert not activation_cache.cacheable_layers(backbone), "embeddings that learn"
 
 
 def test_a_model_whose_upper_layers_read_more_is_not_resumed(backbone_of):
@@ -174,31 +177,31 @@ def test_a_model_whose_upper_layers_read_more_is_not_resumed(backbone_of):
     first.register_forward_pre_hook(lambda *_: seen.clear())
     first.mlp.register_forward_hook(lambda module, given, out: seen.append(out))
     last.forward = lambda hidden, *args, **kwargs: own(hidden + sum(seen), *args, **kwargs)
-    assert not states.lower_layers(backbone), "other states"
+    assert not activation_cache.cacheable_layers(backbone), "other states"
     last.forward = lambda hidden, *args, **kwargs: own(hidden + seen.pop(), *args, **kwargs)
-    assert not states.lower_layers(backbone), "an error"
+    assert not activation_cache.cacheable_layers(backbone), "an error"
 
 
-def lora(tiny, outputs, **changes):
-    options = config(tiny, Sentiment(), outputs)
+def lora(tiny_model, outputs, **changes):
+    options = config(tiny_model, Sentiment(), outputs)
     options.tuning = Lora(rank=2, top=0.5)
     return replace(options, **changes)
 
 
-def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny, tmp_path, monkeypatch):
+def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_path, monkeypatch):
     seen: list[tuple[bool, int]] = []
-    read = states.Lower.read
+    read = activation_cache.LowerLayerStates.read
 
     def watched(self, batch, kept):
         seen.append((kept is None, len(batch.rows)))
         return read(self, batch, kept)
 
-    monkeypatch.setattr(states.Lower, "read", watched)
-    kept = train(lora(tiny, tmp_path / "kept"))
+    monkeypatch.setattr(activation_cache.LowerLayerStates, "read", watched)
+    kept = train(lora(tiny_model, tmp_path / "kept"))
     assert sum(rows for computed, rows in seen if computed) == 8 + 4, "each item of train and validation once"
     assert sum(rows for computed, rows in seen if not computed) == 2 * (8 + 4), "and read in two epochs"
-    monkeypatch.setattr(states, "lower_layers", lambda backbone: [])
-    computed = train(lora(tiny, tmp_path / "computed"))
+    monkeypatch.setattr(activation_cache, "cacheable_layers", lambda backbone: [])
+    computed = train(lora(tiny_model, tmp_path / "computed"))
     pairs = zip(kept.backbone.state_dict().values(), computed.backbone.state_dict().values(), strict=True)
     assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
     assert not list((tmp_path / "cache").glob("tmp*")), "nothing is left in the cache"
@@ -209,7 +212,7 @@ def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny, tmp_path
     [{"trainer": {"max_epochs": 1}}, {"trainer": {"precision": "bf16-mixed"}}],
     ids=["one epoch", "another number format"],
 )
-def test_nothing_is_kept_in_vain(tiny, tmp_path, changes):
-    options = lora(tiny, tmp_path, **changes)
-    module, _ = assemble(options, assembly.corpora(options))
+def test_nothing_is_kept_in_vain(tiny_model, tmp_path, changes):
+    options = lora(tiny_model, tmp_path, **changes)
+    module, _ = build_module(options, builder.build_corpora(options))
     assert not module.seats[0].states

@@ -7,9 +7,9 @@ import pytest
 import torch
 from gptask.model.engine import decoding, kv_cache
 from gptask.model.engine.decoding import decode, stop_test
-from gptask.model.engine.kv_cache import Buffer, _roomy
+from gptask.model.engine.kv_cache import PreallocatedKVCache, _grown
 from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 
 FAMILIES = ["gpt2", "llama", "gemma3"]
 LONG = list(range(30, 50))  # longer than Gemma's tiny window of 8
@@ -20,7 +20,7 @@ TAILS = [[7], [8, 9, 10], [11, 12], [7, 13, 14, 15, 16, 17]]
 def together(backbone, prompts, rooms=16, **options):
     """Token ids and score of each prompt, all decoded at once."""
     rooms = [rooms] * len(prompts) if isinstance(rooms, int) else list(rooms)
-    return decode(backbone, prompts, rooms, Generation(**options))
+    return decode(backbone, prompts, rooms, GenerationOptions(**options))
 
 
 def alone(backbone, prompts, **options):
@@ -58,7 +58,7 @@ def test_prompts_that_share_tokens_are_decoded_as_alone(family, length, penalty,
 @pytest.mark.parametrize("length", [0, 3, 20])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_read_in_groups_are_decoded_as_alone(family, length, backbone_of, monkeypatch):
-    monkeypatch.setattr(decoding, "TOGETHER", 8)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
     seen = read_by(backbone, monkeypatch)
     got = together(backbone, prompts)
@@ -106,9 +106,9 @@ def test_buffers_grow_without_changing_the_text(family, length, backbone_of, mon
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
     rooms = [16, 12, 9, 16]
     expected = together(backbone, prompts, rooms)
-    made, make = [], _roomy
-    monkeypatch.setattr(kv_cache, "_roomy", lambda *args: made.append(args) or make(*args))
-    monkeypatch.setattr(kv_cache, "ROOM", 3)
+    made, make = [], _grown
+    monkeypatch.setattr(kv_cache, "_grown", lambda *args: made.append(args) or make(*args))
+    monkeypatch.setattr(kv_cache, "GROWTH", 3)
     same(together(backbone, prompts, rooms), expected)
     assert len(made) >= 2 * 2 * 3  # layers, keys and values, and several times
 
@@ -127,11 +127,11 @@ def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, len
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch):
-    monkeypatch.setattr(kv_cache, "ROOM", 4)
-    monkeypatch.setattr(decoding, "APART", 1)
+    monkeypatch.setattr(kv_cache, "GROWTH", 4)
+    monkeypatch.setattr(decoding, "BUCKET_COST", 1)
     backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
     backbone.windowed = True  # texts grow beyond Gemma's window
-    assert decoding.segments([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
+    assert decoding.split_by_length([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
     expected = alone(backbone, prompts)
     for rooms in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:
         got = together(backbone, prompts, rooms)
@@ -149,8 +149,8 @@ def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch)
     ],
 )
 def test_rows_of_other_lengths_are_apart_where_that_saves_enough(lengths, apart, expected, monkeypatch):
-    monkeypatch.setattr(decoding, "APART", apart)
-    assert decoding.segments(lengths) == expected
+    monkeypatch.setattr(decoding, "BUCKET_COST", apart)
+    assert decoding.split_by_length(lengths) == expected
 
 
 def test_finished_rows_are_not_read_on(backbone_of, monkeypatch):
@@ -174,7 +174,7 @@ def pair(rows):
 
 def placed(*rows, whole=False):
     """A buffer that holds rows of numbers."""
-    buffer, shape = Buffer(whole), (len(rows), len(rows[0]))
+    buffer, shape = PreallocatedKVCache(whole), (len(rows), len(rows[0]))
     where = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1])).unbind(1)
     buffer.place(shape, where, [part.transpose(1, 2).flatten(0, 1) for part in pair(rows)])
     return buffer
@@ -205,7 +205,7 @@ def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
 
 
 def test_a_buffer_grows(monkeypatch):
-    monkeypatch.setattr(kv_cache, "ROOM", 3)
+    monkeypatch.setattr(kv_cache, "GROWTH", 3)
     buffer = placed([1, 2], [3, 4])
     room = buffer.room[0]
     write(buffer, [5], [6])
@@ -216,7 +216,7 @@ def test_a_buffer_grows(monkeypatch):
 
 
 def test_a_whole_buffer_shows_zeros_where_nothing_is_written_yet(monkeypatch):
-    monkeypatch.setattr(kv_cache, "ROOM", 3)
+    monkeypatch.setattr(kv_cache, "GROWTH", 3)
     buffer = placed([1, 2], [3, 4], whole=True)
     assert held(buffer) == [[1, 2, 0], [3, 4, 0]]
     write(buffer, [5], [6])
@@ -229,7 +229,7 @@ def test_a_whole_buffer_shows_zeros_where_nothing_is_written_yet(monkeypatch):
 
 
 def test_what_was_read_in_parts_lies_where_it_belongs():
-    buffer, numbers = Buffer(), torch.arange(1.0, 6.0)[:, None, None].expand(-1, 2, 3)
+    buffer, numbers = PreallocatedKVCache(), torch.arange(1.0, 6.0)[:, None, None].expand(-1, 2, 3)
     for part, rows, columns in ((slice(3), [2, 2, 2], [0, 1, 2]), (slice(3, 5), [0, 1], [2, 2])):
         buffer.place((3, 3), (torch.tensor(rows), torch.tensor(columns)), [numbers[part], -numbers[part]])
     assert held(buffer) == [[0, 0, 4], [0, 0, 5], [1, 2, 3]]
@@ -281,7 +281,7 @@ def test_a_stop_text_ends_a_generated_text(text, stops, tokenizer, backbone_of, 
         return torch.nn.functional.one_hot(torch.tensor([next(dictated)]), 320)
 
     monkeypatch.setattr(backbone, "logits", logits)
-    (said,) = generate(backbone, [[5, 6]], Generation(max_new_tokens=len(ids), stop=stops))
+    (said,) = generate(backbone, [[5, 6]], GenerationOptions(max_new_tokens=len(ids), stop=stops))
     end = min(text.index(stop) for stop in stops if stop in text)
     assert said.text == text[:end]
     rest = tokenizer.decode(list(dictated))

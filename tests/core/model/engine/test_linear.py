@@ -6,10 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 from gptask.config.schemas import Lora
-from gptask.model.backbone.tuning import apply
-from gptask.model.engine import linear as lean
-from gptask.model.engine import loss
-from gptask.model.engine.loss import Nats
+from gptask.model.backbone.tuning import apply_tuning
+from gptask.model.engine import linear, loss
+from gptask.model.engine.loss import ChunkedCrossEntropy
 from torch import nn
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
@@ -25,7 +24,7 @@ def gradients(out, inputs, seed=0):
 def replaced(model):
     """Names of LoRA layers and norms that have a lean form."""
     forms = {name: vars(module).get("forward") for name, module in model.named_modules()}
-    return {name for name, form in forms.items() if form and form.__func__ in (lean._adapted, lean._normed)}
+    return {name for name, form in forms.items() if form and form.__func__ in (linear._adapted, linear._normed)}
 
 
 def norm_of(family, channels=8, **options):
@@ -43,11 +42,11 @@ def adapted(backbone_of, monkeypatch):
 
     def make(family, dtype=torch.float32, **options):
         models = []
-        for install in (lambda model: None, lean.install):
+        for install in (lambda model: None, linear.install):
             with monkeypatch.context() as patch:
-                patch.setattr(lean, "install", install)
+                patch.setattr(linear, "install", install)
                 settings = {"rank": 2, "target_modules": [] if family == "gpt2" else SOME} | options
-                models.append(apply(backbone_of(family).peft.to(dtype), Lora(**settings)))
+                models.append(apply_tuning(backbone_of(family).peft.to(dtype), Lora(**settings)))
             torch.manual_seed(0)
             for name, parameter in models[-1].named_parameters():
                 if "lora_" in name:
@@ -76,11 +75,11 @@ def test_low_rank_is_the_formula(layers, bias, from_gradient):
         sizes = [(outputs, 6), (outputs,), (rank, 6), (outputs, rank)]
         weight, shift, a, b = (torch.randn(size, dtype=torch.float64) for size in sizes)
         formula.append((weight.T, shift if bias else 0, a.requires_grad_().T, b.requires_grad_().T, scale))
-        frozen.append(lean.Frozen(weight, shift if bias else None, scale))
+        frozen.append(linear.FrozenLinear(weight, shift if bias else None, scale))
         factors[0].append(a)
         factors[1].append(b)
     inputs = [*factors[0], *factors[1], *([x.requires_grad_()] if from_gradient else [])]
-    got = lean.LowRank.apply(x, frozen, *factors[0], *factors[1])
+    got = linear.FusedLora.apply(x, frozen, *factors[0], *factors[1])
     expected = [x @ w + shift + scale * (x @ a @ b) for w, shift, a, b, scale in formula]
     torch.testing.assert_close(list(got), expected)
     slopes = (gradients(torch.cat(list(outs), -1), inputs) for outs in (got, expected))
@@ -90,25 +89,25 @@ def test_low_rank_is_the_formula(layers, bias, from_gradient):
 
 @pytest.mark.parametrize("part", [192, 3, 1])  # of seven states
 def test_nats_are_torchs_cross_entropy(part, monkeypatch):
-    monkeypatch.setattr(loss, "PART", part)
+    monkeypatch.setattr(loss, "CHUNK_STATES", part)
     torch.manual_seed(0)
     states, weight, following = torch.randn(7, 6, requires_grad=True), torch.randn(11, 6), torch.arange(7)
-    got = Nats.apply(states, weight, following)
+    got = ChunkedCrossEntropy.apply(states, weight, following)
     expected = nn.functional.cross_entropy(states @ weight.T, following, reduction="none")
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(gradients(got, [states]), gradients(expected, [states]))
-    assert Nats.apply(states[:0], weight, following[:0]).shape == (0,)
+    assert ChunkedCrossEntropy.apply(states[:0], weight, following[:0]).shape == (0,)
 
 
 def test_nats_of_a_token_without_probability_are_finite():
     states, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
-    got = Nats.apply(states, weight, torch.tensor([1]))
+    got = ChunkedCrossEntropy.apply(states, weight, torch.tensor([1]))
     assert got.tolist() == [400.0]
     assert torch.autograd.grad(got, states)[0].tolist() == [[2.0]]
 
 
 def test_nats_in_bfloat16_are_as_near_the_truth_as_torchs(monkeypatch):
-    monkeypatch.setattr(loss, "PART", 20)
+    monkeypatch.setattr(loss, "CHUNK_STATES", 20)
     torch.manual_seed(0)
     states, weight = torch.randn(50, 64).bfloat16().requires_grad_(), (torch.randn(300, 64) * 0.2).bfloat16()
     following = torch.randint(300, (50,))
@@ -122,7 +121,7 @@ def test_nats_in_bfloat16_are_as_near_the_truth_as_torchs(monkeypatch):
         return float((costs.detach() - truth.detach()).norm()), float((got - slope).norm())
 
     torchs = errors(nn.functional.cross_entropy((states @ weight.T).float(), following, reduction="none"))
-    for got, usual in zip(errors(Nats.apply(states, weight, following)), torchs, strict=True):
+    for got, usual in zip(errors(ChunkedCrossEntropy.apply(states, weight, following)), torchs, strict=True):
         assert got < 1.5 * usual
 
 
@@ -132,7 +131,7 @@ def test_norm_is_the_models_own(family, size):
     torch.manual_seed(0)
     own = norm_of(family).requires_grad_(False)
     leaned = deepcopy(own)
-    lean.install(nn.ModuleList([leaned]))
+    linear.install(nn.ModuleList([leaned]))
     assert "forward" in vars(leaned)
     x = (torch.randn(2, 3, 8) * size).requires_grad_()
     assert torch.equal(leaned(x), own(x))
@@ -162,13 +161,13 @@ def scaleless(channels):
 @pytest.mark.parametrize("make", [CentredRMSNorm, CappedRMSNorm, scaleless])
 def test_a_norm_of_another_formula_stays_as_it_is(make):
     norm = make(8).requires_grad_(False)
-    lean.install(nn.ModuleList([norm]))
+    linear.install(nn.ModuleList([norm]))
     assert "forward" not in vars(norm)
 
 
 def test_a_norm_that_learns_stays_as_it_is():
     norm = norm_of("llama")
-    lean.install(nn.ModuleList([norm]))
+    linear.install(nn.ModuleList([norm]))
     assert "forward" not in vars(norm)
     norm(torch.randn(2, 8)).sum().backward()
     assert norm.weight.grad.abs().sum() > 0
@@ -176,7 +175,7 @@ def test_a_norm_that_learns_stays_as_it_is():
 
 def test_a_copy_of_a_norm_uses_its_own_weights():
     norm = norm_of("llama").requires_grad_(False)
-    lean.install(nn.ModuleList([norm]))
+    linear.install(nn.ModuleList([norm]))
     copy, x = deepcopy(norm), torch.randn(2, 8, requires_grad=True)
     before, (gradient,) = copy(x), gradients(copy(x), x)
     norm.weight.zero_()
@@ -218,14 +217,14 @@ def test_loss_and_gradients_equal_pefts(family, targets, adapted):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many layers each call of `LowRank` was for."""
-    counts, apply_it = [], lean.LowRank.apply
+    """How many layers each call of `FusedLora` was for."""
+    counts, apply_it = [], linear.FusedLora.apply
 
     def counted(x, layers, *factors):
         counts.append(len(layers))
         return apply_it(x, layers, *factors)
 
-    monkeypatch.setattr(lean.LowRank, "apply", counted)
+    monkeypatch.setattr(linear.FusedLora, "apply", counted)
     return counts
 
 
@@ -319,7 +318,7 @@ def test_a_state_dict_has_the_same_keys(adapted):
 
 
 def test_scoring_uses_merged_weights_of_the_factors_as_they_are_now(backbone_of):
-    model = apply(backbone_of("llama").peft, Lora(rank=2))
+    model = apply_tuning(backbone_of("llama").peft, Lora(rank=2))
     ids = torch.arange(6)[None]
     layer = next(m for m in model.modules() if getattr(m, "lora_B", None))
     with torch.inference_mode():
@@ -344,10 +343,10 @@ def test_few_rows_meet_a_packed_weight_and_many_do_not(backbone_of, monkeypatch)
     layer = some_layer(model)
     x = torch.randn(2, 3, layer.in_features, dtype=torch.bfloat16)
     with torch.inference_mode():
-        monkeypatch.setattr(lean, "FEW", 5)
+        monkeypatch.setattr(linear, "PACKED_MAX_ROWS", 5)
         expected = layer(x)
         assert layer.lean_kept is None, "six rows are many"
-        monkeypatch.setattr(lean, "FEW", 6)
+        monkeypatch.setattr(linear, "PACKED_MAX_ROWS", 6)
         torch.testing.assert_close(layer(x), expected)
         assert layer.lean_kept.packed
         torch.testing.assert_close(deepcopy(model).get_submodule("model.layers.0.mlp.up_proj").weight,
@@ -361,7 +360,7 @@ def test_few_rows_meet_a_packed_weight_and_many_do_not(backbone_of, monkeypatch)
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 products here")
 def test_merged_weights_are_packed_where_bfloat16_is_fast(backbone_of):
-    model = apply(backbone_of("llama").peft.to(torch.bfloat16), Lora(rank=2))
+    model = apply_tuning(backbone_of("llama").peft.to(torch.bfloat16), Lora(rank=2))
     layer = next(m for m in model.modules() if getattr(m, "lora_B", None))
     a, b = (getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B"))
     nn.init.normal_(b)
@@ -381,7 +380,7 @@ def test_float32_weights_stay_as_they_are(backbone_of):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_scoring_follows_every_step_of_a_fused_optimizer(dropout, backbone_of):
-    model = apply(backbone_of("llama").peft, Lora(rank=2, dropout=dropout))
+    model = apply_tuning(backbone_of("llama").peft, Lora(rank=2, dropout=dropout))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
     scores = []
     for _ in range(3):

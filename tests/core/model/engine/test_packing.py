@@ -7,18 +7,19 @@ import pytest
 import torch
 from gptask.config.schemas import Lora
 from gptask.data import prefixes
-from gptask.model.backbone.tuning import apply
-from gptask.model.engine import attention
-from gptask.model.engine import linear as lean
-from gptask.model.engine import packing as sharing
+from gptask.model.backbone.tuning import apply_tuning
+from gptask.model.engine import attention, linear, packing
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
 ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
 
 
 def runs(rows):
-    return sorted((sorted(members), prefix) for members, prefix in prefixes.runs([np.array(row) for row in rows]))
+    return sorted(
+        (sorted(members), prefix) for members, prefix in prefixes.prefix_groups([np.array(row) for row in rows])
+    )
 
 
 def saved(rows, partition):
@@ -70,10 +71,10 @@ def test_no_split_saves_more(seed):
 
 
 def test_a_split_holds_every_sequence():
-    found = sharing.split(ROWS)
+    found = packing.split(ROWS)
     assert [found.prefixes[of] + own for of, own in zip(found.of, found.suffixes, strict=True)] == ROWS
     assert found.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
-    apart = sharing.split(ROWS, share=False)
+    apart = packing.split(ROWS, share=False)
     assert (apart.prefixes, apart.suffixes) == ([[]], ROWS)
 
 
@@ -87,7 +88,7 @@ def padded(rows):
 
 def adapted(backbone):
     """The backbone with adapters in all layers that change something, and no dropout."""
-    backbone.peft = apply(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval()
     torch.manual_seed(0)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
@@ -110,7 +111,7 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
         (states * weights).sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
     assert shapes[0] == tuple(ids.shape)
-    assert shapes[1:] == [(1, sharing.split(ROWS).size)]
+    assert shapes[1:] == [(1, packing.split(ROWS).size)]
     (states, gradients), (got, learned) = results
     torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(learned, gradients, strict=True):
@@ -139,14 +140,14 @@ def test_needed_states_and_their_gradients_are_the_same_and_others_cost_no_feed_
     torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(learned, gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
-    assert rows == [sharing.split(ROWS).size if together else ids.numel(), needed.sum()]
+    assert rows == [packing.split(ROWS).size if together else ids.numel(), needed.sum()]
 
 
 def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
     part = backbone_of("llama").layers[-1]
     del part.mlp.forward
     part.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
-    lean.install_last(part, 32)
+    linear.install_last(part, 32)
     assert "forward" not in vars(part.mlp)
 
 
@@ -172,14 +173,14 @@ def test_sequences_lie_in_a_row_where_that_saves_tokens(family, rows, shape, bac
 def test_sequences_stay_apart_unless_layers_mix_them_by_other_means(backbone_of):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
-    assert all(sharing.stay_apart(backbone_of(family)) for family in FAMILIES)
+    assert all(packing.supports_packing(backbone_of(family)) for family in FAMILIES)
     backbone = backbone_of("llama")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
     torch.manual_seed(0)
     backbone.peft = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads))
     attention.install(backbone.peft)
-    assert not sharing.stay_apart(backbone)
+    assert not packing.supports_packing(backbone)
 
 
 def mistral(**settings):
@@ -216,12 +217,12 @@ def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, pre
 
 
 def test_windows_that_a_model_keeps_to_itself_are_seen(backbone_of):
-    assert all(sharing.tells_windows(backbone_of(family)) for family in FAMILIES)
+    assert all(packing.passes_window(backbone_of(family)) for family in FAMILIES)
     backbone = backbone_of("gemma3")
     assert backbone.lays_out(99)
     for layer in backbone.layers:
         layer.self_attn.sliding_window = None  # as if it did not hand it on
-    assert not sharing.tells_windows(backbone)
+    assert not packing.passes_window(backbone)
     backbone.windowed = False
     assert backbone.lays_out(8)
     assert not backbone.lays_out(9)

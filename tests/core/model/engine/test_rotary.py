@@ -4,8 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from gptask.model.engine import linear as lean
-from gptask.model.engine import rotary
+from gptask.model.engine import linear, rotary
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as partial
 from transformers.models.llama import modeling_llama as llama
@@ -74,7 +73,7 @@ def test_training_rotates_this_way_and_scoring_as_before(family, backbone_of, ro
         assert len(rotations) == 2 * layers
     rotations.clear()
     model.zero_grad()
-    lean.remove(model)
+    linear.remove(model)
     model(IDS, labels=IDS).loss.backward()
     assert not rotations
     for expected, *got in zip([p.grad for p in model.parameters()], *slopes, strict=True):

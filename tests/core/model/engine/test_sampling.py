@@ -3,7 +3,7 @@
 import pytest
 import torch
 from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 from scipy.stats import chisquare
 
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72))]
@@ -46,7 +46,7 @@ def probabilities(backbone, ids, temperature, top_k=0, top_p=1.0):
 
 def drawn(backbone, prompt, count, **options):
     torch.manual_seed(0)
-    return [text.text for text in generate(backbone, [prompt] * count, Generation(**options))]
+    return [text.text for text in generate(backbone, [prompt] * count, GenerationOptions(**options))]
 
 
 def fits(counts, expected):
@@ -85,10 +85,10 @@ def test_a_second_token_is_drawn_by_what_the_first_one_was(llama):
 
 
 def test_a_seed_repeats_a_prompts_samples_in_whatever_company(llama):
-    options = Generation(max_new_tokens=8, temperature=3.0, seed=5, samples=3)
+    options = GenerationOptions(max_new_tokens=8, temperature=3.0, seed=5, samples=3)
     together = generate(llama, PROMPTS, options)
     assert [generate(llama, [prompt], options)[0].samples for prompt in PROMPTS] == [t.samples for t in together]
-    other = generate(llama, PROMPTS, Generation(max_new_tokens=8, temperature=3.0, seed=6, samples=3))
+    other = generate(llama, PROMPTS, GenerationOptions(max_new_tokens=8, temperature=3.0, seed=6, samples=3))
     assert other[0].samples[:2] == together[0].samples[1:]  # a seed's samples begin one by one
     assert all(len(set(text.samples)) == 3 for text in together)
 
@@ -96,13 +96,13 @@ def test_a_seed_repeats_a_prompts_samples_in_whatever_company(llama):
 def test_seeded_frequencies_are_the_probabilities(llama):
     options = OPTIONS[3]
     expected = probabilities(llama, PROMPTS[0], **options)
-    (text,) = generate(llama, PROMPTS[:1], Generation(max_new_tokens=1, samples=3000, seed=1, **options))
+    (text,) = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=1, samples=3000, seed=1, **options))
     assert fits(torch.tensor([int(said) for said in text.samples]).bincount(minlength=len(expected)), expected)
 
 
 @torch.no_grad()
 def test_of_several_samples_the_likeliest_is_the_answer(llama):
-    (text,) = generate(llama, PROMPTS[:1], Generation(max_new_tokens=4, temperature=3.0, seed=1, samples=6))
+    (text,) = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=4, temperature=3.0, seed=1, samples=6))
 
     def mean(said):
         ids = [*PROMPTS[0], *map(int, said.split())]
@@ -115,7 +115,7 @@ def test_of_several_samples_the_likeliest_is_the_answer(llama):
 
 
 def test_one_sample_is_told_as_ever(llama):
-    assert [text.samples for text in generate(llama, PROMPTS, Generation(max_new_tokens=2))] == [None] * 4
+    assert [text.samples for text in generate(llama, PROMPTS, GenerationOptions(max_new_tokens=2))] == [None] * 4
 
 
 def test_a_text_does_not_end_by_itself_before_its_least_length(llama):
@@ -123,10 +123,10 @@ def test_a_text_does_not_end_by_itself_before_its_least_length(llama):
     free = llama.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     end = free[2]
     llama.model.generation_config.eos_token_id = [0, end]
-    short = generate(llama, PROMPTS[:1], Generation(max_new_tokens=12))[0].text
+    short = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=12))[0].text
     assert len(short.split()) == free.index(end) <= 2
     expected = llama.model.generate(ids, max_new_tokens=12, min_new_tokens=6, do_sample=False, pad_token_id=0)
-    long = generate(llama, PROMPTS[:1], Generation(max_new_tokens=12, min_new_tokens=6))[0].text
+    long = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=12, min_new_tokens=6))[0].text
     assert len(long.split()) >= 6
     told = [token for token in expected[0, 3:].tolist() if token not in (0, end)]
     assert long.split() == list(map(str, told))

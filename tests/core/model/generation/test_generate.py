@@ -8,9 +8,10 @@ import torch
 from gptask.errors import UserError
 from gptask.model.generation import generate as generation
 from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import Generation
+from gptask.plugins.generation_options import GenerationOptions
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72)), [99, 98, 97, 96, 95]]
 
 
@@ -34,7 +35,7 @@ def reference(backbone, prompt, **options):
 
 
 def texts(backbone, prompts, **options):
-    return [text.text for text in generate(backbone, prompts, Generation(**{"max_new_tokens": 16} | options))]
+    return [text.text for text in generate(backbone, prompts, GenerationOptions(**{"max_new_tokens": 16} | options))]
 
 
 def decoded(backbone, rows):
@@ -122,11 +123,11 @@ def test_no_more_rows_are_written_at_once_than_memory_is_granted(llama, sizes, m
     together = texts(llama, PROMPTS, max_new_tokens=4)
     config = llama.model.config
     position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes, in float32
-    monkeypatch.setattr(generation, "KEYS", position * (sum(len(prompt) + 4 for prompt in PROMPTS) // 2))
+    monkeypatch.setattr(generation, "KV_BYTES", position * (sum(len(prompt) + 4 for prompt in PROMPTS) // 2))
     sizes.clear()
     assert texts(llama, PROMPTS, max_new_tokens=4) == together
     assert max(sizes) == 2, "three parts: half of all prompts is a bit more than there is room for"
-    monkeypatch.setattr(generation, "KEYS", 1)
+    monkeypatch.setattr(generation, "KV_BYTES", 1)
     assert texts(llama, PROMPTS, max_new_tokens=4) == together, "one at a time, if need be"
 
 
@@ -149,7 +150,9 @@ def test_beams_obey_stop_texts(llama):
 def test_score_is_the_geometric_mean_over_tokens_and_eos(llama):
     rows = ending_early(llama)
     end = llama.model.generation_config.eos_token_id[1]
-    for said, prompt, row in zip(generate(llama, PROMPTS, Generation(max_new_tokens=16)), PROMPTS, rows, strict=True):
+    for said, prompt, row in zip(
+        generate(llama, PROMPTS, GenerationOptions(max_new_tokens=16)), PROMPTS, rows, strict=True
+    ):
         told = row if len(row) == 16 else [*row, end]
         logs = llama.model(torch.tensor([prompt + told])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         mean = logs.gather(1, torch.tensor(told)[:, None]).mean()
@@ -209,8 +212,8 @@ def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_o
     ],
 )
 def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected, caplog):
-    said = Generation(**options)
-    said.settle(np.array(lengths, dtype=int), 512)
+    said = GenerationOptions(**options)
+    said.resolve_max_new_tokens(np.array(lengths, dtype=int), 512)
     assert said.limit == expected
     assert ("2 of 100 targets of train are longer" in caplog.text) == (expected == 128)
 
@@ -236,5 +239,5 @@ def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expect
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UserError, match=r"task\.generation"):
-        Generation(**options).validate()
-    Generation().validate()
+        GenerationOptions(**options).validate()
+    GenerationOptions().validate()

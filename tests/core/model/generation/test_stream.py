@@ -5,10 +5,11 @@ import torch
 from gptask.errors import UserError
 from gptask.model.backbone.scratch import train_tokenizer
 from gptask.model.generation.generate import generate
-from gptask.model.generation.stream import Pieces, Stream
-from gptask.plugins.generation_options import Generation
+from gptask.model.generation.stream import Stream, StreamedText
+from gptask.plugins.generation_options import GenerationOptions
 
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "gemma3"]
+from tests.support.tiny_models import FAMILIES
+
 PROMPT = list(range(5, 25))  # longer than gemma3's window of 8
 
 
@@ -52,7 +53,7 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "stops"), TEXTS)
 def test_pieces_are_whole_and_never_taken_back(text, stops, tokenizer):
     end = min((text.index(stop) for stop in stops if stop in text), default=len(text))
-    pieces, told = Pieces(tokenizer, stops), ""
+    pieces, told = StreamedText(tokenizer, stops), ""
     for token in tokenizer(text)["input_ids"]:
         piece = pieces.add(token)
         assert "\ufffd" not in piece
@@ -65,25 +66,25 @@ def test_pieces_are_whole_and_never_taken_back(text, stops, tokenizer):
 
 
 def test_text_that_no_stop_text_can_begin_with_is_told_at_once(tokenizer):
-    pieces = Pieces(tokenizer, ["\n\n"])
+    pieces = StreamedText(tokenizer, ["\n\n"])
     ids = tokenizer("a good film")["input_ids"]
     assert [pieces.add(token) for token in ids] == [tokenizer.decode([token]) for token in ids]
 
 
 def test_half_a_character_at_the_end_is_dropped(tokenizer):
-    pieces = Pieces(tokenizer, [])
+    pieces = StreamedText(tokenizer, [])
     assert "".join(map(pieces.add, tokenizer("ok 🙂")["input_ids"][:-1])) + pieces.rest() == "ok "
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_streamed_text_is_the_generated_one(family, backbone_of):
-    backbone, options = backbone_of(family), Generation(max_new_tokens=16, repetition_penalty=1.3)
+    backbone, options = backbone_of(family), GenerationOptions(max_new_tokens=16, repetition_penalty=1.3)
     (expected,) = generate(backbone, [PROMPT], options)
     assert "".join(Stream(backbone).text(PROMPT, options)) == expected.text.rstrip("\ufffd")
 
 
 def test_a_seeded_text_is_the_generated_one(backbone_of):
-    backbone, options = backbone_of("llama"), Generation(max_new_tokens=16, temperature=2.0, top_p=0.9, seed=3)
+    backbone, options = backbone_of("llama"), GenerationOptions(max_new_tokens=16, temperature=2.0, top_p=0.9, seed=3)
     (expected,) = generate(backbone, [PROMPT], options)
     assert "".join(Stream(backbone).text(PROMPT, options)) == expected.text.rstrip("\ufffd")
 
@@ -99,10 +100,10 @@ def test_a_seeded_text_is_the_generated_one(backbone_of):
     ],
 )
 def test_only_what_is_new_is_read_and_the_text_is_that_of_a_whole_reading(family, second, new, backbone_of, reads):
-    backbone, options = backbone_of(family), Generation(max_new_tokens=6)
+    backbone, options = backbone_of(family), GenerationOptions(max_new_tokens=6)
     expected = "".join(Stream(backbone).text(second, options))
     stream = Stream(backbone)
-    list(stream.text(PROMPT, Generation(max_new_tokens=4)))
+    list(stream.text(PROMPT, GenerationOptions(max_new_tokens=4)))
     seen = reads(backbone)
     assert "".join(stream.text(second, options)) == expected
     assert seen[0] == new
@@ -110,7 +111,7 @@ def test_only_what_is_new_is_read_and_the_text_is_that_of_a_whole_reading(family
 
 
 def test_a_long_prompt_is_read_in_parts(backbone_of, reads, monkeypatch):
-    backbone, options = backbone_of("gemma3"), Generation(max_new_tokens=6)
+    backbone, options = backbone_of("gemma3"), GenerationOptions(max_new_tokens=6)
     expected = "".join(Stream(backbone).text(PROMPT, options))
     monkeypatch.setattr("gptask.model.generation.stream.AT_ONCE", 7)
     seen = reads(backbone)
@@ -119,7 +120,7 @@ def test_a_long_prompt_is_read_in_parts(backbone_of, reads, monkeypatch):
 
 
 def test_a_text_that_is_broken_off_leaves_nothing_wrong_behind(backbone_of, monkeypatch):
-    backbone, options = backbone_of("llama"), Generation(max_new_tokens=6)
+    backbone, options = backbone_of("llama"), GenerationOptions(max_new_tokens=6)
     expected = "".join(Stream(backbone).text([*PROMPT, 3], options))
     stream = Stream(backbone)
     pieces = stream.text(PROMPT, options)
@@ -136,11 +137,11 @@ def test_a_text_that_is_broken_off_leaves_nothing_wrong_behind(backbone_of, monk
 def test_it_knows_whether_there_was_room(backbone_of):
     backbone = backbone_of("gpt2", context=32)
     stream = Stream(backbone)
-    list(stream.text(PROMPT, Generation(max_new_tokens=3)))
+    list(stream.text(PROMPT, GenerationOptions(max_new_tokens=3)))
     assert stream.full
     token = int(backbone.model(torch.tensor([PROMPT])).logits[0, -1].argmax())
     backbone.model.generation_config.eos_token_id = [0, token]
-    assert list(stream.text(PROMPT, Generation(max_new_tokens=3))) == [""]
+    assert list(stream.text(PROMPT, GenerationOptions(max_new_tokens=3))) == [""]
     assert not stream.full
     with pytest.raises(UserError, match="33 tokens"):
-        list(stream.text(list(range(33)), Generation()))
+        list(stream.text(list(range(33)), GenerationOptions()))

@@ -8,24 +8,24 @@ import pytest
 import torch
 from gptask import train
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
-from gptask.model.backbone.locate import Resolved
+from gptask.model.backbone.locate import BackboneOrigin
+from gptask.runs.cards import model_card
 from gptask.runs.cards.hub_metadata import hub_id, languages, license_of
-from gptask.runs.cards.model_card import Card
-from gptask.training.builder import corpus
+from gptask.training.builder import build_corpus
 from gptask.training.evaluate import evaluate
-from gptask_tasks.qa import Answer, QuestionAnswering
+from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from huggingface_hub import ModelCard
 
-from tests.small import config
+from tests.support.configs import small_config
 
 SMALL = Sample(limit=Limit(train=16, validation=4, test=6), max_tokens=128, batch_size=8)
 
 
 @pytest.fixture(scope="module")
 def classified(tmp_path_factory):
-    return train(config(tmp_path_factory.mktemp("outputs")))
+    return train(small_config(tmp_path_factory.mktemp("outputs")))
 
 
 def card_of(folder):
@@ -76,7 +76,7 @@ def test_its_python_loads_the_run(classified, capsys):
 
 
 @pytest.mark.parametrize("tuning", [Lora(rank=2), Full()])
-def test_a_generators_weights_load_without_gptask(tuning, tiny, tmp_path):
+def test_a_generators_weights_load_without_gptask(tuning, tiny_model, tmp_path):
     task = Translation(source_lang="de", target_lang="zh-CN")
     task.generation.max_new_tokens = 4
     rows = "".join(json.dumps({"source": f"der Hund {n}", "target": f"狗 {n}"}) + "\n" for n in range(12))
@@ -84,11 +84,11 @@ def test_a_generators_weights_load_without_gptask(tuning, tiny, tmp_path):
     settings = {
         "task": task,
         "tuning": tuning,
-        "backbone": Pretrained(source=str(tiny("llama", 128)), dtype=DType.float32, license="MIT License"),
+        "backbone": Pretrained(source=str(tiny_model("llama", 128)), dtype=DType.float32, license="MIT License"),
         "data": Files(train=str(tmp_path / "pairs.jsonl"), cut=0.2, max_tokens=64),
         "trainer": {"max_steps": 1, "accelerator": "cpu"},
     }
-    run = train(config(tmp_path, **settings))
+    run = train(small_config(tmp_path, **settings))
     card = card_of(run.folder)
     assert values_of(card) == reported(run.folder)
     assert (card.data.language, card.data.license, card.data.base_model) == (["de", "zh"], "mit", None)
@@ -105,19 +105,19 @@ def test_a_generators_weights_load_without_gptask(tuning, tiny, tmp_path):
         torch.testing.assert_close(names["model"](ids).logits, expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_backbone_without_its_upper_layers_is_loaded_through_an_export(tiny, tmp_path):
-    backbone = Pretrained(source=str(tiny("llama", 128)))
-    run = train(config(tmp_path, task=Translation(), backbone=backbone, tuning=Lora(rank=2, layers=0.5)))
+def test_a_backbone_without_its_upper_layers_is_loaded_through_an_export(tiny_model, tmp_path):
+    backbone = Pretrained(source=str(tiny_model("llama", 128)))
+    run = train(small_config(tmp_path, task=Translation(), backbone=backbone, tuning=Lora(rank=2, layers=0.5)))
     card = card_of(run.folder)
     assert len(blocks(card, "python")) == 1  # PEFT would put the adapter on all layers
     assert "gptask export" in card.text
 
 
-def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
+def test_what_came_from_the_hub_is_named_by_its_id(tiny_model, tmp_path, monkeypatch):
     import datasets
 
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
-    origin = Resolved(str(tiny("llama", 128)), "hub org/tiny-llama", "abc")
+    origin = BackboneOrigin(str(tiny_model("llama", 128)), "hub org/tiny-llama", "abc")
     monkeypatch.setattr("gptask.model.backbone.locate.resolve", lambda options: origin)
     monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
     data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
@@ -126,7 +126,7 @@ def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
         source="org/tiny-llama", dtype=DType.float32, license="Gemma Terms of Use (ai.google.dev/gemma/terms)"
     )
     trainer = {"max_steps": 1, "accelerator": "cpu"}
-    run = train(config(tmp_path, backbone=backbone, data=data, tuning=Lora(rank=2), trainer=trainer))
+    run = train(small_config(tmp_path, backbone=backbone, data=data, tuning=Lora(rank=2), trainer=trainer))
     card = card_of(run.folder)
     assert (card.data.base_model, card.data.datasets) == ("org/tiny-llama", ["org/films"])
     assert (card.data.library_name, card.data.license) == ("peft", "gemma")
@@ -138,7 +138,7 @@ def test_what_came_from_the_hub_is_named_by_its_id(tiny, tmp_path, monkeypatch):
 
 
 def test_an_evaluation_names_its_run_and_offers_no_model(classified, tmp_path):
-    task, backbone = Sentiment(labels=["negative", "neutral", "positive"]), config(tmp_path).backbone
+    task, backbone = Sentiment(labels=["negative", "neutral", "positive"]), small_config(tmp_path).backbone
     for run, name in ((str(classified.folder), f"the run `{classified.folder}`"), (None, "the bare backbone")):
         settings = Evaluate(
             task=task, backbone=backbone, data=SMALL, run=run, split="validation", outputs=str(tmp_path)
@@ -160,7 +160,7 @@ def test_nothing_a_user_names_breaks_metadata_or_text(tmp_path):
     folder = tmp_path / "run|`1` {folder}"
     data = Files(train=str(tmp_path / name), columns={"text": "a|b", "label": "---\n"}, max_tokens=64,
                  license="mine | <script>\n---\n# no")  # fmt: skip
-    run = train(config(tmp_path, data=data, folder=str(folder), trainer={"max_steps": 1, "accelerator": "cpu"}))
+    run = train(small_config(tmp_path, data=data, folder=str(folder), trainer={"max_steps": 1, "accelerator": "cpu"}))
     card = card_of(run.folder)
     assert values_of(card) == reported(run.folder)
     assert card.data.eval_results[0].dataset_name == "x|y `code` <b> --- ``` --- *é* {a} 'q\".jsonl"
@@ -176,15 +176,15 @@ def test_nothing_a_user_names_breaks_metadata_or_text(tmp_path):
 
 
 def test_a_card_that_fails_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(Card, "body", lambda self: 1 / 0)
-    run = train(config(tmp_path))
+    monkeypatch.setattr(model_card.ModelCard, "body", lambda self: 1 / 0)
+    run = train(small_config(tmp_path))
     assert run.metrics["n"] == 10
     assert "README.md could not be written: ZeroDivisionError" in caplog.text
     assert not (run.folder / "README.md").exists()
 
 
 def test_a_head_without_a_transformers_class_has_no_pipeline(tmp_path):
-    run = train(config(tmp_path, task=QuestionAnswering(answer=Answer.span, stride=16), data=SMALL))
+    run = train(small_config(tmp_path, task=QuestionAnswering(answer=AnswerForm.span, stride=16), data=SMALL))
     card = card_of(run.folder)
     assert card.data.pipeline_tag is None
     assert card.data.eval_results[0].task_type == "qa"
@@ -193,7 +193,7 @@ def test_a_head_without_a_transformers_class_has_no_pipeline(tmp_path):
 
 def test_a_test_without_examples_has_a_card_too(tmp_path):
     options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
-    card = card_of(train(config(tmp_path, trainer=options)).folder)
+    card = card_of(train(small_config(tmp_path, trainer=options)).folder)
     assert card.data.eval_results is None
     assert "No example was scored" in card.text
 
@@ -230,6 +230,6 @@ def test_languages_are_the_tasks_options():
 
 
 def test_the_datas_licence_is_the_users_else_the_samples_and_no_part_of_the_caches_key():
-    mine, bundled = (corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
+    mine, bundled = (build_corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
     assert (mine.options.license, bundled.options.license) == ("CC0-1.0", "Apache-2.0")
     assert mine.split("test").key == bundled.split("test").key

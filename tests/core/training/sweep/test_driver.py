@@ -7,14 +7,14 @@ import optuna
 import pytest
 from gptask import UserError
 from gptask.runs.atomic_write import write_json
-from gptask.runs.folder import create
-from gptask.training.fingerprint import identity
+from gptask.runs.folder import create_run_folder
+from gptask.training.fingerprint import run_fingerprint
 from gptask.training.sweep import driver
-from gptask.training.sweep.driver import Plan, sweep
+from gptask.training.sweep.driver import SweepPlan, run_sweep
 from gptask.training.sweep.space import Dimension
-from gptask.training.sweep.study import Study, locked
+from gptask.training.sweep.study import Study, lock_study
 
-from tests.small import config
+from tests.support.configs import small_config
 
 LR = Dimension("lr", (), 1e-4, 1e-2, None, True)
 RANK = Dimension("rank", ("4", "8"))
@@ -30,19 +30,19 @@ class Played:
 
     def configure(self, overrides):
         found = dict(override.split("=") for override in overrides)
-        options = config(self.outputs, seed=int(found.get("rank", 0)))
+        options = small_config(self.outputs, seed=int(found.get("rank", 0)))
         options.tuning.lr = float(found.get("lr", 0.5))
         return options
 
     def train(self, options, callbacks):
         (watch,) = callbacks
-        folder = create("", "", options.folder)
+        folder = create_run_folder("", "", options.folder)
         self.trained.append((folder.name, options.seed, options.tuning.lr))
         self.fails(options)
         for value in (-options.tuning.lr, -options.tuning.lr / 2):
             watch.values.append(value)
             watch.trial.report(value, len(watch.values))
-        write_json(folder / "metrics.json", {"job": identity(options)})
+        write_json(folder / "metrics.json", {"job": run_fingerprint(options)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
 
@@ -52,10 +52,10 @@ class Played:
 
     def sweep(self, trials, space=(LR, RANK), sampler="random", name="s", **changes):
         first = self.configure([])
-        plan = Plan(list(space), [], name, trials, sampler, "none", None, self.configure, self.report)
+        plan = SweepPlan(list(space), [], name, trials, sampler, "none", None, self.configure, self.report)
         for key, value in changes.items():
             setattr(plan, key, value)
-        return sweep(plan, first)
+        return run_sweep(plan, first)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_folders_of_a_lost_study_are_not_reused(played, tmp_path):
 
 
 def test_two_sweeps_at_once_are_refused(played, tmp_path):
-    with locked(tmp_path / "sweeps/s"), pytest.raises(UserError, match="another gptask sweep is at work"):
+    with lock_study(tmp_path / "sweeps/s"), pytest.raises(UserError, match="another gptask sweep is at work"):
         played.sweep(1)
     assert played.sweep(1).done == 1
 
@@ -200,7 +200,7 @@ def test_a_pruned_training_leaves_a_folder_that_is_no_finished_run(tmp_path):
         direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=101, n_warmup_steps=2)
     )
     trial = study.ask()
-    options = config(tmp_path, folder=str(tmp_path / "trial_0"), trainer={"max_epochs": 5, "accelerator": "cpu"})
+    options = small_config(tmp_path, folder=str(tmp_path / "trial_0"), trainer={"max_epochs": 5, "accelerator": "cpu"})
     with pytest.raises(optuna.TrialPruned, match=r"accuracy .* after validation 2"):
         driver._train(options, trial, "accuracy")
     names = {path.name for path in Path(options.folder).iterdir()}
@@ -213,8 +213,8 @@ def test_a_pruned_training_leaves_a_folder_that_is_no_finished_run(tmp_path):
 
 def test_a_training_that_may_go_on_tells_every_validation(tmp_path):
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
-    options = config(tmp_path, folder=str(tmp_path / "trial_0"))
+    options = small_config(tmp_path, folder=str(tmp_path / "trial_0"))
     values = driver._train(options, study.ask(), "accuracy")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
-    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["job"] == identity(options)
+    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["job"] == run_fingerprint(options)

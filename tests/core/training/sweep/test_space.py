@@ -2,12 +2,12 @@
 
 import pytest
 from gptask import UserError
-from gptask.config.overrides import normalize
+from gptask.config.overrides import normalize_overrides
 from gptask.training.sweep.space import Dimension, in_file, on_line, together
 
 
 def read(*overrides):
-    return on_line(overrides, normalize(overrides, True, {"seed"}, {"trainer"}))
+    return on_line(overrides, normalize_overrides(overrides, True, {"seed"}, {"trainer"}))
 
 
 @pytest.mark.parametrize(

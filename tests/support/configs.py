@@ -1,11 +1,14 @@
 """Configs that train in a second."""
 
+from pathlib import Path
+from typing import Any
+
 from gptask import Config
 from gptask.config.schemas import Full, Limit, Sample, Scratch
 from gptask_tasks.sentiment import Sentiment
 
 
-def config(outputs, **changes):
+def small_config(outputs: Path, **changes: Any) -> Config:
     """A training that takes a second: a tiny GPT-2 on a few sentences."""
     options = {
         "task": Sentiment(),

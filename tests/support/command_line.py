@@ -1,4 +1,4 @@
-"""Command lines run in this process: what they print, their exit code, the config they would run."""
+"""Fixtures that run command lines in this process: what they print, their exit code, the config they would run."""
 
 import logging
 import sys
@@ -14,6 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 @dataclass
 class Ended:
+    """A command line that has ended."""
+
     code: int
     out: str
     err: str
@@ -26,8 +28,8 @@ class Ended:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """``run("train", "seed=3")``: nothing is trained, the validated configs are kept."""
+def run_command(monkeypatch, capsys, tmp_path):
+    """``run_command("train", "seed=3")``: nothing is trained, the validated configs are kept."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes once more, only to ask for hydra.mode
@@ -48,11 +50,11 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def refused(run):
+def refused(run_command):
     """The message of a command line that a user got wrong: short, no stack trace, exit code 2."""
 
     def call(*arguments, **options):
-        ended = run(*arguments, **options)
+        ended = run_command(*arguments, **options)
         assert ended.code == 2, ended.err
         assert not ended.configs
         assert "Traceback" not in ended.err

@@ -4,9 +4,10 @@ import sys
 import textwrap
 
 import pytest
+from gptask.plugins import discovery
 from hydra.core.config_store import ConfigStore
 
-GOOD = '''
+GOOD_TASK = '''
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from gptask import Field, Task, option
@@ -32,8 +33,8 @@ class Good(Task):
 
 
 @pytest.fixture
-def install(tmp_path_factory, monkeypatch):
-    """``install("dist", source, name="module:Class")``; returns the folder that is on the path."""
+def install_plugin(tmp_path_factory, monkeypatch):
+    """``install_plugin("dist", source, name="module:Class")``; returns the folder that is on the path."""
     path = tmp_path_factory.mktemp("site")
     monkeypatch.syspath_prepend(path)
     monkeypatch.setenv("GPTASK_PLUGINS", "")
@@ -48,6 +49,7 @@ def install(tmp_path_factory, monkeypatch):
         (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
         if source is not None:
             (path / f"{next(iter(points.values())).partition(':')[0]}.py").write_text(textwrap.dedent(source))
+        discovery._scan.cache_clear()  # a process scans its distributions once
         return path
 
     yield call

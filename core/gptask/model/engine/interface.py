@@ -1,0 +1,34 @@
+"""What the engine needs of a backbone beside the plugin contract."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+from gptask.plugins.protocols import Backbone
+
+
+class EngineBackbone(Backbone, Protocol):
+    """A decoder whose forward passes the engine may pack, and whose layers it may replace."""
+
+    peft: Any  # the model, PEFT-wrapped where it has adapters
+    origin: Any  # where its weights came from, with their hash
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, in a multimodal model that of its text part."""
+
+    @property
+    def body(self) -> Any:
+        """The decoder without the vocabulary projection."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers; none where they are no plain list."""
+
+    def sees(self, positions: int) -> bool:
+        """Whether every layer sees so many positions back."""
+
+    def can_pack(self, positions: int) -> bool:
+        """Whether sequences of so many positions may lie in one row."""

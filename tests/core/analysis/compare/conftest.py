@@ -1,3 +1,0 @@
-"""Command lines, for what is made of them."""
-
-from tests.core.cli.conftest import run  # noqa: F401 (a fixture)
