@@ -12,6 +12,7 @@ from gptask.cli.hydra.validate import validated_config
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
 from gptask.config.trainer_options import check_trainer_options
+from gptask.plugins.config_group import register_task_group
 from gptask.plugins.discovery import discover
 from gptask.plugins.task import Task
 from omegaconf import OmegaConf, open_dict
@@ -25,7 +26,7 @@ NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export"
 
 @pytest.fixture(scope="module")
 def configs():
-    discover()
+    register_task_group(discover())
     register_schemas()
     with loader() as found:
         yield found

@@ -132,7 +132,7 @@ def test_a_wrong_qa_run_is_told_before_anything_is_trained(tmp_path: Path) -> No
     with pytest.raises(UserError, match="no run folder at nowhere"):
         train(asking(tmp_path, qa_run="nowhere"))
     other = train(small_config(tmp_path, task=Sentiment(), trainer={"max_steps": 1, "accelerator": "cpu"}))
-    with pytest.raises(UserError, match=r"is a run of 'sentiment', which takes text; expected one that answers"):
+    with pytest.raises(UserError, match=r"is a run of Sentiment, which takes text; expected one that answers"):
         train(asking(tmp_path, qa_run=str(other.folder)))
     assert not list(tmp_path.glob("question_generation/*"))
 

@@ -52,7 +52,7 @@ class Columns:
             Kind.TAGS: self.tags,
         }
         self.record = (
-            task.convert_row if getattr(type(task), "record", Task.convert_row) is not Task.convert_row else None
+            task.convert_row if getattr(type(task), "convert_row", Task.convert_row) is not Task.convert_row else None
         )
         self.along = [f.name for f in self.fields if f.kind in ALONG]
         self.tagged = any(f.kind is Kind.TAGS for f in self.fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask import Backbone, Batch, Head, nats
+from gptask import Backbone, Batch, Head, token_nll
 from torch import Tensor
 
 
@@ -31,7 +31,7 @@ class LanguageModelHead(Head):
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Mean over all tokens of the batch, ends of documents included."""
         following, here = self._following(batch)
-        return nats(self.backbone, hidden[here], following[here]).mean()
+        return token_nll(self.backbone, hidden[here], following[here]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Nats and number of the tokens of each sequence's text."""
@@ -41,5 +41,5 @@ class LanguageModelHead(Head):
         rows = torch.arange(len(here), device=here.device)
         here[rows, batch.last()] &= torch.tensor(batch.extra["end"], device=here.device) == 0
         costs = torch.zeros(here.shape, device=here.device)
-        costs[here] = nats(backbone, hidden[here], following[here])
+        costs[here] = token_nll(backbone, hidden[here], following[here])
         return torch.stack([costs.sum(1, dtype=torch.float64), here.sum(1)], 1).tolist()

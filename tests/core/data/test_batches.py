@@ -69,7 +69,7 @@ def test_processes_share_all_items_in_equally_many_batches(n: int, world: int) -
 
 
 def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
-    monkeypatch.setattr("gptask.data.batches.ENOUGH", 40)
+    monkeypatch.setattr("gptask.data.batches.BUSY_TOKENS", 40)
     sizes = np.random.default_rng(0).integers(5, 60, 300)
     batches = list(BatchesByLength(sizes, 64, 10_000, None, padding=0.1))
     assert sorted(row for batch in batches for row in batch) == list(range(300))

@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import distributions
 
 import pytest
-from gptask import UserError
-from gptask.plugins.discovery import discover, installed_plugins, load_task_class
+from gptask import Config, UserError
+from gptask.plugins.config_group import register_task_group
+from gptask.plugins.discovery import discover, installed_plugins, load_task_class, plugin_of
+from gptask.runs.config_file import read_config, write_config
+from gptask.runs.run import task_from_config
 from hydra.core.config_store import ConfigStore
 
 from tests.support.distributions import GOOD_TASK
@@ -49,6 +53,7 @@ BROKEN = {  # source of the module, words of the cause
 def test_a_third_partys_plugin_stands_beside_the_built_in_ones(install_plugin):
     install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
     plugins = discover()
+    register_task_group(plugins)
     assert {"echo", "sentiment", "qa"} <= plugins.keys()
     assert (plugins["echo"].origin, plugins["echo"].state) == ("echo-tasks 1.2", "ok")
     task = load_task_class(plugins, "echo")
@@ -192,7 +197,7 @@ def test_a_chosen_task_is_loaded_by_hydra_and_no_other(install_plugin):
 
     install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
     install_plugin("bad-tasks", "raise ValueError\n", bad="bad_module:Good")
-    discover(())
+    register_task_group(discover(()))
     register_schemas()
     with loader() as configs:
         assert {"bad", "echo"} <= set(configs.get_group_options("task"))
@@ -218,7 +223,7 @@ def test_the_environment_limits_discovery(install_plugin, monkeypatch):
     with pytest.raises(UserError, match=r"task 'sentiment' \(gptask 0.1.0\) is disabled by GPTASK_PLUGINS=Echo-Tasks"):
         load_task_class(discover(), "sentiment")
     states = {plugin.name: plugin.state for plugin in installed_plugins()}
-    assert (states["bad"], states["echo"]) == ("disabled", "unread")
+    assert (states["bad"], states["echo"]) == ("disabled", "ok")
     monkeypatch.setenv("GPTASK_PLUGINS", "-bad-tasks")
     assert {"echo", "sentiment"} <= discover().keys()
     assert "bad" not in discover()
@@ -263,3 +268,26 @@ def test_the_command_line_imports_no_plugin_but_the_chosen_one(install_plugin, t
     assert "ValueError: no luck" in err
     assert len(err.splitlines()) <= 5
     assert touched.exists()
+
+
+def test_a_process_scans_its_distributions_once(install_plugin, monkeypatch, tmp_path):
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
+    scans = []
+
+    def counted():
+        scans.append(1)
+        return distributions()
+
+    monkeypatch.setattr("gptask.plugins.discovery.distributions", counted)
+    task = load_task_class(discover(()), "echo")()
+    discover({"qa"})
+    plugin_of(task)
+    write_config(tmp_path, Config(task=task))
+    assert task_from_config(read_config(tmp_path))[1] == task
+    assert len(scans) == 1
+
+
+def test_discovery_registers_nothing(install_plugin):
+    install_plugin("echo-tasks", GOOD_TASK, echo="echo_module:Good")
+    discover()
+    assert ConfigStore.instance().repo["task"] == {}

@@ -25,6 +25,6 @@ def test_a_coin_falls_once_for_a_group():
 
 
 def test_blocks_do_not_change_the_number_of_resamples(monkeypatch):
-    monkeypatch.setattr("gptask.plugins.resampling.BLOCK", 30)
+    monkeypatch.setattr("gptask.plugins.resampling.RESAMPLES_PER_BLOCK", 30)
     parts = list(bootstrap(np.arange(10), 8, 1))
     assert [len(part) for part in parts] == [3, 3, 2]

@@ -161,7 +161,7 @@ def test_a_crash_marks_the_run_as_failed_even_behind_the_training(tmp_path, prox
     def crash(*_, **__):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("gptask.training.train.finish", crash)
+    monkeypatch.setattr("gptask.training.train.write_results", crash)
     for kind, folder in ((MLflowLog(uri=database), tmp_path / "mlflow"), (WandbLog(), tmp_path / "wandb")):
         with pytest.raises(RuntimeError, match="out of luck"):
             train(small_config(tmp_path, logger=kind, folder=str(folder)))

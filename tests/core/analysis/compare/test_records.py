@@ -52,7 +52,7 @@ def broken_json(folder):
 
 
 def other_format(folder):
-    text = (folder / "config.yaml").read_text().replace("format: 1", "format: 99")
+    text = (folder / "config.yaml").read_text().replace("format: 2", "format: 99")
     (folder / "config.yaml").write_text(text)
 
 

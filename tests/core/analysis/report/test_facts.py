@@ -44,13 +44,13 @@ def test_nested_settings_become_dotted_keys(pair):
 
 
 def test_the_command_is_that_of_compare(pair, monkeypatch):
-    monkeypatch.setattr(command, "command", lambda config: f"gptask train seed={config['seed']}")
+    monkeypatch.setattr(command, "reproduce_command", lambda config: f"gptask train seed={config['seed']}")
     assert settings.reproduce(pair[1]) == "gptask train seed=2"
 
     def refuse(config):
         raise UserError("not from a command")
 
-    monkeypatch.setattr(command, "command", refuse)
+    monkeypatch.setattr(command, "reproduce_command", refuse)
     assert settings.reproduce(pair[1]) == "# not from a command"
 
 

@@ -205,7 +205,7 @@ def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, pre
     weights = torch.randn(*ids.shape, backbone.channels)[real]
     results = []
     for backbone.windowed in (False, True):
-        assert backbone.lays_out(99) is backbone.windowed
+        assert backbone.can_pack(99) is backbone.windowed
         backbone.zero_grad()
         states = backbone.hidden(ids, lengths)[real]
         (states * weights).sum().backward()
@@ -219,10 +219,10 @@ def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, pre
 def test_windows_that_a_model_keeps_to_itself_are_seen(backbone_of):
     assert all(packing.passes_window(backbone_of(family)) for family in FAMILIES)
     backbone = backbone_of("gemma3")
-    assert backbone.lays_out(99)
+    assert backbone.can_pack(99)
     for layer in backbone.layers:
         layer.self_attn.sliding_window = None  # as if it did not hand it on
     assert not packing.passes_window(backbone)
     backbone.windowed = False
-    assert backbone.lays_out(8)
-    assert not backbone.lays_out(9)
+    assert backbone.can_pack(8)
+    assert not backbone.can_pack(9)

@@ -118,7 +118,7 @@ def test_what_came_from_the_hub_is_named_by_its_id(tiny_model, tmp_path, monkeyp
 
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
     origin = BackboneOrigin(str(tiny_model("llama", 128)), "hub org/tiny-llama", "abc")
-    monkeypatch.setattr("gptask.model.backbone.locate.resolve", lambda options: origin)
+    monkeypatch.setattr("gptask.runs.saved_model.locate", lambda options: origin)
     monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
     data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
                columns={"text": "t", "label": "l"}, labels=["bad", "good"], max_tokens=64)  # fmt: skip
