@@ -5,7 +5,7 @@ from typing import Any
 
 
 def sample(name: str, suffix: str = "jsonl", **options: Any) -> dict[str, Any]:
-    """Data options for the sample bundled under ``samples/<name>``."""
+    """Return the data options of the sample that is bundled under ``samples/<name>``."""
     folder = Path(__file__).parent / "samples" / name
     files = {split: str(folder / f"{split}.{suffix}") for split in ("train", "validation", "test")}
     return files | {"license": "Apache-2.0"} | options

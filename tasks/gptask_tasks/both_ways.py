@@ -1,4 +1,7 @@
-"""A thin layer that reads both ways on top of a causal backbone, whose states know only what stands to their left."""
+"""A thin bidirectional layer on top of a causal backbone, whose states know only what stands to their left.
+
+Shapes: B sequences, T positions, C channels, F features of the result.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class BiLSTM(nn.Module):
-    """States (B, T, C), normed, beside what an LSTM (Hochreiter & Schmidhuber 1997) over them makes of them, both ways.
+    """Layer norm, then a bidirectional LSTM (Hochreiter & Schmidhuber 1997) whose output is appended to its input.
 
     ``features`` is the width F of the result.
     """
@@ -20,9 +23,9 @@ class BiLSTM(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.lstm = nn.LSTM(channels, half, batch_first=True, bidirectional=True)
 
-    def forward(self, states: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, F) float32 from states of sequences of ``lengths`` (B,); no pad is read."""
-        states = self.norm(states.float())
-        packed = pack_padded_sequence(states, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        around, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=states.shape[1])
-        return torch.cat([states, around], -1)
+    def forward(self, states_BTC: Tensor, lengths_B: Tensor) -> Tensor:
+        """Return float32 states (B, T, F) of sequences of the given lengths; no pad is read."""
+        normed_BTC = self.norm(states_BTC.float())
+        packed = pack_padded_sequence(normed_BTC, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
+        context, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=normed_BTC.shape[1])
+        return torch.cat([normed_BTC, context], -1)

@@ -1,4 +1,4 @@
-"""Question generation: a context and an answer in it, and the question it answers."""
+"""Question generation: from a context and an answer in it to the question it answers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from gptask import (
 from gptask_tasks import sample
 
 
-class Place(Enum):
-    """Where the model reads the answer."""
+class AnswerPlacement(Enum):
+    """Where the prompt shows the answer."""
 
     behind = "behind"
     before = "before"
@@ -48,19 +48,20 @@ class QuestionGeneration(GenerativeTask):
         "en": "Context: {context}\nAnswer: {answers}\nQuestion:",
         "zh": "文章：{context}\n答案：{answers}\n问题：",
     }
-    BEFORE: ClassVar[dict[str, str]] = {
+    ANSWER_FIRST_PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Answer: {answers}\nContext: {context}\nQuestion:",
         "zh": "答案：{answers}\n文章：{context}\n问题：",
     }
 
-    answer: Place = option(
-        Place.behind, "where the answer stands: behind or before the context, or marked: behind, and in [ ] inside it"
+    answer: AnswerPlacement = option(
+        AnswerPlacement.behind,
+        "where the answer stands: behind or before the context, or marked: behind, and in [ ] inside it",
     )
-    qa_run: str | None = option(None, "run folder of a qa task that answers the test's questions, for round_trip_f1")
+    qa_run: str | None = option(None, "run folder of a qa task that answers the generated questions, for round_trip_f1")
     generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
-        """A context, its answers with their places, and the question: what `qa` reads, with another target."""
+        """Return a context, its answers with their offsets, and the question: the data of `qa` with another target."""
         return [
             Field("context", truncate=True, group=True, help="the text that holds the answer"),
             Field("answers", Kind.TEXTS, help="the answer, or several equally good ones; the first is asked about"),
@@ -71,59 +72,61 @@ class QuestionGeneration(GenerativeTask):
     @property
     def template(self) -> str:
         """The prompt in force."""
-        if self.answer is Place.before and self.prompt is None:
-            return self.BEFORE[self.language]
+        if self.answer is AnswerPlacement.before and self.prompt is None:
+            return self.ANSWER_FIRST_PROMPTS[self.language]
         return super().template
 
     def prepare(self, train: Iterable[Example]) -> None:
-        """Look at the qa run, so that a wrong one is told before anything is trained."""
+        """Load the task of the qa run, so that a wrong one is refused before anything is trained."""
         if self.qa_run is not None:
             qa_task(self.qa_run)
 
     def check(self, example: Example) -> None:
         """Refuse an answer that is to be marked and is not there."""
         super().check(example)
-        if self.answer is Place.marked and place(example) is None:
+        if self.answer is AnswerPlacement.marked and answer_span(example) is None:
             raise DataError(f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked")
 
     def target(self, example: Example) -> str | None:
-        """The first question is learned; all count when scoring."""
+        """Return the first question, which is learned; all of them are references."""
         return example["question"][0] if example.get("question") else None
 
     def format_prompt(self, example: Example) -> str:
-        """The prompt with the first answer."""
-        answer, found = example["answers"][0].strip(), place(example)
-        if self.answer is Place.marked and found:
-            text, (start, end) = example["context"], found
+        """Return the prompt with the first answer."""
+        answer, span = example["answers"][0].strip(), answer_span(example)
+        if self.answer is AnswerPlacement.marked and span:
+            text, (start, end) = example["context"], span
             example = example | {"context": f"{text[:start]}[{text[start:end]}]{text[end:]}"}
         return super().format_prompt(example | {"answers": answer})
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
-        """Prompt and question; of a context that is too long, what stands around the answer is kept."""
-        encoded, found = self._encode(example, tokenizer, max_tokens), place(example)
-        if not encoded.truncated or not found:
+        """Return prompt and question; a context that is too long is cut on both sides of the answer."""
+        encoded, span = self._encode(example, tokenizer, max_tokens), answer_span(example)
+        if not encoded.truncated or not span:
             return encoded
         text = example["context"]
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        before = sum(left < found[0] for left, _ in offsets)
-        first = max(0, min(before - (len(offsets) - encoded.truncated) // 2, encoded.truncated))
-        cut = offsets[first][0]
-        nearer = {"context": text[cut:], "answer_start": [found[0] - cut]}
-        encoded = self._encode(example | nearer, tokenizer, max_tokens)
-        return replace(encoded, truncated=encoded.truncated + first)
+        tokens_before = sum(left < span[0] for left, _ in offsets)
+        tokens_kept = len(offsets) - encoded.truncated
+        first_token = max(0, min(tokens_before - tokens_kept // 2, encoded.truncated))
+        first = offsets[first_token][0]
+        shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
+        encoded = self._encode(shortened, tokenizer, max_tokens)
+        return replace(encoded, truncated=encoded.truncated + first_token)
 
     def _encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
+        """Return prompt and question; a context that is too long is cut at its end."""
         return super().encode(example, tokenizer, max_tokens)  # type: ignore[return-value]
 
     def metrics(self) -> list[Metric]:
-        """BLEU by sacreBLEU, ROUGE-L, and with a qa run the round trip."""
+        """List BLEU by sacreBLEU, ROUGE-L, and with a qa run the round trip."""
         import sacrebleu
 
         from gptask_tasks.scores import CorpusScore, Rouge
 
         bleu = sacrebleu.BLEU(tokenize="zh" if self.language == "zh" else "13a")
-        found: list[Metric] = [CorpusScore("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
-        return found if self.qa_run is None else [*found, RoundTrip(self.qa_run)]
+        metrics: list[Metric] = [CorpusScore("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
+        return metrics if self.qa_run is None else [*metrics, RoundTrip(self.qa_run)]
 
     def annotate_predictions(
         self, predictions: Sequence[Prediction], examples: Sequence[Example]
@@ -131,36 +134,34 @@ class QuestionGeneration(GenerativeTask):
         """Let the qa run answer the questions; ``extra`` holds each answer and its F1 with the given ones."""
         if self.qa_run is None:
             return predictions
-        task = qa_task(self.qa_run)
-        run, f1 = load_run(self.qa_run), f1_of(task)
-        contexts = [example["context"] for example in examples]
-        asked = zip(contexts, predictions, strict=True)
-        answers = run.predict({"context": text, "question": said.value} for text, said in asked if said.value)
-        found = []
-        for said, example in zip(predictions, examples, strict=True):
-            answer = next(answers) if said.value else Prediction("")  # nothing was asked
-            (value,) = f1.statistics(answer, {"answers": example["answers"]})
-            found.append(replace(said, extra={"answer": answer.value, RoundTrip.name: value}))
-        return found
+        metric, run = f1_of(qa_task(self.qa_run)), load_run(self.qa_run)
+        pairs = list(zip(predictions, examples, strict=True))
+        answers = run.predict({"context": e["context"], "question": p.value} for p, e in pairs if p.value)
+        annotated = []
+        for prediction, example in pairs:
+            answer = next(answers) if prediction.value else Prediction("")  # an empty question gets no answer
+            (f1,) = metric.statistics(answer, {"answers": example["answers"]})
+            annotated.append(replace(prediction, extra={"answer": answer.value, RoundTrip.name: f1}))
+        return annotated
 
     def sample(self) -> dict[str, Any]:
-        """The short articles with questions of qa's sample, in English."""
+        """Return the sample of `qa`: short articles with questions, in English."""
         return sample("qa", "json")
 
 
-def place(example: Example) -> tuple[int, int] | None:
-    """Character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
+def answer_span(example: Example) -> tuple[int, int] | None:
+    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
     text, answer = example["context"], example["answers"][0]
-    told = next(iter(example.get("answer_start") or []), 0)
+    published = next(iter(example.get("answer_start") or []), 0)
     starts = [start for start in range(len(text)) if text.startswith(answer, start)]
     if not starts:
         return None
-    start = min(starts, key=lambda start: abs(start - told))
-    return start, start + len(answer)
+    nearest = min(starts, key=lambda start: abs(start - published))
+    return nearest, nearest + len(answer)
 
 
 class RoundTrip(MeanMetric):
-    """SQuAD F1 between the answer a qa run gives to the question and the answer it was asked for, in percent."""
+    """SQuAD F1 between a qa run's answer to the generated question and the answer it was generated for, in percent."""
 
     name, final = "round_trip_f1", True
 
@@ -169,18 +170,18 @@ class RoundTrip(MeanMetric):
 
     @property
     def signature(self) -> str:  # type: ignore[override]
-        """That of the qa run's F1, and a hash of its model: another model is another measure."""
+        """The signature of the qa run's F1, and a hash of its model: another model makes another metric."""
         return f"{f1_of(qa_task(self.qa_run)).signature}; answers by model {weights_hash(self.qa_run)}"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """F1 of one answer, as `QuestionGeneration.annotate_predictions` found it."""
+        """Return the F1 of one answer, which `QuestionGeneration.annotate_predictions` computed."""
         return [prediction.extra[self.name]]
 
 
 def qa_task(folder: str) -> Task:
-    """The task of a qa run without its model; raises `UserError` for a run that answers no questions on contexts."""
+    """Load the task of a qa run without its model; raise `UserError` for a run of another kind of task."""
     task = load_task(folder)
-    inputs, targets = ({f.name for f in part} for part in (task.inputs(), task.targets()))
+    inputs, targets = ({field.name for field in fields} for fields in (task.inputs(), task.targets()))
     if inputs != {"context", "question"} or "answers" not in targets or f1_of(task) is None:
         raise UserError(
             f"task.qa_run={folder} is a run of {type(task).__name__}, which takes {listing(sorted(inputs))}; "
@@ -190,5 +191,5 @@ def qa_task(folder: str) -> Task:
 
 
 def f1_of(task: Task) -> Any:
-    """A task's metric ``f1``, None where it has none."""
+    """Return a task's metric ``f1``, None where it has none."""
     return next((metric for metric in task.metrics() if metric.name == "f1"), None)

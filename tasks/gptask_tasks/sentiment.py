@@ -20,23 +20,24 @@ class Sentiment(Classification):
         "en": {"1": "terrible", "2": "bad", "3": "okay", "4": "good", "5": "great"},
         "zh": {"1": "很差", "2": "差", "3": "一般", "4": "好", "5": "很好"},
     }
-    WORDS: ClassVar[dict[str, str]] = {"negative": "负面", "neutral": "中性", "positive": "正面"}
+    CHINESE_POLARITIES: ClassVar[dict[str, str]] = {"negative": "负面", "neutral": "中性", "positive": "正面"}
 
     graded: bool = option(False, "labels are the grades 1 to 5")
 
     def validate(self) -> None:
-        """Give grades their names; the words of the language stand for the labels unless they are given."""
+        """Name the grades unless the user names labels."""
         if self.graded and not self.labels:
             self.labels = list(self.STARS["en"])
         super().validate()
 
     def word(self, label: str) -> str:
-        """Grades and, in Chinese, polarities have words of their own."""
-        preset = self.STARS.get(self.language, {}) if self.graded else self.WORDS if self.language == "zh" else {}
-        if label in preset and label not in self.label_words:
-            return preset[label] if self.language == "zh" else f" {preset[label]}"
+        """Return the word for a label; grades and, in Chinese, polarities have preset ones."""
+        polarities = self.CHINESE_POLARITIES if self.language == "zh" else {}
+        words = self.STARS.get(self.language, {}) if self.graded else polarities
+        if label in words and label not in self.label_words:
+            return words[label] if self.language == "zh" else f" {words[label]}"
         return super().word(label)
 
     def sample(self) -> dict[str, Any]:
-        """Reviews and comments in English, each with its polarity and its grade."""
+        """Return the sample: reviews and comments in English, each with its polarity and its grade."""
         return sample("sentiment", columns={"label": "stars"} if self.graded else {})

@@ -1,4 +1,4 @@
-"""Summarization: a document, and one or several references."""
+"""Summarization of a document, with one or several references."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ class Summarization(GenerativeTask):
     generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
-        """A document and its summaries."""
+        """Return a document and its summaries."""
         return [
             Field("document", truncate=True, help="the text to summarize"),
             Field("summary", Kind.TEXTS, target=True, help="a summary, or several equally good ones"),
         ]
 
     def target(self, example: Example) -> str | None:
-        """The first summary is learned; all count when scoring."""
+        """Return the first summary, which is learned; all of them are references."""
         return example["summary"][0] if example.get("summary") else None
 
     def metrics(self) -> list[Metric]:
-        """ROUGE as published, and the length of what is written."""
+        """List ROUGE as published, and the ratio of lengths."""
         kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
         return [*(Rouge(kind, self.language, "summary") for kind in kinds), LengthRatio(self.language)]
 
     def sample(self) -> dict[str, Any]:
-        """Short dialogues with summaries, in English."""
+        """Return the sample: short dialogues with summaries, in English."""
         return sample("summarization")
 
 
 class LengthRatio(AdditiveMetric):
-    """Length written by length of the first reference, in words (Chinese: characters), over all examples."""
+    """Length of all summaries by length of their first references, in words (Chinese: characters)."""
 
     name, higher_is_better, range = "length_ratio", None, (0.0, float("inf"))
 
@@ -55,11 +55,11 @@ class LengthRatio(AdditiveMetric):
         self.signature = "characters" if language == "zh" else "words"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """Both lengths."""
+        """Return both lengths."""
         split = characters if self.language == "zh" else str.split
         return [len(split(str(prediction.value))), len(split(reference["summary"][0]))]
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """Ratio of the sums."""
-        written, wanted = rows.sum(0)
-        return float(written / max(wanted, 1))
+        """Divide the sums."""
+        predicted, expected = rows.sum(0)
+        return float(predicted / max(expected, 1))

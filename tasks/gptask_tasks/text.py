@@ -6,14 +6,14 @@ import re
 import unicodedata
 
 CHINESE = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-MIXED = re.compile(rf"{CHINESE}|(?:(?!{CHINESE})[^\W_])+")
+CHARACTER_OR_WORD = re.compile(rf"{CHINESE}|(?:(?!{CHINESE})[^\W_])+")
 
 
 def characters(text: str) -> list[str]:
-    """Chinese by characters, other scripts by words, lower-cased, punctuation left out."""
-    return MIXED.findall(unicodedata.normalize("NFKC", text).lower().replace("_", " "))
+    """Split Chinese into characters and other scripts into words, lower-cased and without punctuation."""
+    return CHARACTER_OR_WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("_", " "))
 
 
 def sentences(text: str) -> str:
-    """One sentence a line, as ROUGE-Lsum wants it; sentence ends are . ! ? and their full-width forms."""
+    """Put each sentence on a line of its own, as ROUGE-Lsum wants it; it ends with . ! ? or their full-width forms."""
     return re.sub(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)", "\n", text.strip())

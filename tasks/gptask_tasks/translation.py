@@ -23,15 +23,15 @@ LANGUAGES = {
     "tr": ("Turkish", "土耳其语"), "uk": ("Ukrainian", "乌克兰语"), "vi": ("Vietnamese", "越南语"),
     "zh": ("Chinese", "中文"),
 }  # fmt: skip
-TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # languages written without spaces
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # languages written without spaces
 
 
-def code(language: str) -> str:
-    """The code of a language given by code (``zh``, ``zh-CN``) or by name; any other as it was given."""
-    given = language.strip().lower()
-    short = given.replace("_", "-").split("-")[0]
-    named = {name.lower(): code for code, names in LANGUAGES.items() for name in names}
-    return short if short in LANGUAGES else named.get(given, language)
+def language_code(language: str) -> str:
+    """Return the code of a language given by code (``zh``, ``zh-CN``) or by name; any other as it is."""
+    lowered = language.strip().lower()
+    code = lowered.replace("_", "-").split("-")[0]
+    codes = {name.lower(): code for code, names in LANGUAGES.items() for name in names}
+    return code if code in LANGUAGES else codes.get(lowered, language)
 
 
 @dataclass
@@ -49,34 +49,36 @@ class Translation(GenerativeTask):
     generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
-        """A source and its translations."""
+        """Return a source and its translations."""
         return [
             Field("source", truncate=True, help="the text to translate"),
             Field("target", Kind.TEXTS, target=True, help="a translation, or several equally good ones"),
         ]
 
     def placeholders(self, example: Example) -> dict[str, str]:
-        """The languages' names, in the prompt's language."""
-        place = 1 if self.language == "zh" else 0
-        source, target = (LANGUAGES.get(code(c), (c, c))[place] for c in (self.source_lang, self.target_lang))
+        """Return the languages' names, in the prompt's language."""
+        index = 1 if self.language == "zh" else 0
+        languages = (self.source_lang, self.target_lang)
+        source, target = (LANGUAGES.get(language_code(name), (name, name))[index] for name in languages)
         return {"source_language": source, "target_language": target}
 
     def target(self, example: Example) -> str | None:
-        """The first translation is learned; all count when scoring."""
+        """Return the first translation, which is learned; all of them are references."""
         return example["target"][0] if example.get("target") else None
 
     def metrics(self) -> list[Metric]:
-        """BLEU (Papineni et al. 2002) and chrF (Popović 2015) by sacreBLEU (Post 2018), tokenized for the target."""
+        """List BLEU (Papineni et al. 2002) and chrF (Popović 2015), both by sacreBLEU (Post 2018)."""
         import sacrebleu
 
-        bleu = sacrebleu.BLEU(tokenize=TOKENIZERS.get(code(self.target_lang), "13a"))
+        bleu = sacrebleu.BLEU(tokenize=BLEU_TOKENIZERS.get(language_code(self.target_lang), "13a"))
         return [CorpusScore("bleu", bleu, "target"), CorpusScore("chrf", sacrebleu.CHRF(), "target")]
 
     def sample(self) -> dict[str, Any]:
-        """Everyday phrases in English, French and Chinese."""
+        """Return the sample: everyday phrases in English, French and Chinese."""
         for language in (self.source_lang, self.target_lang):
-            if code(language) not in ("en", "fr", "zh"):
+            if language_code(language) not in ("en", "fr", "zh"):
                 raise UserError(
                     f"the bundled sample has en, fr and zh, not '{language}'; use data=files for other languages"
                 )
-        return sample("translation", columns={"source": code(self.source_lang), "target": code(self.target_lang)})
+        columns = {"source": language_code(self.source_lang), "target": language_code(self.target_lang)}
+        return sample("translation", columns=columns)

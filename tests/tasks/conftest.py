@@ -33,8 +33,8 @@ def sample_rows() -> Callable[[Any], dict[str, list[dict[str, Any]]]]:
     from gptask.training.builder import build_corpus
 
     def rows(task: Any) -> dict[str, list[dict[str, Any]]]:
-        read = build_corpus(task, Sample(), seed=0)
-        return {split: list(read.split(split)) for split in SPLITS}
+        corpus = build_corpus(task, Sample(), seed=0)
+        return {split: list(corpus.split(split)) for split in SPLITS}
 
     return rows
 
@@ -45,7 +45,7 @@ def assert_fit_for_use() -> Callable[[dict[str, list[dict[str, Any]]]], None]:
 
     def check(rows: dict[str, list[dict[str, Any]]]) -> None:
         counts = [len(rows[split]) for split in ("train", "validation", "test")]
-        assert all(count >= least for count, least in zip(counts, (300, 60, 100), strict=True)), counts
+        assert all(count >= minimum for count, minimum in zip(counts, (300, 60, 100), strict=True)), counts
         groups = [{example["group"] for example in split} for split in rows.values()]
         assert sum(map(len, groups)) == len(set.union(*groups))
         inputs = [example["digest"] for split in rows.values() for example in split]

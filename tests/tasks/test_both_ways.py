@@ -1,4 +1,4 @@
-"""A state sees what follows it, and no pad."""
+"""The bidirectional layer: a state sees what follows it, and no pad."""
 
 import torch
 from gptask_tasks.both_ways import BiLSTM
@@ -12,8 +12,8 @@ def test_each_state_sees_the_whole_sequence_and_no_pad() -> None:
     assert before.dtype is torch.float32
 
     changed = states.clone()
-    changed[0, 4] += 1  # the last one of the first sequence
-    changed[1, 3] += 1  # a pad of the second
+    changed[0, 4] += 1  # the last position of the first sequence
+    changed[1, 3] += 1  # a pad of the second sequence
     after = layer(changed, lengths)
     assert (after[0, :4] != before[0, :4]).any(-1).all()
     assert torch.equal(after[1, :3], before[1, :3])

@@ -1,3 +1,5 @@
+"""The task classification: its metrics against scikit-learn, label words, prompts, options, thresholds, the sample."""
+
 import json
 from collections import Counter
 from typing import Any
@@ -21,23 +23,23 @@ def single(request: pytest.FixtureRequest) -> Scored:
     k = len(LABELS) - (request.param == 0)
     table = generator.dirichlet([0.5] * k, 200)
     gold = [LABELS[i] for i in generator.integers(0, k, 200)]
-    said = []
+    predictions = []
     for row in table:
         probabilities = dict(zip(LABELS, [*row.tolist(), 0.0], strict=False))
         best = max(probabilities, key=probabilities.__getitem__)
-        said.append(Prediction(best, probabilities[best], probabilities))
-    return said, [{"label": name} for name in gold]
+        predictions.append(Prediction(best, probabilities[best], probabilities))
+    return predictions, [{"label": name} for name in gold]
 
 
 @pytest.fixture(params=[0, 1])
 def multi(request: pytest.FixtureRequest) -> Scored:
     generator = np.random.default_rng(request.param)
     table = generator.random((150, len(LABELS))) ** 2
-    said = [
+    predictions = [
         Prediction([n for n, p in zip(LABELS, row, strict=True) if p >= 0.5], None, dict(zip(LABELS, row, strict=True)))
         for row in table
     ]
-    return said, [{"labels": [n for n in LABELS if generator.random() < 0.3]} for _ in table]
+    return predictions, [{"labels": [n for n in LABELS if generator.random() < 0.3]} for _ in table]
 
 
 def values(task: Classification, scored: Scored) -> dict[str, float]:
@@ -57,25 +59,25 @@ def direct_ece(confidence: list[float], right: list[bool]) -> float:
 
 
 def test_single_label_metrics_equal_scikit_learn(single: Scored) -> None:
-    found = values(Classification(labels=LABELS), single)
-    said, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
-    assert found["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, said))
-    assert found["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, said, average="macro"))
-    assert found["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, said, average="micro"))
-    assert found["mcc"] == pytest.approx(100 * reference.matthews_corrcoef(gold, said))
-    right = [a == b for a, b in zip(said, gold, strict=True)]
-    assert found["ece"] == pytest.approx(direct_ece([float(p.score or 0) for p in single[0]], right))
+    scores = values(Classification(labels=LABELS), single)
+    predicted, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
+    assert scores["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, predicted))
+    assert scores["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, predicted, average="macro"))
+    assert scores["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, predicted, average="micro"))
+    assert scores["mcc"] == pytest.approx(100 * reference.matthews_corrcoef(gold, predicted))
+    right = [a == b for a, b in zip(predicted, gold, strict=True)]
+    assert scores["ece"] == pytest.approx(direct_ece([float(p.score or 0) for p in single[0]], right))
 
 
 def test_multi_label_metrics_equal_scikit_learn(multi: Scored) -> None:
-    found = values(Classification(labels=LABELS, multi_label=True), multi)
-    said = np.array([[n in p.value for n in LABELS] for p in multi[0]])
+    scores = values(Classification(labels=LABELS, multi_label=True), multi)
+    predicted = np.array([[n in p.value for n in LABELS] for p in multi[0]])
     gold = np.array([[n in e["labels"] for n in LABELS] for e in multi[1]])
-    assert found["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, said))
-    assert found["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, said, average="macro"))
-    assert found["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, said, average="micro"))
+    assert scores["accuracy"] == pytest.approx(100 * reference.accuracy_score(gold, predicted))
+    assert scores["f1_macro"] == pytest.approx(100 * reference.f1_score(gold, predicted, average="macro"))
+    assert scores["f1_micro"] == pytest.approx(100 * reference.f1_score(gold, predicted, average="micro"))
     confidence = [p for prediction in multi[0] for p in (prediction.probabilities or {}).values()]
-    assert found["ece"] == pytest.approx(direct_ece(confidence, gold.ravel().tolist()))
+    assert scores["ece"] == pytest.approx(direct_ece(confidence, gold.ravel().tolist()))
 
 
 def test_constant_predictions_have_no_correlation() -> None:
@@ -85,8 +87,8 @@ def test_constant_predictions_have_no_correlation() -> None:
 
 def test_details_equal_scikit_learn(single: Scored, multi: Scored) -> None:
     details = Classification(labels=LABELS).details(*single)
-    said, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
-    report = reference.classification_report(gold, said, labels=LABELS, output_dict=True, zero_division=0)
+    predicted, gold = [p.value for p in single[0]], [e["label"] for e in single[1]]
+    report = reference.classification_report(gold, predicted, labels=LABELS, output_dict=True, zero_division=0)
     for name in LABELS:
         assert details["per_class"][name] == {
             "precision": pytest.approx(100 * report[name]["precision"], abs=0.01),
@@ -95,7 +97,7 @@ def test_details_equal_scikit_learn(single: Scored, multi: Scored) -> None:
             "support": report[name]["support"],
         }
     matrix = details["confusion_matrix"]["rows_are_true"]
-    assert matrix == reference.confusion_matrix(gold, said, labels=LABELS).tolist()
+    assert matrix == reference.confusion_matrix(gold, predicted, labels=LABELS).tolist()
     assert "confusion_matrix" not in Classification(labels=LABELS, multi_label=True).details(*multi)
     json.dumps(details)
 
@@ -125,7 +127,7 @@ def test_chinese_label_words_stand_without_a_space() -> None:
 # --- prompts and options ------------------------------------------------------------------------------------------
 
 
-def test_prompts() -> None:
+def test_prompts_show_the_text_and_end_where_the_label_follows() -> None:
     example = {"text": "Where is my parcel?", "label": "delivery"}
     assert Classification().render(example) == ("Text: Where is my parcel?\nTopic:", " delivery")
     assert Classification(language="zh").render(example) == ("文本：Where is my parcel?\n类别：", "delivery")
@@ -133,7 +135,7 @@ def test_prompts() -> None:
     assert Classification(multi_label=True).render({"text": "x", "labels": ["a", "b"]})[1] == " a, b"
 
 
-def test_a_text_with_braces_is_left_alone() -> None:
+def test_braces_in_a_text_stay_as_they_are() -> None:
     assert Classification().render({"text": "{label} {0} }{", "label": None})[0] == "Text: {label} {0} }{\nTopic:"
 
 
@@ -159,11 +161,11 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_labels_come_from_training_data_unless_given() -> None:
     train = [{"text": "x", "label": name} for name in ("b", "a", "b")]
-    task, given = Classification(), Classification(labels=["b", "a", "c"])
+    task, with_labels = Classification(), Classification(labels=["b", "a", "c"])
     task.prepare(train)
-    given.prepare(train)
+    with_labels.prepare(train)
     assert task.labels == ["a", "b"]
-    assert given.labels == ["b", "a", "c"]
+    assert with_labels.labels == ["b", "a", "c"]
     with pytest.raises(DataError, match="at least two are needed"):
         Classification().prepare(train[:1])
 
@@ -179,15 +181,15 @@ def test_a_label_outside_the_set_is_refused(tokenizer: Any) -> None:
         task.encode(example, tokenizer, 64)
 
 
-def test_a_text_that_has_room_is_read_again(tokenizer: Any) -> None:
+def test_a_text_that_fits_stands_in_the_prompt_as_often_as_readings_says(tokenizer: Any) -> None:
     twice, once = Classification(labels=LABELS, readings=2), Classification(labels=LABELS)
     example = {"text": "a great story about delivery"}
     assert twice.render(example)[0] == f"Text: {example['text']}\nText: {example['text']}\nTopic:"
     assert Classification(labels=LABELS, readings=2, prompt="{text} =").template == "{text}\n{text} ="
-    whole = once.encode(example, tokenizer, 200).ids
-    assert twice.encode(example, tokenizer, 200).ids != whole
-    encoded = twice.encode(example, tokenizer, len(whole) + 3)
-    assert (encoded.ids, encoded.truncated) == (whole, 0)  # rather once and whole than twice and cut
+    single_reading = once.encode(example, tokenizer, 200).ids
+    assert twice.encode(example, tokenizer, 200).ids != single_reading
+    encoded = twice.encode(example, tokenizer, len(single_reading) + 3)
+    assert (encoded.ids, encoded.truncated) == (single_reading, 0)  # rather once and whole than twice and cut
     with pytest.raises(UserError, match=r"task\.readings=0"):
         Classification(labels=LABELS, readings=0).validate()
 
@@ -196,49 +198,49 @@ def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> N
     task = Classification(labels=["a", "b"])
     example = {"text": "the film is good " * 50, "label": "b"}
     encoded = task.encode(example, tokenizer, 40)
-    whole = task.encode(example, tokenizer, 1000)
+    untruncated = task.encode(example, tokenizer, 1000)
     assert len(encoded.ids) <= 40
-    assert encoded.truncated == len(whole.ids) - 40
-    assert whole.truncated == 0
+    assert encoded.truncated == len(untruncated.ids) - 40
+    assert untruncated.truncated == 0
     assert tokenizer.decode(encoded.ids).endswith("\nTopic:")
     assert encoded.label == 1
 
 
-def test_thresholds_choose_labels() -> None:
+def test_labels_are_predicted_from_the_threshold_on() -> None:
     task = Classification(labels=["a", "b", "c"], multi_label=True, threshold=0.3)
     assert task.prediction({}, [[0.3, 0.29, 0.9]]).value == ["a", "c"]
-    assert task.encode({"text": "x", "labels": ["c"]}, _Plain(), 9).label == [0.0, 0.0, 1.0]
+    assert task.encode({"text": "x", "labels": ["c"]}, TwoTokens(), 9).label == [0.0, 0.0, 1.0]
 
 
-def test_the_best_threshold_is_the_one_a_search_over_all_finds() -> None:
+def test_the_best_threshold_scores_as_high_as_an_exhaustive_search() -> None:
     generator = np.random.default_rng(0)
     truth = generator.random((60, 5)) < 0.2
-    said = np.round(np.clip(0.3 * truth + 0.7 * generator.random((60, 5)), 0, 1), 1)  # with ties
-    found = best_threshold(said.tolist(), truth.tolist())
+    probabilities = np.round(np.clip(0.3 * truth + 0.7 * generator.random((60, 5)), 0, 1), 1)  # with ties
+    best = best_threshold(probabilities.tolist(), truth.tolist())
 
     def score(threshold: float) -> float:
-        return float(reference.f1_score(truth, said >= threshold, average="micro", zero_division=0))
+        return float(reference.f1_score(truth, probabilities >= threshold, average="micro", zero_division=0))
 
-    assert score(found) == max(score(value) for value in np.unique(said))
-    assert score(found) > score(0.5)
+    assert score(best) == max(score(value) for value in np.unique(probabilities))
+    assert score(best) > score(0.5)
 
 
 @pytest.mark.parametrize(
-    ("said", "truth", "low", "high"),
+    ("probabilities", "truth", "low", "high"),
     [
-        ([[0.9, 0.2]], [[0.0, 0.0]], 0.5, 0.5),  # nothing is true
+        ([[0.9, 0.2]], [[0.0, 0.0]], 0.5, 0.5),  # no label is true
         ([[0.9, 0.2]], [[1.0, 0.0]], 0.2, 0.9),
         ([[0.9, 0.2]], [[1.0, 1.0]], 0.0, 0.2),
-        ([[0.4, 0.4]], [[1.0, 0.0]], 0.0, 0.4),  # equal ones can't be told apart
+        ([[0.4, 0.4]], [[1.0, 0.0]], 0.0, 0.4),  # no threshold lies between equal probabilities
     ],
 )
-def test_thresholds_at_the_edges(said: Any, truth: Any, low: float, high: float) -> None:
-    assert low <= best_threshold(said, truth) <= high
-    assert 0 < best_threshold(said, truth) < 1
+def test_the_best_threshold_lies_between_probabilities(probabilities: Any, truth: Any, low: float, high: float) -> None:
+    assert low <= best_threshold(probabilities, truth) <= high
+    assert 0 < best_threshold(probabilities, truth) < 1
 
 
-class _Plain:
-    """Just enough of a tokenizer."""
+class TwoTokens:
+    """A tokenizer for which every text is two tokens."""
 
     eos_token_id = 0
 
@@ -246,7 +248,7 @@ class _Plain:
         return {"input_ids": [1, 2]}
 
 
-def test_the_sample_is_balanced_and_speaks_chinese(sample_rows: Any, assert_fit_for_use: Any) -> None:
+def test_the_sample_is_balanced_and_a_fifth_of_it_is_chinese(sample_rows: Any, assert_fit_for_use: Any) -> None:
     rows = sample_rows(Classification())
     assert_fit_for_use(rows)
     for split in rows.values():

@@ -1,4 +1,4 @@
-"""The task generation: published forms, what is learned of a conversation, what is measured."""
+"""The task generation: published forms of data, which tokens are learned, the metrics, a run."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def test_published_forms_become_a_conversation_and_its_last_answer(row, messages
 @pytest.mark.parametrize(
     "row", [{"messages": TALK[:3]}, {"instruction": "a"}, {"prompt": "a"}, {"prompt": "a", "completion": ""}, "a"]
 )
-def test_what_has_no_answer_is_a_prompt_and_nothing_to_learn(row):
+def test_a_row_without_an_answer_is_a_prompt_and_can_not_be_learned(row):
     with pytest.raises(DataError, match="no answer to learn"):
         TextGeneration().check(read(row))
     task = TextGeneration()
@@ -63,7 +63,7 @@ def test_what_has_no_answer_is_a_prompt_and_nothing_to_learn(row):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"text": "x"}, "the columns text hold no conversation: expected messages"),
         ({"messages": 3}, "the messages must be a list of messages, got '3'"),
@@ -73,8 +73,8 @@ def test_what_has_no_answer_is_a_prompt_and_nothing_to_learn(row):
         ({"messages": [TALK[1]]}, "the messages is empty"),
     ],
 )
-def test_other_rows_are_refused(row, said):
-    with pytest.raises(DataError, match=said):
+def test_rows_of_other_forms_are_refused(row, message):
+    with pytest.raises(DataError, match=message):
         read(row)
 
 
@@ -95,8 +95,8 @@ def test_every_answer_is_learned_with_its_end_and_nothing_else(tokenizer):
     (item,) = encode(TextGeneration(), EXAMPLE, tokenizer, 512)
     end = tokenizer.eos_token
     assert learned(tokenizer, item) == f" a good film{end} the story{end}"
-    whole = tokenizer.decode(item["ids"] + item["target"])
-    assert whole == f"User: good film?\nAssistant: a good film{end}\nUser: why\nAssistant: the story{end}"
+    text = tokenizer.decode(item["ids"] + item["target"])
+    assert text == f"User: good film?\nAssistant: a good film{end}\nUser: why\nAssistant: the story{end}"
 
 
 def test_without_an_answer_nothing_is_learned(tokenizer):
@@ -115,8 +115,8 @@ def test_a_system_message_stands_before_conversations_without_one(tokenizer):
     task = TextGeneration(system="Be good.")
     (item,) = encode(task, EXAMPLE, tokenizer, 512)
     assert tokenizer.decode(item["ids"]).startswith("Be good.\n\nUser: good film?")
-    own = [{"role": "system", "content": "Be bad."}, *TALK[:3]]
-    (item,) = encode(task, EXAMPLE | {"messages": own}, tokenizer, 512)
+    with_system = [{"role": "system", "content": "Be bad."}, *TALK[:3]]
+    (item,) = encode(task, EXAMPLE | {"messages": with_system}, tokenizer, 512)
     assert tokenizer.decode(item["ids"]).startswith("Be bad.\n\nUser: good film?")
 
 
@@ -139,17 +139,17 @@ def test_likelihood_is_that_of_all_answers(backbone, tokenizer):
     task = TextGeneration(generation=GenerationOptions(max_new_tokens=2))
     other = {"messages": user("good"), "answer": ["the story 电影"]}
     items = [encode(task, example, tokenizer, 128)[0] for example in (EXAMPLE, other)]
-    said = task.head(backbone).predict(backbone, collate(items))
-    predictions = [task.prediction(e, [s]) for e, s in zip((EXAMPLE, other), said, strict=True)]
+    outputs = task.head(backbone).predict(backbone, collate(items))
+    predictions = [task.prediction(e, [o]) for e, o in zip((EXAMPLE, other), outputs, strict=True)]
     rows = {m.name: np.array([m.statistics(p, e) for p, e in zip(predictions, (EXAMPLE, other), strict=True)])
             for m in task.metrics()}  # fmt: skip
     nats = tokens = 0
     for item in items:
         batch = collate([item])
-        here = batch.predicting()
-        logs = backbone.model(batch.input_ids).logits.log_softmax(-1)
-        nats -= logs[here].gather(1, batch.input_ids.roll(-1, 1)[here][:, None]).sum().item()
-        tokens += int(here.sum())
+        learned = batch.predicting()
+        log_probabilities = backbone.model(batch.input_ids).logits.log_softmax(-1)
+        nats -= log_probabilities[learned].gather(1, batch.input_ids.roll(-1, 1)[learned][:, None]).sum().item()
+        tokens += int(learned.sum())
     size = len(" a good film the story the story 电影".encode())
     values = {m.name: m.aggregate(rows[m.name]) for m in task.metrics()}
     assert values["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
@@ -161,12 +161,12 @@ def test_text_metrics_compare_the_last_answer():
 
     right, wrong = Prediction("the story"), Prediction("a good film")
     for metric in TextGeneration().metrics()[2:]:
-        scores = [metric.aggregate(np.array([metric.statistics(said, EXAMPLE)])) for said in (right, wrong)]
+        scores = [metric.aggregate(np.array([metric.statistics(p, EXAMPLE)])) for p in (right, wrong)]
         assert scores[0] == pytest.approx(100)
         assert scores[1] < 40
 
 
-def test_what_makes_no_sense_is_refused():
+def test_options_that_exclude_each_other_and_shots_are_refused():
     with pytest.raises(UserError, match="raw"):
         TextGeneration(raw=True, system="x").validate()
     with pytest.raises(UserError, match="language"):
@@ -175,14 +175,14 @@ def test_what_makes_no_sense_is_refused():
         TextGeneration().demonstrate(EXAMPLE)
 
 
-def test_the_sample_is_fit_for_use(sample_rows, assert_fit_for_use):
+def test_the_sample_is_fit_for_use_and_has_earlier_answers(sample_rows, assert_fit_for_use):
     rows = sample_rows(TextGeneration())
     assert_fit_for_use(rows)
     assert sum(any(m["role"] == "assistant" for m in e["messages"]) for e in rows["train"]) > 50
 
 
-def test_a_run_learns_earlier_answers_and_says_several_things(tmp_path):
-    """The last answers are all alike, so that the colours can only come from an earlier turn."""
+def test_a_run_learns_earlier_answers_and_draws_several_samples(tmp_path):
+    """The last answers are all alike, so that the colours can only be learned from an earlier turn."""
     colours = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
     talks = [
         [*user(f"Colour of {thing}?"), {"role": "assistant", "content": colour}, *user("Sure?"), TALK[1]]
@@ -197,10 +197,9 @@ def test_a_run_learns_earlier_answers_and_says_several_things(tmp_path):
     run = train(Config(task=task, backbone=backbone, data=files, tuning=Full(lr=6e-3), trainer=trainer,
                        outputs=str(tmp_path), probe=False))  # fmt: skip
     assert run.metrics["metrics"]["perplexity"]["value"] < 1.3
-    again = load_run(run.folder)
-    said = [p.value for p in again.predict({"messages": f"Colour of {thing}?"} for thing in colours)]
-    assert said == list(colours.values())
-    several = load_run(run.folder, TextGeneration(generation=GenerationOptions(8, temperature=3.0, samples=3, seed=1)))
-    (prediction,) = several.predict([{"messages": "Colour of sky?"}])
+    predictions = load_run(run.folder).predict({"messages": f"Colour of {thing}?"} for thing in colours)
+    assert [p.value for p in predictions] == list(colours.values())
+    drawing = load_run(run.folder, TextGeneration(generation=GenerationOptions(8, temperature=3.0, samples=3, seed=1)))
+    (prediction,) = drawing.predict([{"messages": "Colour of sky?"}])
     assert len(set(prediction.samples)) > 1
     assert prediction.value in prediction.samples

@@ -1,3 +1,5 @@
+"""The task language_modeling: blocks, scores against plain transformers, cleaning, a run as a backbone."""
+
 import math
 from collections import Counter
 from typing import Any
@@ -18,16 +20,15 @@ def blocks(tokenizer: Any, size: int, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("size", "overlap"), [(16, 0), (16, 5), (7, 6), (1000, 0), (1000, 900)])
 def test_every_token_is_predicted_exactly_once(tokenizer: Any, size: int, overlap: int) -> None:
-    made = blocks(tokenizer, size, overlap=overlap)
-    predicted = [token for b in made for token in [*b.ids[1:], b.extra["next"]][b.extra["skip"] :]]
+    encoded = blocks(tokenizer, size, overlap=overlap)
+    predicted = [token for b in encoded for token in [*b.ids[1:], b.extra["next"]][b.extra["skip"] :]]
     assert predicted == [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
-    assert max(len(b.ids) for b in made) <= size
-    assert made[0].ids[0] == tokenizer.eos_token_id
-    assert [b.extra["end"] for b in made] == [0] * (len(made) - 1) + [1]
+    assert max(len(b.ids) for b in encoded) <= size
+    assert encoded[0].ids[0] == tokenizer.eos_token_id
+    assert [b.extra["end"] for b in encoded] == [0] * (len(encoded) - 1) + [1]
 
 
-def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
-    """One block, several, or blocks in a padded batch: the sums are those of plain transformers."""
+def test_the_score_in_a_padded_batch_is_that_of_plain_transformers(backbone: Any) -> None:
     import torch
     from gptask.data.datamodule import collate, encode
 
@@ -41,9 +42,9 @@ def test_the_score_is_that_of_the_whole_text(backbone: Any) -> None:
         (nats, tokens), _ = task.head(backbone).predict(backbone, collate(items))
     assert nats == pytest.approx(float(expected), rel=1e-4)
     assert tokens == len(ids) - 1
-    said = task.prediction({"text": text}, [[nats, tokens]]).value
-    assert said["perplexity"] == pytest.approx(math.exp(nats / tokens))
-    assert said["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()))
+    value = task.prediction({"text": text}, [[nats, tokens]]).value
+    assert value["perplexity"] == pytest.approx(math.exp(nats / tokens))
+    assert value["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()))
 
 
 def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
@@ -55,8 +56,8 @@ def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]
     items = [item for text in texts for item in encode(task, {"text": text}, backbone.tokenizer, 128)]
     head, batch = task.head(backbone), collate(items)
-    found = packing.split([item["ids"] for item in items])
-    assert found.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
+    layout = packing.split([item["ids"] for item in items])
+    assert layout.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
     with torch.inference_mode():
         alone = [head.predict(backbone, collate([item]))[0] for item in items]
         together = head.predict(backbone, batch)
@@ -66,25 +67,25 @@ def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
 def test_metrics_are_ratios_of_sums_over_documents() -> None:
     task = LanguageModeling()
     examples = [{"text": "ab"}, {"text": "电影"}]
-    said = [task.prediction(e, [[n, t], [n, t]]) for e, n, t in zip(examples, (1.0, 3.0), (1, 1), strict=True)]
-    found = {score.name: score.value for score in score_all(task.metrics(), said, examples)[0]}
-    assert found["nats_per_token"] == pytest.approx(8 / 4)
-    assert found["perplexity"] == pytest.approx(math.exp(2))
-    assert found["bits_per_byte"] == pytest.approx(8 / math.log(2) / (2 + 6))
+    predictions = [task.prediction(e, [[n, t], [n, t]]) for e, n, t in zip(examples, (1.0, 3.0), (1, 1), strict=True)]
+    values = {score.name: score.value for score in score_all(task.metrics(), predictions, examples)[0]}
+    assert values["nats_per_token"] == pytest.approx(8 / 4)
+    assert values["perplexity"] == pytest.approx(math.exp(2))
+    assert values["bits_per_byte"] == pytest.approx(8 / math.log(2) / (2 + 6))
 
 
-def curated(cleaning: Cleaning, texts: list[str], train: bool = True) -> tuple[list[str], Counter[str]]:
+def cleaned(cleaning: Cleaning, texts: list[str], train: bool = True) -> tuple[list[str], Counter[str]]:
     counts: Counter[str] = Counter()
-    made = cleaning.clean([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
-    return [example["text"] for example in made], +counts
+    examples = cleaning.clean([{"text": text, "id": str(n)} for n, text in enumerate(texts)], train, counts)
+    return [example["text"] for example in examples], +counts
 
 
-def test_cleaning_steps_are_done_and_counted() -> None:
+def test_cleaning_steps_are_applied_and_counted() -> None:
     line = "*** This electronic text is brought to you by nobody ***"
     stories = [f"{line}\nstory number {n} tells {'of ' * n}something else {n * n}" for n in range(3)]
     texts = [*stories, "e\u0301a\u0000\r\nb", stories[0], "\ufeff "]
-    kept, counts = curated(Cleaning(boilerplate=3, near_duplicates=0), texts)
-    assert kept == [*(s.split("\n")[1] for s in stories), "\u00e9a\nb"]
+    result, counts = cleaned(Cleaning(boilerplate=3, near_duplicates=0), texts)
+    assert result == [*(s.split("\n")[1] for s in stories), "\u00e9a\nb"]
     assert counts == {
         "control characters": 3,
         "texts brought to normal form": 1,
@@ -102,16 +103,16 @@ def test_near_duplicates_are_left_out_in_any_script() -> None:
         text = "".join(draw.choices(letters, k=800))
         other = "".join(draw.choices(letters, k=800))
         near = text[:400] + "xyz" + text[400:]
-        kept, counts = curated(Cleaning(), [text, other, near])
-        assert (len(kept), counts["near duplicates"]) == (2, 1)
-        assert len(curated(Cleaning(near_duplicates=0), [text, other, near])[0]) == 3
+        result, counts = cleaned(Cleaning(), [text, other, near])
+        assert (len(result), counts["near duplicates"]) == (2, 1)
+        assert len(cleaned(Cleaning(near_duplicates=0), [text, other, near])[0]) == 3
 
 
 def test_every_step_can_be_switched_off_and_a_test_set_keeps_its_rows() -> None:
     texts = ["e\u0301\u0000", "e\u0301\u0000", "the same long line of a footer " * 2] * 3
     off = Cleaning(unicode=Unicode.none, control=False, boilerplate=0, duplicates=False, near_duplicates=0)
-    assert curated(off, texts) == (texts, {})
-    assert len(curated(Cleaning(boilerplate=2), texts, train=False)[0]) == len(texts)
+    assert cleaned(off, texts) == (texts, {})
+    assert len(cleaned(Cleaning(boilerplate=2), texts, train=False)[0]) == len(texts)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
         LanguageModeling(**options).validate()
 
 
-def test_what_can_not_be_cut_or_scored_is_refused(tokenizer: Any) -> None:
+def test_an_overlap_as_long_as_a_block_and_an_empty_text_are_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="overlap=16 must be less than the 16"):
         blocks(tokenizer, 16, overlap=16)
     with pytest.raises(DataError, match="nothing is left"):
@@ -147,8 +148,8 @@ def test_a_pretrained_run_is_a_backbone_for_another_task(tmp_path: Any) -> None:
     backbone = Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300)
     learned = gptask.train(small_config(tmp_path, backbone=backbone, tuning=Full(), **options))
     assert set(learned.metrics["metrics"]) == {"bits_per_byte", "perplexity", "nats_per_token"}
-    (said,) = learned.predict([{"text": "A good film"}])
-    assert said.extra["bytes"] == 11
+    (prediction,) = learned.predict([{"text": "A good film"}])
+    assert prediction.extra["bytes"] == 11
 
     source = Pretrained(source=str(learned.folder), dtype=DType.float32)
     tuned = gptask.train(small_config(tmp_path, backbone=source, tuning=Lora(rank=2)))

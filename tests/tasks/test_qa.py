@@ -1,3 +1,5 @@
+"""The task qa: SQuAD's scores against the official script, prompts, windows, spans, the sample."""
+
 import collections
 import itertools
 import random
@@ -9,7 +11,7 @@ import pytest
 from gptask import DataError, Prediction, UserError
 from gptask.model.generation.generate import GeneratedText
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
-from gptask_tasks.qa.metrics import Exact, Overlap
+from gptask_tasks.qa.metrics import AnswerF1, ExactMatch
 
 # --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
 
@@ -41,13 +43,13 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def scores(said: str, answers: list[str], language: str = "en") -> tuple[float, float]:
-    """EM and F1."""
-    return tuple(m(language).statistics(Prediction(said), {"answers": answers})[0] for m in (Exact, Overlap))  # type: ignore[return-value]
+def scores(answer: str, references: list[str], language: str = "en") -> tuple[float, float]:
+    """Exact match and F1."""
+    return tuple(m(language).statistics(Prediction(answer), {"answers": references})[0] for m in (ExactMatch, AnswerF1))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("said", "answers", "em", "f1"),
+    ("answer", "references", "em", "f1"),
     [
         ("The Denver Broncos!", ["Denver Broncos"], 1, 1),
         ("denver   broncos won", ["Denver Broncos"], 0, 0.8),  # P 2/3, R 1
@@ -55,23 +57,23 @@ def scores(said: str, answers: list[str], language: str = "en") -> tuple[float, 
         ("gold gold", ["gold"], 0, 2 / 3),  # a bag, not a set: P 1/2, R 1
         ("well-known", ["wellknown"], 1, 1),  # punctuation goes without a space
         ("Santa Clara, California", ["Levi's Stadium"], 0, 0),
-        ("the", ["a"], 1, 1),  # nothing is left of either
+        ("the", ["a"], 1, 1),  # normalisation leaves nothing of either
         ("", [], 1, 1),  # no answer, and none given
         ("something", [], 0, 0),
         ("", ["something"], 0, 0),
     ],
 )
-def test_squad_scores_by_hand(said: str, answers: list[str], em: float, f1: float) -> None:
-    assert scores(said, answers) == (em, pytest.approx(f1))
+def test_squad_scores_by_hand(answer: str, references: list[str], em: float, f1: float) -> None:
+    assert scores(answer, references) == (em, pytest.approx(f1))
 
 
 def test_squad_scores_equal_the_official_script() -> None:
     generator = random.Random(0)
     words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", " ", "é", "«x»"]
     for _ in range(500):
-        said, *answers = (" ".join(generator.choices(words, k=generator.randint(0, 5))) for _ in range(3))
-        em = max(int(normalize_answer(a) == normalize_answer(said)) for a in answers)
-        assert scores(said, answers) == (em, pytest.approx(max(compute_f1(a, said) for a in answers)))
+        answer, *references = (" ".join(generator.choices(words, k=generator.randint(0, 5))) for _ in range(3))
+        em = max(int(normalize_answer(r) == normalize_answer(answer)) for r in references)
+        assert scores(answer, references) == (em, pytest.approx(max(compute_f1(r, answer) for r in references)))
 
 
 def test_chinese_is_scored_by_characters() -> None:
@@ -80,12 +82,12 @@ def test_chinese_is_scored_by_characters() -> None:
     assert scores("2020年ＮＢＡ", ["nba 2020年"], "zh") == (0, 1), "words and numbers end where Chinese begins"
 
 
-# --- what is asked and learned ------------------------------------------------------------------------------------
+# --- prompts, options and checks ------------------------------------------------------------------------------------
 
 EXAMPLE = {"context": "Ada was born in London.", "question": "Where?", "answers": ["London"], "answer_start": [16]}
 
 
-def test_prompts() -> None:
+def test_prompts_show_context_and_question_in_the_order_that_the_answer_needs() -> None:
     assert QuestionAnswering().render(EXAMPLE) == (
         "Context: Ada was born in London.\nQuestion: Where?\nAnswer:",
         " London",
@@ -117,7 +119,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         QuestionAnswering(**options).validate()
 
 
-def test_examples_are_checked() -> None:
+def test_a_question_needs_an_answer_from_its_context_unless_the_options_allow_others() -> None:
     task = QuestionAnswering()
     task.check(EXAMPLE)
     with pytest.raises(DataError, match="the question has no answer"):
@@ -130,7 +132,7 @@ def test_examples_are_checked() -> None:
 
 
 @pytest.mark.parametrize(("language", "word"), [("en", "unanswerable"), ("zh", "无法回答")])
-def test_no_answer_is_learned_as_a_word_and_said_as_nothing(language: str, word: str) -> None:
+def test_no_answer_is_learned_as_a_word_and_predicted_as_an_empty_text(language: str, word: str) -> None:
     task = QuestionAnswering(unanswerable=True, language=language)
     assert str(task.render(EXAMPLE | {"answers": []})[1]).strip() == word
     assert task.target(EXAMPLE | {"answers": ["", "London"]}) == "London"
@@ -174,13 +176,13 @@ def test_windows_cover_a_context_and_overlap(tokenizer: Any) -> None:
     assert {tuple(part.ids[:2]) for part in parts} == {tuple(tokenizer("q|")["input_ids"])}
 
 
-def test_an_answer_is_labelled_where_it_lies_wholly(tokenizer: Any) -> None:
+def test_an_answer_is_labelled_in_windows_that_hold_all_of_it(tokenizer: Any) -> None:
     context = " ".join(f"w{n}" for n in range(60))
     for n in range(60):  # at every place, the windows' edges among them
         start = context.index(f"w{n}")
-        found = [labelled(part, context) for part in spans(context, [f"w{n}"], tokenizer, [start])]
-        assert set(found) <= {f"w{n}", None}
-        assert f"w{n}" in found
+        labels = [labelled(part, context) for part in spans(context, [f"w{n}"], tokenizer, [start])]
+        assert set(labels) <= {f"w{n}", None}
+        assert f"w{n}" in labels
 
 
 def test_an_answer_longer_than_the_overlap_may_be_in_no_window(tokenizer: Any) -> None:
@@ -190,23 +192,23 @@ def test_an_answer_longer_than_the_overlap_may_be_in_no_window(tokenizer: Any) -
     assert {labelled(part, context) for part in spans(context, [edge], tokenizer)} == {None}
 
 
-@pytest.mark.parametrize(("told", "expected"), [(0, 0), (14, 16), (99, 34)])
-def test_wrong_offsets_take_the_nearest_occurrence(tokenizer: Any, told: int, expected: int) -> None:
+@pytest.mark.parametrize(("published", "expected"), [(0, 0), (14, 16), (99, 34)])
+def test_wrong_offsets_take_the_nearest_occurrence(tokenizer: Any, published: int, expected: int) -> None:
     context = "Ada met Bob in. Ada Byron and then Ada left"
     starts = [m.start() for m in re.finditer("Ada", context)]
     assert starts == [0, 16, 35]
-    (part,) = spans(context, ["Ada"], tokenizer, [told])
+    (part,) = spans(context, ["Ada"], tokenizer, [published])
     first = part.label[0] - part.extra["first"]
     assert abs(part.extra["left"][first] - expected) <= 1  # a token may begin with its space
 
 
-def test_an_answer_that_is_not_there_leaves_the_next_one(tokenizer: Any) -> None:
+def test_an_answer_outside_the_context_is_passed_over_for_the_next(tokenizer: Any) -> None:
     context = "Ada met Bob in Paris"
     (part,) = spans(context, ["Charles", "Bob"], tokenizer, [0, 8])
     assert labelled(part, context) == "Bob"
 
 
-def test_unanswerable_and_unknown_answers(tokenizer: Any) -> None:
+def test_no_answer_is_labelled_and_an_unknown_one_is_not(tokenizer: Any) -> None:
     (none,) = spans("Ada met Bob", [], tokenizer)
     (unknown,) = spans("Ada met Bob", None, tokenizer)
     assert labelled(none, "Ada met Bob") is None
@@ -218,49 +220,49 @@ def test_a_question_that_leaves_no_room_is_refused(tokenizer: Any) -> None:
         spans("Ada met Bob", ["Bob"], tokenizer, max_tokens=10)
 
 
-def scored(logits: Any, longest: int = 30) -> Any:
+def best_of(logits: Any, max_answer_tokens: int = 30) -> Any:
     """The best span of a window of six tokens after two of a question; the ninth position is the last one."""
     import torch
     from gptask_tasks.qa.span import SpanHead
 
     scores = torch.full((9, 2), -20.0)
-    for place, (start, end) in logits.items():
-        scores[place] = torch.tensor([start, end])
+    for position, (start, end) in logits.items():
+        scores[position] = torch.tensor([start, end])
     left, right = list(range(0, 60, 10)), list(range(10, 70, 10))
-    return SpanHead(8, longest)._best(scores.log_softmax(0), 2, left, right, 8)
+    return SpanHead(8, max_answer_tokens)._best_span(scores.log_softmax(0), 2, left, right, 8)
 
 
-def test_the_best_legal_span_is_taken() -> None:
-    assert (scored({3: (9.0, 0.0), 5: (0.0, 9.0)}).start, scored({3: (9.0, 0.0), 5: (0.0, 9.0)}).end) == (10, 40)
-    backwards = scored({5: (9.0, 0.0), 3: (0.0, 9.0), 6: (0.0, 5.0)})
-    assert (backwards.start, backwards.end) == (30, 50), "an end before its start is not legal"
-    short = scored({2: (9.0, 0.0), 7: (0.0, 9.0), 3: (0.0, 4.0)}, longest=2)
+def test_the_best_allowed_span_is_taken() -> None:
+    assert (best_of({3: (9.0, 0.0), 5: (0.0, 9.0)}).start, best_of({3: (9.0, 0.0), 5: (0.0, 9.0)}).end) == (10, 40)
+    backwards = best_of({5: (9.0, 0.0), 3: (0.0, 9.0), 6: (0.0, 5.0)})
+    assert (backwards.start, backwards.end) == (30, 50), "an end before its start is not allowed"
+    short = best_of({2: (9.0, 0.0), 7: (0.0, 9.0), 3: (0.0, 4.0)}, max_answer_tokens=2)
     assert (short.start, short.end) == (0, 20), "nor is one longer than task.max_answer_tokens"
-    nothing = scored({8: (9.0, 9.0), 4: (1.0, 1.0)})
-    assert nothing.null > nothing.score
-    assert (nothing.start, nothing.end) == (20, 30), "the null position is no span"
+    no_answer = best_of({8: (9.0, 9.0), 4: (1.0, 1.0)})
+    assert no_answer.null_score > no_answer.score
+    assert (no_answer.start, no_answer.end) == (20, 30), "the null position is no span"
 
 
 def test_the_likeliest_span_of_all_windows_wins() -> None:
-    from gptask_tasks.qa.span import AnswerSpan, best
+    from gptask_tasks.qa.span import AnswerSpan, best_span
 
-    windows = [AnswerSpan(3, 9, 0.1, null=-0.2, score=-2.3), AnswerSpan(40, 44, 0.5, null=-3.0, score=-0.7)]
-    assert best(windows, nullable=False, threshold=0.0) is windows[1]
-    assert best(windows, nullable=True, threshold=0.0) is windows[1], "one window knows the answer"
-    assert best(windows, nullable=True, threshold=-3.0).end == 0
-    silent = [AnswerSpan(3, 9, 0.1, null=-0.2, score=-2.3), AnswerSpan(40, 44, 0.1, null=-0.1, score=-2.0)]
-    assert best(silent, nullable=True, threshold=0.0).end == 0
-    assert best(silent, nullable=True, threshold=5.0) is silent[1]
-    assert best(silent, nullable=False, threshold=0.0) is silent[1]
+    windows = [AnswerSpan(3, 9, 0.1, null_score=-0.2, score=-2.3), AnswerSpan(40, 44, 0.5, null_score=-3.0, score=-0.7)]
+    assert best_span(windows, unanswerable=False, threshold=0.0) is windows[1]
+    assert best_span(windows, unanswerable=True, threshold=0.0) is windows[1], "one window has the answer"
+    assert best_span(windows, unanswerable=True, threshold=-3.0).end == 0
+    unsure = [AnswerSpan(3, 9, 0.1, null_score=-0.2, score=-2.3), AnswerSpan(40, 44, 0.1, null_score=-0.1, score=-2.0)]
+    assert best_span(unsure, unanswerable=True, threshold=0.0).end == 0
+    assert best_span(unsure, unanswerable=True, threshold=5.0) is unsure[1]
+    assert best_span(unsure, unanswerable=False, threshold=0.0) is unsure[1]
 
 
 def test_a_span_is_cut_from_the_context_without_its_space() -> None:
     from gptask_tasks.qa.span import AnswerSpan
 
     task = QuestionAnswering(answer=AnswerForm.span, unanswerable=True)
-    said = task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.8, null=-5.0, score=-0.2)])
-    assert (said.value, said.score) == ("London", 0.8)
-    assert task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.1, null=-0.1, score=-2.3)]).value == ""
+    prediction = task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.8, null_score=-5.0, score=-0.2)])
+    assert (prediction.value, prediction.score) == ("London", 0.8)
+    assert task.prediction(EXAMPLE, [AnswerSpan(15, 22, 0.1, null_score=-0.1, score=-2.3)]).value == ""
 
 
 def test_pads_and_the_question_are_never_part_of_a_span(backbone: Any) -> None:
@@ -275,8 +277,8 @@ def test_pads_and_the_question_are_never_part_of_a_span(backbone: Any) -> None:
     scores = task.head(backbone).scores(backbone.hidden(batch.input_ids), batch)
     for row, item in zip(scores, items, strict=True):
         first = item["extra"]["first"]
-        legal = {*range(first, first + len(item["extra"]["left"])), item["length"] - 1}
-        assert set(torch.isfinite(row[:, 0]).nonzero().flatten().tolist()) == legal
+        allowed = {*range(first, first + len(item["extra"]["left"])), item["length"] - 1}
+        assert set(torch.isfinite(row[:, 0]).nonzero().flatten().tolist()) == allowed
         torch.testing.assert_close(row.exp().sum(0), torch.ones(2))
 
 

@@ -1,3 +1,5 @@
+"""The task summarization: ROUGE against rouge-score, prompts, truncation, the sample."""
+
 import random
 from typing import Any
 
@@ -12,60 +14,60 @@ ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
 WORDS = ["Running", "runs", "the", "cats", "cat's", "sat", "mat.", "end!", "U.S.", "why?", "7,000", "é"]
 
 
-def texts(count: int, words: list[str], joint: str = " ") -> list[str]:
+def texts(count: int, words: list[str]) -> list[str]:
     generator = random.Random(count)
-    return [joint.join(generator.choices(words, k=generator.randint(1, 25))) for _ in range(count)]
+    return [" ".join(generator.choices(words, k=generator.randint(1, 25))) for _ in range(count)]
 
 
-def measured(task: Summarization, said: list[str], references: list[list[str]]) -> dict[str, float]:
-    scores, _ = score_all(task.metrics(), [Prediction(s) for s in said], [{"summary": r} for r in references])
+def values(task: Summarization, summaries: list[str], references: list[list[str]]) -> dict[str, float]:
+    scores, _ = score_all(task.metrics(), [Prediction(s) for s in summaries], [{"summary": r} for r in references])
     return {score.name: score.value for score in scores}
 
 
 def test_rouge_equals_rouge_score() -> None:
-    said, first, second = texts(40, WORDS), texts(41, WORDS)[:40], texts(42, WORDS)[:40]
+    summaries, first, second = texts(40, WORDS), texts(41, WORDS)[:40], texts(42, WORDS)[:40]
     references = [[a, b] if number % 3 else [a] for number, (a, b) in enumerate(zip(first, second, strict=True))]
-    found = measured(Summarization(), [*said, ""], [*references, ["the cat"]])
+    scores = values(Summarization(), [*summaries, ""], [*references, ["the cat"]])
     scorer = RougeScorer(ROUGE, use_stemmer=True)
     for name in ROUGE:
         split = sentences if name == "rougeLsum" else str
-        one = [
+        expected = [
             max(scorer.score(split(r), split(s))[name].fmeasure for r in rs)
-            for s, rs in zip(said, references, strict=True)
+            for s, rs in zip(summaries, references, strict=True)
         ]
-        assert found[name] == pytest.approx(100 * sum(one) / 41)
-    assert found["rouge1"] > found["rouge2"] > 0
+        assert scores[name] == pytest.approx(100 * sum(expected) / 41)
+    assert scores["rouge1"] > scores["rouge2"] > 0
 
 
 def test_rouge_lsum_matches_sentence_by_sentence() -> None:
-    reference, said = "The cat sat. A dog ran home.", "A dog ran home. The cat sat."
-    found = measured(Summarization(), [said], [[reference]])
-    assert found["rougeLsum"] == pytest.approx(100)
-    assert found["rougeL"] < 60
+    reference, summary = "The cat sat. A dog ran home.", "A dog ran home. The cat sat."
+    scores = values(Summarization(), [summary], [[reference]])
+    assert scores["rougeLsum"] == pytest.approx(100)
+    assert scores["rougeL"] < 60
 
 
 def test_chinese_is_scored_by_characters() -> None:
-    said, reference = "北京今天下雨。", "今天北京下大雨"
-    found = measured(Summarization(language="zh"), [said], [[reference]])
+    summary, reference = "北京今天下雨。", "今天北京下大雨"
+    scores = values(Summarization(language="zh"), [summary], [[reference]])
     hits, pairs = 6, 2  # all of 北京今天下雨; 北京 and 今天
-    assert found["rouge1"] == pytest.approx(100 * 2 * hits / (6 + 7))
-    assert found["rouge2"] == pytest.approx(100 * 2 * pairs / (5 + 6))
-    assert measured(Summarization(), [said], [[reference]])["rouge1"] == 0, "rouge-score's own tokenizer drops Chinese"
+    assert scores["rouge1"] == pytest.approx(100 * 2 * hits / (6 + 7))
+    assert scores["rouge2"] == pytest.approx(100 * 2 * pairs / (5 + 6))
+    assert values(Summarization(), [summary], [[reference]])["rouge1"] == 0, "rouge-score's own tokenizer drops Chinese"
 
 
-def test_the_length_ratio_is_of_the_sums() -> None:
-    assert measured(Summarization(), ["one two", ""], [["one two three"], ["one"]])["length_ratio"] == 0.5
-    assert measured(Summarization(language="zh"), ["北京，雨"], [["北京下雨了"]])["length_ratio"] == pytest.approx(0.6)
+def test_the_length_ratio_divides_sums_of_lengths() -> None:
+    assert values(Summarization(), ["one two", ""], [["one two three"], ["one"]])["length_ratio"] == 0.5
+    assert values(Summarization(language="zh"), ["北京，雨"], [["北京下雨了"]])["length_ratio"] == pytest.approx(0.6)
 
 
-def test_signatures_tell_how_the_words_were_split() -> None:
+def test_signatures_name_the_unit_of_comparison() -> None:
     english, chinese = (Summarization(language=language).metrics()[0].signature for language in ("en", "zh"))
     assert "rouge-score" in english
     assert "stemmed words" in english
     assert "characters" in chinese
 
 
-def test_prompts() -> None:
+def test_prompts_show_the_document_and_end_where_the_summary_follows() -> None:
     example = {"document": "A: hi", "summary": [" A greets. ", "A says hi."]}
     assert Summarization().render(example) == ("A: hi\n\nSummary:", " A greets.")
     assert Summarization(language="zh").render(example) == ("A: hi\n\n摘要：", "A greets.")
@@ -87,12 +89,12 @@ def test_a_document_is_cut_and_a_summary_is_not(tokenizer: Any) -> None:
     assert tokenizer.decode(encoded.target) == f" {summary}"
     assert len(encoded.ids) + len(encoded.target or []) + 1 <= 60
     assert tokenizer.decode(encoded.ids).endswith("\n\nSummary:")
-    whole = task.encode(example, tokenizer, 10_000)
-    assert whole.truncated == 0
-    assert encoded.truncated == len(whole.ids) - (60 - len(encoded.target or []) - 1)
+    untruncated = task.encode(example, tokenizer, 10_000)
+    assert untruncated.truncated == 0
+    assert encoded.truncated == len(untruncated.ids) - (60 - len(encoded.target or []) - 1)
 
 
-def test_room_is_kept_for_what_will_be_generated(tokenizer: Any) -> None:
+def test_the_prompt_leaves_room_for_the_generated_tokens(tokenizer: Any) -> None:
     task = Summarization()
     task.generation.max_new_tokens = 40
     for summary in (["bad"], None):  # so training and prediction see the same prompt

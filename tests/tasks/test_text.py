@@ -1,3 +1,5 @@
+"""Splitting texts into characters and sentences."""
+
 import pytest
 from gptask_tasks.text import characters, sentences
 
@@ -13,7 +15,7 @@ from gptask_tasks.text import characters, sentences
         ("……", []),
     ],
 )
-def test_characters(text: str, parts: list[str]) -> None:
+def test_chinese_is_split_into_characters_and_other_scripts_into_words(text: str, parts: list[str]) -> None:
     assert characters(text) == parts
 
 
@@ -26,5 +28,5 @@ def test_characters(text: str, parts: list[str]) -> None:
         ("", [""]),
     ],
 )
-def test_sentences(text: str, lines: list[str]) -> None:
+def test_each_sentence_gets_a_line(text: str, lines: list[str]) -> None:
     assert sentences(text).split("\n") == lines

@@ -1,3 +1,5 @@
+"""The task translation: its metrics against sacreBLEU, prompts, options, the sample."""
+
 import random
 from typing import Any
 
@@ -13,40 +15,40 @@ WORDS = {
 }
 
 
-def corpus(language: str, most: int) -> tuple[list[str], list[list[str]]]:
-    """Random hypotheses, empty ones among them, and one to ``most`` references that share words with them."""
-    generator = random.Random(most)
-    joint = "" if language == "zh" else " "
+def corpus(language: str, max_references: int) -> tuple[list[str], list[list[str]]]:
+    """Random hypotheses, empty ones among them, and one to ``max_references`` references that share words with them."""
+    generator = random.Random(max_references)
+    separator = "" if language == "zh" else " "
 
-    def text(least: int = 1) -> str:
-        return joint.join(generator.choices(WORDS[language], k=generator.randint(least, 12)))
+    def text() -> str:
+        return separator.join(generator.choices(WORDS[language], k=generator.randint(1, 12)))
 
-    said = [text() for _ in range(40)]
-    said[3] = said[17] = ""
-    references = [[text() for _ in range(generator.randint(1, most))] for _ in said]
-    for number in range(0, 40, 4):  # some are right, in their last reference
-        references[number][-1] = said[number] or "rien"
-    return said, references
+    hypotheses = [text() for _ in range(40)]
+    hypotheses[3] = hypotheses[17] = ""
+    references = [[text() for _ in range(generator.randint(1, max_references))] for _ in hypotheses]
+    for number in range(0, 40, 4):  # some equal their last reference
+        references[number][-1] = hypotheses[number] or "rien"
+    return hypotheses, references
 
 
-@pytest.mark.parametrize("most", [1, 3])
+@pytest.mark.parametrize("max_references", [1, 3])
 @pytest.mark.parametrize(("language", "tokenizer"), [("fr", "13a"), ("zh", "zh")])
-def test_scores_and_signatures_equal_sacrebleu(language: str, tokenizer: str, most: int) -> None:
-    said, references = corpus(language, most)
-    streams = [[r[k] if k < len(r) else None for r in references] for k in range(most)]
+def test_scores_and_signatures_equal_sacrebleu(language: str, tokenizer: str, max_references: int) -> None:
+    hypotheses, references = corpus(language, max_references)
+    streams = [[r[k] if k < len(r) else None for r in references] for k in range(max_references)]
     scores, _ = score_all(
         Translation(target_lang=language).metrics(),
-        [Prediction(text) for text in said],
+        [Prediction(text) for text in hypotheses],
         [{"target": r} for r in references],
     )
-    for found, scorer in zip(scores, (sacrebleu.BLEU(tokenize=tokenizer), sacrebleu.CHRF()), strict=True):
-        expected = scorer.corpus_score(said, streams)  # type: ignore[arg-type]
-        assert found.value == pytest.approx(expected.score)
-        assert found.signature == str(scorer.get_signature())
-        assert found.low < found.value < found.high
+    for score, scorer in zip(scores, (sacrebleu.BLEU(tokenize=tokenizer), sacrebleu.CHRF()), strict=True):
+        expected = scorer.corpus_score(hypotheses, streams)  # type: ignore[arg-type]
+        assert score.value == pytest.approx(expected.score)
+        assert score.signature == str(scorer.get_signature())
+        assert score.low < score.value < score.high
 
 
-def test_nothing_said_scores_nothing() -> None:
+def test_empty_translations_score_zero() -> None:
     scores, _ = score_all(Translation().metrics(), [Prediction("")] * 3, [{"target": ["le chat dort ici"]}] * 3)
     assert [score.value for score in scores] == [0.0, 0.0]
     assert [score.high for score in scores] == [0.0, 0.0]
@@ -99,7 +101,7 @@ def test_an_empty_translation_is_refused() -> None:
         Translation().check({"source": "Good morning", "target": [" ", "Bonjour"]})
 
 
-def test_the_sample_has_three_languages_both_ways(sample_rows: Any, assert_fit_for_use: Any) -> None:
+def test_the_sample_translates_between_three_languages(sample_rows: Any, assert_fit_for_use: Any) -> None:
     for source, target in (("en", "fr"), ("English", "Chinese"), ("zh", "fr")):
         rows = sample_rows(Translation(source_lang=source, target_lang=target))
         assert_fit_for_use(rows)

@@ -10,7 +10,7 @@ TINY = "backbone=nano backbone.n_layer=1 backbone.n_head=2 backbone.n_embd=16 da
 
 
 @pytest.mark.parametrize("name", list(discover()))
-def test_two_steps_on_the_sample(name, tmp_path, capsys):
+def test_a_task_trains_two_steps_on_its_sample(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", f"task={name}", *TINY.split(), "trainer.max_steps=2", f"folder={tmp_path / 'run'}"])
     assert stop.value.code == 0

@@ -34,16 +34,16 @@ class Classification(PromptedTask):
     contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
-    threshold_open: ClassVar[bool] = False  # whether validation goes on choosing it
+    threshold_is_tuned = False  # True once `tune_on_validation` has chosen the threshold: it may choose again
 
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
-    multi_label: bool = option(False, "a text may have any number of labels; a class counts from threshold on")
-    readings: int = option(1, "times a text that has room stands in its prompt: the second is read knowing its end")
-    threshold: float | None = option(None, "multi_label: probability from which a class counts; null: by validation")
+    multi_label: bool = option(False, "a text may have any number of labels, each predicted from task.threshold on")
+    readings: int = option(1, "times a text that fits stands in its prompt: a causal model rereads it knowing its end")
+    threshold: float | None = option(None, "multi_label: lowest probability of a predicted label; null: by validation")
 
     def fields(self) -> list[Field]:
-        """A text, and its label or labels."""
+        """Return the text, and its label or labels."""
         name, kind = ("labels", Kind.LABELS) if self.multi_label else ("label", Kind.LABEL)
         return [
             Field("text", truncate=True, help="the text to sort"),
@@ -51,7 +51,7 @@ class Classification(PromptedTask):
         ]
 
     def validate(self) -> None:
-        """Refuse label words for unknown labels, doubled labels, a threshold out of range."""
+        """Refuse repeated labels, label words of unknown labels, and numbers out of range."""
         super().validate()
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"task.labels must be at least two different names, got {self.labels}")
@@ -73,12 +73,12 @@ class Classification(PromptedTask):
                 raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
 
     def truth(self, example: Example) -> list[float]:
-        """Zeros and ones (K) of an example's labels."""
+        """Return the labels of an example as K zeros and ones."""
         gold = self.gold(example)
         return [float(name in gold) for name in self.labels]
 
     def gold(self, example: Example) -> list[str]:
-        """The true labels of an example."""
+        """Return the true labels of an example."""
         return example.get("labels") or [] if self.multi_label else [example["label"]]
 
     def check(self, example: Example) -> None:
@@ -91,68 +91,68 @@ class Classification(PromptedTask):
                 )
 
     def word(self, label: str) -> str:
-        """The word that stands for a label behind the prompt."""
-        words = self.label_words.get(label, label.replace("_", " "))
-        return words if self.language == "zh" else f" {words}"
+        """Return the word that stands for a label behind the prompt."""
+        word = self.label_words.get(label, label.replace("_", " "))
+        return word if self.language == "zh" else f" {word}"
 
     @property
     def template(self) -> str:
-        """The prompt in force, with what stands before the text and the text itself as often as it is read."""
-        once = super().template
-        before, text, _ = once.partition("{text}")
-        return f"{before}{text}\n" * (self.readings - 1 if text else 0) + once
+        """The prompt in force; what stands before the text and the text itself are repeated ``readings`` times."""
+        template = super().template
+        before, text, _ = template.partition("{text}")
+        return f"{before}{text}\n" * (self.readings - 1 if text else 0) + template
 
     def render(self, example: Example) -> tuple[str, str | None]:
-        """The prompt, and the label words as the text that would follow."""
-        known = example.get("labels" if self.multi_label else "label") is not None
-        target = ",".join(self.word(name) for name in self.gold(example)) if known else None
+        """Return the prompt, and the label words as the text that would follow it."""
+        is_labelled = example.get("labels" if self.multi_label else "label") is not None
+        target = ",".join(self.word(name) for name in self.gold(example)) if is_labelled else None
         return self.format_prompt(example), target
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
-        """The prompt's ids, and the label as an index or as a vector of zeros and ones."""
-        ids, cut = self.truncate_prompt(example, tokenizer, max_tokens)
-        if cut and self.readings > 1:  # rather once and whole
-            short = copy(self)
-            short.readings = 1
-            ids, cut = short.truncate_prompt(example, tokenizer, max_tokens)
+        """Return the prompt's ids, and the label as an index or as a vector of zeros and ones."""
+        ids, tokens_cut = self.truncate_prompt(example, tokenizer, max_tokens)
+        if tokens_cut and self.readings > 1:  # a long text is better read once and whole
+            single_reading = copy(self)
+            single_reading.readings = 1
+            ids, tokens_cut = single_reading.truncate_prompt(example, tokenizer, max_tokens)
         if self.render(example)[1] is None:
-            return Encoded(ids, truncated=cut)
+            return Encoded(ids, truncated=tokens_cut)
         gold = self.gold(example)
         for name in gold:
             if name not in self.labels:
                 raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
         if self.multi_label:
-            return Encoded(ids, label=self.truth(example), truncated=cut)
-        return Encoded(ids, label=self.labels.index(gold[0]), truncated=cut)
+            return Encoded(ids, label=self.truth(example), truncated=tokens_cut)
+        return Encoded(ids, label=self.labels.index(gold[0]), truncated=tokens_cut)
 
     def head(self, backbone: Backbone) -> Head:
-        """A linear layer on the last real token, started from the label words."""
+        """Build a linear layer on the last real token, started from the label words."""
         from gptask_tasks.classification.head import ClassificationHead
 
         return ClassificationHead(backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
-        """The likeliest label (or all above the threshold) with the probabilities of all."""
+        """Return the likeliest label (or all from the threshold on) with the probabilities of all."""
         probabilities = dict(zip(self.labels, outputs[0], strict=True))
         if self.multi_label:
             threshold = 0.5 if self.threshold is None else self.threshold
-            value = [name for name, p in probabilities.items() if p >= threshold]
-            return Prediction(value, probabilities=probabilities)
-        best = max(probabilities, key=probabilities.__getitem__)
-        return Prediction(best, probabilities[best], probabilities)
+            labels = [name for name, probability in probabilities.items() if probability >= threshold]
+            return Prediction(labels, probabilities=probabilities)
+        label = max(probabilities, key=probabilities.__getitem__)
+        return Prediction(label, probabilities[label], probabilities)
 
     def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
-        """The threshold of the best micro-F1 where none was given."""
-        if not self.multi_label or not (self.threshold is None or self.threshold_open):
+        """Choose the threshold of the best micro-F1 unless the user set one."""
+        if not self.multi_label or not (self.threshold is None or self.threshold_is_tuned):
             return {}
         from gptask_tasks.classification.metrics import best_threshold
 
-        self.threshold_open = True  # type: ignore[misc]
+        self.threshold_is_tuned = True
         probabilities = [list((p.probabilities or {}).values()) for p in predictions]
         return {"threshold": best_threshold(probabilities, [self.truth(e) for e in examples])}
 
     def metrics(self) -> list[Metric]:
-        """Accuracy first; micro-F1 first where a text may have several labels."""
+        """List accuracy first; micro-F1 first where a text may have several labels."""
         from gptask_tasks.classification import metrics
 
         if self.multi_label:
@@ -160,12 +160,12 @@ class Classification(PromptedTask):
         return metrics.single_label(self.labels)
 
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
-        """Per-class scores and the confusion matrix."""
+        """Return the scores of each class and the confusion matrix."""
         from gptask_tasks.classification import metrics
 
-        said = [p.value if self.multi_label else [p.value] for p in predictions]
-        return metrics.per_class(self.labels, [self.gold(e) for e in examples], said, self.multi_label)
+        predicted = [p.value if self.multi_label else [p.value] for p in predictions]
+        return metrics.per_class(self.labels, [self.gold(e) for e in examples], predicted, self.multi_label)
 
     def sample(self) -> dict[str, Any]:
-        """Questions to a shop's service desk, in English and Chinese."""
+        """Return the sample: questions to a shop's service desk, in English and Chinese."""
         return sample("classification", columns={"labels": "label"} if self.multi_label else {})

@@ -1,4 +1,7 @@
-"""A linear classifier on the last real token, started from the language model's own label words."""
+"""A linear classifier on the last real token, started from the language model's own label words.
+
+Shapes: B sequences, T positions, C channels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from torch import Tensor, nn
 class ClassificationHead(Head):
     """Logits (B, K) from the state (B, C) of the last real token.
 
-    Row k starts as the output embedding of label k's word, so that before any training it scores the words as the
-    language model would; the rows' mean is taken off (softmax does not see it, the sigmoids of multi-label do).
-    No bias, so that the layer fits ``AutoModelForSequenceClassification``.
+    Row k of the weights starts as the output embedding of label k's word, so that before any training the head scores
+    the words as the language model would. The rows' mean is subtracted (softmax does not see it, the sigmoids of
+    multi-label do). There is no bias, so that the layer fits ``AutoModelForSequenceClassification``.
     """
 
     export_class = "AutoModelForSequenceClassification"
@@ -24,36 +27,39 @@ class ClassificationHead(Head):
     def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__()
         self.labels, self.multi_label = list(labels), multi_label
-        vectors = backbone.word_vectors(words)
-        self.linear = nn.Linear(backbone.channels, len(self.labels), bias=False, device=vectors.device)
-        self.linear.weight.data.copy_(vectors - vectors.mean(0, keepdim=True))
+        vectors_KC = backbone.word_vectors(words)
+        self.linear = nn.Linear(backbone.channels, len(self.labels), bias=False, device=vectors_KC.device)
+        self.linear.weight.data.copy_(vectors_KC - vectors_KC.mean(0, keepdim=True))
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, K) scores."""
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return self.linear(hidden[rows, batch.last()].float())
+        """Return scores (B, K)."""
+        rows_B = torch.arange(len(hidden), device=hidden.device)
+        logits_BK: Tensor = self.linear(hidden[rows_B, batch.last()].float())
+        return logits_BK
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy, or binary cross-entropy per label."""
-        logits = self.logits(hidden, batch)
+        """Return the mean cross-entropy, or the mean binary cross-entropy per label."""
+        assert batch.labels is not None  # what is learned from has labels
+        logits_BK = self.logits(hidden, batch)
         if self.multi_label:
-            return nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.to(logits.dtype))  # type: ignore[union-attr]
-        return nn.functional.cross_entropy(logits, batch.labels)  # type: ignore[arg-type]
+            return nn.functional.binary_cross_entropy_with_logits(logits_BK, batch.labels.to(logits_BK.dtype))
+        return nn.functional.cross_entropy(logits_BK, batch.labels)
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Probabilities, K for each of the B sequences."""
+        """Return K probabilities for each of the B sequences."""
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
-        logits = self.logits(hidden, batch)
-        return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).tolist()
+        logits_BK = self.logits(hidden, batch)
+        probabilities_BK = logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(-1)
+        return probabilities_BK.tolist()
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The ``score`` layer and the label names of transformers' sequence classification."""
+        """Return the ``score`` layer and the label names of transformers' sequence classification."""
         names = dict(enumerate(self.labels))
         config = {
             "num_labels": len(names),
             "id2label": names,
-            "label2id": {name: number for number, name in names.items()},
+            "label2id": {name: index for index, name in names.items()},
             "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification",
         }
         return {"score.weight": self.linear.weight.detach()}, config

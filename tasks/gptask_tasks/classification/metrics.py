@@ -1,4 +1,7 @@
-"""Classification metrics as sums over examples: accuracy, F1, Matthews correlation, calibration error."""
+"""Classification metrics as sums over examples: accuracy, F1, Matthews correlation, calibration error.
+
+Shapes: N examples, K classes, R resampled sets, D decisions per example.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from gptask import RESAMPLES_PER_BLOCK, Example, MeanMetric, Metric, Prediction
 
 
 def single_label(labels: Sequence[str]) -> list[Metric]:
-    """Metrics where every text has one label."""
+    """List the metrics for texts with one label each."""
     return [
         Accuracy("accuracy", "single label"),
         MacroF1(labels),
@@ -22,7 +25,7 @@ def single_label(labels: Sequence[str]) -> list[Metric]:
 
 
 def multi_label(labels: Sequence[str]) -> list[Metric]:
-    """Metrics where a text has any number of labels."""
+    """List the metrics for texts with any number of labels."""
     return [
         MultiMicroF1(labels),
         MultiMacroF1(labels),
@@ -35,7 +38,7 @@ class Accuracy(MeanMetric):
     """Share of right labels, in percent."""
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """One or zero."""
+        """Return 1 for the right label, else 0."""
         return [prediction.value == reference["label"]]
 
 
@@ -43,85 +46,90 @@ class ExactMatch(MeanMetric):
     """Share of texts whose set of labels is right, in percent."""
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """One or zero."""
+        """Return 1 for the right set, else 0."""
         return [set(prediction.value) == set(reference["labels"])]
 
 
-class Pairs(Metric):
-    """A metric of the confusion matrix; statistics are the indices of true and predicted label."""
+class ConfusionMetric(Metric):
+    """A metric of the confusion matrix; its statistics are the indices of the true and the predicted label."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = {name: number for number, name in enumerate(sorted(labels))}  # whatever order a run has them in
+        self.labels = {
+            name: index for index, name in enumerate(sorted(labels))
+        }  # the same in runs of other label order
         self.signature = f"single label; {len(self.labels)} classes"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """True and predicted index."""
+        """Return the true and the predicted index."""
         return [self.labels[reference["label"]], self.labels[prediction.value]]
 
     def confusion(self, rows: np.ndarray) -> np.ndarray:
-        """(K, K) counts, true label by predicted label."""
+        """Count rows by true label and predicted label, (K, K)."""
         k = len(self.labels)
         return np.bincount((rows[:, 0] * k + rows[:, 1]).astype(int), minlength=k * k).reshape(k, k)
 
     @abstractmethod
     def values(self, tables: np.ndarray) -> np.ndarray:
-        """The metric (R,) of confusion matrices (R, K, K)."""
+        """Compute the metric (R,) of confusion matrices (R, K, K)."""
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """From the confusion matrix."""
+        """Compute the metric from the confusion matrix."""
         return float(self.values(self.confusion(rows)[None])[0])
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """From the confusion matrix of each set; only pairs that occur are counted."""
+        """Compute the metric from the confusion matrix of each set; only cells that occur are counted."""
         k = len(self.labels)
-        cells, place = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
-        sums = counts @ np.eye(len(cells))[place]  # (R, cells)
-        parts = []
-        for part in np.array_split(sums, -(-len(sums) * k * k // RESAMPLES_PER_BLOCK)):
-            tables = np.zeros((len(part), k * k))
-            tables[:, cells] = part
-            parts.append(self.values(tables.reshape(-1, k, k)))
-        return np.concatenate(parts)
+        cells, cell_of_row = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
+        cell_counts = counts @ np.eye(len(cells))[cell_of_row]  # (R, cells)
+        values = []
+        for block in np.array_split(cell_counts, -(-len(cell_counts) * k * k // RESAMPLES_PER_BLOCK)):
+            tables = np.zeros((len(block), k * k))
+            tables[:, cells] = block
+            values.append(self.values(tables.reshape(-1, k, k)))
+        return np.concatenate(values)
 
 
-def f1(hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """2·TP / (2·TP + FP + FN); 0 where there is neither a true nor a predicted one."""
-    return 2 * hits / np.maximum(true + said, 1)
+def f1(hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Compute 2·TP / (2·TP + FP + FN) from counts; 0 where nothing is true or predicted."""
+    scores: np.ndarray = 2 * hits / np.maximum(true + predicted, 1)
+    return scores
 
 
-class MacroF1(Pairs):
+class MacroF1(ConfusionMetric):
     """Mean F1 over the classes that occur (as scikit-learn counts them: true or predicted), in percent."""
 
     name = "f1_macro"
 
     def values(self, tables: np.ndarray) -> np.ndarray:
-        """Mean over classes (R,)."""
-        true, said = tables.sum(2), tables.sum(1)  # (R, K)
-        scores = f1(np.diagonal(tables, axis1=1, axis2=2), true, said)
-        return 100 * scores.sum(1) / (true + said > 0).sum(1)
+        """Return the means over classes (R,)."""
+        true, predicted = tables.sum(2), tables.sum(1)  # (R, K)
+        scores = f1(np.diagonal(tables, axis1=1, axis2=2), true, predicted)
+        means: np.ndarray = 100 * scores.sum(1) / (true + predicted > 0).sum(1)
+        return means
 
 
-class MicroF1(Pairs):
+class MicroF1(ConfusionMetric):
     """F1 over all decisions, in percent (equal to accuracy where every text has one label)."""
 
     name = "f1_micro"
 
     def values(self, tables: np.ndarray) -> np.ndarray:
-        """Share on the diagonal (R,)."""
-        return 100 * np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2))
+        """Return the shares on the diagonal (R,)."""
+        shares: np.ndarray = 100 * np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2))
+        return shares
 
 
-class Matthews(Pairs):
+class Matthews(ConfusionMetric):
     """Matthews correlation for K classes (Gorodkin 2004), in percent."""
 
     name, range = "mcc", (-100.0, 100.0)
 
     def values(self, tables: np.ndarray) -> np.ndarray:
-        """Correlation (R,); 0 where one side is constant."""
-        n, true, said = tables.sum((1, 2), dtype=float), tables.sum(2, dtype=float), tables.sum(1, dtype=float)
-        spread = (n**2 - (said**2).sum(1)) * (n**2 - (true**2).sum(1))
-        right = np.trace(tables, axis1=1, axis2=2) * n - (true * said).sum(1)
-        return np.where(spread > 0, 100 * right / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+        """Return the correlations (R,); 0 where one side is constant."""
+        n, true, predicted = tables.sum((1, 2), dtype=float), tables.sum(2, dtype=float), tables.sum(1, dtype=float)
+        spread = (n**2 - (predicted**2).sum(1)) * (n**2 - (true**2).sum(1))
+        covariance = np.trace(tables, axis1=1, axis2=2) * n - (true * predicted).sum(1)
+        return np.where(spread > 0, 100 * covariance / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
 
 class Calibration(Metric):
@@ -130,87 +138,70 @@ class Calibration(Metric):
     name, higher_is_better, signature = "ece", False, "15 equal-width bins; top label"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """Confidence, and whether it was right."""
+        """Return the confidence, and 1 if it was right, else 0."""
         return [float(prediction.score or 0.0), prediction.value == reference["label"]]
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """Sum over bins of |mean confidence - accuracy|, weighted by size."""
+        """Sum |mean confidence - accuracy| over bins, weighted by their size."""
         return float(self.resampled(rows, np.ones((1, len(rows))))[0])
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """From the gaps of each set."""
-        return 100 * np.abs(counts @ gaps(rows[:, :1], rows[:, 1:])).sum(1) / counts.sum(1)
+        """Compute the error of each set from its summed gaps."""
+        errors: np.ndarray = 100 * np.abs(counts @ gaps(rows[:, :1], rows[:, 1:])).sum(1) / counts.sum(1)
+        return errors
 
 
-def gaps(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> np.ndarray:
-    """Confidence less outcome of decisions (N, D), summed by bin of confidence: (N, bins)."""
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1) + bins * np.arange(len(confidence))[:, None]
-    total = np.bincount(place.ravel(), weights=(confidence - right).ravel(), minlength=bins * len(confidence))
-    return total.reshape(-1, bins)
+def gaps(confidence: np.ndarray, outcome: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Sum confidence - outcome of each example's decisions (N, D) by bin of confidence: (N, bins)."""
+    cells = np.clip((confidence * bins).astype(int), 0, bins - 1) + bins * np.arange(len(confidence))[:, None]
+    sums = np.bincount(cells.ravel(), weights=(confidence - outcome).ravel(), minlength=bins * len(confidence))
+    return sums.reshape(-1, bins)
 
 
-class Sets(Metric):
-    """A metric of label sets; statistics are K zeros and ones of the true set, then K of the predicted one."""
+class LabelSetMetric(Metric):
+    """A metric of label sets; its statistics are K zeros and ones of the true set, then K of the predicted one."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = sorted(labels)
         self.signature = f"multi label; {len(self.labels)} classes"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """2K zeros and ones."""
-        return [float(n in reference["labels"]) for n in self.labels] + [
-            float(n in prediction.value) for n in self.labels
-        ]
+        """Return 2K zeros and ones."""
+        return [float(name in names) for names in (reference["labels"], prediction.value) for name in self.labels]
 
     @abstractmethod
-    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
-        """The metric (R,) of true positives, true and predicted, each (R, K)."""
+    def values(self, hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Compute the metric (R,) of the counts of true positives, true and predicted labels, each (R, K)."""
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """From the counts per class."""
+        """Compute the metric from the counts per class."""
         return float(self.resampled(rows, np.ones((1, len(rows))))[0])
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """From the counts per class of each set."""
-        true, said = np.split(rows, 2, axis=1)
-        return self.values(*(counts @ part for part in (true * said, true, said)))
+        """Compute the metric from the counts per class of each set."""
+        true, predicted = np.split(rows, 2, axis=1)
+        return self.values(counts @ (true * predicted), counts @ true, counts @ predicted)
 
 
-class MultiMicroF1(Sets):
+class MultiMicroF1(LabelSetMetric):
     """F1 over all label decisions, in percent."""
 
     name = "f1_micro"
 
-    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
-        """From the counts over all classes."""
-        return 100 * f1(hits.sum(1), true.sum(1), said.sum(1))
+    def values(self, hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Return the F1 scores (R,) of the counts over all classes."""
+        return 100 * f1(hits.sum(1), true.sum(1), predicted.sum(1))
 
 
-def best_threshold(probabilities: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
-    """The probability (N, K) from which to predict so that micro-F1 against zeros and ones (N, K) is highest.
-
-    Halfway to the next lower probability, and 0.5 where there is no true label.
-    """
-    said, true = np.ravel(probabilities), np.ravel(truth)
-    order = np.argsort(-said, kind="stable")
-    said, hits = said[order], np.cumsum(true[order])
-    scores = f1(hits, true.sum(), np.arange(1, len(said) + 1))
-    scores[:-1][said[:-1] == said[1:]] = 0  # equal probabilities can't be told apart
-    best = int(scores.argmax())
-    if not hits[-1]:
-        return 0.5
-    following = said[best + 1] if best + 1 < len(said) else 0.0
-    return float(np.clip((said[best] + following) / 2, 1e-6, 1 - 1e-6))
-
-
-class MultiMacroF1(Sets):
+class MultiMacroF1(LabelSetMetric):
     """Mean F1 over all classes, in percent."""
 
     name = "f1_macro"
 
-    def values(self, hits: np.ndarray, true: np.ndarray, said: np.ndarray) -> np.ndarray:
-        """Mean over classes."""
-        return 100 * f1(hits, true, said).mean(1)
+    def values(self, hits: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Return the means over classes (R,)."""
+        means: np.ndarray = 100 * f1(hits, true, predicted).mean(1)
+        return means
 
 
 class MultiCalibration(Metric):
@@ -219,30 +210,49 @@ class MultiCalibration(Metric):
     name, higher_is_better, signature = "ece", False, "15 equal-width bins; every label"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """K probabilities, then K outcomes."""
-        table = prediction.probabilities or {}
-        return [*table.values(), *(float(name in reference["labels"]) for name in table)]
+        """Return K probabilities, then K outcomes."""
+        probabilities = prediction.probabilities or {}
+        return [*probabilities.values(), *(float(name in reference["labels"]) for name in probabilities)]
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """Over all N·K decisions."""
+        """Compute the error over all N·K decisions."""
         return float(self.resampled(rows, np.ones((1, len(rows))))[0])
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """From the gaps of each set."""
-        said, true = np.split(rows, 2, axis=1)
-        return 100 * np.abs(counts @ gaps(said, true)).sum(1) / (counts.sum(1) * said.shape[1])
+        """Compute the error of each set from its summed gaps."""
+        probabilities, outcomes = np.split(rows, 2, axis=1)
+        decisions = counts.sum(1) * probabilities.shape[1]
+        errors: np.ndarray = 100 * np.abs(counts @ gaps(probabilities, outcomes)).sum(1) / decisions
+        return errors
+
+
+def best_threshold(probabilities: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
+    """Return the probability (N, K) from which to predict so that micro-F1 against zeros and ones (N, K) is highest.
+
+    It lies halfway to the next lower probability, and is 0.5 where no label is true.
+    """
+    scores, true = np.ravel(probabilities), np.ravel(truth)
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(true[order])
+    f1_scores = f1(hits, true.sum(), np.arange(1, len(scores) + 1))
+    f1_scores[:-1][scores[:-1] == scores[1:]] = 0  # no threshold lies between equal probabilities
+    best = int(f1_scores.argmax())
+    if not hits[-1]:
+        return 0.5
+    next_lower = scores[best + 1] if best + 1 < len(scores) else 0.0
+    return float(np.clip((scores[best] + next_lower) / 2, 1e-6, 1 - 1e-6))
 
 
 def per_class(
-    labels: Sequence[str], gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], multi: bool
+    labels: Sequence[str], gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], multi: bool
 ) -> dict[str, Any]:
-    """Precision, recall, F1 and support of every class; the confusion matrix where each text has one label."""
+    """Return precision, recall, F1 and support of every class; the confusion matrix where each text has one label."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
     from sklearn.preprocessing import MultiLabelBinarizer
 
-    binary = MultiLabelBinarizer(classes=list(labels)).fit([])
+    binarizer = MultiLabelBinarizer(classes=list(labels)).fit([])
     columns = precision_recall_fscore_support(
-        binary.transform(gold), binary.transform(said), average=None, zero_division=0
+        binarizer.transform(gold), binarizer.transform(predicted), average=None, zero_division=0
     )
     names = ("precision", "recall", "f1", "support")
     table = {
@@ -254,6 +264,6 @@ def per_class(
     }
     details: dict[str, Any] = {"per_class": table}
     if not multi:
-        matrix = confusion_matrix([g[0] for g in gold], [s[0] for s in said], labels=list(labels))
+        matrix = confusion_matrix([g[0] for g in gold], [p[0] for p in predicted], labels=list(labels))
         details["confusion_matrix"] = {"labels": list(labels), "rows_are_true": matrix.tolist()}
     return details

@@ -1,4 +1,4 @@
-"""Generation: what an assistant says next, learned from instructions and dialogues."""
+"""Generation: an assistant's next answer, learned from instructions and dialogues."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gptask import (
     Field,
     GenerationOptions,
     Kind,
+    Message,
     Metric,
     Prediction,
     UserError,
@@ -32,86 +33,90 @@ if TYPE_CHECKING:
 
 @dataclass
 class TextGeneration(WritingTask):
-    """Answer a prompt or go on with a conversation; learns from every turn of the assistant's, and from no other."""
+    """Answer a prompt or continue a conversation; only the assistant's turns are learned, all of them."""
 
     contract_version = "1.0"
 
-    system: str | None = option(None, "system message of conversations that bring none")
-    raw: bool = option(False, "texts as they stand, EOS behind each answer: no chat template, no turns")
-    language: str = option("en", "language of ROUGE-L: en stems words, zh takes characters")
+    system: str | None = option(None, "system message of conversations without one")
+    raw: bool = option(False, "join texts as they stand, EOS behind each answer, without a chat template")
+    language: str = option("en", "language of ROUGE-L: en stems words, zh compares characters")
     generation: GenerationOptions = option(partial(GenerationOptions, max_new_tokens=128), "how text is decoded")
 
     def validate(self) -> None:
         """Refuse options that exclude each other."""
         super().validate()
         if self.raw and self.system:
-            raise UserError("task.raw=true takes texts as they stand: task.system has no place then")
+            raise UserError(
+                "task.raw=true takes texts as they stand and has no place for task.system: unset one of them"
+            )
         if self.language not in ("en", "zh"):
-            raise UserError(f"task.language='{self.language}' is unknown to ROUGE-L; expected en or zh")
+            raise UserError(f"task.language='{self.language}' is not supported by ROUGE-L; expected en or zh")
 
     def fields(self) -> list[Field]:
-        """A conversation up to the answer that is due, and that answer."""
+        """Return a conversation up to the answer that is due, and that answer."""
         return [
             Field("messages", Kind.MESSAGES, help="the turns up to the last answer, or a prompt"),
             Field("answer", Kind.TEXTS, target=True, blank=True, help="what the assistant says last"),
         ]
 
     def convert_row(self, row: Any) -> Any:
-        """Rows in the chat format, ShareGPT's, Alpaca's, as prompt and completion, or a prompt alone."""
+        """Read rows in the chat format, ShareGPT's, Alpaca's, as prompt and completion, or a prompt alone."""
         return conversation(row)
 
     def check(self, example: Example) -> None:
         """Refuse a conversation without an answer at its end."""
         super().check(example)
         if not example["answer"]:
-            raise DataError("there is no answer to learn: the last message must be the assistant's, and not empty")
+            raise DataError(
+                "there is no answer to learn: the last message must be the assistant's and must not be empty"
+            )
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
-        """Ids of the conversation by its template; every answer is learned, with what ends it.
+        """Return the ids of the conversation by its template; every answer is learned, with what ends it.
 
-        Where that is longer than ``max_tokens`` the oldest turns are dropped, then the last question is cut; an answer
-        never is.
+        In a conversation longer than ``max_tokens`` the oldest turns are dropped, then the last question is cut; the
+        last answer never is.
         """
         template, messages = chat_template_of(tokenizer, self.raw), self._messages(example)
         target = template.answer(messages, example["answer"][0]) if example.get("answer") else None
         room = max_tokens - max(len(target or []) + 1, self.reserved_tokens())
-        turns, kept = template.fit(messages, room)
-        cut = 0
-        if len(kept) < len(messages) or len(turns.ids) > room:
-            cut = len(template.turns(messages).ids)
-            turns = template.shorten(kept, room)
-            cut -= len(turns.ids)
+        turns, recent_messages = template.fit(messages, room)
+        tokens_cut = 0
+        if len(recent_messages) < len(messages) or len(turns.ids) > room:
+            turns = template.shorten(recent_messages, room)
+            tokens_cut = len(template.turns(messages).ids) - len(turns.ids)
         learned = turns.answers if target is not None else []
-        return Encoded(turns.ids, target, truncated=cut, learned=learned)
+        return Encoded(turns.ids, target, truncated=tokens_cut, learned=learned)
 
-    def _messages(self, example: Example) -> list[dict[str, str]]:
+    def _messages(self, example: Example) -> list[Message]:
+        """Return the turns of an example behind ``task.system`` unless they bring a system message."""
         messages = list(example["messages"])
         if self.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         return messages
 
     def render(self, example: Example) -> tuple[str, str | None]:
-        """The conversation line by line (a run's tokenizer decides how it is put to the model)."""
+        """Return the conversation line by line (the model reads it as the run's tokenizer formats it)."""
         lines = [f"{message['role'].title()}: {message['content']}" for message in self._messages(example)]
         answer = example["answer"][0] if example.get("answer") else None
         return "\n".join([*lines, "Assistant:"]), None if answer is None else f" {answer}"
 
     def demonstrate(self, example: Example) -> NoReturn:
-        """Refused: solved examples are earlier turns of a conversation."""
+        """Refuse: solved examples are earlier turns of a conversation."""
         raise UserError("shots=k is not for conversations: put solved examples into task.system or their first turns")
 
     def head(self, backbone: Backbone) -> Head:
-        """The language model itself."""
+        """Build the language model itself."""
         from gptask_tasks.generation.head import AnswerHead
 
         return AnswerHead(backbone, self.generation)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
-        """The answer written, and how likely the given ones are."""
+        """Return the generated answer, and the likelihood of the given ones."""
         return replace(super().prediction(example, outputs), extra=getattr(outputs[0], "counts", {}))
 
     def metrics(self) -> list[Metric]:
-        """Likelihood of all given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the one that is written."""
+        """List the likelihood of the given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the generated one."""
         import sacrebleu
 
         chrf = CorpusScore("chrf", sacrebleu.CHRF(), field="answer")
@@ -124,5 +129,5 @@ class TextGeneration(WritingTask):
         ]
 
     def sample(self) -> dict[str, Any]:
-        """Small requests with exact answers, some of them in several turns, in English."""
+        """Return the sample: small requests with exact answers, some of them in several turns, in English."""
         return sample("generation")

@@ -1,4 +1,7 @@
-"""The language model itself, which also says how likely the given answers are."""
+"""The language model itself, which also scores the given answers.
+
+Shapes: B sequences, T positions, C channels, N learned tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScoredAnswer(GeneratedText):
-    """A generated text; of the answers given, if any were, the nats, tokens and UTF-8 bytes."""
+    """A generated text, with the nats, tokens and UTF-8 bytes of the given answers if there are any."""
 
     counts: dict[str, float] = field(default_factory=dict)
 
 
 class AnswerHead(GenerationHead):
-    """Writes an answer, and judges the ones that are there."""
+    """Writes an answer, and scores the ones that are given."""
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Generate behind every prompt; with answers at hand, their likelihood comes with it."""
-        said = [ScoredAnswer(**vars(text)) for text in super().predict(backbone, batch)]
-        here, following = batch.predicting(), batch.input_ids.roll(-1, 1)
-        if not here.any():
-            return said
+        """Generate behind every prompt; where answers are given, their likelihood is added."""
+        answers = [ScoredAnswer(**vars(text)) for text in super().predict(backbone, batch)]
+        learned_BT, next_ids_BT = batch.predicting(), batch.input_ids.roll(-1, 1)
+        if not learned_BT.any():
+            return answers
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
-        each = torch.zeros(here.shape, device=hidden.device)
-        each[here] = token_nll(backbone, hidden[here], following[here])
-        for answer, ids, mask, row in zip(said, following, here, each, strict=True):
-            learned = backbone.tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True)
-            counts = float(row.sum()), int(mask.sum()), len(learned.encode())
+        nats_BT = torch.zeros(learned_BT.shape, device=hidden.device)
+        nats_BT[learned_BT] = token_nll(backbone, hidden[learned_BT], next_ids_BT[learned_BT])
+        for answer, ids_T, learned_T, nats_T in zip(answers, next_ids_BT, learned_BT, nats_BT, strict=True):
+            text = backbone.tokenizer.decode(ids_T[learned_T].tolist(), skip_special_tokens=True)
+            counts = float(nats_T.sum()), int(learned_T.sum()), len(text.encode())
             answer.counts = dict(zip(Likelihood.COUNTS, counts, strict=True))
-        return said
+        return answers

@@ -1,4 +1,4 @@
-"""Instructions and dialogues as they are published, made into a conversation and its last answer."""
+"""Conversion of published instructions and dialogues into a conversation and its last answer."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from gptask import DataError, Message, listing, parse_messages
 
-TURNS = ("messages", "conversations", "conversation")  # chat format; ShareGPT
-INPUTS, OUTPUTS = ("input", "context"), ("output", "response")  # Alpaca; Dolly
+TURNS = ("messages", "conversations", "conversation")  # the chat format's, ShareGPT's
+INPUTS, OUTPUTS = ("input", "context"), ("output", "response")  # Alpaca's and Dolly's
 COMPLETIONS = ("completion", "response")
 EXPECTED = (
     "expected messages [{role, content}], conversations [{from, value}], instruction (and input) with output, or "
-    "prompt with completion; data.columns.messages=<column> names another one"
+    "prompt with completion; data.columns.messages=<column> names another column"
 )
 
 
 def conversation(row: Any) -> Any:
-    """Cells ``messages`` and ``answer`` from a row in any of the published forms; a text is what a user says.
+    """Turn a row in any of the published forms into cells ``messages`` and ``answer``; a text is a user's turn.
 
     The last message is the answer if it is the assistant's, else there is none. Raises `DataError` for other rows.
     """
@@ -32,40 +32,42 @@ def conversation(row: Any) -> Any:
 
 
 def _turns(row: dict[str, Any]) -> list[Message]:
-    if (name := _first(row, TURNS)) is not None:
+    """Return the whole conversation of a row, by the columns it has."""
+    if (name := _first_filled(row, TURNS)) is not None:
         try:
             turns = parse_messages(row[name])
         except TypeError as error:
             raise DataError(f"the {name} must be a list of messages, got {str(row[name])[:40]!r}") from error
         if turns and turns[0]["role"] == "system":
             return turns
-        return [*_said(row, "system", "system"), *turns]
+        return [*_message(row, "system", "system"), *turns]
     if "instruction" in row:
-        parts = [_text(row, "instruction"), *(_text(row, name) for name in INPUTS if name in row)]
-        return _exchange(row, "\n\n".join(part for part in parts if part.strip()), "instruction", OUTPUTS)
+        texts = [_text(row, "instruction"), *(_text(row, name) for name in INPUTS if name in row)]
+        return _exchange(row, "\n\n".join(text for text in texts if text.strip()), "instruction", OUTPUTS)
     if isinstance(row.get("prompt"), list):
-        name = _first(row, COMPLETIONS)
+        name = _first_filled(row, COMPLETIONS)
         return parse_messages(row["prompt"] + (row[name] if name and isinstance(row[name], list) else []))
     if "prompt" in row:
         return _exchange(row, _text(row, "prompt"), "prompt", COMPLETIONS)
     raise DataError(f"the columns {listing(row)} hold no conversation: {EXPECTED}")
 
 
-def _exchange(row: dict[str, Any], asked: str, name: str, answers: Sequence[str]) -> list[Message]:
-    """What is asked, and its answer where there is one."""
-    if not asked.strip():
+def _exchange(row: dict[str, Any], question: str, name: str, answer_columns: Sequence[str]) -> list[Message]:
+    """Return a question (from column ``name``), behind a system message and before its answer if there are any."""
+    if not question.strip():
         raise DataError(f"the {name} is empty")
-    answer = _first(row, answers)
-    said = _said(row, answer, "assistant") if answer else []
-    return [*_said(row, "system", "system"), {"role": "user", "content": asked}, *said]
+    column = _first_filled(row, answer_columns)
+    answer = _message(row, column, "assistant") if column else []
+    return [*_message(row, "system", "system"), {"role": "user", "content": question}, *answer]
 
 
-def _said(row: dict[str, Any], name: str, role: str) -> list[Message]:
+def _message(row: dict[str, Any], name: str, role: str) -> list[Message]:
+    """Return the message of a column, none if it is blank."""
     text = _text(row, name)
     return [{"role": role, "content": text}] if text.strip() else []
 
 
-def _first(row: dict[str, Any], names: Sequence[str]) -> str | None:
+def _first_filled(row: dict[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if row.get(name) is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""Language modeling: pre-training and going on with it on raw text, and the score of any text."""
+"""Language modeling: pre-training and continued pre-training on raw text, and the score of any text."""
 
 from __future__ import annotations
 
@@ -21,80 +21,85 @@ if TYPE_CHECKING:
 
 @dataclass
 class LanguageModeling(Task):
-    """Pre-train a backbone on raw text, or go on training one; says how well it knows a text.
+    """Pre-train a backbone on raw text, or continue its pre-training, and score how well it predicts a text.
 
-    A document is read from a start token on, and is cut into blocks of ``data.max_tokens``, each of which predicts the
-    tokens that follow its own; so every token is learned, and scored, exactly once. Documents never see each other.
+    A document begins with a start token and is cut into blocks of ``data.max_tokens``. Each position of a block
+    predicts the token that follows it, so that every token is learned, and scored, exactly once. Documents never see
+    each other.
     """
 
     contract_version = "1.0"
 
     supervised: ClassVar[bool] = False
     documents: ClassVar[Documents] = Documents.section
-    examples_per_step: ClassVar[int] = 4  # a block is hundreds of examples
+    examples_per_step: ClassVar[int] = 4  # a block teaches as much as hundreds of examples
 
-    cleaning: Cleaning = option(Cleaning, "what is done to the text first")
-    overlap: int = option(0, "tokens of the block before that a block reads again, as context only")
+    cleaning: Cleaning = option(Cleaning, "how the text is cleaned first")
+    overlap: int = option(0, "tokens at the end of a block that the next one reads again, as context only")
 
     def fields(self) -> list[Field]:
-        """The text."""
+        """Return the text."""
         return [Field("text", help="a document, or a section of one")]
 
     def validate(self) -> None:
-        """Refuse what no cleaning or cutting can follow."""
+        """Refuse options out of range."""
         if self.overlap < 0:
             raise UserError(f"task.overlap={self.overlap} must be 0 or more")
         self.cleaning.validate()
 
     def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
-        """Clean every text; of training texts leave out what was there before."""
+        """Clean every text; leave out training texts that repeat earlier ones."""
         return self.cleaning.clean(examples, train, counts)
 
     def render(self, example: Example) -> tuple[str, str | None]:
-        """The cleaned text."""
+        """Return the cleaned text."""
         return self.cleaning.text(example["text"]), None
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> list[Encoded]:
-        """Blocks of the document; ``extra`` has the token behind a block, how many tokens at its start are context
-        only, and whether the document ends with it (the end is learned, and not scored: it has no bytes)."""
+        """Cut the document into blocks.
+
+        Their ``extra`` has the token behind the block (``next``), how many tokens at its start are context only
+        (``skip``), and whether the document ends with it (``end``: EOS is learned, and not scored, as it has no bytes).
+        """
         if self.overlap >= max_tokens:
             raise UserError(f"task.overlap={self.overlap} must be less than the {max_tokens} tokens of a block")
         ids = tokenizer(self.render(example)[0], add_special_tokens=False)["input_ids"]
         if not ids:
             raise DataError("the text is empty, or nothing is left of it after task.cleaning")
-        stream = [*start(tokenizer), *ids, tokenizer.eos_token_id]
+        document = [*start_ids(tokenizer), *ids, tokenizer.eos_token_id]
+        last = len(document) - 1
         blocks = []
-        for begin in range(0, max(1, len(stream) - 1 - self.overlap), max_tokens - self.overlap):
-            end = min(begin + max_tokens, len(stream) - 1)
-            extra = {"next": stream[end], "skip": self.overlap if begin else 0, "end": int(end == len(stream) - 1)}
-            blocks.append(Encoded(stream[begin:end], extra=extra))
+        for start in range(0, max(1, last - self.overlap), max_tokens - self.overlap):
+            stop = min(start + max_tokens, last)
+            extra = {"next": document[stop], "skip": self.overlap if start else 0, "end": int(stop == last)}
+            blocks.append(Encoded(document[start:stop], extra=extra))
         return blocks
 
     def head(self, backbone: Backbone) -> LanguageModelHead:
-        """The language model itself."""
+        """Build the language model itself."""
         from gptask_tasks.language_modeling.head import LanguageModelHead
 
         return LanguageModelHead(backbone)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
-        """Perplexity and bits per byte of a text, and what they are made of."""
-        nats, tokens = (float(sum(part)) for part in zip(*outputs, strict=True))
-        size = len(self.render(example)[0].encode())
+        """Return perplexity and bits per byte of a text, and the counts they are computed from."""
+        nats, tokens = (float(sum(column)) for column in zip(*outputs, strict=True))
+        size = len(self.render(example)[0].encode())  # in bytes
         value = {name: Likelihood.FORMS[name](nats, tokens, size) for name in ("perplexity", "bits_per_byte")}
         return Prediction(value, extra=dict(zip(Likelihood.COUNTS, (nats, int(tokens), size), strict=True)))
 
     def metrics(self) -> list[Metric]:
-        """Bits per byte, which can be compared whatever the tokenizer, first."""
-        own = "the backbone's own tokens"  # so comparable only where the tokenizer is the same
+        """List bits per byte first: it can be compared whatever the tokenizer, the others only for one tokenizer."""
+        signature = "the backbone's own tokens"
         bits = Likelihood("bits_per_byte", "UTF-8 bytes of the cleaned text")
-        return [bits, Likelihood("perplexity", own), Likelihood("nats_per_token", own)]
+        return [bits, Likelihood("perplexity", signature), Likelihood("nats_per_token", signature)]
 
     def sample(self) -> dict[str, Any]:
-        """Short stories and notes, in English and Chinese."""
+        """Return the sample: short stories and notes, in English and Chinese."""
         return sample("language_modeling", "txt", documents=Documents.paragraph)
 
 
-def start(tokenizer: Any) -> list[int]:
-    """What a document is read from: the token that the tokenizer puts before a text, or else the end of another."""
-    own = tokenizer("")["input_ids"]
-    return own[:1] or [tokenizer.eos_token_id]
+def start_ids(tokenizer: Any) -> list[int]:
+    """Return the token that the tokenizer puts before a text, EOS where it puts none."""
+    ids = tokenizer("")["input_ids"]
+    return ids[:1] or [tokenizer.eos_token_id]

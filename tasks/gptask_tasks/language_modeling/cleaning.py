@@ -1,4 +1,4 @@
-"""What is done to raw text before a model reads it; every step an option, and counted."""
+"""Cleaning of raw text before a model reads it; every step is an option, and is counted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from gptask import Example, UserError, option
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe\uffff]")
-LINE = 24  # UTF-8 bytes from which a line can be boilerplate: refrains and names of speakers are shorter
-SHINGLE, HASHES = 9, 128  # characters of the pieces that near duplicates share, and MinHash functions
+MIN_BOILERPLATE_BYTES = 24  # of a line in UTF-8: refrains and names of speakers are shorter
+SHINGLE_LENGTH, MINHASH_FUNCTIONS = 9, 128  # a shingle is a piece of text, in characters
 
 
 class Unicode(Enum):
@@ -29,13 +29,14 @@ class Unicode(Enum):
 
 @dataclass
 class Cleaning:
-    """The first two are done to every text, test sets and predictions too; the others to training data only."""
+    """The steps of cleaning: ``unicode`` and ``control`` for every text, test sets and predictions included, the others
+    for training data only."""
 
     unicode: Unicode = option(Unicode.NFC, "Unicode normal form: NFC, NFKC (full-width letters too) or none")
-    control: bool = option(True, "take control and zero-width characters out, and write line ends as \\n")
-    boilerplate: int = option(20, "take out lines that stand in so many documents of the training data (0: none)")
-    duplicates: bool = option(True, "leave out documents that were there before")
-    near_duplicates: float = option(0.8, "leave out documents as similar as this to one before (MinHash; 0: none)")
+    control: bool = option(True, "remove control and zero-width characters, and write line ends as \\n")
+    boilerplate: int = option(20, "remove lines that occur in at least so many training documents (0: none)")
+    duplicates: bool = option(True, "leave out documents that repeat an earlier one")
+    near_duplicates: float = option(0.8, "leave out documents as similar as this to an earlier one (MinHash; 0: none)")
 
     def validate(self) -> None:
         """Refuse numbers out of range."""
@@ -47,90 +48,99 @@ class Cleaning:
             )
 
     def text(self, text: str) -> str:
-        """A text as it is read; done twice, nothing changes."""
-        return self._normal(self._printable(text))
+        """Return a text as the model reads it; a cleaned text stays as it is."""
+        return self._normalized(self._printable(text))
 
     def _printable(self, text: str) -> str:
         return CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")) if self.control else text
 
-    def _normal(self, text: str) -> str:
+    def _normalized(self, text: str) -> str:
         return text if self.unicode is Unicode.none else unicodedata.normalize(self.unicode.value, text)
 
     def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
-        """Every step in turn. Boilerplate is known only after all of it was seen, so that step holds the training text
-        in memory."""
-        cleaned = self._cleaned(examples, counts)
+        """Apply every step in turn.
+
+        The boilerplate step holds the training text in memory, since it has to see all of it first.
+        """
+        cleaned = self._clean_texts(examples, counts)
         if not train:
             return cleaned
         if self.boilerplate:
             cleaned = self._without_boilerplate(list(cleaned), counts)
         if self.duplicates:
-            cleaned = _different(cleaned, counts)
+            cleaned = _without_duplicates(cleaned, counts)
         if self.near_duplicates:
-            cleaned = self._dissimilar(cleaned, counts)
+            cleaned = self._without_near_duplicates(cleaned, counts)
         return cleaned
 
-    def _cleaned(self, examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
+    def _clean_texts(self, examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
         for example in examples:
-            text = self._printable(example["text"])
-            counts["control characters"] += len(example["text"]) - len(text)
-            normal = self._normal(text)
-            counts["texts brought to normal form"] += normal != text
-            if normal.strip():
-                yield example | {"text": normal}
+            printable = self._printable(example["text"])
+            counts["control characters"] += len(example["text"]) - len(printable)
+            text = self._normalized(printable)
+            counts["texts brought to normal form"] += text != printable
+            if text.strip():
+                yield example | {"text": text}
             else:
                 counts["empty texts"] += 1
 
     def _without_boilerplate(self, examples: list[Example], counts: Counter[str]) -> Iterator[Example]:
-        seen = Counter(line for example in examples for line in {*map(_folded, example["text"].split("\n"))})
-        common = {line for line, times in seen.items() if times >= self.boilerplate and len(line.encode()) >= LINE}
+        documents = Counter(line for example in examples for line in {*map(_fold_spaces, example["text"].split("\n"))})
+        boilerplate = {
+            line
+            for line, count in documents.items()
+            if count >= self.boilerplate and len(line.encode()) >= MIN_BOILERPLATE_BYTES
+        }
         for example in examples:
             lines = example["text"].split("\n")
-            kept = [line for line in lines if _folded(line) not in common]
-            counts["boilerplate lines"] += len(lines) - len(kept)
-            text = "\n".join(kept)
+            other_lines = [line for line in lines if _fold_spaces(line) not in boilerplate]
+            counts["boilerplate lines"] += len(lines) - len(other_lines)
+            text = "\n".join(other_lines)
             if text.strip():
                 yield example | {"text": text}
             else:
                 counts["texts of nothing but boilerplate"] += 1
 
-    def _dissimilar(self, examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
-        """Without near duplicates (Broder 1997; locality-sensitive hashing as in Leskovec et al. 2020, chapter 3)."""
+    def _without_near_duplicates(self, examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
+        """Leave out documents that are similar to an earlier one.
+
+        They are found by MinHash (Broder 1997) and locality-sensitive hashing (as in Leskovec et al. 2020, chapter 3).
+        """
         from datasketch import MinHashLSH
 
-        index, hashes = MinHashLSH(threshold=self.near_duplicates, num_perm=HASHES), dict[int, Any]()
+        index, hashes = MinHashLSH(threshold=self.near_duplicates, num_perm=MINHASH_FUNCTIONS), dict[int, Any]()
         for number, example in enumerate(examples):
-            own = _min_hash(example["text"])
-            if any(own.jaccard(hashes[other]) >= self.near_duplicates for other in index.query(own)):
+            min_hash = _min_hash(example["text"])
+            if any(min_hash.jaccard(hashes[other]) >= self.near_duplicates for other in index.query(min_hash)):
                 counts["near duplicates"] += 1
                 continue
-            index.insert(number, own)
-            hashes[number] = own
+            index.insert(number, min_hash)
+            hashes[number] = min_hash
             yield example
 
 
-def _folded(text: str) -> str:
-    """Without the accidents of spacing."""
+def _fold_spaces(text: str) -> str:
+    """Write every run of white space as one space."""
     return " ".join(text.split())
 
 
-def _different(examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
-    seen = set()
+def _without_duplicates(examples: Iterable[Example], counts: Counter[str]) -> Iterator[Example]:
+    digests = set()
     for example in examples:
-        digest = hashlib.sha256(_folded(example["text"]).encode()).digest()
-        if digest in seen:
+        digest = hashlib.sha256(_fold_spaces(example["text"]).encode()).digest()
+        if digest in digests:
             counts["duplicates"] += 1
         else:
-            seen.add(digest)
+            digests.add(digest)
             yield example
 
 
 def _min_hash(text: str) -> Any:
-    """Of pieces of characters, which serve languages with and without spaces."""
+    """Hash a text's shingles; they are of characters, to serve languages with and without spaces."""
     from datasketch import MinHash
 
-    text = _folded(text).lower()
-    pieces = {text[k : k + SHINGLE].encode() for k in range(max(1, len(text) - SHINGLE + 1))}
-    found = MinHash(num_perm=HASHES, hashfunc=zlib.crc32)
-    found.update_batch(pieces)
-    return found
+    text = _fold_spaces(text).lower()
+    starts = range(max(1, len(text) - SHINGLE_LENGTH + 1))
+    min_hash = MinHash(num_perm=MINHASH_FUNCTIONS, hashfunc=zlib.crc32)
+    min_hash.update_batch({text[start : start + SHINGLE_LENGTH].encode() for start in starts})
+    return min_hash

@@ -1,4 +1,7 @@
-"""The language model itself, learning and scoring every token of a text."""
+"""The language model itself, which learns and scores every token of a text.
+
+Shapes: B sequences, T positions, C channels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 
 class LanguageModelHead(Head):
-    """Cross-entropy on the token behind each of a block's; it borrows the vocabulary projection and owns no weights."""
+    """Cross-entropy of the token behind each position; it borrows the vocabulary projection and owns no weights."""
 
     backbone: Backbone
 
@@ -18,28 +21,29 @@ class LanguageModelHead(Head):
         super().__init__()
         object.__setattr__(self, "backbone", backbone)  # borrowed: not a submodule, so not saved twice
 
-    def _following(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids (B, T) that follow, and which of them (B, T) are to be predicted: not those of pads and context."""
-        device, last = batch.input_ids.device, batch.last()
-        following = batch.input_ids.roll(-1, dims=1)
-        rows = torch.arange(len(last), device=device)
-        following[rows, last] = torch.tensor(batch.extra["next"], device=device)
-        position = torch.arange(following.shape[1], device=device)[None]
-        skip = torch.tensor(batch.extra["skip"], device=device)
-        return following, (position >= skip[:, None]) & (position <= last[:, None])
+    def _next_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the token ids (B, T) that follow, and which of them (B, T) are predicted: none of pads and context."""
+        device, last_B = batch.input_ids.device, batch.last()
+        next_ids_BT = batch.input_ids.roll(-1, dims=1)
+        rows_B = torch.arange(len(last_B), device=device)
+        next_ids_BT[rows_B, last_B] = torch.tensor(batch.extra["next"], device=device)
+        position_1T = torch.arange(next_ids_BT.shape[1], device=device)[None]
+        skip_B = torch.tensor(batch.extra["skip"], device=device)
+        return next_ids_BT, (position_1T >= skip_B[:, None]) & (position_1T <= last_B[:, None])
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean over all tokens of the batch, ends of documents included."""
-        following, here = self._following(batch)
-        return token_nll(self.backbone, hidden[here], following[here]).mean()
+        """Return the mean over all tokens of the batch, ends of documents included."""
+        next_ids_BT, predicted_BT = self._next_tokens(batch)
+        return token_nll(self.backbone, hidden[predicted_BT], next_ids_BT[predicted_BT]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Nats and number of the tokens of each sequence's text."""
+        """Return the nats and the number of the tokens of each sequence's text; ends of documents are left out."""
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths)
-        following, here = self._following(batch)
-        rows = torch.arange(len(here), device=here.device)
-        here[rows, batch.last()] &= torch.tensor(batch.extra["end"], device=here.device) == 0
-        costs = torch.zeros(here.shape, device=here.device)
-        costs[here] = token_nll(backbone, hidden[here], following[here])
-        return torch.stack([costs.sum(1, dtype=torch.float64), here.sum(1)], 1).tolist()
+        next_ids_BT, scored_BT = self._next_tokens(batch)
+        device = scored_BT.device
+        rows_B = torch.arange(len(scored_BT), device=device)
+        scored_BT[rows_B, batch.last()] &= torch.tensor(batch.extra["end"], device=device) == 0
+        nats_BT = torch.zeros(scored_BT.shape, device=device)
+        nats_BT[scored_BT] = token_nll(backbone, hidden[scored_BT], next_ids_BT[scored_BT])
+        return torch.stack([nats_BT.sum(1, dtype=torch.float64), scored_BT.sum(1)], 1).tolist()

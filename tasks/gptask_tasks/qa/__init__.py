@@ -1,4 +1,4 @@
-"""Question answering on a context: the answer is generated, or a span of the context."""
+"""Question answering on a context: the answer is generated, or is a span of the context."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AnswerForm(Enum):
 
 @dataclass
 class QuestionAnswering(GenerativeTask):
-    """Answer a question on a context, by generating or by pointing at a span."""
+    """Answer a question on a context, by generating text or by choosing a span."""
 
     contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {
@@ -53,36 +53,30 @@ class QuestionAnswering(GenerativeTask):
     answer: AnswerForm = option(AnswerForm.generate, "generate: free text; span: the best span of the context")
     extractive: bool = option(True, "answers must occur in their context; false allows free answers (generate only)")
     unanswerable: bool = option(False, "questions without an answer are allowed, and may be predicted")
-    null_threshold: float = option(0.0, "span: log-odds by which no answer must beat the best span")
+    null_threshold: float = option(0.0, "span: log-odds by which no answer must be likelier than the best span")
     max_answer_tokens: int = option(30, "span: longest answer")
     stride: int = option(128, "span: tokens by which windows over a long context overlap")
     generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n"]), "how text is decoded")
 
     def fields(self) -> list[Field]:
-        """A context, a question, and the answers with their places."""
+        """Return a context, a question, and the answers with their offsets."""
         return [
             Field("context", truncate=True, group=True, help="the text that holds the answer"),
             Field("question", help="the question"),
             Field("answers", Kind.TEXTS, target=True, blank=True, help="the answer, or several equally good ones"),
-            Field(
-                "answer_start",
-                Kind.INTEGERS,
-                required=False,
-                target=True,
-                help="character offset of each answer",
-            ),
+            Field("answer_start", Kind.INTEGERS, required=False, target=True, help="character offset of each answer"),
         ]
 
     @property
     def template(self) -> str:
-        """The prompt in force; a span needs the question before the context, which a causal model reads once."""
+        """The prompt in force; spans need the question before the context, which a causal model reads once."""
         if self.answer is AnswerForm.span and self.prompt is None:
             return self.SPAN_PROMPTS[self.language]
         return super().template
 
     @property
     def examples_per_step(self) -> int:  # type: ignore[override]
-        """Small steps for spans: from 1,400 questions they learned F1 65 by 4 a step and 60 by 8 (XQuAD English)."""
+        """4 for spans: with 1,400 questions, steps of 4 reach F1 65 and steps of 8 reach 60 (XQuAD English)."""
         return 4 if self.answer is AnswerForm.span else super().examples_per_step
 
     def validate(self) -> None:
@@ -108,19 +102,19 @@ class QuestionAnswering(GenerativeTask):
         super().check(example)
 
     def target(self, example: Example) -> str | None:
-        """The first answer."""
+        """Return the first answer, or the word for none."""
         if example.get("answers") is None:
             return None
         return next((text for text in example["answers"] if text.strip()), self.UNKNOWN[self.language])
 
     def demonstrate(self, example: Example) -> str:
-        """Only a generated answer follows its prompt."""
+        """Return prompt and answer; refused for spans, where no answer follows the prompt."""
         if self.answer is AnswerForm.span:
-            raise UserError("shots are for task.answer=generate; a span head does not read them as answers")
+            raise UserError("shots are for task.answer=generate: a span head does not learn from answers in the prompt")
         return super().demonstrate(example)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded | list[Encoded]:
-        """Prompt and answer, or the windows of a span."""
+        """Return prompt and answer, or the windows that a span is looked for in."""
         if self.answer is AnswerForm.generate:
             return super().encode(example, tokenizer, max_tokens)
         from gptask_tasks.qa.span import windows
@@ -131,7 +125,7 @@ class QuestionAnswering(GenerativeTask):
         return windows(example, around, tokenizer, max_tokens, self.stride)
 
     def head(self, backbone: Backbone) -> Head:
-        """The language model itself, or a span scorer."""
+        """Build the language model itself, or the head that scores spans."""
         if self.answer is AnswerForm.generate:
             return super().head(backbone)
         from gptask_tasks.qa.span import SpanHead
@@ -139,23 +133,23 @@ class QuestionAnswering(GenerativeTask):
         return SpanHead(backbone.channels, self.max_answer_tokens)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
-        """The text of the best span over all windows, or the generated text; empty where there is no answer."""
+        """Return the text of the best span over all windows, or the generated text; empty where there is no answer."""
         if self.answer is AnswerForm.generate:
-            said = super().prediction(example, outputs)
-            if self.unanswerable and str(said.value).strip().lower() == self.UNKNOWN[self.language]:
-                return Prediction("", said.score)
-            return said
-        from gptask_tasks.qa.span import best
+            prediction = super().prediction(example, outputs)
+            if self.unanswerable and str(prediction.value).strip().lower() == self.UNKNOWN[self.language]:
+                return Prediction("", prediction.score)
+            return prediction
+        from gptask_tasks.qa.span import best_span
 
-        span = best(outputs, self.unanswerable, self.null_threshold)
+        span = best_span(outputs, self.unanswerable, self.null_threshold)
         return Prediction(example["context"][span.start : span.end].strip(), span.probability)
 
     def metrics(self) -> list[Metric]:
-        """F1 first, then exact match, with SQuAD's normalisation."""
-        from gptask_tasks.qa.metrics import Exact, Overlap
+        """List F1, then exact match, with SQuAD's normalisation."""
+        from gptask_tasks.qa.metrics import AnswerF1, ExactMatch
 
-        return [Overlap(self.language), Exact(self.language)]
+        return [AnswerF1(self.language), ExactMatch(self.language)]
 
     def sample(self) -> dict[str, Any]:
-        """Short articles with questions, in English."""
+        """Return the sample: short articles with questions, in English."""
         return sample("qa", "json")

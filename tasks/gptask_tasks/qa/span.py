@@ -1,4 +1,8 @@
-"""Pointing at an answer in a context: windows, the head, the best span."""
+"""Answers as spans of a context: windows over it, the head that scores spans, the best span.
+
+Shapes: B windows, T positions, C channels, F features of the bidirectional layer, W tokens of a window's context,
+2 for the start and the end of a span.
+"""
 
 from __future__ import annotations
 
@@ -19,49 +23,54 @@ if TYPE_CHECKING:
 def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:
     """Cut a long context into overlapping windows, each between the same two texts.
 
-    The label is the first and last token of the answer, or twice the window's last token where the answer is not
-    (wholly) inside: that token has read everything and stands for "no answer here".
+    The label is the first and the last token of the answer, or twice the window's last token where the answer is not
+    (wholly) inside: that token has read everything and stands for "no answer here". ``extra`` has the position of the
+    context's first token (``first``) and the characters where each of its tokens begins and ends (``left``, ``right``).
     """
     before = tokenizer(around[0])["input_ids"]
     after = tokenizer(around[1], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     context = tokenizer(example["context"], add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = context["input_ids"], context["offset_mapping"]
+    context_ids, offsets = context["input_ids"], context["offset_mapping"]
     room = max_tokens - len(before) - len(after)
     if room <= stride:
         raise DataError(
             f"question and prompt leave {room} of {max_tokens} tokens for the context, not more than task.stride="
             f"{stride}: raise data.max_tokens or lower task.stride"
         )
-    answer = _place(example)
-    parts = []
-    for start in range(0, max(len(ids) - stride, 1), room - stride):
-        piece, spans = ids[start : start + room], offsets[start : start + room]
-        whole = [*before, *piece, *after]
-        label = None
-        if answer:
-            label = [len(whole) - 1] * 2
-            inside = [k for k, (left, right) in enumerate(spans) if left < answer[1] and right > answer[0]]
-            if inside and spans[0][0] <= answer[0] and answer[1] <= spans[-1][1]:
-                label = [len(before) + inside[0], len(before) + inside[-1]]
-        elif example.get("answers") is not None:
-            label = [len(whole) - 1] * 2
-        extra = {"first": len(before), "left": [s[0] for s in spans], "right": [s[1] for s in spans]}
-        parts.append(Encoded(whole, label=label, extra=extra))
-    return parts
+    answer = _answer_characters(example)
+    encoded = []
+    for start in range(0, max(len(context_ids) - stride, 1), room - stride):
+        spans = offsets[start : start + room]  # of characters, one for each token
+        ids = [*before, *context_ids[start : start + room], *after]
+        label = None if example.get("answers") is None else [len(ids) - 1] * 2
+        if answer and (inside := _tokens_inside(spans, answer)):
+            label = [len(before) + position for position in inside]
+        extra = {"first": len(before), "left": [left for left, _ in spans], "right": [right for _, right in spans]}
+        encoded.append(Encoded(ids, label=label, extra=extra))
+    return encoded
 
 
-def _place(example: Example) -> tuple[int, int] | None:
-    """Character span of the first answer that is there; at its published offset, else the occurrence nearest to it."""
-    starts = example.get("answer_start") or []
+def _tokens_inside(spans: Sequence[tuple[int, int]], answer: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the first and the last of the tokens that hold an answer, None where a part of it lies outside."""
+    start, end = answer
+    inside = [k for k, (left, right) in enumerate(spans) if left < end and right > start]
+    if inside and spans[0][0] <= start and end <= spans[-1][1]:
+        return inside[0], inside[-1]
+    return None
+
+
+def _answer_characters(example: Example) -> tuple[int, int] | None:
+    """Return the character span of the first answer that the context holds, nearest to its published offset."""
+    offsets = example.get("answer_start") or []
     for number, text in enumerate(example.get("answers") or []):
-        told = starts[number] if number < len(starts) else 0
-        found, at = [], example["context"].find(text)
-        while at >= 0 and text:
-            found.append(at)
-            at = example["context"].find(text, at + 1)
-        if found:
-            start = min(found, key=lambda place: abs(place - told))
-            return start, start + len(text)
+        published = offsets[number] if number < len(offsets) else 0
+        starts, start = [], example["context"].find(text)
+        while start >= 0 and text:
+            starts.append(start)
+            start = example["context"].find(text, start + 1)
+        if starts:
+            nearest = min(starts, key=lambda start: abs(start - published))
+            return nearest, nearest + len(text)
     return None
 
 
@@ -72,76 +81,75 @@ class AnswerSpan:
     start: int
     end: int
     probability: float
-    null: float  # log-probability of "no answer here"
+    null_score: float  # log-probability of "no answer here"
     score: float  # log-probability of the span
 
 
 class SpanHead(Head):
     """Scores every position as start and as end of the answer.
 
-    A causal state has not read what follows it, which `BiLSTM` adds. Each position is also compared with a query made
-    from the last one, whose state has read the whole window. The comparison starts at zero.
+    A causal state has not read what follows it, so a `BiLSTM` is put on top. Each position is also compared with a
+    query made from the last one, whose state has read the whole window. The weights of the comparison start at zero.
     """
 
     export_class = None  # transformers' question answering has no such query
 
-    def __init__(self, channels: int, longest: int) -> None:
+    def __init__(self, channels: int, max_answer_tokens: int) -> None:
         super().__init__()
-        self.longest = longest
+        self.max_answer_tokens = max_answer_tokens
         self.around = BiLSTM(channels)
         self.linear = nn.Linear(self.around.features, 2)
         self.query = nn.Linear(self.around.features, 2 * self.around.features, bias=False)
         nn.init.zeros_(self.query.weight)
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Log-probabilities (B, T, 2) of start and end over the window's context and its last token."""
-        states = self.around(hidden, batch.lengths)
-        b, t, f = states.shape
-        last = batch.last()
-        query = self.query(states[torch.arange(b, device=hidden.device), last]).view(b, 2, f)
-        logits = self.linear(states) + torch.einsum("btf,bkf->btk", states, query) / f**0.5
-        first = torch.tensor(batch.extra["first"], device=hidden.device)
-        end = first + torch.tensor([len(left) for left in batch.extra["left"]], device=hidden.device)
-        position = torch.arange(t, device=hidden.device)[None]
-        legal = (position >= first[:, None]) & (position < end[:, None]) | (position == last[:, None])
-        return logits.masked_fill(~legal[..., None], float("-inf")).log_softmax(1)
+        """Return log-probabilities (B, T, 2) of start and end over the window's context and its last token."""
+        device, last_B = hidden.device, batch.last()
+        states_BTF = self.around(hidden, batch.lengths)
+        b, t, f = states_BTF.shape
+        query_B2F = self.query(states_BTF[torch.arange(b, device=device), last_B]).view(b, 2, f)
+        logits_BT2 = self.linear(states_BTF) + torch.einsum("btf,bkf->btk", states_BTF, query_B2F) / f**0.5
+        first_B = torch.tensor(batch.extra["first"], device=device)
+        stop_B = first_B + torch.tensor([len(left) for left in batch.extra["left"]], device=device)
+        position_1T = torch.arange(t, device=device)[None]
+        context_BT = (position_1T >= first_B[:, None]) & (position_1T < stop_B[:, None])
+        allowed_BT = context_BT | (position_1T == last_B[:, None])
+        scores_BT2: Tensor = logits_BT2.masked_fill(~allowed_BT[..., None], float("-inf")).log_softmax(1)
+        return scores_BT2
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean negative log-probability of the true start and end."""
-        picked = self.scores(hidden, batch).gather(1, batch.labels[:, None, :].long())  # type: ignore[index]
-        return -picked.mean()
+        """Return the mean negative log-probability of the true start and end."""
+        assert batch.labels is not None  # what is learned from has labels
+        return -self.scores(hidden, batch).gather(1, batch.labels[:, None, :].long()).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """The best legal span of each window."""
+        """Return the best allowed span of each window."""
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths)
-        scores = self.scores(hidden, batch)
-        rows = zip(
-            scores,
-            batch.extra["first"],
-            batch.extra["left"],
-            batch.extra["right"],
-            batch.last().tolist(),
-            strict=True,
-        )
-        return [self._best(score, first, left, right, last) for score, first, left, right, last in rows]
+        columns = (batch.extra[name] for name in ("first", "left", "right"))
+        rows = zip(self.scores(hidden, batch), *columns, batch.last().tolist(), strict=True)
+        return [self._best_span(*row) for row in rows]
 
-    def _best(self, scores: Tensor, first: int, left: list[int], right: list[int], last: int) -> AnswerSpan:
-        null = float(scores[last].sum())
+    def _best_span(self, scores_T2: Tensor, first: int, left: list[int], right: list[int], last: int) -> AnswerSpan:
+        null_score = float(scores_T2[last].sum())
         if not left:
-            return AnswerSpan(0, 0, 0.0, null, float("-inf"))
-        window = scores[first : first + len(left)]
-        pairs = window[:, None, 0] + window[None, :, 1]  # (W, W) by start and end
-        legal = torch.ones_like(pairs, dtype=torch.bool).triu().tril(self.longest - 1)
-        score, place = pairs.masked_fill(~legal, float("-inf")).flatten().max(0)
-        start, end = divmod(int(place), len(left))
-        return AnswerSpan(left[start], right[end], float(score.exp()), null, float(score))
+            return AnswerSpan(0, 0, 0.0, null_score, float("-inf"))
+        context_W2 = scores_T2[first : first + len(left)]
+        pairs_WW = context_W2[:, None, 0] + context_W2[None, :, 1]  # by start and end
+        allowed_WW = torch.ones_like(pairs_WW, dtype=torch.bool).triu().tril(self.max_answer_tokens - 1)
+        score, index = pairs_WW.masked_fill(~allowed_WW, float("-inf")).flatten().max(0)
+        start, end = divmod(int(index), len(left))
+        return AnswerSpan(left[start], right[end], float(score.exp()), null_score, float(score))
 
 
-def best(spans: Sequence[AnswerSpan], nullable: bool, threshold: float) -> AnswerSpan:
-    """The likeliest span over a context's windows; an empty one if no answer is likelier in every window."""
-    found = max(spans, key=lambda span: span.score)
-    null = min(span.null for span in spans)
-    if nullable and null - found.score > threshold:
-        return AnswerSpan(0, 0, float(torch.tensor(null).exp()), null, null)
-    return found
+def best_span(spans: Sequence[AnswerSpan], unanswerable: bool, threshold: float) -> AnswerSpan:
+    """Return the likeliest span over a context's windows.
+
+    It is empty where the question may be ``unanswerable`` and "no answer here" beats it by more than the threshold (in
+    log-odds) in every window.
+    """
+    best = max(spans, key=lambda span: span.score)
+    null_score = min(span.null_score for span in spans)
+    if unanswerable and null_score - best.score > threshold:
+        return AnswerSpan(0, 0, float(torch.tensor(null_score).exp()), null_score, null_score)
+    return best

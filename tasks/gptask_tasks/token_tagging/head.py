@@ -1,4 +1,7 @@
-"""A classifier on the state of each word's last token, with or without a thin layer that reads both ways."""
+"""A classifier on the state of each word's last token, with or without a thin bidirectional layer.
+
+Shapes: B sequences, T positions, W words, C channels, K tags.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +16,45 @@ from gptask_tasks.both_ways import BiLSTM
 
 
 class TaggingHead(Head):
-    """Log-probabilities of K tags for every word, from the state (C,) of the token that closes the word."""
+    """Log-probabilities of K tags for every word, from the state (C,) of the word's last token."""
 
-    export_class = None  # transformers would read every token, and know nothing of words and what stands before them
-    lora_top_fraction = 0.5  # what the contexts were compared with
+    export_class = None  # transformers would classify every token, and knows no words and no token before them
+    lora_top_fraction = 0.5  # the contexts were compared with this one
 
     def __init__(self, features: int, tags: int) -> None:
         super().__init__()
         self.linear = nn.Linear(features, tags)
 
     def words(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """States (B, W, C) of the words, gathered once, and how many (B,) there are; those of pads are not real."""
-        counts = torch.tensor([len(ends) for ends in batch.extra["ends"]])
-        ends = pad_sequence([torch.tensor(ends) for ends in batch.extra["ends"]], batch_first=True)
-        rows = torch.arange(len(ends), device=hidden.device)[:, None]
-        return hidden[rows, ends.to(hidden.device)].float(), counts
+        """Gather the states (B, W, C) of the words, those of pads included, and count the words (B,)."""
+        counts_B = torch.tensor([len(ends) for ends in batch.extra["ends"]])
+        ends_BW = pad_sequence([torch.tensor(ends) for ends in batch.extra["ends"]], batch_first=True)
+        rows_B1 = torch.arange(len(ends_BW), device=hidden.device)[:, None]
+        return hidden[rows_B1, ends_BW.to(hidden.device)].float(), counts_B
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, W, K) scores."""
-        return self.linear(self.words(hidden, batch)[0])
+        """Return scores (B, W, K)."""
+        states_BWC, _ = self.words(hidden, batch)
+        logits_BWK: Tensor = self.linear(states_BWC)
+        return logits_BWK
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over words."""
-        logits = self.logits(hidden, batch)
-        return nn.functional.cross_entropy(logits.transpose(1, 2), batch.labels, ignore_index=IGNORED)  # type: ignore[arg-type]
+        """Return the mean cross-entropy over words."""
+        assert batch.labels is not None  # what is learned from has labels
+        logits_BKW = self.logits(hidden, batch).transpose(1, 2)
+        return nn.functional.cross_entropy(logits_BKW, batch.labels, ignore_index=IGNORED)
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Log-probabilities, K for each word that is the window's own."""
+        """Return K log-probabilities for each word that belongs to the window."""
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths)
-        scores = self.logits(hidden, batch).log_softmax(-1)
-        own = zip(scores, batch.extra["first"], batch.extra["stop"], strict=True)
-        return [row[first:stop].tolist() for row, first, stop in own]
+        scores_BWK = self.logits(hidden, batch).log_softmax(-1)
+        windows = zip(scores_BWK, batch.extra["first"], batch.extra["stop"], strict=True)
+        return [scores_WK[first:stop].tolist() for scores_WK, first, stop in windows]
 
 
 class BidirectionalHead(TaggingHead):
-    """The same on states that know what stands to their right too (`BiLSTM`, word by word)."""
+    """The same on states of words that a `BiLSTM` has let see what stands to their right."""
 
     def __init__(self, channels: int, tags: int) -> None:
         around = BiLSTM(channels)
@@ -56,5 +62,6 @@ class BidirectionalHead(TaggingHead):
         self.around = around
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, W, K) scores."""
-        return self.linear(self.around(*self.words(hidden, batch)))
+        """Return scores (B, W, K)."""
+        logits_BWK: Tensor = self.linear(self.around(*self.words(hidden, batch)))
+        return logits_BWK

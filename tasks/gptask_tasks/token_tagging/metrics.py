@@ -11,52 +11,54 @@ from gptask import AdditiveMetric, Example, Prediction
 from gptask_tasks.token_tagging.spans import EntitySpan, bio, spans
 
 
-def said(prediction: Prediction) -> list[EntitySpan]:
-    """The spans of a prediction."""
+def predicted_spans(prediction: Prediction) -> list[EntitySpan]:
+    """Return the spans of a prediction."""
     return [EntitySpan(entry["type"], entry["start"], entry["end"]) for entry in prediction.value]
 
 
-def ratio(part: Any, whole: Any) -> Any:
-    """Part by whole; 0 where there is no whole."""
-    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
+def ratio(part: Any, total: Any) -> Any:
+    """Divide part by total; 0 where the total is 0."""
+    return np.divide(part, total, out=np.zeros(np.shape(total)), where=np.asarray(total) > 0)
 
 
-def counts(prediction: Prediction, reference: Example, types: Sequence[str], plain: bool) -> np.ndarray:
-    """How many spans of each of T types are right, said and true, (3, T)."""
-    a, b = set(said(prediction)), set(spans(reference["tags"], plain))
-    return np.array([[sum(span.type == kind for span in part) for kind in types] for part in (a & b, a, b)])
+def span_counts(prediction: Prediction, reference: Example, types: Sequence[str], plain: bool) -> np.ndarray:
+    """Count the right, the predicted and the true spans of each of T types, (3, T)."""
+    predicted, true = set(predicted_spans(prediction)), set(spans(reference["tags"], plain))
+    groups = (predicted & true, predicted, true)
+    return np.array([[sum(span.type == name for span in group) for name in types] for group in groups])
 
 
-class Micro(AdditiveMetric):
+class MicroScore(AdditiveMetric):
     """Precision, recall or F1 over all spans, in percent."""
 
     def __init__(self, name: str, types: Sequence[str], plain: bool) -> None:
         self.name, self.types, self.plain = name, list(types), plain
-        what = "every word" if plain else "spans by conlleval's rules, as seqeval 1.2.2"
-        self.signature = f"{what}; {len(self.types)} types"
+        unit = "every word" if plain else "spans by conlleval's rules, as seqeval 1.2.2"
+        self.signature = f"{unit}; {len(self.types)} types"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """Spans that are right, said and true."""
-        return counts(prediction, reference, self.types, self.plain).sum(1).tolist()
+        """Count the right, the predicted and the true spans."""
+        counts: list[float] = span_counts(prediction, reference, self.types, self.plain).sum(1).tolist()
+        return counts
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """From the sums over examples."""
-        right, found, true = rows.sum(0)
-        whole = {"precision": found, "recall": true, "f1": (found + true) / 2}[self.name]
-        return float(100 * ratio(right, whole))
+        """Compute the score from the sums over examples."""
+        right, predicted, true = rows.sum(0)
+        total = {"precision": predicted, "recall": true, "f1": (predicted + true) / 2}[self.name]
+        return float(100 * ratio(right, total))
 
 
-class Macro(Micro):
-    """Mean F1 over the types that occur, said or true, in percent."""
+class MacroF1(MicroScore):
+    """Mean F1 over the types that occur, predicted or true, in percent."""
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """Right, said and true, T numbers each."""
-        return counts(prediction, reference, self.types, self.plain).ravel().tolist()
+        """Count the right, the predicted and the true spans, T numbers each."""
+        return span_counts(prediction, reference, self.types, self.plain).ravel().tolist()
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """From the sums over examples."""
-        right, found, true = rows.sum(0).reshape(3, -1)
-        return float(100 * ratio(2 * right, found + true).sum() / max((found + true > 0).sum(), 1))
+        """Compute the mean from the sums over examples."""
+        right, predicted, true = rows.sum(0).reshape(3, -1)
+        return float(100 * ratio(2 * right, predicted + true).sum() / max((predicted + true > 0).sum(), 1))
 
 
 class TagAccuracy(AdditiveMetric):
@@ -69,16 +71,16 @@ class TagAccuracy(AdditiveMetric):
         self.signature = "tags" if plain else "BIO tags"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """Words that are right, and all."""
-        true, found = reference["tags"], said(prediction)
+        """Count the words with the right tag, and all words."""
+        true, predicted = reference["tags"], predicted_spans(prediction)
         if self.plain:
-            tags = [span.type for span in found]
+            tags = [span.type for span in predicted]
         else:
-            tags, true = bio(found, len(true)), bio(spans(true), len(true))
+            tags, true = bio(predicted, len(true)), bio(spans(true), len(true))
         return [sum(a == b for a, b in zip(tags, true, strict=False)), len(true)]
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """Ratio of the sums."""
+        """Divide the sums."""
         right, words = rows.sum(0)
         return float(100 * ratio(right, words))
 
@@ -86,13 +88,16 @@ class TagAccuracy(AdditiveMetric):
 def per_type(
     types: Sequence[str], plain: bool, predictions: Sequence[Prediction], examples: Sequence[Example]
 ) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and number of true spans of every type."""
-    tables = [counts(p, e, types, plain) for p, e in zip(predictions, examples, strict=True)]
-    right, found, true = np.sum(tables, axis=0)  # (T,) each
-    scores = (ratio(right, found), ratio(right, true), ratio(2 * right, found + true))
-    table = {}
-    for number, kind in enumerate(types):
-        values = zip(("precision", "recall", "f1"), scores, strict=True)
-        table[kind] = {name: round(100 * float(score[number]), 2) for name, score in values}
-        table[kind]["support"] = int(true[number])
-    return table
+    """Return precision, recall, F1 and the number of true spans of every type."""
+    counts = [span_counts(p, e, types, plain) for p, e in zip(predictions, examples, strict=True)]
+    right, predicted, true = np.sum(counts, axis=0)  # (T,) each
+    scores = {
+        "precision": ratio(right, predicted),
+        "recall": ratio(right, true),
+        "f1": ratio(2 * right, predicted + true),
+    }
+    return {
+        name: {score: round(100 * float(values[index]), 2) for score, values in scores.items()}
+        | {"support": int(true[index])}
+        for index, name in enumerate(types)
+    }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Loss(Enum):
-    """What is minimised."""
+    """The loss that training minimises."""
 
     mse = "mse"
     huber = "huber"
@@ -44,7 +44,7 @@ class Similarity(PromptedTask):
             raise UserError(f"task.low={self.low:g} must lie below task.high={self.high:g}, and both be finite")
 
     def fields(self) -> list[Field]:
-        """Two sentences and a score."""
+        """Return two sentences and a score."""
         return [
             Field("first", truncate=True, help="a sentence"),
             Field("second", truncate=True, help="the sentence it is compared with"),
@@ -60,38 +60,38 @@ class Similarity(PromptedTask):
             )
 
     def render(self, example: Example) -> tuple[str, str | None]:
-        """The prompt, and the score as the text that would follow."""
+        """Return the prompt, and the score as the text that would follow it."""
         score = example.get("score")
         return self.format_prompt(example), None if score is None else f" {score:g}"
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> list[Encoded]:
-        """The prompt's ids, in one order or in both, and the score as a share of the scale."""
+        """Return the prompt's ids, in one order or in both, and the score as a share of the scale."""
         score = example.get("score")
         share = None if score is None else (score - self.low) / (self.high - self.low)
         swapped = example | {"first": example["second"], "second": example["first"]}
         orders = [example, swapped] if self.both_orders else [example]
         prompts = [self.truncate_prompt(order, tokenizer, max_tokens) for order in orders]
-        return [Encoded(ids, label=share, truncated=cut) for ids, cut in prompts]
+        return [Encoded(ids, label=share, truncated=tokens_cut) for ids, tokens_cut in prompts]
 
     def head(self, backbone: Backbone) -> Head:
-        """A linear layer on the last real token."""
+        """Build a linear layer on the last real token."""
         from similarity.head import RegressionHead
 
         return RegressionHead(backbone, self.loss)
 
     def prediction(self, example: Example, outputs: Sequence[float]) -> Prediction:
-        """The mean over what was read, on the scale."""
+        """Return the mean over the orders, on the scale."""
         share = min(max(sum(outputs) / len(outputs), 0.0), 1.0)
         return Prediction(self.low + (self.high - self.low) * share)
 
     def metrics(self) -> list[Metric]:
-        """Rank correlation first, as is usual for this task."""
+        """List rank correlation first, as is usual for this task."""
         from similarity.metrics import AbsoluteError, Pearson, Spearman
 
         return [Spearman(), Pearson(), AbsoluteError(self.low, self.high)]
 
     def sample(self) -> dict[str, Any]:
-        """Everyday sentences, written for this project."""
+        """Return the sample: everyday sentences, written for this project."""
         folder = Path(__file__).parent / "sample"
         files = {split: str(folder / f"{split}.csv") for split in ("train", "validation", "test")}
         return files | {"license": "Apache-2.0"}

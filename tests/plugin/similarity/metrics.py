@@ -1,4 +1,7 @@
-"""Correlations that can be resampled, and the mean error."""
+"""Correlations that can be resampled, and the mean error.
+
+Shapes: N examples, R resampled sets.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,21 @@ class Correlation(Metric):
     range = (-100.0, 100.0)
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """The predicted and the true score."""
+        """Return the predicted and the true score."""
         return [prediction.value, reference["score"]]
 
     def aggregate(self, rows: np.ndarray) -> float:
-        """Each example once."""
+        """Compute the correlation with each example counted once."""
         return float(self.resampled(rows, np.ones((1, len(rows))))[0])
 
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """All sets at once."""
-        said, true = (self.scaled(column, counts) for column in rows.T)
-        return 100 * pearson(said, true, counts)
+        """Compute the correlations (R,) of all sets at once."""
+        predicted, true = (self.scaled(column, counts) for column in rows.T)
+        return 100 * pearson(predicted, true, counts)
 
     @abstractmethod
     def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """What is correlated, (R, N): of values (N,) in sets where example n occurs ``counts[r, n]`` times."""
+        """Return what is correlated (R, N) of values (N,) in R sets where example n occurs ``counts[r, n]`` times."""
 
 
 class Pearson(Correlation):
@@ -38,7 +41,7 @@ class Pearson(Correlation):
     name = "pearson"
 
     def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """The values themselves."""
+        """Return the values themselves."""
         return np.broadcast_to(values, counts.shape)
 
 
@@ -48,12 +51,13 @@ class Spearman(Correlation):
     name, signature = "spearman", "equal values share their mean rank"
 
     def scaled(self, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Ranks in each set."""
-        _, place = np.unique(values, return_inverse=True)  # (N,) which of the different values, from the lowest
-        order = np.argsort(place, kind="stable")
-        starts = np.flatnonzero(np.diff(place[order], prepend=-1))
-        times = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
-        return (np.cumsum(times, axis=1) - (times - 1) / 2)[:, place]
+        """Return the ranks in each set."""
+        _, level = np.unique(values, return_inverse=True)  # (N,) index among the different values, from the lowest
+        order = np.argsort(level, kind="stable")
+        starts = np.flatnonzero(np.diff(level[order], prepend=-1))
+        level_counts = np.add.reduceat(counts[:, order], starts, axis=1)  # (R, different values)
+        ranks = np.cumsum(level_counts, axis=1) - (level_counts - 1) / 2
+        return ranks[:, level]
 
 
 class AbsoluteError(MeanMetric):
@@ -66,21 +70,21 @@ class AbsoluteError(MeanMetric):
         self.range = (0.0, high - low)
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
-        """The distance."""
+        """Return the distance."""
         return [abs(prediction.value - reference["score"])]
 
 
 def pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Weighted correlation (R,) of x and y, both (R, N), each column ``counts`` (R, N) times."""
+    """Return the correlations (R,) of x and y (R, N), each weighted by ``counts`` (R, N)."""
     x, y = centred(x, counts), centred(y, counts)
     spread = np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1))
-    together = (counts * x * y).sum(1)
-    return np.clip(np.divide(together, spread, out=np.zeros_like(spread), where=spread > 0), -1, 1)
+    covariance = (counts * x * y).sum(1)
+    return np.clip(np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0), -1, 1)
 
 
 def centred(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Distances from the mean of each set; exactly 0 where all that is in the set are equal."""
-    there = counts > 0
-    varies = np.where(there, x, -np.inf).max(1) > np.where(there, x, np.inf).min(1)
+    """Return the distances from the mean of each set; exactly 0 where all values of a set are equal."""
+    occurs = counts > 0
+    varies = np.where(occurs, x, -np.inf).max(1) > np.where(occurs, x, np.inf).min(1)
     mean = (counts * x).sum(1) / counts.sum(1)
     return (x - mean[:, None]) * varies[:, None]

@@ -1,4 +1,4 @@
-"""The plugin keeps gptask's contract, and its own parts do what they say."""
+"""The plugin keeps gptask's contract; its options, its predictions and its metrics work."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from similarity.metrics import Pearson, Spearman
 PAIR = {"first": "A cat sleeps.", "second": "A cat is asleep.", "score": 4.0}
 
 
-class Words:
+class WordTokenizer:
     """A tokenizer for which a token is a word."""
 
     eos_token_id = -1
@@ -31,10 +31,10 @@ def test_contract(task):
 
 def test_a_pair_is_read_in_both_orders_and_the_mean_counts():
     task = Similarity(both_orders=True)
-    one, other = task.encode(PAIR, Words(), 100)
-    (swapped,) = Similarity().encode(PAIR | {"first": PAIR["second"], "second": PAIR["first"]}, Words(), 100)
-    assert (one.label, other.label) == (0.8, 0.8)
-    assert one.ids != other.ids == swapped.ids
+    first, second = task.encode(PAIR, WordTokenizer(), 100)
+    (swapped,) = Similarity().encode(PAIR | {"first": PAIR["second"], "second": PAIR["first"]}, WordTokenizer(), 100)
+    assert (first.label, second.label) == (0.8, 0.8)
+    assert first.ids != second.ids == swapped.ids
     assert task.prediction(PAIR, [0.2, 0.6]).value == pytest.approx(2.0)
 
 
@@ -43,7 +43,7 @@ def test_predictions_stay_on_the_scale():
     assert [task.prediction(PAIR, [share]).value for share in (-0.1, 0.5, 1.2)] == [1.0, 2.5, 4.0]
 
 
-def test_mistakes():
+def test_a_scale_without_extent_and_a_score_outside_it_are_refused():
     with pytest.raises(UserError, match=r"task.low=5 must lie below task.high=5"):
         Similarity(low=5.0).validate()
     with pytest.raises(UserError, match="finite"):
@@ -55,17 +55,18 @@ def test_mistakes():
 @pytest.mark.parametrize(("metric", "reference"), [(Pearson(), stats.pearsonr), (Spearman(), stats.spearmanr)])
 @pytest.mark.parametrize("ties", [False, True])
 def test_correlations_are_those_of_scipy_in_every_resample(metric, reference, ties):
-    draw = np.random.default_rng(0)
-    rows = draw.normal(size=(30, 2)) @ [[1, 0.7], [0, 1]]
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(30, 2)) @ [[1, 0.7], [0, 1]]
     rows = rows.round() if ties else rows
-    counts = draw.multinomial(30, np.full(30, 1 / 30), size=20)
+    counts = generator.multinomial(30, np.full(30, 1 / 30), size=20)
     expected = [100 * reference(*np.repeat(rows, times, axis=0).T).statistic for times in counts]
     np.testing.assert_allclose(metric.resampled(rows, counts), expected)
     assert metric.aggregate(rows) == pytest.approx(100 * reference(*rows.T).statistic)
 
 
 @pytest.mark.parametrize("metric", [Pearson(), Spearman()])
-def test_a_constant_side_correlates_with_nothing(metric):
+def test_a_constant_side_has_correlation_zero(metric):
     rows = np.array([[0.1, 4.0], [0.3, 2.0], [0.3, 1.0]])
-    counts = np.array([[7, 0, 0], [0, 3, 4], [0, 0, 1], [1, 1, 0]])  # one example; one prediction; one; both differ
+    one_example, one_prediction, both_differ = [7, 0, 0], [0, 3, 4], [1, 1, 0]
+    counts = np.array([one_example, one_prediction, [0, 0, 1], both_differ])
     np.testing.assert_allclose(metric.resampled(rows, counts), [0, 0, 0, -100])
