@@ -34,10 +34,6 @@ def chat(backbone_of):
     return make
 
 
-def answers(chat, *texts):
-    return ["".join(chat.say(text)) for text in texts]
-
-
 def test_a_model_folder_answers_a_pipe(run_command, piped, tiny_model, tmp_path):
     options = ("max_new_tokens=4", "temperature=0")
     piped("good film?", "", "/system be good", "/save talk.jsonl", "again", "/save talk.jsonl", "/reset", "/exit", "no")
