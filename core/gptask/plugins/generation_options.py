@@ -22,10 +22,10 @@ class GenerationOptions:
     """How a task decodes text."""
 
     max_new_tokens: int | None = option(
-        None, "most tokens to generate; null: chosen from the training targets, 64 without any"
+        None, "most tokens to generate; null: from the training targets, 64 without any"
     )
     min_new_tokens: int = option(0, "least tokens to generate before a text can end by itself")
-    num_beams: int = option(1, "number of beams; 1 is greedy, or sampling if temperature > 0")
+    num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
     temperature: float = option(0.0, "0 is greedy; else the logits are divided by it and a token is drawn")
     top_k: int = option(0, "draw from the k likeliest tokens; 0: no limit")
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
