@@ -21,17 +21,13 @@ MIN_NEW_TOKENS = 16  # least max_new_tokens that is chosen from training targets
 class GenerationOptions:
     """How a task decodes text."""
 
-    max_new_tokens: int | None = option(
-        None, "most tokens to generate; null: from the training targets, 64 without any"
-    )
+    max_new_tokens: int | None = option(None, "most tokens to generate; null: from the training targets, else 64")
     min_new_tokens: int = option(0, "least tokens to generate before a text can end by itself")
     num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
     temperature: float = option(0.0, "0 is greedy; else the logits are divided by it and a token is drawn")
     top_k: int = option(0, "draw from the k likeliest tokens; 0: no limit")
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
-    repetition_penalty: float = option(
-        1.0, "above 1 makes tokens that occurred before less likely (Keskar et al. 2019)"
-    )
+    repetition_penalty: float = option(1.0, "above 1 makes earlier tokens less likely again (Keskar et al. 2019)")
     stop: list[str] = option(list, "texts that end the answer and are cut off")
     samples: int = option(1, "texts to draw for each prompt; the likeliest is the answer, all are written")
     seed: int | None = option(None, "random seed of each prompt's draws; null: continue the process's random state")
