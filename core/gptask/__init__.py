@@ -1,6 +1,6 @@
 """gptask: one GPT in memory, many NLP tasks on top of it.
 
-What a plugin may rely on is `__all__` and `gptask.testing`; every other module may change with any version.
+A plugin may rely on `__all__` and on `gptask.testing`; every other module may change with any version.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
     from gptask.training.train import train, train_tasks
 
-_MODULES = {  # where each public name is defined
+_MODULES = {  # the module that defines each public name
     "gptask.config.schemas": ("Documents", "Mixing", "TaskConfig"),
     "gptask.data.messages": ("Message", "parse_messages"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
@@ -42,8 +42,8 @@ _MODULES = {  # where each public name is defined
     "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
     "gptask.training.train": ("train", "train_tasks"),
 }
-_HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names}
-_HOMES["Config"] = ("gptask.config.schemas", "Train")
+_LOCATIONS = {name: (module, name) for module, names in _MODULES.items() for name in names}
+_LOCATIONS["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
     "IGNORED",
     "RESAMPLES_PER_BLOCK",
@@ -95,7 +95,7 @@ __version__ = version("gptask")
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import gptask` stays free of torch."""
-    if name not in _HOMES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'gptask' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
+    module, attribute = _LOCATIONS[name]
     return getattr(import_module(module), attribute)

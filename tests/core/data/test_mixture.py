@@ -85,11 +85,11 @@ def test_nothing_is_drawn_before_it_is_asked_for():
 @pytest.mark.parametrize(
     ("members", "mixing", "message"),
     [
-        ({"a b": TaskConfig()}, Mixing(), "'a b' is no plain name"),
+        ({"a b": TaskConfig()}, Mixing(), "'a b' is not a plain name"),
         ({"checkpoints": TaskConfig()}, Mixing(), "'checkpoints' is the name of a folder"),
         ({"a": TaskConfig(weight=0)}, Mixing(), r"tasks\.a\.weight=0 must be above 0"),
         ({"a": TaskConfig()}, Mixing(temperature=0), r"mixing\.temperature=0 must be above 0"),
-        ({"trec": TaskConfig()}, Mixing(best="tree"), r"mixing\.best=tree is none .* Did you mean 'trec'"),
+        ({"trec": TaskConfig()}, Mixing(best="tree"), r"mixing\.best=tree is not one .* Did you mean 'trec'"),
     ],
 )
 def test_mistakes(members, mixing, message):

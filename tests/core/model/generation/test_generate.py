@@ -215,7 +215,7 @@ def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expect
     said = GenerationOptions(**options)
     said.resolve_max_new_tokens(np.array(lengths, dtype=int), 512)
     assert said.limit == expected
-    assert ("2 of 100 targets of train are longer" in caplog.text) == (expected == 128)
+    assert ("2 of 100 training targets exceed max_new_tokens" in caplog.text) == (expected == 128)
 
 
 @pytest.mark.parametrize(
