@@ -8,7 +8,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config.schemas import Documents, Mixing, TaskConfig
+    from gptask.config.schemas import (
+        Documents,
+        Files,
+        Full,
+        HeadOnly,
+        Hub,
+        Limit,
+        Lora,
+        Mixing,
+        Pretrained,
+        Sample,
+        Scratch,
+        TaskConfig,
+    )
     from gptask.config.schemas import Train as Config
     from gptask.data.messages import Message, parse_messages
     from gptask.errors import DataError, UserError, listing, nearest
@@ -26,7 +39,20 @@ if TYPE_CHECKING:
     from gptask.training.train import train, train_tasks
 
 _MODULES = {  # the module that defines each public name
-    "gptask.config.schemas": ("Documents", "Mixing", "TaskConfig"),
+    "gptask.config.schemas": (
+        "Documents",
+        "Files",
+        "Full",
+        "HeadOnly",
+        "Hub",
+        "Limit",
+        "Lora",
+        "Mixing",
+        "Pretrained",
+        "Sample",
+        "Scratch",
+        "TaskConfig",
+    ),
     "gptask.data.messages": ("Message", "parse_messages"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
@@ -57,20 +83,29 @@ __all__ = [
     "Encoded",
     "Example",
     "Field",
+    "Files",
+    "Full",
     "GeneratedText",
     "GenerationHead",
     "GenerationOptions",
     "GenerativeTask",
     "Head",
+    "HeadOnly",
+    "Hub",
     "Kind",
+    "Limit",
+    "Lora",
     "MeanMetric",
     "Message",
     "Metric",
     "Mixing",
     "Prediction",
+    "Pretrained",
     "PromptedTask",
     "Run",
     "Runs",
+    "Sample",
+    "Scratch",
     "Task",
     "TaskConfig",
     "TaskHead",
