@@ -25,12 +25,12 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """``better``, ``worse``, ``same``, ``open``, or ``none`` where there is no number."""
+        """``better``, ``worse``, ``same``, ``inconclusive``, or ``none`` where there is no number."""
         if self.difference.same:
             return "same"
         if not isfinite(self.gain):
             return "none"
-        return "open" if self.p >= ALPHA else "better" if self.gain > 0 else "worse"
+        return "inconclusive" if self.p >= ALPHA else "better" if self.gain > 0 else "worse"
 
     @property
     def subject(self) -> str:
@@ -45,7 +45,7 @@ class Verdict:
             return "equal on every example"
         if self.word == "none":
             return "no number to compare"
-        if self.word == "open":
+        if self.word == "inconclusive":
             least = found.detectable(self.tests)
             what = f"detects differences above {least:.2g}" if least < self.width else "is too small to detect any"
             return f"not enough data to tell (this test set {what})"
