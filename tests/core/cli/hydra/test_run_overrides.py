@@ -85,7 +85,7 @@ def test_run_null_is_the_bare_backbone(run_command):
         (["evaluate", "-m", "run={},b"], "one run folder at a time"),
         (["evaluate", "run={}", "task.strid=1"], "Did you mean 'stride'?"),
         (["evaluate", "run={}x"], "Did you mean '{}'?"),
-        (["evaluate", "run=outputs"], "The latest: outputs/qa/first run"),
+        (["evaluate", "run=outputs"], "The latest run folders: outputs/qa/first run"),
         (["train", "resume=nowhere"], "no run folder at nowhere"),
     ],
 )
