@@ -35,7 +35,7 @@ def call(line):
     return stop.value.code
 
 
-def test_the_example_is_found_by_its_entry_point_and_used(registered, capsys):
+def test_the_example_is_found_by_its_entry_point_and_trains_predicts_and_reports(registered, capsys):
     plugin = discover()["similarity"]
     assert (plugin.origin, plugin.state) == ("gptask-similarity 0.1.0", "ok")
     assert call(f"train task=similarity task.loss=huber task.both_orders=true folder=run {QUICK}") == 0
@@ -43,8 +43,8 @@ def test_the_example_is_found_by_its_entry_point_and_used(registered, capsys):
     assert list(metrics["metrics"]) == ["spearman", "pearson", "mae"]
     assert metrics["plugin"] == "gptask-similarity 0.1.0"
     Path("pairs.jsonl").write_text('{"first": "A dog barks.", "second": "A dog is barking."}\n')
-    assert call("predict run=run input=pairs.jsonl output=said.jsonl") == 0
-    assert 0 <= json.loads(Path("said.jsonl").read_text())["prediction"] <= 5
+    assert call("predict run=run input=pairs.jsonl output=predictions.jsonl") == 0
+    assert 0 <= json.loads(Path("predictions.jsonl").read_text())["prediction"] <= 5
     assert call("report run") == 0
     capsys.readouterr()
     assert call("train task=similarity task.loss=mae") == 2
@@ -59,20 +59,22 @@ def test_the_example_is_found_by_its_entry_point_and_used(registered, capsys):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """``environment(*arguments, cwd=...)`` runs Python in a fresh environment that sees what is installed here."""
-    pytest.importorskip("hatchling", reason="pip install hatchling editables: what builds the packages, offline")
-    pytest.importorskip("editables", reason="pip install editables: what makes an editable install, offline")
+    """``environment(*arguments, cwd=...)`` runs Python in a fresh environment that sees this one's packages."""
+    pytest.importorskip("hatchling", reason="pip install hatchling editables: they build the packages, offline")
+    pytest.importorskip("editables", reason="pip install editables: it makes an editable install, offline")
     root = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", root], check=True, timeout=120)
-    own = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})["purelib"]
-    ours = (str(PLUGIN), str(PLUGIN.parents[1]))  # on the path for this suite alone
-    seen = [path for path in sys.path if Path(path).is_dir() and path not in ours]
-    (Path(own) / "what_is_here.pth").write_text("\n".join(seen) + "\n")
-    kept = {k: v for k, v in os.environ.items() if k not in ("GPTASK_PLUGINS", "PYTHONPATH", "PYTEST_ADDOPTS")}
+    site_packages = sysconfig.get_paths(vars={"base": str(root), "platbase": str(root)})["purelib"]
+    test_paths = (str(PLUGIN), str(PLUGIN.parents[1]))  # on the path for this suite alone
+    paths = [path for path in sys.path if Path(path).is_dir() and path not in test_paths]
+    (Path(site_packages) / "outer_environment.pth").write_text("\n".join(paths) + "\n")
+    variables = {k: v for k, v in os.environ.items() if k not in ("GPTASK_PLUGINS", "PYTHONPATH", "PYTEST_ADDOPTS")}
 
     def run(*arguments, cwd):
         command = [str(root / "bin" / "python"), *arguments]
-        ended = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=600, check=False)
+        ended = subprocess.run(
+            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=600, check=False
+        )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
@@ -80,7 +82,7 @@ def environment(tmp_path_factory):
 
 
 def copied(name, folder):
-    """The example, where building it leaves nothing in the checkout."""
+    """Copy the example to a place where building it leaves nothing in the checkout."""
     shutil.copytree(PLUGIN, folder, ignore=shutil.ignore_patterns("__pycache__"))
 
 

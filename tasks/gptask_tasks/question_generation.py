@@ -82,7 +82,7 @@ class QuestionGeneration(GenerativeTask):
             qa_task(self.qa_run)
 
     def check(self, example: Example) -> None:
-        """Refuse an answer that is to be marked and is not there."""
+        """Refuse an answer that is to be marked and is not in its context."""
         super().check(example)
         if self.answer is AnswerPlacement.marked and answer_span(example) is None:
             raise DataError(f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked")

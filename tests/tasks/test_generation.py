@@ -122,12 +122,12 @@ def test_a_system_message_stands_before_conversations_without_one(tokenizer):
 
 def test_old_turns_are_dropped_and_counted_and_the_last_answer_is_whole(tokenizer):
     task = TextGeneration(generation=GenerationOptions(max_new_tokens=1))
-    (whole,) = encode(task, EXAMPLE, tokenizer, 512)
-    for limit in range(whole["length"] - 1, whole["length"] - 16, -1):
+    (untruncated,) = encode(task, EXAMPLE, tokenizer, 512)
+    for limit in range(untruncated["length"] - 1, untruncated["length"] - 16, -1):
         (item,) = encode(task, EXAMPLE, tokenizer, limit)
         assert item["length"] <= limit
-        assert item["target"] == whole["target"]
-        assert item["truncated"] == len(whole["ids"]) - len(item["ids"]) > 0
+        assert item["target"] == untruncated["target"]
+        assert item["truncated"] == len(untruncated["ids"]) - len(item["ids"]) > 0
         assert learned(tokenizer, item) == f" the story{tokenizer.eos_token}"
         assert tokenizer.decode(item["ids"]) == "User: why\nAssistant:"
     with pytest.raises(DataError, match=r"data\.max_tokens"):

@@ -46,9 +46,7 @@ class TextGeneration(WritingTask):
         """Refuse options that exclude each other."""
         super().validate()
         if self.raw and self.system:
-            raise UserError(
-                "task.raw=true takes texts as they stand and has no place for task.system: unset one of them"
-            )
+            raise UserError("task.raw=true takes texts as they stand, without task.system: unset one of them")
         if self.language not in ("en", "zh"):
             raise UserError(f"task.language='{self.language}' is not supported by ROUGE-L; expected en or zh")
 
@@ -67,9 +65,7 @@ class TextGeneration(WritingTask):
         """Refuse a conversation without an answer at its end."""
         super().check(example)
         if not example["answer"]:
-            raise DataError(
-                "there is no answer to learn: the last message must be the assistant's and must not be empty"
-            )
+            raise DataError("there is no answer to learn: the last message must be the assistant's, and not empty")
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return the ids of the conversation by its template; every answer is learned, with what ends it.
