@@ -101,7 +101,7 @@ def test_the_line_goes_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [1\nb: 2\n", r"space\.yaml:2: this is no YAML"),
+        ("a: [1\nb: 2\n", r"space\.yaml:2: this is not valid YAML"),
         ("- a\n", "expected a line for each option"),
         ("", "expected a line for each option"),
         ("a: [1, 2]\nb: 5\n", r"space\.yaml:2: b: 5 is no search space"),
