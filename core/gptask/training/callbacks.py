@@ -71,7 +71,7 @@ class RichProgress(RichProgressBar, Speed):
 
 
 class LineProgress(pl.callbacks.ProgressBar, Speed):
-    """Logs a line at the first step, ``every`` few seconds, and after each validation."""
+    """Logs a line at the first step, once in ``every`` seconds, and after each validation."""
 
     def __init__(self, every: float = 10.0) -> None:
         pl.callbacks.ProgressBar.__init__(self)
