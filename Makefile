@@ -15,11 +15,14 @@ run: .venv/installed  ## fine-tune sentiment on the bundled sample, evaluate, sh
 test: .venv/tools  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2
 
+long: .venv/tools  ## the tests that take minutes, or programs that a checkout does not bring
+	GPTASK_LONG=1 $(BIN)/python -m pytest -n 2 -m long
+
 lint: .venv/tools  ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: .venv/tools  ## mypy
+types: .venv/tools  ## mypy --strict on core, tasks and conf
 	$(BIN)/mypy
 
 check: lint types test  ## what CI checks: lint, types, tests
@@ -48,4 +51,4 @@ clean:  ## remove the environment and build products (run folders stay)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch .venv/tools
 
-.PHONY: help run test lint types check bench wheel clean
+.PHONY: help run test long lint types check bench wheel clean

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gptask.cli import main
-from gptask.cli.scaffold.project import Kind, write
+from gptask.cli.scaffold.project import ProjectKind, write_project
 from gptask.plugins.discovery import discover
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -85,13 +85,13 @@ def copied(name, folder):
 
 
 def scaffolded(kind):
-    return lambda name, folder: write(name, folder, kind)
+    return lambda name, folder: write_project(name, folder, kind)
 
 
 PACKAGES = {
     "similarity": copied,
-    "toxicity": scaffolded(Kind.classification),
-    "headline": scaffolded(Kind.generation),
+    "toxicity": scaffolded(ProjectKind.classification),
+    "headline": scaffolded(ProjectKind.generation),
 }
 
 

@@ -1,6 +1,6 @@
 """gptask: one GPT in memory, many NLP tasks on top of it.
 
-What a plugin may rely on is `__all__` and `gptask.testing`; every other module may change with any version.
+A plugin may rely on `__all__` and on `gptask.testing`; every other module may change with any version.
 """
 
 from importlib import import_module
@@ -8,7 +8,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config.schemas import Documents, Mixing, TaskConfig
+    from gptask.config.schemas import (
+        Documents,
+        Files,
+        Full,
+        HeadOnly,
+        Hub,
+        Limit,
+        Lora,
+        Mixing,
+        Pretrained,
+        Sample,
+        Scratch,
+        TaskConfig,
+    )
     from gptask.config.schemas import Train as Config
     from gptask.data.messages import Message, parse_messages
     from gptask.errors import DataError, UserError, listing, nearest
@@ -25,8 +38,21 @@ if TYPE_CHECKING:
     from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
     from gptask.training.train import train, train_tasks
 
-_MODULES = {  # where each public name is defined
-    "gptask.config.schemas": ("Documents", "Mixing", "TaskConfig"),
+_MODULES = {  # the module that defines each public name
+    "gptask.config.schemas": (
+        "Documents",
+        "Files",
+        "Full",
+        "HeadOnly",
+        "Hub",
+        "Limit",
+        "Lora",
+        "Mixing",
+        "Pretrained",
+        "Sample",
+        "Scratch",
+        "TaskConfig",
+    ),
     "gptask.data.messages": ("Message", "parse_messages"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
@@ -42,8 +68,8 @@ _MODULES = {  # where each public name is defined
     "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
     "gptask.training.train": ("train", "train_tasks"),
 }
-_HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names}
-_HOMES["Config"] = ("gptask.config.schemas", "Train")
+_LOCATIONS = {name: (module, name) for module, names in _MODULES.items() for name in names}
+_LOCATIONS["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
     "IGNORED",
     "RESAMPLES_PER_BLOCK",
@@ -57,20 +83,29 @@ __all__ = [
     "Encoded",
     "Example",
     "Field",
+    "Files",
+    "Full",
     "GeneratedText",
     "GenerationHead",
     "GenerationOptions",
     "GenerativeTask",
     "Head",
+    "HeadOnly",
+    "Hub",
     "Kind",
+    "Limit",
+    "Lora",
     "MeanMetric",
     "Message",
     "Metric",
     "Mixing",
     "Prediction",
+    "Pretrained",
     "PromptedTask",
     "Run",
     "Runs",
+    "Sample",
+    "Scratch",
     "Task",
     "TaskConfig",
     "TaskHead",
@@ -95,7 +130,7 @@ __version__ = version("gptask")
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import gptask` stays free of torch."""
-    if name not in _HOMES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module 'gptask' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
+    module, attribute = _LOCATIONS[name]
     return getattr(import_module(module), attribute)

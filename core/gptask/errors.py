@@ -1,11 +1,11 @@
-"""Errors a user can mend, and how they are worded."""
+"""Errors that a user can fix, and helpers that word their messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message says what, what was got, what was expected and the way out."""
+    """A mistake the user can fix: the message says what, what was got, what was expected and how to fix it."""
 
 
 class DataError(UserError):
@@ -13,13 +13,13 @@ class DataError(UserError):
 
 
 def listing(names: Iterable[object], limit: int = 12) -> str:
-    """Names for a message, cut to ``limit`` so that it stays a line."""
-    shown = [str(name) for name in names]
-    more = f", … ({len(shown) - limit} more)" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more or "(none)"
+    """Join names for a message, cut to ``limit`` names so that the message stays on one line."""
+    texts = [str(name) for name in names]
+    rest = f", … ({len(texts) - limit} more)" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + rest or "(none)"
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
-    """``" Did you mean 'x'?"`` for the closest known name, or nothing."""
-    found = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
+    matches = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

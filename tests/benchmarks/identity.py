@@ -63,6 +63,9 @@ def main() -> int:
     differences = []
     for case in results[0]:
         cells = [case]
+        for checkout, result in zip(checkouts, results, strict=True):
+            if error := result[case]["losses"].get("error"):
+                differences.append(f"{case}: {error} in {checkout}")
         for part in PARTS:
             values = [result[case][part] for result in results]
             digests = [digest(value) for value in values]
@@ -73,7 +76,7 @@ def main() -> int:
                     said = f"{values[0].get(key)} and, in {checkout}, {other.get(key)}"
                     differences.append(f"{case}, {part}, {key}: {said}")
         print(f"| {' | '.join(cells)} |")
-    if len(checkouts) > 1:
+    if differences or len(checkouts) > 1:
         print("", *(differences or ["identical"]), sep="\n")
     return 1 if differences else 0
 
@@ -86,9 +89,9 @@ def run_cases(checkout: Path) -> dict[str, dict[str, dict[str, Any]]]:
         for case in CASES:
             start, name = time.perf_counter(), " ".join(override.split("=")[1] for override in case[:3])
             folder = Path(temporary, "run")
-            train(case, variables, folder)
-            results[name] = run_values(folder)
-            shutil.rmtree(folder)
+            error = train(case, variables, folder)
+            results[name] = {part: {"error": error} for part in PARTS} if error else run_values(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             print(f"{checkout}: {name}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     return results
 
@@ -112,8 +115,8 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "GPTASK_CACHE": str(folder / "cache")}
 
 
-def train(case: list[str], variables: dict[str, str], folder: Path) -> None:
-    """Train a case into a run folder.
+def train(case: list[str], variables: dict[str, str], folder: Path) -> str:
+    """Train a case into a run folder; return what went wrong, if anything did.
 
     Threads wait asleep: results are the same, and beside other programs an LSTM is not slowed down twentyfold.
     """
@@ -131,10 +134,11 @@ def train(case: list[str], variables: dict[str, str], folder: Path) -> None:
             check=False,
         )
         if done.returncode == 0:
-            return
+            return ""
         if done.returncode != 2 or not RENAMED:  # 2: an option is not known
             break
-    raise SystemExit(f"{' '.join(command)} (code {done.returncode})\n{done.stderr[-3000:]}")
+    print(" ".join(command), done.stderr[-3000:], sep="\n", file=sys.stderr, flush=True)
+    return f"exit code {done.returncode}"
 
 
 def run_values(folder: Path) -> dict[str, dict[str, Any]]:

@@ -22,13 +22,10 @@ def config(verb: str, overrides: list[str]) -> Any:
     """The config of a command line."""
     from gptask.cli.hydra.launch import launch
 
-    found: list[Any] = []
-
-    def fail(error: Exception, where: str) -> int:
-        raise error
-
-    launch(verb, overrides, found.append, fail)
-    return found[0]
+    configs: list[Any] = []
+    if code := launch(verb, overrides, configs.append):
+        raise SystemExit(code)
+    return configs[0]
 
 
 def labelled(examples: Iterable[Any], labels: list[str]) -> tuple[list[str], list[int]]:

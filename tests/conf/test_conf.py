@@ -6,8 +6,9 @@ from pathlib import Path
 
 import gptask_conf
 import pytest
-from gptask.cli.hydra.compose import checked, choices, compose, groups, loader
-from gptask.cli.hydra.error_messages import Line
+from gptask.cli.hydra.compose import choices, compose, groups, loader
+from gptask.cli.hydra.error_messages import CommandLine
+from gptask.cli.hydra.validate import validated_config
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
 from gptask.config.trainer_options import check_trainer_options
@@ -41,7 +42,7 @@ def made_from(config, verb):
     """As the command line does it: the composed config becomes the verb's dataclass, or says what is wrong."""
     with open_dict(config):
         del config["hydra"]
-    made = checked(config, Line(verb))
+    made = validated_config(config, CommandLine(verb))
     if hasattr(made, "trainer"):
         check_trainer_options(made.trainer)
     return made

@@ -5,8 +5,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import gptask.cli
 import pytest
+from gptask.cli import main
+from gptask.cli.verbs import VERBS
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
@@ -28,19 +29,19 @@ class Ended:
 
 @pytest.fixture
 def run_command(monkeypatch, capsys, tmp_path):
-    """``run_command("train", "seed=3")``: nothing is trained, the checked configs are kept."""
+    """``run_command("train", "seed=3")``: nothing is trained, the validated configs are kept."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pytest"])
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes once more, only to ask for hydra.mode
 
     def call(*arguments, action=None):
         configs: list[Any] = []
-        act = action or configs.append
-        monkeypatch.setattr(gptask.cli, "ACTIONS", dict.fromkeys(gptask.cli.ACTIONS, act))
+        for verb in (verb for verb in VERBS.values() if verb.composed):
+            monkeypatch.setattr(f"{verb.module}.run", action or configs.append)
         capsys.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
         with pytest.raises(SystemExit) as stop:
-            gptask.cli.main(arguments)
+            main(arguments)
         logging.root.handlers[:], logging.root.level = handlers, level  # Hydra's --info changes them
         assert not GlobalHydra.instance().is_initialized()
         return Ended(stop.value.code, *capsys.readouterr(), configs)

@@ -1,4 +1,4 @@
-"""Arguments of verbs that are no Hydra overrides."""
+"""The parser of verbs that read their own arguments."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from gptask.errors import UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose mistakes look and exit like all others."""
+class VerbParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` that raises `UserError` instead of exiting."""
 
     def __init__(self, verb: str, **options: Any) -> None:
         raw = argparse.RawDescriptionHelpFormatter
@@ -17,4 +17,4 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise `UserError`."""
-        raise UserError(f"{message}; `{self.prog} --help` shows what there is")
+        raise UserError(f"{message}; `{self.prog} --help` shows the arguments")

@@ -1,4 +1,4 @@
-"""A conversation in the terminal, or over a pipe: a line in, an answer out as it is written."""
+"""The read-eval loop of `gptask chat`, on a terminal or over a pipe: a text in, an answer out as it is generated."""
 
 from __future__ import annotations
 
@@ -18,32 +18,36 @@ from gptask.runs.atomic_write import write_text
 if TYPE_CHECKING:
     from gptask.model.generation.chat import Chat
 
+COMMANDS = """/reset          forget the conversation
+/system [TEXT]  show the system message, or set another
+/save FILE      write the conversation as a line of JSON ({"messages": [...]})
+/exit           leave (so does Ctrl-D)
+\"\"\"             begins a text of several lines, and ends it
+Ctrl-C stops an answer; pressed again, or where there is none, it leaves."""
 FENCE = '"""'
-COMMAND = re.compile(r"/(?P<name>[a-z]*)(?:\s+(?P<rest>.*))?", re.DOTALL)
+COMMAND = re.compile(r"/(?P<name>[a-z]*)(?:\s+(?P<argument>.*))?", re.DOTALL)
 
 
-def talk(chat: Chat) -> int:
-    """Talk until the input ends or /exit; a mistake on a terminal is told and forgiven, in a pipe it ends the talk."""
-    return Talk(chat, sys.stdin.isatty()).run()
+class ChatRepl:
+    """Reads texts and commands until the input ends or /exit.
 
-
-class Talk:
-    """The loop over what is typed, and its commands."""
+    A `UserError` is shown on a terminal, where the user can try again; over a pipe it is raised.
+    """
 
     def __init__(self, chat: Chat, terminal: bool) -> None:
         self.chat, self.terminal = chat, terminal
-        self.saved: set[Path] = set()  # files this conversation was written to, which may be written again
+        self.saved: set[Path] = set()  # files of this conversation, which /save may overwrite
         self.commands = {"reset": self.reset, "system": self.system, "save": self.save, "help": self.help}
 
     def run(self) -> int:
-        """Answer line by line."""
-        for text in _texts(_typed() if self.terminal else _piped()):
+        """Answer text by text; return the exit code."""
+        for text in _read_texts(_terminal_lines() if self.terminal else _pipe_lines()):
             try:
-                found = COMMAND.fullmatch(text)
-                if found and found["name"] == "exit":
+                command = COMMAND.fullmatch(text)
+                if command and command["name"] == "exit":
                     break
-                if found:
-                    self.command(found["name"], (found["rest"] or "").strip())
+                if command:
+                    self.run_command(command["name"], (command["argument"] or "").strip())
                 else:
                     self.answer(text)
             except UserError as error:
@@ -52,20 +56,21 @@ class Talk:
                 note(str(error))
         return 0
 
-    def command(self, name: str, rest: str) -> None:
-        """Do what a line that begins with a slash asks for."""
+    def run_command(self, name: str, argument: str) -> None:
+        """Run the command of a line that begins with a slash."""
         if name not in self.commands:
-            known = [f"/{command}" for command in (*self.commands, "exit")]
-            raise UserError(f"there is no command /{name}; there are {listing(known)}.{nearest(f'/{name}', known)}")
-        self.commands[name](rest)
+            available = [f"/{command}" for command in (*self.commands, "exit")]
+            hint = nearest(f"/{name}", available)
+            raise UserError(f"unknown command /{name}; available: {listing(available)}.{hint}")
+        self.commands[name](argument)
 
     def answer(self, text: str) -> None:
-        """Write the answer as it comes; Ctrl-C stops it and keeps what was said."""
-        with Interrupt() as interrupt, closing(self.chat.say(text)) as pieces:
+        """Write the answer as it is generated; Ctrl-C stops it, and the part so far stays in the conversation."""
+        with DeferredInterrupt() as interrupt, closing(self.chat.say(text)) as pieces:
             for number, piece in enumerate(pieces):
                 if not number and self.chat.dropped:
-                    note(f"the conversation is longer than the model's context: its {self.chat.dropped} oldest "
-                         "messages are forgotten")  # fmt: skip
+                    note(f"the conversation exceeds the model's context: its {self.chat.dropped} oldest messages are "
+                         "forgotten")  # fmt: skip
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 if interrupt.pressed:
@@ -75,26 +80,26 @@ class Talk:
         if interrupt.pressed:
             note("stopped")
         elif self.chat.full:
-            note(f"cut after {self.chat.options.max_new_tokens} tokens (max_new_tokens), or where the context ended")
+            note(f"the answer is cut after max_new_tokens={self.chat.options.max_new_tokens} or at the context's end")
 
-    def reset(self, rest: str) -> None:
-        """Forget what was said."""
+    def reset(self, argument: str) -> None:
+        """Forget the conversation."""
         self.chat.reset()
 
-    def system(self, rest: str) -> None:
+    def system(self, argument: str) -> None:
         """Show the system message, or set another."""
-        if rest:
-            self.chat.system = rest
+        if argument:
+            self.chat.system = argument
         else:
-            note(f"system: {self.chat.system}" if self.chat.system else "there is no system message of yours")
+            note(f"system: {self.chat.system}" if self.chat.system else "there is no system message")
 
-    def save(self, rest: str) -> None:
-        """Write what was said in the chat format, which `gptask train` reads; no file of others is overwritten."""
-        path = Path(rest).expanduser()
-        if not rest:
+    def save(self, argument: str) -> None:
+        """Write the conversation in the chat format, which `gptask train` reads; other files are not overwritten."""
+        path = Path(argument).expanduser()
+        if not argument:
             raise UserError("/save needs a file: /save talk.jsonl")
         if not any(message["role"] == "assistant" for message in self.chat.messages):
-            raise UserError("nothing was said yet, so there is nothing to save")
+            raise UserError("the conversation is empty: there is nothing to save")
         if path.exists() and path.resolve() not in self.saved:
             raise UserError(f"{path} exists; choose another file")
         try:
@@ -104,50 +109,48 @@ class Talk:
         self.saved.add(path.resolve())
         note(f"saved to {path}")
 
-    def help(self, rest: str) -> None:
+    def help(self, argument: str) -> None:
         """List the commands."""
-        from gptask.cli.commands.chat import COMMANDS
-
         sys.stderr.write(f"{COMMANDS}\n")
 
 
-class Interrupt:
-    """While it is entered, the first Ctrl-C is only noted; the second one does what it always does."""
+class DeferredInterrupt:
+    """A context in which the first Ctrl-C only sets ``pressed``; the second one interrupts as usual."""
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> DeferredInterrupt:
         self.pressed = False
-        self.before: Any = signal.signal(signal.SIGINT, self._press)
+        self.usual_handler: Any = signal.signal(signal.SIGINT, self._press)
         return self
 
     def _press(self, *_: Any) -> None:
         self.pressed = True
-        signal.signal(signal.SIGINT, self.before)
+        signal.signal(signal.SIGINT, self.usual_handler)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
+        signal.signal(signal.SIGINT, self.usual_handler)
 
 
 def note(text: str) -> None:
-    """Say something that is no answer."""
+    """Write a remark to standard error, in brackets, so that it is no part of an answer."""
     sys.stderr.write(f"[{text}]\n")
 
 
-def _texts(lines: Iterator[str]) -> Iterator[str]:
-    """What is said, blank lines left out; fences hold several lines together."""
+def _read_texts(lines: Iterator[str]) -> Iterator[str]:
+    """The texts in lines: each line that is not blank, or the lines between two fences."""
     for line in lines:
         text = line.strip()
         if text.startswith(FENCE):
             parts = [text.removeprefix(FENCE)]
-            while not parts[-1].rstrip().endswith(FENCE) and (more := next(lines, None)) is not None:
-                parts.append(more)
+            while not parts[-1].rstrip().endswith(FENCE) and (next_line := next(lines, None)) is not None:
+                parts.append(next_line)
             text = "\n".join(parts).strip().removesuffix(FENCE).strip()
         if text:
             yield text
 
 
-def _typed() -> Iterator[str]:
-    """Lines from the keyboard, which can be edited and called back."""
-    with suppress(ImportError):  # Windows has none
+def _terminal_lines() -> Iterator[str]:
+    """Lines from the keyboard, with editing and history."""
+    with suppress(ImportError):  # Windows lacks it
         import readline  # noqa: F401 (input() uses it)
     try:
         while True:
@@ -156,7 +159,7 @@ def _typed() -> Iterator[str]:
         sys.stdout.write("\n")
 
 
-def _piped() -> Iterator[str]:
+def _pipe_lines() -> Iterator[str]:
     for number, line in enumerate(stdin(), 1):
         try:
             yield line.decode("utf-8").rstrip("\r\n")

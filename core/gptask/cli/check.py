@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from gptask.cli.output import write_json
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.deprecation import ContractDeprecation
 from gptask.plugins.discovery import Plugin, load_task_class
@@ -17,73 +18,76 @@ from gptask.testing import Result, check_results
 STYLES = {"ok": "green", "failed": "bold red", "does not apply": "dim", "not run": "yellow"}
 
 
-def check(plugins: Sequence[Plugin], names: Sequence[str], as_json: bool) -> int:
-    """Run the contract on the plugins named (all that are not disabled by default); 1 if one does not keep it."""
-    warnings.simplefilter("always", ContractDeprecation)  # who runs this is the author, or can tell them
+def check_plugins(plugins: Sequence[Plugin], names: Sequence[str], as_json: bool) -> int:
+    """Run the contract on the named plugins, without names on all that are enabled; 1 if one of them fails."""
+    warnings.simplefilter("always", ContractDeprecation)  # the plugin's author reads this, or someone who can tell them
+    selected = _select(plugins, names)
     if as_json:
-        from gptask.cli.commands.tasks import write_json
-
-        found = [_described(plugin, list(_checked(plugin))) for plugin in _asked(plugins, names)]
-        write_json(found)
-        return int(not all(task["keeps_contract"] for task in found))
-    kept = [_shown(plugin) for plugin in _asked(plugins, names)]
-    sys.stdout.write(f"{sum(kept)} of {len(kept)} tasks keep the contract\n")
-    return int(not all(kept))
+        reports = [_report(plugin, list(_results(plugin))) for plugin in selected]
+        write_json(reports)
+        return int(not all(report["keeps_contract"] for report in reports))
+    passed = [_show_results(plugin) for plugin in selected]
+    sys.stdout.write(f"{sum(passed)} of {len(passed)} tasks keep the contract\n")
+    return int(not all(passed))
 
 
-def _asked(plugins: Sequence[Plugin], names: Sequence[str]) -> list[Plugin]:
-    there = {plugin.name: plugin for plugin in plugins if plugin.state != "disabled"}
+def _select(plugins: Sequence[Plugin], names: Sequence[str]) -> list[Plugin]:
+    enabled = {plugin.name: plugin for plugin in plugins if plugin.state != "disabled"}
     for name in names:
-        if name not in there:
-            off = [f"; '{name}' is {plugin.error}" for plugin in plugins if plugin.name == name]
-            raise UserError(f"unknown task '{name}'; installed: {listing(there)}{''.join(off)}.{nearest(name, there)}")
-    return [there[name] for name in dict.fromkeys(names)] or list(there.values())
+        if name not in enabled:
+            reason = "".join(f"; '{name}' is {plugin.error}" for plugin in plugins if plugin.name == name)
+            raise UserError(f"unknown task '{name}'; installed: {listing(enabled)}{reason}.{nearest(name, enabled)}")
+    return [enabled[name] for name in dict.fromkeys(names)] or list(enabled.values())
 
 
-def _checked(plugin: Plugin) -> Iterator[Result]:
-    """The clauses of the contract, after the first of all: that there is a task."""
+def _results(plugin: Plugin) -> Iterator[Result]:
+    """The results of the clauses, the first of which is that the task loads."""
     try:
         task = load_task_class({plugin.name: plugin}, plugin.name)
     except UserError as error:
         yield Result("loads", "failed", str(error), plugin.cause)
         return
-    if open_ := [f.name for f in fields(task) if f.default is MISSING and f.default_factory is MISSING]:
-        given = ", ".join(f"{name}=..." for name in open_)
-        way = f"check it in a test: gptask.testing.check_task({task.__name__}({given}))"
-        yield Result("loads", "failed", f"there is no default for {listing(open_)}, so that it can't be tried; {way}")
+    if required := [f.name for f in fields(task) if f.default is MISSING and f.default_factory is MISSING]:
+        values = ", ".join(f"{name}=..." for name in required)
+        yield Result(
+            "loads",
+            "failed",
+            f"the task can't be made without a value for {listing(required)}; "
+            f"check it in a test: gptask.testing.check_task({task.__name__}({values}))",
+        )
         return
     yield Result("loads", "ok")
     yield from check_results(task())
 
 
-def _shown(plugin: Plugin) -> bool:
-    from rich.console import Console
+def _show_results(plugin: Plugin) -> bool:
+    """Print the results as they come; return whether no clause failed."""
+    from rich.console import Console  # for start-up time
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    kept, begun = True, False
-    for result in _checked(plugin):
-        if not begun:
-            about = [plugin.origin, f"contract {plugin.contract}" if plugin.contract else "no contract stated"]
+    passed = True
+    for number, result in enumerate(_results(plugin)):
+        if not number:  # only now the plugin is loaded
+            contract = f"contract {plugin.contract}" if plugin.contract else "no contract stated"
             where = f"  {class_location(plugin.task)}" if plugin.task else ""
-            console.print(Text(f"{plugin.name} ({', '.join(about)}){where}", style="bold"))
-            begun = True
+            console.print(Text(f"{plugin.name} ({plugin.origin}, {contract}){where}", style="bold"))
         line = Text("  ").append(f"{result.outcome:<16}", STYLES[result.outcome]).append(result.clause)
         console.print(line)
         if result.message:
             console.print(Text("\n".join(f"{'':18}{text}" for text in result.message.splitlines())))
-        kept = kept and result.outcome != "failed"
+        passed = passed and result.outcome != "failed"
     console.print()
-    return kept
+    return passed
 
 
-def _described(plugin: Plugin, found: Sequence[Result]) -> dict[str, Any]:
+def _report(plugin: Plugin, clause_results: Sequence[Result]) -> dict[str, Any]:
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
         "contract": plugin.contract,
         "place": class_location(plugin.task) if plugin.task else None,
-        "keeps_contract": all(result.outcome != "failed" for result in found),
-        "clauses": [{"clause": r.clause, "outcome": r.outcome, "message": r.message or None} for r in found],
+        "keeps_contract": all(result.outcome != "failed" for result in clause_results),
+        "clauses": [{"clause": r.clause, "outcome": r.outcome, "message": r.message or None} for r in clause_results],
     }

@@ -1,10 +1,11 @@
-"""A finished run on the terminal: metrics with intervals, the run folder, a few predictions."""
+"""A finished run on the terminal: metrics with intervals, three predictions, the run folder."""
 
 from __future__ import annotations
 
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +15,27 @@ from gptask.data.messages import told
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import main_process
 
+EXAMPLES = 3  # predictions shown
+
 
 def show_run(folder: Path) -> None:
-    """Print what a run folder's metrics.json and predictions.jsonl say."""
+    """Print the metrics and the first predictions of a run folder."""
     if not main_process():
         return
     console = Console()
-    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    console.print(_metrics_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))))
+    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
+        for line in islice(lines, EXAMPLES):
+            prediction = json.loads(line)
+            inputs = [value for name, value in prediction.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
+            text = " | ".join(told(value) or str(value) for value in inputs)
+            references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
+            console.print(Text(f"  {_short(text)}", style="dim"))
+            console.print(Text("".join([f"    → {_short(prediction['prediction'])}", *references])))
+    console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _metrics_table(result: dict[str, Any]) -> Table:
     table = Table(title=f"{result['task']}: {result['split']}, n = {result['n']}")
     for column in ("metric", "value", "95% interval", ""):
         table.add_column(column, justify="left" if column == "metric" else "right")
@@ -28,22 +43,10 @@ def show_run(folder: Path) -> None:
         low, high = metric["interval"]
         arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
         table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
-    console.print(table)
-    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
-        for line in islice(lines, 3):
-            row = json.loads(line)
-            inputs = [value for name, value in row.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
-            text = " | ".join(told(value) or str(value) for value in inputs)
-            console.print(Text(f"  {_short(text)}", style="dim"))
-            truth = [f"   (truth: {_short(_plain(value))})" for value in row["references"].values()][:1]
-            console.print(Text("".join([f"    → {_short(_plain(row['prediction']))}", *truth])))
-    console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
+    return table
 
 
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _short(text: str, limit: int = 110) -> str:
-    text = " ".join(text.split())
+def _short(value: object, limit: int = 110) -> str:
+    """A value on one line, cut to ``limit`` characters."""
+    text = " ".join((", ".join(map(str, value)) if isinstance(value, list) else str(value)).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

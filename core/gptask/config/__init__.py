@@ -1,1 +1,1 @@
-"""What every option is, and the grammar of overrides; no torch at import."""
+"""The schema of every option and the grammar of overrides; imports no torch."""

@@ -1,4 +1,4 @@
-"""Configs as typed objects, as plain values, and as nodes of Hydra's store."""
+"""Conversion of configs between typed objects, plain values and nodes of Hydra's store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register_schemas() -> None:
 
 
 def validated_config(config: Any) -> Any:
-    """A copy of a config built in Python, every value checked and converted as on the command line.
+    """Return a copy of a config built in Python, with every value checked and converted as on the command line.
 
     Raises `UserError` for a value of the wrong type.
     """
@@ -36,29 +36,31 @@ def validated_config(config: Any) -> Any:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values, each group with its ``kind`` (the schema to load it by).
+    """Convert a config dataclass to plain values; each group gets its ``kind``, the schema that loads it.
 
-    Of a training only what its kind has: ``task`` and ``data``, or ``tasks`` (each a config of its own) and ``mixing``.
+    A `Train` config keeps either ``task`` and ``data``, or ``tasks`` (each a config of its own) and ``mixing``.
     """
     from omegaconf import OmegaConf
 
     plain: dict[str, Any] = {}
-    aside = (("task", "data") if config.tasks else ("tasks", "mixing")) if isinstance(config, Train) else ()
-    for f in (f for f in fields(config) if f.name not in aside):
-        value = getattr(config, f.name)
-        plain[f.name] = value
-        if f.name == "tasks":
-            plain[f.name] = {name: to_plain(member) for name, member in value.items()}
+    omitted: tuple[str, ...] = ()
+    if isinstance(config, Train):
+        omitted = ("task", "data") if config.tasks else ("tasks", "mixing")
+    for name in (f.name for f in fields(config) if f.name not in omitted):
+        value = getattr(config, name)
+        plain[name] = value
+        if name == "tasks":
+            plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
         elif is_dataclass(value):
-            plain[f.name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
-            kinds = {schema: kind for kind, schema in GROUPS.get(f.name, {}).items()}
+            plain[name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
+            kinds = {schema: kind for kind, schema in GROUPS.get(name, {}).items()}
             if type(value) in kinds:
-                plain[f.name] = {"kind": kinds[type(value)], **plain[f.name]}
+                plain[name] = {"kind": kinds[type(value)], **plain[name]}
     return plain
 
 
 def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) -> Any:
-    """The reverse of `to_plain` for one group: values merged over their typed schema again, then checked."""
+    """Reverse `to_plain` for one group: merge the values over their typed schema and check them."""
     from omegaconf import OmegaConf
 
     values = dict(plain)

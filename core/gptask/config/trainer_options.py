@@ -1,4 +1,4 @@
-"""The options of the installed Lightning Trainer, read from its source without importing it (or torch)."""
+"""The options of the installed Lightning Trainer, read from its source so that neither it nor torch is imported."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from gptask.errors import UserError, listing, nearest
 
 SET_BY_GPTASK = ("logger", "callbacks", "default_root_dir", "use_distributed_sampler")
-PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
+TYPE_WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
 
 
 @cache
 def parameters() -> dict[str, str]:
-    """Parameters of ``pytorch_lightning.Trainer.__init__`` and their annotations, in source form."""
+    """Return the parameters of ``pytorch_lightning.Trainer.__init__`` with the source text of their annotations."""
     file = Path(str(distribution("pytorch-lightning").locate_file("pytorch_lightning/trainer/trainer.py")))
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef) and node.name == "Trainer":
@@ -27,11 +27,11 @@ def parameters() -> dict[str, str]:
                 for argument in (*init.args.args, *init.args.kwonlyargs)
                 if argument.arg != "self"
             }
-    raise RuntimeError(f"no class Trainer in {file}")
+    raise RuntimeError(f"{file} defines no class Trainer")
 
 
 def option_names() -> tuple[str, ...]:
-    """The parameters that a user may set."""
+    """Return the parameters that a user may set."""
     return tuple(name for name in parameters() if name not in SET_BY_GPTASK)
 
 
@@ -45,19 +45,19 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         if name not in parameters():
             raise UserError(
                 f"trainer.{name}: the Lightning Trainer has no such option.{nearest(name, option_names())} "
-                f"There are: {listing(option_names(), 60)}"
+                f"Available: {listing(option_names(), 60)}"
             )
         _check_type(name, value)
 
 
 def _check_type(name: str, value: Any) -> None:
-    """Compare with annotations made of plain types; the Trainer itself checks the others."""
+    """Refuse a value that contradicts an annotation of plain types; the Trainer itself checks all others."""
     tree = ast.parse(parameters()[name], mode="eval")
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    optional = "Optional" in used
-    kinds = used - {"Optional", "Union"}
-    if not kinds <= PLAIN.keys() or (value is None and optional):
+    annotation_names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    optional = "Optional" in annotation_names
+    types = annotation_names - {"Optional", "Union"}
+    if not types <= TYPE_WORDS.keys() or (value is None and optional):
         return
-    if type(value).__name__ not in kinds and not (type(value) is int and "float" in kinds):
-        expected = [text for kind, text in PLAIN.items() if kind in kinds] + ["null"] * optional
+    if type(value).__name__ not in types and not (type(value) is int and "float" in types):
+        expected = [words for name_of_type, words in TYPE_WORDS.items() if name_of_type in types] + ["null"] * optional
         raise UserError(f"trainer.{name}={value!r}: expected {' or '.join(expected)}, got {type(value).__name__}")

@@ -1,1 +1,1 @@
-"""From files to batches: reading, columns, corpus, store, module."""
+"""From files to batches: reading, columns, examples, corpus, cache, data module."""

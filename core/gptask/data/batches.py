@@ -12,70 +12,77 @@ BUSY_TOKENS = 512  # padded tokens that keep the processor busy
 
 
 class BatchesByLength(Sampler[list[int]]):
-    """Batches of similar length under a budget of examples and of padded tokens.
+    """Batches of similar length, of at most ``max_examples`` examples and ``max_tokens`` padded tokens.
 
-    Training draws chunks of a shuffled order and sorts inside each (lengths mix, batches vary from epoch to epoch);
-    scoring sorts everything, longest first, so that running out of memory happens at once. ``padding`` is the share of
-    pads from which a batch of `BUSY_TOKENS` tokens is closed. ``common`` tells which items share a prefix, and how long it
-    is (`prefixes.prefixes`): they stay neighbours, and their prefix counts once.
+    With a ``seed``, for training, chunks of a shuffled order are sorted by length (lengths mix, batches vary from epoch
+    to epoch). Without one, for scoring, all items are sorted, longest first, so that memory runs out at once or never.
+    A batch of more than `BUSY_TOKENS` tokens is closed before the share of pads exceeds ``max_padding``.
+    ``shard`` is a process's rank and the number of processes. ``common`` holds the prefix group (N,) of each item and
+    the length (N,) of its shared prefix (`prefixes.prefixes`): a group's items stay neighbours, and their prefix counts
+    once. ``costs`` are the padded tokens of each batch.
     """
 
     def __init__(
         self,
         lengths: np.ndarray,
-        examples: int,
-        tokens: int,
+        max_examples: int,
+        max_tokens: int,
         seed: int | None,
-        share: tuple[int, int] = (0, 1),
-        padding: float = 1.0,
+        shard: tuple[int, int] = (0, 1),
+        max_padding: float = 1.0,
         common: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        self.lengths, self.examples, self.tokens, self.padding = lengths, examples, tokens, padding
-        alone = np.arange(len(lengths)), np.zeros_like(lengths)
-        self.of: np.ndarray
-        self.prefix: np.ndarray
-        self.of, self.prefix = alone if common is None else common
+        self.lengths, self.max_examples, self.max_tokens = lengths, max_examples, max_tokens
+        self.max_padding = max_padding
+        nothing_shared = np.arange(len(lengths)), np.zeros_like(lengths)
+        self.groups: np.ndarray
+        self.prefix_lengths: np.ndarray
+        self.groups, self.prefix_lengths = nothing_shared if common is None else common
         generator = None if seed is None else np.random.default_rng(seed)
         packed = list(self._pack(self._order(generator)))
         if generator:
             generator.shuffle(packed)
-        rank, world = share  # every process gets equally many batches: the first ones once more, if need be
-        total = -(-len(packed) // world) * world
-        mine = list(islice(cycle(packed), total))[rank::world]
-        self.batches = [batch for batch, _ in mine]
-        self.costs = [cost for _, cost in mine]  # padded tokens of each batch
+        rank, world_size = shard
+        # every process gets the same number of batches, so the first ones may come twice
+        total = -(-len(packed) // world_size) * world_size
+        shard_batches = list(islice(cycle(packed), total))[rank::world_size]
+        self.batches = [batch for batch, _ in shard_batches]
+        self.costs = [cost for _, cost in shard_batches]
 
     def _order(self, generator: np.random.Generator | None) -> np.ndarray:
-        """Item numbers: what shares a prefix in one piece, the pieces longest first, in all or in shuffled chunks."""
+        """Item numbers (N,), group after group, the longest groups first: of all, or of each chunk if shuffled."""
         if not len(self.lengths):
-            return self.of
-        members = np.lexsort((-self.lengths, self.of))  # by piece, the longest first
-        firsts = np.flatnonzero(np.diff(self.of[members], prepend=-1))
-        pieces, longest = np.split(members, firsts[1:]), self.lengths[members[firsts]]
+            return self.groups
+        by_group = np.lexsort((-self.lengths, self.groups))  # the longest item of a group first
+        group_starts = np.flatnonzero(np.diff(self.groups[by_group], prepend=-1))
+        group_items, longest = np.split(by_group, group_starts[1:]), self.lengths[by_group[group_starts]]
         order = np.argsort(-longest, kind="stable")
         if generator:
-            order = generator.permutation(len(pieces))
-            chunks = np.array_split(order, max(1, len(self.lengths) // (50 * self.examples)))
+            order = generator.permutation(len(group_items))
+            chunks = np.array_split(order, max(1, len(self.lengths) // (50 * self.max_examples)))
             order = np.concatenate([chunk[np.argsort(-longest[chunk], kind="stable")] for chunk in chunks])
-        return np.concatenate([pieces[number] for number in order])
+        return np.concatenate([group_items[number] for number in order])
 
     def _pack(self, order: np.ndarray) -> Iterator[tuple[list[int], int]]:
-        """Batches and their padded tokens."""
+        """Batches, each with its padded tokens: of its prefixes, and of what follows them."""
         batch: list[int] = []
-        cost = prefix = suffix = real = 0
-        pieces: set[int] = set()
+        groups: set[int] = set()  # of the batch, as are the lengths, the tokens without pads and the cost
+        longest_prefix = longest_suffix = real_tokens = cost = 0
         for index in order.tolist():
-            shared, own, piece = int(self.prefix[index]), int(self.lengths[index] - self.prefix[index]), self.of[index]
-            more = own + (0 if piece in pieces else shared)
-            size = max(prefix, shared) * len(pieces | {piece}) + max(suffix, own) * (len(batch) + 1)
-            wasteful = size > BUSY_TOKENS and size - real - more > self.padding * size
-            if batch and (len(batch) == self.examples or size > self.tokens or wasteful):
+            group, prefix = self.groups[index], int(self.prefix_lengths[index])
+            suffix = int(self.lengths[index] - self.prefix_lengths[index])
+            new_tokens = suffix + (0 if group in groups else prefix)
+            padded = max(longest_prefix, prefix) * len(groups | {group})
+            padded += max(longest_suffix, suffix) * (len(batch) + 1)
+            wasteful = padded > BUSY_TOKENS and padded - real_tokens - new_tokens > self.max_padding * padded
+            if batch and (len(batch) == self.max_examples or padded > self.max_tokens or wasteful):
                 yield batch, cost
-                batch, prefix, suffix, real, pieces = [], 0, 0, 0, set()
-                size, more = shared + own, shared + own
+                batch, groups, longest_prefix, longest_suffix, real_tokens = [], set(), 0, 0, 0
+                padded = new_tokens = prefix + suffix
             batch.append(index)
-            pieces.add(piece)
-            prefix, suffix, real, cost = max(prefix, shared), max(suffix, own), real + more, size
+            groups.add(group)
+            longest_prefix, longest_suffix = max(longest_prefix, prefix), max(longest_suffix, suffix)
+            real_tokens, cost = real_tokens + new_tokens, padded
         if batch:
             yield batch, cost
 

@@ -16,168 +16,186 @@ from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
 
-MISSING = object()
-EMPTIES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
-FILLED = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # must hold something; of labels may be none
-ALONG = {Kind.TOKENS: 0, Kind.TAGS: -1}  # equally long, and where they stand in rows without names, as CoNLL has it
+Converter = Callable[[Any], Any]  # a cell to a field's value; raises TypeError or ValueError for one of another kind
+
+MISSING = object()  # there is no such cell; a cell that is null is None
+EMPTY_VALUES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
+NON_EMPTY_KINDS = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # LABELS may be an empty list
+ALIGNED_KINDS = {Kind.TOKENS: 0, Kind.TAGS: -1}  # of equal length; the position of each in rows without names (CoNLL)
 
 
 class Columns:
-    """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields."""
+    """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields.
+
+    ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone.
+    """
 
     def __init__(self, task: Task, options: Data, fields: list[Field] | None = None) -> None:
         self.fields = fields if fields is not None else task.fields()
-        known = {f.name for f in task.fields()}
+        task_names = {field.name for field in task.fields()}
         for name in options.columns:
-            if name not in known and name != "id":
+            if name not in task_names and name != "id":
                 raise UserError(
-                    f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(known))}."
-                    f"{nearest(name, known)}"
+                    f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(task_names))}."
+                    f"{nearest(name, task_names)}"
                 )
-        self.named = {name: str(column) for name, column in options.columns.items()}
-        self.required = [f.name for f in self.fields if f.required]
-        self.numbered = "id" in options.columns and fields is None  # to be predicted, a row needs no id
-        self.separator = options.label_separator
-        self.names = label_names(options)
-        self.named_labels = set(self.names.values()) - set(self.names)  # names that can't be mistaken for an id
-        convert: dict[Kind, Callable[[Any], Any]] = {
-            Kind.TEXT: _joined,
+        self.column_of = {name: str(column) for name, column in options.columns.items()}
+        self.id_required = "id" in options.columns and fields is None  # a row to be predicted needs no id
+        self.label_separator = options.label_separator
+        self.names = label_names(options)  # label id → name
+        self.unambiguous_names = set(self.names.values()) - set(self.names)  # names that are not an id as well
+        converters = self._converters()
+        self.columns = [(f, self.column_of.get(f.name, f.name), converters[f.kind]) for f in self.fields]
+        self.required = [field.name for field in self.fields if field.required]
+        self.non_empty = {f.name for f in self.fields if f.required and not f.blank and f.kind in NON_EMPTY_KINDS}
+        self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
+        self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
+        converts_rows = getattr(type(task), "convert_row", Task.convert_row) is not Task.convert_row
+        self.convert_row: Converter | None = task.convert_row if converts_rows else None
+
+    def _converters(self) -> dict[Kind, Converter]:
+        return {
+            Kind.TEXT: _joined_text,
             Kind.TEXTS: _texts,
             Kind.LABEL: self.label,
             Kind.LABELS: self.labels,
             Kind.INTEGERS: _integers,
-            Kind.NUMBER: _number,
+            Kind.NUMBER: _finite_number,
             Kind.MESSAGES: parse_messages,
             Kind.TOKENS: self.tokens,
             Kind.TAGS: self.tags,
         }
-        self.record = (
-            task.convert_row if getattr(type(task), "convert_row", Task.convert_row) is not Task.convert_row else None
-        )
-        self.along = [f.name for f in self.fields if f.kind in ALONG]
-        self.tagged = any(f.kind is Kind.TAGS for f in self.fields)
-        self.columns = [(f, self.named.get(f.name, f.name), convert[f.kind]) for f in self.fields]
-        self.filled = {f.name for f in self.fields if f.required and not f.blank and f.kind in FILLED}
 
     @property
     def wanted(self) -> list[str]:
-        """What gives a header away: the column names asked for, and the fields' own (a number may be a label)."""
-        return [name for f, column, _ in self.columns for name in (f.name, column) if not name.isdigit()]
+        """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
+        return [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
 
     def example(self, row: Row) -> Example:
-        """One example, or `DataError` without the file (the caller knows it)."""
+        """Turn a row into an example; the caller adds the file and line to a `DataError`."""
         if isinstance(row.value, DataError):
             raise row.value
-        value = row.value
-        if self.record:
-            value = self.record(value | self._mapped(value) if isinstance(value, dict) else value)
-        example = {f.name: self._value(value, f, column, convert) for f, column, convert in self.columns}
-        counts = {name: len(example[name]) for name in self.along if example[name] is not None}
-        if len(set(counts.values())) > 1:
-            told = listing(f"{count} {name}" for name, count in counts.items())
-            raise DataError(f"{listing(counts)} must be equally many, got {told}")
-        identifier = _cell(row.value, self.named.get("id", "id"))
-        if identifier is MISSING and self.numbered:
-            raise DataError(self._missing(row.value, "id", self.named["id"]))
-        if identifier is not MISSING and identifier not in (None, ""):
-            example["id"] = str(identifier)
+        cells: Any = row.value
+        if self.convert_row:
+            cells = self.convert_row(cells | self._mapped_cells(cells) if isinstance(cells, dict) else cells)
+        example = {field.name: self._value(cells, field, column, convert) for field, column, convert in self.columns}
+        lengths = {name: len(example[name]) for name in self.aligned if example[name] is not None}
+        if len(set(lengths.values())) > 1:
+            counts = listing(f"{length} {name}" for name, length in lengths.items())
+            raise DataError(f"{listing(lengths)} must have the same length, got {counts}")
+        example_id = _cell(row.value, self.column_of.get("id", "id"))
+        if example_id is MISSING and self.id_required:
+            raise DataError(self._no_column(row.value, "id", self.column_of["id"]))
+        if example_id is not MISSING and example_id not in (None, ""):
+            example["id"] = str(example_id)
         return example
 
-    def _mapped(self, value: dict[str, Any]) -> dict[str, Any]:
+    def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
         """The cells that ``data.columns`` names, under the names of their fields."""
-        found = {name: _cell(value, column) for name, column in self.named.items() if name != "id"}
-        return {name: cell for name, cell in found.items() if cell is not MISSING}
+        cells = {name: _cell(row, column) for name, column in self.column_of.items() if name != "id"}
+        return {name: cell for name, cell in cells.items() if cell is not MISSING}
 
-    def _value(self, value: Any, field: Field, column: str, convert: Callable[[Any], Any]) -> Any:
-        cell = _cell(value, field.name) if self.record else MISSING
-        if cell is MISSING:
-            cell = _cell(value, column)
-        if isinstance(value, str) and field.required and len(self.required) == 1:
-            cell = value
-        if cell is MISSING and isinstance(value, list) and field.kind in ALONG and field.name not in self.named:
-            cell = value[ALONG[field.kind]] if len(value) > -ALONG[field.kind] else MISSING
-        if cell is MISSING and (field.name in self.named or field.required):
-            raise DataError(self._missing(value, field.name, column))
+    def _value(self, row: Any, field: Field, column: str, convert: Converter) -> Any:
+        """The value of one field; raises `DataError` for a cell that is missing, null, empty or of another kind."""
+        cell = self._field_cell(row, field, column)
+        if cell is MISSING and (field.name in self.column_of or field.required):
+            raise DataError(self._no_column(row, field.name, column))
         if cell is MISSING or cell is None:
             if field.required:
                 raise DataError(f"the {field.name} is null")
-            return EMPTIES.get(field.kind)
+            return EMPTY_VALUES.get(field.kind)
         try:
-            converted = convert(cell)
+            value = convert(cell)
         except UnicodeEncodeError as error:
-            raise DataError(f"the {field.name} holds half a surrogate pair, which is no character") from error
+            raise DataError(f"the {field.name} holds half a surrogate pair, which is not a character") from error
         except (TypeError, ValueError) as error:
             raise DataError(f"the {field.name} must be {field.kind.value}, got {str(cell)[:40]!r}") from error
-        if field.name in self.filled and (not converted or (isinstance(converted, str) and converted.isspace())):
+        if field.name in self.non_empty and (not value or (isinstance(value, str) and value.isspace())):
             raise DataError(f"the {field.name} is empty")
-        return converted
+        return value
 
-    def _missing(self, value: Any, name: str, column: str) -> str:
-        if isinstance(value, str):
+    def _field_cell(self, row: Any, field: Field, column: str) -> Any:
+        """The cell of a field, or MISSING."""
+        if isinstance(row, str) and field.required and len(self.required) == 1:
+            return row
+        cell = _cell(row, field.name) if self.convert_row else MISSING  # a converted row names cells like the fields
+        if cell is MISSING:
+            cell = _cell(row, column)
+        if cell is MISSING and isinstance(row, list) and field.kind in ALIGNED_KINDS:
+            position = ALIGNED_KINDS[field.kind]
+            if field.name not in self.column_of and len(row) > -position:
+                return row[position]
+        return cell
+
+    def _no_column(self, row: Any, name: str, column: str) -> str:
+        """The message for a row without the column of a field, with the columns it has."""
+        if isinstance(row, str):
             return (
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
                 "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
-        alone = " One cell a row: is data.format right?" if len(value) == 1 else ""
-        if isinstance(value, list):
+        hint = " The row has a single cell: is data.format right?" if len(row) == 1 else ""
+        if isinstance(row, list):
             return (
-                f"no column '{column}' for {name}: the row has {len(value)} cells without names; "
-                f"set data.columns.{name}=<position from 0>.{alone}"
+                f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
+                f"set data.columns.{name}=<position from 0>.{hint}"
             )
-        names = [str(there)[:40] for there in value]
+        columns = [str(key)[:40] for key in row]
         return (
-            f"no column '{column}' for {name}; there are: {listing(names)}.{nearest(column, names)} Set "
-            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{alone}"
+            f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
+            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{hint}"
         )
 
     def label(self, raw: Any) -> str:
-        """The name of a label as the file has it."""
+        """The name of a label, from its id or name in the file."""
         if isinstance(raw, bool) or (isinstance(raw, float) and raw.is_integer()):
             raw = int(raw)
         text = _text(raw).strip()
-        if not text or not self.names or text in self.named_labels:
+        if not text or not self.names or text in self.unambiguous_names:
             return text
         if text not in self.names:
-            start = " (ids counted from 1? data.label_start=1)" if text.isdigit() else ""
-            raise DataError(f"label '{text[:40]}' is not in data.labels: {listing(self.names)}{start}")
+            hint = " (ids counted from 1? data.label_start=1)" if text.isdigit() else ""
+            raise DataError(f"label '{text[:40]}' is not in data.labels: {listing(self.names)}{hint}")
         return self.names[text]
 
     def labels(self, raw: Any) -> list[str]:
         """The names of a row's labels, from a list or a separated string."""
-        parts = raw if isinstance(raw, list) else str(raw).split(self.separator or None)
+        parts = raw if isinstance(raw, list) else str(raw).split(self.label_separator or None)
         return [self.label(part) for part in parts if str(part).strip()]
 
     def tokens(self, raw: Any) -> list[str]:
-        """The words of a list, or of a text: divided at spaces where tags lie beside it, else as `words` does."""
+        """The words of a list or a text; a text is split at spaces where the task has tags, else by `words`."""
         if not isinstance(raw, list):
-            return _text(raw).split() if self.tagged else words(_text(raw))
-        return _none_empty("token", [_text(part) for part in raw])
+            return _text(raw).split() if self.has_tags else words(_text(raw))
+        return _require_non_empty("token", [_text(part) for part in raw])
 
     def tags(self, raw: Any) -> list[str]:
         """The names of the words' labels, from a list or from a text with spaces between them."""
-        return _none_empty("tag", [self.label(part) for part in (raw if isinstance(raw, list) else _text(raw).split())])
+        parts = raw if isinstance(raw, list) else _text(raw).split()
+        return _require_non_empty("tag", [self.label(part) for part in parts])
 
 
-def _none_empty(what: str, texts: list[str]) -> list[str]:
+def _require_non_empty(noun: str, texts: list[str]) -> list[str]:
     for number, text in enumerate(texts, 1):
         if not text.strip():
-            raise DataError(f"{what} {number} of {len(texts)} is empty")
+            raise DataError(f"{noun} {number} of {len(texts)} is empty")
     return texts
 
 
-def _cell(value: Any, column: str) -> Any:
-    if isinstance(value, dict):
-        if column in value:
-            return value[column]
-        if column.isdigit() and int(column) < len(value):
-            return list(value.values())[int(column)]
-        head, dot, rest = column.partition(".")
-        return _cell(value[head], rest) if dot and head in value else MISSING
-    if isinstance(value, list):
+def _cell(row: Any, column: str) -> Any:
+    """The cell of a column, which is a name, a position or a dotted path (in this order), or MISSING."""
+    if isinstance(row, dict):
+        if column in row:
+            return row[column]
+        if column.isdigit() and int(column) < len(row):
+            return list(row.values())[int(column)]
+        name, dot, path = column.partition(".")
+        return _cell(row[name], path) if dot and name in row else MISSING
+    if isinstance(row, list):
         if column.isdigit():
-            return value[int(column)] if int(column) < len(value) else MISSING
-        if value and all(isinstance(part, dict) and column in part for part in value):
-            return [part[column] for part in value]
+            return row[int(column)] if int(column) < len(row) else MISSING
+        if row and all(isinstance(part, dict) and column in part for part in row):
+            return [part[column] for part in row]
     return MISSING
 
 
@@ -186,11 +204,11 @@ def _text(cell: Any) -> str:
         raise TypeError
     text = str(cell)
     if not text.isascii():
-        text.encode()
+        text.encode()  # raises UnicodeEncodeError for half a surrogate pair
     return text
 
 
-def _joined(cell: Any) -> str:
+def _joined_text(cell: Any) -> str:
     return " ".join(map(_text, cell)) if isinstance(cell, list) else _text(cell)
 
 
@@ -203,9 +221,9 @@ def _integers(cell: Any) -> list[int]:
     return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
 
 
-def _number(cell: Any) -> float:
+def _finite_number(cell: Any) -> float:
     number = float(cell)
-    if not math.isfinite(number):  # a score that is missing: no loss and no mean could be made of it
+    if not math.isfinite(number):  # one NaN makes the loss and every mean NaN
         raise ValueError
     return number
 
@@ -214,7 +232,7 @@ def label_names(options: Data) -> dict[str, str]:
     """``data.labels`` as id → name: a map, a list, or a file (JSON, ``id TAB name`` or a name a line)."""
     labels = options.labels
     if isinstance(labels, str):
-        labels = _label_file(labels, options)
+        labels = _read_label_file(labels, options)
     if isinstance(labels, Mapping):
         return {str(key): str(name) for key, name in labels.items()}
     if not isinstance(labels, list | None):
@@ -222,14 +240,14 @@ def label_names(options: Data) -> dict[str, str]:
     return {str(number): str(name) for number, name in enumerate(labels or [], options.label_start)}
 
 
-def _label_file(name: str, options: Data) -> Any:
-    path = Source.parse(name, getattr(options, "root", None)).path
+def _read_label_file(file_name: str, options: Data) -> Any:
+    path = Source.parse(file_name, getattr(options, "root", None)).path
     if path.suffix.lower() == ".json":
         try:
             return json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
-            raise UserError(f"data.labels: {path} is no JSON: {error}") from error
+            raise UserError(f"data.labels: {path} is not valid JSON: {error}") from error
     rows = read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", "utf-8")), ())
     lines = [line for row in rows if (line := str(row.value).strip())]
     pairs = [line.split("\t", 1) for line in lines]
-    return {key: name.strip() for key, name in pairs} if all(len(p) == 2 for p in pairs) else lines
+    return {key: name.strip() for key, name in pairs} if all(len(pair) == 2 for pair in pairs) else lines

@@ -1,4 +1,4 @@
-"""The default data module: encodes with a cache, counts what was cut, and batches by length."""
+"""The default data module: encodes with a cache, counts the tokens cut off, and batches by length."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.cache import cache_folder, digest
+from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import Examples, code_hash
+from gptask.data.examples import Examples
 from gptask.data.prefixes import prefixes
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError
@@ -36,8 +37,8 @@ class PaddedBatch:
     prompt_lengths: Tensor  # (B,)
     labels: Tensor | None = None  # (B,) or (B, K); lists of different lengths are padded with `IGNORED`
     extra: dict[str, list[Any]] = field(default_factory=dict)
-    rows: list[int] = field(default_factory=list)  # which encoded item each sequence is
-    learned: Tensor | None = None  # (B, T) which tokens of the prompts are learned too
+    rows: list[int] = field(default_factory=list)  # the number of each sequence's encoded item
+    learned: Tensor | None = None  # (B, T) true for tokens of the prompts that are learned too
 
     def to(self, device: Any, non_blocking: bool = False) -> PaddedBatch:
         """The same batch on another device."""
@@ -50,17 +51,19 @@ class PaddedBatch:
 
     def prompts(self) -> list[list[int]]:
         """The prompts' ids without targets and padding."""
-        pairs = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)
-        return [ids[:length] for ids, length in pairs]
+        ids_and_lengths = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)
+        return [ids[:length] for ids, length in ids_and_lengths]
 
     def predicting(self) -> Tensor:
-        """(B, T) true where the state predicts a token that is learned: of the target, its EOS, or ``learned`` in the
-        prompt; by position and never by id."""
+        """(B, T) true where the state predicts a token that is learned: of the target, its EOS, or ``learned`` ones.
+
+        Tokens are known by their position and never by their id.
+        """
         position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)[None]
-        here = (position >= self.prompt_lengths[:, None] - 1) & (position < self.lengths[:, None] - 1)
+        mask = (position >= self.prompt_lengths[:, None] - 1) & (position < self.lengths[:, None] - 1)
         if self.learned is not None:
-            here[:, : self.learned.shape[1] - 1] |= self.learned[:, 1:]
-        return here
+            mask[:, : self.learned.shape[1] - 1] |= self.learned[:, 1:]
+        return mask
 
     def last(self) -> Tensor:
         """(B,) position of the last real token."""
@@ -68,28 +71,39 @@ class PaddedBatch:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> PaddedBatch:
-    """Encoded items to a right-padded batch; pads are known by position, so their id does not matter."""
+    """Pad encoded items on the right; pads are known by position, so their id does not matter."""
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return PaddedBatch(
         ids,
         torch.tensor([len(sequence) for sequence in sequences]),
         torch.tensor([len(item["ids"]) for item in items]),
-        _labels([item["label"] for item in items]),
+        _label_tensor([item["label"] for item in items]),
         {name: [item["extra"][name] for item in items] for name in items[0]["extra"] or {}},
         [item.get("row", number) for number, item in enumerate(items)],
-        _learned([item.get("learned") or [] for item in items], ids.shape),
+        _learned_mask([item.get("learned") or [] for item in items], ids.shape),
     )
 
 
-def _labels(labels: list[Any]) -> Tensor | None:
-    """Labels (B,) or (B, K), whole numbers as such; K is the longest list's length."""
+def _label_tensor(labels: list[Any]) -> Tensor | None:
+    """Labels (B,) or (B, K), as integers if they are; K is the longest list's length."""
     if labels[0] is None:
         return None
     if np.asarray(labels[0]).dtype.kind not in "iu":
         return torch.tensor(labels, dtype=torch.float32)
     rows = [torch.tensor(label, dtype=torch.long) for label in labels]
     return torch.nn.utils.rnn.pad_sequence(rows, True, IGNORED) if rows[0].ndim else torch.stack(rows)
+
+
+def _learned_mask(bounds: Sequence[list[int]], shape: Sequence[int]) -> Tensor | None:
+    """(B, T) true in spans, whose starts and ends alternate in each row's ``bounds``; None where there are no spans."""
+    if not any(bounds):
+        return None
+    mask = torch.zeros(*shape, dtype=torch.bool)
+    for mask_row, row_bounds in zip(mask, bounds, strict=True):
+        for start, end in zip(row_bounds[::2], row_bounds[1::2], strict=True):
+            mask_row[start:end] = True
+    return mask
 
 
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
@@ -102,22 +116,17 @@ class Items(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.store[index] | {"row": index}
+        item: dict[str, Any] = self.store[index]
+        return item | {"row": index}
 
 
 class DataModule(pl.LightningDataModule):
-    """Core's data module: one encoded store per split, kept in a cache keyed by everything it depends on."""
+    """Core's data module: one encoded store per split, in a cache keyed by everything the token ids depend on."""
 
     def __init__(self, task: Task, corpus: CachedCorpus, tokenizer: Any, options: Any, seed: int) -> None:
         super().__init__()
-        self.task, self.corpus, self.tokenizer, self.options, self.seed = (
-            task,
-            corpus,
-            tokenizer,
-            options,
-            seed,
-        )
-        self.shares = False  # whether the backbone computes once what prompts of a batch have in common
+        self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
+        self.shares = False  # whether the backbone computes a prefix that prompts of a batch share only once
         self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -128,13 +137,13 @@ class DataModule(pl.LightningDataModule):
     def items(self, split: str) -> ArrowStore:
         """The encoded items of a split; ``example`` says which example each belongs to."""
         if split not in self._items:
-            self._items[split] = self._encoded(split)
+            self._items[split] = self._encoded_store(split)
         return self._items[split]
 
-    def _encoded(self, split: str) -> ArrowStore:
+    def _encoded_store(self, split: str) -> ArrowStore:
         examples = self.examples(split)
-        parts = [examples.key, _fingerprint(self.tokenizer), self.options.max_tokens, self.task]
-        parts += [self.task.demonstrations, code_hash(self.task)]
+        parts = [examples.key, _tokenizer_hash(self.tokenizer), self.options.max_tokens, self.task]
+        parts += [self.task.demonstrations, code_hash(self.task, CODE_OF_ENCODING)]
         path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
         store = ArrowStore(path) if path.exists() else ArrowStore.write(path, self._encode(examples, meta), meta)
@@ -168,43 +177,43 @@ class DataModule(pl.LightningDataModule):
     def _lengths(self, split: str) -> np.ndarray:
         return self.items(split).column("length")
 
-    def _common(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Which prompts share a prefix, for a task with a field that several examples have in common."""
+    def _shared_prefixes(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The group (N,) of each prompt and the length (N,) of the prefix it shares, for a task with a group field."""
         store = self.items(split)
         if not self.shares:
             return None
         if split not in self._prefixes and len(store) and any(f.group for f in self.task.inputs()):
             column = store.table.column("ids").combine_chunks()
-            ends = column.offsets.to_numpy()[1:-1]
-            self._prefixes[split] = prefixes(np.split(column.flatten().to_numpy(), ends))
+            starts = column.offsets.to_numpy()[1:-1]  # of all prompts but the first
+            self._prefixes[split] = prefixes(np.split(column.flatten().to_numpy(), starts))
         return self._prefixes.get(split)
-
-    def _share(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of the current epoch (the trainer asks anew for every epoch)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        options = self.options
-        return self._loader(
-            "train",
-            BatchesByLength(
-                self._lengths("train"),
-                options.batch_size,
-                options.batch_tokens,
-                (self.seed * 1_000_003 + epoch) % 2**63,
-                self._share(),
-                common=self._common("train"),
-            ),
+        trainer = self.trainer
+        epoch = trainer.current_epoch if trainer else 0
+        batches = BatchesByLength(
+            self._lengths("train"),
+            self.options.batch_size,
+            self.options.batch_tokens,
+            (self.seed * 1_000_003 + epoch) % 2**63,
+            (trainer.global_rank, trainer.world_size) if trainer else (0, 1),
+            common=self._shared_prefixes("train"),
         )
+        return self._loader("train", batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches of a split by falling length, in a fixed order; large ones where text is generated behind prompts."""
-        store, size = self.items(split), self.options.eval_batch_size
-        written = len(store) and store[0]["target"] is not None
-        tokens = scored_tokens(self.options, reads=split == "validation" or not written, writes=bool(written))
-        padding = 1.0 if written else 0.1
-        batches = BatchesByLength(self._lengths(split), size, tokens, None, padding=padding, common=self._common(split))
+        """Batches of a split, longest first, in a fixed order; large ones where text is generated behind prompts."""
+        store = self.items(split)
+        writes = len(store) > 0 and store[0]["target"] is not None
+        batches = BatchesByLength(
+            self._lengths(split),
+            self.options.eval_batch_size,
+            scored_tokens(self.options, reads=split == "validation" or not writes, writes=writes),
+            seed=None,
+            max_padding=1.0 if writes else 0.1,
+            common=self._shared_prefixes(split),
+        )
         return self._loader(split, batches)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -217,29 +226,21 @@ class DataModule(pl.LightningDataModule):
 
 
 def scored_tokens(options: Any, *, reads: bool, writes: bool) -> int:
-    """Padded tokens of a batch that is scored, that is read for its loss or for what a head says, or written behind.
+    """Padded tokens of a batch that is scored: one that is read for a loss or a head's output, or generated behind.
 
-    A CPU reads most in a second where a layer's states stay in its caches; a decoding step of many rows costs little
-    more than one of few.
+    A CPU reads most tokens a second where a layer's states fit into its caches; a decoding step of many rows costs
+    little more than one of a few.
     """
     if reads and not writes:
         return int(options.batch_tokens) * (16 if torch.cuda.is_available() else 2)
     return int(options.batch_tokens) * (16 if reads else 64)
 
 
-def _learned(bounds: Sequence[list[int]], shape: Sequence[int]) -> Tensor | None:
-    """(B, T) true in the spans that begin and end at ``bounds``; None where there are none."""
-    if not any(bounds):
-        return None
-    mask = torch.zeros(*shape, dtype=torch.bool)
-    for row, ends in zip(mask, bounds, strict=True):
-        for start, end in zip(ends[::2], ends[1::2], strict=True):
-            row[start:end] = True
-    return mask
-
-
 def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
-    """Encode one example into items for `collate`; EOS is put behind every target, so that the model learns to stop."""
+    """Encode one example into items for `collate`; every target ends with EOS, so that the model learns to stop.
+
+    Raises `DataError` for an item of more than ``max_tokens`` tokens.
+    """
     encoded = task.encode(example, tokenizer, max_tokens)
     items = []
     for part in [encoded] if isinstance(encoded, Encoded) else encoded:
@@ -247,14 +248,22 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
         length = len(part.ids) + len(target or [])
         if length > max_tokens:
             raise DataError(f"prompt and target need {length} tokens; data.max_tokens is {max_tokens}: raise it")
-        fields = {"ids": part.ids, "target": target, "label": part.label, "extra": part.extra or None}
-        fields["learned"] = [place for span in part.learned for place in span]
-        items.append(fields | {"length": length, "truncated": part.truncated})
+        items.append(
+            {
+                "ids": part.ids,
+                "target": target,
+                "label": part.label,
+                "extra": part.extra or None,
+                "learned": [bound for span in part.learned for bound in span],
+                "length": length,
+                "truncated": part.truncated,
+            }
+        )
     return items
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def _tokenizer_hash(tokenizer: Any) -> str:
     """A hash of a tokenizer's whole definition."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{text} {tokenizer.eos_token_id}".encode()).hexdigest()[:16]
+    definition = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{definition} {tokenizer.eos_token_id}".encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Plain text as documents: lines, paragraphs, sections of a long text, whole files, or what lines in between part."""
+"""Plain text as documents: lines, paragraphs, sections of a long text, whole files, or text between separator lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gptask.data.rows import Lines, Row
 from gptask.errors import UserError
 from gptask.plugins.task import Task
 
-SECTION = 10_000  # characters after which a section ends at the next blank line, and after twice as many at any
+SECTION_CHARACTERS = 10_000  # from here a section ends at the next blank line, from twice as many at any line
 
 
 def options_for_task(options: Files, task: Task) -> Files:
-    """The options with the task's choice of a document where the user left it open; lines if that was said."""
+    """The options, with the task's kind of document where neither ``documents``, ``separator`` nor lines are set."""
     if options.documents or options.separator or options.format == "lines":
         return options
     return replace(options, documents=task.documents)
@@ -24,47 +24,48 @@ def options_for_task(options: Files, task: Task) -> Files:
 def documents(lines: Lines, options: Files) -> Iterator[Row]:
     """The documents of a plain text, each with the number of its first line.
 
-    Sections, behind one another, are the whole text; blank lines or separators around other documents are left out.
+    Sections, one after another, make up the whole text. Between other documents, blank lines and separators are left
+    out.
     """
-    rule = options.documents or Documents.line
+    kind = options.documents or Documents.line
     if options.separator:
-        return _parted(lines, _separator(options.separator))
-    if rule is Documents.paragraph:
-        return _parted(lines, lambda line: not line.strip())
-    if rule is Documents.line:
+        try:
+            is_separator = re.compile(options.separator).fullmatch
+        except re.error as error:
+            raise UserError(
+                f"data.separator {options.separator!r} is not a valid regular expression: {error}"
+            ) from error
+        return _separated(lines, is_separator)
+    if kind is Documents.paragraph:
+        return _separated(lines, lambda line: not line.strip())
+    if kind is Documents.line:
         return (Row(number, text.rstrip("\r\n")) for number, text in lines)
-    return _sections(lines, SECTION if rule is Documents.section else None)
+    return _sections(lines, SECTION_CHARACTERS if kind is Documents.section else None)
 
 
-def _separator(pattern: str) -> Callable[[str], object]:
-    try:
-        return re.compile(pattern).fullmatch
-    except re.error as error:
-        raise UserError(f"data.separator {pattern!r} is no regular expression: {error}") from error
-
-
-def _parted(lines: Lines, between: Callable[[str], object]) -> Iterator[Row]:
-    first, kept = 1, list[str]()
+def _separated(lines: Lines, is_separator: Callable[[str], object]) -> Iterator[Row]:
+    first_line, document = 1, list[str]()
     for number, text in lines:
         line = text.rstrip("\r\n")
-        if not between(line):
-            kept.append(line)
+        if not is_separator(line):
+            document.append(line)
             continue
-        if kept:
-            yield Row(first, "\n".join(kept))
-        first, kept = number + 1, []
-    if kept:
-        yield Row(first, "\n".join(kept))
+        if document:
+            yield Row(first_line, "\n".join(document))
+        first_line, document = number + 1, []
+    if document:
+        yield Row(first_line, "\n".join(document))
 
 
-def _sections(lines: Lines, size: int | None) -> Iterator[Row]:
-    first, kept, length = 1, list[str](), 0
+def _sections(lines: Lines, min_characters: int | None) -> Iterator[Row]:
+    """Sections of at least ``min_characters`` (None: a single one), with line breaks as ``\\n``."""
+    first_line, section, length = 1, list[str](), 0
     for number, text in lines:
         line = text.rstrip("\r\n")
-        kept.append(line + "\n" * (len(line) < len(text)))
-        length += len(kept[-1])
-        if size and length >= (2 * size if line.strip() else size):
-            yield Row(first, "".join(kept))
-            first, kept, length = number + 1, [], 0
-    if kept:
-        yield Row(first, "".join(kept))
+        section.append(line + "\n" * (len(line) < len(text)))
+        length += len(section[-1])
+        if min_characters and length >= (2 * min_characters if line.strip() else min_characters):
+            yield Row(first_line, "".join(section))
+            first_line, section, length = number + 1, [], 0
+    if section:
+        yield Row(first_line, "".join(section))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ import numpy as np
 
 from gptask.config.schemas import BadRowPolicy, Data
 from gptask.data.cache import cache_folder, digest
+from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
@@ -26,14 +26,15 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Kind
 
 log = logging.getLogger("gptask")
-SHAPING = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
-SHAPING |= {"documents", "separator"}
-QUOTED = 3  # bad rows that are quoted when rows are skipped
-_json = json.JSONEncoder(ensure_ascii=False).encode
+# options of data that shape examples, and so belong to the key of the cache
+EXAMPLE_OPTIONS = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
+EXAMPLE_OPTIONS |= {"documents", "separator"}
+MAX_QUOTED_ROWS = 3  # bad rows quoted in the log when they are skipped
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Examples(Sequence[Example]):
-    """Some rows of a store, as examples; ``key`` names the content, the choice of rows included."""
+    """Some rows of a store, as examples; ``key`` identifies their content, the choice of rows included."""
 
     def __init__(self, store: ArrowStore, rows: np.ndarray, name: str) -> None:
         self.store, self.rows, self.name = store, rows, name
@@ -46,70 +47,81 @@ class Examples(Sequence[Example]):
         return self.store[self.rows[index]]
 
     def __iter__(self) -> Iterator[Example]:
-        return self.store.at(self.rows)
+        return self.store.records_at(self.rows)
 
     @property
     def digests(self) -> np.ndarray:
         """The input digest of every example, shape (N,)."""
-        return self.store.column("digest")[self.rows]
+        digests: np.ndarray = self.store.column("digest")[self.rows]
+        return digests
 
     @property
     def hash(self) -> str:
         """A hash of inputs and references: equal for the same test set, whatever file it came from."""
-        total = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for example in self:
-            kept = {k: v for k, v in example.items() if k not in ("id", "digest", "group")}
-            total.update(json.dumps(kept, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-        return total.hexdigest()[:16]
+            content = {name: value for name, value in example.items() if name not in ("id", "digest", "group")}
+            sha256.update(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        return sha256.hexdigest()[:16]
 
 
 class ExampleReader:
-    """Turns one split's rows into records for a store; ``meta`` counts rows by file, bad ones, and what was cleaned."""
+    """Turns one split's rows into records for a store.
+
+    ``meta`` counts rows by file, skipped bad rows (and quotes the first) and what the task cleaned; it is complete once
+    all records are drawn.
+    """
 
     def __init__(self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool) -> None:
         self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
-        self.inputs = [f.name for f in task.inputs()]
-        self.shared = [f.name for f in task.inputs() if f.group]
-        self.rows: Counter[str] = Counter()
-        self.good = 0
-        self.curated: Counter[str] = Counter()
-        self.meta: dict[str, Any] = {"rows": self.rows, "skipped": 0, "first": [], "curated": self.curated}
+        self.input_names = [field.name for field in task.inputs()]
+        self.group_names = [field.name for field in task.inputs() if field.group]
+        self.row_counts: Counter[str] = Counter()  # by file
+        self.cleaning_counts: Counter[str] = Counter()  # by what `Task.clean` does
+        self.any_good = False
+        self.meta: dict[str, Any] = {
+            "rows": self.row_counts,
+            "skipped": 0,
+            "first": [],
+            "curated": self.cleaning_counts,
+        }
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
-        """Examples with a digest of their inputs and of what must stay in one split."""
-        for example in self.task.clean(self._examples(reader), self.train, self.curated):
-            own = _number([example[name] for name in self.inputs])
-            shared = _number([example[name] for name in self.shared]) if self.shared else own
-            yield example | {"digest": own, "group": shared}
+        """Examples, each with a digest of its inputs and one of the fields that must stay in one split (its group)."""
+        for example in self.task.clean(self._examples(reader), self.train, self.cleaning_counts):
+            input_digest = _signed_digest([example[name] for name in self.input_names])
+            values = [example[name] for name in self.group_names]
+            yield example | {"digest": input_digest, "group": _signed_digest(values) if values else input_digest}
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
-        """Examples that can be used, with an id: their own, else file and line."""
+        """The usable examples, each with an id: the row's own, else its file and line."""
         for file, row in reader.rows(self.columns.wanted):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
-            self.rows[file] += 1
+            self.row_counts[file] += 1
             try:
                 example = self.columns.example(row)
                 self.task.check(example)
             except DataError as error:
-                self._bad(row.at(file), error)
+                self._skip_or_raise(row.at(file), error)
                 continue
             example.setdefault("id", row.at(os.path.basename(file)))
-            self.good += 1
+            self.any_good = True
             yield example
 
-    def _bad(self, place: str, error: DataError) -> None:
+    def _skip_or_raise(self, place: str, error: DataError) -> None:
         if self.on_bad is BadRowPolicy.stop:
-            hint = " (data.on_bad=skip leaves such rows out)" if self.good else ""  # else the options may be wrong
+            # where even the first row is bad, the options are more likely wrong than the row
+            hint = " (data.on_bad=skip leaves such rows out)" if self.any_good else ""
             raise DataError(f"{place}: {error}{hint}") from error
         self.meta["skipped"] += 1
-        if len(self.meta["first"]) < QUOTED:
+        if len(self.meta["first"]) < MAX_QUOTED_ROWS:
             self.meta["first"].append(f"{place}: {error}")
 
 
-def _number(values: list[Any]) -> int:
+def _signed_digest(values: list[Any]) -> int:
     """A digest as a signed 64-bit number: eight bytes a row however large the data."""
-    text = f"[{', '.join(map(_json, values))}]"
+    text = f"[{', '.join(map(_to_json, values))}]"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") - 2**63
 
 
@@ -117,7 +129,7 @@ def _schema(task: Task) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
-    kinds = {
+    types = {
         Kind.TEXT: text,
         Kind.TEXTS: pa.list_(text),
         Kind.LABEL: text,
@@ -128,64 +140,51 @@ def _schema(task: Task) -> Any:
         Kind.TOKENS: pa.list_(text),
         Kind.TAGS: pa.list_(text),
     }
-    own = [(f.name, kinds[f.kind]) for f in task.fields()]
-    return pa.schema([("id", text), *own, ("digest", number), ("group", number)])
+    columns = [(field.name, types[field.kind]) for field in task.fields()]
+    return pa.schema([("id", text), *columns, ("digest", number), ("group", number)])
 
 
 def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
-    """The examples of a split, from the cache if it holds them; the log says what was read, skipped and seen twice."""
+    """The examples of a split, from the cache if it holds them; logs the rows read, cleaned, skipped and duplicate."""
     columns = Columns(task, options)
-    prints = reader.fingerprint()
-    shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in SHAPING)
-    content = [f"{Path(name).name} {code}" for name, code in prints.items()]
+    hashes = reader.fingerprint()
+    shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in EXAMPLE_OPTIONS)
+    content = [f"{Path(name).name} {content_hash}" for name, content_hash in hashes.items()]
     train = split == "train"
-    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code_hash(task)]))
+    code = code_hash(task, CODE_OF_EXAMPLES)
+    key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     if path.exists():
         store = ArrowStore(path)
     else:
-        reading = ExampleReader(task, columns, options.on_bad, train)
-        reading.meta["files"] = list(prints)
-        store = ArrowStore.write(path, reading.records(reader), reading.meta, _schema(task))
-    store.sources = prints
-    rows, files = store.meta["rows"], store.meta.get("files", list(prints))  # as they were called when they were read
-    together = rows.get("+".join(files), 0)  # parallel files have their rows in common
-    for (name, code), file in zip(prints.items(), files, strict=True):
-        log.info("%s: %d rows of %s (sha256 %s)", split, rows.get(file, together), name, code[:12])
-    _report(store, split, listing(prints))
+        example_reader = ExampleReader(task, columns, options.on_bad, train)
+        example_reader.meta["files"] = list(hashes)
+        store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))
+    store.sources = hashes
+    row_counts = store.meta["rows"]
+    # the same files in the same order, under the names they had when the cache was filled
+    cached_names = store.meta.get("files", list(hashes))
+    parallel_rows = row_counts.get("+".join(cached_names), 0)  # parallel files are counted together
+    for (name, content_hash), cached_name in zip(hashes.items(), cached_names, strict=True):
+        rows = row_counts.get(cached_name, parallel_rows)
+        log.info("%s: %d rows of %s (sha256 %s)", split, rows, name, content_hash[:12])
+    _log_quality(store, split, listing(hashes))
     return store
 
 
-def _report(store: ArrowStore, split: str, names: str) -> None:
-    skipped, first = store.meta["skipped"], "; ".join(store.meta["first"])
+def _log_quality(store: ArrowStore, split: str, files: str) -> None:
+    """Log what was cleaned, skipped and duplicate; raises `DataError` for a split without examples."""
+    skipped, first_errors = store.meta["skipped"], "; ".join(store.meta["first"])
     if not len(store):
-        why = f"; all {skipped} rows are bad: {first}" if skipped else ""
-        raise DataError(f"{split}: there is no example in {names}{why}")
+        cause = f"; all {skipped} rows are bad: {first_errors}" if skipped else ""
+        raise DataError(f"{split}: there is no example in {files}{cause}")
     if store.meta["curated"]:
-        done = ", ".join(f"{number:,} {what}" for what, number in store.meta["curated"].items())
-        log.info("%s: cleaned: %s", split, done)
+        actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["curated"].items())
+        log.info("%s: cleaned: %s", split, actions)
     if skipped:
-        total = sum(store.meta["rows"].values())
-        log.warning("%s: %d of %d rows are bad and skipped (data.on_bad=skip): %s%s", split, skipped, total, first,
-                    ", ..." if skipped > QUOTED else "")  # fmt: skip
-    if twice := len(store) - len(np.unique(store.column("digest"))):
-        log.warning("%s: %d of %d inputs are duplicates", split, twice, len(store))
-
-
-def code_hash(task: Task) -> str:
-    """A hash of the code a task's encoding depends on, so that an author's edit is never answered from a cache.
-
-    That is this package, and each module in the task's ancestry with the modules beside it. A class without a file
-    (typed into a notebook) is never answered from a cache at all.
-    """
-    files = set(Path(__file__).parent.glob("*.py"))
-    total = hashlib.sha256()
-    for cls in type(task).__mro__:
-        if issubclass(cls, Task):
-            module = sys.modules[cls.__module__]
-            file = getattr(module, "__file__", None)
-            total.update(b"" if file else os.urandom(16))
-            files.update(Path(file or __file__).parent.glob("*.py") if module.__package__ else [Path(file or __file__)])
-    for path in sorted(files):
-        total.update(path.read_bytes())
-    return total.hexdigest()[:16]
+        log.warning(
+            "%s: %d of %d rows are bad and skipped (data.on_bad=skip): %s%s",
+            split, skipped, sum(store.meta["rows"].values()), first_errors, ", ..." * (skipped > MAX_QUOTED_ROWS),
+        )  # fmt: skip
+    if duplicates := len(store) - len(np.unique(store.column("digest"))):
+        log.warning("%s: %d of %d inputs are duplicates", split, duplicates, len(store))

@@ -21,45 +21,45 @@ class HubReader:
         self.data = load(options, split)
 
     def fingerprint(self) -> dict[str, str]:
-        """The data set with its own fingerprint."""
+        """The fingerprint that ``datasets`` gives the split, by the split's name."""
         return {self.name: self.data._fingerprint}
 
-    def rows(self, wanted: list[str]) -> Iterator[tuple[str, Row]]:
-        """Rows with the data set's name."""
+    def rows(self, header_names: list[str]) -> Iterator[tuple[str, Row]]:
+        """Rows, each with the split's name; a hub data set has no header, so ``header_names`` are not used."""
         for number, value in enumerate(self.data, 1):
             yield self.name, Row(number, value, "row")
 
 
 def load(options: Hub, split: str) -> Any:
-    """Load one split as a `datasets.Dataset`; raise `UserError` within a second where it can't be had."""
+    """Load one split as a `datasets.Dataset`; without a network, a missing one raises `UserError` within a second."""
     online = hub_reachable()
     if not online:
-        if not _at_hand(options.path):  # known without the seconds it takes to import datasets
-            raise _absent(options.path)
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported: no retries
+        if not _exists_locally(options.path):  # checked first, because importing datasets takes seconds
+            raise _unavailable(options.path)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # datasets reads this at import and then does not retry
     import datasets
 
     try:
         return datasets.load_dataset(options.path, options.name, split=split, revision=options.revision)
-    except Exception as error:  # datasets raises many kinds, from its own to requests'
+    except Exception as error:  # datasets raises many kinds, from its own to those of requests
         if not online:
-            raise _absent(f"{options.path} ({split})") from error
+            raise _unavailable(f"{options.path} ({split})") from error
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"the hub data set '{options.path}' split '{split}' can't be loaded: {cause}") from error
 
 
-def _at_hand(path: str) -> bool:
+def _exists_locally(path: str) -> bool:
     """Whether a data set is a local folder or lies in a cache of the hub."""
     from huggingface_hub import constants
 
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
     downloaded = Path(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}")
-    return any(p.exists() for p in (Path(path), prepared / path.replace("/", "___"), downloaded))
+    return any(folder.exists() for folder in (Path(path), prepared / path.replace("/", "___"), downloaded))
 
 
-def _absent(what: str) -> UserError:
+def _unavailable(name: str) -> UserError:
     return UserError(
-        f"the hub data set '{what}' is neither in the cache nor reachable (no network, or HF_HUB_OFFLINE=1). "
+        f"the hub data set '{name}' is neither in the cache nor reachable (no network, or HF_HUB_OFFLINE=1). "
         "Load it once on a machine with network and copy ~/.cache/huggingface, or use local files: "
         "data=files data.train=<file> data.test=<file>"
     )

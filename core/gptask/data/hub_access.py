@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, found out in under a second."""
+"""Whether the Hugging Face hub can be reached, checked in under a second."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def hub_reachable(timeout: float = 0.8) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((str(address.hostname), port), timeout):
             reached.append(True)
 
-    thread = threading.Thread(target=connect, daemon=True)  # a resolver behind a firewall may hang for long
+    thread = threading.Thread(target=connect, daemon=True)  # the name lookup behind a firewall may hang for minutes
     thread.start()
     thread.join(timeout)
     return bool(reached)

@@ -1,4 +1,4 @@
-"""The turns of a conversation as files have them, made into one form."""
+"""The messages of a conversation, from the forms that files have them in."""
 
 from __future__ import annotations
 
@@ -19,54 +19,59 @@ ROLES = {
     "model": "assistant",
     "chatgpt": "assistant",
 }
-KEYS = (("role", "content"), ("from", "value"))  # of the chat format, of ShareGPT
+ROLE_AND_CONTENT_KEYS = (("role", "content"), ("from", "value"))  # of the chat format, of ShareGPT
 
 
 def parse_messages(cell: Any) -> list[Message]:
-    """Turns in the chat format (``role``, ``content``) or ShareGPT's (``from``, ``value``); a text is a user's turn.
+    """Messages in the chat format (``role``, ``content``) or ShareGPT's (``from``, ``value``); a text is a user's.
 
-    Raises `DataError` that names the turn: its shape, a role that is no turn's, an empty text, a system message that
-    does not stand first.
+    Raises `DataError` that names the message: its keys are others, its role is unknown, its text is empty, or it is a
+    system message that is not the first.
     """
     if isinstance(cell, str):
         return [{"role": "user", "content": cell}] if cell.strip() else []
     if not isinstance(cell, list):
         raise TypeError
-    found = [_message(turn, number) for number, turn in enumerate(cell, 1)]
-    for number, message in enumerate(found[1:], 2):
+    messages = [_parse_message(raw, number) for number, raw in enumerate(cell, 1)]
+    for number, message in enumerate(messages[1:], 2):
         if message["role"] == "system":
-            raise DataError(f"message {number} is the system's, which can only stand first")
-    return [message for message in found if message["content"].strip()]  # a system message may be empty
+            raise DataError(f"message {number} is a system message, which must come first")
+    return [message for message in messages if message["content"].strip()]  # a system message may be empty
 
 
 def told(value: Any) -> str | None:
-    """Turns as lines for a reader; None for anything else."""
-    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
+    """Messages as lines ``role: content`` for a reader; None for anything else."""
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         return None
-    if not all(turn.keys() == {"role", "content"} for turn in value):
+    if not all(message.keys() == {"role", "content"} for message in value):
         return None
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
+    return "\n".join(f"{message['role']}: {message['content']}" for message in value)
 
 
-def _message(turn: Any, number: int) -> Message:
-    given = turn if isinstance(turn, dict) else {}
-    keys = next((pair for pair in KEYS if all(key in given for key in pair)), None)
+def _parse_message(raw: Any, number: int) -> Message:
+    members = raw if isinstance(raw, dict) else {}
+    keys = next((pair for pair in ROLE_AND_CONTENT_KEYS if all(key in members for key in pair)), None)
     if keys is None:
-        got = f"the keys {listing(given)}" if given else repr(turn)[:40]
+        got = f"the keys {listing(members)}" if members else repr(raw)[:40]
         raise DataError(f"message {number} has {got}; expected role and content (or from and value, as ShareGPT has)")
-    role, content = given[keys[0]], _content(given[keys[1]], number)
-    if (known := ROLES.get(str(role).lower())) is None:
-        raise DataError(f"message {number} has the role {str(role)[:40]!r}; expected {listing(ROLES)}")
-    if known != "system" and not content.strip():
-        raise DataError(f"message {number} ({role}) is empty")
-    return {"role": known, "content": content}
+    raw_role, content = members[keys[0]], _parse_content(members[keys[1]], number)
+    role = ROLES.get(str(raw_role).lower())
+    if role is None:
+        raise DataError(f"message {number} has the role {str(raw_role)[:40]!r}; expected {listing(ROLES)}")
+    if role != "system" and not content.strip():
+        raise DataError(f"message {number} ({raw_role}) is empty")
+    return {"role": role, "content": content}
 
 
-def _content(value: Any, number: int) -> str:
-    """A text, or the texts of a list of parts, as the chat format may have them."""
-    if isinstance(value, list) and value and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
-        value = "".join(part["text"] for part in value)
-    if not isinstance(value, str):
-        raise DataError(f"message {number} holds {str(value)[:40]!r} instead of a text")
-    value.encode()  # half a surrogate pair is no character
-    return value
+def _parse_content(content: Any, number: int) -> str:
+    """A text, or the joined texts of a list of parts, which the chat format allows too."""
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
+    ):
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise DataError(f"message {number} holds {str(content)[:40]!r} instead of a text")
+    content.encode()  # raises UnicodeEncodeError for half a surrogate pair
+    return content

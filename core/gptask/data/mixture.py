@@ -1,4 +1,4 @@
-"""Several tasks' data modules as one: batches of one task each, interleaved by chance, as often as `Mixing` says."""
+"""Several tasks' data modules as one: batches of one task each, in random order, as often as `Mixing` says."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gptask.config.multitask import batches_per_task
 from gptask.config.schemas import Mixing
 from gptask.errors import UserError
 
-AGAIN = 10_007  # epochs that no training reaches: what tells a second pass within one from the pass of another
+PASS_STRIDE = 10_007  # more epochs than any training has, so that (epoch, pass) gives a different seed for each pair
 
 
 class TaskBatch(NamedTuple):
-    """A training batch, and the number of the task it is of."""
+    """A training batch, and the number of the task it belongs to."""
 
     seat: int
     batch: Any
@@ -33,11 +33,11 @@ class EpochView:
         return getattr(self.trainer, name)
 
 
-class Interleaved:
-    """An epoch: ``counts`` batches of each task in an order drawn by the seed.
+class InterleavedLoader:
+    """An epoch: ``counts`` batches of each task, in an order drawn by the seed.
 
-    ``loaders`` make a loader for a task's first, second, ... pass; a task that comes more often than it has batches is
-    gone through again, and one that comes less often leaves some out, others in the next epoch.
+    ``loaders`` make a task's loader for its first, second, ... pass. A task with fewer batches than its count is passed
+    through again; one with more leaves some out, different ones in each epoch.
     """
 
     def __init__(self, loaders: Sequence[Callable[[int], Any]], counts: Sequence[int], seed: int) -> None:
@@ -54,10 +54,10 @@ class Interleaved:
 
 
 def _endless(loader: Callable[[int], Any]) -> Iterator[Any]:
-    number = 0
+    pass_number = 0
     while True:
-        yield from loader(number)
-        number += 1
+        yield from loader(pass_number)
+        pass_number += 1
 
 
 class Mixture(pl.LightningDataModule):
@@ -68,46 +68,45 @@ class Mixture(pl.LightningDataModule):
         self.modules, self.mixing, self.seed = modules, mixing, seed
 
     def prepare_data(self) -> None:
-        """Each task's own."""
+        """Prepare each task's data."""
         for module in self.modules.values():
             module.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Each task's own."""
+        """Set up each task's data module."""
         for module in self.modules.values():
             module.setup(stage)
 
-    def train_dataloader(self) -> Interleaved:
+    def train_dataloader(self) -> InterleavedLoader:
         """The batches of the current epoch (the trainer asks anew for every epoch)."""
         epoch = self.trainer.current_epoch if self.trainer else 0
         loaders = [partial(self._loader, module, epoch) for module in self.modules.values()]
-        return Interleaved(
-            loaders, batches_per_task(self.sizes(epoch), self.mixing), (self.seed * 1_000_003 + epoch) % 2**63
-        )
+        counts = batches_per_task(self.batch_counts(epoch), self.mixing)
+        return InterleavedLoader(loaders, counts, (self.seed * 1_000_003 + epoch) % 2**63)
 
-    def _loader(self, module: Any, epoch: int, number: int) -> Any:
-        """A task's training batches for its ``number``-th pass in an epoch."""
-        module.trainer = EpochView(self.trainer, epoch + AGAIN * number) if self.trainer else None
+    def _loader(self, module: Any, epoch: int, pass_number: int) -> Any:
+        """A task's training batches for one of its passes within an epoch."""
+        module.trainer = EpochView(self.trainer, epoch + PASS_STRIDE * pass_number) if self.trainer else None
         return module.train_dataloader()
 
-    def sizes(self, epoch: int = 0) -> list[int]:
-        """Training batches of each task; raises `UserError` where they can't be counted."""
-        found = []
+    def batch_counts(self, epoch: int = 0) -> list[int]:
+        """Training batches of each task in one pass; raises `UserError` where they can't be counted."""
+        counts: list[int] = []
         for name, module in self.modules.items():
             try:
-                found.append(len(self._loader(module, epoch, 0)))
+                counts.append(len(self._loader(module, epoch, 0)))
             except TypeError as error:
                 raise UserError(
                     f"tasks.{name}: its training data is a stream of unknown length, which can't be mixed with others; "
                     "train it alone"
                 ) from error
-            if not found[-1]:
+            if not counts[-1]:
                 raise UserError(f"tasks.{name}: its training data makes no batch")
-        return found
+        return counts
 
     def passes(self) -> list[float]:
         """How often an epoch goes through the data of each task."""
-        sizes = self.sizes()
+        sizes = self.batch_counts()
         return [count / size for count, size in zip(batches_per_task(sizes, self.mixing), sizes, strict=True)]
 
     def val_dataloader(self) -> list[Any]:

@@ -10,13 +10,13 @@ from typing import IO, Any, NamedTuple
 
 from gptask.errors import DataError, UserError, listing
 
-Lines = Iterator[tuple[int, str]]
+Lines = Iterator[tuple[int, str]]  # the number of each line, from 1, and its text with the line break
 
 
 class Row(NamedTuple):
-    """A record as the file has it: named cells, cells by position, a text line, or what is wrong with it.
+    """A record as the file has it: named cells, cells by position, a line of text, or what is wrong with it.
 
-    ``number`` counts from 1, in lines where the format has lines (``unit``).
+    ``number`` counts from 1, in lines where the format has lines, else in ``unit``.
     """
 
     number: int
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     unit: str = "line"
 
     def at(self, file: object) -> str:
-        """Where the row stands, for a message: ``file:line``, or ``file record 3``."""
+        """The row's place, for a message: ``file:line``, or ``file record 3``."""
         return f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
 
 
@@ -37,26 +37,26 @@ class Source:
 
     @classmethod
     def parse(cls, name: str, root: str | None = None) -> Source:
-        """Resolve a file name against ``root``; a missing file is an error that names what lies beside it."""
+        """Resolve a file name against ``root``; the `UserError` for a missing file lists the files of its folder."""
         path = Path(root or ".").expanduser() / Path(name).expanduser()
         part = None
         if not path.exists() and "#" in path.name:
             stem, _, part = path.name.rpartition("#")
             path = path.with_name(stem)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; expected a file, such as {_files_in(path)}")
+        if not path.parent.is_dir():
+            raise UserError(f"no such file: {path} (its folder does not exist)")
         if not path.is_file():
-            if path.is_dir():
-                raise UserError(f"{path} is a folder; expected a file, such as {_beside(path)}")
-            raise UserError(f"no such file: {path} (there: {_beside(path.parent)})")
+            raise UserError(f"no such file: {path} (files in its folder: {_files_in(path.parent)})")
         return cls(path, part)
 
     def __str__(self) -> str:
         return f"{self.path}#{self.part}" if self.part else str(self.path)
 
 
-def _beside(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"not even the folder {folder}"
-    return listing(sorted(p.name for p in folder.iterdir() if p.is_file()))
+def _files_in(folder: Path) -> str:
+    return listing(sorted(path.name for path in folder.iterdir() if path.is_file()))
 
 
 def stdin() -> IO[bytes]:

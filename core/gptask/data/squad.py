@@ -7,13 +7,14 @@ from typing import Any
 def flatten(articles: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row per question, with ``answers`` and ``answer_start`` as lists; both absent in a test set without answers.
 
-    Other members of paragraphs and questions stay, so that `data.columns` can name them.
+    Other members of paragraphs and questions stay, so that ``data.columns`` can name them.
     """
     for article in articles:
         for paragraph in article["paragraphs"]:
-            shared = {"title": article.get("title", "")} | {k: v for k, v in paragraph.items() if k != "qas"}
+            members = {name: value for name, value in paragraph.items() if name != "qas"}
+            paragraph_row = {"title": article.get("title", "")} | members
             for question in paragraph["qas"]:
-                row = shared | question
+                row = paragraph_row | question
                 if "answers" in question or question.get("is_impossible"):
                     answers = [] if question.get("is_impossible") else question["answers"]
                     row["answers"] = [answer["text"] for answer in answers]

@@ -11,91 +11,92 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 1024
+CHUNK_ROWS = 1024
 
 
 class ArrowStore(Sequence[dict[str, Any]]):
-    """Dictionaries on disk: random access through a memory map, so a store larger than memory is fine."""
+    """Dictionaries on disk: random access through a memory map, so a store may be larger than memory."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
         self.path = path
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self.batches = self.table.to_batches()  # of CHUNK rows each, but for the last
-        self.sources: dict[str, str] = {}  # what it was read from this time, each with a hash of its content
+        self.chunks = self.table.to_batches()  # each of CHUNK_ROWS rows, except the last
+        self.sources: dict[str, str] = {}  # what this run reads the records from, each with a hash of its content
         self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
     @classmethod
     def write(
         cls, path: Path, records: Iterable[dict[str, Any]], meta: dict[str, Any], schema: Any = None
     ) -> ArrowStore:
-        """Stream records to ``path``; a stopped write leaves nothing. ``meta`` may fill up while records are drawn."""
+        """Stream records to ``path``; an interrupted write leaves no file. Drawing ``records`` may fill ``meta``."""
         import pyarrow as pa
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        notes = partial.with_suffix(".json")
+        partial_table = path.with_name(f"{path.name}.{os.getpid()}.part")
+        partial_meta = partial_table.with_suffix(".json")
         try:
             iterator = iter(records)
-            chunk = list(islice(iterator, CHUNK))
-            schema = schema or _schema(chunk)
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            chunk = list(islice(iterator, CHUNK_ROWS))
+            schema = schema or _infer_schema(chunk)
+            with pa.OSFile(str(partial_table), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 while chunk:
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
-                    chunk = list(islice(iterator, CHUNK))
-            notes.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
-            notes.replace(path.with_suffix(".json"))
-            partial.replace(path)
+                    chunk = list(islice(iterator, CHUNK_ROWS))
+            partial_meta.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+            partial_meta.replace(path.with_suffix(".json"))
+            partial_table.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
-            notes.unlink(missing_ok=True)
+            partial_table.unlink(missing_ok=True)
+            partial_meta.unlink(missing_ok=True)
         return cls(path)
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers, shape (N,)."""
-        return self.table.column(name).to_numpy()
+        numbers: np.ndarray = self.table.column(name).to_numpy()
+        return numbers
 
     def lengths(self, name: str) -> np.ndarray:
-        """Lengths of the lists in a column, where there are any."""
+        """Lengths of the lists in a column, without the rows that have none."""
         import pyarrow.compute as pc
 
         lists = self.table.column(name).drop_null()
         return pc.list_value_length(lists).to_numpy() if len(lists) else np.zeros(0, dtype=int)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
-        batch, row = divmod(range(len(self))[index], CHUNK)
-        return self.batches[batch].slice(row, 1).to_pylist()[0]
+        chunk, row = divmod(range(len(self))[index], CHUNK_ROWS)
+        return self.chunks[chunk].slice(row, 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.at(np.arange(len(self)))
+        return self.records_at(np.arange(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ArrowStore, (self.path,)  # a loader's worker maps the file itself
 
-    def at(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The records at rising row numbers, read chunk by chunk."""
+    def records_at(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The records at ascending row numbers (N,), read chunk by chunk."""
         import pyarrow as pa
 
-        ends = np.searchsorted(rows, CHUNK * np.arange(1, len(self.batches)))
-        for number, chosen in enumerate(np.split(rows, ends)):
-            if len(chosen):
-                yield from self.batches[number].take(pa.array(chosen - number * CHUNK)).to_pylist()
+        ends = np.searchsorted(rows, CHUNK_ROWS * np.arange(1, len(self.chunks)))
+        for number, chunk_rows in enumerate(np.split(rows, ends)):
+            if len(chunk_rows):
+                yield from self.chunks[number].take(pa.array(chunk_rows - number * CHUNK_ROWS)).to_pylist()
 
 
-def _schema(records: list[dict[str, Any]]) -> Any:
+def _infer_schema(records: list[dict[str, Any]]) -> Any:
     """Infer a schema from the first records; whole numbers take four bytes (token ids, labels, positions)."""
     import pyarrow as pa
 
-    def narrow(kind: Any) -> Any:
-        if pa.types.is_list(kind):
-            return pa.list_(narrow(kind.value_type))
-        if pa.types.is_struct(kind):
-            return pa.struct([(child.name, narrow(child.type)) for child in kind])
-        return pa.int32() if pa.types.is_int64(kind) or pa.types.is_null(kind) else kind
+    def narrow(arrow_type: Any) -> Any:
+        if pa.types.is_list(arrow_type):
+            return pa.list_(narrow(arrow_type.value_type))
+        if pa.types.is_struct(arrow_type):
+            return pa.struct([(member.name, narrow(member.type)) for member in arrow_type])
+        return pa.int32() if pa.types.is_int64(arrow_type) or pa.types.is_null(arrow_type) else arrow_type
 
     inferred = pa.RecordBatch.from_pylist(records).schema if records else []
-    return pa.schema([(field.name, narrow(field.type)) for field in inferred])
+    return pa.schema([(column.name, narrow(column.type)) for column in inferred])

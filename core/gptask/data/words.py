@@ -1,4 +1,4 @@
-"""A text as its words, for tasks that say something about each."""
+"""A text as its words, for tasks that tag each word."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""The shared GPT: engine, backbone, generation, heads."""
+"""The shared GPT: its backbone, the engine that computes it, text generation, heads and text tasks."""

@@ -1,8 +1,12 @@
-"""Heads: what turns hidden states into a loss and into predictions."""
+"""Heads turn hidden states into a loss and into predictions.
+
+Shapes: B sequences, T positions, C channels, V vocabulary, N target tokens.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -17,16 +21,17 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.plugins.protocols import Backbone, Batch
 
-MAX_LOGITS = 2**26  # scores held at once by a loss: some 650 MB, as they are held in three forms
+MAX_LOGITS = 2**26  # logits that a loss holds at once: some 650 MB, as they exist in three forms
 
 
 class Head(nn.Module, ABC):
     """The part of a model that belongs to a task. Its parameters are trained and saved with the run.
 
-    ``export_class`` is the transformers class `gptask export` writes for, None where none fits. A head with
-    ``last_only`` reads no state but that of a sequence's last real token (`needed_positions` says what others read). ``lora_top_fraction`` is
-    the share of layers, from the top, that LoRA adapts for it unless ``tuning.top`` says otherwise, and ``lora_lr`` its
-    learning rate on SmolLM2-135M (`gptask.model.backbone.tuning.scaled_lora_lr` has it for other models) unless ``tuning.lr`` does.
+    ``export_class`` is the transformers class that `gptask export` writes for, None where none fits. A head with
+    ``last_only`` reads only the state of a sequence's last real token (other heads say in `needed_positions` what they
+    read). ``lora_top_fraction`` is the share of layers, counted from the top, that LoRA adapts for this head unless
+    ``tuning.top`` is set. ``lora_lr`` is its learning rate on SmolLM2-135M unless ``tuning.lr`` is set;
+    `gptask.model.backbone.tuning.scaled_lora_lr` scales it for other models.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
@@ -35,28 +40,28 @@ class Head(nn.Module, ABC):
     lora_lr: ClassVar[float] = 1e-3
 
     def needed_positions(self, batch: Batch) -> Tensor | None:
-        """Which of a batch's states (B, T) the loss and predictions may depend on; None: all.
+        """Return which of a batch's states (B, T) the loss and predictions may depend on; None means all.
 
-        Of the others, the last layer's feed-forward part is not computed.
+        The last layer's feed-forward part is not computed for the others.
         """
         if not self.last_only:
             return None
-        position = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-        return position == batch.last()[:, None]
+        positions_T = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        return positions_T == batch.last()[:, None]
 
     @abstractmethod
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Loss of a batch, a scalar, from the last hidden states (B, T, C)."""
+        """Return the loss of a batch, a scalar, from the last hidden states (B, T, C)."""
 
     @abstractmethod
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Say something about each of the B sequences, as plain numbers, lists or texts.
+        """Return one JSON-serialisable output (numbers, lists or texts) per sequence.
 
-        ``hidden`` are the states (B, T, C) where the caller has them already.
+        ``hidden`` are the states (B, T, C) if the caller has computed them already.
         """
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights under the names of ``export_class``, and values of its config (or generation config)."""
+        """Return weights under the names of ``export_class``, and values of its config (or generation config)."""
         return {}, {}
 
 
@@ -76,37 +81,40 @@ class GenerationHead(Head):
         self.options = options
 
     def needed_positions(self, batch: Batch) -> Tensor:
-        """Those (B, T) that predict a target token."""
+        """Return the positions (B, T) whose state predicts a target token."""
         return batch.predicting()
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over target tokens; logits exist only for the N positions that predict one."""
-        here = self.needed_positions(batch)
-        return token_nll(self.backbone, hidden[here], torch.roll(batch.input_ids, -1, dims=1)[here]).mean()
+        """Return the mean cross-entropy over target tokens; only the N positions that predict one get logits."""
+        needed_BT = self.needed_positions(batch)
+        next_ids_BT = torch.roll(batch.input_ids, -1, dims=1)
+        return token_nll(self.backbone, hidden[needed_BT], next_ids_BT[needed_BT]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Generate behind every prompt."""
+        """Generate a text after every prompt."""
         return generate(cast("GPTBackbone", backbone), batch.prompts(), self.options)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """How text is decoded."""
+        """Return how text is decoded, as values of a generation config."""
         return {}, self.options.to_transformers()
 
 
-def token_nll(backbone: Backbone, states: Tensor, following: Tensor) -> Tensor:
-    """(N,) cross-entropy of states (N, C) and the token ids (N,) that follow them.
+def token_nll(backbone: Backbone, states: Tensor, next_ids: Tensor) -> Tensor:
+    """Return the cross-entropy (N,) of states (N, C) and the token ids (N,) that follow them.
 
-    Where their logits (N, V) are large (Gemma's V is 262,144), they are made part by part and not kept; so they are
-    wherever the vocabulary projection does not learn, which is also the fastest.
+    Logits (N, V) of a large vocabulary (Gemma's V is 262,144) are computed in chunks and not kept for the backward
+    pass. The same holds for any vocabulary projection that does not learn, where chunks are also the fastest.
     """
-    if (frozen := backbone.frozen_projection(states)) is not None:
-        return ChunkedCrossEntropy.apply(states, frozen, following)
+    if (weight_VC := backbone.frozen_projection(states)) is not None:
+        chunked_nll: Callable[[Tensor, Tensor, Tensor], Tensor] = ChunkedCrossEntropy.apply
+        return chunked_nll(states, weight_VC, next_ids)
 
-    def part(states: Tensor, following: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(backbone.logits(states).float(), following, reduction="none")
+    def chunk_nll(states_NC: Tensor, next_ids_N: Tensor) -> Tensor:
+        logits_NV = backbone.logits(states_NC)
+        return nn.functional.cross_entropy(logits_NV.float(), next_ids_N, reduction="none")
 
-    size = max(1, MAX_LOGITS // backbone.model.get_output_embeddings().weight.shape[0])
-    if len(states) <= size:
-        return part(states, following)
-    pairs = zip(states.split(size), following.split(size), strict=True)
-    return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs])
+    chunk_size = max(1, MAX_LOGITS // backbone.model.get_output_embeddings().weight.shape[0])
+    if len(states) <= chunk_size:
+        return chunk_nll(states, next_ids)
+    chunks = zip(torch.split(states, chunk_size), torch.split(next_ids, chunk_size), strict=True)
+    return torch.cat([checkpoint(chunk_nll, *chunk, use_reentrant=False) for chunk in chunks])

@@ -1,1 +1,1 @@
-"""The contract of a task plugin, and how plugins are found; no torch at import."""
+"""The contract of task plugins and their discovery; imports no torch."""

@@ -1,4 +1,4 @@
-"""Hydra's config group ``task``: the installed plugins, each loaded when it is chosen."""
+"""Hydra's config group ``task``: the installed plugins, each loaded once it is chosen."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ GROUP = "task"
 
 
 class TaskNode(ConfigNode):
-    """A node of the `ConfigStore` whose config is made from the plugin's class when Hydra asks for it.
+    """A node of the `ConfigStore` that builds its config from the plugin's class when Hydra asks for it.
 
-    Hydra copies its store often, and launchers hand it to other processes: a copy shares the choice, and what is
-    pickled is a plain node (with nothing in it if it was not chosen), since those processes get composed configs.
+    Hydra copies its store often, so a deep copy is the node itself, which loads the plugin once. Launchers pickle the
+    store for other processes, which get composed configs: there a plain node is enough, empty if it was not chosen.
     """
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
-        self.made: DictConfig | None = None
+        self.schema: DictConfig | None = None  # once it is built
         self.name, self.group, self.package, self.provider = f"{plugin.name}.yaml", GROUP, None, "gptask plugin"
 
     @property
     def node(self) -> DictConfig:  # type: ignore[override]
-        """The schema of the task; raises `UserError` for one that can't be used."""
-        if self.made is None:
-            self.made = OmegaConf.structured(load_task_class({self.plugin.name: self.plugin}, self.plugin.name))
-        return self.made
+        """The schema of the task; raises `UserError` for a task that can't be used."""
+        if self.schema is None:
+            self.schema = OmegaConf.structured(load_task_class({self.plugin.name: self.plugin}, self.plugin.name))
+        return self.schema
 
     def __copy__(self) -> ConfigNode:
         return ConfigNode(self.name, self.node, self.group, self.package, self.provider)
@@ -39,18 +39,18 @@ class TaskNode(ConfigNode):
         return self
 
     def __reduce__(self) -> Any:
-        return ConfigNode, (self.name, self.made, self.group, self.package, self.provider)
+        return ConfigNode, (self.name, self.schema, self.group, self.package, self.provider)
 
 
 def register_task_group(plugins: Mapping[str, Plugin]) -> None:
-    """Make these the choices of the group, beside what others stored there."""
+    """Make these plugins the choices of the group, beside the nodes that other packages stored there."""
     repo = ConfigStore.instance().repo
-    others = {file: node for file, node in repo.get(GROUP, {}).items() if not isinstance(node, TaskNode)}
-    repo[GROUP] = others | {f"{name}.yaml": TaskNode(plugin) for name, plugin in plugins.items()}
+    foreign_nodes = {file: node for file, node in repo.get(GROUP, {}).items() if not isinstance(node, TaskNode)}
+    repo[GROUP] = foreign_nodes | {f"{name}.yaml": TaskNode(plugin) for name, plugin in plugins.items()}
 
 
 def stored_configs(group: str) -> dict[str, DictConfig]:
-    """The configs that are in the store for a group, by name; tasks that were not loaded are left out."""
+    """Return the configs that the store holds for a group, by name, without tasks that are not loaded yet."""
     nodes = ConfigStore.instance().repo.get(group, {}).items()
     return {
         file.removesuffix(".yaml"): node.node

@@ -1,7 +1,7 @@
-"""Task plugins, found through the entry-point group ``gptask.tasks`` and isolated from one another.
+"""Discovery of task plugins through the entry-point group ``gptask.tasks``, each isolated from the others.
 
-Nothing of a plugin is imported before its task is asked for. ``GPTASK_PLUGINS=dist1,dist2`` limits discovery to the
-plugins of these distributions, ``GPTASK_PLUGINS=-dist3`` leaves those of one out.
+A plugin is imported only once its task is asked for. ``GPTASK_PLUGINS=dist1,dist2`` limits discovery to the
+plugins of these distributions, ``GPTASK_PLUGINS=-dist3`` leaves out those of one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from gptask.plugins.task import Task
 
 ENTRY_POINT_GROUP = "gptask.tasks"
 PLUGINS_VARIABLE = "GPTASK_PLUGINS"
-PACKAGE_ROOT = str(files("gptask"))  # tells our frames of a traceback from a plugin's
+PACKAGE_ROOT = str(files("gptask"))  # distinguishes gptask's frames in a traceback from a plugin's
 
 
 class NameClash(Exception):
-    """Several distributions claim one name."""
+    """Several entry points claim one name."""
 
 
 class PluginDisabled(Exception):
-    """The user asked for this plugin to be left out."""
+    """The user excludes this plugin by ``GPTASK_PLUGINS``."""
 
 
 STATES: dict[type[BaseException], str] = {NameClash: "clash", PluginDisabled: "disabled", Incompatible: "incompatible"}
@@ -41,14 +41,14 @@ STATES: dict[type[BaseException], str] = {NameClash: "clash", PluginDisabled: "d
 
 @dataclass
 class Plugin:
-    """One entry point: where it comes from, and its task class once loaded, or the cause why there is none."""
+    """One entry point: its origin and, once loaded, its task class or the cause why it has none."""
 
     name: str
     distribution: str
     version: str
     task: type[Task] | None = None
     cause: BaseException | None = None
-    contract: str | None = None  # the version it says it was made for
+    contract: str | None = None  # the contract version it states
     point: EntryPoint | None = field(default=None, repr=False)
 
     @property
@@ -66,13 +66,14 @@ class Plugin:
         text = traceback.format_exception_only(self.cause)[-1] if self.state == "broken" else str(self.cause)
         return " ".join(text.split())
 
-    def brings(self, task: type[Task]) -> bool:
-        """Whether a class that is there already is what the entry point names; nothing is imported to find out."""
+    def provides(self, task: type[Task]) -> bool:
+        """Whether the entry point names this class, as far as that is known without an import."""
         if not self.point:
             return False
         with contextlib.suppress(ValueError, AttributeError):
-            module, attributes = _target(self.point)
-            return reduce(getattr, attributes, sys.modules.get(module)) is task
+            module, attributes = _module_and_attributes(self.point)
+            target: object = reduce(getattr, attributes, sys.modules.get(module))
+            return target is task
         return False
 
     @property
@@ -81,16 +82,17 @@ class Plugin:
         return f"{self.distribution} {self.version}".strip()
 
     def load(self) -> Plugin:
-        """Import the task's class unless that was done or can't be; whatever goes wrong is kept as the cause."""
+        """Import the task's class, at most once; whatever goes wrong becomes the cause. Returns the plugin itself."""
         if self.task or self.cause or not self.point:
             return self
         with isolated() as pressed:
             try:
-                found = _imported(self.point)
-                if isinstance(found, type) and issubclass(found, Task):
-                    self.contract = contract_version_of(found)
-                self.task = check_task_class(self.name, found)
-            except BaseException as error:  # sys.exit() and worse; of KeyboardInterrupt, only the user's own goes on
+                module, attributes = _module_and_attributes(self.point)
+                target: object = reduce(getattr, attributes, import_module(module))
+                if isinstance(target, type) and issubclass(target, Task):
+                    self.contract = contract_version_of(target)
+                self.task = check_task_class(self.name, target)
+            except BaseException as error:  # even SystemExit and a KeyboardInterrupt that the plugin raises itself
                 if pressed:
                     raise
                 self.cause = error
@@ -98,7 +100,7 @@ class Plugin:
 
 
 def installed_plugins() -> list[Plugin]:
-    """Every plugin there is by name, those that are disabled included; what is loaded already stays loaded.
+    """Return every plugin sorted by name, disabled ones included; plugins loaded before stay loaded.
 
     The distributions are scanned once for each state of ``sys.path`` and ``GPTASK_PLUGINS``.
     """
@@ -108,18 +110,18 @@ def installed_plugins() -> list[Plugin]:
 @lru_cache(maxsize=1)
 def _scan(path: tuple[str, ...], limit: str) -> tuple[Plugin, ...]:
     by_name: dict[str, list[Plugin]] = {}
-    for plugin in _entries():
+    for plugin in _read_entry_points():
         by_name.setdefault(plugin.name, []).append(plugin)
     plugins: list[Plugin] = []
-    for _, namesakes in sorted(by_name.items()):
-        claims = [plugin for plugin in namesakes if plugin.state != "disabled"]
-        plugins += claims if len(claims) < 2 else [_clash(claims)]
-        plugins += [plugin for plugin in namesakes if plugin.state == "disabled"]
+    for _, same_name in sorted(by_name.items()):
+        enabled = [plugin for plugin in same_name if plugin.state != "disabled"]
+        plugins += enabled if len(enabled) < 2 else [_clashing_plugin(enabled)]
+        plugins += [plugin for plugin in same_name if plugin.state == "disabled"]
     return tuple(plugins)
 
 
 def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
-    """Find the plugins that are not disabled and load those named in ``only`` (all by default)."""
+    """Return the plugins that are not disabled, by name, after loading those named in ``only`` (all by default)."""
     plugins = {plugin.name: plugin for plugin in installed_plugins() if plugin.state != "disabled"}
     for name, plugin in plugins.items():
         if only is None or name in only:
@@ -128,91 +130,90 @@ def discover(only: Collection[str] | None = None) -> dict[str, Plugin]:
 
 
 def load_task_class(plugins: dict[str, Plugin], name: str) -> type[Task]:
-    """Load a task's class and return it, or raise `UserError` with the full cause or the names there are."""
+    """Load a task's class and return it; raises `UserError` with the full cause or the names that are installed."""
     if name not in plugins:
-        off = next((plugin for plugin in installed_plugins() if plugin.name == name), None)
-        if off:
-            raise UserError(f"task '{name}' ({off.origin}) is {off.error}")
+        disabled = next((plugin for plugin in installed_plugins() if plugin.name == name), None)
+        if disabled:
+            raise UserError(f"task '{name}' ({disabled.origin}) is {disabled.error}")
         raise UserError(
             f"unknown task '{name}'; installed: {listing(plugins)}.{nearest(name, plugins)}"
             " `gptask tasks` describes them."
         )
     plugin = plugins[name].load()
     if plugin.task is None:
-        cause = f"\n{_full(plugin.cause)}" if plugin.cause and plugin.state == "broken" else f": {plugin.error}"
+        cause = (
+            f"\n{_traceback_end(plugin.cause)}" if plugin.cause and plugin.state == "broken" else f": {plugin.error}"
+        )
         raise UserError(f"task '{name}' ({plugin.origin}) can't be used{cause}") from plugin.cause
     return plugin.task
 
 
-def _entries() -> Iterator[Plugin]:
-    """The entry points of every distribution, of the first on the path where one is there several times."""
+def _read_entry_points() -> Iterator[Plugin]:
+    """Read the entry points of every distribution; where one is installed several times, the first on the path."""
     seen = set[str]()
-    for found in distributions():
-        owner, version = _named(found)
+    for distribution in distributions():
+        owner, version = _name_and_version(distribution)
         try:
-            if ENTRY_POINT_GROUP not in (found.read_text("entry_points.txt") or ""):
+            if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            points = list(found.entry_points.select(group=ENTRY_POINT_GROUP))
+            points = list(distribution.entry_points.select(group=ENTRY_POINT_GROUP))
         except Exception as error:
             yield Plugin(owner, owner, version, cause=error)
             continue
-        key = repr(points) if owner == "unknown" else _normalized(owner)
+        key = repr(points) if owner == "unknown" else _normalized_name(owner)
         if key not in seen:
-            yield from (Plugin(point.name, owner, version, cause=_disabled(owner), point=point) for point in points)
+            cause = _disabled_cause(owner)
+            yield from (Plugin(point.name, owner, version, cause=cause, point=point) for point in points)
         seen.add(key)
 
 
-def _named(found: Distribution) -> tuple[str, str]:
-    """Name and version; installations with damaged metadata have neither.
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """Return ``unknown`` and ``?`` for an installation with damaged metadata.
 
-    The standard library says so by None, the importlib_metadata backport (whose finder takes the place of the standard
-    one as soon as anybody imports it) by a FileNotFoundError.
+    The standard library returns None for these, the importlib_metadata backport (whose finder replaces the standard
+    one as soon as anybody imports it) raises a FileNotFoundError.
     """
     name, version = None, None
     with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-        name, version = found.name, found.version
+        name, version = distribution.name, distribution.version
     return name or "unknown", version or "?"
 
 
-def _normalized(distribution: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
+def _normalized_name(distribution: str) -> str:
+    """Normalize a distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def _disabled(owner: str) -> PluginDisabled | None:
-    """Why a distribution's plugins are left out, if they are."""
+def _disabled_cause(owner: str) -> PluginDisabled | None:
+    """Return the reason why a distribution's plugins are disabled, None if they are not."""
     limit = os.environ.get(PLUGINS_VARIABLE, "")
     names = [name.strip() for name in limit.split(",") if name.strip()]
-    without = {_normalized(name[1:]) for name in names if name.startswith("-")}
-    only = {_normalized(name) for name in names if not name.startswith("-")}
-    if _normalized(owner) in without or (only and _normalized(owner) not in only):
+    excluded = {_normalized_name(name[1:]) for name in names if name.startswith("-")}
+    included = {_normalized_name(name) for name in names if not name.startswith("-")}
+    if _normalized_name(owner) in excluded or (included and _normalized_name(owner) not in included):
         return PluginDisabled(f"disabled by {PLUGINS_VARIABLE}={limit}")
     return None
 
 
-def _clash(plugins: list[Plugin]) -> Plugin:
+def _clashing_plugin(plugins: list[Plugin]) -> Plugin:
     owners = sorted({plugin.origin for plugin in plugins})
-    what = f"by {' and '.join(owners)}: uninstall one, or leave one out with {PLUGINS_VARIABLE}=-<distribution>"
     if len(owners) == 1:
-        what = f"twice by {owners[0]}; it is its author's to mend"
-    return Plugin(plugins[0].name, " / ".join(owners), "", cause=NameClash(f"the name is claimed {what}"))
+        claim = f"twice by {owners[0]}; the plugin's author must fix this"
+    else:
+        claim = f"by {' and '.join(owners)}: uninstall one, or leave one out with {PLUGINS_VARIABLE}=-<distribution>"
+    return Plugin(plugins[0].name, " / ".join(owners), "", cause=NameClash(f"the name is claimed {claim}"))
 
 
-def _imported(point: EntryPoint) -> object:
-    module, attributes = _target(point)
-    return reduce(getattr, attributes, import_module(module))
-
-
-def _target(point: EntryPoint) -> tuple[str, list[str]]:
-    """Module and attributes that an entry point names; raises `ValueError`."""
-    found = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(?:\s*\[.*\])?", point.value)
-    if not found:
+def _module_and_attributes(point: EntryPoint) -> tuple[str, list[str]]:
+    """Split the value of an entry point into the module and the attributes it names; raises `ValueError`."""
+    match = re.fullmatch(r"(\w+(?:\.\w+)*):(\w+(?:\.\w+)*)(?:\s*\[.*\])?", point.value)
+    if not match:
         raise ValueError(f"the entry point's value {point.value!r} is not of the form module:Class")
-    return found[1], found[2].split(".")
+    return match[1], match[2].split(".")
 
 
-def _full(error: BaseException) -> str:
-    """What a traceback says at its end, if that isn't ours: place, error, cause; four lines at most."""
+def _traceback_end(error: BaseException) -> str:
+    """Return the end of a traceback in at most four lines: place (unless it is in gptask), error and cause."""
     lines = [line for line in traceback.format_exception_only(error) if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
     if frames and not isinstance(error, SyntaxError) and not frames[-1].filename.startswith(("<", PACKAGE_ROOT)):
@@ -223,9 +224,9 @@ def _full(error: BaseException) -> str:
 
 
 def plugin_of(task: Task) -> Plugin:
-    """The plugin a task instance comes from; a class that no entry point names gets its own name."""
+    """Return the plugin that a task instance comes from; a class without an entry point gets its own name."""
     plugins = discover(()).values()
-    for plugin in [plugin for plugin in plugins if plugin.brings(type(task))] or plugins:
+    for plugin in [plugin for plugin in plugins if plugin.provides(type(task))] or plugins:
         if plugin.load().task is type(task):
             return plugin
     return Plugin(type(task).__name__.lower(), "unregistered", "", type(task))

@@ -1,4 +1,4 @@
-"""How text is decoded: the options of every task that generates."""
+"""The decoding options of every task that generates text."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from gptask.errors import UserError
 from gptask.plugins.task import option
 
 log = logging.getLogger("gptask")
-DEFAULT_NEW_TOKENS = 64  # tokens generated at most where no targets tell
-MIN_NEW_TOKENS = 16  # ... and where all are short
+DEFAULT_NEW_TOKENS = 64  # max_new_tokens without training targets
+MIN_NEW_TOKENS = 16  # least max_new_tokens that is chosen from training targets
 
 
 @dataclass
 class GenerationOptions:
-    """How text is decoded."""
+    """How a task decodes text."""
 
-    max_new_tokens: int | None = option(None, "tokens generated at most; null: by the targets of train, 64 without")
-    min_new_tokens: int = option(0, "tokens before which a text can't end by itself")
+    max_new_tokens: int | None = option(None, "most tokens to generate; null: from the training targets, else 64")
+    min_new_tokens: int = option(0, "least tokens to generate before a text can end by itself")
     num_beams: int = option(1, "beams; 1 is greedy, or sampling if temperature > 0")
-    temperature: float = option(0.0, "0 is greedy; else logits are divided by it and a token is drawn")
-    top_k: int = option(0, "draw from the k likeliest tokens; 0 is no limit")
+    temperature: float = option(0.0, "0 is greedy; else the logits are divided by it and a token is drawn")
+    top_k: int = option(0, "draw from the k likeliest tokens; 0: no limit")
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability mass")
-    repetition_penalty: float = option(1.0, "above 1 makes tokens that were seen less likely (Keskar et al. 2019)")
-    stop: list[str] = option(list, "texts that end the answer; they are cut off")
-    samples: int = option(1, "texts drawn for each prompt; the likeliest of them is the answer, all are told")
-    seed: int | None = option(None, "what each prompt's draws start from; null goes on with the process's own")
+    repetition_penalty: float = option(1.0, "above 1 makes earlier tokens less likely again (Keskar et al. 2019)")
+    stop: list[str] = option(list, "texts that end the answer and are cut off")
+    samples: int = option(1, "texts to draw for each prompt; the likeliest is the answer, all are written")
+    seed: int | None = option(None, "random seed of each prompt's draws; null: continue the process's random state")
 
     @property
     def limit(self) -> int:
-        """Tokens generated at most."""
+        """The most tokens that are generated for a prompt."""
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     def resolve_max_new_tokens(self, lengths: np.ndarray, max_tokens: int) -> None:
-        """Leave room for all but the longest hundredth of targets that are learned, (N,) tokens with EOS each, but no
-        more than a quarter of ``max_tokens``: what is kept free for an answer is lost to its prompt."""
+        """Set ``max_new_tokens``, if it is null, from the ``lengths`` (N,) of the training targets in tokens, with EOS.
+
+        The value covers all but the longest 1% of the targets, but is at most a quarter of ``max_tokens``, since tokens
+        reserved for an answer are lost to its prompt.
+        """
         if self.max_new_tokens is None and len(lengths):
-            most, room = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8, max_tokens // 4
-            self.max_new_tokens = max(min(most, room), self.min_new_tokens, MIN_NEW_TOKENS)
-            log.info("left open and settled: task.generation.max_new_tokens=%d", self.max_new_tokens)
-            if self.max_new_tokens < most:
-                cut = np.count_nonzero(lengths > self.max_new_tokens)
-                said = "%d of %d targets of train are longer: set it higher, or raise data.max_tokens"
-                log.warning(said, cut, len(lengths))
+            covering = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8
+            self.max_new_tokens = max(min(covering, max_tokens // 4), self.min_new_tokens, MIN_NEW_TOKENS)
+            log.info("chosen for this data: task.generation.max_new_tokens=%d (target lengths)", self.max_new_tokens)
+            if self.max_new_tokens < covering:
+                longer = np.count_nonzero(lengths > self.max_new_tokens)
+                message = "%d of %d training targets exceed max_new_tokens; raise it or data.max_tokens"
+                log.warning(message, longer, len(lengths))
 
     def validate(self) -> None:
-        """Refuse values out of range."""
+        """Raise `UserError` for values out of range and for options that contradict each other."""
         checks = {
             "max_new_tokens": (self.limit >= 1, "at least 1"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.limit, f"0 to max_new_tokens={self.limit}"),
@@ -64,18 +67,20 @@ class GenerationOptions:
         }
         if "" in self.stop:
             raise UserError("task.generation.stop holds an empty text, which would end every answer at once")
-        for name, (fine, expected) in checks.items():
-            if not fine:
+        for name, (valid, expected) in checks.items():
+            if not valid:
                 raise UserError(f"task.generation.{name}={getattr(self, name)} must be {expected}")
         if self.num_beams > 1 and self.temperature > 0:
             raise UserError("task.generation: beams and sampling exclude each other; set temperature=0 or num_beams=1")
         if self.samples > 1 and self.temperature == 0:
-            raise UserError("task.generation.samples are equal unless they are drawn: set temperature above 0 too")
+            raise UserError(
+                "task.generation.samples above 1 needs sampling, or all are equal: set temperature above 0 too"
+            )
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
-            raise UserError("task.generation.top_k and top_p choose among drawn tokens: set temperature above 0 too")
+            raise UserError("task.generation.top_k and top_p only affect sampling: set temperature above 0 too")
 
     def to_transformers(self) -> dict[str, Any]:
-        """The same as values of a ``GenerationConfig`` (``stop`` apart: ``generate()`` wants it with a tokenizer)."""
+        """Return the options of transformers' ``GenerationConfig``; ``stop`` is missing, as it needs a tokenizer."""
         values: dict[str, Any] = {"max_new_tokens": self.limit, "num_beams": self.num_beams}
         values |= {"repetition_penalty": self.repetition_penalty, "do_sample": self.temperature > 0}
         values |= {"min_new_tokens": self.min_new_tokens} if self.min_new_tokens else {}

@@ -1,4 +1,4 @@
-"""Running what isn't ours: a plugin's module may print, read, exit or raise anything, and harms nobody."""
+"""Isolation of plugin code, which may print, read standard input, exit or raise anything without harm."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[list[int]]:
-    """Keep standard output and input from the code within: what it prints goes to standard error, and it reads nothing.
+    """Send what the enclosed code prints to standard error, and give it an empty standard input.
 
-    Yields a list that is empty unless the user pressed Ctrl-C, so that a ``KeyboardInterrupt`` of the code's own making
-    can be told from theirs.
+    Yields a list that stays empty unless the user presses Ctrl-C, which distinguishes the user's ``KeyboardInterrupt``
+    from one that the code raises itself.
     """
-    with contextlib.redirect_stdout(sys.stderr), _descriptor_redirected(), _no_input(), _ctrl_c() as pressed:
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        _redirected_descriptor(),
+        _empty_input(),
+        _recorded_ctrl_c() as pressed,
+    ):
         yield pressed
 
 
 @contextlib.contextmanager
-def _descriptor_redirected() -> Iterator[None]:
-    """The same for what processes and C code write; without one of the two descriptors there is nothing to spoil."""
+def _redirected_descriptor() -> Iterator[None]:
+    """Redirect what subprocesses and C code print, too; if a descriptor is closed, there is nothing to protect."""
     try:
-        kept = os.dup(1)
+        saved = os.dup(1)
         os.dup2(2, 1)
     except OSError:
         yield
@@ -35,34 +40,34 @@ def _descriptor_redirected() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextlib.contextmanager
-def _no_input() -> Iterator[None]:
-    kept, sys.stdin = sys.stdin, io.StringIO()
+def _empty_input() -> Iterator[None]:
+    saved, sys.stdin = sys.stdin, io.StringIO()
     try:
         yield
     finally:
-        sys.stdin = kept
+        sys.stdin = saved
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[list[int]]:
+def _recorded_ctrl_c() -> Iterator[list[int]]:
     pressed: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield pressed  # no KeyboardInterrupt comes here but the code's own
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield pressed  # here, only the code itself can raise a KeyboardInterrupt
         return
-    theirs = before
+    original_handler = handler
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
-        theirs(number, frame)
+        original_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, original_handler)

@@ -1,4 +1,4 @@
-"""What core hands to a plugin, and what it expects of a head, as types: an author relies on these and on no class.
+"""Types of what gptask hands to a plugin and of what it expects of a head; authors rely on these, not on classes.
 
 Shapes: B sequences, T positions, C channels, V vocabulary, K values per label.
 """
@@ -22,65 +22,67 @@ class Backbone(Protocol):
 
     @property
     def model(self) -> Any:
-        """The transformers model, with adapters inside if there are any."""
+        """The transformers model, with its adapters if there are any."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the size of a hidden state."""
 
     @property
     def context(self) -> int:
-        """The most positions the model can see."""
+        """The most positions the model can attend to."""
 
     @property
     def stop_ids(self) -> set[int]:
-        """Ids that end a text."""
+        """The token ids that end a text."""
 
     def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
-        """Last hidden states (B, T, C) of right-padded ids (B, T) with ``lengths`` (B,), right at least where they are
-        ``needed`` (B, T)."""
+        """Return the last hidden states (B, T, C) of right-padded ids (B, T) with ``lengths`` (B,).
+
+        States are only guaranteed to be correct where ``needed`` (B, T) is true; None: everywhere.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary scores (..., V) of hidden states (..., C)."""
+        """Return the vocabulary scores (..., V) of hidden states (..., C)."""
 
     def frozen_projection(self, hidden: Tensor) -> Tensor | None:
-        """Weights (V, C) where ``hidden @ weights.T`` is all that `logits` computes and they do not learn."""
+        """Return the weights (V, C) if `logits` computes just ``hidden @ weights.T`` and they are frozen, else None."""
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
-        """Output embeddings (K, C) of K words, averaged where a word has several tokens."""
+        """Return the output embeddings (K, C) of K words; a word of several tokens gets their mean."""
 
 
 class Batch(Protocol):
-    """Right-padded sequences of prompt, target and EOS."""
+    """B right-padded sequences of prompt, target and EOS."""
 
     input_ids: Tensor  # (B, T)
-    lengths: Tensor  # (B,) prompt + target + EOS
+    lengths: Tensor  # (B,) tokens of prompt + target + EOS
     prompt_lengths: Tensor  # (B,)
     labels: Tensor | None  # (B,) or (B, K)
-    extra: dict[str, list[Any]]  # what `Encoded.extra` holds, B values each
+    extra: dict[str, list[Any]]  # the values of `Encoded.extra`, B for each key
 
     def prompts(self) -> list[list[int]]:
-        """The prompts' ids without targets and padding."""
+        """Return the ids of the prompts, without targets and padding."""
 
     def predicting(self) -> Tensor:
-        """(B, T) true where the state predicts a token that is learned."""
+        """Return a mask (B, T), true where the state predicts a token that is learned."""
 
     def last(self) -> Tensor:
-        """(B,) position of the last real token."""
+        """Return the positions (B,) of the last real tokens."""
 
 
 class Corpus(Protocol):
-    """The splits of a run's data; nothing is read before a split is asked for."""
+    """The splits of a run's data, each read when it is asked for."""
 
     def split(self, name: str) -> Sequence[Example]:
-        """The examples of ``train``, ``validation`` or ``test``."""
+        """Return the examples of ``train``, ``validation`` or ``test``."""
 
     def given(self, name: str) -> Any:
-        """The file names (or the hub split) that the user gave for a split, None if none."""
+        """Return the file names or the hub split that the user set for a split, None if the user set none."""
 
 
 class TaskHead(Protocol):
@@ -92,13 +94,13 @@ class TaskHead(Protocol):
     lora_lr: ClassVar[float]
 
     def needed_positions(self, batch: Batch) -> Tensor | None:
-        """Which of a batch's states (B, T) the loss and the predictions depend on; None: all."""
+        """Return which states (B, T) of a batch the loss and the predictions depend on; None: all."""
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Loss of a batch, a scalar, from the last hidden states (B, T, C)."""
+        """Return the scalar loss of a batch from its last hidden states (B, T, C)."""
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """One JSON-serialisable output per sequence."""
+        """Return one JSON-serialisable output per sequence."""
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights under the names of ``export_class``, and values of its config."""
+        """Return the weights under the names of ``export_class``, and the values of its config."""

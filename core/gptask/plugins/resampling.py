@@ -1,4 +1,4 @@
-"""How often each test example occurs in resamples of a test set: for intervals and for paired tests."""
+"""Resamples of a test set, as counts of its examples, for intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -6,38 +6,40 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-RESAMPLES_PER_BLOCK = 4_000_000  # counts that are held at once
+RESAMPLES_PER_BLOCK = 4_000_000  # limit on the counts held in memory at once
 
 
 def numbered(groups: Sequence[object]) -> np.ndarray:
-    """(N,) groups as numbers, in the order of their first example."""
+    """Return the groups as numbers (N,), counted in the order of their first example."""
     _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 
 
 def bootstrap(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Counts (R, N) of N examples in resamples with replacement, block by block.
+    """Yield counts (R, N) of N examples in resamples with replacement, block by block, ``resamples`` rows in total.
 
-    Whole groups (N,) are drawn, as many as there are: questions on one context are no independent witnesses (Efron &
+    Whole groups (N,) are drawn, as many as exist, since questions on one context are not independent (Efron &
     Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8).
     """
-    generator, total = np.random.default_rng(seed), int(groups.max()) + 1
-    for size in _blocks(resamples, len(groups)):
-        drawn = generator.integers(0, total, (size, total))
-        drawn += np.arange(size)[:, None] * total
-        counts = np.bincount(drawn.ravel(), minlength=size * total).reshape(size, total)
+    generator, n_groups = np.random.default_rng(seed), int(groups.max()) + 1
+    for size in _block_sizes(resamples, len(groups)):
+        draws = generator.integers(0, n_groups, (size, n_groups))
+        draws += np.arange(size)[:, None] * n_groups  # a range of numbers for each resample: one bincount serves all
+        counts = np.bincount(draws.ravel(), minlength=size * n_groups).reshape(size, n_groups)
         yield counts[:, groups].astype(float)
 
 
 def swap_masks(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Zeros and ones (R, N): which examples stay where they are when two systems' answers are swapped by coin, the same
-    coin for a group (N,); block by block."""
-    generator, total = np.random.default_rng(seed), int(groups.max()) + 1
-    for size in _blocks(resamples, len(groups)):
-        yield generator.integers(0, 2, (size, total)).astype(float)[:, groups]
+    """Yield masks (R, N), block by block, for a paired permutation test of two systems.
+
+    A coin decides for each group (N,) whether its examples keep (1.0) or swap (0.0) the two systems' answers.
+    """
+    generator, n_groups = np.random.default_rng(seed), int(groups.max()) + 1
+    for size in _block_sizes(resamples, len(groups)):
+        yield generator.integers(0, 2, (size, n_groups)).astype(float)[:, groups]
 
 
-def _blocks(resamples: int, examples: int) -> Iterator[int]:
+def _block_sizes(resamples: int, examples: int) -> Iterator[int]:
     size = max(1, RESAMPLES_PER_BLOCK // examples)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)

@@ -1,11 +1,11 @@
-"""Where a class is written."""
+"""The place of a class in its source file."""
 
 import inspect
 from pathlib import Path
 
 
 def class_source(cls: type) -> tuple[str, int]:
-    """File and line of a class; of its module, or nowhere, if that can't be told."""
+    """Return file and line of a class; ``<module>`` and 1 if they are unknown."""
     try:
         return str(inspect.getsourcefile(cls)), inspect.getsourcelines(cls)[1]
     except (OSError, TypeError):
@@ -13,7 +13,7 @@ def class_source(cls: type) -> tuple[str, int]:
 
 
 def class_location(cls: type) -> str:
-    """The same as ``file:line``, relative to here where it lies below."""
+    """Return ``file:line`` of a class, relative to the current folder if the file lies below it."""
     file, line = class_source(cls)
-    path, here = Path(file), Path.cwd()
-    return f"{path.relative_to(here) if path.is_relative_to(here) else path}:{line}"
+    path, current = Path(file), Path.cwd()
+    return f"{path.relative_to(current) if path.is_relative_to(current) else path}:{line}"

@@ -1,4 +1,4 @@
-"""The values that pass between a task, its data, its head and its metrics."""
+"""The values that a task, its data, its head and its metrics exchange."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-IGNORED = -100  # stands in a list of labels where there is none, as in torch's cross-entropy
+IGNORED = -100  # marks a missing label in a list of labels, as in torch's cross-entropy
 Example = dict[str, Any]
 
 
 class Kind(Enum):
-    """What a field of an example holds; readers check and convert by it."""
+    """What a field of an example holds; readers check and convert cells accordingly."""
 
     TEXT = "text"
-    TEXTS = "texts"  # one text or several equally good ones (references)
+    TEXTS = "texts"  # one text, or several equally good ones (references)
     LABEL = "label"
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
     NUMBER = "number"  # finite
     MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
-    TOKENS = "tokens"  # a text as its words
-    TAGS = "tags"  # a label for each word: as many as there are TOKENS
+    TOKENS = "tokens"  # the words of a text
+    TAGS = "tags"  # one label for each word of TOKENS
 
 
 @dataclass(frozen=True)
 class Field:
     """One part of an example.
 
-    ``target``: what the model is to predict, so absent from prediction input. ``blank``: a required text may be
-    empty (a question without answer). ``truncate``: may be shortened when the prompt is too long. ``group``: examples
-    that share its value stay in one split (a context with many questions).
+    ``target``: the model predicts this field, so prediction input lacks it. ``blank``: a required text may be empty (a
+    question without answer). ``truncate``: the text may be shortened when the prompt is too long. ``group``: examples
+    that share the field's value stay in one split (such as the questions on one context).
     """
 
     name: str
@@ -47,11 +47,11 @@ class Field:
 class Encoded:
     """One model input.
 
-    ``ids`` are the prompt's token ids; ``target`` the token ids to be generated (without EOS, the data module adds
-    it) or None; ``learned`` the spans (start, end) of ``ids`` that are learned like a target (a conversation's earlier
-    answers); ``label`` a number or a list of numbers for heads that classify or score (lists of whole numbers may
-    differ in length, and `IGNORED` in them is no label); ``extra`` whatever the head or `Task.prediction` needs besides
-    (numbers or lists of numbers); ``truncated`` the tokens cut off.
+    ``ids`` are the prompt's token ids; ``target`` the token ids to generate (without EOS, which the data module adds)
+    or None; ``learned`` the spans (start, end) of ``ids`` that are learned like a target (a conversation's earlier
+    answers); ``label`` a number or a list of numbers for heads that classify or score (lists of integers may differ in
+    length, and `IGNORED` in them marks a missing label); ``extra`` whatever else the head or `Task.prediction` needs
+    (numbers or lists of numbers); ``truncated`` the number of tokens cut off.
     """
 
     ids: list[int]
@@ -64,9 +64,9 @@ class Encoded:
 
 @dataclass
 class Prediction:
-    """What a task says about one example: a value a user reads, its score in [0, 1] where there is one.
+    """A task's prediction for one example: the value that a user reads and, if there is one, its score in [0, 1].
 
-    ``samples`` are all the values drawn, where there are several; ``extra`` is what else is written beside it, as JSON.
+    ``samples`` are all the values drawn, if there are several; ``extra`` is written beside the value, as JSON.
     """
 
     value: Any

@@ -13,35 +13,39 @@ from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 
 FORMAT = 2
-CORE_COLUMNS = {"id", "digest", "group"}  # columns that core puts beside a task's fields
-# and those of predictions.jsonl
+CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
+# columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
-started_by: ContextVar[str | None] = ContextVar("started_by", default=None)  # the command line, where there is one
+# the command line that started this run; None for a run started from Python
+started_by: ContextVar[str | None] = ContextVar("started_by", default=None)
 
 
-def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **more: Any) -> None:
-    """Write config.yaml: resolved values, each group with its schema, and the plugin that understands them.
+def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:
+    """Write config.yaml: resolved values, each group with the name of its schema, and the plugin that reads them.
 
-    Of several tasks each has its own plugin among its values.
+    In a run of several tasks, each task's values name its own plugin. ``extra`` holds more top-level entries.
     """
     from omegaconf import OmegaConf
 
     plain = to_plain(config)
-    for name, member in plain.get("tasks", {}).items():
-        plain["tasks"][name] = {"plugin": _written(plugin_of(config.tasks[name].task)), **member}
-    head: dict[str, Any] = {"format": FORMAT, "command": started_by.get()}
+    for name, task_values in plain.get("tasks", {}).items():
+        plain["tasks"][name] = {"plugin": _plugin_entry(plugin_of(config.tasks[name].task)), **task_values}
+    header: dict[str, Any] = {"format": FORMAT, "command": started_by.get()}
     if not plain.get("tasks"):
-        head["plugin"] = _written(plugin or plugin_of(config.task))
-    OmegaConf.save(OmegaConf.create(head | more | plain), folder / "config.yaml")
+        header["plugin"] = _plugin_entry(plugin or plugin_of(config.task))
+    OmegaConf.save(OmegaConf.create(header | extra | plain), folder / "config.yaml")
 
 
-def _written(plugin: Plugin) -> dict[str, Any]:
+def _plugin_entry(plugin: Plugin) -> dict[str, Any]:
     origin = {"distribution": plugin.distribution, "version": plugin.version}
     return {"name": plugin.name, **origin, "contract": CONTRACT_VERSION}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read and check config.yaml of a run folder."""
+    """Read config.yaml of a run folder.
+
+    Raises `UserError` where there is none, where it is damaged, and where it has another run format.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -49,10 +53,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     file = folder / "config.yaml"
     if not file.is_file():
-        there = _run_folders(folder)
+        nearby = _nearby_run_folders(folder)
         raise UserError(
-            f"no run folder at {folder} (no config.yaml there).{nearest(str(folder), there)} "
-            f"The latest: {listing(there[-4:])}"
+            f"no run folder at {folder}: it has no config.yaml.{nearest(str(folder), nearby)} "
+            f"The latest run folders: {listing(nearby[-4:])}"
         )
     try:
         values = OmegaConf.to_container(OmegaConf.load(file))
@@ -62,15 +66,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is not the config of a gptask run")
     if values.get("format") != FORMAT:
         raise UserError(
-            f"{folder} was written in run format {values.get('format')}; gptask {version('gptask')} reads format "
-            f"{FORMAT}. Use the version it names in metrics.json, or train again"
+            f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {FORMAT}: train "
+            "again with this version, or use the gptask version named in its metrics.json"
         )
-    return {str(k): v for k, v in values.items()}
+    return {str(name): value for name, value in values.items()}
 
 
-def _run_folders(missing: Path) -> list[str]:
-    """Run folders below or beside one that is missing, or in ./outputs, the latest last."""
+def _nearby_run_folders(missing: Path) -> list[str]:
+    """Run folders below or beside a missing one, else those in ./outputs; the latest last."""
     for base, pattern in ((missing, "*"), (missing, "*/*"), (missing.parent, "*"), (Path("outputs"), "*/*")):
-        if found := sorted(base.glob(f"{pattern}/config.yaml"), key=lambda file: file.stat().st_mtime):
-            return [str(file.parent) for file in found]
+        if files := sorted(base.glob(f"{pattern}/config.yaml"), key=lambda file: file.stat().st_mtime):
+            return [str(file.parent) for file in files]
     return []

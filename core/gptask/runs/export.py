@@ -28,13 +28,13 @@ with torch.inference_mode():
 {use}
 ```
 
-`prompts` is a list of texts made from this template, as they were in training:
+`prompts` is a list of texts that follow this template, as in training:
 
 ```text
 {template}
 ```
 """
-USES = {
+USAGE_LINES = {
     "AutoModelForCausalLM": """    ids = model.generate(**batch{stop})
 texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True){cut}""",
     "AutoModelForSequenceClassification": """    logits = model(**batch).logits
@@ -46,7 +46,7 @@ names = [model.config.id2label[number] for number in range(model.config.num_labe
 def export(config: Export) -> Path:
     """Write the run's model to a new folder: adapter merged, float32, with tokenizer, generation config and README.
 
-    Raises `UserError` where the folder exists or can't be written, and where no transformers class fits the head.
+    Raises `UserError` where the folder is not empty or can't be written, and where no transformers class fits the head.
     """
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -68,7 +68,7 @@ def export(config: Export) -> Path:
 
 
 def exported_model(run: Run) -> Any:
-    """The run's model as the transformers class its head names, adapter merged and head inside."""
+    """The run's model as an instance of the head's transformers class, with the adapter merged and the head inside."""
     cls = model_class(run)
     weights, values = run.head.export()
     peft, tokenizer = run.backbone.peft, run.backbone.tokenizer
@@ -77,7 +77,7 @@ def exported_model(run: Run) -> Any:
     values |= {"pad_token_id": tokenizer.pad_token_id}
     generates = isinstance(merged, cls)
     tokenizer.padding_side = "left" if generates else "right"
-    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # save_pretrained writes what was given at the start
+    tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side  # save_pretrained writes this value
     if not generates:
         return with_head(cls, merged, weights, values)
     merged.generation_config.update(**values, eos_token_id=sorted(run.backbone.stop_ids))
@@ -85,7 +85,7 @@ def exported_model(run: Run) -> Any:
 
 
 def model_class(run: Run) -> Any:
-    """The class of the backbone's architecture behind the head's ``export_class``."""
+    """The class that the head's ``export_class`` stands for with the backbone's architecture."""
     import transformers
 
     name, head = run.head.export_class, type(run.head).__name__
@@ -99,26 +99,28 @@ def model_class(run: Run) -> Any:
 
 
 def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, Any]) -> Any:
-    """A ``cls`` with the decoder of ``merged``, the head's ``weights`` and config ``values``."""
+    """A model of class ``cls`` with the decoder of ``merged``, the head's ``weights`` and its config ``values``."""
     import torch
 
     config = merged.config
     for name, value in values.items():
         setattr(config, name, value)
-    with torch.device("meta"):  # nothing of it is kept but the frame
+    with torch.device("meta"):  # all weights are replaced below
         model = cls(config)
     prefix = model.base_model_prefix
-    own = {name for name in model.state_dict() if not name.startswith(f"{prefix}.")}
-    if own != set(weights) or type(getattr(model, prefix)) is not type(merged.base_model):
-        raise UserError(f"the head gives {sorted(weights)}, and that does not fit {cls.__name__} with {sorted(own)}")
+    head_names = {name for name in model.state_dict() if not name.startswith(f"{prefix}.")}
+    if head_names != set(weights) or type(getattr(model, prefix)) is not type(merged.base_model):
+        raise UserError(
+            f"{cls.__name__} needs the head weights {sorted(head_names)}, but the head exports {sorted(weights)}"
+        )
     setattr(model, prefix, merged.base_model)
     model.load_state_dict({name: value.contiguous() for name, value in weights.items()}, strict=False, assign=True)
     return model.eval()
 
 
 def readme(run: Run, output: Path) -> str:
-    """How to load the folder, and the prompt template."""
-    template, _ = run.task.render({field.name: _mark(field) for field in run.task.fields()})
+    """README.md: how to load the folder, and the prompt template."""
+    template, _ = run.task.render({field.name: _placeholder(field) for field in run.task.fields()})
     auto, backbone = str(run.head.export_class), run.values["backbone"]
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
     return README.format(
@@ -133,20 +135,20 @@ def readme(run: Run, output: Path) -> str:
     )
 
 
-def _mark(field: Field) -> Any:
-    """What shows in the template where a field stands: ``{text}``."""
+def _placeholder(field: Field) -> Any:
+    """The value that shows a field's place in the template: ``{text}``; None for targets and other kinds."""
     mark = f"{{{field.name}}}"
     return {Kind.TEXT: mark, Kind.TEXTS: [mark], Kind.TOKENS: [mark]}.get(field.kind) if not field.target else None
 
 
 def usage(run: Run, auto: str) -> str:
-    """The lines that turn a batch into answers."""
+    """The README's lines that turn a batch into predictions."""
     from gptask.model.heads import GenerationHead
 
     stops = run.head.options.stop if isinstance(run.head, GenerationHead) else []
-    multi = run.backbone.model.config.problem_type == "multi_label_classification"
-    return USES.get(auto, "    output = model(**batch)").format(
+    multi_label = run.backbone.model.config.problem_type == "multi_label_classification"
+    return USAGE_LINES.get(auto, "    output = model(**batch)").format(
         stop=f", stop_strings={stops!r}, tokenizer=tokenizer" if stops else "",
         cut="".join(f"\ntexts = [text.split({stop!r})[0] for text in texts]" for stop in stops),
-        activation="sigmoid()" if multi else "softmax(-1)",
+        activation="sigmoid()" if multi_label else "softmax(-1)",
     )

@@ -1,4 +1,4 @@
-"""A run folder: made, found, named."""
+"""The folder of a run: create it, log into it, find the model in it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ log = logging.getLogger("gptask")
 
 
 def run_title(config: Any) -> str:
-    """What the runs of a config are called: by its task, or by all its tasks."""
+    """The name that runs of a config share: the task's name, or the names of all tasks joined by ``+``."""
     return "+".join(getattr(config, "tasks", {})) or plugin_of(config.task).name
 
 
 def create_run_folder(outputs: str, task: str, folder: str | None) -> Path:
-    """Make a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused."""
+    """Create a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused.
+
+    Raises `UserError` where the ``folder`` the user names exists, or where none can be created.
+    """
     base = Path(folder) if folder else Path(outputs) / task / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for path in chain([base], numbered_alternatives(base)):
         try:
@@ -35,20 +38,23 @@ def create_run_folder(outputs: str, task: str, folder: str | None) -> Path:
             if folder:
                 raise UserError(f"the run folder {path} exists; choose another (or resume={path})") from error
         except OSError as error:
-            raise UserError(f"the run folder {path} can't be made: {error.strerror}; set outputs=<folder>") from error
-    raise UserError(f"no free run folder beside {base}")
+            raise UserError(f"can't create the run folder {path}: {error.strerror}; set outputs=<folder>") from error
+    raise UserError(f"{base} and its numbered alternatives all exist; set folder=<folder>")
 
 
 def numbered_alternatives(base: Path) -> Iterator[Path]:
-    """``base_1``, ``base_2``, ...: where runs go that find ``base`` taken."""
+    """``base_1``, ``base_2``, ...: the folders for runs whose ``base`` is taken."""
     return (base.with_name(f"{base.name}_{number}") for number in range(1, 1000))
 
 
 @contextmanager
 def run_folder(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
-    """A new run folder (or the one to go on in) with its log; one that nothing came of is taken back."""
+    """A new run folder, or the one to resume, with train.log in it; removed again if nothing was written.
+
+    Raises `UserError` where it can't be created, and where its disk is full or read-only later.
+    """
     if not main_process():
-        yield _main_folder(folder, resume)
+        yield _folder_of_main_process(folder, resume)
         return
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
@@ -72,34 +78,38 @@ def run_folder(outputs: str, task: str, folder: str | None, resume: str | None =
 
 
 def main_process() -> bool:
-    """Whether this process writes: the only one, or the first of several (ranks as Lightning reads them)."""
+    """Whether this process writes: it is the only one, or has rank 0 by the variables that Lightning reads."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
-def _main_folder(folder: str | None, resume: str | None) -> Path:
-    """The folder the first process works in: from its environment, or given by the user."""
-    known = os.environ.get("GPTASK_RUN_FOLDER") or resume or folder
-    if not known:
-        raise UserError("several processes started from outside need to agree on a run folder: set folder=<folder>")
-    return Path(known)
+def _folder_of_main_process(folder: str | None, resume: str | None) -> Path:
+    """The folder that rank 0 uses: it passes the name through the environment, or the user names it for all."""
+    name = os.environ.get("GPTASK_RUN_FOLDER") or resume or folder
+    if not name:
+        raise UserError("processes that gptask did not start itself can't agree on a run folder; set folder=<folder>")
+    return Path(name)
 
 
 def resume_hint(folder: Path) -> str:
-    """Which checkpoints a stopped run left, and how to go on."""
-    found = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
-    if not found:
-        return "No checkpoint had been written yet."
-    return f"Kept in {folder / 'checkpoints'}: {', '.join(found)}. Go on with: gptask train resume={folder}"
+    """A sentence that names the checkpoints of a stopped run and the command that resumes it."""
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
+    if not checkpoints:
+        return "No checkpoint has been written yet."
+    names = ", ".join(checkpoints)
+    return f"Checkpoints in {folder / 'checkpoints'}: {names}. Resume with: gptask train resume={folder}"
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Where a run's model lies: in it, or beside the folders of several tasks."""
-    own = Path(folder) / "model"
-    return own if own.is_dir() or not read_config(folder).get("member") else Path(folder).parent / "model"
+    """The folder of a run's model: in the run folder, or beside it for one of several tasks that share a model."""
+    model = Path(folder) / "model"
+    return model if model.is_dir() or not read_config(folder).get("member") else Path(folder).parent / "model"
 
 
 def refuse_multitask(folder: str | Path, values: dict[str, Any]) -> None:
-    """Raise `UserError` for the folder of several tasks where one is needed."""
+    """Raise `UserError` if ``values``, the folder's config, are of several tasks."""
     if names := list(values.get("tasks", {})):
-        raise UserError(f"{folder} is a run of several tasks: {listing(names)}. Take {Path(folder) / names[0]}, say")
+        raise UserError(
+            f"{folder} is a run of several tasks: {listing(names)}. Take the folder of one, "
+            f"such as {Path(folder) / names[0]}"
+        )

@@ -12,29 +12,29 @@ def line(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A code span that nothing in the value can end."""
-    shown = line(value)
-    fence = "`" * (_ticks(shown) + 1)
-    pad = " " if "`" in shown or not shown else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"
+    """A code span that backticks in the value do not end."""
+    text = line(value)
+    fence = "`" * (_longest_backtick_run(text) + 1)
+    pad = " " if "`" in text or not text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def prose(value: object) -> str:
-    """Text in which nothing is markup."""
+    """Text with every Markdown character escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|&~!])", r"\\\1", line(value))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown; a bar does not end a cell, not even in code."""
+    """A table of Markdown cells; bars inside a cell, code included, are escaped."""
     cells = [[re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in ([*head], ["---"] * len(head), *cells))
 
 
 def fenced(language: str, text: str) -> str:
-    """A code block that nothing in the text can end."""
-    fence = "`" * max(3, _ticks(text) + 1)
+    """A code block that backticks in the text do not end."""
+    fence = "`" * max(3, _longest_backtick_run(text) + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}"
 
 
-def _ticks(text: str) -> int:
+def _longest_backtick_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)

@@ -1,4 +1,4 @@
-"""`gptask predict`: a run folder on a file or on standard input, as a stream."""
+"""`gptask predict`: a run's predictions for a file or standard input, written as they are made."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from gptask.runs.run import load_run
 
 
 def predict(config: Predict) -> None:
-    """Read ``config.input``, write a JSON line per row to ``config.output``, in order."""
+    """Write a JSON line to ``config.output`` for each row of ``config.input``, in order.
+
+    Raises `UserError` where a file can't be read or written, `DataError` for a bad row (unless on_error=skip).
+    """
     source = None if config.input == "-" else Source.parse(config.input, config.data.root)
     target = None if config.output == "-" else Path(config.output)
     if target and source and target.exists() and target.samefile(source.path):
         raise UserError(f"output={target} is the input; choose another file")
     run = load_run(config.run, config.task)
     columns = Columns(run.task, config.data, run.task.inputs())
-    data = options_for_task(config.data, run.task)
-    rows = read(source, data, columns.wanted) if source else read_stream(stdin(), data)
+    options = options_for_task(config.data, run.task)
+    rows = read(source, options, columns.wanted) if source else read_stream(stdin(), options)
     predictor = Predictor(run.task, run.backbone, run.head, config.data)
     examples = read_examples(rows, columns, str(source.path) if source else "<stdin>")
     try:
         with target.open("w", encoding="utf-8") if target else nullcontext(sys.stdout) as stream:
             for example, prediction in predictor.predict_each(examples):
-                stream.write(_line(example, prediction, config.on_error) + "\n")
+                stream.write(_json_line(example, prediction, config.on_error) + "\n")
                 stream.flush()
     except BrokenPipeError:  # `gptask predict ... | head`
         sys.stdout = None
@@ -42,10 +45,10 @@ def predict(config: Predict) -> None:
         raise UserError(f"{config.output} can't be written: {error.strerror}") from error
 
 
-def _line(example: Example | DataError, prediction: Prediction | DataError, on_error: BadRowPolicy) -> str:
+def _json_line(example: Example | DataError, prediction: Prediction | DataError, on_error: BadRowPolicy) -> str:
     if isinstance(prediction, DataError):
         if on_error is BadRowPolicy.stop:
-            raise DataError(f"{prediction} (on_error=skip writes the error into the row's place and goes on)")
+            raise DataError(f"{prediction} (on_error=skip writes the error in place of the row and continues)")
         return json.dumps({"error": str(prediction)}, ensure_ascii=False)
     assert isinstance(example, dict)
     return json.dumps(example | prediction_fields(prediction), ensure_ascii=False)

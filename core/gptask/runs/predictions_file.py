@@ -18,23 +18,23 @@ def write_predictions(
     predictions: Sequence[Prediction],
     statistics: Sequence[dict[str, list[float]]],
 ) -> None:
-    """One line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
+    """Write one line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
     with path.open("w", encoding="utf-8") as stream:
-        for example, prediction, numbers in zip(examples, predictions, statistics, strict=True):
-            line = {
+        for example, prediction, metric_statistics in zip(examples, predictions, statistics, strict=True):
+            values = {
                 "id": example["id"],
                 "digest": f"{example['digest'] + 2**63:016x}",
                 "group": f"{example['group'] + 2**63:016x}",
                 **{f.name: example[f.name] for f in task.inputs()},
                 "references": {f.name: example[f.name] for f in task.targets()},
                 **prediction_fields(prediction),
-                "statistics": numbers,
+                "statistics": metric_statistics,
             }
-            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def prediction_fields(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as it stands in a JSON line."""
+    """The entries of a JSON line that hold a prediction; empty ones are left out."""
     fields: dict[str, Any] = {"prediction": prediction.value}
     if prediction.score is not None:
         fields["score"] = round(prediction.score, 6)

@@ -1,4 +1,4 @@
-"""Examples to predictions, in chunks of about the same length."""
+"""Examples to predictions, in chunks that are batched by length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from gptask.config.schemas import Data
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
-from gptask.errors import DataError, UserError
+from gptask.errors import DataError
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
-CHUNK = 256  # rows at most that are sorted by length together
+CHUNK_ROWS = 256  # most rows that are sorted by length together
 END = object()
 
 
 @dataclass
 class Predictor:
-    """A task, its backbone and its head; ``options`` are those of its data, which bound a batch."""
+    """A task with its backbone and its head; ``options`` are the data's, which bound a prompt and a batch."""
 
     task: Task
     backbone: GPTBackbone
@@ -46,33 +46,60 @@ class Predictor:
     def predict_each(
         self, examples: Iterable[Example | DataError]
     ) -> Iterator[tuple[Example | DataError, Prediction | DataError]]:
-        """Each example with its prediction, in order; one that can't be used has its error in both places."""
+        """Yield each example with its prediction, in order.
+
+        An error that stands for an unreadable example is its own prediction; an example that can't be encoded has the
+        error as its prediction.
+        """
         import torch
 
-        for part in (self.backbone, self.head):
-            part.to("cuda" if torch.cuda.is_available() else "cpu")
+        for module in (self.backbone, self.head):
+            module.to("cuda" if torch.cuda.is_available() else "cpu")
         for chunk in _chunks(examples):
             yield from zip(chunk, self._predict_chunk(chunk), strict=True)
 
     def _predict_chunk(self, chunk: list[Example | DataError]) -> list[Prediction | DataError]:
+        """One prediction or error for each entry of a chunk."""
+        from gptask.model.predictions import predictions_by_example
+
+        items, errors = self._encode_chunk(chunk)
+        outputs = self._predict_items(items)
+        # the places in the chunk of the encoded examples, several items of one example counted once
+        places = list(dict.fromkeys(item["example"] for item in items))
+        owners = np.array([item["example"] for item in items], dtype=int)
+        _, predictions = predictions_by_example(self.task, chunk, owners, outputs)  # type: ignore[arg-type]
+        results = errors | dict(zip(places, predictions, strict=True))
+        return [results.get(place, Prediction(None)) for place in range(len(chunk))]
+
+    def _encode_chunk(
+        self, chunk: list[Example | DataError]
+    ) -> tuple[list[dict[str, Any]], dict[int, Prediction | DataError]]:
+        """The items of all examples, each with its example's place in the chunk, and the errors by place."""
+        from gptask.data.datamodule import encode
+
+        items: list[dict[str, Any]] = []
+        errors: dict[int, Prediction | DataError] = {}
+        max_tokens = min(self.options.max_tokens, self.backbone.context)
+        no_targets = {f.name: None for f in self.task.targets()}
+        for place, example in enumerate(chunk):
+            if isinstance(example, DataError):
+                errors[place] = example
+                continue
+            try:
+                parts = encode(self.task, no_targets | example, self.backbone.tokenizer, max_tokens)
+                items += [part | {"example": place, "row": len(items) + number} for number, part in enumerate(parts)]
+            except DataError as error:
+                errors[place] = error
+        return items, errors
+
+    def _predict_items(self, items: list[dict[str, Any]]) -> dict[int, Any]:
+        """The head's output for each item, by the item's number; items of one batch have about the same length."""
         import torch
 
         from gptask.data.batches import BatchesByLength
-        from gptask.data.datamodule import collate, encode, scored_tokens
+        from gptask.data.datamodule import collate, scored_tokens
         from gptask.model.heads import GenerationHead
-        from gptask.model.predictions import predictions_by_example
 
-        results: list[Prediction | DataError] = [e if isinstance(e, DataError) else Prediction(None) for e in chunk]
-        items: list[dict[str, Any]] = []
-        limit = min(self.options.max_tokens, self.backbone.context)
-        for number, example in enumerate(chunk):
-            if isinstance(example, dict):
-                blank = {f.name: None for f in self.task.targets()}
-                try:
-                    parts = encode(self.task, blank | example, self.backbone.tokenizer, limit)
-                    items += [part | {"example": number, "row": len(items) + k} for k, part in enumerate(parts)]
-                except DataError as error:
-                    results[number] = error
         outputs: dict[int, Any] = {}
         lengths = np.array([item["length"] for item in items], dtype=int)
         writes = isinstance(self.head, GenerationHead)
@@ -81,16 +108,11 @@ class Predictor:
             for rows in BatchesByLength(lengths, self.options.eval_batch_size, tokens, None):
                 batch = collate([items[row] for row in rows]).to(self.backbone.device)
                 outputs.update(zip(rows, self.head.predict(self.backbone, batch), strict=True))
-        owners = np.array([item["example"] for item in items], dtype=int)
-        numbers = dict.fromkeys(int(owners[row]) for row in sorted(outputs))
-        _, predictions = predictions_by_example(self.task, chunk, owners, outputs)  # type: ignore[arg-type]
-        for number, prediction in zip(numbers, predictions, strict=True):
-            results[number] = prediction
-        return results
+        return outputs
 
 
 def read_examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[Example | DataError]:
-    """Rows of the file ``name`` as examples, blank lines left out; a bad row is yielded as its error."""
+    """Rows of the file ``name`` as examples, blank lines left out; for a bad row, the error is yielded."""
     for row in rows:
         if isinstance(row.value, str) and not row.value.strip():
             continue
@@ -100,30 +122,31 @@ def read_examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[
             yield DataError(f"{row.at(name)}: {error}")
 
 
-def _chunks(examples: Iterable[Any]) -> Iterator[list[Any]]:
-    """Whatever has been read by now, at least one and at most CHUNK rows: a slow pipe is answered row by row."""
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * CHUNK)
+def _chunks(examples: Iterable[Example | DataError]) -> Iterator[list[Example | DataError]]:
+    """Chunks of what has been read so far, 1 to CHUNK_ROWS examples: a row from a slow pipe does not wait for others.
 
-    def pump() -> None:
+    A thread reads ahead; an exception that reading raises is raised here, after the examples before it.
+    """
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * CHUNK_ROWS)
+
+    def read_ahead() -> None:
         try:
             for example in examples:
-                waiting.put(example)
-            waiting.put(END)
-        except Exception as error:  # handed to the reader below, which raises it
-            waiting.put(error)
+                waiting.put((example, None))
+            waiting.put((END, None))
+        except Exception as error:
+            waiting.put((END, error))
 
-    threading.Thread(target=pump, daemon=True).start()
-    chunk: list[Any] = []
+    threading.Thread(target=read_ahead, daemon=True).start()
+    chunk: list[Example | DataError] = []
     while True:
-        item = waiting.get()
-        ended = item is END or (isinstance(item, Exception) and not isinstance(item, DataError))
-        ended = ended or (isinstance(item, UserError) and not isinstance(item, DataError))
-        if not ended:
-            chunk.append(item)
-        if chunk and (ended or waiting.empty() or len(chunk) == CHUNK):
+        example, error = waiting.get()
+        if example is not END:
+            chunk.append(example)
+        if chunk and (example is END or waiting.empty() or len(chunk) == CHUNK_ROWS):
             yield chunk
             chunk = []
-        if ended:
-            if item is not END:
-                raise item
+        if error is not None:
+            raise error
+        if example is END:
             return

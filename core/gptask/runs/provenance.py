@@ -1,4 +1,4 @@
-"""What a result depends on: versions, commit, memory."""
+"""What a result depends on: package versions, git commit, memory."""
 
 from __future__ import annotations
 
@@ -22,33 +22,32 @@ PACKAGES = (
 
 
 def peak_memory_mb() -> int:
-    """Most memory this process held: on the GPU where there is one, else resident."""
+    """Peak memory of this process in MiB: allocated on the GPU if there is one, else resident."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() >> 20
     status = Path("/proc/self/status")
-    if status.exists():  # Linux: ru_maxrss would count the process that started this one
+    if status.exists():  # on Linux, ru_maxrss would include the process that started this one
         return next(int(line.split()[1]) >> 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if sys.platform == "darwin" else 10)
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages a result depends on."""
-    found = {}
+    """Versions of the installed packages that a result depends on."""
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def git_commit(touching: bool = False) -> str | None:
-    """The commit gptask's own code is at, where it runs from a checkout; ``touching``: the last that changed it."""
-    asked = ["log", "-1", "--format=%H", "--", "."] if touching else ["rev-parse", "HEAD"]
-    command = ["git", "-C", str(files("gptask")), *asked]
+def git_commit() -> str | None:
+    """The commit of the checkout that gptask runs from; None where it does not run from a git checkout."""
+    command = ["git", "-C", str(files("gptask")), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The one line that would do a run again."""
+"""The command line that repeats a run."""
 
 from __future__ import annotations
 
@@ -12,65 +12,62 @@ from gptask.config.conversion import to_plain
 from gptask.config.overrides import quote_if_needed
 from gptask.plugins.discovery import discover
 
-NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}  # of that one run, or said otherwise
+# options that belong to one run only (folder, outputs, resume, probe), or that the command states in another way
+NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}
 
 
 def reproduce_command(config: dict[str, Any]) -> str:
-    """The command line a run was started with; where it was not (from Python, or resumed), one made of all values of
-    its config.yaml that are not the defaults."""
-    if written := config.get("command"):
-        return str(written)
+    """The command line that a run's config.yaml holds; ``config`` is what `read_config` returns.
+
+    For a run from Python or a resumed one, a command of all values that differ from the defaults.
+    """
+    if command := config.get("command"):
+        return str(command)
     verb = "train" if "optimizer" in config else "evaluate"
     defaults = to_plain(schemas.VERBS[verb]())
     parent = config.get("parent")
     words = [f"run={quote_if_needed(str(parent))}"] if parent else []
-    words += _tasks(config["tasks"]) if "tasks" in config else _task(config, named=not parent)
+    if "tasks" in config:
+        words += _multitask_overrides(config["tasks"])
+    else:
+        words += [] if parent else [f"task={config['plugin']['name']}"]
+        words += _changed_values("task", config["task"], _task_defaults(config))
     for name in (f.name for f in fields(schemas.VERBS[verb])):
-        if name in config and name not in NOT_REPRODUCED and not (parent and name in ("backbone", "data")):
-            words += _group(name, config[name], defaults.get(name))
-    return " ".join(map(_quoted, ["gptask", verb, *words]))
+        from_parent = parent and name in ("backbone", "data")
+        if name in config and name not in NOT_REPRODUCED and not from_parent:
+            words += _group_overrides(name, config[name], defaults.get(name))
+    return " ".join(map(_shell_word, ["gptask", verb, *words]))
 
 
-def _task(config: dict[str, Any], named: bool) -> list[str]:
-    """The one task, and what it was told."""
-    words = [f"task={config['plugin']['name']}"] if named else []
-    return [*words, *_different("task", config["task"], _task_defaults(config))]
-
-
-def _tasks(tasks: dict[str, dict[str, Any]]) -> list[str]:
-    """Several tasks, and what each was told."""
-    pairs = [f"{name}:{own['plugin']['name']}" for name, own in tasks.items()]
+def _multitask_overrides(tasks: dict[str, dict[str, Any]]) -> list[str]:
+    """The list of several tasks, and the options of each that differ from its defaults."""
+    pairs = [f"{name}:{values['plugin']['name']}" for name, values in tasks.items()]
     words = [f"tasks=[{','.join(pairs)}]"]
-    sample = to_plain(schemas.Train())["data"]
-    for name, own in tasks.items():
-        words += _different(f"tasks.{name}.task", own["task"], _task_defaults(own))
-        words += [f"tasks.{name}.{word}" for word in _group("data", own["data"], sample)]
-        words += _different(f"tasks.{name}.weight", own["weight"], 1.0)
+    default_data = to_plain(schemas.Train())["data"]
+    for name, values in tasks.items():
+        words += _changed_values(f"tasks.{name}.task", values["task"], _task_defaults(values))
+        words += [f"tasks.{name}.{word}" for word in _group_overrides("data", values["data"], default_data)]
+        words += _changed_values(f"tasks.{name}.weight", values["weight"], 1.0)
     return words
 
 
 def _task_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """What the task's options are where nobody sets them; unknown where its plugin is not there."""
+    """The default values of the task's options; empty if its plugin is not installed."""
     from omegaconf import OmegaConf
 
     name = config["plugin"]["name"]
     task = discover({name})[name].task if name in discover(()) else None
-    found: Any = OmegaConf.to_container(OmegaConf.structured(task), enum_to_str=True) if task else {}
-    return dict(found)
+    defaults: Any = OmegaConf.to_container(OmegaConf.structured(task), enum_to_str=True) if task else {}
+    return dict(defaults)
 
 
-def _quoted(word: str) -> str:
-    """A word for a shell, on one line."""
-    if "\n" not in word:
-        return shlex.quote(word)
-    escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"$'{escaped}'"
+def _group_overrides(name: str, value: Any, default: Any) -> Iterator[str]:
+    """The overrides of a config group: the choice within the group, and the values that differ from that choice's.
 
-
-def _group(name: str, value: Any, default: Any) -> Iterator[str]:
-    """A config group: which of its kinds, and what is not that kind's default."""
+    An option that is no group has at most one override.
+    """
     if name not in schemas.GROUPS or not isinstance(value, dict):
-        yield from _different(name, value, default)
+        yield from _changed_values(name, value, default)
         return
     kind = value.get("kind")
     if kind not in schemas.GROUPS[name]:
@@ -80,25 +77,34 @@ def _group(name: str, value: Any, default: Any) -> Iterator[str]:
         yield f"{name}={choice}"
     schema = schemas.GROUPS[name][kind]
     pretrained = kind == "pretrained"
-    own = default if pretrained else to_plain(schemas.Train(**{name: schema()}))[name]
-    preset = {"install", "license"} if pretrained and value.get("source") == own.get("source") else set()
-    yield from _different(name, {key: item for key, item in value.items() if key not in {"kind", *preset}}, own)
+    kind_defaults = default if pretrained else to_plain(schemas.Train(**{name: schema()}))[name]
+    same_source = pretrained and value.get("source") == kind_defaults.get("source")
+    omitted = {"kind", "install", "license"} if same_source else {"kind"}  # the preset of a source sets these two
+    yield from _changed_values(name, {key: item for key, item in value.items() if key not in omitted}, kind_defaults)
 
 
-def _different(name: str, value: Any, default: Any) -> Iterator[str]:
-    """Overrides for what differs from a default, dictionaries key by key."""
+def _changed_values(name: str, value: Any, default: Any) -> Iterator[str]:
+    """Overrides for the values that differ from their default; dictionaries are compared key by key."""
     if isinstance(value, dict):
+        defaults = default if isinstance(default, dict) else {}
         for key, item in value.items():
-            yield from _different(
-                f"{name}.{key}", item, (default or {}).get(key) if isinstance(default, dict) else None
-            )
+            yield from _changed_values(f"{name}.{key}", item, defaults.get(key))
     elif value not in (default, None):
-        yield f"{name}={_text(value)}"
+        yield f"{name}={_override_value(value)}"
 
 
-def _text(value: Any) -> str:
+def _override_value(value: Any) -> str:
+    """A value in Hydra's grammar of overrides."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{','.join(map(_override_value, value))}]"
     return quote_if_needed(str(value)) if isinstance(value, str) else str(value)
+
+
+def _shell_word(word: str) -> str:
+    """A word quoted for bash, on one line."""
+    if "\n" not in word:
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"

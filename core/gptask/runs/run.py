@@ -1,9 +1,8 @@
-"""The run folder: what a run leaves behind, and how it is loaded again."""
+"""Runs in memory: a run folder's model loaded again, for one task or several."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,10 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
-log = logging.getLogger("gptask")
-
 
 @dataclass
 class Run:
-    """A run folder's model in memory."""
+    """A run folder's model in memory; ``values`` are those of its config.yaml."""
 
     folder: Path
     plugin: Plugin
@@ -41,7 +38,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json."""
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return _read_metrics(self.folder)
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
@@ -51,7 +48,7 @@ class Run:
 
 @dataclass
 class Runs:
-    """A run folder's tasks in memory, by name, all on one backbone."""
+    """The tasks of a run folder in memory, by name, all on one backbone."""
 
     folder: Path
     tasks: dict[str, Run]
@@ -59,26 +56,35 @@ class Runs:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json of the whole run; each task's own is ``tasks[name].metrics``."""
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return _read_metrics(self.folder)
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
 
 
 def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:
-    """The task of a run, its options checked against the plugin's schema again."""
+    """The plugin and the task of a run, its options checked against the plugin's schema again.
+
+    ``cls`` is the task's class where no entry point names it. Raises `UserError` for options that don't fit the class.
+    """
     from omegaconf.errors import OmegaConfBaseException
 
-    written = values["plugin"]
+    saved_plugin = values["plugin"]
+    name = saved_plugin["name"]
     if cls is None:
-        plugins = discover({written["name"]})
-        cls = load_task_class(plugins, written["name"])
-        plugin = plugins[written["name"]]
+        plugins = discover({name})
+        cls = load_task_class(plugins, name)
+        plugin = plugins[name]
     else:
-        plugin = Plugin(written["name"], written["distribution"], written["version"], cls)
+        plugin = Plugin(name, saved_plugin["distribution"], saved_plugin["version"], cls)
     try:
         task = from_plain("task", values["task"], cls)
     except OmegaConfBaseException as error:
         raise UserError(
-            f"the run's options for task '{plugin.name}' (written by {written['distribution']} {written['version']}) "
-            f"don't fit {plugin.origin}: {str(error).splitlines()[0]}"
+            f"the run's options for task '{plugin.name}', written by {saved_plugin['distribution']} "
+            f"{saved_plugin['version']}, don't fit {plugin.origin}: {str(error).splitlines()[0]}"
         ) from error
     return plugin, task
 
@@ -89,18 +95,18 @@ def load_task(folder: str | Path) -> Task:
 
 
 def weights_hash(folder: str | Path) -> str:
-    """A hash of the weights in a run's ``model/``: another model is another measure."""
+    """A hash of the weights in a run's ``model/``: a metric that this model computes names it in its signature."""
     return folder_hash(model_folder(folder))
 
 
 def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
-    """Load a run folder's model for prediction; of a run of several tasks, the folder of one.
+    """Load a run folder's model for prediction; of a run of several tasks, the folder of one task.
 
-    ``task`` is needed for a class that no entry point names; an instance replaces the run's options, ``dtype`` the
-    number format it was trained with. Raises `UserError` where there is no such run, where its backbone is missing or
-    another than it was trained on, and where its files don't fit.
+    ``task`` is a class that no entry point names, or an instance, which replaces the run's options; ``dtype`` replaces
+    the number format the run was trained with. Raises `UserError` where there is no such run, where its backbone is
+    missing or another than the run was trained on, and where its files don't fit.
     """
-    return _load(Path(folder), task, dtype, None)
+    return _load_task_run(Path(folder), task, dtype, None)
 
 
 def load_runs(
@@ -108,34 +114,35 @@ def load_runs(
     tasks: Mapping[str, type[Task] | Task] | None = None,
     dtype: schemas.DType | None = None,
 ) -> Runs:
-    """Load every task of a run folder, its backbone once.
+    """Load every task of a run folder, and the backbone they share once.
 
-    ``tasks`` are classes or instances by name, as `load_run` takes one. Raises `UserError` as that does.
+    ``tasks`` are classes or instances by name; they, ``dtype`` and the errors raised are those of `load_run`.
     """
-    folder, loaded = Path(folder), dict[str, Run]()
+    folder, runs = Path(folder), dict[str, Run]()
     values = read_config(folder)
-    places = {name: folder / name for name in values.get("tasks", {})} or {values["plugin"]["name"]: folder}
-    for name, place in places.items():
-        backbone = next((run.backbone for run in loaded.values()), None)
-        loaded[name] = _load(place, (tasks or {}).get(name), dtype, backbone)
-    return Runs(folder, loaded)
+    folders = {name: folder / name for name in values.get("tasks", {})} or {values["plugin"]["name"]: folder}
+    for name, task_folder in folders.items():
+        backbone = next((run.backbone for run in runs.values()), None)
+        runs[name] = _load_task_run(task_folder, (tasks or {}).get(name), dtype, backbone)
+    return Runs(folder, runs)
 
 
-def _load(
+def _load_task_run(
     folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: GPTBackbone | None
 ) -> Run:
+    """Load one task's run; a ``backbone`` that is in memory already is shared."""
     values = read_config(folder)
     refuse_multitask(folder, values)
-    plugin, saved = task_from_config(values, task if isinstance(task, type) else type(task) if task else None)
-    instance = task if isinstance(task, Task) else saved
+    plugin, saved_task = task_from_config(values, task if isinstance(task, type) else type(task) if task else None)
+    instance = task if isinstance(task, Task) else saved_task
     instance.validate()
     model = model_folder(folder)
     if not (model / "backbone.json").is_file():
         if values.get("member"):
-            raise UserError(f"the model of {folder} is not at {model}, where it is kept for all tasks of its run")
+            raise UserError(f"the model of {folder} is missing: all tasks of its run share it in {model}")
         raise UserError(
-            f"{folder} holds no model (an evaluation, or a run that was stopped before its end: "
-            f"gptask train resume={folder})"
+            f"{folder} holds no model: it is an evaluation, or a run that stopped early. Resume such a run with: "
+            f"gptask train resume={folder}"
         )
     from gptask.runs import saved_model
 

@@ -1,4 +1,4 @@
-"""The ``model/`` part of a run folder: safetensors and JSON, written whole and loaded again."""
+"""The ``model/`` part of a run folder: safetensors and JSON, saved and loaded again."""
 
 from __future__ import annotations
 
@@ -29,27 +29,26 @@ log = logging.getLogger("gptask")
 def save_model(folder: Path, backbone: GPTBackbone, heads: Mapping[str, Head], tuning: Any) -> None:
     """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's source and hash.
 
-    ``heads`` are by the name of their task where there are several, else the one under an empty name.
-
-    Whole or not at all: a save that fails leaves the model saved earlier as it was.
+    ``heads`` have the names of their tasks as keys; the only head of a run has the empty name. A save that fails leaves
+    the model saved earlier as it was.
     """
     partial = folder / "model.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         _write_model(partial, backbone, heads, tuning)
-        _swap(partial, folder / "model")
+        _replace_folder(folder / "model", partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _swap(new: Path, place: Path) -> None:
-    """Put a folder in the place of another, which is there until the new one is."""
-    old = place.with_name(f"{place.name}.old")
+def _replace_folder(folder: Path, new: Path) -> None:
+    """Move ``new`` to ``folder``; the folder that was there is deleted only after that."""
+    old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -81,7 +80,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, heads: Mapping[str, Head]
 
 
 def _save_base(backbone: GPTBackbone, folder: Path) -> None:
-    """The frozen weights of a backbone from scratch, without adapters."""
+    """Save the frozen weights of a backbone from scratch, without adapters."""
     from safetensors.torch import save_file
 
     state = {
@@ -95,29 +94,23 @@ def _save_base(backbone: GPTBackbone, folder: Path) -> None:
     backbone.tokenizer.save_pretrained(folder)
 
 
-def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> GPTBackbone:
-    """The backbone of a run with its adapter; another one than it was trained on is an error."""
+def load_backbone(model: Path, values: dict[str, Any], dtype: DType | None) -> GPTBackbone:
+    """The backbone of a run with its adapter; ``values`` are the run's config, ``dtype`` replaces its number format.
+
+    Raises `UserError` where the backbone is missing or not the one the run was trained on.
+    """
     from gptask.model.backbone.backbone import GPTBackbone, from_folder, number_format
     from gptask.model.engine import linear
 
+    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    if _has_full_weights(model):
+        origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
+        return from_folder(origin, number_format(dtype or DType.float32))  # full tuning works, and tests, in float32
     options = from_plain("backbone", values["backbone"])
-    known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
-        origin = BackboneOrigin(str(model), known["source"], known["weights_hash"])
-        return from_folder(origin, number_format(choice or DType.float32))  # full tuning works, and tests, in float32
-    dtype = number_format(choice or options.dtype)
-    if (model / "base").is_dir():
-        origin = BackboneOrigin(str(model / "base"), known["source"], "")
-    else:
-        origin = _locate(options)
-        if origin.weights_hash != known["weights_hash"]:
-            raise UserError(
-                f"the run was trained on another backbone: weights {known['weights_hash']} ({known['source']}), but "
-                f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
-            )
-    backbone = from_folder(origin, dtype, tokenizer=str(model))
-    if "layers" in known:
-        backbone.cut(known["layers"])
+    origin = _locate_frozen(model, options, saved)
+    backbone = from_folder(origin, number_format(dtype or options.dtype), tokenizer=str(model))
+    if "layers" in saved:
+        backbone.cut(saved["layers"])
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel
@@ -131,12 +124,32 @@ def load_backbone(model: Path, values: dict[str, Any], choice: DType | None) -> 
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
 
 
+def _has_full_weights(model: Path) -> bool:
+    return (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists()
+
+
+def _locate_frozen(model: Path, options: Any, saved: dict[str, Any]) -> BackboneOrigin:
+    """The backbone whose weights the run left as they were; ``saved`` is the content of backbone.json."""
+    if (model / "base").is_dir():
+        return BackboneOrigin(str(model / "base"), saved["source"], "")
+    origin = _locate(options)
+    if origin.weights_hash != saved["weights_hash"]:
+        raise UserError(
+            f"the run was trained on another backbone: weights {saved['weights_hash']} ({saved['source']}), but "
+            f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
+        )
+    return origin
+
+
 def _head_file(model: Path, task: str | None) -> Path:
     return model / (f"head.{task}.safetensors" if task else "head.safetensors")
 
 
 def load_head(head: Head, model: Path, task: str | None = None) -> None:
-    """Load the head's weights, which must be those the task's options ask for; of several heads that of a ``task``."""
+    """Load the weights of the run's head, or of the head of one ``task`` among several.
+
+    Raises `UserError` for weights that are damaged or don't have the names and shapes the task's options ask for.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -148,7 +161,7 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
 
 
 def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:
-    """Find a pretrained backbone, a run folder's included, and log what is used; None for one from scratch."""
+    """Find a pretrained backbone, which may be a run folder's, and log it; None for a backbone from scratch."""
     if isinstance(options, Scratch):
         return None
     origin = _locate(options)
@@ -163,28 +176,30 @@ def _locate(options: Pretrained) -> BackboneOrigin:
 
 
 def _locate_run(folder: Path) -> BackboneOrigin:
-    """Where the backbone that a run left can be loaded from; an adapter is merged once, into the cache.
+    """A folder from which plain transformers loads the backbone that a run has tuned.
 
-    Raises `UserError` for a run without a model, or whose own backbone is missing or another.
+    An adapter is merged once, into the cache. Raises `UserError` for a run without a model, and where the backbone that
+    an adapter belongs to is missing or another.
     """
     values, model = read_config(folder), folder / "model"
     if not (model / "backbone.json").is_file():
-        raise UserError(f"backbone.source={folder}: this run holds no model (an evaluation, or stopped before its end)")
+        raise UserError(f"backbone.source={folder}: this run holds no model; it is an evaluation or stopped early")
     name = f"run {folder}"
-    if (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists():
+    if _has_full_weights(model):
         return BackboneOrigin(str(model), name, folder_hash(model))
     if (model / "adapter_config.json").exists():
-        return _merge(model, values, name)
-    options = from_plain("backbone", values["backbone"])  # its head alone has learned
+        return _merge_adapter(model, values, name)
+    options = from_plain("backbone", values["backbone"])  # only the head was trained
     assert isinstance(options, Pretrained)
     origin = _locate(options)
     return BackboneOrigin(origin.location, f"{name}, whose backbone is {origin.kind}", origin.weights_hash)
 
 
-def _merge(model: Path, values: dict[str, object], name: str) -> BackboneOrigin:
-    known = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    base = folder_hash(model / "base") if (model / "base").is_dir() else known["weights_hash"]
-    identity = f"{folder_hash(model)} on {base}"
+def _merge_adapter(model: Path, values: dict[str, Any], name: str) -> BackboneOrigin:
+    """The cached folder of a run's backbone with its adapter merged into the weights."""
+    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    base_hash = folder_hash(model / "base") if (model / "base").is_dir() else saved["weights_hash"]
+    identity = f"{folder_hash(model)} on {base_hash}"
     folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.is_dir():
         backbone = load_backbone(model, values, DType.float32)

@@ -17,12 +17,12 @@ SEED = 12345  # fixed, so that a verdict is a function of the predictions alone
 ALPHA = 0.05
 POWER = 0.8
 MCNEMAR = "McNemar mid-p"
-KEPT = 20_000_000  # counts of a test set that are kept in memory, eight bytes each
+MAX_CACHED_COUNTS = 20_000_000  # counts (resamples x examples) of a test set that stay in memory, eight bytes each
 
 
 @dataclass
 class Difference:
-    """A candidate's value less a baseline's, in the metric's units, on N examples in G groups."""
+    """A candidate's value minus a baseline's, in the metric's units, on N examples in G groups."""
 
     metric: str
     value: float
@@ -40,7 +40,7 @@ class Difference:
 
     @property
     def same(self) -> bool:
-        """Whether no example tells the two apart."""
+        """Whether the statistics are equal on every example."""
         return not self.differing
 
     @property
@@ -49,18 +49,19 @@ class Difference:
         return self.value / (self.error * self.groups**0.5) if self.error else self.value * inf
 
     def detectable(self, tests: int = 1) -> float:
-        """The true difference that is found in `POWER` of all test sets of this kind, at `ALPHA` over so many tests.
+        """The true difference that `POWER` of all such test sets find, at `ALPHA` corrected for ``tests`` tests.
 
-        Two runs must also differ on enough groups: even if all speak for one side, too few could be chance. Infinite
-        where the test set has not so many.
+        Two single runs must also differ on enough groups: even if all favour one side, a few may do so by chance.
+        Infinite where the test set has fewer groups than that.
         """
-        reach = _quantile(1 - ALPHA / tests / 2, self.freedom) + _quantile(POWER, self.freedom)
+        standard_errors = _quantile(1 - ALPHA / tests / 2, self.freedom) + _quantile(POWER, self.freedom)
         if self.seeds == (1, 1):
-            least = ceil(log2((1 if self.test == MCNEMAR else 2) * tests / ALPHA))
-            if least > self.groups:
+            min_differing = ceil(log2((1 if self.test == MCNEMAR else 2) * tests / ALPHA))
+            if min_differing > self.groups:
                 return inf
-            reach = max(reach, _mean_reaching(least) / max(self.differing, 1) ** 0.5)
-        return self.error * reach if self.groups > 1 else inf
+            expected_differing = _poisson_mean_reaching(min_differing)
+            standard_errors = max(standard_errors, expected_differing / max(self.differing, 1) ** 0.5)
+        return self.error * standard_errors if self.groups > 1 else inf
 
 
 def difference(
@@ -73,35 +74,36 @@ def difference(
     """Compare two methods, each by the statistics (N, K) of one run or of several that differ only in seed.
 
     The interval is the paired bootstrap's (percentiles). The test is McNemar's for right and wrong answers, else
-    approximate randomisation; groups (N,) are resampled and swapped whole. With several seeds, see `_over_seeds`. Where
-    the metric is not a number, neither is the difference, and p is 1.
+    approximate randomisation; groups (N,) are resampled and swapped as units. `_test_over_seeds` tests several seeds.
+    Where the metric is not a number, neither is the difference, and p is 1.
     """
     with np.errstate(all="ignore"):
-        ours, theirs = ([metric.aggregate(rows) for rows in side] for side in (candidate, baseline))
-        observed, total = float(np.mean(ours) - np.mean(theirs)), int(groups.max()) + 1
+        candidate_values = [metric.aggregate(rows) for rows in candidate]
+        baseline_values = [metric.aggregate(rows) for rows in baseline]
+        observed, group_count = float(np.mean(candidate_values) - np.mean(baseline_values)), int(groups.max()) + 1
         if not isfinite(observed):
-            found = _Tested(nan, nan, nan, None, 1.0, "none", None)
+            result = _TestResult(nan, nan, nan, None, 1.0, "none", None)
         else:
-            drawn = [
-                np.concatenate(parts, 1)
-                for parts in zip(*_drawn(metric, candidate, baseline, groups, resamples), strict=True)
-            ]
+            blocks = zip(*_resampled_values(metric, candidate, baseline, groups, resamples), strict=True)
+            candidate_draws, baseline_draws = (np.concatenate(block, 1) for block in blocks)
             if len(candidate) == len(baseline) == 1:
-                found = _pair(metric, candidate[0], baseline[0], groups, observed, drawn[0][0] - drawn[1][0])
+                draws = candidate_draws[0] - baseline_draws[0]
+                result = _test_single_runs(metric, candidate[0], baseline[0], groups, observed, draws)
             else:
-                found = _over_seeds(observed, total, [(ours, drawn[0]), (theirs, drawn[1])])
-    if total < 2:  # nothing can be resampled
-        found.low, found.high = -inf, inf
-    differing = len(np.unique(groups[_unequal([*baseline, *candidate])]))
+                sides = [(candidate_values, candidate_draws), (baseline_values, baseline_draws)]
+                result = _test_over_seeds(observed, group_count, sides)
+    if group_count < 2:  # nothing can be resampled
+        result.low, result.high = -inf, inf
+    differing = len(np.unique(groups[_differing_examples([*baseline, *candidate])]))
     return Difference(
-        metric=metric.name, value=observed, **vars(found), n=len(groups), groups=total, differing=differing,
+        metric=metric.name, value=observed, **vars(result), n=len(groups), groups=group_count, differing=differing,
         seeds=(len(candidate), len(baseline)),
     )  # fmt: skip
 
 
 @dataclass
-class _Tested:
-    """The middle fields of a `Difference`."""
+class _TestResult:
+    """The fields of a `Difference` that a test decides."""
 
     low: float
     high: float
@@ -112,140 +114,161 @@ class _Tested:
     p_bootstrap: float | None
 
 
-def _pair(
-    metric: Metric, ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, observed: float, drawn: np.ndarray
-) -> _Tested:
-    """Two runs, whose differences on R resamples are ``drawn`` (R,)."""
-    low, high = np.nanpercentile(drawn, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])
-    p, test = _p(metric, ours, theirs, groups, len(drawn))
-    shifted = _share(np.abs(drawn - np.nanmean(drawn)), abs(observed))
-    return _Tested(float(low), float(high), float(np.nanstd(drawn)), None, p, test, shifted)
+def _differing_examples(runs: Sequence[np.ndarray]) -> np.ndarray:
+    """(N,) whether any run's statistics of an example differ from the first run's."""
+    first = runs[0]
+    differs = [((rows != first) & ~(np.isnan(rows) & np.isnan(first))).any(1) for rows in runs[1:]]
+    any_differs: np.ndarray = np.any(differs, axis=0)
+    return any_differs
 
 
-def _unequal(sides: Sequence[np.ndarray]) -> np.ndarray:
-    """(N,) whether any run's statistics of an example are others than the first one's."""
-    first = sides[0]
-    return np.any([((rows != first) & ~(np.isnan(rows) & np.isnan(first))).any(1) for rows in sides[1:]], axis=0)
+# --- resampling -------------------------------------------------------------------------------------------------
 
 
-def _drawn(
+def _resampled_values(
     metric: Metric, candidate: Sequence[np.ndarray], baseline: Sequence[np.ndarray], groups: np.ndarray, resamples: int
 ) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """Values of either side's runs (S, R) on the same resamples."""
-    kept = resamples * len(groups) <= KEPT
-    for counts in _kept(tuple(groups.tolist()), resamples) if kept else bootstrap(groups, resamples, SEED):
-        ours, theirs = (np.stack([metric.resampled(rows, counts) for rows in side]) for side in (candidate, baseline))
-        yield ours, theirs
+    """Values (S, R) of each side's S runs on the same R resamples, block by block."""
+    blocks: Iterable[np.ndarray] = bootstrap(groups, resamples, SEED)
+    if resamples * len(groups) <= MAX_CACHED_COUNTS:
+        blocks = _cached_resamples(tuple(groups.tolist()), resamples)
+    for counts in blocks:
+        candidate_block = np.stack([metric.resampled(rows, counts) for rows in candidate])
+        yield candidate_block, np.stack([metric.resampled(rows, counts) for rows in baseline])
 
 
 @lru_cache(maxsize=1)
-def _kept(groups: tuple[int, ...], resamples: int) -> list[np.ndarray]:
-    """A test set's resamples, which take longer to draw than to use: a hundred runs are tested on the same."""
+def _cached_resamples(groups: tuple[int, ...], resamples: int) -> list[np.ndarray]:
+    """A test set's resamples, for all the runs that are tested on it: drawing them takes longer than using them."""
     return list(bootstrap(np.asarray(groups), resamples, SEED))
 
 
-def _p(metric: Metric, ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, resamples: int) -> tuple[float, str]:
-    alone, mean = len(groups) == groups.max() + 1, type(metric).aggregate is MeanMetric.aggregate
-    if mean and alone and np.isin([ours, theirs], (0, 1)).all():
-        return mcnemar(int((ours > theirs).sum()), int((ours < theirs).sum())), MCNEMAR
-    return randomisation(metric, ours, theirs, groups, resamples), "approximate randomisation"
+# --- two single runs --------------------------------------------------------------------------------------------
+
+
+def _test_single_runs(
+    metric: Metric, candidate: np.ndarray, baseline: np.ndarray, groups: np.ndarray, observed: float, draws: np.ndarray
+) -> _TestResult:
+    """Test two runs' statistics (N, K) against each other; ``draws`` (R,) are their differences on R resamples."""
+    low, high = np.nanpercentile(draws, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])
+    ungrouped, is_mean = len(groups) == groups.max() + 1, type(metric).aggregate is MeanMetric.aggregate
+    if is_mean and ungrouped and np.isin([candidate, baseline], (0, 1)).all():
+        p, test = mcnemar(int((candidate > baseline).sum()), int((candidate < baseline).sum())), MCNEMAR
+    else:
+        p, test = randomisation(metric, candidate, baseline, groups, len(draws)), "approximate randomisation"
+    p_bootstrap = _share_reaching(np.abs(draws - np.nanmean(draws)), abs(observed))
+    return _TestResult(float(low), float(high), float(np.nanstd(draws)), None, p, test, p_bootstrap)
 
 
 def mcnemar(better: int, worse: int) -> float:
     """Two-sided mid-p of McNemar's test from the counts of examples that only one system got right.
 
     Source: Fagerland, Lydersen & Laake 2013 (BMC Medical Research Methodology 13:91), which finds it close to its
-    nominal size where the exact test is too careful.
+    nominal size where the exact test is too conservative.
     """
     from scipy.special import bdtr
 
-    few, total = min(better, worse), better + worse
+    smaller, total = min(better, worse), better + worse
     if not total:
         return 1.0
-    below = float(bdtr(few, total, 0.5))
-    at = below - (float(bdtr(few - 1, total, 0.5)) if few else 0.0)
-    return 1 - at / 2 if better == worse else 2 * below - at
+    at_most = float(bdtr(smaller, total, 0.5))
+    exactly = at_most - (float(bdtr(smaller - 1, total, 0.5)) if smaller else 0.0)
+    return 1 - exactly / 2 if better == worse else 2 * at_most - exactly
 
 
 def randomisation(
-    metric: Metric, ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
+    metric: Metric, candidate: np.ndarray, baseline: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
 ) -> float:
-    """Two-sided p of approximate randomisation (Riezler & Maxwell 2005): how often systems whose answers are swapped
-    by coin differ as much as the real ones.
+    """Two-sided p of approximate randomisation: how often two systems with randomly swapped answers differ as much.
 
-    Where none of so many does, it is the normal tail by what the swaps vary, so that a correction for hundreds of tests
-    is not bound by the number of swaps; but no less than the groups that differ allow.
+    Where no swap differs as much, p is the tail of a normal distribution with the deviation of the swaps, so that a
+    correction for hundreds of tests is not limited by the number of swaps; the number of differing groups bounds p from
+    below. Source: Riezler & Maxwell 2005.
     """
-    both = np.concatenate([ours, theirs])
-    observed = abs(metric.aggregate(ours) - metric.aggregate(theirs))
-    found = []
-    for kept in swap_masks(groups, resamples, SEED):
-        first, second = np.concatenate([kept, 1 - kept], 1), np.concatenate([1 - kept, kept], 1)
-        found.append(np.abs(metric.resampled(both, first) - metric.resampled(both, second)))
-    values = np.concatenate(found)
-    p, deviation = _share(values, observed), float(np.mean(values**2)) ** 0.5
+    both = np.concatenate([candidate, baseline])
+    observed = abs(metric.aggregate(candidate) - metric.aggregate(baseline))
+    blocks = []
+    for stays in swap_masks(groups, resamples, SEED):
+        first, second = np.concatenate([stays, 1 - stays], 1), np.concatenate([1 - stays, stays], 1)
+        blocks.append(np.abs(metric.resampled(both, first) - metric.resampled(both, second)))
+    gaps = np.concatenate(blocks)
+    p, deviation = _share_reaching(gaps, observed), float(np.mean(gaps**2)) ** 0.5
     if p * (resamples + 1) > 1.5 or not deviation > 0:
         return p
-    least = 0.5 ** (len(np.unique(groups[_unequal([theirs, ours])])) - 1)
-    return min(p, max(least, 2 * _tail(observed / deviation, inf)))
+    smallest_p = 0.5 ** (len(np.unique(groups[_differing_examples([baseline, candidate])])) - 1)
+    return min(p, max(smallest_p, 2 * _upper_tail(observed / deviation, inf)))
 
 
-def _share(values: np.ndarray, least: float) -> float:
-    """Share of values that reach ``least``, that one counted with them, so that it is never 0; what is not a number
-    counts as one that does."""
-    return float((np.sum(~(values < least - 1e-9)) + 1) / (len(values) + 1))
+def _share_reaching(values: np.ndarray, limit: float) -> float:
+    """Share of ``values`` of at least ``limit``, with ``limit`` itself counted among them, so that it is never 0.
 
-
-def _over_seeds(observed: float, groups: int, sides: Sequence[tuple[Sequence[float], np.ndarray]]) -> _Tested:
-    """A t test of the difference between two means over seeds (Welch).
-
-    Training and the choice of test examples both vary. The bootstrap of the means holds the examples' part; a side's
-    values over its k seeds hold training's, and once more what seeds change from example to example, which the
-    bootstrap has seen: that is taken off (what single runs vary more than their mean, over k - 1).
+    A value that is not a number counts as one that reaches it.
     """
-    few = max(groups - 1, 1)
-    examples = float(np.nanvar(sides[0][1].mean(0) - sides[1][1].mean(0))) * groups / few
-    added, inverse = 0.0, examples**2 / few
-    for values, drawn in sides:
-        k = len(values)
-        if k > 1:
-            part = float(np.var(values, ddof=1)) / k
-            twice = float(np.nanvar(drawn, axis=1).mean() - np.nanvar(drawn.mean(0))) / (k - 1)
-            added += max(0.0, part - twice)
-            inverse += part**2 / (k - 1)
-    total = examples + added
-    error, freedom = total**0.5, total**2 / inverse if inverse else inf
-    reach = error * _quantile(1 - ALPHA / 2, freedom)
-    p = 2 * _tail(abs(observed) / error, freedom) if error else float(observed == 0)
-    p = max(p, 0.5 ** (groups - 1))  # what the signs of so few groups can tell
-    kept = freedom if isfinite(freedom) else None
-    return _Tested(observed - reach, observed + reach, error, kept, p, "t over seeds and examples", None)
+    return float((np.sum(~(values < limit - 1e-9)) + 1) / (len(values) + 1))
 
 
-def _mean_reaching(count: int) -> float:
-    """The mean of a Poisson distribution that reaches ``count`` with probability `POWER`."""
+# --- several seeds ----------------------------------------------------------------------------------------------
+
+
+def _test_over_seeds(observed: float, groups: int, sides: Sequence[tuple[Sequence[float], np.ndarray]]) -> _TestResult:
+    """A t test of the difference between two means over seeds (Welch); each side has S values and their draws (S, R).
+
+    Training and the choice of test examples both vary. The bootstrap of the means measures the variance due to the
+    examples. The variance of a side's values over its S seeds measures training, but includes the variance that seeds
+    cause from example to example, which the bootstrap has measured already. That part is subtracted: how much more
+    single runs vary than their mean, over S - 1. The degrees of freedom are Welch and Satterthwaite's.
+    """
+    example_freedom = max(groups - 1, 1)
+    example_variance = float(np.nanvar(sides[0][1].mean(0) - sides[1][1].mean(0))) * groups / example_freedom
+    seed_variance, freedom_divisor = 0.0, example_variance**2 / example_freedom
+    for values, draws in sides:
+        seeds = len(values)
+        if seeds > 1:
+            variance_of_mean = float(np.var(values, ddof=1)) / seeds
+            counted_twice = float(np.nanvar(draws, axis=1).mean() - np.nanvar(draws.mean(0))) / (seeds - 1)
+            seed_variance += max(0.0, variance_of_mean - counted_twice)
+            freedom_divisor += variance_of_mean**2 / (seeds - 1)
+    variance = example_variance + seed_variance
+    error, freedom = variance**0.5, variance**2 / freedom_divisor if freedom_divisor else inf
+    margin = error * _quantile(1 - ALPHA / 2, freedom)
+    p = 2 * _upper_tail(abs(observed) / error, freedom) if error else float(observed == 0)
+    p = max(p, 0.5 ** (groups - 1))  # the smallest p that the signs of so few groups allow
+    finite_freedom = freedom if isfinite(freedom) else None
+    test = "t over seeds and examples"
+    return _TestResult(observed - margin, observed + margin, error, finite_freedom, p, test, None)
+
+
+# --- distributions and corrections ------------------------------------------------------------------------------
+
+
+def _poisson_mean_reaching(count: int) -> float:
+    """The mean of the Poisson distribution that reaches ``count`` with probability `POWER`."""
     from scipy.special import gammaincinv
 
     return float(gammaincinv(count, POWER))
 
 
 def _quantile(share: float, freedom: float | None) -> float:
+    """Quantile of the t distribution, of the normal distribution for None or infinite degrees of freedom."""
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(share) if freedom is None or not isfinite(freedom) else stdtrit(freedom, share))
 
 
-def _tail(value: float, freedom: float) -> float:
+def _upper_tail(value: float, freedom: float) -> float:
+    """Probability of more than ``value`` in the t distribution, in the normal one for infinite degrees of freedom."""
     from scipy.special import ndtr, stdtr
 
     return float(stdtr(freedom, -value) if isfinite(freedom) else ndtr(-value))
 
 
-def holm(ps: Sequence[float], more: int = 0) -> list[float]:
-    """p values corrected for being several (Holm 1979), in the order given; ``more`` tests might as well have been
-    picked, and count as if they came last."""
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        highest = max(highest, min(1.0, (len(ps) + more - rank) * ps[place]))
+def holm(p_values: Sequence[float], more: int = 0) -> list[float]:
+    """P values corrected for the number of tests (Holm 1979), in the order given.
+
+    ``more`` is the number of other tests that could have been chosen instead: they count as if their p were larger.
+    """
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) + more - rank) * p_values[place]))
         corrected[place] = highest
     return corrected

@@ -1,4 +1,4 @@
-"""What may be said of a difference."""
+"""The verdict of a significance test: which method is better, or that the data do not tell."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gptask.runs.significance import ALPHA, Difference
 
 @dataclass
 class Verdict:
-    """What the test of a method against the baseline says in one metric."""
+    """What the test of a method against the baseline shows in one metric."""
 
     difference: Difference
     higher_is_better: bool
     width: float  # of the metric's range
-    tests: int = 1  # how many were made, or could have been picked from, over pairs and tasks
-    p: float = 1.0  # corrected for them
+    tests: int = 1  # how many tests p is corrected for: those made, or that could have been chosen, over all tasks
+    p: float = 1.0  # corrected
 
     @property
     def gain(self) -> float:
@@ -25,40 +25,41 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """``better``, ``worse``, ``same``, ``open``, or ``none`` where there is no number."""
+        """``better``, ``worse``, ``same``, ``inconclusive``, or ``none`` where a value is not a number."""
         if self.difference.same:
             return "same"
         if not isfinite(self.gain):
             return "none"
-        return "open" if self.p >= ALPHA else "better" if self.gain > 0 else "worse"
+        return "inconclusive" if self.p >= ALPHA else "better" if self.gain > 0 else "worse"
 
     @property
     def subject(self) -> str:
-        """What it is about: without several seeds on both sides nothing is known of the method."""
+        """What the verdict is about: the method if both sides have several seeds, else this one model."""
         return "this method" if min(self.difference.seeds) > 1 else "this model"
 
     @property
     def words(self) -> str:
-        """A sentence."""
-        found = self.difference
+        """The verdict as a sentence."""
         if self.word == "same":
             return "equal on every example"
         if self.word == "none":
             return "no number to compare"
-        if self.word == "open":
-            least = found.detectable(self.tests)
-            what = f"detects differences above {least:.2g}" if least < self.width else "is too small to detect any"
-            return f"not enough data to tell (this test set {what})"
+        if self.word == "inconclusive":
+            detectable = self.difference.detectable(self.tests)
+            if detectable < self.width:
+                return f"not enough data to tell (this test set detects differences above {detectable:.2g})"
+            return "not enough data to tell (this test set is too small to detect any difference)"
         return f"{self.subject} is {self.word}: {self.shown}, p = {self.p:.2g}"
 
     @property
     def shown(self) -> str:
         """The difference with its interval."""
-        found, places = self.difference, digits(self.width) + 1
-        value, low, high = (f"{x:+.{places}f}" for x in (found.value, found.low, found.high))
+        places = digits(self.width) + 1
+        numbers = (self.difference.value, self.difference.low, self.difference.high)
+        value, low, high = (f"{number:+.{places}f}" for number in numbers)
         return f"{value} ({low} to {high})"
 
 
 def digits(width: float) -> int:
-    """Digits behind the point of a metric whose range is so wide."""
+    """Decimal places for a metric whose range is ``width`` wide."""
     return 1 if 50 <= width < inf else 3

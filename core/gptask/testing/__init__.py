@@ -1,7 +1,7 @@
-"""The plugin contract, executed: `check_task` is what gptask's own tests and a plugin author's call.
+"""The plugin contract, executed: gptask's own tests and a plugin author's tests call `check_task`.
 
-Stable are the names in ``__all__``. A minor version of the contract may add clauses: then a check says more than before
-of a task that is used as before.
+The names in ``__all__`` are stable. A minor version of the contract may add clauses, which may fail for a task that can
+still be used.
 """
 
 from __future__ import annotations
@@ -29,75 +29,76 @@ class ContractError(AssertionError):
 
     def __init__(self, task: Task, failures: dict[str, str]) -> None:
         self.failures = failures
-        kind = type(task)
-        lines = [f"{kind.__module__}.{kind.__name__} ({class_location(kind)}) breaks the plugin contract:"]
-        super().__init__("\n".join([*lines, *(f"  {name}: {why}" for name, why in failures.items())]))
+        cls = type(task)
+        title = f"{cls.__module__}.{cls.__name__} ({class_location(cls)}) breaks the plugin contract:"
+        super().__init__("\n".join([title, *(f"  {clause}: {message}" for clause, message in failures.items())]))
 
 
 @dataclass
 class Result:
-    """What became of a clause: ``ok``, ``failed``, ``does not apply``, or ``not run`` (it rests on one that failed)."""
+    """The outcome of a clause: ``ok``, ``failed``, ``does not apply``, or ``not run`` (an earlier stage failed)."""
 
     clause: str
     outcome: str
-    message: str = ""  # of a failure: what was expected, what was found, where to look
+    message: str = ""  # for a failure: what was expected, what was found, where to look
     error: BaseException | None = None
 
 
 def check_task(task: Task | type[Task]) -> list[str]:
-    """Run the plugin contract on a tiny random GPT-2 in fp32; return the names of the clauses that were run.
+    """Run the plugin contract on a tiny random GPT-2 in fp32; return the names of the clauses that passed.
 
-    The instance is not changed, and nothing is left on disk. Clauses that rest on a failed one are not run; the others
-    all are, so that an author sees everything at once. Raises `ContractError`.
+    The instance is not changed, and nothing is left on disk. After a failure the clauses of later stages, which depend
+    on it, are skipped; those of the same stage all run, so that an author sees every failure at once. Raises
+    `ContractError`.
     """
     task = task() if isinstance(task, type) else deepcopy(task)
-    found = list(check_results(task))
-    if failed := [result for result in found if result.outcome == "failed"]:
+    results = list(check_results(task))
+    if failed := [result for result in results if result.outcome == "failed"]:
         raise ContractError(task, {result.clause: result.message for result in failed}) from failed[0].error
-    return [result.clause for result in found if result.outcome == "ok"]
+    return [result.clause for result in results if result.outcome == "ok"]
 
 
 def check_results(task: Task) -> Iterator[Result]:
-    """The same, clause by clause as they are run; the task may be changed (`Task.prepare`)."""
-    with _apart():
+    """Yield the result of each clause as soon as it has run; the task may be changed (by `Task.prepare`)."""
+    with _temporary_process_state():
         trial, failed = Trial(task), False
         for stage in STAGES:
-            found = []
+            results = []
             for clause in stage:
-                found.append(Result(clause.__name__, "not run") if failed else _result(clause, trial))
-                yield found[-1]
-            failed = failed or any(result.outcome == "failed" for result in found)
+                results.append(Result(clause.__name__, "not run") if failed else _run_clause(clause, trial))
+                yield results[-1]
+            failed = failed or any(result.outcome == "failed" for result in results)
 
 
-def _result(clause: Clause, trial: Trial) -> Result:
+def _run_clause(clause: Clause, trial: Trial) -> Result:
     with isolated() as pressed:
         try:
             clause(trial)
         except NotApplicable:
             return Result(clause.__name__, "does not apply")
-        except BaseException as error:  # whatever a plugin raises is its author's to read
+        except BaseException as error:  # whatever a plugin raises is a failure that its author must see
             if pressed:
                 raise
-            return Result(clause.__name__, "failed", _told(error, trial.task), error)
+            return Result(clause.__name__, "failed", _failure_message(error, trial.task), error)
     return Result(clause.__name__, "ok")
 
 
-def _told(error: BaseException, task: Task) -> str:
-    """What a clause says, or what the plugin raised and where: in the task's own file, if it passed there."""
+def _failure_message(error: BaseException, task: Task) -> str:
+    """Return a clause's own message, or the plugin's exception with its line, in the task's own file if possible."""
     if type(error) is AssertionError:
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == class_source(type(task))[0]]
-    frame = (own or frames)[-1]
+    task_frames = [frame for frame in frames if frame.filename == class_source(type(task))[0]]
+    frame = (task_frames or frames)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """A cache of its own and one thread (more only wait for each other on so small a model); both put back after."""
+def _temporary_process_state() -> Iterator[None]:
+    """Use an empty cache folder, one thread (more are slower on so small a model) and a fork of the random state."""
     import torch
 
-    old, threads = os.environ.get("GPTASK_CACHE"), torch.get_num_threads()
+    cache, threads = os.environ.get("GPTASK_CACHE"), torch.get_num_threads()
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         os.environ["GPTASK_CACHE"] = folder
         torch.set_num_threads(1)
@@ -106,4 +107,4 @@ def _apart() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             os.environ.pop("GPTASK_CACHE")
-            os.environ.update({} if old is None else {"GPTASK_CACHE": old})
+            os.environ.update({} if cache is None else {"GPTASK_CACHE": cache})

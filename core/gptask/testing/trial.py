@@ -1,4 +1,4 @@
-"""What the contract is tried on: a task's own sample, a tiny random GPT-2, a batch learned by heart."""
+"""The objects that the contract is checked on: a task's sample, a tiny random GPT-2, a memorized batch."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
-BATCH, CONTEXT, STEPS = 4, 512, 200
+BATCH_SIZE, CONTEXT, MAX_STEPS = 4, 512, 200
 
 
 class Trial:
-    """One task with what the clauses look at, each part made when first asked for."""
+    """One task with the objects that the clauses examine, each built on first use."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     @cached_property
     def corpus(self) -> CachedCorpus:
-        """The bundled sample."""
-        return builder.build_corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH), seed=0)
+        """The corpus of the bundled sample."""
+        return builder.build_corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH_SIZE), seed=0)
 
     @cached_property
     def parts(self) -> builder.Parts:
-        """A run's parts on a random backbone."""
+        """The parts of a run on a random backbone."""
         import torch
 
-        from gptask.model.backbone import backbone as model
+        from gptask.model.backbone.backbone import load_backbone_from
 
         self.task.prepare(self.corpus.split("train"))
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
-        backbone = model.load_backbone_from(options, None, lambda: builder.training_texts(self.task, self.corpus))
+        backbone = load_backbone_from(options, None, lambda: builder.training_texts(self.task, self.corpus))
         return builder.build_parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
 
     @cached_property
     def examples(self) -> list[Example]:
-        """A few short training examples, with as many different answers and groups as can be had."""
+        """A few short training examples with answers and groups as different as possible."""
         first = list(islice(self.corpus.split("train"), 64))
-        short = sorted(first, key=lambda e: sum(item["length"] for item in self.items([e])))[: max(len(first) // 4, 8)]
-        seen: Counter[Any] = Counter()
-        rank = []
+        by_length = sorted(first, key=lambda example: sum(item["length"] for item in self.items([example])))
+        short = by_length[: max(len(first) // 4, 8)]
+        occurrences: Counter[Any] = Counter()
+        repetitions = []  # of each example's answer and group among those before it
         for example in short:
-            marks = (repr([example[f.name] for f in self.task.targets()]), example["group"])
-            rank.append(sum(seen[mark] for mark in marks))
-            seen.update(marks)
-        order = sorted(range(len(short)), key=rank.__getitem__)
-        return [short[number] for number in order[:BATCH]]
+            keys = (repr([example[f.name] for f in self.task.targets()]), example["group"])
+            repetitions.append(sum(occurrences[key] for key in keys))
+            occurrences.update(keys)
+        order = sorted(range(len(short)), key=repetitions.__getitem__)
+        return [short[number] for number in order[:BATCH_SIZE]]
 
     def items(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Encoded items of examples; ``example`` says whose each is."""
+        """Encode examples; ``example`` in each item is the number of its example."""
         from gptask.data.datamodule import encode
 
         tokenizer = self.parts.backbone.tokenizer
@@ -75,11 +76,11 @@ class Trial:
             for item in encode(self.task, example, tokenizer, CONTEXT)
         ]
 
-    def batch(self, pads: int = 0, pad: int = 0) -> PaddedBatch:
-        """The examples as one batch, with more pads than it needs if asked for."""
+    def batch(self, extra_pads: int = 0, pad_id: int = 0) -> PaddedBatch:
+        """Return the examples as one batch, with ``extra_pads`` more pads after each sequence than it needs."""
         from gptask.data.datamodule import collate
 
-        return padded(collate(self.items(self.examples)), pads, pad)
+        return padded(collate(self.items(self.examples)), extra_pads, pad_id)
 
     @cached_property
     def generates(self) -> bool:
@@ -88,7 +89,7 @@ class Trial:
 
     @cached_property
     def trained(self) -> tuple[GPTBackbone, Head, list[float]]:
-        """GPTBackbone and head after they were fitted to the one batch, and the loss of every step."""
+        """Backbone and head trained on the one batch until the loss is tiny, and the loss of every step."""
         import torch
 
         from gptask.model.heads import GenerationHead
@@ -98,16 +99,16 @@ class Trial:
             head.options = replace(head.options, temperature=0.0)
         batch, losses = self.batch(), list[float]()
         optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=3e-3, fused=True)
-        while len(losses) < STEPS and (not losses or losses[-1] > 0.005 * losses[0]):
+        while len(losses) < MAX_STEPS and (not losses or losses[-1] > 0.005 * losses[0]):
             optimizer.zero_grad()
             loss = head.loss(backbone.hidden(batch.input_ids), batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.item())
         return backbone.eval(), head.eval(), losses
 
     def outputs(self, batch: PaddedBatch, *, states: bool = False) -> list[Any]:
-        """What the trained head says about each sequence of a batch, given its ``states`` or not."""
+        """Return the trained head's output for each sequence of a batch; ``states``: it gets the hidden states."""
         import torch
 
         backbone, head, _ = self.trained
@@ -116,26 +117,27 @@ class Trial:
 
     @cached_property
     def predictions(self) -> list[Prediction]:
-        """What the trained task says about its own training batch: as right as it gets."""
-        return self._merged(self.outputs(self.batch()))
+        """The trained task's predictions for its own training batch, the best that it can make."""
+        return self._merge(self.outputs(self.batch()))
 
     @cached_property
     def untrained(self) -> list[Prediction]:
-        """What the task says about that batch before any training."""
+        """The predictions for the same batch before any training."""
         import torch
 
         with torch.inference_mode():
-            return self._merged(self.parts.head.predict(self.parts.backbone, self.batch()))
+            return self._merge(self.parts.head.predict(self.parts.backbone, self.batch()))
 
-    def _merged(self, outputs: list[Any]) -> list[Prediction]:
+    def _merge(self, outputs: list[Any]) -> list[Prediction]:
+        """Merge the outputs of all sequences into one prediction for each example."""
         from gptask.model.predictions import predictions_by_example
 
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
 
 
-def padded(batch: PaddedBatch, pads: int, pad: int = 0) -> PaddedBatch:
-    """A batch with more pads behind every sequence."""
-    from torch.nn.functional import pad as widen
+def padded(batch: PaddedBatch, extra_pads: int, pad_id: int = 0) -> PaddedBatch:
+    """Return a batch with ``extra_pads`` more pads after every sequence."""
+    from torch.nn.functional import pad
 
-    return replace(batch, input_ids=widen(batch.input_ids, (0, pads), value=pad))
+    return replace(batch, input_ids=pad(batch.input_ids, (0, extra_pads), value=pad_id))

@@ -10,14 +10,32 @@ from typing import Any
 from gptask.config.conversion import to_plain, validated_config
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
+from gptask.data.code_hash import code_hash
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import code_hash
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
-from gptask.runs.provenance import git_commit, versions
+from gptask.runs.provenance import versions
 from gptask.training import builder
 
+CODE_OF_RUN = (  # what a run's weights, predictions and metrics are computed by
+    "gptask.config",
+    "gptask.data",
+    "gptask.errors",
+    "gptask.model",
+    "gptask.plugins",
+    "gptask.runs.predictions_file",
+    "gptask.runs.saved_model",
+    "gptask.training.builder",
+    "gptask.training.evaluate",
+    "gptask.training.module",
+    "gptask.training.optim",
+    "gptask.training.resolve",
+    "gptask.training.results",
+    "gptask.training.task_runtime",
+    "gptask.training.train",
+    "gptask.training.trainer",
+)
 NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't change the result
 
 
@@ -30,8 +48,8 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     corpora = corpora or builder.build_corpora(config)
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]
-    code = [versions()["gptask"], git_commit(touching=True)]
-    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task))]
+    code = [versions()["gptask"]]
+    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, CODE_OF_RUN))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
     text = json.dumps(parts, default=str, ensure_ascii=False)

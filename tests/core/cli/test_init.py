@@ -5,73 +5,75 @@ import sys
 from pathlib import Path
 
 from gptask import UserError, __version__
-from gptask.cli import USAGE, VERBS
+from gptask.cli import USAGE
+from gptask.cli.verbs import VERBS
 
 
-def test_without_arguments_the_verbs_are_listed(run_command):
+def test_help_lists_the_verbs(run_command):
     for arguments in ([], ["-h"], ["--help"], ["help"]):
         ended = run_command(*arguments)
         assert ended.code == 0
         assert all(verb in ended.out for verb in VERBS)
 
 
-def test_version(run_command):
+def test_version_is_printed_behind_any_verb(run_command):
     assert run_command("--version").out == f"gptask {__version__}\n"
     assert run_command("train", "--version").out == f"gptask {__version__}\n"
 
 
-def test_unknown_verb_names_the_nearest(refused):
+def test_an_unknown_verb_is_refused_with_the_nearest(refused):
+    assert "available: train, evaluate, sweep" in refused("trian")
     assert "Did you mean 'train'?" in refused("trian")
 
 
-def test_usage_fits_a_terminal():
+def test_the_help_fits_a_terminal():
     assert max(map(len, USAGE.splitlines())) <= 120
 
 
-def test_a_users_mistake_ends_with_2_and_no_trace(run_command):
+def test_a_user_error_exits_with_2_and_no_stack_trace(run_command):
     ended = run_command("train", action=fail(UserError("mend it so")))
     assert (ended.code, ended.err) == (2, "gptask: mend it so\n")
 
 
-def test_debug_shows_the_trace_of_a_users_mistake(run_command, monkeypatch):
+def test_gptask_debug_shows_the_stack_trace_of_a_user_error(run_command, monkeypatch):
     monkeypatch.setenv("GPTASK_DEBUG", "1")
     ended = run_command("train", "task.lables=x")
     assert ended.code == 2
     assert "Traceback" in ended.err
-    assert "omegaconf" in ended.err  # the cause beneath our words
+    assert "omegaconf" in ended.err  # the cause of the UserError
 
 
-def test_a_defect_keeps_its_trace_and_ends_with_1(run_command):
+def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
     ended = run_command("train", action=fail(ZeroDivisionError("ours")))
     assert ended.code == 1
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
-    assert "defect" in ended.err
+    assert "internal error in gptask or a plugin; please report it" in ended.err
 
 
-def test_an_error_of_omegaconf_behind_the_config_is_a_defect(run_command):
+def test_an_omegaconf_error_of_the_action_is_an_internal_error(run_command):
     from omegaconf.errors import ConfigKeyError
 
     assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 1
 
 
-def test_ctrl_c_says_what_was_kept_and_ends_with_130(run_command):
+def test_ctrl_c_shows_its_message_and_exits_with_130(run_command):
     ended = run_command("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
     assert (ended.code, ended.err) == (130, "\ngptask: stopped at step 3. Kept: last.ckpt\n")
 
 
-def test_files_that_cant_be_opened_are_named(run_command):
+def test_a_file_that_cant_be_opened_is_named(run_command):
     ended = run_command("train", action=lambda config: Path("/nowhere/x").read_text())
     assert (ended.code, ended.err) == (2, "gptask: /nowhere/x: No such file or directory\n")
 
 
-def test_a_full_disk_is_no_defect(run_command):
+def test_a_full_disk_is_no_internal_error(run_command):
     ended = run_command("train", action=fail(OSError(28, "No space left on device")))
     assert ended.code == 2
     assert "No space left" in ended.err
 
 
-def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run_command):
+def test_a_failing_job_of_a_multirun_is_named_and_the_others_run(run_command):
     ran = []
 
     def action(config):
@@ -85,7 +87,7 @@ def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(run_command):
     assert "gptask: job 1 (seed=1): not with 1" in ended.err
 
 
-LINES = {
+EXIT_CODES = {
     "": 0,
     "--version": 0,
     "tasks": 0,
@@ -120,10 +122,10 @@ for line in sys.argv[1:]:
 """
 
 
-def test_nothing_heavy_is_imported_before_there_is_work(tmp_path):
-    command = [sys.executable, "-c", SCRIPT, *LINES]
+def test_no_heavy_library_is_imported_before_there_is_work(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, *EXIT_CODES]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=True)
-    for line, code in LINES.items():
+    for line, code in EXIT_CODES.items():
         assert f"{line!r}: {code} []" in ended.stderr.splitlines(), ended.stderr
     assert not list(tmp_path.iterdir())
 

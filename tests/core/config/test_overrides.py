@@ -1,4 +1,4 @@
-"""Overrides as typed reach the config as meant."""
+"""Overrides as a user types them reach the config with the intended values."""
 
 import pytest
 from gptask import UserError
@@ -36,17 +36,17 @@ TEXTS = [
 ]
 
 
-def value(text):
+def parsed_value(text):
     return parse_override(f"key={quote_if_needed(text)}").value()
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_that_the_grammar_refuses_arrives_unchanged(text):
-    assert value(text) == text
+    assert parsed_value(text) == text
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "expected"),
     [
         ("3", 3),
         ("1e-3", 1e-3),
@@ -64,8 +64,8 @@ def test_a_text_that_the_grammar_refuses_arrives_unchanged(text):
         ("", ""),
     ],
 )
-def test_values_of_the_grammar_keep_their_meaning(typed, meant):
-    assert value(typed) == meant
+def test_values_of_the_grammar_keep_their_meaning(typed, expected):
+    assert parsed_value(typed) == expected
 
 
 @pytest.mark.parametrize(
@@ -77,40 +77,39 @@ def test_values_of_the_grammar_keep_their_meaning(typed, meant):
         ("range(1,3)", ["1", "2"]),
     ],
 )
-def test_commas_sweep_in_multirun(typed, jobs):
-    swept = parse_override(f"key={quote_if_needed(typed, multirun=True)}")
-    assert list(swept.sweep_string_iterator()) == jobs
+def test_commas_make_a_sweep_in_multirun(typed, jobs):
+    override = parse_override(f"key={quote_if_needed(typed, multirun=True)}")
+    assert list(override.sweep_string_iterator()) == jobs
 
 
-def test_signs():
-    def normal(override):
-        return normalize_overrides([override], False, {"trainer", "task", "seed", "data"}, {"trainer", "data.columns"})[
-            0
-        ]
+def test_plus_signs_are_added_and_removed_as_hydra_wants_them():
+    def normalized(override):
+        known, open_keys = {"trainer", "task", "seed", "data"}, {"trainer", "data.columns"}
+        return normalize_overrides([override], False, known, open_keys)[0]
 
-    assert normal("trainer.devices=2") == "++trainer.devices=2"
-    assert normal("+trainer.devices=2") == "++trainer.devices=2"
-    assert normal("data.columns.text=sentence") == "++data.columns.text=sentence"
-    assert normal("data.columns={text:a}") == "++data.columns={text:a}"
-    assert normal("data.columns=null") == "data.columns=null"
-    assert normal("+task.lables=x") == "task.lables=x"
-    assert normal("++seed=3") == "seed=3"
-    assert normal("+ablation=small") == "+ablation=small"
-    assert normal("~trainer.max_epochs") == "~trainer.max_epochs"
+    assert normalized("trainer.devices=2") == "++trainer.devices=2"
+    assert normalized("+trainer.devices=2") == "++trainer.devices=2"
+    assert normalized("data.columns.text=sentence") == "++data.columns.text=sentence"
+    assert normalized("data.columns={text:a}") == "++data.columns={text:a}"
+    assert normalized("data.columns=null") == "data.columns=null"
+    assert normalized("+task.lables=x") == "task.lables=x"
+    assert normalized("++seed=3") == "seed=3"
+    assert normalized("+ablation=small") == "+ablation=small"
+    assert normalized("~trainer.max_epochs") == "~trainer.max_epochs"
 
 
 @pytest.mark.parametrize("override", ["foo bar", "seed", "=3", "", "a b=c"])
-def test_what_is_no_override_is_refused(override):
-    with pytest.raises(UserError, match="is no override"):
+def test_a_text_that_is_not_an_override_is_refused(override):
+    with pytest.raises(UserError, match="is not an override"):
         normalize_overrides([override], False, (), ())
 
 
-def test_a_name_the_grammar_cant_hold_is_refused():
+def test_an_option_name_outside_ascii_is_refused():
     with pytest.raises(UserError, match="YAML preset"):
         normalize_overrides(["task.label_words.正面=好"], False, (), ("task.label_words",))
 
 
-def test_chosen_reads_the_last_value_as_hydra_does():
+def test_the_last_override_of_a_key_wins_as_in_hydra():
     assert values_of(["run=a", "task=qa", "run='b c'"], "run") == ["b c"]
     assert values_of(["run=null"], "run") == [None]
     assert values_of(["task=qa,sentiment"], "task") == ["qa", "sentiment"]

@@ -1,4 +1,4 @@
-"""The Trainer's options, read from its source."""
+"""The Trainer's options are read from its source, and a user's options are checked against them."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from gptask import UserError
 from gptask.config.trainer_options import SET_BY_GPTASK, check_trainer_options, option_names, parameters
 
 
-def test_the_source_says_what_the_signature_says():
+def test_the_parameters_read_from_source_are_those_of_the_signature():
     from pytorch_lightning import Trainer
 
     assert list(parameters()) == [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
@@ -27,12 +27,12 @@ def test_the_source_says_what_the_signature_says():
         {"fast_dev_run": True},
     ],
 )
-def test_what_the_trainer_takes_passes(options):
+def test_valid_trainer_options_pass(options):
     check_trainer_options(options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"max_epocs": 3}, "trainer.max_epocs: the Lightning Trainer has no such option. Did you mean 'max_epochs'?"),
         ({"callbacks": []}, "trainer.callbacks is set by gptask itself"),
@@ -44,7 +44,7 @@ def test_what_the_trainer_takes_passes(options):
         ({"inference_mode": 1}, "expected true or false, got int"),
     ],
 )
-def test_what_it_does_not_take_is_refused(options, said):
+def test_invalid_trainer_options_are_refused(options, message):
     with pytest.raises(UserError) as raised:
         check_trainer_options(options)
-    assert said in str(raised.value)
+    assert message in str(raised.value)

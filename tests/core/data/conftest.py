@@ -1,4 +1,4 @@
-"""Files to read, a cache of its own for every test, and what was logged."""
+"""Files to read, a cache folder for every test, and the lines that were logged."""
 
 import gzip
 import logging
@@ -19,13 +19,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_file(tmp_path: Path) -> Callable[..., str]:
     """``write_file("a.csv", text)``: the name of a new file, gzipped if it ends so."""
 
-    def make(name: str, content: str | bytes, encoding: str = "utf-8") -> str:
+    def write(name: str, content: str | bytes, encoding: str = "utf-8") -> str:
         raw = content.encode(encoding) if isinstance(content, str) else content
         path = tmp_path / name
         path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
         return str(path)
 
-    return make
+    return write
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def logged() -> Iterator[list[str]]:
     """Messages of the ``gptask`` logger, whatever other tests did to its handlers."""
     lines: list[str] = []
 
-    class Keep(logging.Handler):
+    class CollectLines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(f"{record.levelname} {record.getMessage()}")
 
-    log, handler = logging.getLogger("gptask"), Keep()
+    log, handler = logging.getLogger("gptask"), CollectLines()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

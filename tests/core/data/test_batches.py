@@ -13,7 +13,7 @@ def lengths(n: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", [None, 0, 7])
 @pytest.mark.parametrize(("n", "examples", "tokens"), [(1, 4, 100), (500, 8, 400), (3000, 16, 2048), (77, 100, 10_000)])
-def test_every_item_once_within_both_budgets(n: int, examples: int, tokens: int, seed: int | None) -> None:
+def test_every_item_is_in_one_batch_within_both_budgets(n: int, examples: int, tokens: int, seed: int | None) -> None:
     sizes = lengths(n)
     batches = list(BatchesByLength(sizes, examples, tokens, seed))
     assert sorted(row for batch in batches for row in batch) == list(range(n))
@@ -22,7 +22,7 @@ def test_every_item_once_within_both_budgets(n: int, examples: int, tokens: int,
         assert len(batch) == 1 or len(batch) * sizes[batch].max() <= tokens
 
 
-def test_no_items_no_batches() -> None:
+def test_without_items_there_is_no_batch() -> None:
     assert list(BatchesByLength(np.array([], dtype=int), 4, 100, 1)) == []
     assert list(BatchesByLength(np.array([], dtype=int), 4, 100, None)) == []
 
@@ -32,13 +32,13 @@ def test_an_item_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     assert batches == [[1], [0, 2]]
 
 
-def test_budgets_are_used() -> None:
+def test_batches_fill_the_budget_of_examples_or_of_tokens() -> None:
     batches = list(BatchesByLength(np.full(100, 10), 8, 1000, 3))
     assert [len(batch) for batch in batches].count(8) == 12
     assert [len(batch) for batch in BatchesByLength(np.full(100, 10), 50, 200, 3)] == [20] * 5
 
 
-def test_scoring_goes_from_long_to_short_and_is_always_the_same() -> None:
+def test_scoring_goes_from_long_to_short_in_a_fixed_order() -> None:
     sizes = lengths(300)
     batches = list(BatchesByLength(sizes, 8, 400, None))
     assert batches == list(BatchesByLength(sizes, 8, 400, None))
@@ -46,7 +46,7 @@ def test_scoring_goes_from_long_to_short_and_is_always_the_same() -> None:
     assert in_order == sorted(in_order, reverse=True)
 
 
-def test_training_differs_by_seed_and_wastes_little_on_pads() -> None:
+def test_training_batches_differ_by_seed_and_have_few_pads() -> None:
     sizes = lengths(2000)
     first, again, other = (list(BatchesByLength(sizes, 8, 4096, seed)) for seed in (1, 1, 2))
     assert first == again != other
@@ -59,19 +59,19 @@ def test_training_differs_by_seed_and_wastes_little_on_pads() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 8])
 @pytest.mark.parametrize("n", [1, 5, 400])
-def test_processes_share_all_items_in_equally_many_batches(n: int, world: int) -> None:
+def test_processes_divide_all_items_into_the_same_number_of_batches(n: int, world: int) -> None:
     sizes = lengths(n)
-    shares = [list(BatchesByLength(sizes, 8, 400, 5, (rank, world))) for rank in range(world)]
-    whole = list(BatchesByLength(sizes, 8, 400, 5))
-    assert {len(share) for share in shares} == {math.ceil(len(whole) / world)}
-    assert {row for share in shares for batch in share for row in batch} == set(range(n))
-    assert sum(map(len, shares)) - len(whole) < world
+    shards = [list(BatchesByLength(sizes, 8, 400, 5, (rank, world))) for rank in range(world)]
+    batches = list(BatchesByLength(sizes, 8, 400, 5))
+    assert {len(shard) for shard in shards} == {math.ceil(len(batches) / world)}
+    assert {row for shard in shards for batch in shard for row in batch} == set(range(n))
+    assert sum(map(len, shards)) - len(batches) < world
 
 
 def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
     monkeypatch.setattr("gptask.data.batches.BUSY_TOKENS", 40)
     sizes = np.random.default_rng(0).integers(5, 60, 300)
-    batches = list(BatchesByLength(sizes, 64, 10_000, None, padding=0.1))
+    batches = list(BatchesByLength(sizes, 64, 10_000, None, max_padding=0.1))
     assert sorted(row for batch in batches for row in batch) == list(range(300))
     for batch in batches:
         padded = int(sizes[batch].max()) * len(batch)
@@ -82,28 +82,29 @@ def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
 # --- items that share a prefix ----------------------------------------------------------------------------------
 
 
-def pieces(n: int, seed: int = 0) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Lengths of n items, and which of them share how long a prefix."""
+def grouped_lengths(n: int, seed: int = 0) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Lengths of n items; their prefix groups, and the length of each group's prefix."""
     generator = np.random.default_rng(seed)
-    of = np.sort(generator.integers(0, n // 5, n))
-    prefix = generator.integers(20, 200, n)[of]
-    return prefix + generator.integers(1, 30, n), (of, prefix)
+    groups = np.sort(generator.integers(0, n // 5, n))
+    prefix = generator.integers(20, 200, n)[groups]
+    return prefix + generator.integers(1, 30, n), (groups, prefix)
 
 
 @pytest.mark.parametrize("seed", [None, 4])
 def test_items_that_share_a_prefix_stay_together_and_it_counts_once(seed: int | None) -> None:
-    sizes, common = pieces(600)
-    of, prefix = common
+    sizes, common = grouped_lengths(600)
+    groups, prefix = common
     sampler = BatchesByLength(sizes, 32, 1024, seed, common=common)
     assert sorted(row for batch in sampler for row in batch) == list(range(600))
-    split = 0
+    groups_split = 0
     for batch, cost in zip(sampler.batches, sampler.costs, strict=True):
-        held = set(of[batch])
-        assert cost == prefix[batch].max() * len(held) + (sizes - prefix)[batch].max() * len(batch)
+        batch_groups = set(groups[batch])
+        assert cost == prefix[batch].max() * len(batch_groups) + (sizes - prefix)[batch].max() * len(batch)
         assert len(batch) <= 32
         assert len(batch) == 1 or cost <= 1024
-        split += sum(set(of[other]) & held != set() for other in sampler.batches if other is not batch)
-    assert split <= 2 * len(sampler.batches), "a piece goes on in the next batch at most"
+        others = (other for other in sampler.batches if other is not batch)
+        groups_split += sum(not batch_groups.isdisjoint(groups[other]) for other in others)
+    assert groups_split <= 2 * len(sampler.batches), "a group continues in the next batch at most"
     assert len(sampler) < 0.6 * len(BatchesByLength(sizes, 32, 1024, seed))
 
 

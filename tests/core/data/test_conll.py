@@ -1,4 +1,4 @@
-"""Files of the CoNLL tasks as they are published: their columns, comments, documents, and what is wrong with them."""
+"""CoNLL files as published: their columns, comments and documents, and the errors in them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,34 +42,44 @@ UNIVERSAL = """# newdoc
 """
 
 
-def found(text: str, **options: Any) -> list[Any]:
+def read_sentences(text: str, **options: Any) -> list[Any]:
     return list(sentences(enumerate(text.splitlines(keepends=True), 1), **options))
 
 
 def examples(write_file: Callable, name: str, text: str, **options: Any) -> list[dict[str, Any]]:
-    """Tokens and tags, as a task with these fields would read the file."""
+    """Tokens and tags, as a task with these fields reads the file."""
     source, files = Source.parse(write_file(name, text)), Files(**options)
     columns = Columns(TaskWithFields(*FIELDS), files)
     return [columns.example(row) for row in read(source, files, columns.wanted)]
 
 
 def test_a_sentence_is_its_columns_and_its_first_line() -> None:
-    assert found("The\tO\nend\tB-X\n\t\n.\tO\r\n") == [(1, [["The", "end"], ["O", "B-X"]]), (4, [["."], ["O"]])]
-    assert found("The  O\n\n\n \nend O") == [(1, [["The"], ["O"]]), (5, [["end"], ["O"]])]
-    assert found("New\u00a0York\tB-LOC\n")[0][1] == [["New\u00a0York"], ["B-LOC"]], "only tabs and spaces divide"
-    assert found("New York\tB-LOC\n")[0][1] == [["New York"], ["B-LOC"]], "where there is a tab, a space does not"
+    assert read_sentences("The\tO\nend\tB-X\n\t\n.\tO\r\n") == [
+        (1, [["The", "end"], ["O", "B-X"]]),
+        (4, [["."], ["O"]]),
+    ]
+    assert read_sentences("The  O\n\n\n \nend O") == [(1, [["The"], ["O"]]), (5, [["end"], ["O"]])]
+    assert read_sentences("New\u00a0York\tB-LOC\n")[0][1] == [["New\u00a0York"], ["B-LOC"]], (
+        "only tabs and spaces separate cells"
+    )
+    assert read_sentences("New York\tB-LOC\n")[0][1] == [["New York"], ["B-LOC"]], (
+        "in a line with a tab, a space does not"
+    )
 
 
-def test_documents_and_comments_are_no_words() -> None:
-    assert [columns[0] for _, columns in found(CONLL_2003)] == [["EU", "rejects"], ["#"], ["Peter"]]
-    assert [columns[1] for _, columns in found(GERMEVAL)] == [["Bayern", "spielt"], ["#tatort"]]
+def test_document_marks_and_comments_are_left_out() -> None:
+    assert [columns[0] for _, columns in read_sentences(CONLL_2003)] == [["EU", "rejects"], ["#"], ["Peter"]]
+    assert [columns[1] for _, columns in read_sentences(GERMEVAL)] == [["Bayern", "spielt"], ["#tatort"]]
     ontonotes = "#begin document (a); part 000\na/b 0 0 The\na/b 0 1 end\n\n#end document\n"
-    assert [columns[3] for _, columns in found(ontonotes)] == [["The", "end"]]
-    assert [columns[0] for _, columns in found("#tag\tO\n\n#more\tO\nword\tO\n")] == [["#tag"], ["#more", "word"]]
+    assert [columns[3] for _, columns in read_sentences(ontonotes)] == [["The", "end"]]
+    assert [columns[0] for _, columns in read_sentences("#tag\tO\n\n#more\tO\nword\tO\n")] == [
+        ["#tag"],
+        ["#more", "word"],
+    ]
 
 
-def test_universal_dependencies_have_names_and_a_line_for_each_word() -> None:
-    (number, columns), *more = found(UNIVERSAL, universal=True)
+def test_conllu_has_named_columns_and_one_line_for_each_word() -> None:
+    (number, columns), *more = read_sentences(UNIVERSAL, universal=True)
     assert (number, columns["form"], columns["upos"], more) == (4, ["Vamos", "nos"], ["VERB", "PRON"], [])
 
 
@@ -83,8 +93,8 @@ def test_universal_dependencies_have_names_and_a_line_for_each_word() -> None:
         ("1\ta\n", True, 1, "2 columns, but CoNLL-U has 10"),
     ],
 )
-def test_a_sentence_that_is_no_table(text: str, universal: bool, line: int, message: str) -> None:
-    rows = found(f"fine{'	_' * 9}\n\n" * universal + text, universal=universal)
+def test_a_word_with_another_number_of_columns_is_an_error(text: str, universal: bool, line: int, message: str) -> None:
+    rows = read_sentences(f"fine{'	_' * 9}\n\n" * universal + text, universal=universal)
     number, error = rows[-1]
     assert number == line + 2 * universal
     assert isinstance(error, DataError)
@@ -100,12 +110,12 @@ def test_words_come_first_and_tags_last_unless_columns_say_otherwise(write_file:
     assert spanish == [{"tokens": ["Vamos", "nos"], "tags": ["VERB", "PRON"]}]
 
 
-def test_words_without_tags_are_not_their_own_tags(write_file: Callable) -> None:
+def test_a_single_column_is_not_read_as_tags(write_file: Callable) -> None:
     with pytest.raises(DataError, match="no column 'tags' for tags: the row has 1 cells without names"):
         examples(write_file, "a.conll", "The\nend\n")
 
 
-def test_the_file_and_the_line_are_told(write_file: Callable) -> None:
+def test_an_error_names_file_and_line(write_file: Callable) -> None:
     from gptask_tasks.token_tagging import TokenTagging
 
     name = write_file("a.conll", "a\tO\nb\tB-X\n\na\tO\nb\n")
@@ -114,5 +124,5 @@ def test_the_file_and_the_line_are_told(write_file: Callable) -> None:
     name = write_file(
         "a.jsonl", '{"tokens": ["a", "b"], "tags": ["O", "B-X"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n'
     )
-    with pytest.raises(DataError, match=r"a\.jsonl:2: tokens, tags must be equally many, got 2 tokens, 1 tags"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: tokens, tags must have the same length, got 2 tokens, 1 tags"):
         build_corpus(TokenTagging(), Files(train=name), 0).split("train")

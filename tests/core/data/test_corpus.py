@@ -1,9 +1,8 @@
-"""The splits of a run: what is read, cut, limited, cached, counted and refused."""
+"""The splits of a run: how they are read, cut, limited, cached and counted, and which errors there are."""
 
 import gzip
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
 from gptask.data.corpus import CachedCorpus
-from gptask.data.examples import ExampleReader, Examples, code_hash
+from gptask.data.examples import ExampleReader, Examples
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
@@ -44,7 +43,7 @@ def test_several_files_are_read_one_after_another(write_file: Callable, logged: 
     assert any(line.startswith(f"INFO train: 1 rows of {names[1]} (sha256 ") for line in logged)
 
 
-def test_rows_are_counted_for_a_file_that_was_read_elsewhere_before(tmp_path: Path, logged: list) -> None:
+def test_rows_of_a_file_cached_under_another_path_are_counted(tmp_path: Path, logged: list) -> None:
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
         name = tmp_path / folder / "same.jsonl"
@@ -53,7 +52,7 @@ def test_rows_are_counted_for_a_file_that_was_read_elsewhere_before(tmp_path: Pa
         assert any(line.startswith(f"INFO train: 3 rows of {name} ") for line in logged)
 
 
-def test_parts_of_one_file_are_told_apart(write_file: Callable, logged: list) -> None:
+def test_parts_of_one_json_file_have_their_own_ids_and_counts(write_file: Callable, logged: list) -> None:
     name = write_file("all.json", json.dumps({"train": [["a b", "x"], ["c", "y"]], "more": [["d", "oos"]]}))
     parts = [f"{name}#train", f"{name}#more"]
     train = corpus(train=parts, test=parts[1], validation=parts[1], columns={"text": 0, "label": 1}).split("train")
@@ -76,26 +75,26 @@ def test_parallel_files_are_joined_by_line(write_file: Callable, suffix: str) ->
 
 
 @pytest.mark.parametrize(("short", "ends"), [("source", 1), ("target", 2)])
-def test_parallel_files_of_different_length(write_file: Callable, short: str, ends: int) -> None:
+def test_parallel_files_of_different_length_are_an_error(write_file: Callable, short: str, ends: int) -> None:
     pair = {"source": write_file("a.de", "1\n2\n3\n4\n"), "target": write_file("a.en", "1\n2\n3\n4\n")}
     pair[short] = write_file(f"short.{short}", "1\n" * ends)
     with pytest.raises(DataError, match=rf"short\.{short} ends after line {ends}, .*: .*short\.{short} {ends}"):
         corpus(Translation(), test=pair).split("test")
 
 
-def test_an_empty_line_in_a_parallel_file(write_file: Callable) -> None:
+def test_an_empty_line_in_a_parallel_file_is_an_error(write_file: Callable) -> None:
     pair = {"source": write_file("a.de", "1\n2\n"), "target": write_file("a.en", "1\n\n")}
     with pytest.raises(DataError, match=r"a\.de\+.*a\.en:2: the target is empty"):
         corpus(Translation(), test=pair).split("test")
 
 
-def test_a_label_that_is_a_columns_number_is_no_header(write_file: Callable) -> None:
+def test_a_first_row_with_a_label_like_a_position_is_not_a_header(write_file: Callable) -> None:
     name = write_file("a.tsv", "good\t1\nbad\t0\n")
     test = corpus(test=name, columns={"text": 0, "label": 1}, labels=["neg", "pos"]).split("test")
     assert [(e["text"], e["label"]) for e in test] == [("good", "pos"), ("bad", "neg")]
 
 
-def test_pattern_and_label_map(write_file: Callable) -> None:
+def test_a_pattern_and_a_label_map_read_trec(write_file: Callable) -> None:
     name = write_file("TREC.train", "DESC:manner How ?\nNUM:date When ?\n")
     test = corpus(
         test=name, pattern=r"(?P<label>\w+):\S+ (?P<text>.+)", labels={"DESC": "description", "NUM": "number"}
@@ -118,10 +117,10 @@ def test_squad_with_and_without_unanswerable_questions(write_file: Callable) -> 
         corpus(QuestionAnswering(), test=name).split("test")
 
 
-@pytest.mark.parametrize("given", [3, [], {}, [1], [{"text": "a"}]])
-def test_files_that_are_no_names(given: object) -> None:
+@pytest.mark.parametrize("files", [3, [], {}, [1], [{"text": "a"}]])
+def test_files_that_are_not_names_are_an_error(files: object) -> None:
     with pytest.raises(UserError, match="must be a name, a list of names or field: name pairs"):
-        corpus(train=given)
+        corpus(train=files)
 
 
 def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write_file: Callable, cache: Path) -> None:
@@ -136,7 +135,7 @@ def test_missing_files_and_bad_options_are_errors_before_anything_is_read(write_
     assert not cache.exists()
 
 
-def test_splits_that_are_not_there(write_file: Callable) -> None:
+def test_a_split_without_data_or_of_another_name_is_an_error(write_file: Callable) -> None:
     only_test = corpus(test=write_file("a.jsonl", jsonl(3)))
     assert len(only_test.split("test")) == 3
     for name in ("train", "validation"):
@@ -189,7 +188,7 @@ def test_bad_rows_are_skipped_and_counted(write_file: Callable, logged: list) ->
         assert warning.endswith(", ...")
 
 
-def test_no_row_left(write_file: Callable) -> None:
+def test_a_split_without_a_usable_row_is_an_error(write_file: Callable) -> None:
     with pytest.raises(
         DataError, match=r"test: there is no example in .*a.jsonl; all 1 rows are bad: .*a.jsonl:1: no col"
     ):
@@ -211,17 +210,20 @@ def test_duplicates_and_overlap_are_counted(write_file: Callable, logged: list) 
 # --- cutting and limiting ---------------------------------------------------------------------------------------
 
 
-def test_missing_splits_are_cut_from_train_and_said_so(write_file: Callable, logged: list) -> None:
-    whole = corpus(train=write_file("a.jsonl", jsonl(100)), cut=0.2)
-    train, validation, test = (texts(whole.split(name)) for name in ("train", "validation", "test"))
+def test_missing_splits_are_cut_from_train_and_logged(write_file: Callable, logged: list) -> None:
+    train_only = corpus(train=write_file("a.jsonl", jsonl(100)), cut=0.2)
+    train, validation, test = (texts(train_only.split(name)) for name in ("train", "validation", "test"))
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
-    assert "INFO validation: none given; 20 examples cut from train by seed 13, duplicates kept together" in logged
+    assert (
+        "INFO validation: no file given, so 20 examples are cut from train (seed 13); duplicates stay in one split"
+        in logged
+    )
 
 
-def test_only_what_is_missing_is_cut(write_file: Callable) -> None:
-    given = corpus(train=write_file("a.jsonl", jsonl(100)), test=write_file("b.jsonl", jsonl(7)))
-    assert [len(given.split(name)) for name in ("train", "validation", "test")] == [90, 10, 7]
+def test_a_split_with_a_file_is_not_cut_from_train(write_file: Callable) -> None:
+    with_test = corpus(train=write_file("a.jsonl", jsonl(100)), test=write_file("b.jsonl", jsonl(7)))
+    assert [len(with_test.split(name)) for name in ("train", "validation", "test")] == [90, 10, 7]
 
 
 def test_the_seed_decides_the_cut(write_file: Callable) -> None:
@@ -231,28 +233,29 @@ def test_the_seed_decides_the_cut(write_file: Callable) -> None:
 
 
 def test_duplicates_stay_in_one_split(write_file: Callable) -> None:
-    whole = corpus(train=write_file("a.jsonl", jsonl(30, repeats=3)), cut=0.3)
-    found = [texts(whole.split(name)) for name in ("train", "validation", "test")]
-    assert sum(map(len, found)) == 90
-    assert not set(found[0]) & set(found[1]) | set(found[0]) & set(found[2]) | set(found[1]) & set(found[2])
+    train_only = corpus(train=write_file("a.jsonl", jsonl(30, repeats=3)), cut=0.3)
+    splits = [texts(train_only.split(name)) for name in ("train", "validation", "test")]
+    assert sum(map(len, splits)) == 90
+    train, validation, test = map(set, splits)
+    assert not train & validation | train & test | validation & test
 
 
 def test_questions_on_one_context_stay_in_one_split(write_file: Callable) -> None:
     rows = [{"context": f"context {k % 20}", "question": f"q{k}", "answers": "context"} for k in range(100)]
-    whole = corpus(QuestionAnswering(), train=write_file("a.json", json.dumps(rows)), cut=0.25)
-    found = [set(texts(whole.split(name), "context")) for name in ("train", "validation", "test")]
-    assert [len(contexts) for contexts in found] == [10, 5, 5]
-    assert len(set.union(*found)) == 20
+    train_only = corpus(QuestionAnswering(), train=write_file("a.json", json.dumps(rows)), cut=0.25)
+    contexts_of = [set(texts(train_only.split(name), "context")) for name in ("train", "validation", "test")]
+    assert [len(contexts) for contexts in contexts_of] == [10, 5, 5]
+    assert len(set.union(*contexts_of)) == 20
 
 
-def test_too_little_to_cut_from(write_file: Callable) -> None:
+def test_too_few_examples_to_cut_from_are_an_error(write_file: Callable) -> None:
     small = corpus(train=write_file("a.jsonl", jsonl(2, repeats=5)))
     with pytest.raises(DataError, match="train has 2 different examples, too few to cut validation, test from"):
         small.split("train")
     assert [len(corpus(train=write_file("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
 
 
-def test_limits(write_file: Callable, logged: list) -> None:
+def test_a_limit_draws_examples_after_the_cut(write_file: Callable, logged: list) -> None:
     limited = corpus(train=write_file("a.jsonl", jsonl(100)), limit=Limit(train=7, test=1000))
     assert len(limited.split("train")) == len(set(texts(limited.split("train")))) == 7
     assert len(limited.split("test")) == 10
@@ -265,19 +268,19 @@ def test_limits(write_file: Callable, logged: list) -> None:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list:
-    """One entry for every time that files are read and not the cache."""
-    made: list = []
+    """One entry for every time that files are read instead of the cache."""
+    readers: list = []
     records = ExampleReader.records
 
     def counting(self: ExampleReader, reader: object) -> object:
-        made.append(reader)
+        readers.append(reader)
         return records(self, reader)
 
     monkeypatch.setattr(ExampleReader, "records", counting)
-    return made
+    return readers
 
 
-def test_read_once_and_then_from_the_cache(write_file: Callable, reads: list) -> None:
+def test_a_file_is_read_once_and_then_from_the_cache(write_file: Callable, reads: list) -> None:
     name = write_file("a.jsonl", jsonl(4))
     first, again = (corpus(test=name).split("test") for _ in range(2))
     assert len(reads) == 1
@@ -285,7 +288,7 @@ def test_read_once_and_then_from_the_cache(write_file: Callable, reads: list) ->
     assert first.key == again.key
 
 
-def test_whatever_shapes_examples_is_read_anew(write_file: Callable, reads: list) -> None:
+def test_a_change_of_whatever_shapes_examples_reads_the_file_again(write_file: Callable, reads: list) -> None:
     name = write_file("a.jsonl", jsonl(4))
     labels = write_file("labels.txt", "a\tone\nb\ttwo\n")
     changes: list[Callable[[], CachedCorpus]] = [
@@ -303,67 +306,19 @@ def test_whatever_shapes_examples_is_read_anew(write_file: Callable, reads: list
     assert len(keys) == len(reads) == len(changes)
 
 
-def test_columns_swapped_between_parallel_files_are_read_anew(write_file: Callable, reads: list) -> None:
+def test_swapped_fields_of_parallel_files_read_them_again(write_file: Callable, reads: list) -> None:
     files = [write_file("a.de", "eins\n"), write_file("a.en", "one\n")]
-    there, back = (
+    forward, backward = (
         corpus(Translation(), test=dict(zip(fields, files, strict=True))).split("test")[0]
         for fields in (("source", "target"), ("target", "source"))
     )
-    assert (there["source"], back["source"]) == ("eins", "one")
-
-
-PLUGIN = """
-from dataclasses import dataclass
-from gptask_tasks.classification import Classification
-{imports}
-@dataclass
-class Shouting(Classification):
-    pass  # {comment}
-"""
-
-
-def module(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Task:
-    monkeypatch.syspath_prepend(str(folder))
-    sys.modules.pop(name, None)
-    return __import__(name, fromlist=["Shouting"]).Shouting()
-
-
-def test_an_edit_of_the_tasks_code_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "shouting_task.py"
-    file.write_text(PLUGIN.format(imports="", comment="one"))
-    task = module(tmp_path, "shouting_task", monkeypatch)
-    before = code_hash(task)
-    assert code_hash(task) == before
-    (tmp_path / "unrelated.py").write_text("")
-    assert code_hash(task) == before
-    file.write_text(PLUGIN.format(imports="", comment="two"))
-    assert code_hash(task) != before
-
-
-def test_an_edit_beside_a_task_in_a_package_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "shouting_package"
-    package.mkdir()
-    (package / "__init__.py").write_text(PLUGIN.format(imports="from .helper import x", comment=""))
-    (package / "helper.py").write_text("x = 1\n")
-    task = module(tmp_path, "shouting_package", monkeypatch)
-    before = code_hash(task)
-    (package / "helper.py").write_text("x = 2\n")
-    assert code_hash(task) != before
-
-
-def test_a_class_without_a_file_is_never_answered_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Typed(Classification):
-        """As in a notebook."""
-
-    monkeypatch.setattr(Typed, "__module__", "__notebook__")
-    monkeypatch.setitem(sys.modules, "__notebook__", type(sys)("__notebook__"))
-    assert code_hash(Typed()) != code_hash(Typed())
+    assert (forward["source"], backward["source"]) == ("eins", "one")
 
 
 # --- other kinds of data ----------------------------------------------------------------------------------------
 
 
-def test_equal_tests_have_equal_hashes_whatever_their_files(write_file: Callable) -> None:
+def test_equal_test_sets_have_equal_hashes_whatever_their_files(write_file: Callable) -> None:
     table = "".join(f"text {k}\t{'ab'[k % 2]}\n" for k in range(4))
     first = corpus(test=write_file("a.jsonl", jsonl(4))).split("test")
     second = corpus(test=write_file("b.tsv", table), columns={"text": 0, "label": 1}).split("test")
@@ -372,7 +327,7 @@ def test_equal_tests_have_equal_hashes_whatever_their_files(write_file: Callable
     assert first.digests.tolist() == second.digests.tolist()
 
 
-def test_the_sample_of_a_task() -> None:
+def test_data_sample_reads_the_sample_of_the_task() -> None:
     sample = CachedCorpus(Classification(), Sample(limit=Limit(train=5), on_bad=BadRowPolicy.skip), 13)
     assert len(sample.split("train")) == 5
     assert sample.options.on_bad is BadRowPolicy.skip
@@ -380,8 +335,8 @@ def test_the_sample_of_a_task() -> None:
 
 
 def test_a_local_file_replaces_hub_data(write_file: Callable, monkeypatch: pytest.MonkeyPatch, logged: list) -> None:
-    asked: list = []
-    monkeypatch.setattr(corpora, "HubReader", lambda options, split: asked.append(split))
+    hub_splits: list = []
+    monkeypatch.setattr(corpora, "HubReader", lambda options, split: hub_splits.append(split))
     name = write_file("a.csv.gz", "sentence,label\nfine,1\npoor,0\n")
     hub = Hub(path="some/set", train=name, test="test", columns={"text": "sentence"}, labels=["neg", "pos"])
     mixed = CachedCorpus(Classification(), hub, 13)
@@ -392,15 +347,15 @@ def test_a_local_file_replaces_hub_data(write_file: Callable, monkeypatch: pytes
         "neg",
     ]
     assert any(f"2 rows of {name}" in line for line in logged)
-    assert asked == []
-    with pytest.raises(AttributeError):  # the stand-in for the hub gave nothing
+    assert hub_splits == []
+    with pytest.raises(AttributeError):  # the stand-in for the hub returns None
         mixed.split("test")
-    assert asked == ["test"]
+    assert hub_splits == ["test"]
     with pytest.raises(UserError, match="no such file"):
         CachedCorpus(Classification(), Hub(path="some/set", train="nowhere.csv"), 13)
 
 
-def test_hub_splits_go_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_splits_are_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     class FakeReader:
         def __init__(self, options: Data, split: str) -> None:
             self.name = f"{options.path}[{split}]"
@@ -425,7 +380,7 @@ def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write_file: Calla
     name = write_file("a.jsonl.gz", jsonl(20_000))
     raw = Path(name).read_bytes()
     Path(name).write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz breaks off after line \d+: .*gzip"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz ends early, after line \d+: .*gzip"):
         corpus(test=name).split("test")
     assert not [path for path in cache.rglob("*") if path.is_file()]
     Path(name).write_bytes(gzip.compress(jsonl(5).encode()))

@@ -1,4 +1,4 @@
-"""Batches: what is in them, under which budgets, in which order; what is learned; what is cached."""
+"""Batches: their content, budgets and order; which tokens are learned; what is cached."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ TEXT = "the cat sat on the mat and the dog sat on the log\n"
 
 @dataclass
 class Echo(Task):
-    """Say the text again, in capitals."""
+    """Repeat the text in capitals."""
 
     prompt: str = "Text: {text}\nLoud:"
 
@@ -69,18 +69,18 @@ def test_lists_of_labels_may_differ_in_length() -> None:
     assert batch.labels.dtype == torch.long
 
 
-def test_spans_of_a_prompt_can_be_learned_too() -> None:
+def test_spans_of_a_prompt_may_be_learned() -> None:
     batch = collate([item([5, 6, 7, 8, 9, 4], [3, 0], learned=[1, 3, 4, 5]), item([5, 6], [7, 0], learned=[])])
     assert batch.predicting().long().tolist() == [[1, 1, 0, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0, 0]]
     wider = replace(batch, input_ids=torch.nn.functional.pad(batch.input_ids, (0, 3)))
     assert wider.predicting()[:, :8].equal(batch.predicting())
     assert not wider.predicting()[:, 8:].any()
-    alone = collate([item([5, 6, 7], None, learned=[0, 3])])  # a text that is learned whole, but for its first token
-    assert alone.predicting().tolist() == [[True, True, False]]
+    text = collate([item([5, 6, 7], None, learned=[0, 3])])  # every token is learned but the first
+    assert text.predicting().tolist() == [[True, True, False]]
     assert batch.to("cpu").learned is not None
 
 
-def test_spans_come_through_the_cache(tokenizer: Any, tmp_path: Any) -> None:
+def test_learned_spans_are_the_same_from_the_cache(tokenizer: Any, tmp_path: Any) -> None:
     class Spoken(Echo):
         def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
             return Encoded([5, 6, 7, 8], [9], learned=[(1, 2)] if example["text"] == "b" else [])
@@ -98,7 +98,7 @@ def test_spans_come_through_the_cache(tokenizer: Any, tmp_path: Any) -> None:
     [([1, 0], torch.int64), ([0.5, 2.0], torch.float32), ([[1.0, 0.0], [0.0, 1.0]], torch.float32),
      ([[3, 4], [5, 5]], torch.int64)],
 )  # fmt: skip
-def test_collate_labels_and_extras(labels: list, kind: torch.dtype) -> None:
+def test_collate_makes_a_tensor_of_labels_and_lists_of_extras(labels: list, kind: torch.dtype) -> None:
     batch = collate([item([5], label=labels[0], extra={"left": [1]}), item([6], label=labels[1], extra={"left": []})])
     assert batch.labels.tolist() == labels
     assert batch.labels.dtype == kind
@@ -110,14 +110,14 @@ def test_loss_is_on_target_and_eos_and_nowhere_else(eos: int) -> None:
     """With ``eos=0`` the pads have the same id as EOS, as they do in GPT-2."""
     items = [item([5, 6, 5], [7, 8, eos]), item([5, eos], [eos]), item([5, 6], None)]
     batch = collate(items)
-    here = batch.predicting()
+    mask = batch.predicting()
     following = torch.roll(batch.input_ids, -1, dims=1)
-    learned = [row[mask].tolist() for row, mask in zip(following, here, strict=True)]
+    learned = [ids[row_mask].tolist() for ids, row_mask in zip(following, mask, strict=True)]
     assert learned == [[7, 8, eos], [eos], []]
-    assert not here[:, -1].any()
+    assert not mask[:, -1].any()
 
 
-def test_a_batch_moves_whole() -> None:
+def test_a_batch_moves_to_a_device_with_all_its_parts() -> None:
     batch = replace(collate([item([5], label=1)]), extra={"left": [[1]]}, rows=[3])
     moved = batch.to("meta")
     assert isinstance(moved, PaddedBatch)
@@ -136,23 +136,23 @@ def test_every_target_ends_with_eos(tokenizer: Any) -> None:
     assert encoded["length"] == len(encoded["ids"]) + len(encoded["target"])
 
 
-def test_input_to_be_predicted_has_no_target(tokenizer: Any) -> None:
+def test_an_example_without_a_target_text_has_no_target_ids(tokenizer: Any) -> None:
     (encoded,) = encode(Echo(), {"text": "the cat", "loud": None}, tokenizer, 100)
     assert encoded["target"] is None
     assert encoded["length"] == len(encoded["ids"])
 
 
-def test_the_text_is_cut_and_never_the_target(tokenizer: Any) -> None:
+def test_a_long_text_is_cut_and_its_target_is_not(tokenizer: Any) -> None:
     example = {"text": TEXT * 20, "loud": ["THE CAT"]}
     (encoded,) = encode(Echo(), example, tokenizer, 60)
     assert encoded["length"] <= 60
     assert tokenizer.decode(encoded["target"][:-1]) == " THE CAT"
     assert tokenizer.decode(encoded["ids"]).endswith("\nLoud:")
-    whole = len(tokenizer(Echo().render(example)[0])["input_ids"])
-    assert abs(encoded["truncated"] - (whole - len(encoded["ids"]))) <= 2
+    uncut_length = len(tokenizer(Echo().render(example)[0])["input_ids"])
+    assert abs(encoded["truncated"] - (uncut_length - len(encoded["ids"]))) <= 2
 
 
-def test_a_task_that_ignores_the_room_is_told_so(tokenizer: Any) -> None:
+def test_an_item_longer_than_max_tokens_is_an_error(tokenizer: Any) -> None:
     class Careless(Echo):
         def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
             return Encoded([5] * 50)
@@ -168,7 +168,7 @@ def test_a_task_that_ignores_the_room_is_told_so(tokenizer: Any) -> None:
 def build(write_file: Callable, tokenizer: Any) -> Callable[..., DataModule]:
     rows = "".join(f"{TEXT[: 4 + k % 40]} {k}\tTHE {k}\n" for k in range(60))
 
-    def make(task: Task | None = None, seed: int = 13, **options: Any) -> DataModule:
+    def build_module(task: Task | None = None, seed: int = 13, **options: Any) -> DataModule:
         files = {
             "train": write_file("a.tsv", rows),
             "columns": {"text": 0, "loud": 1},
@@ -178,7 +178,7 @@ def build(write_file: Callable, tokenizer: Any) -> Callable[..., DataModule]:
         data = Files(**(files | options))
         return DataModule(task or Echo(), CachedCorpus(task or Echo(), data, 13), tokenizer, data, seed)
 
-    return make
+    return build_module
 
 
 def order(loader: DataLoader) -> list[list[int]]:
@@ -202,42 +202,42 @@ def test_epochs_differ_and_repeat_with_the_seed(build: Callable) -> None:
     assert order(build(seed=14).train_dataloader()) != order(build().train_dataloader())
 
 
-def test_processes_train_on_different_batches_and_score_all(build: Callable) -> None:
+def test_processes_train_on_different_batches_and_each_scores_all(build: Callable) -> None:
     data = build()
-    shares = []
+    rank_rows = []
     for rank in range(2):
         data.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=2)
-        shares.append({row for rows in order(data.train_dataloader()) for row in rows})
+        rank_rows.append({row for rows in order(data.train_dataloader()) for row in rows})
         assert sorted(row for rows in order(data.test_dataloader()) for row in rows) == list(range(6))
-    assert not shares[0] & shares[1]
+    assert not rank_rows[0] & rank_rows[1]
 
 
 class Silent(Echo):
-    """Nothing is written behind the prompt."""
+    """Nothing is generated behind the prompt."""
 
     def render(self, example: Example) -> tuple[str, str | None]:
         return super().render(example)[0], None
 
 
-def test_what_is_only_read_lies_in_small_batches_and_what_is_only_written_behind_in_large_ones(
+def test_scored_batches_are_small_where_text_is_only_read_and_large_where_it_is_generated(
     build: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, written = build(task=Silent(), batch_tokens=100), build(batch_tokens=100)
+    reading, generating = build(task=Silent(), batch_tokens=100), build(batch_tokens=100)
 
-    def sizes(data: DataModule, split: str) -> int:
-        return data.eval_dataloader(split).batch_sampler.tokens  # type: ignore[union-attr]
+    def max_tokens(data: DataModule, split: str) -> int:
+        return data.eval_dataloader(split).batch_sampler.max_tokens  # type: ignore[union-attr]
 
-    assert [sizes(read, split) for split in ("validation", "test")] == [200, 200]
-    assert [sizes(written, split) for split in ("validation", "test")] == [1600, 6400]
+    assert [max_tokens(reading, split) for split in ("validation", "test")] == [200, 200]
+    assert [max_tokens(generating, split) for split in ("validation", "test")] == [1600, 6400]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert sizes(read, "test") == 1600
+    assert max_tokens(reading, "test") == 1600
 
 
 def test_loading_in_workers_gives_the_same_batches(build: Callable) -> None:
-    alone, helped = (build(workers=n).val_dataloader() for n in (0, 1))
-    for mine, theirs in zip(alone, helped, strict=True):
-        assert mine.rows == theirs.rows
-        assert torch.equal(mine.input_ids, theirs.input_ids)
+    in_process, in_worker = (build(workers=n).val_dataloader() for n in (0, 1))
+    for expected, batch in zip(in_process, in_worker, strict=True):
+        assert batch.rows == expected.rows
+        assert torch.equal(batch.input_ids, expected.input_ids)
 
 
 @dataclass
@@ -257,24 +257,24 @@ def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write_fil
     rows = "".join(f"{TEXT[4 * (k % 5) :].strip()}\tTHE\t{k}\n" for k in range(40))
     columns = {"text": 0, "loud": 1, "question": 2}
     data = build(Questions(), train=write_file("c.tsv", rows), columns=columns)
-    alone = order(data.train_dataloader())
+    ungrouped = order(data.train_dataloader())
     data.shares = True
     texts = [example["text"] for example in data.examples("train")]
     batches = order(data.train_dataloader())
     assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))
     assert all(len({texts[row] for row in rows}) <= 2 for rows in batches), "shuffled, a batch of eight has five texts"
-    assert any(len({texts[row] for row in rows}) > 2 for rows in alone), "not for a backbone that reads them whole"
+    assert any(len({texts[row] for row in rows}) > 2 for rows in ungrouped), "without shares, examples are mixed"
     assert order(data.test_dataloader())
 
 
 class Windows(Echo):
-    """Two items an example, as for a context that is too long."""
+    """Two items an example, like a context that is too long for one window."""
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> list[Encoded]:
         return [super().encode(example, tokenizer, max_tokens)] * 2
 
 
-def test_items_know_their_example(build: Callable) -> None:
+def test_items_name_their_example(build: Callable) -> None:
     data = build(Windows())
     assert data.items("test").column("example").tolist() == [k for k in range(6) for _ in range(2)]
 
@@ -291,32 +291,32 @@ def test_truncated_inputs_are_counted(build: Callable, logged: list) -> None:
     assert not [line for line in logged if "max_tokens" in line]
 
 
-def test_an_example_that_does_not_fit_is_named(build: Callable) -> None:
+def test_the_error_of_an_example_that_is_too_long_names_it(build: Callable) -> None:
     with pytest.raises(DataError, match=r"example 'a.tsv:\d+': the prompt alone needs"):
         build(max_tokens=10).items("train")
 
 
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list:
-    """One entry for every time that a split is encoded and not taken from the cache."""
-    made: list = []
+    """One entry for every time that a split is encoded instead of read from the cache."""
+    encoded_splits: list = []
     original = DataModule._encode
 
     def counting(self: DataModule, examples: Any, meta: dict) -> Iterator[dict[str, Any]]:
-        made.append(examples.name)
+        encoded_splits.append(examples.name)
         return original(self, examples, meta)
 
     monkeypatch.setattr(DataModule, "_encode", counting)
-    return made
+    return encoded_splits
 
 
-def test_encoded_once_and_then_from_the_cache(build: Callable, encodings: list) -> None:
+def test_a_split_is_encoded_once_and_then_from_the_cache(build: Callable, encodings: list) -> None:
     first, again = (build().items("train") for _ in range(2))
     assert encodings == ["train"]
     assert list(first) == list(again)
 
 
-def test_whatever_shapes_token_ids_is_encoded_anew(
+def test_a_change_of_whatever_shapes_token_ids_encodes_again(
     build: Callable, encodings: list, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, write_file: Callable
 ) -> None:
     build().items("train")
@@ -330,8 +330,8 @@ def test_whatever_shapes_token_ids_is_encoded_anew(
     shots = Echo()
     shots.demonstrations = "Text: a\nLoud: A\n\n"
     build(shots).items("train")
-    monkeypatch.setattr(modules, "code_hash", lambda task: "edited")
+    monkeypatch.setattr(modules, "code_hash", lambda task, names: "edited")
     build().items("train")
     assert len(encodings) == 8
-    build(seed=99, batch_size=3, batch_tokens=99).items("train")  # what only orders batches needs no new encoding
+    build(seed=99, batch_size=3, batch_tokens=99).items("train")  # options that only order batches do not
     assert len(encodings) == 8

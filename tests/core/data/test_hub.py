@@ -20,20 +20,20 @@ class FakeDataset(list):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    made: list[tuple] = []
+    load_calls: list[tuple] = []
 
     def load_dataset(*args: Any, **options: Any) -> FakeDataset:
-        made.append((args, options))
+        load_calls.append((args, options))
         if options["split"] == "nowhere":
             raise ValueError("Unknown split 'nowhere'.\nmore lines")
         return FakeDataset(ROWS)
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    return made
+    return load_calls
 
 
-def test_rows_of_a_split(calls: list) -> None:
+def test_a_split_is_loaded_and_its_rows_are_numbered(calls: list) -> None:
     reader = HubReader(Hub(path="stanfordnlp/sst2", name="plain", revision="v1"), "train[:2]")
     assert calls == [(("stanfordnlp/sst2", "plain"), {"split": "train[:2]", "revision": "v1"})]
     assert reader.fingerprint() == {"stanfordnlp/sst2[train[:2]]": "f00d"}
@@ -42,7 +42,7 @@ def test_rows_of_a_split(calls: list) -> None:
     assert second.at(name) == "stanfordnlp/sst2[train[:2]] row 2"
 
 
-def test_errors_of_the_hub_are_one_line(calls: list) -> None:
+def test_an_error_of_the_hub_is_one_line(calls: list) -> None:
     with pytest.raises(
         UserError, match=r"^the hub data set 'a/b' split 'nowhere' can't be loaded: Unknown split 'n.*'\.$"
     ):
@@ -61,7 +61,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_offline_the_way_out_is_told_before_datasets_is_imported(
+def test_offline_a_missing_set_is_an_error_before_datasets_is_imported(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise ImportError
@@ -70,7 +70,9 @@ def test_offline_the_way_out_is_told_before_datasets_is_imported(
 
 
 @pytest.mark.parametrize("folder", ["datasets/a___b", "hub/datasets--a--b"])
-def test_offline_a_cached_set_is_used(calls: list, offline: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_offline_a_cached_set_is_loaded(
+    calls: list, offline: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
     (offline / folder).mkdir(parents=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "")  # set by the code under test, so restored afterwards
     assert [row.value for _, row in HubReader(Hub(path="a/b"), "train").rows([])] == ROWS

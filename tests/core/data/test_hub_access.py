@@ -1,4 +1,4 @@
-"""Whether the hub can be reached is known within a second, and not asked where it is not to be."""
+"""Whether the hub can be reached is known within a second; offline, no connection is tried."""
 
 import socket
 import time
@@ -9,8 +9,8 @@ from gptask.data.hub_access import hub_reachable
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """Addresses that a connection was tried to; all of them answer."""
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Addresses that a connection is tried to; all of them answer."""
     addresses: list[tuple] = []
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
@@ -23,16 +23,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     return addresses
 
 
-def test_the_hub_is_asked(asked: list) -> None:
+def test_the_hub_itself_is_tried_by_default(connections: list) -> None:
     assert hub_reachable()
-    assert asked == [("huggingface.co", 443)]
+    assert connections == [("huggingface.co", 443)]
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "Yes"])
-def test_not_when_offline_is_told(asked: list, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_offline_no_connection_is_tried(connections: list, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     assert not hub_reachable()
-    assert asked == []
+    assert connections == []
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def test_not_when_offline_is_told(asked: list, monkeypatch: pytest.MonkeyPatch, 
         ("https_proxy", "proxy.example:3128", ("proxy.example", 3128)),
     ],
 )
-def test_a_mirror_or_a_proxy_is_asked_instead(
-    asked: list, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, address: tuple
+def test_a_mirror_or_a_proxy_is_tried_instead(
+    connections: list, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, address: tuple
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert hub_reachable()
-    assert asked == [address]
+    assert connections == [address]
 
 
-def test_refused(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_means_unreachable(connections: list, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: tuple, timeout: float) -> object:
         raise ConnectionRefusedError
 
@@ -60,7 +60,7 @@ def test_refused(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub_reachable()
 
 
-def test_a_resolver_that_hangs_does_not_hold_us_up(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_lookup_that_hangs_is_not_waited_for(connections: list, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(address: tuple, timeout: float) -> object:
         time.sleep(5)
         raise TimeoutError

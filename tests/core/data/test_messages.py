@@ -1,4 +1,4 @@
-"""Conversations as files have them, made into one form, or an error that names the turn."""
+"""Conversations in the forms that files have become one form, or an error that names the message."""
 
 import pytest
 from gptask import Field, Kind
@@ -11,15 +11,15 @@ from gptask.errors import DataError
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
-class Talked:
-    """As much of a task as columns need: it reads pairs of texts as turns."""
+class Dialogue:
+    """As much of a task as columns need; it converts rows with a question into messages."""
 
     def fields(self):
         return [Field("messages", Kind.MESSAGES), Field("mood", required=False)]
 
     def convert_row(self, row):
-        if isinstance(row, dict) and "asked" in row:
-            return row | {"messages": [{"from": "human", "value": row["asked"]}]}
+        if isinstance(row, dict) and "question" in row:
+            return row | {"messages": [{"from": "human", "value": row["question"]}]}
         return row
 
 
@@ -33,7 +33,7 @@ class Talked:
         [{"role": "system", "content": " "}, *TURNS],
     ],
 )
-def test_what_is_published_comes_into_one_form(cell):
+def test_published_forms_become_role_and_content(cell):
     assert parse_messages(cell) == TURNS
 
 
@@ -43,47 +43,47 @@ def test_a_text_is_a_users_turn():
 
 
 @pytest.mark.parametrize(
-    ("cell", "said"),
+    ("cell", "message"),
     [
         ([*TURNS, {"role": "tool", "content": "x"}], "message 3 has the role 'tool'; expected system"),
         ([{"role": "user"}], "message 1 has the keys role; expected role and content"),
         (["hi"], "message 1 has 'hi'"),
         ([TURNS[0], {"role": "assistant", "content": None}], "message 2 holds 'None' instead of a text"),
         ([TURNS[0], {"role": "assistant", "content": " "}], r"message 2 \(assistant\) is empty"),
-        ([*TURNS, {"role": "system", "content": "x"}], "message 3 is the system's"),
+        ([*TURNS, {"role": "system", "content": "x"}], "message 3 is a system message, which must come first"),
     ],
 )
-def test_a_broken_turn_is_named(cell, said):
-    with pytest.raises(DataError, match=said):
+def test_the_error_of_a_bad_message_names_it(cell, message):
+    with pytest.raises(DataError, match=message):
         parse_messages(cell)
 
 
 @pytest.mark.parametrize("value", [3, {"role": "user", "content": "hi"}])
-def test_what_is_no_list_is_no_conversation(value):
+def test_a_conversation_must_be_a_list(value):
     with pytest.raises(DataError, match="the messages must be messages"):
-        Columns(Talked(), Files()).example(Row(1, {"messages": value}))
+        Columns(Dialogue(), Files()).example(Row(1, {"messages": value}))
 
 
 def test_half_a_surrogate_pair_is_refused():
     with pytest.raises(DataError, match="surrogate"):
-        Columns(Talked(), Files()).example(Row(1, {"messages": [{"role": "user", "content": "\ud800"}]}))
+        Columns(Dialogue(), Files()).example(Row(1, {"messages": [{"role": "user", "content": "\ud800"}]}))
 
 
 def test_an_empty_conversation_is_refused():
     with pytest.raises(DataError, match="the messages is empty"):
-        Columns(Talked(), Files()).example(Row(1, {"messages": []}))
+        Columns(Dialogue(), Files()).example(Row(1, {"messages": []}))
 
 
-def test_a_task_reads_rows_its_own_way_behind_the_columns_that_are_mapped():
-    columns = Columns(Talked(), Files())
-    assert columns.example(Row(1, {"asked": "hi", "mood": "gay"})) == {"messages": TURNS[:1], "mood": "gay"}
+def test_a_task_converts_rows_after_the_columns_are_mapped():
+    columns = Columns(Dialogue(), Files())
+    assert columns.example(Row(1, {"question": "hi", "mood": "gay"})) == {"messages": TURNS[:1], "mood": "gay"}
     assert columns.example(Row(1, {"messages": TURNS})) == {"messages": TURNS, "mood": None}
-    mapped = Columns(Talked(), Files(columns={"messages": "talk.turns", "mood": "how"}))
+    mapped = Columns(Dialogue(), Files(columns={"messages": "talk.turns", "mood": "how"}))
     assert mapped.example(Row(1, {"talk": {"turns": TURNS}, "how": "sad"})) == {"messages": TURNS, "mood": "sad"}
     with pytest.raises(DataError, match=r"no column 'talk\.turns' for messages"):
-        mapped.example(Row(1, {"said": TURNS}))
+        mapped.example(Row(1, {"chat": TURNS}))
 
 
-def test_turns_are_told_line_by_line():
+def test_messages_are_formatted_line_by_line():
     assert told(TURNS) == "user: hi\nassistant: hello"
     assert told(["a"]) is told("a") is told([]) is told([{"role": "user"}]) is None

@@ -6,11 +6,11 @@ import pytest
 from gptask import Mixing, TaskConfig, UserError
 from gptask.config.multitask import batches_per_task, check_tasks
 from gptask.config.schemas import Sampling
-from gptask.data.mixture import AGAIN, Interleaved, Mixture
+from gptask.data.mixture import PASS_STRIDE, InterleavedLoader, Mixture
 
 
 class Numbered:
-    """A data module whose batches say in which pass they come."""
+    """A data module whose batches are pairs of the pass they belong to and a number."""
 
     def __init__(self, batches):
         self.batches, self.trainer = batches, None
@@ -21,9 +21,9 @@ class Numbered:
 
 
 def mixture(mixing, epoch=0, seed=13, **sizes):
-    made = Mixture({name: Numbered(size) for name, size in sizes.items()}, mixing, seed)
-    made.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0)
-    return made
+    data = Mixture({name: Numbered(size) for name, size in sizes.items()}, mixing, seed)
+    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0)
+    return data
 
 
 @pytest.mark.parametrize(
@@ -34,21 +34,21 @@ def mixture(mixing, epoch=0, seed=13, **sizes):
         (Mixing(Sampling.temperature, temperature=1), [90, 9, 1]),
         (Mixing(Sampling.temperature, temperature=2), [70, 22, 7]),  # 9.49 : 3 : 1
         (Mixing(Sampling.temperature, temperature=1e6), [33, 33, 33]),
-        (Mixing(Sampling.temperature, temperature=0.1), [100, 1, 1]),  # every task has one at least
+        (Mixing(Sampling.temperature, temperature=0.1), [100, 1, 1]),  # every task gets at least one
     ],
 )
-def test_shares(mixing, expected):
+def test_each_task_gets_its_share_of_the_batches(mixing, expected):
     assert batches_per_task([90, 9, 1], mixing) == expected
 
 
-def test_proportional_goes_through_all_data_once_an_epoch():
+def test_proportional_sampling_passes_through_all_data_once_an_epoch():
     drawn = list(mixture(Mixing(Sampling.proportional), epoch=3, a=5, b=2).train_dataloader())
     assert sorted(drawn) == [(0, (3, n)) for n in range(5)] + [(1, (3, n)) for n in range(2)]
 
 
-def test_the_order_is_drawn_anew_each_epoch_and_again_by_the_same_seed():
-    def order(**where):
-        return [seat for seat, _ in mixture(Mixing(), a=20, b=20, **where).train_dataloader()]
+def test_the_order_differs_by_epoch_and_repeats_with_the_seed():
+    def order(**options):
+        return [seat for seat, _ in mixture(Mixing(), a=20, b=20, **options).train_dataloader()]
 
     assert order() == order()
     assert order() != order(epoch=1)
@@ -56,42 +56,42 @@ def test_the_order_is_drawn_anew_each_epoch_and_again_by_the_same_seed():
     assert order() != sorted(order())
 
 
-def test_a_small_task_is_gone_through_again_in_another_order_and_a_large_one_in_part():
-    made = mixture(Mixing(Sampling.uniform), epoch=1, small=2, large=8)
-    drawn = list(made.train_dataloader())
+def test_a_small_task_is_passed_through_again_and_a_large_one_in_part():
+    data = mixture(Mixing(Sampling.uniform), epoch=1, small=2, large=8)
+    drawn = list(data.train_dataloader())
     assert [batch for seat, batch in drawn if seat == 0] == [
-        (1, 0), (1, 1), (1 + AGAIN, 0), (1 + AGAIN, 1), (1 + 2 * AGAIN, 0),
+        (1, 0), (1, 1), (1 + PASS_STRIDE, 0), (1 + PASS_STRIDE, 1), (1 + 2 * PASS_STRIDE, 0),
     ]  # fmt: skip
     assert [batch for seat, batch in drawn if seat == 1] == [(1, n) for n in range(5)]
-    assert made.passes() == [2.5, 0.625]
-    assert len(made.train_dataloader()) == len(drawn)
+    assert data.passes() == [2.5, 0.625]
+    assert len(data.train_dataloader()) == len(drawn)
 
 
-def test_a_stream_cannot_be_mixed():
-    made = mixture(Mixing(), a=2, b=2)
-    made.modules["b"].train_dataloader = lambda: iter(())
+def test_a_stream_of_unknown_length_is_an_error():
+    data = mixture(Mixing(), a=2, b=2)
+    data.modules["b"].train_dataloader = lambda: iter(())
     with pytest.raises(UserError, match=r"tasks\.b: its training data is a stream"):
-        made.train_dataloader()
+        data.train_dataloader()
 
 
-def test_nothing_is_drawn_before_it_is_asked_for():
-    asked = []
-    epoch = iter(Interleaved([lambda number: asked.append(number) or [0]], [2], 1))
-    assert asked == []
+def test_a_loader_is_made_when_its_first_batch_is_drawn():
+    passes = []
+    epoch = iter(InterleavedLoader([lambda number: passes.append(number) or [0]], [2], 1))
+    assert passes == []
     next(epoch)
-    assert asked == [0]
+    assert passes == [0]
 
 
 @pytest.mark.parametrize(
     ("members", "mixing", "message"),
     [
-        ({"a b": TaskConfig()}, Mixing(), "'a b' is no plain name"),
+        ({"a b": TaskConfig()}, Mixing(), "'a b' is not a plain name"),
         ({"checkpoints": TaskConfig()}, Mixing(), "'checkpoints' is the name of a folder"),
         ({"a": TaskConfig(weight=0)}, Mixing(), r"tasks\.a\.weight=0 must be above 0"),
         ({"a": TaskConfig()}, Mixing(temperature=0), r"mixing\.temperature=0 must be above 0"),
-        ({"trec": TaskConfig()}, Mixing(best="tree"), r"mixing\.best=tree is none .* Did you mean 'trec'"),
+        ({"trec": TaskConfig()}, Mixing(best="tree"), r"mixing\.best=tree is not one .* Did you mean 'trec'"),
     ],
 )
-def test_mistakes(members, mixing, message):
+def test_bad_names_and_values_are_errors(members, mixing, message):
     with pytest.raises(UserError, match=message):
         check_tasks(members, mixing)

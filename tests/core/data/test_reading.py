@@ -1,4 +1,4 @@
-"""Every format, plain and gzipped, with and without header; and what is said about broken files."""
+"""Every format, plain and gzipped, with and without header; and the errors of broken files."""
 
 import csv
 import io
@@ -72,18 +72,18 @@ def test_tables_without_header_are_read_by_position(write_file: Callable, kind: 
     assert values(name, header=False) == cells
 
 
-def test_format_option_goes_over_the_ending(write_file: Callable) -> None:
+def test_the_format_option_overrides_the_suffix(write_file: Callable) -> None:
     assert values(write_file("a.data", content("jsonl")), format="jsonl") == RECORDS
     assert values(write_file("a.json", content("jsonl")), format="jsonl") == RECORDS
 
 
-def test_unknown_endings_are_lines_or_with_columns_tabs(write_file: Callable) -> None:
+def test_a_file_of_unknown_suffix_is_lines_or_with_columns_a_tsv(write_file: Callable) -> None:
     name = write_file("a.txt", "one\tx\r\ntwo\ty\n")
     assert values(name) == ["one\tx", "two\ty"]
     assert values(name, columns={"text": 0}) == [["one", "x"], ["two", "y"]]
 
 
-def test_header_is_known_by_the_columns_asked_for(write_file: Callable) -> None:
+def test_a_first_row_with_an_expected_name_is_the_header(write_file: Callable) -> None:
     name = write_file("a.csv", "0,review\n1,good\n")
     by_position = {"label": 0, "text": 1}
     assert values(name, ("label", "text"), columns=by_position) == [["0", "review"], ["1", "good"]]
@@ -93,7 +93,7 @@ def test_header_is_known_by_the_columns_asked_for(write_file: Callable) -> None:
     assert values(named, ("label", "text"), columns=by_position) == [{"label": "1", "review": "good"}]
 
 
-def test_quotes_mean_something_in_csv_only_unless_told(write_file: Callable) -> None:
+def test_quotes_have_a_meaning_in_csv_alone_unless_set(write_file: Callable) -> None:
     assert values(write_file("a.tsv", 'text\n"as it is"\n')) == [{"text": '"as it is"'}]
     assert values(write_file("a.tsv", "text\n'as it is'\n"), quote="'") == [{"text": "as it is"}]
     assert values(write_file("a.csv", 'text\n5" nails\n"6"" nails"\n')) == [{"text": '5" nails'}, {"text": '6" nails'}]
@@ -102,19 +102,19 @@ def test_quotes_mean_something_in_csv_only_unless_told(write_file: Callable) -> 
         values(write_file("a.csv", "text\n"), quote="''")
 
 
-def test_line_numbers_count_lines_and_point_at_a_records_start(write_file: Callable) -> None:
+def test_a_row_has_the_number_of_its_first_line(write_file: Callable) -> None:
     name = write_file("a.csv", 'text,label\n"two\nlines",a\n\nlast,b\n')
     assert [(row.number, row.value["text"]) for row in rows(name)] == [(2, "two\nlines"), (5, "last")]
     assert rows(name)[0].at("a.csv") == "a.csv:2"
     assert rows(write_file("a.json", json.dumps(RECORDS)))[1].at("a.json") == "a.json record 2"
 
 
-def test_byte_order_mark_is_dropped(write_file: Callable) -> None:
+def test_a_byte_order_mark_is_dropped(write_file: Callable) -> None:
     for name, text in [("a.csv", table("csv", True)), ("a.json", content("json")), ("a.jsonl", content("jsonl"))]:
         assert values(write_file(name, text, "utf-8-sig")) == RECORDS
 
 
-def test_other_encodings(write_file: Callable) -> None:
+def test_other_encodings_are_read_if_they_have_lines(write_file: Callable) -> None:
     assert values(write_file("a.txt", "评论\n", "gb18030"), encoding="gb18030") == ["评论"]
     assert values(write_file("a.json", '[{"a": "é"}]', "latin-1"), encoding="latin-1") == [{"a": "é"}]
     with pytest.raises(UserError, match="utf-16 can't be read by lines"):
@@ -123,7 +123,7 @@ def test_other_encodings(write_file: Callable) -> None:
         values(write_file("a.csv", "a,b\n"), encoding="utf8000")
 
 
-def test_pattern_makes_fields_of_lines(write_file: Callable) -> None:
+def test_a_pattern_splits_lines_into_fields(write_file: Callable) -> None:
     name = write_file("TREC.train", "DESC:manner How did it go ?\n\nno label here\n")
     first, bad = rows(name, pattern=r"(?P<label>[A-Z]+):\S+ (?P<text>.+)")
     assert first.value == {"label": "DESC", "text": "How did it go ?"}
@@ -135,13 +135,13 @@ def test_pattern_makes_fields_of_lines(write_file: Callable) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pattern": "(?P<text>.+"}, "no regular expression"),
+        ({"pattern": "(?P<text>.+"}, "not a valid regular expression"),
         ({"pattern": "(.+)"}, "names no group"),
         ({"pattern": "(?P<text>.+)", "format": "csv"}, "for plain lines"),
         ({"format": "xml"}, "data.format='xml' is unknown; expected auto, csv"),
     ],
 )
-def test_options_that_cannot_work(write_file: Callable, options: dict, message: str) -> None:
+def test_options_that_cannot_work_are_errors(write_file: Callable, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         values(write_file("a.txt", "line\n"), **options)
 
@@ -181,11 +181,11 @@ def test_squad_without_answers_has_no_such_column(write_file: Callable) -> None:
 
 
 def test_squad_of_another_shape_is_an_error(write_file: Callable) -> None:
-    with pytest.raises(DataError, match="not its shape"):
+    with pytest.raises(DataError, match="but not its shape"):
         values(write_file("a.json", json.dumps([{"paragraphs": [{"context": "c"}]}])))
 
 
-def test_part_of_a_json_object(write_file: Callable) -> None:
+def test_a_list_of_a_json_object_is_read_by_name(write_file: Callable) -> None:
     name = write_file("all.json", json.dumps({"train": [["hello", "greet"]], "oos": [["x", "oos"]], "version": 1}))
     assert values(f"{name}#train") == [["hello", "greet"]]
     assert values(f"{name}#oos") == [["x", "oos"]]
@@ -204,12 +204,12 @@ def test_part_of_a_json_object(write_file: Callable) -> None:
         ('"text"', "expected a list of objects"),
     ],
 )
-def test_json_that_cannot_be_read(write_file: Callable, text: str, message: str) -> None:
+def test_json_that_cannot_be_read_is_an_error(write_file: Callable, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         values(write_file("a.json", text))
 
 
-def test_bad_rows_come_with_their_line_and_the_rest_is_read(write_file: Callable) -> None:
+def test_bad_rows_have_their_line_and_the_rest_is_read(write_file: Callable) -> None:
     cases = {
         "a.jsonl": (
             '{"a": 1}\n{"a": \n\n3\n{"a": 4}\n',
@@ -220,16 +220,18 @@ def test_bad_rows_come_with_their_line_and_the_rest_is_read(write_file: Callable
         "a.json": ('[{"a": 1}, 2, {"a": 3}]', {2: "expected an object, got 2"}),
     }
     for name, (text, bad) in cases.items():
-        found = {row.number: str(row.value) for row in rows(write_file(name, text)) if isinstance(row.value, DataError)}
-        assert found.keys() == bad.keys()
-        assert all(part in found[line] for line, part in bad.items())
+        errors = {
+            row.number: str(row.value) for row in rows(write_file(name, text)) if isinstance(row.value, DataError)
+        }
+        assert errors.keys() == bad.keys()
+        assert all(part in errors[line] for line, part in bad.items())
         assert len(rows(write_file(name, text))) == len(bad) + 2
 
 
-def test_unclosed_quote_points_at_its_line(write_file: Callable) -> None:
-    found = rows(write_file("a.csv", 'text,label\nfine,a\n"never closed,b\nnext,c\n'))
-    assert [row.number for row in found] == [2, 3]
-    assert "never closed" in str(found[1].value)
+def test_an_unclosed_quote_has_the_line_of_its_row(write_file: Callable) -> None:
+    first, bad = rows(write_file("a.csv", 'text,label\nfine,a\n"never closed,b\nnext,c\n'))
+    assert [first.number, bad.number] == [2, 3]
+    assert "never closed" in str(bad.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.tsv", "a.jsonl.gz", "a.json"])
@@ -240,38 +242,38 @@ def test_invalid_utf8_has_file_and_line(write_file: Callable, name: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "txt", "json", "parquet"])
-def test_truncated_or_false_gzip(write_file: Callable, tmp_path: Path, kind: str) -> None:
+def test_a_truncated_or_false_gzip_file_is_an_error(write_file: Callable, tmp_path: Path, kind: str) -> None:
     text = content(kind) if kind != "txt" else "line\n" * 9
     name = write_file(f"a.{kind}.gz", text)
     Path(name).write_bytes(Path(name).read_bytes()[:-12])
     with pytest.raises(DataError, match=rf"a\.{kind}\.gz.*gzip"):
         values(name)
     Path(name).write_bytes(b"plain text\n")
-    with pytest.raises(DataError, match="is not a whole gzip file"):
+    with pytest.raises(DataError, match="is not a complete gzip file"):
         values(name)
 
 
-def test_a_broken_parquet_file(write_file: Callable) -> None:
-    with pytest.raises(DataError, match="is no Parquet file"):
+def test_a_broken_parquet_file_is_an_error(write_file: Callable) -> None:
+    with pytest.raises(DataError, match="is not a Parquet file"):
         values(write_file("a.parquet", b"PAR1 not really"))
 
 
-def test_missing_file_names_what_lies_beside_it(write_file: Callable, tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_lists_its_folder(write_file: Callable, tmp_path: Path) -> None:
     write_file("reviews.csv", "a\n")
-    with pytest.raises(UserError, match=r"no such file: .*review\.csv \(there: reviews\.csv\)"):
+    with pytest.raises(UserError, match=r"no such file: .*review\.csv \(files in its folder: reviews\.csv\)"):
         Source.parse("review.csv", str(tmp_path))
     with pytest.raises(UserError, match="is a folder"):
         Source.parse(str(tmp_path))
-    with pytest.raises(UserError, match="not even the folder"):
+    with pytest.raises(UserError, match="its folder does not exist"):
         Source.parse(str(tmp_path / "no" / "a.csv"))
 
 
-def test_part_of_another_format_is_refused(write_file: Callable) -> None:
+def test_a_part_of_another_format_is_an_error(write_file: Callable) -> None:
     with pytest.raises(UserError, match="names a list inside a JSON file"):
         values(write_file("a.csv", "a\n") + "#train")
 
 
-def test_a_file_whose_name_holds_a_number_sign(write_file: Callable) -> None:
+def test_a_file_name_may_hold_a_number_sign(write_file: Callable) -> None:
     assert values(write_file("a#1.txt", "line\n")) == ["line"]
 
 
@@ -289,7 +291,7 @@ def test_files_are_read_as_a_stream(write_file: Callable) -> None:
     assert peak < 500_000
 
 
-def test_standard_input_is_answered_before_its_end() -> None:
+def test_rows_of_standard_input_come_before_its_end() -> None:
     endless = (b'{"text": "%d"}\n' % number for number in count())
     assert [row.value for row in islice(read_stream(endless, Files()), 2)] == [{"text": "0"}, {"text": "1"}]
 
@@ -305,10 +307,10 @@ def test_standard_input_is_answered_before_its_end() -> None:
         (b"A:x\n", {"pattern": "(?P<l>.):(?P<t>.)"}, [{"l": "A", "t": "x"}]),
     ],
 )
-def test_standard_input(text: bytes, options: dict, expected: list) -> None:
+def test_standard_input_is_lines_jsonl_or_the_format_set(text: bytes, options: dict, expected: list) -> None:
     assert [row.value for row in read_stream(io.BytesIO(text), Files(**options))] == expected
 
 
-def test_standard_input_cannot_be_parquet() -> None:
+def test_parquet_from_standard_input_is_an_error() -> None:
     with pytest.raises(UserError, match="can't be read as 'parquet'"):
         list(read_stream(io.BytesIO(b""), Files(format="parquet")))

@@ -1,4 +1,4 @@
-"""Records on disk: what comes back, and that they stay there."""
+"""Records on disk come back as they were written and are not read into memory."""
 
 import pickle
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from gptask.data.cache import cache_folder
-from gptask.data.store import CHUNK, ArrowStore
+from gptask.data.store import CHUNK_ROWS, ArrowStore
 from gptask.errors import UserError
 
 
@@ -20,28 +20,30 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "a.arrow"
 
 
-def test_records_come_back(path: Path) -> None:
-    written = records(2 * CHUNK + 7)
+def test_records_come_back_as_written(path: Path) -> None:
+    written = records(2 * CHUNK_ROWS + 7)
     store = ArrowStore.write(path, iter(written), {"note": "é"})
     assert len(store) == len(written)
     assert list(store) == written
-    assert [store[k] for k in (0, CHUNK - 1, CHUNK, -1)] == [written[k] for k in (0, CHUNK - 1, CHUNK, -1)]
+    assert [store[k] for k in (0, CHUNK_ROWS - 1, CHUNK_ROWS, -1)] == [
+        written[k] for k in (0, CHUNK_ROWS - 1, CHUNK_ROWS, -1)
+    ]
     assert store.column("number").tolist() == list(range(len(written)))
     assert ArrowStore(path).meta == {"note": "é"}
     with pytest.raises(IndexError):
         store[len(written)]
 
 
-@pytest.mark.parametrize("n", [1, CHUNK, CHUNK + 1])
+@pytest.mark.parametrize("n", [1, CHUNK_ROWS, CHUNK_ROWS + 1])
 def test_rows_are_read_chunk_by_chunk_in_order(path: Path, n: int) -> None:
     written = records(n)
     store = ArrowStore.write(path, written, {})
     rows = np.sort(np.random.default_rng(0).permutation(n)[: n // 2 + 1])
-    assert list(store.at(rows)) == [written[row] for row in rows]
-    assert list(store.at(np.arange(0))) == []
+    assert list(store.records_at(rows)) == [written[row] for row in rows]
+    assert list(store.records_at(np.arange(0))) == []
 
 
-def test_an_empty_store(path: Path) -> None:
+def test_a_store_may_be_empty(path: Path) -> None:
     store = ArrowStore.write(path, [], {}, pa.schema([("digest", pa.int64())]))
     assert len(store) == 0
     assert list(store) == []
@@ -55,9 +57,9 @@ def test_numbers_take_four_bytes_and_texts_stay_texts(path: Path) -> None:
     assert schema.field("share").type == pa.float64()
 
 
-def test_a_stopped_write_leaves_nothing(path: Path) -> None:
+def test_an_interrupted_write_leaves_no_file(path: Path) -> None:
     def breaking() -> object:
-        yield from records(CHUNK + 1)
+        yield from records(CHUNK_ROWS + 1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +67,7 @@ def test_a_stopped_write_leaves_nothing(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_meta_may_fill_up_while_records_are_drawn(path: Path) -> None:
+def test_drawing_records_may_fill_meta(path: Path) -> None:
     meta: dict = {}
 
     def counting() -> object:
@@ -88,7 +90,7 @@ def test_a_store_is_mapped_and_not_read_into_memory(path: Path) -> None:
 
 
 def test_a_loaders_worker_maps_the_file_itself(path: Path) -> None:
-    store = ArrowStore.write(path, records(CHUNK), {"seen": 1})
+    store = ArrowStore.write(path, records(CHUNK_ROWS), {"seen": 1})
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     copy = pickle.loads(sent)
@@ -96,7 +98,7 @@ def test_a_loaders_worker_maps_the_file_itself(path: Path) -> None:
     assert copy.meta == store.meta
 
 
-def test_cache_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"can't be made .*set GPTASK_CACHE"):

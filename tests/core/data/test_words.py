@@ -15,5 +15,5 @@ from gptask.data.words import words
         (" \n", []),
     ],
 )
-def test_words(text: str, parts: list[str]) -> None:
+def test_a_text_is_split_at_spaces_and_around_punctuation(text: str, parts: list[str]) -> None:
     assert words(text) == parts

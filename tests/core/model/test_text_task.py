@@ -41,13 +41,13 @@ class Count(GenerativeTask):
         ("{number} is", None, None),
     ],
 )
-def test_a_target_follows_its_prompt_as_it_would_be_written(
+def test_a_space_precedes_the_target_only_where_one_is_written(
     prompt: str, word: str | None, expected: str | None
 ) -> None:
     assert Count(prompt=prompt).render({"number": 1, "word": word})[1] == expected
 
 
-def test_a_field_that_is_zero_is_written() -> None:
+def test_a_field_of_value_zero_is_written_and_a_missing_one_is_empty() -> None:
     assert Count().render({"number": 0.0, "word": None})[0] == "0.0 is"
     assert Count().render({"number": None, "word": None})[0] == " is"
 
@@ -87,10 +87,10 @@ def test_an_empty_target_is_refused() -> None:
 
 
 def test_a_prediction_is_the_text_with_its_probability() -> None:
-    said = Count().prediction({"number": 1}, [GeneratedText(" one ", 0.25)])
-    assert (said.value, said.score) == ("one", 0.25)
+    prediction = Count().prediction({"number": 1}, [GeneratedText(" one ", 0.25)])
+    assert (prediction.value, prediction.score) == ("one", 0.25)
 
 
-def test_each_task_has_generation_options_of_its_own() -> None:
+def test_tasks_do_not_share_generation_options() -> None:
     Count().generation.stop.append("x")
     assert Count().generation.stop == []

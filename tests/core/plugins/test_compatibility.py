@@ -1,4 +1,4 @@
-"""What a plugin was made for, what is deprecated, and that what was promised to plugins is still there."""
+"""Contract versions of plugins, deprecation, and a list of the names that the contract promises to plugins."""
 
 import inspect
 import sys
@@ -15,8 +15,8 @@ from gptask.plugins.deprecation import ContractDeprecation, deprecated
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 
-# What contract 1.0 promises. Lines are only ever added, with a new minor version; to change one or take it away needs a
-# new major version, after a deprecation.
+# What contract 1.0 promises. A new minor version may add lines; changing or removing one needs a deprecation and then a
+# new major version.
 STABLE = """
 Task.fields(self)
 Task.render(self, example)
@@ -58,46 +58,46 @@ ABSTRACT = {
 
 
 @pytest.mark.parametrize("line", STABLE.split("\n")[1:-1])
-def test_what_was_promised_is_there(line: str) -> None:
+def test_every_promised_name_and_parameter_exists(line: str) -> None:
     name, _, names = line.rstrip(")").partition("(")
-    found = gptask
+    target = gptask
     for part in name.split("."):
-        found = getattr(found, part)
-    now = list(inspect.signature(found).parameters.values())
+        target = getattr(target, part)
+    parameters = list(inspect.signature(target).parameters.values())
     promised = names.split(", ")
-    assert [parameter.name for parameter in now[: len(promised)]] == promised
-    assert all(parameter.default is not parameter.empty for parameter in now[len(promised) :])
+    assert [parameter.name for parameter in parameters[: len(promised)]] == promised
+    assert all(parameter.default is not parameter.empty for parameter in parameters[len(promised) :])
 
 
 @pytest.mark.parametrize("cls", ABSTRACT, ids=lambda cls: cls.__name__)
-def test_what_a_plugin_must_bring_does_not_grow(cls: type) -> None:
+def test_no_abstract_method_is_added(cls: type) -> None:
     assert set(cls.__abstractmethods__) <= ABSTRACT[cls]  # type: ignore[attr-defined]
 
 
-def test_kinds_only_grow() -> None:
+def test_every_promised_kind_exists() -> None:
     assert {"TEXT", "TEXTS", "LABEL", "LABELS", "INTEGERS", "NUMBER"} <= gptask.Kind.__members__.keys()
 
 
-def test_a_version_is_that_of_the_tasks_own_package() -> None:
+def test_the_contract_version_is_the_one_stated_in_the_tasks_own_package() -> None:
     @dataclass
-    class Theirs(Classification):
-        """Says nothing of its own."""
+    class OtherPackage(Classification):
+        """States no version of its own."""
 
-    class Further(Theirs):
+    class Stated(OtherPackage):
         contract_version = "0.7"
 
-    class Child(Further):
-        """Of the same package."""
+    class Inherited(Stated):
+        """Inherits from a class of the same package."""
 
     assert contract_version_of(Sentiment) == contract_version_of(Classification) == "1.0"
-    assert contract_version_of(Theirs) is None
-    assert contract_version_of(Further) == contract_version_of(Child) == "0.7"
+    assert contract_version_of(OtherPackage) is None
+    assert contract_version_of(Stated) == contract_version_of(Inherited) == "0.7"
 
 
-def test_a_deprecation_has_a_date_a_place_and_a_way_out() -> None:
+def test_a_deprecation_warning_has_a_date_a_location_and_a_replacement() -> None:
     @dataclass
     class Old(Classification):
-        """Made when versions were whole numbers."""
+        """Made when versions were integers."""
 
         contract_version = 1  # type: ignore[assignment]
 
@@ -110,7 +110,7 @@ def test_a_deprecation_has_a_date_a_place_and_a_way_out() -> None:
     assert caught[0].filename.endswith("test_compatibility.py")
 
 
-def test_a_renamed_hook_goes_on_working_and_its_author_is_told() -> None:
+def test_a_renamed_hook_keeps_working_and_warns_its_author() -> None:
     class New(Task):
         def old(self) -> str:
             return "default"
@@ -136,7 +136,7 @@ def test_a_renamed_hook_goes_on_working_and_its_author_is_told() -> None:
     assert len(caught) == 1
 
 
-def test_a_deprecation_is_shown_once_and_not_to_users(tmp_path) -> None:
+def test_a_deprecation_warning_is_shown_once_and_hidden_by_default(tmp_path) -> None:
     import subprocess
 
     (tmp_path / "plugin.py").write_text("class Plugin: ...\n")
@@ -146,14 +146,14 @@ def test_a_deprecation_is_shown_once_and_not_to_users(tmp_path) -> None:
         "    deprecated(plugin.Plugin, 'x', since='1.1', until=datetime.date(2027, 1, 1), instead='use y')\n"
     )
 
-    def errors(*flags: str) -> list[str]:
+    def warning_lines(*flags: str) -> list[str]:
         command = [sys.executable, *flags, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
-        return [line for line in done.stderr.splitlines() if "ContractDeprecation" in line]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True)
+        return [line for line in process.stderr.splitlines() if "ContractDeprecation" in line]
 
-    assert errors() == []
-    assert len(told := errors("-W", "default")) == 1
+    assert warning_lines() == []
+    assert len(lines := warning_lines("-W", "default")) == 1
     assert (
         "plugin.py:1: ContractDeprecation: x is deprecated since contract 1.1 and may be gone after 2027-01-01"
-        in told[0]
+        in lines[0]
     )

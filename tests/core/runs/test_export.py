@@ -21,56 +21,56 @@ def exported(run, folder):
 
 
 def snippet(folder, **names):
-    """Run the README's code, as somebody without gptask would."""
+    """Run the README's code, which must not need gptask."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
     assert "gptask" not in code.replace(str(folder), "")
     exec(code, names)
     return names
 
 
-def filled(folder, **values):
-    """The README's prompt template with its fields filled in."""
+def prompt_for(folder, **values):
+    """A prompt made from the README's template."""
     (template,) = re.findall(r"```text\n(.*?)\n```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
     return template.format(**values)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "gemma3", "scratch"])
-def test_classification_has_the_runs_probabilities_in_a_padded_batch(family, random_run, tmp_path):
+def test_an_exported_classifier_gives_the_runs_probabilities_in_a_padded_batch(family, random_run, tmp_path):
     run = random_run(Sentiment(labels=LABELS), family, Lora(rank=2))
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
     folder = exported(run, tmp_path / "out")
-    said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
-    torch.testing.assert_close(said["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
-    assert (said["batch"]["attention_mask"] == 0).any()
-    assert said["names"] == LABELS
-    assert said["model"].config.problem_type == "single_label_classification"
-    assert type(said["model"]).__name__.endswith("ForSequenceClassification")
+    names = snippet(folder, prompts=[prompt_for(folder, text=text) for text in TEXTS])
+    torch.testing.assert_close(names["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert (names["batch"]["attention_mask"] == 0).any()
+    assert names["names"] == LABELS
+    assert names["model"].config.problem_type == "single_label_classification"
+    assert type(names["model"]).__name__.endswith("ForSequenceClassification")
 
 
 @pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])
-def test_every_tuning_exports_and_labels_may_be_many(tuning, random_run, tmp_path):
+def test_every_tuning_exports_several_labels_per_text(tuning, random_run, tmp_path):
     run = random_run(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
     folder = exported(run, tmp_path / "out")
-    said = snippet(folder, prompts=[filled(folder, text=text) for text in TEXTS])
-    torch.testing.assert_close(said["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
-    assert said["model"].config.problem_type == "multi_label_classification"
-    assert said["model"].config.label2id == {"a": 0, "b": 1, "c": 2}
+    names = snippet(folder, prompts=[prompt_for(folder, text=text) for text in TEXTS])
+    torch.testing.assert_close(names["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert names["model"].config.problem_type == "multi_label_classification"
+    assert names["model"].config.label2id == {"a": 0, "b": 1, "c": 2}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "scratch"])
-def test_generation_gives_the_runs_texts(family, random_run, tmp_path):
+def test_an_exported_generator_writes_the_runs_texts(family, random_run, tmp_path):
     task = Translation(prompt="Say in French: {source}")
     task.generation.max_new_tokens = 8
     run = random_run(task, family, Lora(rank=2))
     sources = ["good", "the lazy dog", "is it"]
     expected = [p.value for p in run.predict({"source": source} for source in sources)]
     folder = exported(run, tmp_path / "out")
-    said = snippet(folder, prompts=[filled(folder, source=source) for source in sources])
-    assert [text.strip() for text in said["texts"]] == expected
+    names = snippet(folder, prompts=[prompt_for(folder, source=source) for source in sources])
+    assert [text.strip() for text in names["texts"]] == expected
     assert len(set(expected)) > 1
-    assert said["model"].generation_config.max_new_tokens == 8
-    assert said["tokenizer"].padding_side == "left"
+    assert names["model"].generation_config.max_new_tokens == 8
+    assert names["tokenizer"].padding_side == "left"
 
 
 def test_stop_texts_are_in_the_snippet(random_run, tmp_path):
@@ -79,11 +79,11 @@ def test_stop_texts_are_in_the_snippet(random_run, tmp_path):
     run = random_run(task, "llama", Lora(rank=2))
     rows = [{"context": "the dog is lazy", "question": "is it good?"}, {"context": "bad film", "question": "is it?"}]
     folder = exported(run, tmp_path / "out")
-    said = snippet(folder, prompts=[filled(folder, **row) for row in rows])
-    assert [text.strip() for text in said["texts"]] == [p.value for p in run.predict(rows)]
+    names = snippet(folder, prompts=[prompt_for(folder, **row) for row in rows])
+    assert [text.strip() for text in names["texts"]] == [p.value for p in run.predict(rows)]
 
 
-def test_the_folder_is_self_contained_and_without_pickle(random_run, tmp_path):
+def test_the_folder_is_complete_and_has_no_pickle(random_run, tmp_path):
     folder = exported(random_run(Sentiment(labels=LABELS), "gemma3", Lora(rank=2)), tmp_path / "new" / "out")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
@@ -93,14 +93,14 @@ def test_the_folder_is_self_contained_and_without_pickle(random_run, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
-def test_a_head_that_no_class_fits_is_refused(random_run, tmp_path):
+def test_a_head_without_transformers_class_is_refused(random_run, tmp_path):
     run = random_run(QuestionAnswering(answer=AnswerForm.span), "llama", Lora(rank=2))
     with pytest.raises(UserError, match=r"no transformers class fits its head \(SpanHead\)"):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_is_there_is_left_alone(random_run, tmp_path):
+def test_an_existing_output_is_not_overwritten(random_run, tmp_path):
     run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
     (tmp_path / "out").mkdir()
     exported(run, tmp_path / "out")  # an empty folder is fine
@@ -113,11 +113,11 @@ def test_an_output_that_is_there_is_left_alone(random_run, tmp_path):
 
 
 def test_a_failing_write_leaves_nothing(random_run, tmp_path, monkeypatch):
-    def full(*_, **__):
+    def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
     run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
-    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", disk_full)
     with pytest.raises(UserError, match="can't be written: No space left"):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

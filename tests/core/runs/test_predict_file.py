@@ -2,13 +2,12 @@
 
 import io
 import json
-import threading
 
 import pytest
-from gptask import DataError, UserError, load_run, train
+from gptask import DataError, UserError, train
 from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
-from gptask.runs.predictor import CHUNK
+from gptask.runs.predictor import CHUNK_ROWS
 
 from tests.support.configs import small_config
 
@@ -23,7 +22,7 @@ def call(run, source, **changes):
 
 
 def test_rows_keep_their_order_and_fields(run, tmp_path):
-    texts = [f"{'long ' * (n % 7)}text number {n}" for n in range(CHUNK + 30)]
+    texts = [f"{'long ' * (n % 7)}text number {n}" for n in range(CHUNK_ROWS + 30)]
     (tmp_path / "in.jsonl").write_text(
         "".join(json.dumps({"id": str(n), "text": t}) + "\n" for n, t in enumerate(texts))
     )
@@ -36,7 +35,7 @@ def test_rows_keep_their_order_and_fields(run, tmp_path):
     assert lines[41]["score"] == pytest.approx(alone.score, abs=1e-5)
 
 
-def test_every_format_and_plain_lines(run, tmp_path, capsys):
+def test_columns_are_mapped_and_plain_lines_are_texts(run, tmp_path, capsys):
     (tmp_path / "a.csv").write_text("review,n\ngood,1\nbad,2\n")
     call(run, tmp_path / "a.csv", data=Files(columns={"text": "review"}))
     (tmp_path / "b.txt").write_text("good\n\nbad\n")
@@ -46,35 +45,19 @@ def test_every_format_and_plain_lines(run, tmp_path, capsys):
     assert lines[0]["score"] == pytest.approx(lines[2]["score"], abs=1e-5)
 
 
-def test_a_bad_row_stops_with_file_and_line_after_what_came_before(run, tmp_path, capsys):
+def test_a_bad_row_ends_with_its_file_and_line_after_the_rows_before_it(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"txet": "bad"}\n{"text": "fine"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl:2: no column 'text'.*Did you mean 'txet'.*on_error=skip"):
         call(run, tmp_path / "in.jsonl")
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_skipping_puts_the_error_into_the_rows_place(run, tmp_path, capsys):
+def test_skipping_writes_the_error_in_place_of_the_row(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"text": ""}\nbroken\n{"text": "fine"}\n')
     call(run, tmp_path / "in.jsonl", on_error=BadRowPolicy.skip)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert ["error" in line for line in lines] == [False, True, True, False]
     assert "in.jsonl:2" in lines[1]["error"]
-
-
-def test_output_appears_before_all_input_is_read(run):
-    asked, answered = threading.Event(), threading.Event()
-
-    def slow():
-        yield {"text": "first"}
-        asked.set()
-        assert answered.wait(30), "the first row was not answered while the second was awaited"
-        yield {"text": "second"}
-
-    said = run.predict(slow())
-    next(said)
-    assert asked.wait(30)
-    answered.set()
-    assert len(list(said)) == 1
 
 
 def test_standard_input_is_json_lines_or_plain(run, monkeypatch, capsys):
@@ -86,27 +69,20 @@ def test_standard_input_is_json_lines_or_plain(run, monkeypatch, capsys):
     assert lines[0]["probabilities"] == pytest.approx(lines[1]["probabilities"])
 
 
-def test_input_is_never_overwritten(run, tmp_path):
+def test_the_input_is_never_overwritten(run, tmp_path):
     (tmp_path / "in.txt").write_text("good\n")
     with pytest.raises(UserError, match="is the input"):
         call(run, tmp_path / "in.txt", output=str(tmp_path / "in.txt"))
     assert (tmp_path / "in.txt").read_text() == "good\n"
 
 
-def test_no_such_input_names_what_is_there(run, tmp_path):
+def test_a_missing_input_names_the_files_beside_it(run, tmp_path):
     (tmp_path / "here.txt").write_text("good\n")
     with pytest.raises(UserError, match=r"no such file.*here\.txt"):
         call(run, tmp_path / "gone.txt")
 
 
-def test_an_unwritable_output_is_told(run, tmp_path):
+def test_an_unwritable_output_is_a_user_error(run, tmp_path):
     (tmp_path / "in.txt").write_text("good\n")
     with pytest.raises(UserError, match="can't be written"):
         call(run, tmp_path / "in.txt", output=str(tmp_path / "no/such/folder/out.jsonl"))
-
-
-def test_python_users_get_predictions_lazily(run):
-    said = load_run(run.folder).predict({"text": text} for text in ("good", "bad"))
-    assert [p.value in run.task.labels for p in said] == [True, True]
-    with pytest.raises(DataError, match="example:1"):
-        list(run.predict([{"txt": "good"}]))

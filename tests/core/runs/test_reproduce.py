@@ -1,4 +1,4 @@
-"""The one line that would do a run again."""
+"""The command line that repeats a run."""
 
 import subprocess
 
@@ -30,8 +30,8 @@ CONFIGS = {
 def split(line):
     """The words as bash reads them."""
     assert "\n" not in line
-    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
-    return said.stdout.split("\0")[:-1]
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True)
+    return printed.stdout.split("\0")[:-1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -44,9 +44,9 @@ def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
     again = run_command(*words[1:]).config
     (tmp_path / "again").mkdir()
     write_config(tmp_path / "again", again, plugin_of(again.task))
-    found = read_config(tmp_path / "again")
-    found["trainer"] = {name: value for name, value in found["trainer"].items() if value is not None}
-    assert found == values
+    values_again = read_config(tmp_path / "again")
+    values_again["trainer"] = {name: value for name, value in values_again["trainer"].items() if value is not None}
+    assert values_again == values
 
 
 def test_config_keeps_the_typed_command(run_command, tmp_path):

@@ -1,4 +1,7 @@
-"""Each clause of the contract has a task that breaks it and nothing else (defined here, so no torch at the top)."""
+"""Each clause of the contract has a task that breaks only this clause.
+
+The tasks are defined in this module, so it must not import torch at the top.
+"""
 
 import importlib
 import json
@@ -20,7 +23,7 @@ from gptask.plugins.types import Example
 from gptask.testing import ContractError, check_results, check_task
 from gptask.testing.clauses import STAGES
 
-WORDS = {
+SAMPLE = {
     "train": "apple red,banana yellow,plum purple,lime green,cherry dark red,lemon bright yellow,kiwi brown,fig violet",
     "validation": "pear pale green,peach pink",
     "test": "grape blue,orange orange",
@@ -52,7 +55,7 @@ class Toy(GenerativeTask):
         return [Begins("begins")]
 
     def sample(self) -> dict[str, Any]:
-        return {split: f"{self.folder}/{split}.jsonl" for split in WORDS}
+        return {split: f"{self.folder}/{split}.jsonl" for split in SAMPLE}
 
 
 def with_head(task: GenerativeTask, backbone: Any, **methods: Any) -> Any:
@@ -62,23 +65,23 @@ def with_head(task: GenerativeTask, backbone: Any, **methods: Any) -> Any:
     return type("Head", (GenerationHead,), methods)(backbone, task.generation)
 
 
-def language_model_loss(head: Any, hidden: Any, batch: Any, here: Any, **options: Any) -> Any:
+def language_model_loss(head: Any, hidden: Any, batch: Any, learned: Any, **options: Any) -> Any:
     import torch
 
-    following = torch.roll(batch.input_ids, -1, dims=1)[here]
-    return torch.nn.functional.cross_entropy(head.backbone.logits(hidden[here]), following, **options)
+    next_ids = torch.roll(batch.input_ids, -1, dims=1)[learned]
+    return torch.nn.functional.cross_entropy(head.backbone.logits(hidden[learned]), next_ids, **options)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("toy")
-    for split, words in WORDS.items():
-        rows = (dict(zip(("fruit", "colour"), pair.split(" ", 1), strict=True)) for pair in words.split(","))
+    for split, pairs in SAMPLE.items():
+        rows = (dict(zip(("fruit", "colour"), pair.split(" ", 1), strict=True)) for pair in pairs.split(","))
         (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-# --- one broken task for each clause; its docstring says what is wrong with it ------------------------------------
+# --- broken tasks; the docstring of each names the clause and a part of its message -------------------------------
 
 
 @dataclass
@@ -106,7 +109,7 @@ class TargetOfNothing(Toy):
 
 @dataclass
 class TakenName(Toy):
-    """fields_well_formed: 'digest' is no identifier, or is gptask's own"""
+    """fields_well_formed: 'digest' is not an identifier, or is reserved by gptask"""
 
     def fields(self) -> list[Field]:
         return [*super().fields(), Field("digest", Kind.NUMBER, required=False)]
@@ -178,7 +181,7 @@ class Detached(Toy):
 
 @dataclass
 class DeadWeight(Toy):
-    """parts_build: not so unused.weight"""
+    """parts_build: but misses unused.weight"""
 
     def head(self, backbone: Any) -> Any:
         from torch import nn
@@ -202,8 +205,8 @@ class DilutedLoss(Toy):
 
     def head(self, backbone: Any) -> Any:
         def loss(head: Any, hidden: Any, batch: Any) -> Any:
-            here = batch.predicting()
-            return language_model_loss(head, hidden, batch, here, reduction="sum") / here.numel()
+            learned = batch.predicting()
+            return language_model_loss(head, hidden, batch, learned, reduction="sum") / learned.numel()
 
         return with_head(self, backbone, loss=loss)
 
@@ -231,8 +234,8 @@ class LearnsPrompts(Toy):
         def loss(head: Any, hidden: Any, batch: Any) -> Any:
             import torch
 
-            real = torch.arange(hidden.shape[1])[None] < batch.lengths[:, None] - 1
-            return language_model_loss(head, hidden, batch, real)
+            before_end = torch.arange(hidden.shape[1])[None] < batch.lengths[:, None] - 1
+            return language_model_loss(head, hidden, batch, before_end)
 
         return with_head(self, backbone, loss=loss)
 
@@ -243,9 +246,9 @@ class NeverStops(Toy):
 
     def head(self, backbone: Any) -> Any:
         def loss(head: Any, hidden: Any, batch: Any) -> Any:
-            here = batch.predicting()
-            here[range(len(here)), batch.lengths - 2] = False
-            return language_model_loss(head, hidden, batch, here)
+            learned = batch.predicting()
+            learned[range(len(learned)), batch.lengths - 2] = False
+            return language_model_loss(head, hidden, batch, learned)
 
         return with_head(self, backbone, loss=loss)
 
@@ -303,8 +306,8 @@ class Undefined(Begins):
     """metrics_rank: for every resample"""
 
     def aggregate(self, rows: np.ndarray) -> float:
-        alike = len(rows) > 1 and (rows == rows[0]).all() and rows[0, 0] == 0
-        return float("nan") if alike else super().aggregate(rows)
+        all_wrong = len(rows) > 1 and (rows == rows[0]).all() and rows[0, 0] == 0
+        return float("nan") if all_wrong else super().aggregate(rows)
 
 
 class Hasty(Begins):
@@ -366,16 +369,16 @@ BROKEN = [
 CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
 
 
-def made(broken: Any, folder: str, tmp_path: Path) -> Any:
+def broken_task(broken: Any, folder: str, tmp_path: Path) -> Any:
     if isinstance(broken, type):
         return Measured(folder=folder, metric=broken.__name__) if issubclass(broken, Metric) else broken(folder=folder)
     return broken(tmp_path)()
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_a_broken_task_is_caught_by_its_clause_alone(broken: Any, folder: str, tmp_path: Path) -> None:
+def test_a_broken_task_fails_its_clause_only(broken: Any, folder: str, tmp_path: Path) -> None:
     clause, _, message = broken.__doc__.partition(": ")
-    task = made(broken, folder, tmp_path)
+    task = broken_task(broken, folder, tmp_path)
     with pytest.raises(ContractError) as error:
         check_task(task)
     assert list(error.value.failures) == [clause], str(error.value)
@@ -387,11 +390,11 @@ def test_a_broken_task_is_caught_by_its_clause_alone(broken: Any, folder: str, t
 
 
 @pytest.mark.parametrize("clause", CLAUSES)
-def test_every_clause_catches_something(clause: str) -> None:
+def test_every_clause_has_a_broken_task(clause: str) -> None:
     assert clause in {broken.__doc__.partition(": ")[0] for broken in BROKEN}
 
 
-def test_results_name_every_clause(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_results_yields_every_clause_and_prints_nothing(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
     @dataclass
     class Loud(Overlaps):
         """Prints."""
@@ -400,30 +403,30 @@ def test_results_name_every_clause(folder: str, capfd: pytest.CaptureFixture[str
             print("loud")
             return super().fields()
 
-    found = {result.clause: result.outcome for result in check_results(Loud(folder=folder))}
-    assert list(found) == CLAUSES
-    assert (found["fields_well_formed"], found["sample_readable"]) == ("ok", "failed")
-    assert {found[clause] for clause in CLAUSES[CLAUSES.index("parts_build") :]} == {"not run"}
+    outcomes = {result.clause: result.outcome for result in check_results(Loud(folder=folder))}
+    assert list(outcomes) == CLAUSES
+    assert (outcomes["fields_well_formed"], outcomes["sample_readable"]) == ("ok", "failed")
+    assert {outcomes[clause] for clause in CLAUSES[CLAUSES.index("parts_build") :]} == {"not run"}
     out, err = capfd.readouterr()
     assert (out, "loud" in err) == ("", True)
 
 
-def test_a_sound_task_passes_every_clause_and_is_left_as_it_was(folder: str) -> None:
+def test_a_correct_task_passes_every_clause_and_nothing_is_changed(folder: str) -> None:
     import torch
 
     task, cache, state, threads = (
         Toy(folder=folder), os.environ["GPTASK_CACHE"], torch.get_rng_state(), torch.get_num_threads(),
     )  # fmt: skip
-    run = check_task(task)
-    assert run == CLAUSES
-    assert "learns_to_stop" in run
+    passed = check_task(task)
+    assert passed == CLAUSES
+    assert "learns_to_stop" in passed
     assert task == Toy(folder=folder)
     assert os.environ["GPTASK_CACHE"] == cache
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
 
-def test_failures_that_do_not_rest_on_each_other_are_told_together(folder: str) -> None:
+def test_independent_failures_are_reported_together(folder: str) -> None:
     @dataclass
     class Twice(Measured, NeverStops):
         """Breaks two clauses."""

@@ -1,1 +1,1 @@
-"""One file a verb."""
+"""One module a verb, each with ``main(arguments)``, which returns the exit code."""

@@ -7,151 +7,163 @@ import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
 
-from gptask.cli.arguments import Parser
-from gptask.cli.hydra.compose import checked, compose, loader
-from gptask.cli.hydra.error_messages import mended
-from gptask.cli.hydra.launch import open_keys, read
+from gptask.cli.arguments import VerbParser
+from gptask.cli.hydra.compose import compose, loader
+from gptask.cli.hydra.error_messages import with_user_errors
+from gptask.cli.hydra.launch import open_keys, read_command_line
+from gptask.cli.hydra.validate import validated_config
+from gptask.cli.output import report_error
 from gptask.config.overrides import normalize_overrides
+from gptask.config.schemas import Train
 from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError
+from gptask.plugins.discovery import plugin_of
+from gptask.training.sweep.driver import SweepPlan, deciding, run_sweep
 from gptask.training.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
-from gptask.training.sweep.study import PRUNERS, SAMPLERS, refuse_grid
-
-if TYPE_CHECKING:
-    from gptask.config.schemas import Train
-    from gptask.training.sweep.driver import SweepPlan
-    from gptask.training.sweep.study import Study
+from gptask.training.sweep.study import PRUNERS, SAMPLERS, Study, refuse_grid
 
 USAGE = "gptask sweep [option=value ...] option=<space> ... [--trials 20]"
-ABOUT = f"""Search for the options of `gptask train` that do best on the task's main validation metric, with Optuna.
+DESCRIPTION = f"""Search with Optuna for the options of `gptask train` that do best on the main validation metric.
 
 A space is {GRAMMAR};
-quote it for the shell. What has one value is fixed for all trials. The study and its run folders lie in
-<outputs>/sweeps/<study>; the same command goes on with it: what is done counts, what was stopped is done again.
+quote it for the shell. An option with one value is the same in all trials. The study and its run folders lie in
+<outputs>/sweeps/<study>; the same command continues it: finished trials count, a stopped trial is run again.
 
   gptask sweep task=sentiment 'tuning.lr=tag(log,interval(1e-4,1e-2))' tuning.rank=4,8,16 --trials 20
 """
-OURS = {  # options that a sweep settles itself, or can't have
+REFUSED = {  # options that a sweep sets itself, or can't have
     "folder": "each trial gets a folder in <outputs>/sweeps/<study>",
-    "resume": "a stopped trial is asked again",
-    "tasks": "it searches for what is best for one task (gptask train -m runs several values)",
+    "resume": "the same command runs a stopped trial again",
+    "tasks": "a sweep searches for the best options of one task (gptask train -m runs several values)",
 }
-ALIKE = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # of all trials
-SHOWN = 10
+CONSTANT = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # in all trials
+MAX_ROWS = 10  # of the table of trials
 
 
-def run(arguments: Sequence[str], report: Callable[[Exception, str], int]) -> int:
-    """Read the line, check what it asks for, search, show the best; return the exit code."""
-    given = parser().parse_intermixed_args(list(arguments))
-    plan, first = _plan(given, report)
+def main(arguments: Sequence[str]) -> int:
+    """Read the command line, check it, search, show the best trials; return the exit code."""
+    options = parser().parse_intermixed_args(list(arguments))
+    plan, first = _plan(options)
     if not find_spec("optuna"):
         raise UserError("gptask sweep needs a package that is not installed: pip install 'gptask[sweep]'")
-    from gptask.training.sweep.driver import run_sweep
-
     show(plan, run_sweep(plan, first))
     return 0
 
 
-def parser() -> Parser:
-    """The options of the verb; whatever is no option is an override."""
-    made = Parser("sweep", usage=USAGE, description=ABOUT)
-    made.add_argument("overrides", nargs="*", help="options of gptask train, some of them with a space")
-    made.add_argument("--trials", type=int, default=20, help="trials wanted in all, complete or pruned (default 20)")
-    made.add_argument("--space", metavar="FILE", help="YAML: option -> a list of choices, or a space as on the line")
-    made.add_argument("--study", metavar="NAME", help="its folder's name (default: the task and a digest of the line)")
-    made.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="how options are picked (default tpe)")
-    made.add_argument("--pruner", choices=PRUNERS, default="median", help="what ends a trial early (default median)")
-    made.add_argument("--timeout", metavar="MINUTES", type=float, help="begin no trial after so long")
-    return made
+def parser() -> VerbParser:
+    """The arguments of the verb; an argument that is no option is an override."""
+    verb_parser = VerbParser("sweep", usage=USAGE, description=DESCRIPTION)
+    add = verb_parser.add_argument
+    add("overrides", nargs="*", help="options of gptask train, some of them with a space")
+    add("--trials", type=int, default=20, help="trials wanted in all, complete or pruned (default 20)")
+    add("--space", metavar="FILE", help="YAML: option -> a list of choices, or a space as on the command line")
+    add("--study", metavar="NAME", help="name of its folder (default: the task and a digest of the command line)")
+    add("--sampler", choices=SAMPLERS, default="tpe", help="how options are picked (default tpe)")
+    add("--pruner", choices=PRUNERS, default="median", help="what ends a trial early (default median)")
+    add("--timeout", metavar="MINUTES", type=float, help="start no trial after this time")
+    return verb_parser
 
 
-def _plan(given: argparse.Namespace, report: Callable[[Exception, str], int]) -> tuple[SweepPlan, Train]:
-    """What the line asks for, every choice in it tried out on the config."""
-    if given.trials < 1 or (given.timeout is not None and given.timeout <= 0):
-        raise UserError(f"--trials {given.trials}: expected 1 or more" if given.trials < 1 else
-                        f"--timeout {given.timeout:g}: expected minutes above 0")  # fmt: skip
-    if given.study and not re.fullmatch(r"\w[\w.-]*", given.study):
-        raise UserError(f"--study {given.study}: expected a name of letters, digits, '-', '_' and '.'")
-    read("train", [])  # makes the plugins choices
-    known = {override.partition("=")[0].split(".")[0].lstrip("+") for override in given.overrides}
-    space, fixed = on_line(given.overrides, normalize_overrides(given.overrides, True, known, open_keys()))
-    space = together(in_file(given.space) if given.space else [], space, fixed)
-    _refuse(space, fixed)
-    if given.sampler == "grid":
+def _check_arguments(options: argparse.Namespace) -> None:
+    if options.trials < 1:
+        raise UserError(f"--trials {options.trials}: expected 1 or more")
+    if options.timeout is not None and options.timeout <= 0:
+        raise UserError(f"--timeout {options.timeout:g}: expected minutes above 0")
+    if options.study and not re.fullmatch(r"\w[\w.-]*", options.study):
+        raise UserError(f"--study {options.study}: expected a name of letters, digits, '-', '_' and '.'")
+
+
+def _plan(options: argparse.Namespace) -> tuple[SweepPlan, Train]:
+    """The plan of a command line and the config of its first values; every choice is validated."""
+    _check_arguments(options)
+    read_command_line("train", [])  # registers the plugins with Hydra
+    top_keys = {override.partition("=")[0].split(".")[0].lstrip("+") for override in options.overrides}
+    space, fixed = on_line(options.overrides, normalize_overrides(options.overrides, True, top_keys, open_keys()))
+    space = together(in_file(options.space) if options.space else [], space, fixed)
+    _refuse_space(space, fixed)
+    if options.sampler == "grid":
         refuse_grid(space)
-    first = _first(space, fixed)
-    from gptask.plugins.discovery import plugin_of
-    from gptask.training.sweep.driver import SweepPlan, deciding
+    first = _first_config(space, fixed)
+    identity = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), options.sampler, options.pruner])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    name = options.study or f"{plugin_of(first.task).name}_{digest}"
+    plan = SweepPlan(
+        space=space,
+        fixed=fixed,
+        name=name,
+        trials=options.trials,
+        sampler=options.sampler,
+        pruner=options.pruner,
+        minutes=options.timeout,
+        configure=train_config,
+        report=report_error,
+    )
+    return plan, first
 
-    text = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), given.sampler, given.pruner])
-    name = given.study or f"{plugin_of(first.task).name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return SweepPlan(
-        space, fixed, name, given.trials, given.sampler, given.pruner, given.timeout, configure, report
-    ), first
 
-
-def _refuse(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
+def _refuse_space(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
+    """Raise `UserError` for options that a sweep can't have, or can't search over."""
     if not space:
         raise UserError(f"there is no search space: give an option {GRAMMAR} (or --space space.yaml)")
     for key in [*(d.key for d in space), *(override.partition("=")[0].lstrip("+~") for override in fixed)]:
-        if key in OURS:
-            raise UserError(f"{key}= is not for a sweep: {OURS[key]}")
-    if wrong := [d.key for d in space if d.key in ALIKE]:
-        raise UserError(f"{wrong[0]} has one value in a sweep: only what is measured alike can be compared")
+        if key in REFUSED:
+            raise UserError(f"{key}= is not for a sweep: {REFUSED[key]}")
+    if varying := [d.key for d in space if d.key in CONSTANT]:
+        raise UserError(f"{varying[0]} has one value in a sweep, so that the scores of its trials are comparable")
     if any(d.key == "seed" for d in space) and not any(o.lstrip("+").startswith("data.seed=") for o in fixed):
         raise UserError("seed decides what is validation data: data.seed=<number> fixes that, so that trials compare")
 
 
-def _first(space: Sequence[Dimension], fixed: Sequence[str]) -> Train:
-    """The config of the first values; those with each other choice are made too, so that no trial fails hours later."""
+def _first_config(space: Sequence[Dimension], fixed: Sequence[str]) -> Train:
+    """The config of the first values; each other choice is validated too, so that no trial fails hours later."""
     start = {d.key: d.override(d.choices[0] if d.choices else d.low) for d in space}
-    first = configure([*fixed, *start.values()])
+    first = train_config([*fixed, *start.values()])
     for d in space:
         for choice in d.choices[1:]:
-            other = configure([*fixed, *(start | {d.key: d.override(choice)}).values()])
+            other = train_config([*fixed, *(start | {d.key: d.override(choice)}).values()])
             if type(other.task) is not type(first.task):
                 raise UserError(f"{d.key}={choice} is of another task than {start[d.key]}: a sweep has one")
     return first
 
 
-def configure(overrides: Sequence[str]) -> Train:
-    """The checked config of `gptask train` with overrides."""
+def train_config(overrides: Sequence[str]) -> Train:
+    """The validated config of `gptask train` with overrides."""
     from omegaconf import open_dict
 
-    line, flags = read("train", overrides)
-
-    def made() -> Any:
-        with loader() as configs:
-            config = compose(configs, "train", line.overrides)
-            with open_dict(config):
-                del config["hydra"]
-            return checked(config, line)
-
+    command_line, flags = read_command_line("train", overrides)
     if flags:
         raise UserError(f"{flags[0]} is not for gptask sweep")
-    config = mended(line, made)
+
+    def composed() -> Train:
+        with loader() as configs:
+            config = compose(configs, "train", command_line.overrides)
+            with open_dict(config):
+                del config["hydra"]
+            validated: Train = validated_config(config, command_line)
+            return validated
+
+    config = with_user_errors(command_line, composed)
     check_trainer_options(config.trainer)
     return config
 
 
 def show(plan: SweepPlan, study: Study) -> None:
-    """Print the best trials, and the command that trains like the best."""
-    from rich.console import Console
+    """Print the best trials, and the command that trains with the options of the best one."""
+    from rich.console import Console  # for start-up time
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    best, metric = study.ranked(), study.about["metric"]
-    states = {name: len(study.of(name)) for name in ("COMPLETE", "PRUNED", "FAIL")}
-    counts = f"{states['COMPLETE']} complete, {states['PRUNED']} pruned, {states['FAIL']} failed"
+    ranked, metric = study.ranked(), study.about["metric"]
+    numbers = {state: len(study.of(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    counts = f"{numbers['COMPLETE']} complete, {numbers['PRUNED']} pruned, {numbers['FAIL']} failed"
     table = Table("trial", f"val/{metric}", *(d.key for d in plan.space), "run folder", title=f"{plan.name}: {counts}")
-    for trial in best[:SHOWN]:
+    for trial in ranked[:MAX_ROWS]:
         values = [override.partition("=")[2] for override in study.overrides(trial.params)]
         table.add_row(str(trial.number), f"{trial.value:.2f}", *values, trial.user_attrs["folder"])
     console.print(table)
-    if best:
-        line = shlex.join(["gptask", "train", *plan.fixed, *study.overrides(best[0].params)])
-        console.print(f"\ntrain like the best: {line}", soft_wrap=True, highlight=False, markup=False)
+    if ranked:
+        command = shlex.join(["gptask", "train", *plan.fixed, *study.overrides(ranked[0].params)])
+        console.print(f"\ntrain like the best: {command}", soft_wrap=True, highlight=False, markup=False)

@@ -11,7 +11,8 @@ from enum import Enum
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from gptask.cli.arguments import Parser
+from gptask.cli.arguments import VerbParser
+from gptask.cli.output import write_json
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
@@ -20,71 +21,74 @@ from gptask.plugins.types import Field
 PLUGIN_COLUMNS = ("task", "plugin", "contract", "state", "description")
 FIELD_COLUMNS = ("field", "kind", "required", "target", "help")
 OPTION_COLUMNS = ("option", "type", "default", "help")
-ABOUT = """List the installed task plugins, describe one, or check that they keep the plugin contract.
+DESCRIPTION = """List the installed task plugins, describe one, or check that they keep the plugin contract.
 
 States: ok, broken (it can't be loaded), clash (several claim the name), incompatible (made for another contract
-version), disabled. GPTASK_PLUGINS=dist1,dist2 takes the plugins of these distributions only, GPTASK_PLUGINS=-dist all
-but its.
+version), disabled. GPTASK_PLUGINS=dist1,dist2 enables the plugins of these distributions only, GPTASK_PLUGINS=-dist
+all but those of dist.
 
 --check runs gptask.testing.check_task on the tasks named, or on all: exit code 0 if they keep the contract, 1 if not.
 """
+REQUIRED = "???"  # OmegaConf's sign for a value that the user must set
 
 
 @dataclasses.dataclass
-class Option:
-    """An option of a task, as a row of the listing."""
+class TaskOption:
+    """An option of a task, as a row of the table."""
 
     name: str
     type: str
-    default: Any  # in plain values; ??? where the user must give one
+    default: Any  # a plain value, or REQUIRED
     help: str
 
 
-def parser() -> Parser:
-    """The options of the verb."""
-    made = Parser("tasks", usage="gptask tasks [name ...] [--check] [--format table|json]", description=ABOUT)
-    made.add_argument("names", nargs="*", metavar="name", help="a task (several with --check)")
-    made.add_argument("--check", action="store_true", help="run the plugin contract, half a minute for five tasks")
-    made.add_argument("--format", choices=("table", "json"), default="table", help="json is for machines")
-    made.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
-    return made
+def main(arguments: Sequence[str]) -> int:
+    """List the plugins, describe one or check them; return the exit code."""
+    parsed = _parser().parse_intermixed_args(list(arguments))
+    as_json = parsed.format == "json"
+    if parsed.check:
+        from gptask.cli.check import check_plugins  # for start-up time
 
-
-def show(arguments: Sequence[str]) -> int:
-    """Print the plugins, the one named, or what a check of them finds; return the exit code."""
-    given = parser().parse_intermixed_args(list(arguments))
-    as_json = given.format == "json"
-    if given.check:
-        from gptask.cli.check import check
-
-        return check(installed_plugins(), given.names, as_json)
-    if len(given.names) > 1:
-        raise UserError(f"gptask tasks describes one task at a time, got {listing(given.names)}; --check takes several")
-    if given.names:
-        plugins = discover(given.names)
-        load_task_class(plugins, given.names[0])
-        _show_task(plugins[given.names[0]], as_json)
+        return check_plugins(installed_plugins(), parsed.names, as_json)
+    if len(parsed.names) > 1:
+        raise UserError(
+            f"gptask tasks describes one task at a time, got {listing(parsed.names)}; --check takes several"
+        )
+    if parsed.names:
+        (name,) = parsed.names
+        plugins = discover([name])
+        task = load_task_class(plugins, name)
+        _show_task(plugins[name], task, as_json)
     else:
         _show_plugins([plugin.load() for plugin in installed_plugins()], as_json)
     return 0
 
 
-def options(task: type, prefix: str = "") -> Iterator[Option]:
+def _parser() -> VerbParser:
+    usage = "gptask tasks [name ...] [--check] [--format table|json]"
+    parser = VerbParser("tasks", usage=usage, description=DESCRIPTION)
+    parser.add_argument("names", nargs="*", metavar="name", help="a task (several with --check)")
+    parser.add_argument("--check", action="store_true", help="run the plugin contract, half a minute for five tasks")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="json is for machines")
+    parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
+    return parser
+
+
+def task_options(task: type, prefix: str = "") -> Iterator[TaskOption]:
     """The options of a task's dataclass; those of nested dataclasses as ``generation.max_new_tokens``."""
     hints = get_type_hints(task)
     for field in dataclasses.fields(task):
         name, hint, default = f"{prefix}{field.name}", hints[field.name], _default(field)
         if dataclasses.is_dataclass(hint):
-            inner = default if dataclasses.is_dataclass(default) else None
-            for option in options(hint, f"{name}."):  # type: ignore[arg-type]
-                if inner is not None:  # this task's defaults, not the nested class's own
-                    value = inner
+            for option in task_options(hint, f"{name}."):  # type: ignore[arg-type]
+                if dataclasses.is_dataclass(default):  # the task's defaults instead of the nested class's
+                    value: Any = default
                     for part in option.name.removeprefix(f"{name}.").split("."):
                         value = getattr(value, part)
                     option.default = _plain(value)
                 yield option
         else:
-            yield Option(name, _type_name(hint), _plain(default), str(field.metadata.get("help", "")))
+            yield TaskOption(name, _type_name(hint), _plain(default), str(field.metadata.get("help", "")))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -108,13 +112,13 @@ def _type_name(hint: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if value is dataclasses.MISSING:
-        return "???"
+        return REQUIRED
     return value.name if isinstance(value, Enum) else value
 
 
-def _shown(value: Any) -> str:
-    """A value as one would write it on the command line."""
-    if value == "???":
+def _command_line_value(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value == REQUIRED:
         return "(required)"
     if isinstance(value, str) and value.isprintable() and value.strip():
         return value
@@ -123,26 +127,26 @@ def _shown(value: Any) -> str:
 
 def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
     if as_json:
-        write_json([_described(plugin) for plugin in plugins])
+        write_json([_description(plugin) for plugin in plugins])
         return
     rows = [[p.name, p.origin, p.contract or "-", p.state, _summary(p.task) if p.task else p.error] for p in plugins]
-    _table(PLUGIN_COLUMNS, rows)
+    _show_table(PLUGIN_COLUMNS, rows)
     sys.stdout.write("\ngptask tasks <name> describes one.\n" if rows else "no task plugins are installed\n")
 
 
-def _show_task(plugin: Plugin, as_json: bool) -> None:
-    assert plugin.task is not None
+def _show_task(plugin: Plugin, task: type[Task], as_json: bool) -> None:
     if as_json:
-        write_json(_described(plugin))
+        write_json(_description(plugin))
         return
-    sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(plugin.task)}\n\n")
-    rows = [
+    sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
+    field_rows = [
         [f.name, f.kind.value, "yes" if f.required else "no", "yes" if f.target else "no", f.help]
-        for f in _fields(plugin.task)
+        for f in _fields(task)
     ]
-    _table(FIELD_COLUMNS, rows)
+    _show_table(FIELD_COLUMNS, field_rows)
     sys.stdout.write("\n")
-    _table(OPTION_COLUMNS, [[f"task.{o.name}", o.type, _shown(o.default), o.help] for o in options(plugin.task)])
+    option_rows = [[f"task.{o.name}", o.type, _command_line_value(o.default), o.help] for o in task_options(task)]
+    _show_table(OPTION_COLUMNS, option_rows)
 
 
 def _summary(task: type[Task]) -> str:
@@ -150,7 +154,7 @@ def _summary(task: type[Task]) -> str:
 
 
 def _fields(task: type[Task]) -> list[Field]:
-    """What an example consists of with the default options; `UserError` for a task that can't say so yet."""
+    """The fields of an example with the default options; raises `UserError` where they depend on required options."""
     required = {f.name: None for f in dataclasses.fields(task) if _default(f) is dataclasses.MISSING}
     try:
         return list(task(**required).fields())
@@ -158,9 +162,9 @@ def _fields(task: type[Task]) -> list[Field]:
         raise UserError(f"{task.__name__}().fields() fails: {type(error).__name__}: {error}") from error
 
 
-def _described(plugin: Plugin) -> dict[str, Any]:
-    """A plugin with everything the tables show."""
-    found: dict[str, Any] = {
+def _description(plugin: Plugin) -> dict[str, Any]:
+    """Everything that the tables show of a plugin, for JSON."""
+    description: dict[str, Any] = {
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
@@ -169,27 +173,23 @@ def _described(plugin: Plugin) -> dict[str, Any]:
         "cause": plugin.error or None,
     }
     if plugin.task:
-        found["description"] = _summary(plugin.task)
-        with contextlib.suppress(UserError):  # its fields depend on options that must be given
-            found["fields"] = [dataclasses.asdict(f) | {"kind": f.kind.value} for f in _fields(plugin.task)]
-        found["options"] = [dataclasses.asdict(option) for option in options(plugin.task)]
-    return found
+        description["description"] = _summary(plugin.task)
+        with contextlib.suppress(UserError):  # its fields depend on required options
+            fields = _fields(plugin.task)
+            description["fields"] = [dataclasses.asdict(field) | {"kind": field.kind.value} for field in fields]
+        description["options"] = [dataclasses.asdict(option) for option in task_options(plugin.task)]
+    return description
 
 
-def write_json(value: Any) -> None:
-    """Write to standard output what a machine is to read."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people on a terminal; elsewhere the same columns, aligned, never cut."""
+def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: of the terminal's width on a terminal, elsewhere aligned columns that are never cut."""
     if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             sys.stdout.write(f"{line.rstrip()}\n")
         return
-    from rich import box
+    from rich import box  # for start-up time
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

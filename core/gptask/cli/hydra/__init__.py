@@ -1,1 +1,1 @@
-"""Hydra: compose, validate, run a job, word its errors."""
+"""Hydra: compose and validate a config, run its jobs, translate its errors."""

@@ -1,4 +1,4 @@
-"""What runs for each job of a command line, in this process or in one that a launcher starts."""
+"""One job of a command line, run in this process or in one that a launcher starts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.cli.hydra.compose import checked
-from gptask.cli.hydra.error_messages import Line, mended
+from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
+from gptask.cli.hydra.validate import validated_config
+from gptask.cli.output import report_error
 from gptask.runs.config_file import started_by
 from gptask.runs.folder import main_process, numbered_alternatives
 
@@ -21,47 +22,48 @@ log = logging.getLogger("gptask")
 
 @dataclass(frozen=True)
 class Job:
-    """A verb's action on the composed config, called by Hydra. It can be pickled, so it holds nothing that is open."""
+    """A verb's action on the composed config, called by Hydra. Launchers pickle it, so it holds no open resources."""
 
-    line: Line
+    command_line: CommandLine
     action: Callable[[Any], None]
-    report: Callable[[Exception, str], int]
-    program: str  # what started this command line
-    sweeping: bool
+    program: str  # sys.argv[0] of the process that read the command line
+    multirun: bool
 
-    def __call__(self, cfg: Any) -> int:
-        """Run the job; return 0, or the code that ``report`` gave its error, which thus stops no other job."""
+    def __call__(self, config: Any) -> int:
+        """Run the job and return its exit code; an error is reported, so that it doesn't stop the other jobs."""
         log_to_console()
-        where = _name() if self.sweeping else ""
-        given = [*self.line.typed, *_own_overrides()]
-        sys.argv = [self.program, self.line.verb, *given]  # what Lightning starts further processes with
-        resumed = self.line.run and self.line.verb == "train"
-        before = started_by.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
+        where = _job_label() if self.multirun else ""
+        verb = self.command_line.verb
+        sys.argv = [self.program, verb, *self.command_line.typed, *_job_overrides()]  # Lightning starts processes by it
+        resumed = self.command_line.run and verb == "train"
+        token = started_by.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
         try:
-            config = mended(self.line, lambda: checked(cfg, self.line))
-            if not (self.sweeping and self._done(config)):
-                self.action(config)
+            validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
+            if not (self.multirun and self._is_finished(validated)):
+                self.action(validated)
         except Exception as error:
-            return self.report(error, where)
+            return report_error(error, where)
         finally:
-            started_by.reset(before)
+            started_by.reset(token)
         return 0
 
-    def _done(self, config: Any) -> bool:
-        """Whether the sweep did this job when it was started before; one it did not finish gets a new folder."""
-        from gptask.training import fingerprint as job
+    def _is_finished(self, config: Any) -> bool:
+        """Whether an earlier start of the multirun finished this job; an unfinished job gets a new folder."""
+        from gptask.training import fingerprint  # for start-up time
 
-        if folder := job.find_finished(
-            job.run_fingerprint(config), job.candidate_folders(config), model=self.line.verb == "train"
+        job = fingerprint.run_fingerprint(config)
+        if folder := fingerprint.find_finished(
+            job, fingerprint.candidate_folders(config), model=self.command_line.verb == "train"
         ):
-            log.info("finished already, skipped: %s", folder)
+            log.info("skipped, already finished: %s", folder)
             return True
         if config.folder and main_process() and Path(config.folder).exists():
             config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
 
 
-def _name() -> str:
+def _job_label() -> str:
+    """The number and the overrides of the present job, for error messages."""
     from hydra.core.hydra_config import HydraConfig
 
     job = HydraConfig.get().job
@@ -69,22 +71,23 @@ def _name() -> str:
     return f"job {job.num} ({job.override_dirname}): "
 
 
-def _own_overrides() -> list[str]:
-    """The overrides of this job alone, without what a saved run or several tasks put among them."""
+def _job_overrides() -> list[str]:
+    """The overrides of the present job, without those that a saved run or ``tasks=`` put before them."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    given: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
-    return given[next((n for n, o in enumerate(given, 1) if re.match(r"\+?saved[@=]", o)), 0) :]
+    overrides: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
+    start = next((number for number, o in enumerate(overrides, 1) if re.match(r"\+?saved[@=]", o)), 0)
+    return overrides[start:]
 
 
 def log_to_console() -> None:
-    """Let gptask's logger write to standard error, where nothing does yet."""
+    """Let gptask's logger write to standard error, through one handler."""
     log.setLevel(logging.INFO if main_process() else logging.ERROR)
     handler = next((h for h in log.handlers if type(h) is logging.StreamHandler), None)
     if handler is None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-    log.propagate = False  # a library that sets up logging for itself (absl does) would write every line again
-    handler.stream = sys.stderr  # today's: a program may have replaced it since the last call
+    log.propagate = False  # a library that configures the root logger (absl does) would repeat every line
+    handler.stream = sys.stderr  # a program may have replaced it since the last call

@@ -1,196 +1,202 @@
-"""From a verb and its overrides to a checked config object, through Hydra."""
+"""From a verb and its overrides to jobs with a validated config, through Hydra."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from gptask.cli.hydra.compose import hydra_on, loader
-from gptask.cli.hydra.error_messages import Line, mended
+from gptask.cli.hydra.compose import hydra_instance, loader
+from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
+from gptask.cli.hydra.help import help_text
 from gptask.cli.hydra.job import Job, log_to_console
-from gptask.cli.hydra.launchers import refuse_launcher
-from gptask.cli.hydra.run_overrides import from_run, run_of
-from gptask.cli.hydra.task_list import several
+from gptask.cli.hydra.launchers import check_launcher
+from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides
+from gptask.cli.hydra.task_list import read_task_list
+from gptask.cli.verbs import MULTIRUN, VERBS
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
 from gptask.config.overrides import normalize_overrides, values_of
 from gptask.errors import UserError, listing
-from gptask.plugins.config_group import register_task_group
-from gptask.plugins.discovery import discover
-from gptask.plugins.discovery import load_task_class as chosen_plugin
+from gptask.plugins.config_group import register_task_group, stored_configs
+from gptask.plugins.discovery import Plugin, discover, load_task_class
 
 log = logging.getLogger("gptask")
-SWEEPING = ("train", "evaluate")
-SHOWING = ("--cfg", "--info", "--hydra-help")
+DISPLAY_FLAGS = ("--cfg", "--info", "--hydra-help")  # Hydra prints something instead of running a job
 
 
-def launch(
-    verb: str, arguments: Sequence[str], action: Callable[[Any], None], report: Callable[[Exception, str], int]
-) -> int:
-    """Compose, check and run every job of a command line; return the worst code that ``report`` gave an error.
+def launch(verb: str, arguments: Sequence[str], action: Callable[[Any], None]) -> int:
+    """Compose, validate and run every job of a command line; return the highest exit code.
 
-    A failing job of a sweep doesn't stop the others, and one that is finished already is skipped.
+    A failing job of a multirun doesn't stop the others, and a job that an earlier start finished is skipped.
     """
-    line, flags = read(verb, arguments)
+    command_line, flags = read_command_line(verb, arguments)
     if "--help" in flags:
-        from gptask.cli import VERBS
-        from gptask.cli.hydra.help import text
-
-        sys.stdout.write(mended(line, lambda: text(verb, VERBS[verb], line.overrides)))
+        text = with_user_errors(command_line, lambda: help_text(VERBS[verb], command_line.overrides))
+        sys.stdout.write(text)
         return 0
-    job = Job(line, action, report, sys.argv[0], "--multirun" in flags)
-    with _process([*line.overrides, *flags]):
-        return mended(line, lambda: _run(job, flags))
+    job = Job(command_line, action, sys.argv[0], "--multirun" in flags)
+    with _hydra_process([*command_line.overrides, *flags]):
+        return with_user_errors(command_line, lambda: _run(job, flags))
 
 
 def _run(job: Job, flags: Sequence[str]) -> int:
-    """Show what the flags ask for, or run the jobs; through Hydra's own object, since `hydra.main` returns nothing."""
-    line = job.line
-    if any(flag.startswith(SHOWING) for flag in flags):
+    """Show what the flags ask for, or run the jobs through Hydra's own object, since `hydra.main` returns nothing."""
+    verb, overrides = job.command_line.verb, job.command_line.overrides
+    if any(flag.startswith(DISPLAY_FLAGS) for flag in flags):
         import hydra
 
-        hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=line.verb)(job)()
+        hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=verb)(job)()
         return 0
-    with hydra_on(_config_folder(flags)) as hydra_:
-        if not job.sweeping:
-            return hydra_.run(line.verb, job, [*line.overrides, "hydra.mode=RUN"]).return_value
-        return _sweep(job, hydra_)
+    with hydra_instance(_config_folder(flags)) as instance:
+        if job.multirun:
+            return _multirun(job, instance)
+        code: int = instance.run(verb, job, [*overrides, "hydra.mode=RUN"]).return_value
+        return code
 
 
-def _config_folder(flags: Sequence[str]) -> str | None:
-    """The folder of the user's own configs, if there is one."""
-    return next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
-
-
-def _sweep(job: Job, hydra: Any) -> int:
-    """Run every combination of a sweep's values; return the worst code."""
-    refuse_launcher(job.line.overrides, here=True)
+def _multirun(job: Job, hydra: Any) -> int:
+    """Run every combination of values; return the highest exit code."""
+    command_line = job.command_line
+    check_launcher(command_line.overrides, about_to_run=True)
     try:
-        batches = hydra.multirun(job.line.verb, job, [*job.line.overrides, "hydra.mode=MULTIRUN"])
+        batches = hydra.multirun(command_line.verb, job, [*command_line.overrides, "hydra.mode=MULTIRUN"])
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop or 'stopped'}\nThe same command again skips the finished jobs.") from stop
-    codes = [done.return_value for batch in batches for done in batch]
+    codes: list[int] = [result.return_value for batch in batches for result in batch]
     if failed := [number for number, code in enumerate(codes) if code]:
         log.warning("%d of %d jobs failed: %s. The same command again runs only these", len(failed), len(codes),
                     listing(failed))  # fmt: skip
     return max(codes)
 
 
-def read(verb: str, arguments: Sequence[str]) -> tuple[Line, list[str]]:
+def _config_folder(flags: Sequence[str]) -> str | None:
+    """The folder with the user's own configs, if ``--config-dir`` names one."""
+    return next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
+
+
+def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine, list[str]]:
     """Load the saved run and the task that a command line names, and make its overrides acceptable to Hydra."""
     plugins = discover(())
     register_task_group(plugins)
     register_schemas()
     log_to_console()
-    overrides, flags = split(verb, arguments)
-    known = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
-    overrides = normalize_overrides(overrides, "--multirun" in flags, known, open_keys())
-    refuse_launcher(overrides)
-    overrides += _not_of_the_preset(overrides)
-    folder = _config_folder(flags)
-    tasks = several(overrides, plugins, folder) if verb == "train" else None
-    overrides = tasks.composed() if tasks else overrides
-    run, overrides = run_of(verb, overrides)
+    overrides, flags = _split_flags(verb, arguments)
+    multirun = "--multirun" in flags
+    top_keys = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
+    overrides = normalize_overrides(overrides, multirun, top_keys, open_keys())
+    check_launcher(overrides)
+    overrides += _reset_preset_license(overrides)
+    task_list = read_task_list(overrides, plugins, _config_folder(flags)) if verb == "train" else None
+    overrides = task_list.hydra_overrides() if task_list else overrides
+    run, overrides = locate_run(verb, overrides)
     if run:
-        overrides = from_run(verb, run, overrides)
-    line = Line(verb, overrides, run, tasks.typed if tasks else ())
-    for name in values_of(overrides, "task"):
+        overrides = with_run_overrides(verb, run, overrides)
+    command_line = CommandLine(verb, overrides, run, task_list.typed if task_list else ())
+    _load_chosen_tasks(command_line, plugins)
+    _load_default_task(command_line)
+    # Once more: only now are the dictionaries among the tasks' options known.
+    command_line.overrides = normalize_overrides(overrides, multirun, (), open_keys())
+    return command_line, flags
+
+
+def _load_chosen_tasks(command_line: CommandLine, plugins: Mapping[str, Plugin]) -> None:
+    """Load the tasks that the overrides name; raises `UserError` for one that can't be used."""
+    run = command_line.run
+    for name in values_of(command_line.overrides, "task"):
         if name is None:
             raise UserError(f"task=null: choose one of {listing(plugins)}")
-        line.refuse_several("task", str(name))
+        command_line.refuse_sweep_values("task", str(name))
         try:
-            chosen_plugin(plugins, str(name).strip("'\""))
+            load_task_class(dict(plugins), str(name).strip("'\""))
         except UserError as error:
             raise UserError(f"{run}: {error}") if run else error from error.__cause__
-    _load_by_default(line)
-    line.overrides = normalize_overrides(overrides, "--multirun" in flags, (), open_keys())  # now with the task's own
-    return line, flags
 
 
-def _load_by_default(line: Line) -> None:
-    """Load the task that Hydra will choose if the line doesn't, where its options may have dictionaries among them."""
-    if values_of(line.overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in line.overrides):
+def _load_default_task(command_line: CommandLine) -> None:
+    """Load the task that Hydra chooses by default where an override sets an option of it: it may be a dictionary."""
+    overrides = command_line.overrides
+    if values_of(overrides, "task") or not any(o.lstrip("+~").startswith("task.") for o in overrides):
         return
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    presets = [[f"experiment={name}"] for name in values_of(line.overrides, "experiment")]
+    presets = [[f"experiment={name}"] for name in values_of(overrides, "experiment")]
     with loader() as configs:
         try:
             for preset in presets or [[]]:
-                configs.compute_defaults_list(line.verb, preset, RunMode.RUN)
-        except HydraException:  # a preset in a folder of the user's, or none at all: it might choose any
+                configs.compute_defaults_list(command_line.verb, preset, RunMode.RUN)
+        except HydraException:  # the preset is unknown here or in the user's folder, and may choose any task
             discover()
 
 
-def _not_of_the_preset(overrides: list[str]) -> list[str]:
-    """Overrides that take away what a preset says of its own weights where the line names others."""
-    named = {override.partition("=")[0] for override in overrides}
-    if "backbone.source" not in named:
+def _reset_preset_license(overrides: list[str]) -> list[str]:
+    """Overrides that remove a preset's notes on its own weights where the command line names other weights."""
+    keys = {override.partition("=")[0] for override in overrides}
+    if "backbone.source" not in keys:
         return []
-    return [f"{name}=null" for name in ("backbone.license", "backbone.install") if name not in named]
+    return [f"{name}=null" for name in ("backbone.license", "backbone.install") if name not in keys]
 
 
-def split(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides and Hydra's flags, the latter in their long form; raises `UserError` for what is neither."""
+def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides and Hydra's flags, the latter in their long form; raises `UserError` for anything else."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; `gptask {verb} --help` shows what there is")
+        raise UserError(f"{message}; `gptask {verb} --help` shows the options")
 
     parser.error = refuse  # type: ignore[method-assign]
-    given = parser.parse_intermixed_args(list(arguments))
-    if given.experimental_rerun or given.config_name or given.config_path:
-        raise UserError("--experimental-rerun, --config-name and --config-path are not for gptask; see resume=")
-    if given.shell_completion:
+    parsed = parser.parse_intermixed_args(list(arguments))
+    if parsed.experimental_rerun or parsed.config_name or parsed.config_path:
+        raise UserError("gptask has no --experimental-rerun, --config-name or --config-path; resume= continues a run")
+    if parsed.shell_completion:
         raise UserError("-sc stands before any verb: gptask -sc install=bash")
-    if (shown := sum(map(bool, (given.cfg, given.info, given.multirun)))) > 1 or (given.resolve and not given.cfg):
-        raise UserError("--cfg, --info and -m exclude each other" if shown > 1 else "--resolve goes with --cfg job")
-    if given.multirun and verb not in SWEEPING:
-        raise UserError(f"-m is for {' and '.join(SWEEPING)}; call gptask {verb} once for each value")
+    if sum(map(bool, (parsed.cfg, parsed.info, parsed.multirun))) > 1:
+        raise UserError("--cfg, --info and -m exclude each other")
+    if parsed.resolve and not parsed.cfg:
+        raise UserError("--resolve goes with --cfg job")
+    if parsed.multirun and verb not in MULTIRUN:
+        raise UserError(f"-m is for {' and '.join(MULTIRUN)}; call gptask {verb} once for each value")
     flags = [
         f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}"
-        for name, value in vars(given).items()
+        for name, value in vars(parsed).items()
         if value and name not in ("overrides", "run")
     ]
-    return given.overrides, flags
+    return parsed.overrides, flags
 
 
 def open_keys() -> set[str]:
-    """Full names of the options that are dictionaries without fixed keys, or may be: pass-through options."""
-    from gptask.plugins.config_group import stored_configs
-
-    nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored_configs(group).values()]
-    return {"trainer", *(name for group, node in nodes for name in _dictionaries(node, group))}
+    """Full names of the options that are, or may be, dictionaries without fixed keys, of the loaded plugins too."""
+    schema_nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored_configs(group).values()]
+    return {"trainer", *(key for group, node in schema_nodes for key in _open_dictionaries(node, group))}
 
 
-def _dictionaries(node: Any, prefix: str) -> Iterator[str]:
+def _open_dictionaries(node: Any, prefix: str) -> Iterator[str]:
     from omegaconf import AnyNode, OmegaConf
 
-    for key in node:
-        child, name = node._get_node(key), f"{prefix}.{key}"
+    for name in node:
+        child, key = node._get_node(name), f"{prefix}.{name}"
         if OmegaConf.is_dict(child) and is_dataclass(OmegaConf.get_type(child)):
-            yield from _dictionaries(child, name)
+            yield from _open_dictionaries(child, key)
         elif OmegaConf.is_dict(child) or isinstance(child, AnyNode):
-            yield name
+            yield key
 
 
 @contextmanager
-def _process(arguments: Sequence[str]) -> Iterator[None]:
-    """What Hydra reads from the process: its arguments, and that errors are to reach us instead of its own exit."""
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+def _hydra_process(arguments: Sequence[str]) -> Iterator[None]:
+    """Set what Hydra reads from the process: its arguments, and that it raises errors instead of exiting."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["gptask", *arguments], "1"
     try:
         yield
     finally:
-        sys.argv = before[0]
+        sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
-        if before[1] is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error

@@ -8,22 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptask.cli.hydra.compose import hydra_instance
 from gptask.config.multitask import check_names
 from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
-from gptask.plugins.discovery import Plugin
-from gptask.plugins.discovery import load_task_class as plugin_called
+from gptask.plugins.discovery import Plugin, load_task_class
 
 log = logging.getLogger("gptask")
-CHOICE = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")
-NAMED = re.compile(r"[~+]*(?:(?:task|data)@)?tasks\.(?P<name>[^.=@]+)")
-SHARED = re.compile(r"(?P<sign>[~+]*)(?P<key>(?:task|data)\..+)", re.DOTALL)
-HOW = "write tasks=[qa,trec], installed tasks or presets on real data (experiment), or a name with one: [mine:qa]"
+GROUP_OF_TASK = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")
+OPTION_OF_TASK = re.compile(r"[~+]*(?:(?:task|data)@)?tasks\.(?P<name>[^.=@]+)")
+SHARED_OPTION = re.compile(r"(?P<sign>[~+]*)(?P<key>(?:task|data)\..+)", re.DOTALL)
+SYNTAX = "write tasks=[qa,trec], installed tasks or presets on real data (experiment), or a name with one: [mine:qa]"
 
 
 @dataclass
-class Choice:
-    """What one of several tasks is composed of: its task, its kind of data, and values that go over theirs."""
+class TaskChoice:
+    """What one of several tasks is composed of: its task, its kind of data, and values that replace their defaults."""
 
     task: str
     data: str = "sample"
@@ -31,143 +31,142 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Several:
-    """Several tasks on a command line: ``choices`` by name, the overrides that are left, and what stood for them."""
+class TaskList:
+    """The tasks of a command line by name, the overrides about them as ``typed``, and the ``other`` overrides."""
 
-    choices: dict[str, Choice]
-    rest: list[str]
+    choices: dict[str, TaskChoice]
     typed: list[str]
+    other: list[str]
 
-    def composed(self) -> list[str]:
-        """The overrides that make Hydra compose the tasks, before those that are left."""
+    def hydra_overrides(self) -> list[str]:
+        """Overrides that make Hydra compose the tasks, followed by the other overrides."""
         from hydra.core.config_store import ConfigStore
 
         values = {"tasks": {name: choice.values for name, choice in self.choices.items()}}
         ConfigStore.instance().store(group="saved", name="tasks", node=values, package="_global_")
-        return [*appended(self.choices), "+saved@_global_=tasks", *self.rest]
+        return [*group_overrides(self.choices), "+saved@_global_=tasks", *self.other]
 
 
-def appended(choices: Mapping[str, Choice]) -> list[str]:
-    """Each task's groups under its name, in place of the one task that a config has by default."""
-    groups = [(name, g, getattr(choice, g)) for name, choice in choices.items() for g in ("task", "data")]
-    return ["~task", "~data", *(f"+{group}@tasks.{name}.{group}={value}" for name, group, value in groups)]
+def group_overrides(choices: Mapping[str, TaskChoice]) -> list[str]:
+    """Overrides that replace the default task by each task's groups under its name."""
+    groups = [
+        f"+{group}@tasks.{name}.{group}={value}"
+        for name, choice in choices.items()
+        for group, value in (("task", choice.task), ("data", choice.data))
+    ]
+    return ["~task", "~data", *groups]
 
 
-def several(overrides: Sequence[str], plugins: Mapping[str, Plugin], folder: str | None) -> Several | None:
-    """The tasks that normalized overrides ask for by ``tasks=``, None without it.
+def set_for_every_task(overrides: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Overrides with options of ``task`` and ``data`` set for every task, before those for a single task.
 
-    ``folder`` is the user's own of configs. Raises `UserError` for what is neither a task nor a preset.
+    Raises `UserError` for an option of a task that is not among ``names``.
     """
-    if not (asked := values_of(overrides, "tasks")):
-        return None
-    names = _names(asked)
-    _refuse(overrides)
-    every = spread(overrides, names)
-    typed = [o for o in every if CHOICE.fullmatch(o) or o.partition("=")[0].lstrip("+") in ("tasks", "data")]
-    given = _given(typed, names)
-    with _presets(folder) as preset:
-        choices = {name: _choice(what, given[name], plugins, preset) for name, what in names.items()}
-    return Several(choices, [o for o in every if o not in typed], typed)
-
-
-def _given(typed: Sequence[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The groups that were chosen for each task: ``data=files`` for all, ``tasks.qa.data=squad`` for one."""
-    alike = {"data": str(data[0])} if (data := values_of(typed, "data")) else {}
-    given = {name: dict(alike) for name in names}
-    for override in typed:
-        if found := CHOICE.fullmatch(override):
-            if "," in found["value"]:
-                raise UserError(f"{override}: a task of several has one {found['group']}; call gptask once for each")
-            given[found["name"]][found["group"]] = found["value"]
-    return given
-
-
-def spread(overrides: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Overrides in which an option of ``task`` or ``data`` is set for every task, before what is said of one.
-
-    Raises `UserError` for a task that is not among ``names``.
-    """
-    names, shared, own = list(names), list[str](), list[str]()
+    names, for_every_task, others = list(names), list[str](), list[str]()
     for override in overrides:
-        key = override.partition("=")[0]
-        if (found := NAMED.match(key)) and found["name"] not in names:
-            raise UserError(
-                f"{override}: '{found['name']}' is none of the tasks: {listing(names)}.{nearest(found['name'], names)}"
-            )
-        if found := SHARED.fullmatch(override):
-            shared += [f"{found['sign']}tasks.{name}.{found['key']}" for name in names]
+        match = OPTION_OF_TASK.match(override.partition("=")[0])
+        if match and match["name"] not in names:
+            hint = nearest(match["name"], names)
+            raise UserError(f"{override}: '{match['name']}' is none of the tasks: {listing(names)}.{hint}")
+        if shared := SHARED_OPTION.fullmatch(override):
+            for_every_task += [f"{shared['sign']}tasks.{name}.{shared['key']}" for name in names]
         else:
-            own.append(override)
-    return shared + own
+            others.append(override)
+    return for_every_task + others
 
 
-def _names(asked: Sequence[Any]) -> dict[str, str]:
-    """Each task's name, and the task or preset it stands for."""
-    if len(asked) > 1:
-        raise UserError(f"tasks= takes one list, not several values; {HOW}")
-    if not isinstance(asked[0], list) or not asked[0]:
-        raise UserError(f"tasks={asked[0]}: expected a list; {HOW}")
-    found: dict[str, str] = {}
-    for item in map(str, asked[0]):
+def read_task_list(
+    overrides: Sequence[str], plugins: Mapping[str, Plugin], config_folder: str | None
+) -> TaskList | None:
+    """The tasks that ``tasks=`` in normalized overrides names, None without it.
+
+    ``config_folder`` holds the user's own configs. Raises `UserError` for a name that is neither a task nor a preset.
+    """
+    if not (values := values_of(overrides, "tasks")):
+        return None
+    sources = _task_sources(values)
+    _refuse_single_task_options(overrides)
+    every_override = set_for_every_task(overrides, sources)
+    typed = [
+        o for o in every_override if GROUP_OF_TASK.fullmatch(o) or o.partition("=")[0].lstrip("+") in ("tasks", "data")
+    ]
+    groups = _chosen_groups(typed, sources)
+    with hydra_instance(config_folder) as instance:
+        presets = _ExperimentPresets(instance.config_loader)
+        choices = {name: _task_choice(what, groups[name], plugins, presets) for name, what in sources.items()}
+    return TaskList(choices, typed, [o for o in every_override if o not in typed])
+
+
+def _task_sources(values: Sequence[Any]) -> dict[str, str]:
+    """Name -> the task or preset that it stands for, from the values of ``tasks=``."""
+    if len(values) > 1:
+        raise UserError(f"tasks= takes one list, not several values; {SYNTAX}")
+    if not isinstance(values[0], list) or not values[0]:
+        raise UserError(f"tasks={values[0]}: expected a list; {SYNTAX}")
+    sources: dict[str, str] = {}
+    for item in map(str, values[0]):
         name, _, what = item.partition(":")
-        if name in found:
-            raise UserError(f"tasks= names '{name}' twice; {HOW}")
-        found[name] = what or name
-    check_names(found)
-    return found
+        if name in sources:
+            raise UserError(f"tasks= names '{name}' twice; {SYNTAX}")
+        sources[name] = what or name
+    check_names(sources)
+    return sources
 
 
-def _refuse(overrides: Sequence[str]) -> None:
+def _refuse_single_task_options(overrides: Sequence[str]) -> None:
     for key in ("task", "experiment", "resume"):
         if any(value is not None for value in values_of(overrides, key)):
-            why = "goes on with the run's own tasks" if key == "resume" else "is for a run of one task"
-            raise UserError(f"{key}= {why}; leave it or tasks= out ({HOW})")
+            reason = "continues the run with its own tasks" if key == "resume" else "is for a run of one task"
+            raise UserError(f"{key}= {reason}; leave it or tasks= out ({SYNTAX})")
 
 
-def _choice(what: str, given: Mapping[str, str], plugins: Mapping[str, Plugin], preset: Any) -> Choice:
-    """What a name stands for, with what the user chose for it."""
-    found = Choice(what)
-    if what not in plugins and (made := preset(what)):
-        found = made
-    elif what not in plugins and "task" not in given:
-        known = [*plugins, *preset.names]
+def _chosen_groups(typed: Sequence[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The groups chosen for each task: by ``data=files`` for all of them, by ``tasks.qa.data=squad`` for one."""
+    shared = {"data": str(data[0])} if (data := values_of(typed, "data")) else {}
+    groups = {name: dict(shared) for name in names}
+    for override in typed:
+        if match := GROUP_OF_TASK.fullmatch(override):
+            if "," in match["value"]:
+                raise UserError(f"{override}: one {match['group']} per task; call gptask once for each value")
+            groups[match["name"]][match["group"]] = match["value"]
+    return groups
+
+
+def _task_choice(
+    what: str, groups: Mapping[str, str], plugins: Mapping[str, Plugin], presets: _ExperimentPresets
+) -> TaskChoice:
+    """The choice for a task or preset, with the groups that the user chose for it."""
+    choice = TaskChoice(what)
+    if what not in plugins and what in presets.names:
+        choice = presets.task_choice(what)
+    elif what not in plugins and "task" not in groups:
+        hint = nearest(what, [*plugins, *presets.names])
         raise UserError(
-            f"tasks: '{what}' is neither a task ({listing(plugins)}) nor a preset ({listing(preset.names)})."
-            f"{nearest(what, known)}"
+            f"tasks: '{what}' is neither a task ({listing(plugins)}) nor a preset ({listing(presets.names)}).{hint}"
         )
-    for group, value in given.items():
-        if value != getattr(found, group):  # the user asks for another: nothing of the preset's is kept
-            setattr(found, group, value)
-            found.values.pop(group, None)
-    plugin_called(dict(plugins), found.task)
-    return found
+    for group, value in groups.items():
+        if value != getattr(choice, group):  # the user's choice replaces the preset's with all its values
+            setattr(choice, group, value)
+            choice.values.pop(group, None)
+    load_task_class(dict(plugins), choice.task)
+    return choice
 
 
-class _presets:
-    """The presets on real data, ``experiment=``: the task and the data that each asks for, by name."""
+class _ExperimentPresets:
+    """The presets of ``experiment=`` by name: the task and the data of each."""
 
-    def __init__(self, folder: str | None) -> None:
-        from gptask.cli.hydra.compose import hydra_on
+    def __init__(self, configs: Any) -> None:
+        self.configs = configs
+        self.names: list[str] = configs.get_group_options("experiment")
 
-        self._hydra = hydra_on(folder)
-
-    def __enter__(self) -> _presets:
-        self.configs = self._hydra.__enter__().config_loader
-        self.names = self.configs.get_group_options("experiment")
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hydra.__exit__(*error)
-
-    def __call__(self, name: str) -> Choice | None:
+    def task_choice(self, name: str) -> TaskChoice:
+        """The task and the data of a preset; its other values are for a run of one task and are logged."""
         from omegaconf import OmegaConf
 
-        if name not in self.names:
-            return None
-        found = self.configs.repository.load_config(f"experiment/{name}")
-        groups = {str(default.group).lstrip("/"): default.value for default in found.defaults_list}
-        values: dict[str, Any] = OmegaConf.to_container(found.config)  # type: ignore[assignment]
-        if others := sorted({*values, *groups} - {"task", "data"}):
-            log.info("%s: its %s are for a run of this task alone, and not taken over", name, listing(others))
-        own = {group: value for group, value in values.items() if group in ("task", "data")}
-        return Choice(groups.get("task", "sentiment"), groups.get("data", "sample"), own)
+        preset = self.configs.repository.load_config(f"experiment/{name}")
+        groups = {str(default.group).lstrip("/"): default.value for default in preset.defaults_list}
+        values: dict[str, Any] = OmegaConf.to_container(preset.config)  # type: ignore[assignment]
+        if unused := sorted({*values, *groups} - {"task", "data"}):
+            log.info("%s: the preset's %s are ignored; they are for a run of this task alone", name, listing(unused))
+        values = {group: value for group, value in values.items() if group in ("task", "data")}
+        return TaskChoice(groups.get("task", "sentiment"), groups.get("data", "sample"), values)

@@ -1,4 +1,4 @@
-"""The files of a new task's package, made from templates that lie as the files will."""
+"""The files of a new task's package, rendered from templates in the same folder structure."""
 
 from __future__ import annotations
 
@@ -6,57 +6,57 @@ from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 
-from gptask.cli.scaffold.names import check
+from gptask.cli.scaffold.names import check_task_name
 from gptask.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-class Kind(Enum):
+class ProjectKind(Enum):
     """What a new task starts as."""
 
     classification = "classification"
     generation = "generation"
 
 
-def write(name: str, folder: Path, kind: Kind = Kind.classification) -> list[Path]:
-    """Write the package into a folder that is new or empty; return its files.
+def write_project(name: str, folder: Path, kind: ProjectKind = ProjectKind.classification) -> list[Path]:
+    """Write the package into a new or empty folder; return its files.
 
-    Raises `UserError` for a name that is taken (see `check`), and for a folder that holds something or can't be made.
+    Raises `UserError` for a name that can't be used (see `check_task_name`) and a folder that isn't empty or writable.
     """
-    check(name)
-    files = _rendered(name, kind)
+    check_task_name(name)
+    files = _rendered_files(name, kind)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder; nothing was written: name a new one")
-        for place, text in files.items():
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            with (folder / place).open("x", encoding="utf-8") as stream:  # never over another's file
+        for path, text in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / path).open("x", encoding="utf-8") as stream:  # "x" never overwrites a file
                 stream.write(text)
     except OSError as error:
-        where = error.filename or folder
-        raise UserError(f"{where} can't be written: {error.strerror}; name another folder") from error
-    return [folder / place for place in files]
+        raise UserError(
+            f"{error.filename or folder} can't be written: {error.strerror}; name another folder"
+        ) from error
+    return [folder / path for path in files]
 
 
-def _rendered(name: str, kind: Kind) -> dict[str, str]:
-    """Path in the package -> content. ``NAME`` stands for the task in paths; what ends in .j2 is a Jinja template."""
-    from jinja2 import Environment, StrictUndefined
+def _rendered_files(name: str, kind: ProjectKind) -> dict[str, str]:
+    """Path in the package -> text. In paths, NAME stands for the task; files that end in .j2 are Jinja templates."""
+    from jinja2 import Environment, StrictUndefined  # for start-up time
 
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    words = name.replace("_", " ")
     values = {
         "name": name,
         "cls": "".join(part.capitalize() for part in name.split("_")) + "Task",
-        "words": words,
-        "title": words.capitalize(),
+        "title": name.replace("_", " ").capitalize(),
         "distribution": f"gptask-{name.replace('_', '-')}",
         "kind": kind.value,
         "version": version("gptask"),
     }
     files = {}
     for root in (TEMPLATES / "shared", TEMPLATES / kind.value):
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            place, text = path.relative_to(root).as_posix().replace("NAME", name), path.read_text(encoding="utf-8")
-            files[place.removesuffix(".j2")] = jinja.from_string(text).render(values) if path.suffix == ".j2" else text
+        for template in sorted(path for path in root.rglob("*") if path.is_file()):
+            path, text = template.relative_to(root).as_posix().replace("NAME", name), template.read_text("utf-8")
+            is_jinja = template.suffix == ".j2"
+            files[path.removesuffix(".j2")] = jinja.from_string(text).render(values) if is_jinja else text
     return files

@@ -1,1 +1,4 @@
-"""The backbone: where it comes from (`source`), the model and its tokenizer (`model`), what learns (`tuning`)."""
+"""The backbone: model and tokenizer.
+
+`locate`, `gguf` and `scratch` say where it comes from, `backbone` is the model in memory, `tuning` chooses what learns.
+"""

@@ -1,4 +1,7 @@
-"""The backbone: a decoder-only model and its tokenizer, held once and shared by whatever tasks run on it."""
+"""The backbone: a decoder-only model and its tokenizer, in memory once and shared by all tasks that run on it.
+
+Shapes: B sequences, T positions, C channels, V vocabulary, K words.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,14 @@ from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.backbone.scratch import build
 from gptask.model.engine import attention, linear, packing, rotary
 
 log = logging.getLogger("gptask")
 
 
 class GPTBackbone(nn.Module):
-    """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from.
-
-    Shapes: B sequences, T positions, C channels, V vocabulary.
-    """
+    """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from."""
 
     def __init__(self, model: Any, tokenizer: Any, origin: BackboneOrigin) -> None:
         super().__init__()
@@ -37,8 +38,8 @@ class GPTBackbone(nn.Module):
         self.tokenizer = tokenizer
         self.origin = origin
         self.compiled: Callable[[Tensor], Any] | None = None
-        self.apart = True  # whether sequences in one row stay apart
-        self.windowed = False  # and see no farther than whole ones in layers with a window
+        self.apart = True  # whether sequences packed into one row stay independent
+        self.windowed = False  # whether packed sequences see no farther than unpacked ones in layers with a window
         if self.layers:
             linear.install_last(self.layers[-1], self.channels)
 
@@ -59,41 +60,43 @@ class GPTBackbone(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder's layers; none where they are no plain list."""
-        return list(self.body.get_submodule(self._stack)) if self._stack else []
+        """The decoder's layers; empty if they are no plain list."""
+        return list(self.body.get_submodule(self._layers_path)) if self._layers_path else []
 
     @property
-    def _stack(self) -> str | None:
-        """Where in the decoder the list of its layers is."""
+    def _layers_path(self) -> str | None:
+        """The name of the decoder's submodule that is the list of its layers."""
         count = self.config.num_hidden_layers
         lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
-        return next((name for name, found in lists if len(found) == count), None)
+        return next((name for name, modules in lists if len(modules) == count), None)
 
     def cut(self, layers: int) -> None:
-        """Keep the first ``layers`` (1 or more) only: last hidden states are then what the model's last norm makes of
-        theirs. Raises `UserError` for a model that can't do without the others."""
-        config, had = self.config, self.config.num_hidden_layers
-        if layers >= had:
+        """Keep only the first ``layers`` (1 or more); the model's last norm then applies to the states of the last one.
+
+        Raises `UserError` for a model that needs its other layers.
+        """
+        config, old_count = self.config, self.config.num_hidden_layers
+        if layers >= old_count:
             return
-        place, stack = self._stack, self.layers
+        path, old_layers = self._layers_path, self.layers
         try:
-            if place is None:
+            if path is None:
                 raise ValueError("they are no plain list")
-            self.body.set_submodule(place, nn.ModuleList(stack[:layers]))
+            self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
             config.num_hidden_layers = layers
             for key, value in vars(config).items():
-                if isinstance(value, list) and len(value) == had:  # of what kind each layer is
+                if isinstance(value, list) and len(value) == old_count:  # one entry per layer, such as its type
                     setattr(config, key, value[:layers])
-            linear.install_last(stack[layers - 1], self.channels)
+            linear.install_last(old_layers[layers - 1], self.channels)
             with torch.inference_mode():
                 self.hidden(torch.arange(4, device=self.device)[None])
-        except Exception as error:  # whatever models raise that need all of their layers
-            said = str(error).strip().partition("\n")[0]
-            raise UserError(f"{type(self.model).__name__} needs all of its {had} layers ({said})") from error
+        except Exception as error:  # models that need all their layers raise whatever they like
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -108,34 +111,36 @@ class GPTBackbone(nn.Module):
 
     @property
     def stop_ids(self) -> set[int]:
-        """Ids that end a text: the tokenizer's EOS, what ends an answer in its chat template, and those the model's
-        generation config names."""
-        ids = self.model.generation_config.eos_token_id
-        named = ids if isinstance(ids, list) else [ids]
-        return {self.tokenizer.eos_token_id, self._turn_end, *named} - {None}
+        """Ids that end a text: the tokenizer's EOS, the end of an answer in its chat template, and those that the
+        model's generation config names."""
+        eos_ids = self.model.generation_config.eos_token_id
+        eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+        return {self.tokenizer.eos_token_id, self._turn_end, *eos_ids} - {None}
 
     @cached_property
     def _turn_end(self) -> int | None:
         return turn_end(self.tokenizer)
 
     def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
-        """Last hidden states (B, T, C) of right-padded ids (B, T).
+        """Return the last hidden states (B, T, C) of right-padded ids (B, T).
 
-        No mask: a causal model's real positions don't see the pads to their right. With the ``lengths`` (B,) of the
-        sequences, pads are left out and what sequences have in common at their start is computed once. Where it is
-        known which states are ``needed`` (B, T), others may hold anything finite.
+        No mask is needed: in a causal model, real positions don't see the pads to their right. If the ``lengths`` (B,)
+        of the sequences are given, pads are left out and prefixes that sequences share are computed once. If the
+        ``needed`` states (B, T) are given, others may hold anything finite.
         """
         if lengths is not None and self.can_pack(input_ids.shape[1]):
-            rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            if (states := packing.hidden(self, rows, input_ids.shape[1], needed)) is not None:
-                return states
+            sequences = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
+            if (packed_BTC := packing.hidden(self, sequences, input_ids.shape[1], needed)) is not None:
+                return packed_BTC
         if self.compiled:
-            return self.compiled(input_ids).last_hidden_state
+            compiled_BTC: Tensor = self.compiled(input_ids).last_hidden_state
+            return compiled_BTC
         with linear.only_positions(needed):
-            return self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden_BTC: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden_BTC
 
     def compile(self) -> None:
-        """Let torch.compile make `hidden`, in place of the lean forms and of rows without pads.
+        """Let torch.compile make `hidden`, instead of the engine's own layers and packed rows.
 
         Raises `UserError` on a CPU without a C++ compiler.
         """
@@ -145,75 +150,81 @@ class GPTBackbone(nn.Module):
                 f"compile=true needs a C++ compiler on a CPU; found none of {listing(compilers)}: install one"
             )
 
-        def read(ids: Tensor) -> Any:
-            return self.body(input_ids=ids, use_cache=False)
+        def run_body(ids_BT: Tensor) -> Any:
+            return self.body(input_ids=ids_BT, use_cache=False)
 
         linear.remove(self.peft)
-        self.compiled = torch.compile(read, dynamic=True)
+        self.compiled = torch.compile(run_body, dynamic=True)
 
     def sees(self, positions: int) -> bool:
-        """Whether every layer sees so many positions back (some models have layers that see a window only)."""
+        """Return whether every layer sees so many positions back (some models have layers that see only a window)."""
         windows = (getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         return all(positions <= (window or positions) for window in windows)
 
     def can_pack(self, positions: int) -> bool:
-        """Whether sequences of so many positions may lie in one row (`gptask.model.engine.packing`)."""
-        ours = self.model.config._attn_implementation == attention.NAME
-        return ours and self.apart and not self.compiled and (self.windowed or self.sees(positions))
+        """Return whether sequences of so many positions may share a row (`gptask.model.engine.packing`)."""
+        has_engine_attention = self.model.config._attn_implementation == attention.NAME
+        may_pack = has_engine_attention and self.apart and not self.compiled
+        return may_pack and (self.windowed or self.sees(positions))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary scores (..., V) of hidden states (..., C), soft-capped where the model says so (Gemma 2)."""
-        logits, cap = self.model.get_output_embeddings()(hidden), self._cap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Return vocabulary logits (..., V) of hidden states (..., C), soft-capped if the model says so (Gemma 2)."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        softcap = self._softcap
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def frozen_projection(self, hidden: Tensor) -> Tensor | None:
-        """Weights (V, C) where ``hidden @ weights.T`` is all that `logits` computes and they do not learn."""
+        """Return the weights (V, C) if they don't learn and `logits` is just ``hidden @ weights.T``, else None."""
         layer = self.model.get_output_embeddings()
-        plain = type(layer) is nn.Linear and layer.bias is None and self._cap is None
+        is_plain = type(layer) is nn.Linear and layer.bias is None and self._softcap is None
         learns = layer.weight.requires_grad and torch.is_grad_enabled()
-        return layer.weight if plain and not learns and layer.weight.dtype is hidden.dtype else None
+        return layer.weight if is_plain and not learns and layer.weight.dtype is hidden.dtype else None
 
     @property
-    def _cap(self) -> float | None:
+    def _softcap(self) -> float | None:
         return getattr(self.config, "final_logit_softcapping", None)
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
-        """(K, C) output embeddings of K words, averaged where a word is several tokens."""
-        table = self.model.get_output_embeddings().weight.detach()
-        vectors = []
+        """Return the output embeddings (K, C) of K words, averaged over the tokens of a word.
+
+        Raises `UserError` for a word without tokens.
+        """
+        embeddings_VC = self.model.get_output_embeddings().weight.detach()
+        vectors_C = []
         for word in words:
             ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
             if not ids:
                 raise UserError(f"the word {word!r} has no tokens, so nothing can start from its embedding")
-            vectors.append(table[torch.tensor(ids, device=table.device)].float().mean(0))
-        return torch.stack(vectors)
+            ids_T = torch.tensor(ids, device=embeddings_VC.device)
+            vectors_C.append(embeddings_VC[ids_T].float().mean(0))
+        return torch.stack(vectors_C)
 
 
 def number_format(choice: DType) -> torch.dtype:
-    """Bfloat16 where the processor multiplies in it (CUDA, AVX512-BF16, AMX), float32 otherwise."""
+    """Return the chosen format; ``auto`` is bfloat16 if the processor multiplies in it (CUDA, AVX512-BF16, AMX), else
+    float32."""
     if choice is DType.float32:
         return torch.float32
     if choice is DType.bfloat16:
         return torch.bfloat16
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    cpu_has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if cpu_has_bfloat16 else torch.float32
 
 
 def load_backbone_from(
     options: Pretrained | Scratch, origin: BackboneOrigin | None, texts: Callable[[], Iterable[str]]
 ) -> GPTBackbone:
-    """Load the pretrained backbone at ``origin``, or build one from scratch on the training ``texts``."""
+    """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``."""
     quiet_transformers()
-    if isinstance(options, Scratch) or origin is None:
-        from gptask.model.backbone.scratch import build
-
-        assert isinstance(options, Scratch)
-        model, tokenizer = build(options, texts())
-        log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-        return GPTBackbone(model.to(number_format(options.dtype)), tokenizer, BackboneOrigin("", "scratch", ""))
-    return from_folder(origin, number_format(options.dtype))
+    dtype = number_format(options.dtype)
+    if isinstance(options, Pretrained):
+        assert origin is not None, "a pretrained backbone is located before it is loaded"
+        return from_folder(origin, dtype)
+    model, tokenizer = build(options, texts())
+    log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
+    return GPTBackbone(model.to(dtype), tokenizer, BackboneOrigin("", "scratch", ""))
 
 
 def from_folder(
@@ -221,47 +232,47 @@ def from_folder(
 ) -> GPTBackbone:
     """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
 
-    Raises `UserError` for what is no complete decoder-only model: code from the folder is never run, weights are never
-    unpickled, and none are left random.
+    Raises `UserError` for anything but a complete decoder-only model. Code from the folder is never run, weights are
+    never unpickled, and none are left random.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    folder, only_local = origin.location, {"local_files_only": True, "trust_remote_code": False}
+    auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            origin.location, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        model, loading_info = auto_model.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **only_local
         )
-        model, report = loaded
-        words = AutoTokenizer.from_pretrained(tokenizer or origin.location, **local)
+        loaded_tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder, **only_local)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"{origin.location} is no causal language model: {str(error).strip().splitlines()[0]}"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{origin.location} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
-    if words.eos_token_id is None:
-        raise UserError(f"the tokenizer in {origin.location} has no EOS token, so the model could not learn to stop")
-    backbone = GPTBackbone(model, words, origin)
-    _check(backbone)
+        raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
+    if missing := sorted(loading_info["missing_keys"]):
+        raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
+    if loaded_tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
+    backbone = GPTBackbone(model, loaded_tokenizer, origin)
+    _check_supported(backbone)
     backbone.apart = backbone.can_pack(6) and packing.supports_packing(backbone)
     if backbone.apart and not backbone.sees(backbone.context):
         backbone.windowed = packing.passes_window(backbone)
     return backbone
 
 
-def _check(backbone: GPTBackbone) -> None:
-    """Refuse a model whose states see later tokens, or whose logits are not what `GPTBackbone.logits` makes of them."""
-    ids = torch.arange(4, device=backbone.device)[None]
+def _check_supported(backbone: GPTBackbone) -> None:
+    """Raise `UserError` if states depend on later tokens, or if `GPTBackbone.logits` are not the model's logits."""
+    ids_BT = torch.arange(4, device=backbone.device)[None]
     with torch.inference_mode():
-        hidden = backbone.hidden(ids)
-        pairs = [
-            (backbone.hidden(ids[:, :3]), hidden[:, :3], "is not causal (its states depend on later tokens)"),
-            (backbone.logits(hidden), backbone.model(ids).logits, "does more to its logits than gptask knows of"),
+        hidden_BTC = backbone.hidden(ids_BT)
+        shorter_BTC, logits_BTV = backbone.hidden(ids_BT[:, :3]), backbone.model(ids_BT).logits
+        checks = [
+            (shorter_BTC, hidden_BTC[:, :3], "is not causal (its states depend on later tokens)"),
+            (backbone.logits(hidden_BTC), logits_BTV, "does more to its logits than gptask knows of"),
         ]
-    for got, expected, what in pairs:
+    for got, expected, problem in checks:
         if not (got - expected).abs().max() <= 0.1 * expected.abs().max():
             raise UserError(
-                f"{backbone.origin.location}: {type(backbone.model).__name__} {what}; use a GPT-2, Llama, Qwen or Gemma"
+                f"{backbone.origin.location}: {type(backbone.model).__name__} {problem}; use a GPT-2, Llama, Qwen or "
+                "Gemma"
             )

@@ -1,4 +1,4 @@
-"""A conversation as token ids: by the tokenizer's own chat template, or by a plain one where it has none."""
+"""Conversations as token ids, by the tokenizer's own chat template or by a plain one where it has none."""
 
 from __future__ import annotations
 
@@ -12,162 +12,176 @@ from gptask.data.messages import Message
 from gptask.errors import DataError, UserError
 
 log = logging.getLogger("gptask")
-PLAIN = (  # "User: ...", "Assistant: ..." line by line, EOS behind every answer
+PLAIN = (  # "User: ...", "Assistant: ..." line by line, EOS after every answer
     "{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content }}\n\n"
     "{% elif message.role == 'user' %}User: {{ message.content }}\n"
     "{% else %}Assistant: {{ message.content }}{{ eos_token }}\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-RAW = (  # the texts as they stand, EOS behind every answer
+RAW = (  # the texts as they stand, EOS after every answer
     "{% for message in messages %}{{ message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-ASKED, SAID = "one", "two"
+PROBE_QUESTION, PROBE_ANSWER = "one", "two"
 
 
 @dataclass
-class Turns:
-    """Token ids of a conversation up to where an answer is due, and the spans (start, end) of its earlier answers."""
+class TokenizedConversation:
+    """Token ids of a conversation up to the next answer, and the spans (start, end) of its earlier answers."""
 
     ids: list[int]
     answers: list[tuple[int, int]]
 
 
 class ChatTemplate:
-    """Renders conversations for one tokenizer. Answers are cut out with what ends them, which a model must learn.
+    """Renders conversations for one tokenizer. The span of an answer includes what ends it, which a model must learn.
 
-    Texts before, in and behind answers are tokenized apart, as they are when an answer is due. Raises `DataError` for a
-    conversation that the template refuses.
+    The texts before, in and after answers are tokenized separately, as they are when a model generates an answer.
+    Methods raise `DataError` for a conversation that the template refuses; the constructor raises `UserError` for a
+    template that does not put an answer after its prompt.
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.tokenizer, self.text = tokenizer, text
-        self.own = text not in (PLAIN, RAW)
-        self.stop = ["\nUser:"] if text == PLAIN else []  # what a model that was not taught to stop goes on with
-        asked = [{"role": "user", "content": ASKED}]
-        prompt, whole = self._render(asked, True), self._render([*asked, {"role": "assistant", "content": SAID}], False)
-        if not whole.startswith(prompt) or SAID not in whole[len(prompt) :]:
-            raise UserError("the tokenizer's chat template does not put an answer behind its prompt")
-        tail = whole[whole.rindex(SAID) + len(SAID) :]  # behind an answer: what ends it, then what only separates
-        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        marks = {*tokenizer.all_special_ids, *(n for n, t in tokenizer.added_tokens_decoder.items() if t.special)}
-        special = [place for place, token in enumerate(ids) if token in marks]
-        self.end = ids[special[-1]] if special else None  # the id that ends an answer
-        mark = tokenizer.decode(ids[: special[-1] + 1], clean_up_tokenization_spaces=False) if special else tail
-        self.rest = tail[len(mark) :] if tail.startswith(mark) else ""
+        self.from_tokenizer = text not in (PLAIN, RAW)
+        self.stop_texts = ["\nUser:"] if text == PLAIN else []  # what a model writes on that did not learn to stop
+        question = [{"role": "user", "content": PROBE_QUESTION}]
+        prompt = self._render(question, answer_due=True)
+        answered = self._render([*question, {"role": "assistant", "content": PROBE_ANSWER}], answer_due=False)
+        if not answered.startswith(prompt) or PROBE_ANSWER not in answered[len(prompt) :]:
+            raise UserError("the tokenizer's chat template does not put an answer after its prompt")
+        tail = answered[answered.rindex(PROBE_ANSWER) + len(PROBE_ANSWER) :]  # end mark, then a separator
+        tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        added_tokens = tokenizer.added_tokens_decoder.items()
+        special_ids = {*tokenizer.all_special_ids, *(number for number, token in added_tokens if token.special)}
+        end = max((place for place, token in enumerate(tail_ids) if token in special_ids), default=None)
+        self.end_id = None if end is None else tail_ids[end]  # ends an answer
+        end_mark = tail
+        if end is not None:
+            end_mark = tokenizer.decode(tail_ids[: end + 1], clean_up_tokenization_spaces=False)
+        self.separator = tail[len(end_mark) :] if tail.startswith(end_mark) else ""
 
-    def _render(self, messages: Sequence[Message], due: bool) -> str:
+    def _render(self, messages: Sequence[Message], answer_due: bool) -> str:
         from jinja2.exceptions import TemplateError
 
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), chat_template=self.text, tokenize=False, add_generation_prompt=due
+                    list(messages), chat_template=self.text, tokenize=False, add_generation_prompt=answer_due
                 )
             )
         except TemplateError as error:
             raise DataError(f"the tokenizer's chat template refuses the conversation: {error}") from error
 
-    def turns(self, messages: Sequence[Message]) -> Turns:
-        """Tokenize messages up to the answer that is due behind them."""
-        text, found, at = self._render(messages, True), Turns([], []), 0
-        for start, end in self._answers(messages, text):
-            self._add(found, text[at:start])
-            before = len(found.ids)
-            self._add(found, text[start:end])
-            found.answers.append((before, len(found.ids)))
-            at = end
-        self._add(found, text[at:])
-        return found
+    def turns(self, messages: Sequence[Message]) -> TokenizedConversation:
+        """Tokenize messages up to the answer that follows them."""
+        text = self._render(messages, answer_due=True)
+        conversation, position = TokenizedConversation([], []), 0
+        for start, end in self._answer_spans(messages, text):
+            self._append(conversation, text[position:start])
+            first_id = len(conversation.ids)
+            self._append(conversation, text[start:end])
+            conversation.answers.append((first_id, len(conversation.ids)))
+            position = end
+        self._append(conversation, text[position:])
+        return conversation
 
-    def _add(self, found: Turns, text: str) -> None:
-        """Tokenize a piece; a template of ours leaves it to the tokenizer what stands before a text."""
-        first = not found.ids and not self.own
-        ids = self.tokenizer(text, add_special_tokens=first)["input_ids"]
-        if first and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some close what is to be continued
+    def _append(self, conversation: TokenizedConversation, text: str) -> None:
+        """Tokenize a piece of text; before gptask's own templates the tokenizer adds what it puts before any text."""
+        add_bos = not conversation.ids and not self.from_tokenizer
+        ids = self.tokenizer(text, add_special_tokens=add_bos)["input_ids"]
+        if add_bos and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers add EOS too
             ids = ids[:-1]
-        found.ids += ids
+        conversation.ids += ids
 
-    def _answers(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
-        """Where in the text answers begin and end; one that the template shows otherwise later on is left out."""
-        at = 0
+    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
+        """Yield start and end of each answer in the rendered text, except of answers that the template rewrites once
+        messages follow them."""
+        position = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:number], True) if number else ""
-            after = self._render(messages[: number + 1], False).removesuffix(self.rest)
-            if text.startswith(after) and after.startswith(before) and at <= len(before):
-                at = len(after)
-                yield len(before), at
+            before = self._render(messages[:number], answer_due=True) if number else ""
+            through = self._render(messages[: number + 1], answer_due=False).removesuffix(self.separator)
+            if text.startswith(through) and through.startswith(before) and position <= len(before):
+                position = len(through)
+                yield len(before), position
             else:
-                _rewrites()
+                _warn_once_of_rewritten_answers()
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
-        """Ids of an answer behind messages, with what ends it but for EOS."""
-        prompt = self._render(messages, True)
-        whole = self._render([*messages, {"role": "assistant", "content": text}], False)
-        if not whole.startswith(prompt):
-            raise DataError("the tokenizer's chat template shows the conversation otherwise once it is answered")
-        ids = self.tokenizer(whole[len(prompt) :].removesuffix(self.rest), add_special_tokens=False)["input_ids"]
+        """Return the ids of an answer to messages, including what ends it, but without EOS."""
+        prompt = self._render(messages, answer_due=True)
+        answered = self._render([*messages, {"role": "assistant", "content": text}], answer_due=False)
+        if not answered.startswith(prompt):
+            raise DataError("the tokenizer's chat template renders the conversation differently once it is answered")
+        answer = answered[len(prompt) :].removesuffix(self.separator)
+        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return list(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
-    def fit(self, messages: Sequence[Message], room: int) -> tuple[Turns, list[Message]]:
-        """The conversation in ``room`` tokens, and the messages that are left: the oldest turns go, the system stays.
+    def fit(self, messages: Sequence[Message], room: int) -> tuple[TokenizedConversation, list[Message]]:
+        """Drop the oldest turns until the conversation fits into ``room`` tokens; return it and the remaining messages.
 
-        The last turn is never dropped, so what is left may still be longer.
+        The system message and the last turn are never dropped, so the result may still be longer.
         """
-        head = [message for message in messages[:1] if message["role"] == "system"]
-        asked = [n for n, m in enumerate(messages) if m["role"] == "user" and n > len(head)]
-        for start in (len(head), *asked):
-            kept = [*head, *messages[start:]]
-            turns = self.turns(kept)
-            if len(turns.ids) <= room:
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        later_questions = [n for n, message in enumerate(messages) if message["role"] == "user" and n > len(system)]
+        for start in (len(system), *later_questions):
+            remaining = [*system, *messages[start:]]
+            conversation = self.turns(remaining)
+            if len(conversation.ids) <= room:
                 break
-        return turns, kept
+        return conversation, remaining
 
-    def shorten(self, messages: Sequence[Message], room: int) -> Turns:
-        """The conversation in ``room`` tokens, the end of its last message cut off where that is needed.
+    def shorten(self, messages: Sequence[Message], room: int) -> TokenizedConversation:
+        """Cut the end of the last message off, as far as needed for the conversation to fit into ``room`` tokens.
 
-        Raises `DataError` where the rest alone is longer.
+        Raises `DataError` if the rest alone is longer.
         """
-        turns, messages = self.turns(messages), list(messages)
-        for _ in range(4):  # merging tokens at the seam may leave one or two too many
-            excess, text = len(turns.ids) - room, messages[-1]["content"]
+        conversation, messages = self.turns(messages), list(messages)
+        for _ in range(4):  # tokens that merge at the cut may leave one or two too many
+            excess, text = len(conversation.ids) - room, messages[-1]["content"]
             if excess <= 0 or not text:
                 break
             spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            keep = max(len(spans) - excess, 0)
-            messages[-1] = messages[-1] | {"content": text[: spans[keep - 1][1]] if keep else ""}
-            turns = self.turns(messages)
-        if len(turns.ids) > room:
+            count = max(len(spans) - excess, 0)
+            messages[-1] = messages[-1] | {"content": text[: spans[count - 1][1]] if count else ""}
+            conversation = self.turns(messages)
+        if len(conversation.ids) > room:
             raise DataError(
-                f"the conversation needs {len(turns.ids)} tokens without its last question and {room} are left for it: "
-                "raise data.max_tokens, or lower task.generation.max_new_tokens"
+                f"the conversation needs {len(conversation.ids)} tokens without its last question, but only {room} are "
+                "left for it: raise data.max_tokens, or lower task.generation.max_new_tokens"
             )
-        return turns
+        return conversation
 
 
-@lru_cache(1)  # said once
-def _rewrites() -> None:
-    log.warning("the tokenizer's chat template shows earlier answers otherwise: of such only the last one is learned")
+@lru_cache(1)
+def _warn_once_of_rewritten_answers() -> None:
+    log.warning(
+        "the tokenizer's chat template rewrites earlier answers; a rewritten one is learned only where it is the last"
+    )
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The id that ends an answer in the tokenizer's own chat template, None without one."""
+    """Return the id that ends an answer in the tokenizer's own chat template, None if it has no usable template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
     try:
-        return chat_template_of(tokenizer).end if getattr(tokenizer, "chat_template", None) else None
-    except UserError:
-        return None  # who asks for the template itself is told
+        return chat_template_of(tokenizer).end_id
+    except UserError as error:
+        log.debug("no id ends an answer: %s", error, exc_info=error)
+        return None  # a task that needs the template raises the error itself
 
 
 def chat_template_of(tokenizer: Any, raw: bool = False) -> ChatTemplate:
-    """The tokenizer's own template, the plain one where it has none, or with ``raw`` the texts as they stand."""
-    own = getattr(tokenizer, "chat_template", None)
-    text = RAW if raw else tokenizer.get_chat_template() if own else PLAIN
-    return _made(tokenizer, text)
+    """Return the tokenizer's own template, or `PLAIN` if it has none; with ``raw``, the template that adds no text."""
+    if raw:
+        return _cached_template(tokenizer, RAW)
+    has_template = getattr(tokenizer, "chat_template", None)
+    return _cached_template(tokenizer, tokenizer.get_chat_template() if has_template else PLAIN)
 
 
 @lru_cache(8)
-def _made(tokenizer: Any, text: str) -> ChatTemplate:
+def _cached_template(tokenizer: Any, text: str) -> ChatTemplate:
     return ChatTemplate(tokenizer, text)

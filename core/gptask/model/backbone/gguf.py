@@ -1,4 +1,4 @@
-"""A GGUF file made into a Hugging Face folder with float32 safetensors."""
+"""Converts a GGUF file to a Hugging Face folder with float32 safetensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from gptask.model.backbone.hf_logging import quiet_transformers
 
 
 def convert(file: Path, folder: Path) -> None:
-    """De-quantise ``file`` through transformers and write model and tokenizer to ``folder``, whole or not at all."""
-    model, tokenizer = _read(file)
+    """De-quantise ``file`` through transformers and write model and tokenizer to ``folder``, completely or not at all.
+
+    Raises `UserError` for a file that transformers can't read.
+    """
+    model, tokenizer = _load_gguf(file)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
         model.save_pretrained(partial)
@@ -24,32 +27,33 @@ def convert(file: Path, folder: Path) -> None:
         with file.open("rb") as stream:
             weights_hash = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
         (partial / "gptask.json").write_text(json.dumps({"source": file.name, "weights_hash": weights_hash}))
-        if not (folder / "gptask.json").exists():  # another process may have been faster
+        if not (folder / "gptask.json").exists():  # another process may have written it meanwhile
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read(file: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a GGUF file.
+def _load_gguf(file: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of a GGUF file.
 
-    A model read from GGUF refuses to be saved, so its weights are moved into one made from its config.
+    A model that was loaded from GGUF refuses to be saved, so its weights are copied into one made from its config.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
+    auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a bar that can't be switched off
-            read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):  # a bar that can't be disabled
+            gguf_model = auto_model.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
         raise UserError(f"{file} can't be read as a GGUF model: {str(error).strip().splitlines()[0]}") from error
-    config = read.config
+    config = gguf_model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(read.state_dict())
-    model.generation_config = read.generation_config
+    model = auto_model.from_config(config, dtype=torch.float32)
+    model.load_state_dict(gguf_model.state_dict())
+    model.generation_config = gguf_model.generation_config
     return model, tokenizer

@@ -1,13 +1,15 @@
-"""transformers' own messages."""
+"""Keeps messages of transformers out of the log."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' own progress bars, and its warnings to its own developers, out of the log."""
-    from transformers.utils import logging as chatter
+    """Switch off progress bars of transformers, and the FutureWarnings that are meant for its developers."""
+    from transformers.utils import logging
 
+    hf_logging: Any = logging  # transformers leaves its functions untyped
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    chatter.disable_progress_bar()
+    hf_logging.disable_progress_bar()

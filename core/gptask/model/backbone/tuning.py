@@ -1,4 +1,4 @@
-"""Which weights of a backbone learn."""
+"""Chooses which weights of a backbone learn."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from gptask.model.engine import linear
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
 
-LLAMA, OTHER = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; the latter was found on Qwen
-FOUND_ON = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were found
+LLAMA_EXPONENT, OTHER_EXPONENT = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; other: Qwen's
+REFERENCE_CHANNELS = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were tuned
 
 
 def scaled_lora_lr(lr: float, family: str, channels: int) -> float:
-    """A head's LoRA learning rate for a model of another family or width: lower, never higher.
+    """Scale a head's LoRA learning rate to a model of another family or width; the result is lower, never higher.
 
-    The best rate goes with ``(2000 / channels) ** power`` (Schulman et al. 2025, "LoRA Without Regret"); families that
-    were not looked at there take the power that gives the lower rate to small models.
+    The best rate goes with ``(2000 / channels) ** exponent`` (Schulman et al. 2025, "LoRA Without Regret"). Families
+    that were not studied there take the exponent that gives small models the lower rate.
     """
-    best = (2000 / channels) ** (LLAMA if family == "llama" else OTHER)
-    return float(f"{lr * min(1.0, best / (2000 / FOUND_ON) ** LLAMA):.2g}")
+    best_rate = (2000 / channels) ** (LLAMA_EXPONENT if family == "llama" else OTHER_EXPONENT)
+    reference_rate = (2000 / REFERENCE_CHANNELS) ** LLAMA_EXPONENT
+    return float(f"{lr * min(1.0, best_rate / reference_rate):.2g}")
 
 
 def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> None:
-    """Leave out the layers above ``tuning.layers``, where a tuning has it."""
+    """Drop the layers above the share ``tuning.layers``, if the tuning has it.
+
+    Raises `UserError` for a share out of range, and for a model that needs all its layers.
+    """
     share = getattr(tuning, "layers", 1.0)
     if not 0 < share <= 1:
         raise UserError(f"tuning.layers={share} must be above 0 and at most 1: the share of layers that are used")
@@ -38,10 +42,10 @@ def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> 
 
 
 def apply_tuning(model: Any, tuning: Lora | Full | HeadOnly) -> Any:
-    """Freeze and unfreeze; for LoRA wrap the model with PEFT adapters. The model's own dropout is switched on,
-    but for a frozen model, whose states are the same in every epoch.
+    """Freeze and unfreeze weights; for LoRA, wrap the model with PEFT adapters.
 
-    What learns is float32 (adapters by PEFT): bfloat16 would round most updates of a fine-tuning away.
+    The model's own dropout is switched on, except in a frozen model, whose states are the same in every epoch. Weights
+    that learn are float32 (adapters by PEFT): bfloat16 would round most updates of fine-tuning away.
     """
     model.train(not isinstance(tuning, HeadOnly))
     if isinstance(tuning, Full):
@@ -49,10 +53,10 @@ def apply_tuning(model: Any, tuning: Lora | Full | HeadOnly) -> Any:
     model.requires_grad_(False)
     if isinstance(tuning, HeadOnly):
         return model
-    return _lora(model, tuning)
+    return _add_lora(model, tuning)
 
 
-def _lora(model: Any, tuning: Lora) -> Any:
+def _add_lora(model: Any, tuning: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
@@ -60,44 +64,46 @@ def _lora(model: Any, tuning: Lora) -> Any:
     top = 1.0 if tuning.top is None else tuning.top
     if not 0 < top <= 1:
         raise UserError(f"tuning.top={top} must be above 0 and at most 1: the share of layers that get adapters")
-    layers = model.config.get_text_config().num_hidden_layers
-    first = min(round(layers * (1 - top)), layers - 1)  # PEFT takes an empty list for all layers
+    count = model.config.get_text_config().num_hidden_layers
+    first = min(round(count * (1 - top)), count - 1)  # at least one layer: PEFT takes an empty list for all of them
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
-        target_modules=_targets(model, tuning.target_modules),
+        target_modules=_target_modules(model, tuning.target_modules),
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
-        layers_to_transform=None if top == 1 else list(range(first, layers)),
+        layers_to_transform=None if top == 1 else list(range(first, count)),
     )
     adapted = get_peft_model(model, config)
     linear.install(adapted)
     return adapted
 
 
-def _targets(model: Any, wanted: list[str]) -> list[str]:
-    """The layers that get adapters: those named, or every linear one but the projection tied to the embedding.
+def _target_modules(model: Any, names: list[str]) -> list[str]:
+    """Return the layers that get adapters: ``names``, or all linear layers except the vocabulary projection.
 
-    Raises `UserError` for a name of no layer (PEFT would pass over one among several).
+    Raises `UserError` for a name of no layer (PEFT ignores such a name beside valid ones).
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     projection = model.get_output_embeddings()
     layers = {
-        name: module
-        for name, module in model.named_modules()
+        path: module
+        for path, module in model.named_modules()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2
         and module is not projection
         and not isinstance(module, nn.Embedding)
     }
-    known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
-    for name in wanted:
-        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+    known_names = sorted({path.rsplit(".", 1)[-1] for path in layers})
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in layers):
             raise UserError(
-                f"tuning.target_modules: '{name}' names no layer of the backbone; there are {listing(known)}."
-                f"{nearest(name, known)}"
+                f"tuning.target_modules: '{name}' names no layer of the backbone; there are {listing(known_names)}."
+                f"{nearest(name, known_names)}"
             )
-    plain = {name.rsplit(".", 1)[-1] for name, module in layers.items() if isinstance(module, nn.Linear | Conv1D)}
-    return wanted or sorted(plain)
+    linear_names = {
+        path.rsplit(".", 1)[-1] for path, module in layers.items() if isinstance(module, nn.Linear | Conv1D)
+    }
+    return names or sorted(linear_names)

@@ -1,1 +1,1 @@
-"""Prompts to texts: generate, stream, chat."""
+"""Text generation: batches of prompts (`generate`), one text token by token (`stream`), conversations (`chat`)."""

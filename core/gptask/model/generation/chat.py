@@ -1,4 +1,4 @@
-"""A conversation with a model in memory: what was said, and the next answer as it is written."""
+"""A conversation with a model in memory: its messages, and the next answer as a stream of pieces."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class ChatOptions(GenerationOptions):
     temperature: float = option(0.7, "0 always takes the likeliest token")
     top_p: float = option(0.95, "draw from the smallest set of tokens with this probability mass")
     stop: list[str] = option(partial(list), "texts that end an answer; they are cut off")
-    system: str | None = option(None, "the system message that stands before the conversation")
+    system: str | None = option(None, "system message, put before the conversation")
     raw: bool = option(False, "continue each text as it stands: no chat template, no turns")
 
     def validate(self) -> None:
-        """Refuse values out of range, and what can't be streamed."""
+        """Raise `UserError` for values out of range, and for options that a streamed answer can't have."""
         if self.num_beams > 1 or self.samples > 1:
             raise UserError("a chat streams one answer: num_beams and samples must be 1")
         try:
@@ -37,17 +37,17 @@ class ChatOptions(GenerationOptions):
         except UserError as error:
             raise UserError(str(error).replace("task.generation.", "").replace("task.generation: ", "")) from error
         if self.raw and self.system:
-            raise UserError("raw=true continues texts as they stand: there is no system message then")
+            raise UserError("raw=true continues each text as it stands and takes no system message; remove one of them")
 
 
 class Chat:
-    """Turns with a backbone. Keys and values of what was said are kept, so that only new tokens are read."""
+    """A conversation with a backbone. Keys and values of earlier turns stay cached, so only new tokens are read."""
 
     def __init__(self, backbone: GPTBackbone, options: ChatOptions) -> None:
         from gptask.model.generation.stream import Stream
 
         self.template = chat_template_of(backbone.tokenizer, options.raw)
-        self.options = replace(options, stop=[*options.stop, *self.template.stop])
+        self.options = replace(options, stop=[*options.stop, *self.template.stop_texts])
         self.stream, self.context = Stream(backbone), backbone.context
         self.dropped = 0  # messages that the last turn had no room for
         self.messages: list[Message] = []
@@ -55,48 +55,49 @@ class Chat:
 
     @property
     def full(self) -> bool:
-        """Whether the last answer was cut for want of room."""
-        return self.stream.full
+        """Whether the last answer was cut because it reached the limit of its tokens."""
+        return self.stream.reached_limit
 
     @property
     def system(self) -> str | None:
-        """The message that stands before the conversation."""
-        return self._head()[0]["content"] if self._head() else None
+        """The system message, which stands before the conversation."""
+        return self._system_messages()[0]["content"] if self._system_messages() else None
 
     @system.setter
     def system(self, text: str | None) -> None:
-        rest = self.messages[len(self._head()) :]
-        self.messages = [*([{"role": "system", "content": text}] if text else []), *rest]
+        turns = self.messages[len(self._system_messages()) :]
+        self.messages = [*([{"role": "system", "content": text}] if text else []), *turns]
 
-    def _head(self) -> list[Message]:
+    def _system_messages(self) -> list[Message]:
+        """Return a list that is empty or holds the system message."""
         return [message for message in self.messages[:1] if message["role"] == "system"]
 
     def reset(self) -> None:
-        """Forget what was said; the system message stays."""
-        self.messages = self._head()
+        """Forget the turns; the system message stays."""
+        self.messages = self._system_messages()
 
     def say(self, text: str) -> Generator[str]:
-        """Say something; yield the answer piece by piece, as much of it as is drawn is kept as said.
+        """Add a user's message and yield the answer piece by piece; an answer that is broken off is kept so far.
 
-        The oldest turns that have no room are forgotten (``dropped``). Raises `UserError` for a text that is longer
-        than the context, which is then not kept.
+        The oldest turns that have no room are forgotten (``dropped`` counts their messages). Raises `UserError` for a
+        text that is longer than the context; it is not added to the conversation.
         """
         if self.options.raw:
             self.reset()
-        asked: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        with_question: list[Message] = [*self.messages, {"role": "user", "content": text}]
         room = self.context - min(self.options.max_new_tokens, self.context // 2)
-        turns, kept = self.template.fit(asked, room)
-        if len(turns.ids) > self.context:
-            raise UserError(f"this text takes {len(turns.ids)} tokens; the model reads {self.context}: shorten it")
-        self.dropped, self.messages = len(asked) - len(kept), kept
-        said = ""
+        prompt, remaining = self.template.fit(with_question, room)
+        if len(prompt.ids) > self.context:
+            raise UserError(f"this text takes {len(prompt.ids)} tokens; the model reads {self.context}: shorten it")
+        self.dropped, self.messages = len(with_question) - len(remaining), remaining
+        answer = ""
         try:
-            for piece in self.stream.text(turns.ids, self.options):
-                piece = piece if said else piece.lstrip()
-                said += piece
+            for piece in self.stream.text(prompt.ids, self.options):
+                piece = piece if answer else piece.lstrip()
+                answer += piece
                 yield piece
         finally:
-            if said.strip():
-                self.messages.append({"role": "assistant", "content": said.strip()})
+            if answer.strip():
+                self.messages.append({"role": "assistant", "content": answer.strip()})
             else:
-                self.messages.pop()  # an unanswered text would be followed by another of the user's
+                self.messages.pop()  # without an answer, two messages of the user would follow each other

@@ -1,8 +1,7 @@
-"""Text generation, shared by every task that generates: its options, and texts from prompts."""
+"""Text generation that all generating tasks share: a batch of prompts in, texts out."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -16,16 +15,14 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.engine.decoding import Decoded
 
-
-log = logging.getLogger("gptask")
-KV_BYTES = 2**30  # bytes of keys and values that are held at once
+MAX_KV_BYTES = 2**30  # bytes of keys and values that are held at once
 
 
 @dataclass
 class GeneratedText:
     """A generated text, and the geometric mean of the probabilities of its tokens and EOS (None for beams).
 
-    Of several that were drawn it is the one with the highest mean; ``samples`` are all of them.
+    If several texts were sampled, it is the one with the highest mean, and ``samples`` are all of them.
     """
 
     text: str
@@ -40,58 +37,67 @@ def generate(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Gener
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
     count = options.samples
-    found: list[GeneratedText] = []
-    for rows in _parts(backbone, prompts, options):
-        texts = _texts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
-        found += [_likeliest(texts[k : k + count]) for k in range(0, len(texts), count)]
-    return found
+    generated: list[GeneratedText] = []
+    for rows in _split_by_memory(backbone, prompts, options):
+        samples = _continue_prompts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
+        generated += [_best_of(samples[start : start + count]) for start in range(0, len(samples), count)]
+    return generated
 
 
-def _parts(backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions) -> list[list[int]]:
-    """Numbers of neighbouring prompts that are decoded at once: parts of about the same memory for keys and values."""
+def _split_by_memory(
+    backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions
+) -> list[list[int]]:
+    """Split the prompts, by number, into batches whose keys and values take about the same memory."""
     from gptask.model.engine.decoding import decodes_in_buckets
 
     lengths = [len(prompt) + options.limit for prompt in prompts]
     longest = max(lengths, default=0)
     if options.num_beams > 1 or not decodes_in_buckets(backbone, longest):
         lengths = [longest] * len(lengths)  # padded
-    start = [0, *accumulate(lengths)]
-    total = start[-1] * position_bytes(backbone) * options.num_beams * options.samples
-    size = start[-1] / max(1, ceil(total / KV_BYTES))
-    return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: start[row] // size)]
+    starts = [0, *accumulate(lengths)]
+    total_bytes = starts[-1] * position_bytes(backbone) * options.num_beams * options.samples
+    positions_per_batch = starts[-1] / max(1, ceil(total_bytes / MAX_KV_BYTES))
+    return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: starts[row] // positions_per_batch)]
 
 
 def position_bytes(backbone: GPTBackbone) -> int:
-    """Bytes that the keys and values of one position take."""
+    """Return the bytes that the keys and values of one position take."""
     config = backbone.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
 
 
-def _texts(backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions) -> list[GeneratedText]:
-    """One text behind every prompt; equal prompts that are neighbours are one prompt's samples."""
+def _continue_prompts(
+    backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions
+) -> list[GeneratedText]:
+    """Generate one text per prompt; equal neighbouring prompts are the samples of one prompt."""
     import torch
 
     from gptask.model.engine.decoding import decode
 
-    rooms = [new_tokens_limit(backbone, prompt, options) for prompt in prompts]
-    search = _beams if options.num_beams > 1 else decode
+    token_limits = [new_tokens_limit(backbone, prompt, options) for prompt in prompts]
+    search = _beam_search if options.num_beams > 1 else decode
     with torch.inference_mode():
-        found = search(backbone, prompts, rooms, options)
-    texts = backbone.tokenizer.batch_decode([tokens for tokens, _ in found], skip_special_tokens=True)
-    return [GeneratedText(_cut(text, options.stop), score) for text, (_, score) in zip(texts, found, strict=True)]
+        decoded = search(backbone, prompts, token_limits, options)
+    texts = backbone.tokenizer.batch_decode([ids for ids, _ in decoded], skip_special_tokens=True)
+    return [
+        GeneratedText(_cut_at_stop(text, options.stop), score) for text, (_, score) in zip(texts, decoded, strict=True)
+    ]
 
 
-def _likeliest(texts: Sequence[GeneratedText]) -> GeneratedText:
-    if len(texts) == 1:
-        return texts[0]
-    best = max(texts, key=lambda text: text.score or 0.0)
-    return GeneratedText(best.text, best.score, [text.text for text in texts])
+def _best_of(samples: Sequence[GeneratedText]) -> GeneratedText:
+    if len(samples) == 1:
+        return samples[0]
+    best = max(samples, key=lambda sample: sample.score or 0.0)
+    return GeneratedText(best.text, best.score, [sample.text for sample in samples])
 
 
 def new_tokens_limit(backbone: GPTBackbone, prompt: list[int], options: GenerationOptions) -> int:
-    """How many tokens may follow a prompt; the last one is not read again, so it needs no position."""
+    """Return how many tokens may follow a prompt; the last one is not read again, so it needs no position.
+
+    Raises `UserError` for a prompt that is empty or longer than the context.
+    """
     if not 0 < len(prompt) <= backbone.context:
         raise UserError(
             f"a prompt has {len(prompt)} tokens; the backbone reads 1 to {backbone.context}: shorten or fill the prompt"
@@ -99,34 +105,31 @@ def new_tokens_limit(backbone: GPTBackbone, prompt: list[int], options: Generati
     return min(options.limit, backbone.context - len(prompt) + 1)
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    found = [text.index(stop) for stop in stops if stop in text]
-    return text[: min(found)] if found else text
+def _cut_at_stop(text: str, stop_texts: Sequence[str]) -> str:
+    return text[: min((text.index(stop) for stop in stop_texts if stop in text), default=len(text))]
 
 
-def _beams(
-    backbone: GPTBackbone, prompts: Sequence[list[int]], rooms: list[int], options: GenerationOptions
+def _beam_search(
+    backbone: GPTBackbone, prompts: Sequence[list[int]], token_limits: list[int], options: GenerationOptions
 ) -> list[Decoded]:
-    """Beam search is transformers' own; rows with equal room go together."""
+    """Decode by the beam search of transformers; prompts with the same limit of new tokens are one batch."""
     from gptask.model.engine.decoding import left_padded
 
-    found: dict[int, Decoded] = {}
-    for room in set(rooms):
-        places = [place for place, other in enumerate(rooms) if other == room]
-        ids, mask = left_padded([prompts[place] for place in places], backbone.device)
-        out = backbone.model.generate(
-            input_ids=ids,
+    stop_ids = backbone.stop_ids
+    decoded: dict[int, Decoded] = {}
+    for token_limit in set(token_limits):
+        rows = [row for row, limit in enumerate(token_limits) if limit == token_limit]
+        prompt_ids, mask = left_padded([prompts[row] for row in rows], backbone.device)
+        output_ids = backbone.model.generate(
+            input_ids=prompt_ids,
             attention_mask=mask,
-            eos_token_id=sorted(backbone.stop_ids),
+            eos_token_id=sorted(stop_ids),
             pad_token_id=backbone.tokenizer.eos_token_id,
             stop_strings=options.stop or None,
             tokenizer=backbone.tokenizer,
-            **options.to_transformers() | {"max_new_tokens": room},
+            **options.to_transformers() | {"max_new_tokens": token_limit},
         )
-        for place, row in zip(places, out[:, ids.shape[1] :].tolist(), strict=True):
-            found[place] = row[: _first(row, backbone.stop_ids)], None
-    return [found[place] for place in range(len(prompts))]
-
-
-def _first(row: list[int], stops: set[int]) -> int:
-    return next((place for place, token in enumerate(row) if token in stops), len(row))
+        for row, new_ids in zip(rows, output_ids[:, prompt_ids.shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
+            decoded[row] = new_ids[:end], None
+    return [decoded[row] for row in range(len(prompts))]

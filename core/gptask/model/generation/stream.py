@@ -1,4 +1,7 @@
-"""One text while it is being written: what was read once is not read again, and what is handed on is final."""
+"""Generates one text token by token: the key-value cache is reused between prompts, and emitted text never changes.
+
+Shapes: T positions, S positions in the cache, V vocabulary; there is one sequence.
+"""
 
 from __future__ import annotations
 
@@ -18,103 +21,104 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.plugins.generation_options import GenerationOptions
 
-AT_ONCE = 512  # tokens of a prompt that are read together: bounds the memory of their attention
+PROMPT_CHUNK = 512  # tokens of a prompt that one forward pass reads: bounds the memory of their attention
 
 
 class StreamedText:
-    """Text from tokens, as far as no later token can change or take back any of it.
+    """Decodes tokens to text and emits only what no later token can change or take back.
 
-    Half a character waits for its other bytes (and is dropped if they never come), and so does what may be the
-    beginning of a stop text.
+    An incomplete character waits for its other bytes (and is dropped if they never come), and so does text that may be
+    the beginning of a stop text.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(self, tokenizer: Any, stop_texts: Sequence[str]) -> None:
+        self.tokenizer, self.stop_texts = tokenizer, stop_texts
         self.ids: list[int] = []
-        self.told = 0  # characters handed on
+        self.emitted = 0  # characters
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What one more token makes certain."""
+        """Add a token; return the text that became final with it."""
         self.ids.append(token)
-        text = self._text()
-        found = [text.index(stop) for stop in self.stops if stop in text]
-        self.stopped = bool(found)
-        return self._tell(text[: min(found)] if found else text[: len(text) - self._held(text)])
+        text = self._decode()
+        stop_starts = [text.index(stop) for stop in self.stop_texts if stop in text]
+        self.stopped = bool(stop_starts)
+        return self._emit(text[: min(stop_starts)] if stop_starts else text[: len(text) - self._held_back(text)])
 
     def rest(self) -> str:
-        """What was held back, at the end of the text."""
-        return "" if self.stopped else self._tell(self._text())
+        """Return the text that was held back; call it after the last token."""
+        return "" if self.stopped else self._emit(self._decode())
 
-    def _text(self) -> str:
-        """All text so far; what is left of U+FFFD at its end is part of a character."""
+    def _decode(self) -> str:
+        """Return all text so far, without U+FFFD at its end, which stands for an incomplete character."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text).rstrip("\ufffd")
 
-    def _held(self, text: str) -> int:
-        """The longest end of the text that begins a stop text."""
-        ends = (n for stop in self.stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
-        return max(ends, default=0)
+    def _held_back(self, text: str) -> int:
+        """Return the length of the longest end of the text with which a stop text begins."""
+        lengths = (n for stop in self.stop_texts for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
+        return max(lengths, default=0)
 
-    def _tell(self, text: str) -> str:
-        new = text[self.told :]
-        self.told = max(self.told, len(text))
-        return new
+    def _emit(self, final_text: str) -> str:
+        new_text = final_text[self.emitted :]
+        self.emitted = max(self.emitted, len(final_text))
+        return new_text
 
 
 class Stream:
-    """Texts behind prompts, one prompt at a time; prompts that begin alike are read from where they differ."""
+    """Continues one prompt at a time; the tokens with which the previous one begins too are not read again."""
 
     def __init__(self, backbone: GPTBackbone) -> None:
         self.backbone = backbone
-        self.ids: list[int] = []  # what the cache holds
-        self.buffers = [PreallocatedKVCache() for _ in range(backbone.config.num_hidden_layers)]
-        self.cache = Cache(layers=list(self.buffers))
-        self.full = False  # whether the last text ended for want of room
+        self.cached_ids: list[int] = []
+        self.layer_caches = [PreallocatedKVCache() for _ in range(backbone.config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.layer_caches))
+        self.reached_limit = False  # whether the last text ended because no further token was allowed
 
     def text(self, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
-        """Continue a prompt until EOS, a stop text or the last token there is room for: a piece, maybe empty, a token.
+        """Continue a prompt until EOS, a stop text or the last token there is room for; yield one piece per token.
 
-        Greedy or by sampling; `GenerationOptions.samples` and beams are not for this. Raises `UserError` for a prompt that is
-        empty or longer than the context.
+        A piece may be empty. Decoding is greedy or by sampling; `GenerationOptions.samples` and beams are ignored.
+        Raises `UserError` for a prompt that is empty or longer than the context.
         """
-        left = new_tokens_limit(self.backbone, prompt, options)
-        said = list(prompt)
-        pieces = StreamedText(self.backbone.tokenizer, options.stop)
-        draw = Sampler(options, self.backbone, len(prompt), rows=1)
-        self.full = False
-        while not pieces.stopped:
-            if not left:
-                self.full = True
+        tokens_left = new_tokens_limit(self.backbone, prompt, options)
+        ids = list(prompt)
+        text = StreamedText(self.backbone.tokenizer, options.stop)
+        sampler = Sampler(options, self.backbone, len(prompt), rows=1)
+        self.reached_limit = False
+        while not text.stopped:
+            if not tokens_left:
+                self.reached_limit = True
                 break
-            token = self._next(said, draw)
+            token = self._next_token(ids, sampler)
             if token in self.backbone.stop_ids:
                 break
-            said.append(token)
-            left -= 1
-            yield pieces.add(token)
-        yield pieces.rest()
+            ids.append(token)
+            tokens_left -= 1
+            yield text.add(token)
+        yield text.rest()
 
     @torch.inference_mode()
-    def _next(self, ids: list[int], draw: Sampler) -> int:
-        logits = self._read(ids)
-        seen = torch.tensor([ids], device=self.backbone.device)
-        return int(draw(seen, logits, [0])[0])
+    def _next_token(self, ids: list[int], sampler: Sampler) -> int:
+        logits_1V = self._logits_after(ids)
+        ids_1T = torch.tensor([ids], device=self.backbone.device)
+        tokens_11, _ = sampler(ids_1T, logits_1V, [0])
+        return int(tokens_11)
 
-    def _read(self, ids: list[int]) -> Tensor:
-        """Scores (1, V) behind ids; those at the start that the cache holds already are not read."""
-        known = next((n for n, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), len(self.ids))
-        known = min(known, len(ids) - 1)
-        self.ids = self.ids[:known]
-        for buffer in self.buffers:  # also what a stopped pass left in some of them
-            buffer.cut(known)
-        for start in range(known, len(ids), AT_ONCE):
-            part = ids[start : start + AT_ONCE]
-            end = start + len(part)
-            step = torch.tensor([part], device=self.backbone.device)
-            real, position = step.new_ones(1, end), torch.arange(start, end, device=self.backbone.device)[None]
-            logits = next_token_logits(
-                self.backbone, step, mask_of(self.backbone, real, len(part)), position, self.cache
-            )
-            self.ids = ids[:end]
-        return logits
+    def _logits_after(self, ids: list[int]) -> Tensor:
+        """Return the logits (1, V) of the token after ``ids``; ids at the start that are cached are not read again."""
+        pairs = enumerate(zip(self.cached_ids, ids, strict=False))
+        reused = next((place for place, (cached, wanted) in pairs if cached != wanted), len(self.cached_ids))
+        reused = min(reused, len(ids) - 1)
+        self.cached_ids = self.cached_ids[:reused]
+        for layer_cache in self.layer_caches:  # an interrupted pass may have left more in some layers than in others
+            layer_cache.cut(reused)
+        for start in range(reused, len(ids), PROMPT_CHUNK):
+            chunk = ids[start : start + PROMPT_CHUNK]
+            end = start + len(chunk)
+            chunk_1T = torch.tensor([chunk], device=self.backbone.device)
+            positions_1T = torch.arange(start, end, device=self.backbone.device)[None]
+            mask = mask_of(self.backbone, chunk_1T.new_ones(1, end), len(chunk))
+            logits_1V = next_token_logits(self.backbone, chunk_1T, mask, positions_1T, self.cache)
+            self.cached_ids = ids[:end]
+        return logits_1V

@@ -1,4 +1,4 @@
-"""What a card tells of a finished run, gathered once for its text and its hub metadata."""
+"""The facts about a finished run that the text and the hub metadata of its model card share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CardFacts:
-    """What a finished run says of itself, or of one of its tasks; ``result`` is what metrics.json holds."""
+    """A finished run, or one task of it; ``result`` is the content of metrics.json."""
 
     folder: Path
     plugin: Plugin
@@ -28,65 +28,67 @@ class CardFacts:
     data: Any  # the task's data module
     config: Any
     result: dict[str, Any]
-    alone: bool = True  # False: one of several tasks on one backbone
+    alone: bool = True  # False for one of several tasks on one backbone
 
     @property
-    def auto(self) -> str | None:
-        """The transformers class for what the head does."""
+    def auto_class(self) -> str | None:
+        """The transformers auto class that does what the head does, None where there is none."""
         return self.head.export_class
 
     @property
-    def base(self) -> str | None:
-        """The backbone's id on the hub, where it comes from there."""
+    def base_model(self) -> str | None:
+        """The backbone's id on the hub, None where it does not come from there."""
         return hub_id(self.config.backbone.source) if self.backbone.origin.kind.startswith("hub ") else None
 
     @property
     def model(self) -> Path:
-        """Where the model lies, or would."""
+        """The folder of the model; an evaluation has none there."""
         return model_folder(self.folder)
 
     @property
     def corpus(self) -> CachedCorpus | None:
-        """The data as it was read, None where a plugin has a way of its own."""
+        """The data files as gptask reads them, None where a plugin's data module reads its own."""
         return getattr(self.data, "corpus", None)
 
     @property
     def options(self) -> Data:
-        """The data's options; of a bundled sample those that the task gives."""
+        """The data's options; for a bundled sample, with the values that the task sets."""
         return self.corpus.options if self.corpus else self.config.data
 
     @property
     def license(self) -> str | None:
-        """The backbone's licence, where it is known."""
+        """The backbone's licence, None where it is not known."""
         return getattr(self.config.backbone, "license", None)
 
     @property
     def trained(self) -> bool:
-        """Whether this folder holds a model: an evaluation's does not."""
+        """Whether this run has a model; an evaluation has none."""
         return self.model.is_dir()
 
     @property
     def tuning(self) -> str | None:
-        """How the backbone was tuned, None in an evaluation."""
+        """The kind of tuning (lora, full, headonly), None in an evaluation."""
         return type(self.config.tuning).__name__.lower() if self.trained else None
 
     @property
     def library(self) -> str | None:
-        """The library that reads model/."""
+        """The library that loads model/, None where only gptask does."""
         files = {"adapter_config.json": "peft", "config.json": "transformers"}
         return next((name for file, name in files.items() if (self.model / file).exists()), None)
 
     def files(self, split: str) -> dict[str, str]:
-        """Files (or the hub split) that a split came from, each with a hash of its content."""
+        """The source files (or the hub split) of a split, each with a hash of its content."""
         return self.corpus.sources(split) if self.corpus else {}
 
-    def hub(self, split: str) -> str | None:
-        """The id of the hub's data set that a split came from, if it came from there."""
-        path = str(getattr(self.options, "path", ""))
-        found = isinstance(self.options, Hub) and any(name.startswith(f"{path}[") for name in self.files(split))
-        return hub_id(path) if found and not Path(path).exists() else None
+    def hub_dataset(self, split: str) -> str | None:
+        """The hub id of the data set that a split comes from, None where it comes from elsewhere."""
+        if not isinstance(self.options, Hub):
+            return None
+        path = str(self.options.path)
+        from_hub = any(name.startswith(f"{path}[") for name in self.files(split))
+        return hub_id(path) if from_hub and not Path(path).exists() else None
 
 
 def hub_id(name: str) -> str | None:
-    """A name, if it is one the hub could have."""
+    """The name if the hub would accept it as an id, else None."""
     return name if re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", name, re.ASCII) else None

@@ -1,7 +1,7 @@
-"""What the Hugging Face hub reads of a model card: its metadata, in the hub's own terms.
+"""The metadata of a model card, in the terms of the Hugging Face hub.
 
 The hub refuses a card whose licence, data set or base model is not one of its identifiers
-(https://github.com/huggingface/hub-docs/blob/main/modelcard.md), so local names stay out of those places.
+(https://github.com/huggingface/hub-docs/blob/main/modelcard.md), so these entries never hold local names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptask.plugins.task import Task
     from gptask.runs.cards.card_facts import CardFacts
 
-PIPELINES = {  # what the hub calls the use of a transformers class
+PIPELINE_TAGS = {  # the hub's name for the use of a transformers class
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
@@ -31,21 +31,21 @@ LICENSES = """
     apache-2.0 mit openrail bigscience-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m bsd-2-clause bsd-3-clause
     cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 agpl-3.0 gpl-3.0 lgpl-3.0
     mpl-2.0 isc unlicense gemma llama2 llama3 llama3.1 llama3.2 llama3.3 llama4
-"""  # of the hub's identifiers those that a language model is likely to have
+"""  # the hub's identifiers that a language model is likely to have
 
 
 def front_matter(card: CardFacts) -> Any:
     """The card's metadata as a `huggingface_hub.ModelCardData`."""
     from huggingface_hub import ModelCardData
 
-    hub = card.hub("train") if card.trained else None
+    dataset = card.hub_dataset("train") if card.trained else None
     values: dict[str, Any] = {
         "language": languages(card.config.task) or None,
         **license_of(card.license),
-        "base_model": card.base,
-        "datasets": [hub] if hub else None,
+        "base_model": card.base_model,
+        "datasets": [dataset] if dataset else None,
         "library_name": card.library,
-        "pipeline_tag": PIPELINES.get(str(card.auto)),
+        "pipeline_tag": PIPELINE_TAGS.get(str(card.auto_class)),
         "tags": ["gptask", card.plugin.name, card.tuning or "evaluation"],
         "model_name": line(f"{card.plugin.name} {card.folder.name}"),
         "eval_results": scores(card) or None,
@@ -54,46 +54,46 @@ def front_matter(card: CardFacts) -> Any:
 
 
 def scores(card: CardFacts) -> list[Any]:
-    """Every metric that has a number for a value, under the run's names, as `huggingface_hub.EvalResult`."""
+    """Every metric with a finite value, as a `huggingface_hub.EvalResult` with the metric's name in gptask."""
     from huggingface_hub import EvalResult
 
     options, split = card.options, card.result["split"]
-    hub = card.hub(split)
+    hub_dataset = card.hub_dataset(split)
     sample = f"{card.plugin.name}-sample" if isinstance(card.config.data, Sample) else ""
     files = line(listing(Path(name).name for name in card.files(split)))
-    where: dict[str, Any] = {
-        "task_type": PIPELINES.get(str(card.auto), card.plugin.name),
+    source: dict[str, Any] = {
+        "task_type": PIPELINE_TAGS.get(str(card.auto_class), card.plugin.name),
         "task_name": card.plugin.name,
-        "dataset_type": hub or hub_id(sample) or "local",
-        "dataset_name": hub or sample or files,
+        "dataset_type": hub_dataset or hub_id(sample) or "local",
+        "dataset_name": hub_dataset or sample or files,
         "dataset_split": split,
     }
-    if hub and isinstance(options, Hub):
-        where |= {"dataset_config": options.name, "dataset_revision": options.revision}
+    if hub_dataset and isinstance(options, Hub):
+        source |= {"dataset_config": options.name, "dataset_revision": options.revision}
     return [
-        EvalResult(metric_type=name, metric_name=name, metric_value=score["value"], **where)
+        EvalResult(metric_type=name, metric_name=name, metric_value=score["value"], **source)
         for name, score in card.result["metrics"].items()
         if math.isfinite(score["value"])
     ]
 
 
-def license_of(said: str | None) -> dict[str, str]:
-    """A licence as the hub takes it: an identifier, or ``other`` with a name and, where one is said, a link."""
-    if not said:
+def license_of(text: str | None) -> dict[str, str]:
+    """A licence as the hub takes it: an identifier, or ``other`` with a name and, where the text has one, a link."""
+    if not text:
         return {}
-    name = re.sub(r"\(.*?\)|\b(licen[cs]e|terms of use)\b", " ", said.lower())
+    name = re.sub(r"\(.*?\)|\b(licen[cs]e|terms of use)\b", " ", text.lower())
     name = re.sub(r"[^a-z0-9.]+", "-", name).strip("-.")
     if name in LICENSES.split():
         return {"license": name}
-    found = {"license": "other", "license_name": name or "other"}
-    if link := re.search(r"(?:https?://)?((?:[\w-]+\.)+[a-z]{2,}/[^\s)]+)", said):
-        found["license_link"] = f"https://{link[1]}"
-    return found
+    entries = {"license": "other", "license_name": name or "other"}
+    if link := re.search(r"(?:https?://)?((?:[\w-]+\.)+[a-z]{2,}/[^\s)]+)", text):
+        entries["license_link"] = f"https://{link[1]}"
+    return entries
 
 
 def languages(task: Task) -> list[str]:
-    """Codes in the task's options: those named ``*_lang`` (a source's and a target's), else ``language``."""
-    said = {f.name: str(getattr(task, f.name)) for f in fields(task)}
-    named = [value for name, value in said.items() if name.endswith("_lang")] or [said.get("language", "")]
-    codes = [re.split("[-_]", value.lower())[0] for value in named]
+    """Language codes from the task's options: those named ``*_lang`` (source and target), else ``language``."""
+    options = {f.name: str(getattr(task, f.name)) for f in fields(task)}
+    tags = [value for name, value in options.items() if name.endswith("_lang")] or [options.get("language", "")]
+    codes = [re.split("[-_]", tag.lower())[0] for tag in tags]
     return list(dict.fromkeys(code for code in codes if re.fullmatch("[a-z]{2,3}", code)))

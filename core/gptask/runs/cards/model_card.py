@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gptask.config.schemas import Sample, Scratch
 from gptask.data.messages import parse_messages
@@ -15,9 +15,6 @@ from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code, fenced, line, prose, table
 from gptask.runs.reproduce import reproduce_command
-
-if TYPE_CHECKING:
-    pass
 
 CARD = """# {title}
 
@@ -47,18 +44,18 @@ Licence of the data: {license}.{sample}
 
 {limits}
 """
-LOAD = """import gptask
+GPTASK_CODE = """import gptask
 
 run = gptask.load_run({folder!r})
-for said in run.predict([{example!r}]):
-    print(said.value, said.score)"""
-PEFT = """from peft import PeftModel
+for prediction in run.predict([{example!r}]):
+    print(prediction.value, prediction.score)"""
+PEFT_CODE = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({base!r})  # {what}
+base = AutoModelForCausalLM.from_pretrained({base!r})  # {comment}
 model = PeftModel.from_pretrained(base, {model!r})
 tokenizer = AutoTokenizer.from_pretrained({model!r})"""
-FULL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+TRANSFORMERS_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({model!r})
 tokenizer = AutoTokenizer.from_pretrained({model!r})"""
@@ -74,14 +71,14 @@ class ModelCard(CardFacts):
 
     def body(self) -> str:
         """The text below the metadata."""
-        sample = isinstance(self.config.data, Sample)
+        sample = " This is the sample bundled with the task; use it to try things out, not to compare results."
         return CARD.format(
             title=f"{prose(self.plugin.name)}: {prose(self.folder.name)}",
             intro=self.intro(),
             about=self.about(),
             data=self.splits(),
             license=prose(self.options.license or "not stated"),
-            sample=" This is the sample bundled with the task: for trying things, not for comparing results." * sample,
+            sample=sample if isinstance(self.config.data, Sample) else "",
             results=self.results(),
             reproduce=self.reproduce(),
             use=self.use(),
@@ -89,15 +86,13 @@ class ModelCard(CardFacts):
         )
 
     def intro(self) -> str:
-        """What this is, in a sentence."""
-        by = f"gptask {self.result['versions'].get('gptask', '')}".strip()
+        """A sentence or two: what this folder holds."""
+        gptask = f"gptask {self.result['versions'].get('gptask', '')}".strip()
         if self.trained:
-            shared = "" if self.alone else ", together with those of other tasks on one backbone"
-            return f"A model for the task {code(self.plugin.name)}, trained with {by}{shared}."
-        of = (
-            f"the run {code(self.config.run)}" if self.config.run else "the bare backbone, of which nothing was trained"
-        )
-        return f"An evaluation by {by} of {of}. There is no model in this folder."
+            others = "" if self.alone else ", together with other tasks on the same backbone"
+            return f"A model for the task {code(self.plugin.name)}, trained with {gptask}{others}."
+        model = f"the run {code(self.config.run)}" if self.config.run else "the bare backbone, without any training"
+        return f"An evaluation of {model}, made with {gptask}. This folder holds no model."
 
     def about(self) -> str:
         """Task, backbone and tuning."""
@@ -112,22 +107,25 @@ class ModelCard(CardFacts):
         ]
         if self.trained:
             values = ", ".join(f"{f.name}={getattr(self.config.tuning, f.name)}" for f in fields(self.config.tuning))
-            counts = f"{self.result['trainable_parameters']:,} of {self.result['parameters']:,} parameters learned"
+            counts = f"{self.result['trainable_parameters']:,} of {self.result['parameters']:,} parameters were trained"
             rows.append(["tuning", f"{self.tuning}: {code(values)}; {counts}"])
         return table(["what", "which"], rows)
 
     def splits(self) -> str:
-        """Each split that was used, and where it came from."""
+        """The splits that were used, with their sources."""
         rows = []
         for split in ("train", "validation", "test") if self.trained else (self.result["split"],):
-            cut = " (cut from train)" if self.corpus and self.corpus.given(split) is None else ""
-            short = str if self.hub(split) else lambda name: Path(name).name
-            found = [f"{code(short(name))} {code(digest[:16])}" for name, digest in self.files(split).items()]
-            rows.append([split + cut, f"{len(self.data.examples(split)):,}", "<br>".join(found) or "not known"])
-        return table(["split", "examples", "from, with the start of the content's hash"], rows)
+            note = " (cut from train)" if self.corpus and self.corpus.given(split) is None else ""
+            from_hub = self.hub_dataset(split)
+            sources = [
+                f"{code(name if from_hub else Path(name).name)} {code(content_hash[:16])}"
+                for name, content_hash in self.files(split).items()
+            ]
+            rows.append([split + note, f"{len(self.data.examples(split)):,}", "<br>".join(sources) or "unknown"])
+        return table(["split", "examples", "source, with the start of its content hash"], rows)
 
     def results(self) -> str:
-        """Every metric with its interval, what it was computed on, and how."""
+        """Every metric with its interval, sample size and signature, and the data they were computed on."""
         rows = [
             [
                 code(name),
@@ -139,78 +137,82 @@ class ModelCard(CardFacts):
             ]
             for name, score in self.result["metrics"].items()
         ]
-        on = f"Split {code(self.result['split'])}, data hash {code(self.result['test_data_hash'])}."
+        data = f"Split {code(self.result['split'])}, data hash {code(self.result['test_data_hash'])}."
         head = ["metric", "value", "95% interval", "better", "n", "signature"]
-        return f"{on}\n\n{table(head, rows) if rows else 'No example was scored, so there are no metrics.'}"
+        return f"{data}\n\n{table(head, rows) if rows else 'No example was scored, so there are no metrics.'}"
 
     def reproduce(self) -> str:
-        """The command that does it again, and where all that it needs is written."""
-        commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
-        at = f", commit {code(commit)}" if commit else ""
+        """The command that repeats the run, and the files that hold its options and versions."""
+        git_commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
+        commit = f", commit {code(git_commit)}" if git_commit else ""
         return (
             f"{fenced('bash', reproduce_command(read_config(self.folder)))}\n\n"
-            f"`config.yaml` holds every option, with seed {self.result['seed']}; `metrics.json` the versions of what "
-            f"it ran on: gptask {version}{at}."
+            f"`config.yaml` holds every option, including the seed {self.result['seed']}. `metrics.json` lists the "
+            f"versions of the packages used: gptask {version}{commit}."
         )
 
     def use(self) -> str:
-        """How the model is loaded: by gptask, and by what else can."""
+        """How to load the model: with gptask, and with plain transformers where that can."""
         if not self.trained:
-            return "The model lies in the run named above." if self.config.run else "There is nothing to load."
+            return "The model is in the run named above." if self.config.run else "There is no model to load."
         folder = shlex.quote(f"run={self.folder}")
         example = {f.name: "..." for f in self.config.task.inputs()}
         parts = [
-            "In gptask:",
+            "With gptask:",
             fenced("bash", f"gptask predict {folder} input=<file>"),
-            fenced("python", LOAD.format(folder=str(self.folder), example=example)),
+            fenced("python", GPTASK_CODE.format(folder=str(self.folder), example=example)),
         ]
-        if self.auto is None:
-            parts.append("No class of transformers fits its head.")
-        elif self.auto == "AutoModelForCausalLM" and self.library and getattr(self.config.tuning, "layers", 1) == 1:
-            parts += ["In plain transformers:", fenced("python", self.plain()), "Prompts are made from this template:"]
-            parts.append(fenced("text", self.template()))
+        has_all_layers = getattr(self.config.tuning, "layers", 1) == 1
+        if self.auto_class is None:
+            parts.append("No transformers class fits its head.")
+        elif self.auto_class == "AutoModelForCausalLM" and self.library and has_all_layers:
+            parts += ["With plain transformers:", fenced("python", self.loading_code())]
+            parts += ["Prompts follow this template:", fenced("text", self.template())]
         else:
             command = code(f"gptask export {folder} output=<new folder>")
-            parts.append(f"For plain transformers: {command} writes a folder that `{self.auto}` loads, and says how.")
+            parts.append(
+                f"For plain transformers, {command} writes a folder that `{self.auto_class}` loads, with instructions."
+            )
         return "\n\n".join(parts)
 
-    def plain(self) -> str:
-        """The lines that load a model that generates without gptask."""
-        model = self.model
+    def loading_code(self) -> str:
+        """The Python lines that load a model that generates without gptask."""
+        model = str(self.model)
         if self.library != "peft":
-            return FULL.format(model=str(model))
-        if (model / "base").is_dir():
-            return PEFT.format(base=str(model / "base"), what="its own, from scratch", model=str(model))
-        base = self.base or self.backbone.origin.location
-        return PEFT.format(base=base, what=f"the backbone {line(self.config.backbone.source)}", model=str(model))
+            return TRANSFORMERS_CODE.format(model=model)
+        if (self.model / "base").is_dir():
+            return PEFT_CODE.format(base=str(self.model / "base"), comment="its own, from scratch", model=model)
+        comment = f"the backbone {line(self.config.backbone.source)}"
+        return PEFT_CODE.format(base=self.base_model or self.backbone.origin.location, comment=comment, model=model)
 
     def template(self) -> str:
-        """The prompt, as it was in training."""
+        """The prompt as in training, with the names of fields in braces."""
         from gptask.data.datamodule import encode
 
         task, tokenizer = self.config.task, self.backbone.tokenizer
-        blank = {f.name: None for f in task.targets()}
-        example = blank | {f.name: f"{{{f.name}}}" for f in task.inputs()}
+        example: dict[str, Any] = {f.name: None for f in task.targets()}
+        example |= {f.name: f"{{{f.name}}}" for f in task.inputs()}
         turns = {f.name: parse_messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
         if not turns:
-            return task.render(example)[0]
+            return str(task.render(example)[0])
         (item,) = encode(task, example | turns, tokenizer, self.config.data.max_tokens)  # by its chat template
         return str(tokenizer.decode(item["ids"]))
 
     def limits(self) -> list[str]:
-        """What it is for, where that is known to hold, and where not."""
+        """The intended use, and the limits of the scores and of the model."""
         inputs = ", ".join(code(f.name) for f in self.config.task.inputs())
-        known = ", ".join(languages(self.config.task)) or "not stated"
-        texts = [
-            f"Meant for input ({inputs}) like that of the data above. Languages, by the task's options: {known}.",
-            f"The scores are those of the {self.result['split']} split above and of no other text: other topics, "
-            "lengths and sources may go worse. The intervals cover the choice of examples, not that of the seed.",
-            "What holds for the backbone holds here: its licence, the languages it knows, the slant of what it was "
-            "trained on. The licence of the data may narrow the use further.",
-            f"A prompt and its answer have {self.config.data.max_tokens} tokens together; longer prompts are cut."
+        codes = ", ".join(languages(self.config.task)) or "not stated"
+        max_tokens = self.config.data.max_tokens
+        sentences = [
+            f"It is meant for input ({inputs}) like the data above. Languages, from the task's options: {codes}.",
+            f"The scores hold for the {self.result['split']} split above. On texts of other topics, lengths or sources "
+            "the quality may be lower. The intervals cover the choice of test examples, not the choice of seed.",
+            "The limits of the backbone apply: its licence, the languages it knows and the biases of its training "
+            "data. The licence of the data may restrict the use further.",
+            f"A prompt and its answer together have at most {max_tokens} tokens; longer prompts are cut."
             if self.config.task.supervised
-            else f"Texts are read in blocks of {self.config.data.max_tokens} tokens.",
+            else f"Texts are read in blocks of {max_tokens} tokens.",
         ]
-        if self.auto == "AutoModelForCausalLM":
-            texts.append("What it writes can be fluent and wrong: have it checked where that matters.")
-        return texts
+        if self.auto_class == "AutoModelForCausalLM":
+            sentences.append("The generated text can be fluent and wrong: have it checked where that matters.")
+        return sentences

@@ -1,4 +1,4 @@
-"""README.md of a run of several tasks: what it holds, how each did, how it is done again and used."""
+"""README.md of a run of several tasks: its folders, their main metrics, how to repeat and use the run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from gptask.runs.reproduce import reproduce_command
 if TYPE_CHECKING:
     from gptask.config.schemas import Train
 
-COVER = """# {title}
+CARD = """# {title}
 
-{count} tasks on one backbone, trained together by gptask {version}: the tuning in `model/` is shared, each task has a
-head of its own there. Each folder below is a run folder for that task alone, with its model card, metrics and
-predictions.
+{count} tasks on one backbone, trained together with gptask {version}. `model/` holds the tuning that all tasks share
+and one head per task. Each folder below is the run folder of one task, with its model card, metrics and predictions.
 
 {tasks}
 
-{learned:,} of {parameters:,} parameters learned, each counted once.
+{trained:,} of {parameters:,} parameters were trained, shared ones counted once.
 
 ## Reproduce
 
@@ -34,7 +33,7 @@ predictions.
 ```python
 import gptask
 
-runs = gptask.load_runs({folder!r})  # every task, the backbone once
+runs = gptask.load_runs({folder!r})  # all tasks, with the backbone loaded once
 for name, run in runs.tasks.items():
     print(name, run.task.inputs())
 ```
@@ -42,23 +41,24 @@ for name, run in runs.tasks.items():
 
 
 def multitask_card(folder: Path, config: Train, result: dict[str, Any]) -> str:
-    """The text; ``result`` is what metrics.json holds."""
+    """The text of README.md; ``result`` is the content of metrics.json."""
     rows = []
-    for name, said in result["tasks"].items():
-        score = next(iter(said["metrics"].items()), None)
-        value = "{0} {1[value]:.2f} ({1[interval][0]:.2f} to {1[interval][1]:.2f})".format(*score) if score else ""
+    for name, scores in result["tasks"].items():
+        value = ", ".join(  # results hold each task's main metric only
+            "{} {:.2f} ({:.2f} to {:.2f})".format(metric, score["value"], *score["interval"])
+            for metric, score in scores["metrics"].items()
+        )
         weight = f"{config.tasks[name].weight:g}"
-        rows.append([f"[{prose(name)}]({name}/README.md)", code(said["task"]), weight, value, f"{said['n']:,}"])
-    return COVER.format(
+        rows.append([f"[{prose(name)}]({name}/README.md)", code(scores["task"]), weight, value, f"{scores['n']:,}"])
+    example = f"gptask predict {shlex.quote(f'run={folder}')} task={next(iter(config.tasks))} input=<file>"
+    return CARD.format(
         title=" + ".join(map(prose, result["tasks"])),
         count=len(rows),
         version=result["versions"].get("gptask", ""),
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),
-        learned=result["trainable_parameters"],
+        trained=result["trainable_parameters"],
         parameters=result["parameters"],
         command=fenced("bash", reproduce_command(read_config(folder))),
-        use=fenced(
-            "bash", f"gptask predict {shlex.quote(f'run={folder}')} task={next(iter(config.tasks))} input=<file>"
-        ),
+        use=fenced("bash", example),
         folder=str(folder),
     )

@@ -221,7 +221,7 @@ def test_the_page_is_a_function_of_the_runs(folders):
 
 def test_the_report_imports_no_torch(folders):
     code = (
-        "import sys; from gptask.cli.commands.report import report; report(sys.argv[1:]); "
+        "import sys; from gptask.cli.commands.report import main; main(sys.argv[1:]); "
         "assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     arguments = [str(folders["a"]), str(folders["b"]), "--output", str(folders["a"].parent / "page.html")]

@@ -1,4 +1,4 @@
-"""`gptask chat`: its line, a talk over a pipe, its commands, Ctrl-C."""
+"""`gptask chat`: its command line, a conversation over a pipe, its commands, Ctrl-C."""
 
 import io
 import json
@@ -7,23 +7,22 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-from gptask.cli import chat_repl as talks
+from gptask.cli import chat_repl
+from gptask.cli.chat_repl import ChatRepl, DeferredInterrupt
 from gptask.config.schemas import Full
 from gptask.errors import UserError
 from gptask.model.generation.chat import Chat, ChatOptions
-from gptask.model.generation.generate import generate
-from gptask.plugins.generation_options import GenerationOptions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
 
 @pytest.fixture
 def piped(monkeypatch):
-    def say(*lines):
-        monkeypatch.setattr(talks, "stdin", lambda: io.BytesIO("\n".join(lines).encode()))
+    def feed(*lines):
+        monkeypatch.setattr(chat_repl, "stdin", lambda: io.BytesIO("\n".join(lines).encode()))
         monkeypatch.setattr("sys.stdin", io.StringIO())
 
-    return say
+    return feed
 
 
 @pytest.fixture
@@ -35,74 +34,13 @@ def chat(backbone_of):
     return make
 
 
-def said(chat, *texts):
-    return ["".join(chat.say(text)) for text in texts]
-
-
-# --- the conversation -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
-def test_each_answer_is_that_of_the_whole_conversation_read_anew(family, chat):
-    talk, read = chat(family), []
-    forward = talk.stream.backbone.body.forward
-    talk.stream.backbone.body.forward = lambda **options: (
-        read.append(options["input_ids"].shape[1]) or forward(**options)
-    )
-    for text in ("good film?", "very, this", "好看"):
-        before = [*talk.messages, {"role": "user", "content": text}]
-        ids = talk.template.turns(before).ids
-        read.clear()
-        (answer,) = said(talk, text)
-        assert read[0] < len(ids) or len(before) == 1
-        (fresh,) = generate(talk.stream.backbone, [ids], GenerationOptions(max_new_tokens=6, stop=talk.options.stop))
-        assert answer == fresh.text.rstrip("\ufffd").lstrip()
-
-
-def test_the_oldest_turns_go_where_the_context_ends(chat):
-    talk = chat(context=64, system="be good")
-    counts = []
-    for text in ("the quick fox", "is the dog lazy", "good", "bad", "very good"):
-        said(talk, text)
-        counts.append(talk.dropped)
-        assert talk.messages[0] == {"role": "system", "content": "be good"}
-    assert sum(counts) > 0
-    assert len(talk.template.turns(talk.messages).ids) <= 64
-    kept = list(talk.messages)
-    with pytest.raises(UserError, match="the model reads 64: shorten it"):
-        said(talk, "the quick brown fox " * 30)
-    assert talk.messages == kept
-
-
-def test_what_is_stopped_stays_said(chat):
-    talk = chat()
-    pieces = talk.say("good")
-    some = next(pieces) + next(pieces)
-    pieces.close()
-    assert [m["content"] for m in talk.messages] == ["good", *([some.strip()] if some.strip() else [])]
-    said(talk, "film")
-    assert talk.messages[-2] == {"role": "user", "content": "film"}
-
-
-def test_raw_texts_are_continued_each_for_itself(chat):
-    talk = chat(raw=True)
-    first, second = said(talk, "the quick brown", "the quick brown")
-    assert first == second
-    (fresh,) = generate(talk.stream.backbone, [talk.stream.backbone.tokenizer("the quick brown")["input_ids"]],
-                        GenerationOptions(max_new_tokens=6))  # fmt: skip
-    assert first == fresh.text.rstrip("\ufffd").lstrip()
-
-
-# --- the command line -------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_talked_to_over_a_pipe(run_command, piped, tiny_model, tmp_path):
+def test_a_model_folder_answers_a_pipe(run_command, piped, tiny_model, tmp_path):
     options = ("max_new_tokens=4", "temperature=0")
     piped("good film?", "", "/system be good", "/save talk.jsonl", "again", "/save talk.jsonl", "/reset", "/exit", "no")
     ended = run_command("chat", str(tiny_model("llama")), *options)
     assert ended.code == 0
     assert len(ended.out.splitlines()) >= 2
-    assert "has no chat template: turns are put to it as 'User: ...'" in ended.err
+    assert "has no chat template: turns are written as 'User: ...'" in ended.err
     saved = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
     assert saved[0] == {"role": "system", "content": "be good"}
     assert [m["content"] for m in saved if m["role"] == "user"] == ["good film?", "again"]
@@ -110,25 +48,25 @@ def test_a_folder_is_talked_to_over_a_pipe(run_command, piped, tiny_model, tmp_p
     assert run_command("chat", str(tiny_model("llama")), *options).out.strip() == saved[2]["content"]
 
 
-def test_several_lines_between_fences_are_one_text(chat, piped):
+def test_the_lines_between_fences_are_one_text(chat, piped):
     piped('"""one', "two", "", 'three"""', "four")
-    assert list(talks._texts(talks._piped())) == ["one\ntwo\n\nthree", "four"]
+    assert list(chat_repl._read_texts(chat_repl._pipe_lines())) == ["one\ntwo\n\nthree", "four"]
 
 
-def test_a_run_ends_its_texts_as_its_task_says(run_command, random_run, piped, monkeypatch):
+def test_the_answers_of_a_run_end_at_the_stop_texts_of_its_task(run_command, random_run, piped, monkeypatch):
     options = []
-    monkeypatch.setattr(talks, "talk", lambda chat: options.append(chat.options) or 0)
+    monkeypatch.setattr(ChatRepl, "run", lambda repl: options.append(repl.chat.options) or 0)
     folder = str(random_run(Translation(), "llama", Full()).folder)
     assert run_command("chat", folder).code == run_command("chat", folder, "stop=[x]", "seed=4").code == 0
     assert [o.stop for o in options] == [["\n", "\nUser:"], ["x", "\nUser:"]]
     assert options[1].seed == 4
 
 
-def test_what_can_not_be_talked_to_is_told(refused, random_run, tmp_path):
-    assert "which writes no text" in refused(
+def test_models_that_cant_chat_are_refused(refused, random_run, tmp_path):
+    assert "which generates no text" in refused(
         "chat", str(random_run(Sentiment(labels=["a", "b"]), "llama", Full()).folder)
     )
-    assert "made from scratch: train it first" in refused("chat", "nano")
+    assert "trained from scratch: train it first" in refused("chat", "nano")
     assert "Did you mean 'smollm2'?" in refused("chat", "smolm2")
     assert "no run folder at" in refused("chat", str(tmp_path))
     assert "one model at a time" in refused("chat", "a", "b")
@@ -146,19 +84,21 @@ def test_what_can_not_be_talked_to_is_told(refused, random_run, tmp_path):
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, refused, monkeypatch):
-    monkeypatch.setattr("gptask.cli.commands.chat._backbone", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("gptask.cli.commands.chat._load_backbone", lambda *_: pytest.fail("loaded"))
     assert message in refused("chat", option)
 
 
-def test_a_system_message_needs_no_further_quotes(run_command, monkeypatch):
-    seen = []
-    monkeypatch.setattr("gptask.cli.commands.chat._backbone", lambda model, options: seen.append(options) or exit(0))
+def test_a_system_message_needs_no_quotes_of_hydras(run_command, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "gptask.cli.commands.chat._load_backbone", lambda model, options: loaded.append(options) or exit(0)
+    )
     run_command("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
-    assert seen[0].system == "You are terse, yes: [very]"
-    assert seen[0].stop == ["a", "b c"]
+    assert loaded[0].system == "You are terse, yes: [very]"
+    assert loaded[0].stop == ["a", "b c"]
 
 
-def test_help_names_the_options(run_command):
+def test_help_lists_options_and_commands(run_command):
     out = run_command("chat", "--help").out
     assert "temperature=0.7" in out
     assert "/save FILE" in out
@@ -168,7 +108,7 @@ def test_help_names_the_options(run_command):
 
 
 class Scripted:
-    """A chat whose answers are given; ``press`` sends Ctrl-C behind so many pieces."""
+    """A chat with fixed answers; Ctrl-C comes after ``press`` pieces."""
 
     def __init__(self, press=0, dropped=0, full=False):
         self.press, self.dropped, self.full, self.closed = press, dropped, full, False
@@ -187,13 +127,13 @@ class Scripted:
         self.messages = []
 
 
-def test_ctrl_c_stops_an_answer_and_the_next_one_leaves(capsys):
+def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(capsys):
     chat, handler = Scripted(press=2), signal.getsignal(signal.SIGINT)
-    talks.Talk(chat, terminal=True).answer("hi")
+    ChatRepl(chat, terminal=True).answer("hi")
     assert capsys.readouterr() == ("1 2 3 \n", "[stopped]\n")
     assert chat.closed
     assert signal.getsignal(signal.SIGINT) is handler
-    with talks.Interrupt() as interrupt:
+    with DeferredInterrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.pressed
         with pytest.raises(KeyboardInterrupt):
@@ -201,33 +141,32 @@ def test_ctrl_c_stops_an_answer_and_the_next_one_leaves(capsys):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_what_was_dropped_or_cut_is_said(capsys):
-    talks.Talk(Scripted(dropped=2, full=True), terminal=False).answer("hi")
+def test_dropped_messages_and_a_cut_answer_are_noted(capsys):
+    ChatRepl(Scripted(dropped=2, full=True), terminal=False).answer("hi")
     err = capsys.readouterr().err
     assert "2 oldest messages are forgotten" in err
-    assert "cut after 5 tokens" in err
+    assert "cut after max_new_tokens=5" in err
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/sve x", "no command /sve.*Did you mean '/save'"),
+        ("/sve x", "unknown command /sve.*Did you mean '/save'"),
         ("/save", "needs a file"),
-        ("/save x.jsonl", "nothing was said yet"),
+        ("/save x.jsonl", "there is nothing to save"),
     ],
 )
-def test_a_wrong_command_is_forgiven_on_a_terminal_and_ends_a_pipe(line, message, monkeypatch, capsys):
-    monkeypatch.setattr(talks, "_typed", lambda: iter([line, "hi"]))
-    assert talks.Talk(Scripted(), terminal=True).run() == 0
-    told = capsys.readouterr()
-    assert told.out == "1 2 3 4 \n"
-    monkeypatch.setattr(talks, "_piped", lambda: iter([line, "hi"]))
+def test_an_invalid_command_is_noted_on_a_terminal_and_ends_a_pipe(line, message, monkeypatch, capsys):
+    monkeypatch.setattr(chat_repl, "_terminal_lines", lambda: iter([line, "hi"]))
+    assert ChatRepl(Scripted(), terminal=True).run() == 0
+    assert capsys.readouterr().out == "1 2 3 4 \n"
+    monkeypatch.setattr(chat_repl, "_pipe_lines", lambda: iter([line, "hi"]))
     with pytest.raises(UserError, match=message):
-        talks.Talk(Scripted(), terminal=False).run()
+        ChatRepl(Scripted(), terminal=False).run()
 
 
-def test_no_file_of_others_is_overwritten(tmp_path):
-    talk = talks.Talk(Scripted(), terminal=True)
+def test_only_files_of_the_same_conversation_are_overwritten(tmp_path):
+    talk = ChatRepl(Scripted(), terminal=True)
     talk.chat.messages = [{"role": "assistant", "content": "x"}]
     (tmp_path / "other").write_text("mine")
     with pytest.raises(UserError, match="exists; choose another"):
@@ -235,10 +174,10 @@ def test_no_file_of_others_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="can't be written"):
         talk.save(str(tmp_path / "no" / "folder"))
     for _ in range(2):
-        talk.save(str(tmp_path / "own"))
+        talk.save(str(tmp_path / "saved.jsonl"))
 
 
-def test_broken_text_from_a_pipe_is_an_error(monkeypatch):
-    monkeypatch.setattr(talks, "stdin", lambda: io.BytesIO(b"ok\n\xff\n"))
+def test_invalid_utf8_from_a_pipe_is_refused(monkeypatch):
+    monkeypatch.setattr(chat_repl, "stdin", lambda: io.BytesIO(b"ok\n\xff\n"))
     with pytest.raises(UserError, match="<stdin>:2: byte 0xff"):
-        list(talks._piped())
+        list(chat_repl._pipe_lines())

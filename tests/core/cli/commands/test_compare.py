@@ -26,8 +26,8 @@ def test_the_default_output_is_a_table_for_people(run_command, pair, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     ended = run_command("compare", *pair)
     assert ended.code == 0, ended.err
-    for said in ("sentiment: test, n = 500", "accuracy ↑", "this model is worse", "McNemar mid-p", "seconds: 12.5"):
-        assert said in ended.out
+    for part in ("sentiment: test, n = 500", "accuracy ↑", "this model is worse", "McNemar mid-p", "seconds: 12.5"):
+        assert part in ended.out
 
 
 def test_damaged_runs_are_listed(run_command, pair, tmp_path):
@@ -46,24 +46,24 @@ def test_markdown_is_a_table(run_command, pair):
 
 def test_csv_has_plain_numbers(run_command, pair):
     rows = list(csv.DictReader(io.StringIO(run_command("compare", *pair, "--format", "csv").out)))
-    found = {(row["run"], row["metric"]): row for row in rows}
-    bad = found[pair[1], "mcc"]
+    rows_by_key = {(row["run"], row["metric"]): row for row in rows}
+    bad = rows_by_key[pair[1], "mcc"]
     assert float(bad["difference"]) < 0
     assert float(bad["difference_low"]) < float(bad["difference"]) < float(bad["difference_high"])
     assert bad["verdict"] == "worse"
-    assert found[pair[0], "mcc"]["verdict"] == ""
+    assert rows_by_key[pair[0], "mcc"]["verdict"] == ""
 
 
-def test_json_has_everything(run_command, pair):
-    told = json.loads(run_command("compare", *pair, "--format", "json").out)
-    (table,) = told["tables"]
+def test_json_holds_every_statistic(run_command, pair):
+    comparison = json.loads(run_command("compare", *pair, "--format", "json").out)
+    (table,) = comparison["tables"]
     assert table["baseline"] == pair[0]
     (bad,) = [method for method in table["methods"] if method["runs"] == [pair[1]]]
     against = bad["against_baseline"]["f1_macro"]
     assert {"value", "low", "high", "p", "p_holm", "p_bootstrap", "effect", "detectable", "words"} <= against.keys()
 
 
-def test_html_escapes_what_users_wrote(run_command, sentiment_run, tmp_path, monkeypatch):
+def test_html_escapes_run_names(run_command, sentiment_run, tmp_path, monkeypatch):
     sentiment_run("<script>alert(1)</script>".replace("/", "_"), 0.9, count=20)
     monkeypatch.chdir(tmp_path)
     page = run_command("compare", "outputs", "--format", "html").out
@@ -85,7 +85,7 @@ def test_fail_if_worse_sets_the_exit_code(run_command, pair, sentiment_run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "the following arguments are required: runs"),
         (["outputs", "--formt", "csv"], "unrecognized arguments: --formt csv"),
@@ -106,8 +106,8 @@ def test_fail_if_worse_sets_the_exit_code(run_command, pair, sentiment_run):
         (["outputs", "--leaderboard", "--metric", "acc"], "has no metric 'acc'"),
     ],
 )
-def test_mistakes_are_refused_with_a_reason(arguments, said, refused, pair):
-    assert said in refused("compare", *arguments)
+def test_mistakes_are_refused_with_a_reason(arguments, expected, refused, pair):
+    assert expected in refused("compare", *arguments)
 
 
 def test_runs_on_other_data_are_refused_and_shown_apart(run_command, sentiment_run, tmp_path, monkeypatch):
@@ -150,16 +150,16 @@ def change(folder, **metric):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_leaves_the_output_json(run_command, pair, tmp_path, value):
+def test_json_has_null_for_nan_and_infinity(run_command, pair, tmp_path, value):
     change(tmp_path / pair[1], value=value, interval=[value, value])
-    told = json.loads(
+    comparison = json.loads(
         run_command("compare", *pair, "--format", "json").out, parse_constant=lambda name: pytest.fail(name)
     )
-    values = [method["metrics"]["accuracy"]["value"] for method in told["tables"][0]["methods"]]
+    values = [method["metrics"]["accuracy"]["value"] for method in comparison["tables"][0]["methods"]]
     assert sorted(values, key=str) == [94.4, None]
 
 
-def test_the_gate_says_what_it_can_not_judge(refused, pair, tmp_path):
+def test_fail_if_worse_refuses_a_metric_that_cant_be_tested(refused, pair, tmp_path):
     for folder in pair:
         change(tmp_path / folder, direction="none")
     assert "accuracy can't be tested: it has no direction" in refused("compare", *pair, "--fail-if-worse")
@@ -170,12 +170,12 @@ def test_the_gate_says_what_it_can_not_judge(refused, pair, tmp_path):
     assert "accuracy can't be tested: not tested: unknown task 'gone'" in refused("compare", *pair, "--fail-if-worse")
 
 
-def test_the_gate_refuses_damaged_predictions(refused, pair, tmp_path):
+def test_fail_if_worse_refuses_damaged_predictions(refused, pair, tmp_path):
     file = tmp_path / pair[1] / "predictions.jsonl"
     file.write_text(file.read_text()[:-40])
-    said = refused("compare", *pair, "--fail-if-worse")
-    assert "outputs/sentiment/bad" in said
-    assert "line 500 is no JSON" in said
+    message = refused("compare", *pair, "--fail-if-worse")
+    assert "outputs/sentiment/bad" in message
+    assert "line 500 is no JSON" in message
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -184,8 +184,8 @@ def test_the_table_keeps_words_whole_in_a_narrow_terminal(run_command, pair, sen
     monkeypatch.setenv("COLUMNS", str(width))
     out = run_command("compare", "outputs").out
     assert max(map(len, out.splitlines())) <= width
-    for said in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
-        assert said in out
+    for part in ("accuracy ↑", "f1_macro ↑", "94.4 *", "92.2 to 96.4", "compile=True"):
+        assert part in out
     assert "good: accuracy against the baseline: baseline" in " ".join(out.split())
 
 
@@ -196,14 +196,14 @@ def test_lines_to_a_pipe_are_not_wrapped(run_command, pair, monkeypatch):
     assert "this model is worse" in line
 
 
-def test_csv_tells_of_damaged_runs_beside_it(run_command, pair, tmp_path):
+def test_csv_lists_damaged_runs_on_standard_error(run_command, pair, tmp_path):
     (tmp_path / pair[1] / "metrics.json").write_text("{")
     ended = run_command("compare", "outputs", "--format", "csv")
     assert "not compared: outputs/sentiment/bad: damaged" in ended.err
     assert {row["run"] for row in csv.DictReader(io.StringIO(ended.out))} == {pair[0]}
 
 
-def test_markdown_quotes_what_users_wrote(run_command, sentiment_run, tmp_path, monkeypatch):
+def test_markdown_escapes_run_names(run_command, sentiment_run, tmp_path, monkeypatch):
     sentiment_run("a|b <i>*x*", 0.9, count=20, draw=1)
     sentiment_run("plain", 0.8, count=20, draw=2, compile=True)
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_a_leaderboard_lies_above_the_runs(run_command, pair, tmp_path, places, 
     assert [path.parent for path in tmp_path.rglob("leaderboard.md")] == [tmp_path / written]
 
 
-def test_a_leaderboard_tells_what_it_leaves_out(run_command, refused, pair, tmp_path):
+def test_a_leaderboard_lists_the_runs_left_out(run_command, refused, pair, tmp_path):
     for number, folder in enumerate(pair):
         (tmp_path / folder / "metrics.json").write_text("{")
         if not number:

@@ -1,6 +1,5 @@
-"""`gptask report`: where the page goes, and what a user can get wrong."""
+"""`gptask report`: where the page is written, and its refusals."""
 
-import pytest
 from gptask.cli.commands import report as module
 
 from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
@@ -22,7 +21,7 @@ def test_the_page_of_several_runs_lies_above_them(run_command, tmp_path):
     assert run_command("report", "outputs/*/*", "--latest", "1", "--output", "page.html").out == "page.html\n"
 
 
-def test_broken_text_in_data_is_written(run_command, tmp_path):
+def test_half_a_surrogate_pair_becomes_a_question_mark(run_command, tmp_path):
     folder = write_review_run(tmp_path / "a")
     text = (folder / "predictions.jsonl").read_text()
     (folder / "predictions.jsonl").write_text(text.replace('"text": "', '"text": "half \\ud800 pair '))
@@ -42,7 +41,7 @@ def test_mistakes_are_refused_with_a_reason(refused, tmp_path):
 
 
 def test_too_many_runs_are_refused(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RUNS", 1)
+    monkeypatch.setattr(module, "MAX_RUNS", 1)
     for name in "ab":
         write_review_run(tmp_path / name, hotel_reviews(5))
     assert "2 runs are too many" in refused("report", ".")
@@ -57,12 +56,5 @@ def test_help_names_the_options(run_command, capsys):
 def test_runs_that_share_only_the_root_have_their_page_in_the_current_folder(tmp_path):
     from pathlib import Path
 
-    assert module._place(None, [Path("/a/x"), Path("/b/y")]) == Path("report.html")
-    assert module._place(str(tmp_path), []) == tmp_path / "report.html"
-
-
-@pytest.mark.parametrize("verb", ["report"])
-def test_an_error_is_still_told_after_the_verb_was_imported(refused, verb):
-    """The module gptask.cli.commands.report must not take the place of a function of that name."""
-    refused(verb)
-    refused("nonsense")
+    assert module._page_path(None, [Path("/a/x"), Path("/b/y")]) == Path("report.html")
+    assert module._page_path(str(tmp_path), []) == tmp_path / "report.html"

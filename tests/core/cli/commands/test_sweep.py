@@ -1,4 +1,4 @@
-"""`gptask sweep`: what is checked before the study is made, what is printed, and going on after a kill."""
+"""`gptask sweep`: the checks before the study is made, the output, and continuing after a kill."""
 
 import shlex
 import signal
@@ -6,9 +6,9 @@ import subprocess
 import sys
 import time
 
-import gptask.cli
 import pytest
-from gptask.cli.hydra.launch import read
+from gptask.cli import main
+from gptask.cli.hydra.launch import read_command_line
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
 TINY = ["backbone=nano", *(f"backbone.{name}={size}" for name, size in SIZES.items()), "trainer.accelerator=cpu"]
@@ -23,10 +23,10 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ("task=qa", "there is no search space"),
-        ("tuning.rnk=4,8", "unknown option 'tuning.rnk'; there are lr, rank, alpha, dropout, target_modules, layers, "
+        ("tuning.rnk=4,8", "unknown option 'tuning.rnk'; available: lr, rank, alpha, dropout, target_modules, layers, "
                            "top. Did you mean 'rank'?"),
         ("tuning.rank=4,8 tuning.alfa=3", "Did you mean 'alpha'?"),
         ("tuning.rank=4,x", "tuning.rank=x: expected a whole number"),
@@ -41,8 +41,8 @@ def contents(folder):
         ("data.limit.validation=4,8", "data.limit.validation has one value in a sweep"),
         ("seed=1,2", "data.seed=<number> fixes that"),
         ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
-        ("tuning.rank=4,8 resume=x", "a stopped trial is asked again"),
-        ("tuning.rank=4,8 tasks=[sentiment,qa]", "it searches for what is best for one task"),
+        ("tuning.rank=4,8 resume=x", "the same command runs a stopped trial again"),
+        ("tuning.rank=4,8 tasks=[sentiment,qa]", "a sweep searches for the best options of one task"),
         ("tuning.rank=4,8 --trials 0", "--trials 0: expected 1 or more"),
         ("tuning.rank=4,8 --timeout 0", "expected minutes above 0"),
         ("tuning.rank=4,8 --study ../x", "expected a name"),
@@ -53,9 +53,9 @@ def contents(folder):
         ("--space space.yaml", "space.yaml:2: this is not valid YAML"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_a_study_is_made(line, said, refused, tmp_path):
+def test_invalid_arguments_are_refused_before_a_study_is_made(line, expected, refused, tmp_path):
     (tmp_path / "space.yaml").write_text("tuning.rank: [4, 8\ntuning.alpha: 3\n")
-    assert said in refused("sweep", *line.split())
+    assert expected in refused("sweep", *line.split())
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
 
 
@@ -75,15 +75,15 @@ def test_help_shows_the_grammar(run_command):
 
 def planned(monkeypatch, run, *arguments):
     """The plan of a line, and the first config."""
-    found = []
-    monkeypatch.setattr("gptask.training.sweep.driver.run_sweep", lambda plan, first: found.append((plan, first)))
+    plans = []
+    monkeypatch.setattr("gptask.cli.commands.sweep.run_sweep", lambda plan, first: plans.append((plan, first)))
     monkeypatch.setattr("gptask.cli.commands.sweep.show", lambda plan, study: None)
     ended = run("sweep", *arguments)
     assert ended.code == 0, ended.err
-    return found[0]
+    return plans[0]
 
 
-def test_the_line_and_a_file_make_the_plan(run_command, monkeypatch, tmp_path):
+def test_overrides_and_a_space_file_make_the_plan(run_command, monkeypatch, tmp_path):
     (tmp_path / "space.yaml").write_text("tuning.rank: [4, 8]\ntrainer.max_epochs: range(1,4)\n")
     line = ["task=qa", LR, "--space", "space.yaml", "trainer.devices=1", "task.prompt='a, b: {context}'"]
     plan, first = planned(monkeypatch, run_command, *line, "--trials", "7")
@@ -103,20 +103,20 @@ def test_the_line_and_a_file_make_the_plan(run_command, monkeypatch, tmp_path):
 
 def call(*arguments):
     with pytest.raises(SystemExit) as stop:
-        gptask.cli.main(arguments)
+        main(arguments)
     return stop.value.code
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_names_the_best(tmp_path, monkeypatch, capsys):
+def test_a_killed_sweep_is_continued_and_names_the_best_trial(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = ["sweep", *TINY, "trainer.max_epochs=4", LR, "--trials", "2", "--sampler", "random", "--study", "s"]
     study = tmp_path / "outputs/sweeps/s"
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen([sys.executable, "-m", "gptask", *line], stdout=said, stderr=said)
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen([sys.executable, "-m", "gptask", *line], stdout=output, stderr=output)
         end = time.monotonic() + 180
         while not (study / "trial_1/config.yaml").exists():
-            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < end
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -126,18 +126,18 @@ def test_a_killed_sweep_goes_on_and_names_the_best(tmp_path, monkeypatch, capsys
     assert call(*line) == 0
     ended = capsys.readouterr()
     assert "study: outputs/sweeps/s, 1 of 2 trials done" in ended.err
-    asked = [text.split()[-1] for text in ((tmp_path / "said").read_text() + ended.err).splitlines()
+    trial_options = [text.split()[-1] for text in ((tmp_path / "log").read_text() + ended.err).splitlines()
              if text.startswith("trial ") and "tuning.lr=" in text]  # fmt: skip
-    assert len(asked) == 3
-    assert asked[1] == asked[2]  # the killed trial's
+    assert len(trial_options) == 3
+    assert trial_options[1] == trial_options[2]  # the killed trial's
     after = contents(study)
     assert {path.name for path in study.glob("trial_*")} == {"trial_0", "trial_1", "trial_2"}
     assert before.items() <= after.items()
     assert "2 complete, 0 pruned, 1 failed" in ended.out
     best = shlex.split(ended.out.splitlines()[-1].partition("gptask train ")[2])
     assert best[:-1] == [*TINY, "trainer.max_epochs=4"]
-    assert best[-1] in asked
-    read("train", best)
+    assert best[-1] in trial_options
+    read_command_line("train", best)
     assert call(*line) == 0
     assert "2 complete" in capsys.readouterr().out
     assert contents(study).keys() == after.keys()

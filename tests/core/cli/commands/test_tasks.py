@@ -1,4 +1,4 @@
-"""`gptask tasks`: the plugins for people and for machines."""
+"""`gptask tasks`: the plugins as tables and as JSON."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from gptask import option
-from gptask.cli.commands.tasks import options
+from gptask.cli.commands.tasks import task_options
 from gptask_tasks.qa import QuestionAnswering
 
 from tests.support.distributions import GOOD_TASK
@@ -47,14 +47,14 @@ def test_one_task_shows_fields_and_options(run_command):
     assert rows["task.generation.stop"][:2] == ["list[str]", '["\\n"]']  # qa's default
 
 
-def test_json_holds_everything(run_command):
+def test_json_holds_every_plugin_with_its_options(run_command):
     listed = json.loads(run_command("tasks", "--json").out)
     assert [task["name"] for task in listed] == BUILT_IN
     qa = listed[BUILT_IN.index("qa")]
     assert json.loads(run_command("tasks", "qa", "--json").out) == qa
-    found = {option["name"]: option for option in qa["options"]}
-    assert found["generation.stop"]["default"] == ["\n"]
-    assert found["answer"] == {
+    options = {option["name"]: option for option in qa["options"]}
+    assert options["generation.stop"]["default"] == ["\n"]
+    assert options["answer"] == {
         "name": "answer",
         "type": "generate | span",
         "default": "generate",
@@ -64,24 +64,24 @@ def test_json_holds_everything(run_command):
 
 
 def test_every_option_of_a_built_in_task_has_help():
-    assert [option.name for option in options(QuestionAnswering) if not option.help] == []
+    assert [option.name for option in task_options(QuestionAnswering) if not option.help] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["sentimen"], "Did you mean 'sentiment'?"),
-        (["--jsn"], "`gptask tasks --help` shows what there is"),
+        (["--jsn"], "`gptask tasks --help` shows the arguments"),
         (["--format", "yaml"], "invalid choice: 'yaml'"),
         (["qa", "sentiment"], "describes one task at a time, got qa, sentiment; --check takes several"),
         (["--check", "sentimen"], "unknown task 'sentimen'; installed: classification, generation"),
     ],
 )
-def test_mistakes(refused, arguments, said):
-    assert said in refused("tasks", *arguments)
+def test_invalid_arguments_are_refused(refused, arguments, expected):
+    assert expected in refused("tasks", *arguments)
 
 
-def test_help(run_command, monkeypatch):
+def test_help_lists_the_flags(run_command, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gptask"])
     out = run_command("tasks", "--help").out
     assert "--check" in out
@@ -133,18 +133,18 @@ def test_check_says_which_clause_failed_and_where_to_look(checked):
     assert re.search(r"failed +version_stated\n +Good must state the contract", echo)
     assert re.search(r"ok +fields_well_formed\n", echo)
     assert re.search(r"not run +metrics_rank", echo)
-    assert "there is no default for times" in needy
+    assert "the task can't be made without a value for times" in needy
     assert "check_task(Good(times=...))" in needy
     assert end == "0 of 3 tasks keep the contract\n"
 
 
-def test_check_of_one_that_is_disabled_or_unknown_is_a_mistake(checked):
+def test_check_refuses_a_disabled_task(checked):
     ended = checked("shy")
     assert (ended.code, ended.out) == (2, "")
     assert "'shy' is disabled by GPTASK_PLUGINS" in ended.err
 
 
-def test_check_for_machines(checked):
+def test_check_writes_json(checked):
     ended = checked("bad", "echo", "--format", "json")
     bad, echo = json.loads(ended.out)
     assert ended.code == 1
@@ -160,7 +160,7 @@ def test_check_of_a_sound_task_exits_with_0(run_command):
     assert ended.out.endswith("1 of 1 tasks keep the contract\n")
 
 
-def test_options_of_every_kind_are_shown():
+def test_options_of_every_type_are_listed():
     class Colour(Enum):
         red = "r"
 
@@ -176,7 +176,7 @@ def test_options_of_every_kind_are_shown():
         table: dict[str, list[int]] = field(default_factory=dict)
         inner: Inner = field(default_factory=lambda: Inner(deep=2.5))
 
-    rows = [(row.name, row.type, row.default) for row in hinted(options, Outer, Inner=Inner, Colour=Colour)]
+    rows = [(row.name, row.type, row.default) for row in hinted(task_options, Outer, Inner=Inner, Colour=Colour)]
     assert rows == [
         ("needed", "str", "???"),
         ("maybe", "int | null", None),
@@ -208,7 +208,7 @@ def test_a_terminal_gets_a_table_of_its_width(tmp_path):
     assert all(any(line.split()[:1] == [name] for line in lines) for name in BUILT_IN)  # names are never cut
 
 
-def test_a_closed_pipe_is_no_error(tmp_path):
+def test_a_closed_pipe_shows_no_error(tmp_path):
     command = f"'{sys.executable}' -m gptask tasks qa | head -1"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert ended.stdout.startswith("qa (gptask")

@@ -24,7 +24,7 @@ SCRIPTS = Path(sys.executable).parent
         ("gptask train task=se", ["task=sentiment "]),
         ("gptask train trainer.max_e", ["trainer.max_epochs="]),
         ("gptask train trainer.acc", ["trainer.accelerator=", "trainer.accumulate_grad_batches="]),
-        ("gptask train trainer.call", []),  # gptask sets these itself
+        ("gptask train trainer.call", []),  # set by gptask
         ("gptask train task=qa task.generation.num", ["task.generation.num_beams="]),
         ("gptask train backbone=nano backbone.n_l", ["backbone.n_layer="]),
         (
@@ -37,7 +37,7 @@ SCRIPTS = Path(sys.executable).parent
         ("gptask evaluate sh", ["shots="]),
         ("gptask train sh", []),
         ("gptask train --mul", ["--multirun "]),
-        ("gptask train data.train=rev", []),  # files are the shell's
+        ("gptask train data.train=rev", []),  # files are left to the shell
         ("gptask train task=nonsense tuning.", []),
         ("gptask nonsense ta", []),
         ("gptask sweep tuning.lr=interval(1,2) task=se", ["task=sentiment "]),
@@ -47,11 +47,11 @@ SCRIPTS = Path(sys.executable).parent
         ("gptask sweep --space sp", []),
     ],
 )
-def test_candidates(line, expected):
+def test_the_last_word_is_completed(line, expected):
     assert candidates(line) == expected
 
 
-def test_every_verb_is_offered():
+def test_every_verb_is_offered_and_no_internal_group():
     assert {"train ", "evaluate ", "predict ", "export ", "tasks "} <= set(candidates("gptask "))
     assert not [name for name in candidates("gptask train ") if name.startswith(("hydra", "saved"))]
 
@@ -77,7 +77,7 @@ def test_bash_completes_behind_the_verb(tmp_path):
 
 @pytest.mark.skipif(not (SCRIPTS / "gptask").exists(), reason="the console script is not installed")
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_of_the_shells(run_command, shell, tmp_path):
+def test_each_shell_gets_a_script(run_command, shell, tmp_path):
     script = run_command("-sc", f"install={shell}").out
     assert "gptask" in script
     if shell == "bash":
@@ -89,7 +89,7 @@ def test_other_shells_are_refused(refused):
     assert "takes install=<shell>" in refused("-sc")
 
 
-def test_query_answers_whole_words_where_the_shell_has_no_word_breaks(run_command, monkeypatch):
+def test_query_returns_full_words_to_a_shell_without_word_breaks(run_command, monkeypatch):
     monkeypatch.setenv("COMP_LINE", "gptask train task=se")
     monkeypatch.delenv("COMP_WORDBREAKS", raising=False)
     assert run_command("-sc", "query=fish").out == "task=sentiment\n"
@@ -98,7 +98,7 @@ def test_query_answers_whole_words_where_the_shell_has_no_word_breaks(run_comman
 
 
 class Bash:
-    """An interactive bash in a terminal of its own, with gptask on its path and nothing of the user's settings."""
+    """An interactive bash in a pseudo-terminal, with gptask on its path and without the user's settings."""
 
     def __init__(self, folder):
         self.terminal, follower = pty.openpty()

@@ -1,29 +1,29 @@
-"""Every mistake in a config is named in the user's words, with the way out."""
+"""The message for an error in a config: the option, what was expected, and how to fix it."""
 
 import pytest
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
-        # unknown names: the nearest, and where there would have been such an option
+        # unknown names: the nearest, and the choice that has such an option
         ("train task=sentimen", ["unknown task 'sentimen'", "Did you mean 'sentiment'?", "translation"]),
         ("train backbone=nanoo", ["unknown backbone 'nanoo'", "Did you mean 'nano'?"]),
         ("train experiment=[sst2,tre]", ["unknown experiment 'tre'", "Did you mean 'trec'?"]),
         ("train taks=qa", ["unknown option 'taks'", "Did you mean 'task"]),
         ("train task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train +task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
-        ("train ~seed", ["~seed", "can't be taken away"]),
+        ("train ~seed", ["~seed", "can't be removed"]),
         ("train data.limit.tran=3", ["unknown option 'data.limit.tran'", "Did you mean 'train'?"]),
         ("train data.test=x.csv", ["unknown option 'data.test'", "It belongs to data=files"]),
         ("train optimizer.momentum=1", ["unknown option 'optimizer.momentum'", "optimizer=sgd"]),
         ("train task.generation.num_beams=2", ["unknown option 'task.generation'", "task=translation"]),
         ("train -m task=qa,sentiment task.stride=3", ["unknown option 'task.stride'", "It belongs to task=qa."]),
         ("train -m backbone=nano,nanoo", ["unknown backbone 'nanoo'"]),
-        # wrong values: what was expected and what came
+        # wrong values: what was expected and what was got
         ("train seed=1.5", ["seed=1.5", "a whole number, got '1.5'"]),
         ("train tuning.lr=fast", ["tuning.lr=fast", "a number, got 'fast'"]),
-        ("train seed=null", ["seed=null", "null is not possible"]),
+        ("train seed=null", ["seed=null", "null is not allowed"]),
         ("train task.multi_label=maybe", ["true or false, got 'maybe'"]),
         ("train task.labels=a", ["expected a list: task.labels=[a,b]"]),
         ("train schedule.name=foo", ["schedule.name=foo", "linear, cosine, constant"]),
@@ -35,21 +35,21 @@ import pytest
         ("train task=sentiment,qa", ["several values need -m", "gptask train -m task=sentiment,qa"]),
         ("train backbone=nano,gpt2", ["gptask train -m backbone=nano,gpt2"]),
         ("train seed=1,2", ["gptask train -m seed=1,2"]),
-        # what is missing
+        # missing values
         ("predict", ["run is required", "gptask predict run=<value>"]),
         # interpolations
         ("train task.prompt=${foo.bar}", ["task.prompt: Interpolation key 'foo.bar' not found", r"write \${"]),
         ("train outputs=${foo:bar}", ["outputs: Unsupported interpolation type foo"]),
         ("train outputs=${oc.env:GPTASK_NOT_SET}", ["outputs", "GPTASK_NOT_SET"]),
-        ("train task.prompt=${text", ["a ${ that doesn't end"]),
+        ("train task.prompt=${text", ["a ${ without its }"]),
         # folders
         ("train -m seed=1,2 outputs=/dev/null/x", ["/dev/null/x", "set outputs=<folder>"]),
     ],
 )
-def test_message(refused, line, said):
+def test_an_error_names_the_option_and_how_to_fix_it(refused, line, expected):
     message = refused(*line.split())
-    for words in said:
-        assert words in message
+    for part in expected:
+        assert part in message
     assert "_schema" not in message
 
 

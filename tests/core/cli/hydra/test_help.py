@@ -1,15 +1,15 @@
 """A verb's help: its groups, its options with their comments."""
 
 import pytest
-from gptask.cli import OWN, VERBS
+from gptask.cli.verbs import VERBS
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in OWN])
-def test_help_reads_well(run_command, verb):
-    ended = run_command(verb, "--help")
+@pytest.mark.parametrize("verb", [verb for verb in VERBS.values() if verb.composed], ids=lambda verb: verb.name)
+def test_help_shows_the_summary_and_no_internals(run_command, verb):
+    ended = run_command(verb.name, "--help")
     assert (ended.code, ended.err, ended.configs) == (0, "", [])
-    assert ended.out.startswith(f"gptask {verb} ")
-    assert VERBS[verb] in ended.out.splitlines()[0]
+    assert ended.out.startswith(f"gptask {verb.name} ")
+    assert verb.summary in ended.out.splitlines()[0]
     assert "_schema" not in ended.out
     assert "saved" not in ended.out
     assert "Powered by Hydra" not in ended.out
@@ -24,16 +24,16 @@ def test_comments_of_yaml_and_task_stand_beside_the_values(run_command):
     assert lines["num_beams: 1"].startswith("beams;")  # one of a nested dataclass
 
 
-def test_what_must_be_given_is_marked(run_command):
+def test_required_options_are_marked(run_command):
     assert "input: ???" in run_command("predict", "--help").out
     lines = [line for line in run_command("export", "--help").out.splitlines() if "run: ???" in line]
     assert lines[0].endswith("# required")
 
 
-def test_sweeps_are_only_named_where_they_work(run_command):
+def test_multirun_is_mentioned_only_for_verbs_that_have_it(run_command):
     assert " -m " in run_command("evaluate", "--help").out
     assert " -m " not in run_command("predict", "--help").out
 
 
-def test_mistakes_beside_help_are_named(refused):
+def test_errors_beside_help_are_reported(refused):
     assert "Did you mean 'labels'?" in refused("train", "task.lables=1", "--help")

@@ -1,4 +1,4 @@
-"""The jobs of `-m`: started again, finished ones are skipped; other processes run them too."""
+"""The jobs of `-m`: a second start skips the finished ones; launchers run them in other processes."""
 
 import logging
 import os
@@ -27,54 +27,54 @@ def contents(folder):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def finish(made):
-    """An action that leaves what a finished training does."""
+def finish(ran):
+    """An action that leaves the files of a finished training."""
 
     def action(config):
         folder = create_run_folder(config.outputs, "sentiment", config.folder)
         write_json(folder / "metrics.json", {"job": fingerprint.run_fingerprint(config)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
-        made.append((config.seed, str(folder)))
+        ran.append((config.seed, str(folder)))
 
     return action
 
 
-def test_finished_jobs_are_skipped_and_others_get_folders_of_their_own(run_command, tmp_path):
-    made: list = []
+def test_finished_jobs_are_skipped_and_unfinished_ones_get_new_folders(run_command, tmp_path):
+    ran: list = []
     line = ["train", "-m", "seed=1,2", "folder=runs/${seed}"]
-    assert run_command(*line, action=finish(made)).code == 0
-    assert [folder for _, folder in made] == ["runs/1", "runs/2"]
+    assert run_command(*line, action=finish(ran)).code == 0
+    assert [folder for _, folder in ran] == ["runs/1", "runs/2"]
     (tmp_path / "runs/2/metrics.json").unlink()  # as if killed
     before = contents(tmp_path / "runs")
-    again = run_command(*line, action=finish(made))
-    assert made[2:] == [(2, "runs/2_1")]
-    assert "finished already, skipped: runs/1" in again.err
-    ended = run_command(*line, "probe=false", action=finish(made))  # it does not decide the result
-    assert (len(made), ended.code) == (3, 0)
+    again = run_command(*line, action=finish(ran))
+    assert ran[2:] == [(2, "runs/2_1")]
+    assert "skipped, already finished: runs/1" in again.err
+    ended = run_command(*line, "probe=false", action=finish(ran))  # probe doesn't change the result
+    assert (len(ran), ended.code) == (3, 0)
     assert "runs/2_1" in ended.err
     assert before.items() <= contents(tmp_path / "runs").items()
-    run_command(*line, "tuning.lr=1e-5", action=finish(made))
-    assert [folder for _, folder in made[3:]] == ["runs/1_1", "runs/2_2"]
+    run_command(*line, "tuning.lr=1e-5", action=finish(ran))
+    assert [folder for _, folder in ran[3:]] == ["runs/1_1", "runs/2_2"]
 
 
-def test_default_folders_are_searched_by_task(run_command):
-    made: list = []
+def test_finished_jobs_are_found_in_the_tasks_default_folder(run_command):
+    ran: list = []
     for _ in range(2):
-        run_command("train", "-m", "seed=1,2", action=finish(made))
-    assert [seed for seed, _ in made] == [1, 2]
-    run_command("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(made))
-    assert len(made) == 4
+        run_command("train", "-m", "seed=1,2", action=finish(ran))
+    assert [seed for seed, _ in ran] == [1, 2]
+    run_command("evaluate", "-m", "seed=1,2", "backbone=nano", action=finish(ran))
+    assert len(ran) == 4
 
 
 def test_a_single_run_is_never_skipped(run_command):
-    made: list = []
+    ran: list = []
     for _ in range(2):
-        run_command("train", "seed=1", action=finish(made))
-    assert len(made) == 2
+        run_command("train", "seed=1", action=finish(ran))
+    assert len(ran) == 2
 
 
-def test_the_codes_of_a_sweep_are_summed_up(run_command):
+def test_failed_jobs_are_listed_and_set_the_exit_code(run_command):
     def action(config):
         if config.seed > 1:
             raise gptask.UserError("too large")
@@ -84,7 +84,7 @@ def test_the_codes_of_a_sweep_are_summed_up(run_command):
     assert "2 of 3 jobs failed: 1, 2" in ended.err
 
 
-def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(run_command):
+def test_ctrl_c_ends_a_multirun_and_says_how_to_continue(run_command):
     def action(config):
         raise KeyboardInterrupt
 
@@ -93,7 +93,7 @@ def test_ctrl_c_ends_the_sweep_and_says_how_to_go_on(run_command):
     assert "The same command again skips the finished jobs" in ended.err
 
 
-def test_a_killed_process_of_a_sweep_is_no_defect(run_command):
+def test_a_killed_job_process_is_no_internal_error(run_command):
     from concurrent.futures.process import BrokenProcessPool
 
     def action(config):
@@ -105,7 +105,7 @@ def test_a_killed_process_of_a_sweep_is_no_defect(run_command):
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "submitit_local"])
-def test_launchers_compose(run_command, launcher):
+def test_every_launcher_composes(run_command, launcher):
     ended = run_command("train", f"hydra/launcher={launcher}", "--cfg", "hydra")
     assert ended.code == 0, ended.err
     assert f"hydra/launcher: {launcher}" in ended.out
@@ -117,12 +117,12 @@ def test_launchers_compose(run_command, launcher):
 )
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(refused, launcher, extra, monkeypatch):
     monkeypatch.setattr("gptask.cli.hydra.launchers.find_spec", lambda name: None)
-    said = refused("train", "-m", f"hydra/launcher={launcher}", "seed=1,2")
-    assert f"pip install 'gptask[{extra}]'" in said
-    assert len(said.splitlines()) == 1
+    message = refused("train", "-m", f"hydra/launcher={launcher}", "seed=1,2")
+    assert f"pip install 'gptask[{extra}]'" in message
+    assert len(message.splitlines()) == 1
 
 
-def test_slurm_is_asked_for_where_it_is_needed(refused, monkeypatch, tmp_path):
+def test_submitit_slurm_is_refused_without_srun(refused, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no srun on the PATH" in refused("train", "-m", "hydra/launcher=submitit_slurm", "seed=1,2")
 
@@ -134,49 +134,49 @@ def call(*arguments):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_killed_multirun_is_continued_by_the_same_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = [*TRAIN, "seed=1,2", "trainer.max_epochs=4"]
-    with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen([sys.executable, "-m", "gptask", *line], stdout=said, stderr=said)
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen([sys.executable, "-m", "gptask", *line], stdout=output, stderr=output)
         end = time.monotonic() + 120
-        while len(list(tmp_path.glob("outputs/sentiment/*/config.yaml"))) < 2:  # the second trains
-            assert process.poll() is None, (tmp_path / "said").read_text()
+        while len(list(tmp_path.glob("outputs/sentiment/*/config.yaml"))) < 2:  # the second job trains
+            assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < end
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done, killed = sorted((tmp_path / "outputs/sentiment").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    if not (done / "metrics.json").exists():
-        done, killed = killed, done
+    finished, killed = sorted((tmp_path / "outputs/sentiment").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    if not (finished / "metrics.json").exists():
+        finished, killed = killed, finished
     assert not (killed / "metrics.json").exists()
     before = contents(tmp_path / "outputs")
     assert call(*line) == 0
-    assert f"finished already, skipped: outputs/sentiment/{done.name}" in capsys.readouterr().err
+    assert f"skipped, already finished: outputs/sentiment/{finished.name}" in capsys.readouterr().err
     assert before.items() <= contents(tmp_path / "outputs").items()
-    (new,) = {*(tmp_path / "outputs/sentiment").iterdir()} - {done, killed}
+    (new,) = {*(tmp_path / "outputs/sentiment").iterdir()} - {finished, killed}
     assert read_config(new)["seed"] == 2
     assert call(*line) == 0
     assert len(list((tmp_path / "outputs/sentiment").iterdir())) == 3
 
 
-def test_joblib_runs_the_jobs_in_processes_of_their_own(tmp_path, monkeypatch, capfd):
+def test_joblib_runs_the_jobs_in_other_processes(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     line = ["evaluate", "-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "split=test,dev"]
     assert call(*line) == 2
-    said = capfd.readouterr().err
-    assert "no split 'dev'" in said
-    assert "split=dev" in said
-    assert "1 of 2 jobs failed: 1" in said
+    err = capfd.readouterr().err
+    assert "no split 'dev'" in err
+    assert "split=dev" in err
+    assert "1 of 2 jobs failed: 1" in err
     (metrics,) = Path("outputs/sentiment").glob("*/metrics.json")
     before = contents(metrics.parent)
     assert call(*line) == 2
-    assert f"finished already, skipped: {metrics.parent}" in capfd.readouterr().err
+    assert f"skipped, already finished: {metrics.parent}" in capfd.readouterr().err
     assert contents(Path("outputs/sentiment")) == before
 
 
-def test_a_library_that_sets_up_logging_does_not_double_our_lines(monkeypatch, capfd):
+def test_a_library_that_configures_the_root_logger_does_not_repeat_log_lines(monkeypatch, capfd):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     log_to_console()
     logging.basicConfig()  # as absl does below rouge-score

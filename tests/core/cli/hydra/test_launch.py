@@ -1,13 +1,13 @@
-"""From a command line to the checked config of every job."""
+"""From a command line to the validated config of every job."""
 
 import pytest
 from gptask.config.schemas import Files, Full, Scratch
 
 
-def test_defaults(run_command):
+def test_a_verb_alone_composes_its_defaults(run_command):
     config = run_command("train").config
     assert type(config.task).__name__ == "Sentiment"
-    assert config.optimizer.lr is None is config.tuning.lr  # the head settles the latter, and the former follows
+    assert config.optimizer.lr is None is config.tuning.lr  # resolved later, by the head
 
 
 def test_open_dictionaries_take_keys_without_a_plus(run_command):
@@ -32,7 +32,7 @@ def test_other_weights_do_not_take_over_the_licence_of_a_preset(line, licence, r
     assert run_command("train", *line).config.backbone.license == licence
 
 
-def test_awkward_values_arrive(run_command):
+def test_values_with_quotes_brackets_and_newlines_arrive_unchanged(run_command):
     prompt = 'It\'s a "review", {text} = \\n\n=>'
     files = ["train=评论 (1).csv", "validation=a=b.csv", "test=[a b.csv,c(1).csv]"]
     config = run_command("train", "data=files", *(f"data.{file}" for file in files), f"task.prompt={prompt}").config
@@ -41,7 +41,7 @@ def test_awkward_values_arrive(run_command):
     assert config.task.prompt == prompt
 
 
-def test_parallel_files_and_maps(run_command):
+def test_dictionaries_can_be_set_as_one_or_key_by_key(run_command):
     config = run_command("train", "data=files", "data.train={source: a.de, target: b.en}", "data.labels.0=no").config
     assert config.data.train == {"source": "a.de", "target": "b.en"}
     assert config.data.labels == {"0": "no"}
@@ -57,26 +57,26 @@ def test_interpolations_work_and_can_be_escaped(run_command):
     assert config.task.prompt == "${text}: {text}"
 
 
-def test_a_plus_is_superfluous_but_not_wrong(run_command):
+def test_a_superfluous_plus_is_accepted(run_command):
     config = run_command("train", "+seed=3", "+backbone=nano", "++trainer.max_steps=4").config
     assert config.seed == 3
     assert isinstance(config.backbone, Scratch)
     assert config.trainer["max_steps"] == 4
 
 
-def test_flags_may_stand_anywhere(run_command):
+def test_flags_can_stand_anywhere(run_command):
     ended = run_command("train", "task=qa", "-m", "seed=1,2")
     assert [config.seed for config in ended.configs] == [1, 2]
     assert {type(config.task).__name__ for config in ended.configs} == {"QuestionAnswering"}
 
 
-def test_nano_asks_for_full_tuning_unless_told_otherwise(run_command):
+def test_nano_is_tuned_fully_unless_tuning_is_set(run_command):
     assert isinstance(run_command("train", "backbone=nano").config.tuning, Full)
     assert not isinstance(run_command("train", "backbone=nano", "tuning=lora").config.tuning, Full)
     assert isinstance(run_command("evaluate", "backbone=nano").config.backbone, Scratch)
 
 
-def test_presets_of_the_user(run_command, tmp_path):
+def test_config_dir_adds_the_users_presets(run_command, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     preset = "# @package _global_\ndefaults:\n  - override /task: qa\nseed: 99\ntrainer: {max_epochs: 7}\n"
     (tmp_path / "mine" / "experiment" / "big.yaml").write_text(preset)
@@ -93,7 +93,7 @@ def test_cfg_prints_the_config_and_runs_nothing(run_command):
     assert "hydra" not in ended.out
 
 
-def test_a_run_leaves_nothing_of_hydras(run_command, tmp_path, monkeypatch):
+def test_a_run_leaves_no_file_and_no_setting_of_hydra(run_command, tmp_path, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     run_command("train")
     assert not list(tmp_path.iterdir())
@@ -105,37 +105,37 @@ def test_a_run_leaves_nothing_of_hydras(run_command, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["train", "--foo"], "unrecognized arguments: --foo"),
         (["train", "--cfg", "foo"], "invalid choice: 'foo'"),
         (["train", "--cfg", "job", "-m"], "exclude each other"),
         (["train", "--resolve"], "goes with --cfg job"),
         (["train", "-sc"], "before any verb"),
-        (["train", "--experimental-rerun", "x.pickle"], "not for gptask"),
+        (["train", "--experimental-rerun", "x.pickle"], "gptask has no --experimental-rerun"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
         (["predict", "-m", "run=x", "input=a,b"], "call gptask predict once"),
     ],
 )
-def test_wrong_flags(refused, arguments, said):
-    assert said in refused(*arguments)
+def test_flags_that_dont_apply_are_refused(refused, arguments, expected):
+    assert expected in refused(*arguments)
 
 
-def test_data_files_need_no_quotes_around_numbers(run_command):
+def test_file_and_folder_names_of_digits_need_no_quotes(run_command):
     assert isinstance(run_command("train", "data=files", "data.train=2024_01").config.data, Files)
     assert run_command("train", "folder=2024_01").config.folder == "2024_01"
 
 
-def test_further_processes_are_started_with_the_jobs_own_overrides(run_command):
+def test_further_processes_are_started_with_the_overrides_of_their_job(run_command):
     import sys
 
-    seen = []
+    commands = []
     run_command(
         "train",
         "-m",
         "task=qa",
         "seed=1,2",
         "task.prompt=${outputs} {context}",
-        action=lambda _: seen.append(sys.argv[1:]),
+        action=lambda _: commands.append(sys.argv[1:]),
     )
-    assert seen == [["train", "task=qa", f"seed={n}", "task.prompt='${outputs} {context}'"] for n in (1, 2)]
+    assert commands == [["train", "task=qa", f"seed={n}", "task.prompt='${outputs} {context}'"] for n in (1, 2)]

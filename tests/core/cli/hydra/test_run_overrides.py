@@ -1,4 +1,4 @@
-"""A saved run's values go between the defaults and what the user overrides."""
+"""The values of a saved run lie between the defaults and the user's overrides."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from gptask_tasks.qa import AnswerForm, QuestionAnswering
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder of a training that set much, without its weights."""
+    """The folder of a training with many options set, without its weights."""
     folder = tmp_path_factory.mktemp("outputs") / "qa" / "first run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
@@ -36,7 +36,7 @@ def saved(written, tmp_path):
     return Path(shutil.copytree(written, tmp_path / "outputs" / "qa" / "first run"))
 
 
-def test_resume_takes_everything(run_command, saved):
+def test_resume_takes_every_option_of_the_run(run_command, saved):
     config = run_command("train", f"resume={saved}").config
     assert config.task == QuestionAnswering(answer=AnswerForm.span, stride=7)
     assert (config.backbone.n_layer, config.data.max_tokens, config.tuning, config.seed) == (1, 99, Full(0.5), 7)
@@ -45,7 +45,7 @@ def test_resume_takes_everything(run_command, saved):
     assert config.resume == str(saved)
 
 
-def test_what_the_user_sets_goes_first(run_command, saved):
+def test_the_users_overrides_take_precedence(run_command, saved):
     config = run_command("train", f"resume={saved}", "trainer.max_epochs=12", "seed=8", "task.stride=9").config
     assert (config.trainer["max_epochs"], config.trainer["devices"]) == (12, 1)
     assert (config.seed, config.task.stride, config.task.answer) == (8, 9, AnswerForm.span)
@@ -59,13 +59,13 @@ def test_evaluate_takes_task_data_and_backbone(run_command, saved):
     assert config.trainer == {}
 
 
-def test_other_data_replaces_the_runs_altogether(run_command, saved):
+def test_another_kind_of_data_replaces_all_data_options_of_the_run(run_command, saved):
     config = run_command("evaluate", f"run={saved}", "data=files", "data.test=x.json").config
     assert isinstance(config.data, Files)
     assert config.data.limit == Limit()
 
 
-def test_predict_takes_the_task_and_reads_files(run_command, saved):
+def test_predict_takes_the_task_and_the_token_limit(run_command, saved):
     config = run_command("predict", f"run={saved}", "input=-", "data.columns.context=text").config
     assert config.task.answer is AnswerForm.span
     assert isinstance(config.data, Files)
@@ -77,24 +77,24 @@ def test_run_null_is_the_bare_backbone(run_command):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["evaluate", "run={}", "task=sentiment"], "is a run of task 'qa', not 'sentiment'"),
-        (["evaluate", "run={}", "backbone=nano"], "brings its own backbone"),
-        (["evaluate", "run={}", "backbone.dtype=float32"], "brings its own backbone"),
+        (["evaluate", "run={}", "backbone=nano"], "has its own backbone"),
+        (["evaluate", "run={}", "backbone.dtype=float32"], "has its own backbone"),
         (["evaluate", "-m", "run={},b"], "one run folder at a time"),
         (["evaluate", "run={}", "task.strid=1"], "Did you mean 'stride'?"),
         (["evaluate", "run={}x"], "Did you mean '{}'?"),
-        (["evaluate", "run=outputs"], "The latest: outputs/qa/first run"),
+        (["evaluate", "run=outputs"], "The latest run folders: outputs/qa/first run"),
         (["train", "resume=nowhere"], "no run folder at nowhere"),
     ],
 )
-def test_what_does_not_fit_is_refused(refused, saved, arguments, said):
-    assert said.format(saved) in refused(*(argument.format(saved) for argument in arguments))
+def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments, expected):
+    assert expected.format(saved) in refused(*(argument.format(saved) for argument in arguments))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         ("stride: 7", "strde: 7", ["unknown option 'task.strde' (from", "Did you mean 'stride'?"]),
         ("stride: 7", "stride: far", ["task.stride (from", "expected a whole number, got 'far'"]),
@@ -109,15 +109,15 @@ def test_what_does_not_fit_is_refused(refused, saved, arguments, said):
         ("seed: 7", "seed: ${", ["is damaged"]),
     ],
 )
-def test_a_damaged_or_foreign_config_is_named(refused, saved, old, new, said):
+def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expected):
     file = saved / "config.yaml"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
     message = refused("train", f"resume={saved}")
-    for words in said:
-        assert words in message
+    for part in expected:
+        assert part in message
 
 
 def test_an_evaluation_cannot_be_resumed(refused, saved):
     shutil.rmtree(saved / "checkpoints")
-    assert "no checkpoint to go on from" in refused("train", f"resume={saved}")
+    assert "no checkpoint to resume from" in refused("train", f"resume={saved}")

@@ -1,4 +1,4 @@
-"""``tasks=[...]``: several tasks on a command line, each composed and checked under its own name."""
+"""``tasks=[...]``: several tasks on a command line, each composed and validated under its own name."""
 
 import shlex
 
@@ -12,7 +12,7 @@ from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 
 
-def test_tasks_presets_and_second_names(run_command):
+def test_a_list_takes_tasks_presets_and_chosen_names(run_command):
     config = run_command("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
     assert config.task is config.data is None
     assert [type(member.task) for member in config.tasks.values()] == [
@@ -25,36 +25,36 @@ def test_tasks_presets_and_second_names(run_command):
     assert config.mixing.sampling is Sampling.temperature
 
 
-def test_options_of_one_task_and_of_all(run_command):
+def test_options_are_set_for_one_task_or_for_all(run_command):
     config = run_command(
         "train", "tasks=[qa,mood:sentiment]", "tasks.qa.task.answer=span", "tasks.mood.weight=0.5",
         "tasks.mood.data.limit.train=3", "data.limit.train=9", "task.language=zh", "mixing.sampling=uniform",
     ).config  # fmt: skip
     qa, mood = config.tasks["qa"], config.tasks["mood"]
     assert (qa.task.answer, qa.task.language, mood.task.language) == (AnswerForm.span, "zh", "zh")
-    assert (qa.data.limit.train, mood.data.limit.train) == (9, 3)  # what is said of one goes first
+    assert (qa.data.limit.train, mood.data.limit.train) == (9, 3)  # the option of one task takes precedence
     assert (qa.weight, mood.weight) == (1.0, 0.5)
     assert config.mixing.sampling is Sampling.uniform
 
 
-def test_kinds_of_data_for_one_task_and_for_all(run_command):
+def test_the_kind_of_data_is_set_for_one_task_or_for_all(run_command):
     line = ["tasks=[a,b:sst2]", "tasks.a.task=sentiment", "data=files", "data.train=t.csv",
             "tasks.b.data=sample", "tasks.a.data.columns.text=0"]  # fmt: skip
     with_sample = [part for part in line if not part.startswith("data.train")]
     config = run_command("train", *with_sample, "tasks.a.data.train=t.csv").config
     assert config.tasks["a"].data == Files(train="t.csv", columns={"text": 0})
-    assert config.tasks["b"].data == Sample()  # nothing of the preset's data is kept
+    assert config.tasks["b"].data == Sample()  # no option of the preset's data is left
     assert config.tasks["b"].task.labels == ["negative", "positive"]
 
 
-def test_a_preset_keeps_its_data_where_the_kind_stays(run_command):
+def test_a_preset_keeps_its_data_while_its_kind_is_unchanged(run_command):
     config = run_command("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
     assert config.tasks["sst2"].data.train == "sentiment/sst2/train.tsv"
     assert {member.data.root for member in config.tasks.values()} == {"elsewhere"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["tasks=[sentimnt]"], "Did you mean 'sentiment'?"),
         (["tasks=[banking]"], "Did you mean 'banking77'?"),
@@ -79,16 +79,16 @@ def test_a_preset_keeps_its_data_where_the_kind_stays(run_command):
         (["-m", "tasks=[qa]", "tasks.qa.data=sample,files"], "call gptask once for each"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(arguments, said, refused):
-    assert said in refused("train", *arguments)
+def test_an_invalid_list_is_refused_before_anything_is_loaded(arguments, expected, refused):
+    assert expected in refused("train", *arguments)
 
 
-def test_a_sweep_over_other_options(run_command):
+def test_a_multirun_varies_other_options(run_command):
     configs = run_command("train", "-m", "tasks=[qa,mood:sentiment]", "seed=1,2").configs
     assert [(config.seed, list(config.tasks)) for config in configs] == [(1, ["qa", "mood"]), (2, ["qa", "mood"])]
 
 
-def test_help_shows_the_options_of_each(run_command):
+def test_help_shows_the_options_of_each_task(run_command):
     out = run_command("train", "tasks=[qa,mood:sentiment]", "--help").out
     assert "graded: false" in out
     assert "answer: generate" in out
@@ -117,7 +117,7 @@ def saved(tmp_path):
     return folder, config
 
 
-def test_resume_takes_every_task_over(run_command, saved):
+def test_resume_takes_every_task_of_the_run(run_command, saved):
     folder, config = saved
     resumed = run_command("train", f"resume={folder}", "tasks.mood.data.columns.label=c", "trainer.max_epochs=9").config
     config.tasks["mood"].data.columns["label"] = "c"
@@ -126,7 +126,7 @@ def test_resume_takes_every_task_over(run_command, saved):
     assert (resumed.task, resumed.data) == (None, None)
 
 
-def test_the_written_config_is_checked_by_its_schemas(refused, saved):
+def test_a_saved_list_is_validated_by_its_schemas(refused, saved):
     folder, _ = saved
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("weight: 2.0", "weight: heavy"))
@@ -135,7 +135,7 @@ def test_the_written_config_is_checked_by_its_schemas(refused, saved):
     assert "grated" in refused("train", f"resume={folder}")
 
 
-def test_evaluate_and_predict_take_the_name_of_a_task(run_command, saved):
+def test_evaluate_and_predict_choose_a_task_by_name(run_command, saved):
     folder, _ = saved
     config = run_command("evaluate", f"run={folder}", "task=mood", "data.limit.test=3").config
     assert config.run == str(folder / "mood")
@@ -145,22 +145,22 @@ def test_evaluate_and_predict_take_the_name_of_a_task(run_command, saved):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["evaluate", "run={}"], "a run of several tasks: choose one by task=, of quiz, mood."),
         (["evaluate", "run={}", "task=moot"], "no task 'moot' in"),
         (["predict", "run={}", "task=moot", "input=x"], "Did you mean 'mood'?"),
         (["train", "resume={}/mood"], "which can be resumed"),
         (["train", "resume={}", "task=qa"], "a run of several tasks; leave task= out"),
-        (["train", "resume={}", "tasks=[qa]"], "goes on with the run's own tasks"),
+        (["train", "resume={}", "tasks=[qa]"], "continues the run with its own tasks"),
         (["train", "resume={}", "tasks.moot.weight=2"], "Did you mean 'mood'?"),
     ],
 )
-def test_a_task_that_is_not_there(arguments, said, refused, saved):
-    assert said in refused(*(argument.format(saved[0]) for argument in arguments))
+def test_a_missing_task_is_refused(arguments, expected, refused, saved):
+    assert expected in refused(*(argument.format(saved[0]) for argument in arguments))
 
 
-def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(run_command, saved):
+def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one(run_command, saved):
     _, config = saved
     values = read_config(saved[0])
     words = shlex.split(reproduce_command(values))
@@ -169,9 +169,9 @@ def test_what_was_typed_is_written_down_and_a_config_from_python_makes_a_line(ru
     assert again.tasks == config.tasks
     assert again.mixing == config.mixing
 
-    def told(_):
+    def record_command(_):
         words.append(started_by.get())
 
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
-    run_command("train", *typed, action=told)
+    run_command("train", *typed, action=record_command)
     assert words[-1] == shlex.join(["gptask", "train", *typed])

@@ -1,19 +1,19 @@
-"""Which names a new task can have; a refusal says what has the name, and what to take instead."""
+"""Names of new tasks: a refusal says what uses the name, and suggests another."""
 
 import sys
 
 import pytest
 from gptask import UserError
-from gptask.cli.scaffold.names import check
+from gptask.cli.scaffold.names import check_task_name
 
 
 @pytest.mark.parametrize("name", ["toxicity", "hate_speech", "f1", "match"])
-def test_free_names(name):
-    check(name)
+def test_a_free_name_is_accepted(name):
+    check_task_name(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "mended"),
+    ("name", "suggestion"),
     [
         ("Toxicity", "toxicity"),
         ("hate-speech", "hate_speech"),
@@ -28,15 +28,15 @@ def test_free_names(name):
         ("x\n", "x"),
     ],
 )
-def test_no_names(name, mended):
-    with pytest.raises(UserError, match="lower-case letters") as told:
-        check(name)
-    assert ("Did you mean" in str(told.value)) == (mended is not None)
-    assert mended is None or f"Did you mean '{mended}'?" in str(told.value)
+def test_a_name_of_the_wrong_form_is_refused_with_a_suggestion(name, suggestion):
+    with pytest.raises(UserError, match="lower-case letters") as error:
+        check_task_name(name)
+    assert ("Did you mean" in str(error.value)) == (suggestion is not None)
+    assert suggestion is None or f"Did you mean '{suggestion}'?" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "reason"),
     [
         ("class", "a keyword of Python"),
         ("null", "task=null is no text"),
@@ -47,12 +47,12 @@ def test_no_names(name, mended):
         ("gptask", r"hide the one in .*gptask"),
     ],
 )
-def test_taken_names(name, why):
-    with pytest.raises(UserError, match=rf"'{name}' can't name a new task: .*{why}.*; choose another, such as"):
-        check(name)
+def test_a_name_in_use_is_refused_with_the_reason(name, reason):
+    with pytest.raises(UserError, match=rf"'{name}' can't name a new task: .*{reason}.*; choose another, such as"):
+        check_task_name(name)
 
 
-def test_a_broken_plugin_and_one_that_is_hidden_have_their_names_too(tmp_path, monkeypatch):
+def test_the_names_of_broken_and_hidden_plugins_are_in_use(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_PLUGINS", "gptask")
     monkeypatch.syspath_prepend(tmp_path)
     info = tmp_path / "bad_tasks-1.dist-info"
@@ -60,12 +60,12 @@ def test_a_broken_plugin_and_one_that_is_hidden_have_their_names_too(tmp_path, m
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-tasks\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[gptask.tasks]\nbroken = nowhere_at_all:Task\n")
     with pytest.raises(UserError, match=r"installed \(bad-tasks\)"):
-        check("broken")
+        check_task_name("broken")
 
 
-def test_a_folder_on_the_path_without_code_is_a_module_too(tmp_path, monkeypatch):
+def test_a_folder_without_code_on_the_path_counts_as_a_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "spaced").mkdir()
     with pytest.raises(UserError, match=r"hide the one in .*spaced"):
-        check("spaced")
+        check_task_name("spaced")
     assert "spaced" not in sys.modules

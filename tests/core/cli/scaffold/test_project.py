@@ -1,4 +1,4 @@
-"""The written package: short, well formed, sound by the contract, and never in the place of something else."""
+"""The written package: short, well formed, within the contract, and never written over other files."""
 
 import importlib
 import subprocess
@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 from gptask import UserError
-from gptask.cli.scaffold.project import Kind, write
+from gptask.cli.scaffold.project import ProjectKind, write_project
 from gptask.testing import check_task
 
 
@@ -18,7 +18,7 @@ def written(tmp_path, monkeypatch):
 
     def call(name, kind):
         names.append(name)
-        write(name, tmp_path / "package", kind)
+        write_project(name, tmp_path / "package", kind)
         monkeypatch.syspath_prepend(tmp_path / "package")
         return tmp_path / "package"
 
@@ -27,7 +27,7 @@ def written(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", ProjectKind)
 def test_the_task_keeps_the_contract_and_is_short(written, kind):
     folder = written("hate_speech", kind)
     module = importlib.import_module("hate_speech")
@@ -35,8 +35,8 @@ def test_the_task_keeps_the_contract_and_is_short(written, kind):
     assert len((folder / "hate_speech/__init__.py").read_text().splitlines()) < 60
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_its_own_tests_pass_but_for_the_contract(written, kind):
+@pytest.mark.parametrize("kind", ProjectKind)
+def test_the_packages_tests_pass(written, kind):
     folder = written("hate_speech", kind)
     space = {}
     exec((folder / "tests/test_hate_speech.py").read_text(), space)
@@ -46,8 +46,8 @@ def test_its_own_tests_pass_but_for_the_contract(written, kind):
         space[name]()
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_nothing_is_left_of_the_templates(written, kind):
+@pytest.mark.parametrize("kind", ProjectKind)
+def test_no_template_syntax_is_left_and_ruff_is_satisfied(written, kind):
     folder = written("hate_speech", kind)
     for path in (path for path in folder.rglob("*") if path.is_file()):
         text = path.read_text()
@@ -63,33 +63,33 @@ def test_nothing_is_left_of_the_templates(written, kind):
 
 
 def test_the_entry_point_names_the_class(written):
-    folder = written("hate_speech", Kind.classification)
+    folder = written("hate_speech", ProjectKind.classification)
     project = tomllib.loads((folder / "pyproject.toml").read_text())
     assert project["project"]["entry-points"] == {"gptask.tasks": {"hate_speech": "hate_speech:HateSpeechTask"}}
     assert project["project"]["name"] == "gptask-hate-speech"
     assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["hate_speech"]
 
 
-def test_an_empty_folder_is_filled_and_a_full_one_is_left_as_it_is(tmp_path):
+def test_an_empty_folder_is_filled_and_a_full_one_left_unchanged(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert all(path.is_file() for path in write("fresh", empty))
+    assert all(path.is_file() for path in write_project("fresh", empty))
     before = {path: path.stat().st_mtime_ns for path in empty.rglob("*")}
     with pytest.raises(UserError, match="exists and is not an empty folder; nothing was written"):
-        write("other", empty)
+        write_project("other", empty)
     assert {path: path.stat().st_mtime_ns for path in empty.rglob("*")} == before
 
 
-def test_places_that_cant_be_written(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
-        write("fresh", tmp_path / "file")
+        write_project("fresh", tmp_path / "file")
     with pytest.raises(UserError, match="can't be written: Not a directory; name another folder"):
-        write("fresh", tmp_path / "file" / "below")
+        write_project("fresh", tmp_path / "file" / "below")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_name_that_is_taken_leaves_no_folder(tmp_path):
+def test_a_name_in_use_leaves_no_folder(tmp_path):
     with pytest.raises(UserError, match="installed"):
-        write("sentiment", tmp_path / "new")
+        write_project("sentiment", tmp_path / "new")
     assert not (tmp_path / "new").exists()

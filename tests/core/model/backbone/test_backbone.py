@@ -1,4 +1,4 @@
-"""Our batched path gives what transformers gives for one example at a time; what is no decoder is refused."""
+"""A padded batch gives what transformers gives for one example at a time; models that are no decoder are refused."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ ITEMS = [  # longer and shorter than Gemma's tiny window of 8
 
 
 def saved(model, folder, tiny_model):
-    """A model of any kind as a local folder with a tokenizer."""
+    """Save a model of any kind to a local folder with a tokenizer."""
     model.save_pretrained(folder)
     for file in tiny_model("llama").glob("tokenizer*"):
         shutil.copy(file, folder)
@@ -43,7 +43,7 @@ def test_logits_at_every_real_position_equal_transformers_one_by_one(family, bac
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradient_equal_transformers_labels_loss(family, backbone_of):
+def test_loss_and_gradient_equal_those_of_transformers_labels(family, backbone_of):
     backbone, batch = backbone_of(family), collate(ITEMS)
     loss = GenerationHead(backbone, GenerationOptions()).loss(backbone.hidden(batch.input_ids), batch)
     weight = backbone.model.get_input_embeddings().weight
@@ -62,7 +62,7 @@ def test_loss_and_gradient_equal_transformers_labels_loss(family, backbone_of):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, weight)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_logits_are_capped_where_the_model_says_so(backbone_of):
+def test_logits_are_softcapped_if_the_config_says_so(backbone_of):
     backbone, ids = backbone_of("gemma3"), torch.tensor([[5, 6, 7]])
     plain = backbone.logits(backbone.hidden(ids))
     backbone.model.config.final_logit_softcapping = 2.0
@@ -71,7 +71,7 @@ def test_logits_are_capped_where_the_model_says_so(backbone_of):
     torch.testing.assert_close(capped, backbone.model(ids).logits)
 
 
-def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny_model):
+def test_of_a_multimodal_model_only_the_text_decoder_is_used(tmp_path, tiny_model):
     from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
 
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -89,21 +89,21 @@ def test_multimodal_model_is_used_as_its_text_decoder(tmp_path, tiny_model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cut_models_states_are_the_last_norm_of_those_of_its_last_layer(family, backbone_of):
-    whole, backbone, batch = backbone_of(family, layers=4), backbone_of(family, layers=4), collate(ITEMS)
-    norm = whole.body.ln_f if family == "gpt2" else whole.body.norm
+def test_states_of_a_cut_model_are_the_normed_states_of_its_last_layer(family, backbone_of):
+    uncut, backbone, batch = backbone_of(family, layers=4), backbone_of(family, layers=4), collate(ITEMS)
+    norm = uncut.body.ln_f if family == "gpt2" else uncut.body.norm
     with torch.inference_mode():
-        read = whole.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
-        for layers in (3, 1):  # a second cut is of what the first left
+        layer_states = uncut.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
+        for layers in (3, 1):  # the second cut applies to the result of the first
             backbone.cut(layers)
             assert len(backbone.layers) == backbone.model.config.num_hidden_layers == layers
-            torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(read[layers]))
+            torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(layer_states[layers]))
             needed = torch.arange(batch.input_ids.shape[1]) == batch.last()[:, None]
-            some = backbone.hidden(batch.input_ids, batch.lengths, needed)[needed]
-            torch.testing.assert_close(some, backbone.hidden(batch.input_ids)[needed], atol=1e-5, rtol=1e-5)
+            needed_states = backbone.hidden(batch.input_ids, batch.lengths, needed)[needed]
+            torch.testing.assert_close(needed_states, backbone.hidden(batch.input_ids)[needed], atol=1e-5, rtol=1e-5)
 
 
-def test_words_start_from_their_output_embeddings(backbone_of):
+def test_a_word_vector_is_the_mean_output_embedding_of_its_tokens(backbone_of):
     backbone = backbone_of("qwen3")  # untied
     table = backbone.model.lm_head.weight
     one, several = backbone.word_vectors([" good", " goodbad"])
@@ -115,10 +115,10 @@ def test_words_start_from_their_output_embeddings(backbone_of):
         backbone.word_vectors([""])
 
 
-def test_stop_ids_join_the_tokenizers_and_the_generation_configs(backbone_of):
+def test_stop_ids_come_from_the_tokenizer_and_the_generation_config(backbone_of):
     backbone = backbone_of("llama")
-    for named, expected in [([7, 9], {0, 7, 9}), (7, {0, 7}), (None, {0})]:
-        backbone.model.generation_config.eos_token_id = named
+    for eos_ids, expected in [([7, 9], {0, 7, 9}), (7, {0, 7}), (None, {0})]:
+        backbone.model.generation_config.eos_token_id = eos_ids
         assert backbone.stop_ids == expected
 
 
@@ -150,15 +150,15 @@ def t5(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"), [(bert, "not causal"), (granite, "does more to its logits"), (t5, "no causal")]
+    ("make", "message"), [(bert, "not causal"), (granite, "does more to its logits"), (t5, "no causal")]
 )
-def test_what_is_no_plain_decoder_is_refused(make, said, tmp_path, tiny_model):
+def test_a_model_that_is_no_plain_decoder_is_refused(make, message, tmp_path, tiny_model):
     torch.manual_seed(1)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         from_folder(saved(make(tiny_model), tmp_path / "m", tiny_model))
 
 
-def test_missing_weights_are_an_error_not_random(tmp_path, tiny_model):
+def test_a_folder_that_lacks_weights_is_refused(tmp_path, tiny_model):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
@@ -169,14 +169,14 @@ def test_missing_weights_are_an_error_not_random(tmp_path, tiny_model):
         from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
-def test_damaged_weights_are_an_error(tmp_path, tiny_model):
+def test_a_folder_with_damaged_weights_is_refused(tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match="no causal language model"):
         from_folder(BackboneOrigin(str(folder), "local folder", ""))
 
 
-def test_tokenizer_without_eos_is_refused(tmp_path, tiny_model):
+def test_a_tokenizer_without_eos_is_refused(tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["eos_token"]
@@ -194,7 +194,7 @@ def test_number_format_follows_the_option(backbone_of):
 
 
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
-    """The graph is captured and differentiated as always, but run without the compiler of C++."""
+    """The backend ``aot_eager`` captures and differentiates the graph, but needs no C++ compiler to run it."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr("gptask.model.backbone.backbone.shutil.which", lambda name: name)
     backbone = backbone_of("llama")
@@ -207,9 +207,9 @@ def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
         states.square().sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
         backbone.compile()
-    (states, gradients), (got, learned) = results
-    torch.testing.assert_close(got, states, atol=1e-4, rtol=1e-3)
-    for gradient, expected in zip(learned, gradients, strict=True):
+    (states, gradients), (compiled_states, compiled_gradients) = results
+    torch.testing.assert_close(compiled_states, states, atol=1e-4, rtol=1e-3)
+    for gradient, expected in zip(compiled_gradients, gradients, strict=True):
         assert (gradient - expected).abs().max() <= 1e-3 * max(1.0, expected.abs().max())
     assert list(backbone.state_dict()) == keys
     assert generate(backbone, [[5, 6, 7]], GenerationOptions(max_new_tokens=2))

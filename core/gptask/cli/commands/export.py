@@ -1,0 +1,21 @@
+"""`gptask export`: write a run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from gptask.cli.hydra.launch import launch
+from gptask.config.schemas import Export
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb and return its exit code."""
+    return launch("export", arguments, run)
+
+
+def run(config: Export) -> None:
+    """Export and name the folder on standard error."""
+    from gptask.runs.export import export  # for start-up time
+
+    sys.stderr.write(f"exported to {export(config)}\n")

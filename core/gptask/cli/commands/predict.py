@@ -1,0 +1,20 @@
+"""`gptask predict`: run a run folder on a file or standard input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gptask.cli.hydra.launch import launch
+from gptask.config.schemas import Predict
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb and return its exit code."""
+    return launch("predict", arguments, run)
+
+
+def run(config: Predict) -> None:
+    """Write the predictions to the config's output."""
+    from gptask.runs.predict_file import predict  # for start-up time
+
+    predict(config)

@@ -1,0 +1,54 @@
+"""What the command line writes besides results: error messages for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from concurrent.futures import BrokenExecutor
+from errno import ENOSPC
+from typing import Any
+
+from gptask.errors import UserError
+
+
+def report_error(error: BaseException, where: str = "") -> int:
+    """Write the message of an error to standard error and return the exit code.
+
+    ``where`` names the job or trial that raised it. The stack trace is shown for an internal error, and for every error
+    if GPTASK_DEBUG is set.
+    """
+    message = user_message(error)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
+        traceback.print_exception(error)
+    if interrupted:
+        sys.stderr.write(f"\ngptask: {where}{error or 'stopped'}\n")
+        return 130
+    if message is None:
+        sys.stderr.write(f"gptask: {where}internal error in gptask or a plugin; please report it\n")
+        return 1
+    sys.stderr.write(f"gptask: {where}{message}\n")
+    return 2
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that the user can fix, None for an internal error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.errno:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno == ENOSPC:
+        return f"{error.strerror} while writing"
+    if isinstance(error, BrokenExecutor):  # joblib raises it
+        return (
+            "the process of a job was killed, possibly for lack of memory: hydra.launcher.n_jobs=1 runs one job at a "
+            "time. The same command again skips the finished jobs"
+        )
+    return None
+
+
+def write_json(value: Any) -> None:
+    """Write a value as JSON to standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")

@@ -1,0 +1,66 @@
+"""Hashes of the code that cached data and finished runs depend on, so that an edit is never answered from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+
+from gptask.plugins.task import Task
+
+CODE_OF_EXAMPLES = (  # from files to checked examples
+    "gptask.config.schemas",
+    "gptask.data.cache",
+    "gptask.data.columns",
+    "gptask.data.conll",
+    "gptask.data.corpus",
+    "gptask.data.documents",
+    "gptask.data.examples",
+    "gptask.data.files",
+    "gptask.data.hub",
+    "gptask.data.messages",
+    "gptask.data.reading",
+    "gptask.data.rows",
+    "gptask.data.squad",
+    "gptask.data.store",
+    "gptask.data.words",
+    "gptask.errors",
+    "gptask.model.text_task",
+    "gptask.plugins.task",
+    "gptask.plugins.types",
+)
+CODE_OF_ENCODING = (  # from examples to token ids
+    *CODE_OF_EXAMPLES,
+    "gptask.data.datamodule",
+    "gptask.model.backbone.chat_template",
+    "gptask.plugins.generation_options",
+)
+
+
+def code_hash(task: Task, modules: Iterable[str]) -> str:
+    """A hash of gptask's ``modules`` (or packages) and of the code of a task.
+
+    The latter is each module in the task's ancestry outside of gptask, with the modules beside it. A class without a
+    file (typed into a notebook) has another hash each time.
+    """
+    total = hashlib.sha256()
+    paths = {path for name in modules for path in _files_of(name)}
+    for cls in type(task).__mro__:
+        if issubclass(cls, Task) and cls.__module__.partition(".")[0] != "gptask":
+            module = sys.modules[cls.__module__]
+            if file := getattr(module, "__file__", None):
+                paths.update(Path(file).parent.glob("*.py") if module.__package__ else [Path(file)])
+            else:
+                total.update(os.urandom(16))
+    for path in sorted(paths):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def _files_of(name: str) -> list[Path]:
+    """The file of a module of gptask, or those of a package."""
+    path = Path(str(files("gptask"))).joinpath(*name.split(".")[1:])
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]

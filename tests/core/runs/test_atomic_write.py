@@ -1,0 +1,20 @@
+"""A file is written completely or left as it was."""
+
+from pathlib import Path
+
+import pytest
+from gptask.runs.atomic_write import write_json, write_text
+
+
+def test_a_failing_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.json"
+    write_json(file, {"text": "很好"})
+    assert file.read_text(encoding="utf-8") == '{\n  "text": "很好"\n}\n'
+
+    def disk_full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(file, "something else")
+    assert "很好" in file.read_text(encoding="utf-8")

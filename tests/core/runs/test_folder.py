@@ -1,0 +1,73 @@
+"""A run's folder: never reused, removed if nothing was written, found by the other processes."""
+
+import logging
+import os
+
+import pytest
+from gptask import UserError
+from gptask.runs.folder import create_run_folder, main_process, resume_hint, run_folder
+
+
+def test_a_run_folder_is_never_reused(tmp_path):
+    first = create_run_folder(str(tmp_path), "qa", None)
+    second = create_run_folder(str(tmp_path), "qa", None)
+    assert first != second
+    assert first.parent == second.parent == tmp_path / "qa"
+    with pytest.raises(UserError, match="exists"):
+        create_run_folder(str(tmp_path), "qa", str(first))
+
+
+def test_a_run_folder_that_cannot_be_created_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't create the run folder .*Not a directory; set outputs=<folder>"):
+        create_run_folder(str(tmp_path / "file"), "qa", None)
+
+
+def test_a_folder_with_nothing_but_its_log_is_removed(tmp_path):
+    with run_folder(str(tmp_path), "qa", None) as empty:
+        assert (empty / "train.log").is_file()
+    assert not empty.exists()
+    with run_folder(str(tmp_path), "qa", None) as folder:
+        (folder / "config.yaml").write_text("")
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "train.log"}
+
+
+def test_the_log_of_a_run_lies_in_its_folder(tmp_path, monkeypatch):
+    log = logging.getLogger("gptask")
+    monkeypatch.setattr(log, "level", logging.INFO)
+    with run_folder(str(tmp_path), "qa", None) as folder:
+        log.warning("a warning")
+        (folder / "config.yaml").write_text("")
+    log.warning("after the run")
+    assert "WARNING a warning" in (folder / "train.log").read_text()
+    assert "after the run" not in (folder / "train.log").read_text()
+
+
+def test_a_full_disk_is_a_user_error_with_a_way_to_resume(tmp_path):
+    folder = tmp_path / "run"
+    message = r"No space left on device while writing .*No checkpoint has been written yet"
+    with pytest.raises(UserError, match=message), run_folder("", "qa", str(folder)):
+        raise OSError(28, "No space left on device")
+
+
+def test_other_processes_use_the_folder_of_the_main_one(tmp_path, monkeypatch):
+    with run_folder(str(tmp_path), "qa", None) as folder:
+        assert os.environ["GPTASK_RUN_FOLDER"] == str(folder)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        assert not main_process()
+        with run_folder(str(tmp_path), "qa", None) as same:
+            assert same == folder
+    with pytest.raises(UserError, match="set folder=<folder>"), run_folder(str(tmp_path), "qa", None):
+        pass
+    with run_folder(str(tmp_path), "qa", str(tmp_path / "named")) as named:
+        assert named == tmp_path / "named"
+
+
+def test_the_hint_names_checkpoints_and_the_command_that_resumes(tmp_path):
+    assert resume_hint(tmp_path) == "No checkpoint has been written yet."
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / "checkpoints" / name).write_text("")
+    assert resume_hint(tmp_path) == (
+        f"Checkpoints in {tmp_path}/checkpoints: best.ckpt, last.ckpt. Resume with: gptask train resume={tmp_path}"
+    )

@@ -1,0 +1,61 @@
+"""A run's predictions in Python: lazy, in order, errors at their place."""
+
+import threading
+
+import pytest
+from gptask import DataError, UserError, load_run
+from gptask.config.schemas import Files
+from gptask.runs.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def run(lora_run):
+    return load_run(lora_run.folder)
+
+
+def test_output_appears_before_all_input_is_read(run):
+    second_requested, first_predicted = threading.Event(), threading.Event()
+
+    def slow_input():
+        yield {"text": "first"}
+        second_requested.set()
+        assert first_predicted.wait(30), "the first row was not predicted while the second was awaited"
+        yield {"text": "second"}
+
+    predictions = run.predict(slow_input())
+    next(predictions)
+    assert second_requested.wait(30)
+    first_predicted.set()
+    assert len(list(predictions)) == 1
+
+
+def test_a_loaded_run_predicts_lazily(run):
+    predictions = run.predict({"text": text} for text in ("good", "bad"))
+    assert [p.value in run.task.labels for p in predictions] == [True, True]
+    with pytest.raises(DataError, match="example:1"):
+        list(run.predict([{"txt": "good"}]))
+
+
+@pytest.mark.parametrize("error", [DataError("line 2 is no UTF-8"), UserError("no such file"), OSError(5, "disk")])
+def test_an_error_while_reading_follows_the_predictions_before_it(error, run):
+    def broken_input():
+        yield {"id": "1", "text": "good"}
+        raise error
+
+    predictor = Predictor(run.task, run.backbone, run.head, Files())
+    predictions = predictor.predict_each(broken_input())
+    assert next(predictions)[1].value in run.task.labels
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        next(predictions)
+
+
+def test_errors_and_examples_keep_their_places(run):
+    predictor = Predictor(run.task, run.backbone, run.head, Files())
+    unreadable = DataError("no text")
+    entries = [{"text": "good"}, unreadable, {"text": "bad " * 1000}, {"text": "bad"}]
+    results = list(predictor.predict_each(entries))
+    assert [entry for entry, _ in results] == entries
+    assert results[1][1] is unreadable
+    assert [getattr(prediction, "value", None) in run.task.labels for _, prediction in results] == [
+        True, False, True, True,
+    ]  # fmt: skip
