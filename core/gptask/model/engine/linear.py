@@ -300,8 +300,8 @@ def _norm_forward(self: Any, x: Tensor) -> Tensor:
     return apply(x, norm, self.rms_scale, self.rms_eps) if x.requires_grad else norm(x)
 
 
-def _same_gradient(own: Tensor, frozen: Tensor, x: Tensor) -> bool:
-    direction = torch.randn_like(own)
-    (expected,) = torch.autograd.grad(own, x, direction)
-    (got,) = torch.autograd.grad(frozen, x, direction)
+def _same_gradient(model_output: Tensor, fast_output: Tensor, x: Tensor) -> bool:
+    direction = torch.randn_like(model_output)
+    (expected,) = torch.autograd.grad(model_output, x, direction)
+    (got,) = torch.autograd.grad(fast_output, x, direction)
     return bool((got - expected).abs().max() <= 0.03 * expected.abs().max())

@@ -112,4 +112,4 @@ def _is_standard_rotation(model_function: Callable[..., tuple[Tensor, Tensor]]) 
         except Exception:  # functions with other arguments raise whatever they raise
             return False
         results.append([*outputs, *gradients])
-    return all(torch.allclose(own, rotated, atol=1e-5) for own, rotated in zip(*results, strict=True))
+    return all(torch.allclose(expected, got, atol=1e-5) for expected, got in zip(*results, strict=True))
