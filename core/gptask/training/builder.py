@@ -1,4 +1,4 @@
-"""The parts of a run, put together: corpus, backbone, data module, head (one way through the code)."""
+"""Builds the parts of a run: corpus, data module, head."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("gptask")
 
 @dataclass
 class Parts:
-    """What a trainer needs."""
+    """The parts of one task's run."""
 
     task: Task
     backbone: GPTBackbone
@@ -35,32 +35,35 @@ class Parts:
 
 def task_configs(config: Train | Evaluate) -> dict[str, TaskConfig]:
     """The tasks of a run by name: several, or the one under its plugin's name; raises `UserError` for none or both."""
-    found: dict[str, TaskConfig] = getattr(config, "tasks", {})
-    if bool(found) == (config.task is not None):
-        raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(found)}")
-    if not found:
-        return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
-    multitask.check_tasks(found, config.mixing)  # type: ignore[union-attr]
-    return found
+    tasks = config.tasks if isinstance(config, Train) else {}
+    if bool(tasks) == (config.task is not None):
+        raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(tasks)}")
+    if isinstance(config, Train) and tasks:
+        multitask.check_tasks(tasks, config.mixing)
+        return tasks
+    return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
 
 
 def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
-    """The data of each task, after its options were checked; for a training there must be some to train on."""
-    found = {}
-    for name, member in task_configs(config).items():
+    """Build the corpus of each task by name, from checked options.
+
+    Raises `UserError` for an option out of range, for a missing file, and for a training without training data.
+    """
+    corpora = {}
+    for name, task_config in task_configs(config).items():
         try:
-            found[name] = build_corpus(member.task, member.data, config.seed)
+            corpora[name] = build_corpus(task_config.task, task_config.data, config.seed)
             if isinstance(config, Train):
-                found[name].require("train")
+                corpora[name].require("train")
         except UserError as error:
-            if not getattr(config, "tasks", {}):
-                raise
-            raise type(error)(f"tasks.{name}: {error}") from error
-    return found
+            if isinstance(config, Train) and config.tasks:
+                raise type(error)(f"tasks.{name}: {error}") from error
+            raise
+    return corpora
 
 
 def build_corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
-    """Check the task's options and the data's, without reading more than file names."""
+    """Build a task's corpus from checked options; no data is read yet."""
     task.validate()
     for name in ("max_tokens", "batch_size", "batch_tokens", "eval_batch_size"):
         if getattr(data, name) < 1:
@@ -68,25 +71,25 @@ def build_corpus(task: Task, data: Data, seed: int) -> CachedCorpus:
     return CachedCorpus(task, data, seed if data.seed is None else data.seed)
 
 
-def training_texts(task: Task, examples: CachedCorpus) -> Iterator[str]:
-    """All text of the training split, for a tokenizer to be trained on."""
-    named = [f for f in task.fields() if f.kind in (Kind.TEXT, Kind.TEXTS)]
-    for example in examples.split("train"):
+def training_texts(task: Task, corpus: CachedCorpus) -> Iterator[str]:
+    """All text of the training split, to train a tokenizer on."""
+    text_targets = [f for f in task.fields() if f.target and f.kind in (Kind.TEXT, Kind.TEXTS)]
+    for example in corpus.split("train"):
         prompt, target = task.render(example)
         yield prompt if target is None else prompt + target
-        for f in named:
-            if f.target:
-                yield from example[f.name] if f.kind is Kind.TEXTS else [example[f.name]]
+        for field in text_targets:
+            yield from example[field.name] if field.kind is Kind.TEXTS else [example[field.name]]
 
 
-def build_parts(task: Task, examples: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
-    """Build data module and head on a loaded backbone."""
+def build_parts(task: Task, corpus: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
+    """Build data module and head on a loaded backbone; lowers ``options.max_tokens`` to the backbone's context."""
     from gptask.data.datamodule import DataModule
 
     if options.max_tokens > backbone.context:
         log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
         options.max_tokens = backbone.context
-    own = task.datamodule(examples, backbone.tokenizer, options, seed)
-    data = own if own is not None else DataModule(task, examples, backbone.tokenizer, options, seed)
+    data = task.datamodule(corpus, backbone.tokenizer, options, seed)
+    if data is None:
+        data = DataModule(task, corpus, backbone.tokenizer, options, seed)
     data.shares = backbone.can_pack(options.max_tokens)
     return Parts(task, backbone, cast("Head", task.head(backbone)), data)

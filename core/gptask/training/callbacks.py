@@ -1,4 +1,4 @@
-"""Progress for people (a rich bar in a terminal, plain lines elsewhere), speed, and what Ctrl-C leaves."""
+"""Progress (a rich bar in a terminal, plain lines elsewhere), speed, and a checkpoint on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ log = logging.getLogger("gptask")
 
 
 class Speed(pl.Callback):
-    """Tokens per second of training, validation left out; shown as ``tok/s``."""
+    """Tokens per second of training, without validation; shown as ``tok/s``."""
 
     def __init__(self) -> None:
-        self.seconds, self.tokens, self._start, self._seen = 0.0, 0, 0.0, 0
+        self.seconds, self.tokens, self._batch_start, self._tokens_before = 0.0, 0, 0.0, 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         """Start the clock."""
-        self._start, self._seen = time.perf_counter(), module.tokens
+        self._batch_start, self._tokens_before = time.perf_counter(), module.tokens
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Stop the clock."""
-        self.seconds += time.perf_counter() - self._start
-        self.tokens += module.tokens - self._seen
+        self.seconds += time.perf_counter() - self._batch_start
+        self.tokens += module.tokens - self._tokens_before
         module.log("train/tokens_per_second", self.rate, prog_bar=True)
 
     @property
@@ -41,8 +41,8 @@ class Speed(pl.Callback):
     @classmethod
     def of(cls, trainer: pl.Trainer) -> float | None:
         """The rate of a trainer's training, None if it did not train."""
-        found = [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
-        return round(found[0].rate, 1) if found and found[0].tokens else None
+        speeds = [callback for callback in trainer.callbacks if isinstance(callback, cls)]  # type: ignore[attr-defined]
+        return round(speeds[0].rate, 1) if speeds and speeds[0].tokens else None
 
 
 class RichProgress(RichProgressBar, Speed):
@@ -56,9 +56,8 @@ class RichProgress(RichProgressBar, Speed):
         """Short names, without Lightning's version number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {
-            name.replace("train/tokens_per_second", "tok/s").replace("train/", ""): v for name, v in metrics.items()
-        }
+        short_names = {name: name.replace("train/tokens_per_second", "tok/s").replace("train/", "") for name in metrics}
+        return {short_names[name]: value for name, value in metrics.items()}
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Start the clock."""
@@ -72,63 +71,63 @@ class RichProgress(RichProgressBar, Speed):
 
 
 class LineProgress(pl.callbacks.ProgressBar, Speed):
-    """A line at the first step, every few seconds, and after each validation."""
+    """Logs a line at the first step, once in ``every`` seconds, and after each validation."""
 
     def __init__(self, every: float = 10.0) -> None:
         pl.callbacks.ProgressBar.__init__(self)
         Speed.__init__(self)
-        self.every, self._last, self._began, self._first = every, 0.0, 0.0, 0
+        self.every, self._last_line, self._started, self._first_step = every, 0.0, 0.0, 0
 
     def disable(self) -> None:
-        """Lightning disables bars on all ranks but the first."""
+        """Log no lines; Lightning calls this on all ranks but the first."""
         self.every = float("inf")
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Start the clock."""
-        self._began, self._last = time.perf_counter(), float("-inf")
-        self._first = trainer.global_step  # above zero after a resume
+        self._started, self._last_line = time.perf_counter(), float("-inf")
+        self._first_step = trainer.global_step  # above zero after a resume
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
         """Start the clock."""
         Speed.on_train_batch_start(self, trainer, module, *rest)
 
     def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
-        """Write a line if it is time."""
+        """Log a line if the last one is long enough ago."""
         Speed.on_train_batch_end(self, trainer, module, *rest)
         now = time.perf_counter()
-        if now - self._last < self.every:
+        if now - self._last_line < self.every:
             return
-        self._last = now
-        total = trainer.estimated_stepping_batches
-        pace = (now - self._began) / max(trainer.global_step - self._first, 1)
-        left = timedelta(seconds=round(pace * max(total - trainer.global_step, 0))) if isfinite(total) else "?"
+        self._last_line = now
+        step, total = trainer.global_step, trainer.estimated_stepping_batches
+        seconds_per_step = (now - self._started) / max(step - self._first_step, 1)
+        time_left = timedelta(seconds=round(seconds_per_step * max(total - step, 0))) if isfinite(total) else "?"
         loss = trainer.callback_metrics.get("train/loss", float("nan"))
         log.info(
             "epoch %d step %d/%s loss %.4f %.0f tokens/s, %s left",
-            trainer.current_epoch + 1, trainer.global_step, total, float(loss), self.rate, left,
+            trainer.current_epoch + 1, step, total, float(loss), self.rate, time_left,
         )  # fmt: skip
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        """Write the validation metrics."""
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if values and not trainer.sanity_checking and self.every != float("inf"):
-            shown = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-            log.info("epoch %d step %d %s", trainer.current_epoch + 1, trainer.global_step, shown)
+        """Log the validation metrics."""
+        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+        if metrics and not trainer.sanity_checking and self.every != float("inf"):
+            text = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            log.info("epoch %d step %d %s", trainer.current_epoch + 1, trainer.global_step, text)
 
 
 class SaveOnInterrupt(pl.Callback):
-    """On Ctrl-C writes a checkpoint, so that nothing computed is lost."""
+    """Writes a checkpoint on Ctrl-C, so that nothing computed is lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Save, if a step has been made; validation between the steps counts as training."""
+        """Save if the training has made a step; validation between the steps counts as training."""
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.state.fn == "fit":
             trainer.save_checkpoint(self.path)
 
 
 def progress_bar() -> pl.Callback:
-    """A bar in a terminal, lines elsewhere; lines too where jobs run side by side and would draw over one another."""
-    alone = current_process().name == "MainProcess"
-    return RichProgress() if alone and sys.stderr.isatty() and sys.stdout.isatty() else LineProgress()
+    """A bar in a terminal, lines elsewhere; lines too for jobs side by side, whose bars would overwrite one another."""
+    only_job = current_process().name == "MainProcess"
+    return RichProgress() if only_job and sys.stderr.isatty() and sys.stdout.isatty() else LineProgress()

@@ -12,7 +12,7 @@ from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
-from gptask.plugins.discovery import plugin_of
+from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
 from gptask.runs.config_file import write_config
@@ -31,39 +31,39 @@ def evaluate(config: Evaluate) -> Path:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
     plugin = plugin_of(config.task)
     corpora = builder.build_corpora(config)
-    job = run_fingerprint(config, corpora)
+    fingerprint = run_fingerprint(config, corpora)
     with run_folder(config.outputs, plugin.name, config.folder) as folder:
-        _evaluate(config, plugin, corpora[plugin.name], folder, job)
+        _evaluate(config, plugin, corpora[plugin.name], folder, fingerprint)
     return folder
 
 
-def _evaluate(config: Evaluate, plugin: run.Plugin, corpus: CachedCorpus, folder: Path, job: str) -> None:
+def _evaluate(config: Evaluate, plugin: Plugin, corpus: CachedCorpus, folder: Path, fingerprint: str) -> None:
     started = time.time()
     task: Task = config.task
-    corpus.split(config.split)
-    trained = run.load_run(config.run, task) if config.run else None
-    if trained:
-        backbone = trained.backbone
+    corpus.split(config.split)  # a missing split is an error before a model is loaded
+    trained_run = run.load_run(config.run, task) if config.run else None
+    if trained_run:
+        backbone = trained_run.backbone
     else:
-        from gptask.model.backbone import backbone as backbones
+        from gptask.model.backbone.backbone import load_backbone_from
 
         origin = locate_backbone(config.backbone)
         task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
-        backbone = backbones.load_backbone_from(config.backbone, origin, lambda: builder.training_texts(task, corpus))
+        backbone = load_backbone_from(config.backbone, origin, lambda: builder.training_texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.training.module import GPTModule
     from gptask.training.task_runtime import TaskRuntime
     from gptask.training.trainer import build_trainer
 
     parts = builder.build_parts(task, corpus, config.data, backbone, config.seed)
-    seat = TaskRuntime(plugin.name, task, trained.head if trained else parts.head, parts.data)
-    module = GPTModule(backbone, [seat]).requires_grad_(False)
+    runtime = TaskRuntime(plugin.name, task, trained_run.head if trained_run else parts.head, parts.data)
+    module = GPTModule(backbone, [runtime]).requires_grad_(False)
     trainer = build_trainer(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
     if not main_process():
         return
     write_config(folder, config, plugin, parent=config.run)
-    write_results(folder, module, seat, config.split, config, started, 0.0, job)
+    write_results(folder, module, runtime, config.split, config, started, 0.0, fingerprint)
 
 
 def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> str:
@@ -72,6 +72,6 @@ def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> s
         raise UserError(f"shots={shots} must be 0 or more")
     if not shots:
         return ""
-    train = corpus.split("train")
-    picked = np.random.default_rng(seed).permutation(len(train))[:shots]
-    return "".join(f"{task.demonstrate(train[number])}\n\n" for number in picked)
+    examples = corpus.split("train")
+    drawn_rows = np.random.default_rng(seed).permutation(len(examples))[:shots]
+    return "".join(f"{task.demonstrate(examples[row])}\n\n" for row in drawn_rows)

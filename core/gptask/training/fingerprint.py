@@ -1,4 +1,4 @@
-"""What a run is the result of: its config as given, its data and its code. A finished job needs no second run."""
+"""A digest of what decides a run's result (config, data, code), and the finished run that has it already."""
 
 from __future__ import annotations
 
@@ -30,33 +30,34 @@ CODE_OF_RUN = (  # what a run's weights, predictions and metrics are computed by
     "gptask.training.evaluate",
     "gptask.training.module",
     "gptask.training.optim",
+    "gptask.training.resolve",
     "gptask.training.results",
     "gptask.training.task_runtime",
     "gptask.training.train",
     "gptask.training.trainer",
 )
-NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't decide the result
+NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't change the result
 
 
 def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:
-    """A digest of the job; take it before the run, which settles what the config left open.
+    """A digest of what decides the result of a config's run, taken before the run fills in what the config leaves open.
 
-    ``corpora`` are made from the config where the caller has none. Raises `UserError` as the run itself would.
+    ``corpora`` are built from the config where the caller has none. Raises `UserError` as the run itself would.
     """
     config = validated_config(config)
     corpora = corpora or builder.build_corpora(config)
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
-    tasks = [member.task for member in builder.task_configs(config).values()]
+    tasks = [task_config.task for task_config in builder.task_configs(config).values()]
     code = [versions()["gptask"]]
     code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, CODE_OF_RUN))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
-    whole = [type(config).__name__, plain, data, _weights(config), code]
-    text = json.dumps(whole, default=str, ensure_ascii=False)
+    parts = [type(config).__name__, plain, data, _weights_hash(config), code]
+    text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
 
 
-def _weights(config: Train | Evaluate) -> str:
-    """The hash of a local model: a name stays while what it stands for may change."""
+def _weights_hash(config: Train | Evaluate) -> str:
+    """The hash of a local model, whose files may change while its name stays; empty for one that is not local."""
     folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
     if folder and (folder / "config.yaml").is_file():
         folder /= "model"
@@ -65,18 +66,19 @@ def _weights(config: Train | Evaluate) -> str:
     return folder_hash(folder) if folder and folder.is_dir() else ""
 
 
-def find_finished(job: str, folders: Iterable[Path], model: bool) -> Path | None:
-    """The run folder among ``folders`` that a job ended in, with its ``model`` if it has to have one."""
+def find_finished(fingerprint: str, folders: Iterable[Path], model: bool) -> Path | None:
+    """The folder among ``folders`` of a finished run with this fingerprint; ``model``: it has to hold a model too."""
     for folder in folders:
         metrics = folder / "metrics.json"  # written last
-        whole = metrics.is_file() and (not model or (folder / "model" / "backbone.json").is_file())
-        if whole and f'"job": "{job}"' in metrics.read_text(encoding="utf-8", errors="replace"):
+        finished = metrics.is_file() and (not model or (folder / "model" / "backbone.json").is_file())
+        if finished and f'"job": "{fingerprint}"' in metrics.read_text(encoding="utf-8", errors="replace"):
             return folder
     return None
 
 
 def candidate_folders(config: Any) -> list[Path]:
-    """Where a job of a sweep may have ended before: beside its own ``folder``, or among the runs of its task."""
+    """Folders in which an earlier run of the config may be: its ``folder`` and those beside, or all of its task."""
     if config.folder:
-        return [path for path in (Path(config.folder), *numbered_alternatives(Path(config.folder))) if path.is_dir()]
+        folder = Path(config.folder)
+        return [path for path in (folder, *numbered_alternatives(folder)) if path.is_dir()]
     return sorted(Path(config.outputs, run_title(config)).glob("*"))

@@ -1,4 +1,4 @@
-"""Where a training's curves go: metrics.csv always, and the tracker that ``logger=`` names."""
+"""Loggers of a training's curves: metrics.csv always, and the experiment tracker that ``logger=`` names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from pytorch_lightning.loggers import Logger
 
-PLAIN = re.compile(r"[A-Za-z]\w*", re.ASCII)
+OPTION_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 def _tensorboard(config: Train, folder: Path) -> Logger:
@@ -35,7 +35,7 @@ def _tensorboard(config: Train, folder: Path) -> Logger:
 def _mlflow(config: Train, folder: Path) -> Logger:
     """MLflow in SQLite beside the run folders (its file store is in maintenance mode), without its telemetry."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read when mlflow is imported
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of every table it makes
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it logs every table it creates
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from pytorch_lightning.loggers import MLFlowLogger
 
@@ -50,16 +50,16 @@ def _mlflow(config: Train, folder: Path) -> Logger:
 
 
 def _wandb(config: Train, folder: Path) -> Logger:
-    """Weights & Biases without what it gathers by itself: console, code, git, the machine's load, error reports."""
+    """Weights & Biases without what it collects unasked: console, code, git, the machine's load, error reports."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
     options = config.logger
     quiet = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True)
-    places = {"project": options.project, "entity": options.entity, "mode": options.mode.value, "dir": str(folder)}
-    # not by Lightning: it would go on in a run that the caller has open, and gives an option wandb no longer has
-    experiment = wandb.init(name=folder.name, reinit="create_new", settings=quiet, **places)
+    target = {"project": options.project, "entity": options.entity, "mode": options.mode.value, "dir": str(folder)}
+    # Lightning's own wandb.init would log into a run that the caller has open, and passes an option wandb dropped
+    experiment = wandb.init(name=folder.name, reinit="create_new", settings=quiet, **target)
     experiment.define_metric("trainer/global_step")
     experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return WandbLogger(project=options.project, save_dir=str(folder), experiment=experiment)
@@ -67,7 +67,7 @@ def _wandb(config: Train, folder: Path) -> Logger:
 
 @dataclass(frozen=True)
 class Tracker:
-    """A kind of ``logger=``: the extra that brings it, the modules it needs, and what builds its Lightning logger."""
+    """A kind of ``logger=``: the extra that installs it, the modules it needs, what builds its Lightning logger."""
 
     extra: str
     modules: tuple[str, ...]
@@ -82,7 +82,7 @@ TRACKERS = {
 
 
 def require_logger(options: Any) -> None:
-    """Raise `UserError` where what ``logger=`` names is not installed."""
+    """Raise `UserError` where the tracker that ``logger=`` names is not installed."""
     tracker = TRACKERS.get(type(options))
     if tracker and not all(map(find_spec, tracker.modules)):
         raise UserError(
@@ -91,70 +91,72 @@ def require_logger(options: Any) -> None:
 
 
 def csv_logger(folder: Path) -> Logger:
-    """metrics.csv, which every run has; the curve of the part before a resume is kept beside it."""
+    """The logger of metrics.csv, which every run has; the curves from before a resume are kept beside it."""
     from pytorch_lightning.loggers import CSVLogger
 
     table = folder / "metrics.csv"
-    if table.exists():  # Lightning deletes it
+    if table.exists():  # Lightning would delete it
         table.rename(folder / f"metrics.before-resume-{len(list(folder.glob('metrics.before*'))) + 1}.csv")
     return CSVLogger(str(folder), name="", version="")
 
 
 @contextmanager
-def tracked(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
-    """Give the trainer the tracker that the config names; it is told the run's config, and how the run ended.
+def tracking(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]:
+    """Add the config's tracker to the trainer; log the config to it at the start, and success or failure at the end.
 
-    Of several processes only the one that writes has it. Raises `UserError` where it can't start.
+    Of several processes only the main one has the tracker. Raises `UserError` where it can't start.
     """
     tracker = TRACKERS.get(type(config.logger))
     if tracker is None or not main_process():
         yield
         return
-    logger = _started(tracker, config, folder)
+    logger = _open_logger(tracker, config, folder)
     trainer.loggers = [*trainer.loggers, logger]
     status = "failed"
     try:
-        logger.log_hyperparams(flat({**_plugins(config), **to_plain(config)}))
+        logger.log_hyperparams(flatten_config({**_plugin_origin(config), **to_plain(config)}))
         yield
         status = "success"
     finally:
         logger.finalize(status)
-        if isinstance(config.logger, WandbLog):  # Lightning leaves it open
+        if isinstance(config.logger, WandbLog):  # Lightning leaves its run open
             logger.experiment.finish(exit_code=int(status == "failed"))
 
 
-def _plugins(config: Train) -> dict[str, Any]:
-    """Name and version of the plugin, or of those of several tasks."""
-    found = [plugin_of(member.task) for member in config.tasks.values()] or [plugin_of(config.task)]
-    pairs = {"plugin": [plugin.name for plugin in found], "plugin_version": [plugin.version for plugin in found]}
-    return {key: "+".join(values) for key, values in pairs.items()}
+def _plugin_origin(config: Train) -> dict[str, str]:
+    """Name and version of the task's plugin, or of several tasks' plugins."""
+    plugins = [plugin_of(task_config.task) for task_config in config.tasks.values()] or [plugin_of(config.task)]
+    return {
+        "plugin": "+".join(plugin.name for plugin in plugins),
+        "plugin_version": "+".join(plugin.version for plugin in plugins),
+    }
 
 
-def _started(tracker: Tracker, config: Train, folder: Path) -> Any:
-    """The tracker's Lightning logger with its run open."""
+def _open_logger(tracker: Tracker, config: Train, folder: Path) -> Any:
+    """Build the tracker's Lightning logger and open its run."""
     try:
         logger: Any = tracker.build(config, folder)
-        logger.experiment  # noqa: B018 (this opens it)
-    except Exception as error:  # each tracker raises its own kinds, and those of its database or its network
-        cause = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"logger={tracker.extra} can't start: {cause[0]}") from error
+        logger.experiment  # noqa: B018 (reading it opens the run)
+    except Exception as error:  # each tracker raises its own classes, and those of its database or its network
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"logger={tracker.extra} can't start: {lines[0]}") from error
     return logger
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config as ``group.option: value``; lists, and maps whose keys are a user's own, as JSON."""
-    found: dict[str, Any] = {}
+def flatten_config(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as ``group.option: value``; lists, and maps with a user's own keys, as JSON."""
+    options: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and value and all(PLAIN.fullmatch(str(key)) for key in value):
-            found |= flat(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value and all(OPTION_NAME.fullmatch(str(key)) for key in value):
+            options |= flatten_config(value, f"{prefix}{name}.")
         else:
-            plain = value is None or isinstance(value, str | int | float)
-            found[prefix + name] = value if plain else json.dumps(value, ensure_ascii=False)
-    return found
+            is_scalar = value is None or isinstance(value, str | int | float)
+            options[prefix + name] = value if is_scalar else json.dumps(value, ensure_ascii=False)
+    return options
 
 
 def log_scores(loggers: Iterable[Logger], scores: dict[str, float], step: int) -> None:
-    """Put a test's scores behind the curves."""
+    """Log the scores of the test after the curves."""
     for logger in loggers:
         logger.log_metrics(scores, step)
         logger.save()

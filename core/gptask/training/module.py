@@ -10,13 +10,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from gptask.config.schemas import SGD, AdamW, Schedule
 from gptask.data.datamodule import PaddedBatch
 from gptask.data.mixture import TaskBatch
 from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import optim
 from gptask.training.task_runtime import TaskRuntime, normalized_score
 
-SCORE = "val/score"  # mean over several tasks
+SCORE = "val/score"  # mean of several tasks' main metrics, normalized
 
 
 class GPTModule(pl.LightningModule):
@@ -28,93 +29,102 @@ class GPTModule(pl.LightningModule):
     strict_loading = False  # frozen weights are not in a checkpoint
 
     def __init__(
-        self, backbone: GPTBackbone, seats: Sequence[TaskRuntime], optimizer: Any = None, schedule: Any = None
+        self,
+        backbone: GPTBackbone,
+        runtimes: Sequence[TaskRuntime],
+        optimizer: AdamW | SGD | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.seats = backbone, list(seats)
-        for seat in seats:
-            self.add_module(f"{seat.prefix}head".replace("/", "_"), seat.head)
-        self.optimizer, self.schedule = optimizer, schedule
+        self.backbone, self.seats = backbone, list(runtimes)
+        for runtime in runtimes:
+            self.add_module(f"{runtime.prefix}head".replace("/", "_"), runtime.head)
+        self.optimizer, self.schedule = optimizer or AdamW(), schedule or Schedule()
         self.tokens = 0  # real tokens (no pads) seen in training
 
     def training_step(self, batch: PaddedBatch | TaskBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""
-        number, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
-        seat = self.seats[number]
-        loss = seat.head.loss(self._hidden(seat, batch, "train"), batch)
+        task_index, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
+        runtime = self.seats[task_index]
+        loss = runtime.head.loss(self._hidden(runtime, batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
-        if seat.prefix:
-            self.log(f"train/{seat.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
-        return loss * seat.weight
+        if runtime.prefix:
+            self.log(f"train/{runtime.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
+        return loss * runtime.weight
 
-    def _hidden(self, seat: TaskRuntime, batch: PaddedBatch, split: str) -> Tensor:
-        """Last hidden states (B, T, C), right where the head reads them; from disk where they are kept."""
-        if kept := seat.states.get(split):
-            return kept.hidden(batch)
-        return self.backbone.hidden(batch.input_ids, batch.lengths, seat.head.needed_positions(batch))
+    def _hidden(self, runtime: TaskRuntime, batch: PaddedBatch, split: str) -> Tensor:
+        """Last hidden states (B, T, C), right where the head reads them; from disk where they are cached."""
+        if cache := runtime.states.get(split):
+            return cache.hidden(batch)
+        return self.backbone.hidden(batch.input_ids, batch.lengths, runtime.head.needed_positions(batch))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an earlier pass said."""
-        for seat in self.seats:
-            seat.outputs = {}
+        """Drop the outputs of an earlier pass."""
+        for runtime in self.seats:
+            runtime.outputs = {}
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
-        seat = self.seats[dataloader_idx]
-        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        with self._as_saved():
-            hidden = self._hidden(seat, batch, "validation")
-            self.log(f"val/{seat.prefix}loss", seat.head.loss(hidden, batch), batch_size=len(batch.lengths), **how)
-            self._predict_batch(seat, batch, hidden)
+        runtime = self.seats[dataloader_idx]
+        epoch_mean: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        with self._without_autocast():
+            hidden = self._hidden(runtime, batch, "validation")
+            loss = runtime.head.loss(hidden, batch)
+            self.log(f"val/{runtime.prefix}loss", loss, batch_size=len(batch.lengths), **epoch_mean)
+            self._predict_batch(runtime, batch, hidden)
 
     def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
-        with self._as_saved():
+        with self._without_autocast():
             self._predict_batch(self.seats[dataloader_idx], batch, None)
 
-    def _as_saved(self) -> torch.autocast:
-        """Weights as they are saved and loaded for scoring, whatever number format training computes in."""
+    def _without_autocast(self) -> torch.autocast:
+        """Score in the weights' own number format, as a loaded run does, whatever format training computes in."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def _predict_batch(self, seat: TaskRuntime, batch: PaddedBatch, hidden: Tensor | None) -> None:
-        said = seat.head.predict(self.backbone, batch, hidden)
-        seat.outputs.update(zip(batch.rows, said, strict=True))
+    def _predict_batch(self, runtime: TaskRuntime, batch: PaddedBatch, hidden: Tensor | None) -> None:
+        outputs = runtime.head.predict(self.backbone, batch, hidden)
+        runtime.outputs.update(zip(batch.rows, outputs, strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """The tasks' metrics, logged as ``val/<name>``; of several tasks, also the mean of their main ones."""
+        """Log the tasks' metrics as ``val/<name>``; for several tasks, also the mean of their main ones."""
         if self.trainer.sanity_checking:
             return
-        mains = []
-        for seat in self.seats:
-            for number, (metric, value) in enumerate(seat.validated()):
-                self.log(f"val/{seat.prefix}{metric.name}", value, prog_bar=number == 0)
-                mains += [normalized_score(metric, value)] if number == 0 else []
+        main_scores = []
+        for runtime in self.seats:
+            for number, (metric, value) in enumerate(runtime.validation_scores()):
+                self.log(f"val/{runtime.prefix}{metric.name}", value, prog_bar=number == 0)
+                if number == 0:
+                    main_scores.append(normalized_score(metric, value))
         if len(self.seats) > 1:
-            self.log(SCORE, fmean(mains), prog_bar=True)
+            self.log(SCORE, fmean(main_scores), prog_bar=True)
 
     @property
     def tuned_options(self) -> dict[str, Any]:
         """Options that validation chose, under the names of their tasks if there are several."""
-        return {f"{seat.prefix}{name}": value for seat in self.seats for name, value in seat.tuned_options.items()}
+        return {
+            f"{runtime.prefix}{name}": value for runtime in self.seats for name, value in runtime.tuned_options.items()
+        }
 
-    def set_tuned_options(self, adjusted: dict[str, Any]) -> None:
-        """Set them again."""
-        for seat in self.seats:
-            own = {n.removeprefix(seat.prefix): v for n, v in adjusted.items() if n.startswith(seat.prefix)}
-            seat.set_tuned_options(own)
+    def set_tuned_options(self, options: dict[str, Any]) -> None:
+        """Set options under the names that `tuned_options` gives them."""
+        for runtime in self.seats:
+            runtime.set_tuned_options(
+                {name.removeprefix(runtime.prefix): v for name, v in options.items() if name.startswith(runtime.prefix)}
+            )
 
     def configure_optimizers(self) -> Any:
         """The configured optimizer with its schedule, stepped at every optimizer step."""
-        optimizer, total = optim.build_optimizer(self.optimizer, self), self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.schedule_factor(self.schedule, total))
+        optimizer, steps = optim.build_optimizer(self.optimizer, self), self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.schedule_factor(self.schedule, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop frozen weights (a backbone from scratch can't be had again, so it is kept)."""
+        """Drop frozen weights; those of a backbone from scratch, which can't be loaded again, stay."""
         checkpoint["adjusted"] = self.tuned_options
         if self.backbone.origin.kind != "scratch":
-            learning = {name for name, p in self.named_parameters() if p.requires_grad}
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in learning}
+            trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}

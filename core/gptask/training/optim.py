@@ -14,28 +14,29 @@ from gptask.errors import UserError
 
 
 def build_optimizer(options: AdamW | SGD, module: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer over what learns.
+    """Build the optimizer over the module's trainable parameters.
 
-    Matrices are decayed, embeddings and LoRA's factors too; vectors, that is norms and biases, are not.
+    Weight decay applies to matrices, embeddings and LoRA's factors included, and not to vectors (norms and biases).
+    Raises `UserError` where nothing can be trained and for options out of range.
     """
-    learning = [p for p in module.parameters() if p.requires_grad]
-    if not learning:
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trainable:
         raise UserError(
-            "nothing to train: tuning=head trains the task's head, and this one has no weights; tuning=lora"
+            "nothing to train: tuning=head trains only the task's head, and this head has no weights; set tuning=lora"
         )
     if options.lr is None or options.lr <= 0:
         raise UserError(f"optimizer.lr={options.lr} must be a number above 0")
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     try:
         shared: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
         if isinstance(options, SGD):
             return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, **shared)
-        first, second = options.betas
-        optimizer = torch.optim.AdamW(groups, betas=(first, second), eps=options.eps, fused=True, **shared)
+        beta1, beta2 = options.betas
+        optimizer = torch.optim.AdamW(groups, betas=(beta1, beta2), eps=options.eps, fused=True, **shared)
         optimizer._step_supports_amp_scaling = False  # mixed precision unscales before clipping, not in the step
         return optimizer
     except ValueError as error:
@@ -45,7 +46,8 @@ def build_optimizer(options: AdamW | SGD, module: nn.Module) -> torch.optim.Opti
 def schedule_factor(schedule: Schedule, total: float) -> Callable[[int], float]:
     """Factor on the learning rate at a step: warm-up, then linear or half-cosine decay to 0, or constant.
 
-    A run without end (``total`` infinite) can only be constant, with warm-up in steps.
+    ``total`` counts the steps of the training; a training without end (infinite) can only be constant, with warm-up
+    in steps. Raises `UserError` for another schedule then, and for a negative warm-up.
     """
     if schedule.warmup < 0:
         raise UserError(f"schedule.warmup={schedule.warmup} must be 0 or more (a share below 1, or steps)")
@@ -61,7 +63,7 @@ def schedule_factor(schedule: Schedule, total: float) -> Callable[[int], float]:
             return (step + 1) / (warmup + 1)
         if schedule.name is ScheduleName.constant:
             return 1.0
-        done = min(1.0, (step - warmup) / max(1, total - warmup))
-        return 1.0 - done if schedule.name is ScheduleName.linear else 0.5 * (1 + math.cos(math.pi * done))
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return 1.0 - progress if schedule.name is ScheduleName.linear else 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

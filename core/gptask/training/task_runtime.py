@@ -1,4 +1,4 @@
-"""A task's seat on the backbone: its head, its data, and what the head said of them."""
+"""One task at run time: its head, its data, and the outputs collected from its head."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskRuntime:
-    """What a trainer needs of one task. Of several, its metrics are logged behind its name (``val/qa/f1``)."""
+    """What a trainer needs of one task; one of several tasks logs its metrics under its name (``val/qa/f1``)."""
 
     name: str
     task: Task
     head: Head
     data: Any
     weight: float = 1.0  # of its loss
-    alone: bool = True
-    outputs: dict[int, Any] = field(default_factory=dict)  # encoded item -> what the head said
+    only_task: bool = True
+    outputs: dict[int, Any] = field(default_factory=dict)  # row of the encoded item -> the head's output
     tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
-    states: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> kept states of a frozen backbone
+    states: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
 
     @property
     def prefix(self) -> str:
         """What stands before the names of its metrics."""
-        return "" if self.alone else f"{self.name}/"
+        return "" if self.only_task else f"{self.name}/"
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:
-        """The examples of a split that were seen (all, unless the trainer was limited) and their predictions."""
+        """The examples of a split that the head read (all, unless the trainer was limited) and their predictions."""
         return predictions_by_example(
             self.task, self.data.examples(split), self.data.items(split).column("example"), self.outputs
         )
@@ -50,21 +50,22 @@ class TaskRuntime:
         for name, value in options.items():
             setattr(self.task, name, value)
 
-    def validated(self) -> Iterator[tuple[Metric, float]]:
-        """The task's metrics on validation, the main one first, after it adjusted its options to that split."""
+    def validation_scores(self) -> Iterator[tuple[Metric, float]]:
+        """The task's metrics on validation, the main one first, after its options were tuned on that split."""
         examples, predictions = self.predictions("validation")
-        if examples and (adjusted := self.task.tune_on_validation(predictions, examples)):
-            self.set_tuned_options(adjusted)
+        if examples and (tuned_options := self.task.tune_on_validation(predictions, examples)):
+            self.set_tuned_options(tuned_options)
             examples, predictions = self.predictions("validation")
-        for metric in (m for m in self.task.metrics() if not m.final):
-            rows = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
-            yield metric, metric.aggregate(np.asarray(rows, dtype=float)) if rows else float("nan")
+        for metric in (metric for metric in self.task.metrics() if not metric.final):
+            statistics = [metric.statistics(p, e) for p, e in zip(predictions, examples, strict=True)]
+            yield metric, metric.aggregate(np.asarray(statistics, dtype=float)) if statistics else float("nan")
 
 
 def normalized_score(metric: Metric, value: float) -> float:
     """A value between the metric's worst, 0, and its best, 100, so that those of several metrics have a mean.
 
-    Where one end of its range is infinite, what lies 1 from the other end counts half: a perplexity of 2 is 50.
+    Where one end of its range is infinite, a value at distance 1 from the other end counts half: a perplexity of 2
+    is 50.
     """
     low, high = metric.range
     if math.isinf(low) and math.isinf(high):

@@ -5,65 +5,101 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from gptask.config.schemas import Train
 from gptask.errors import UserError
+from gptask.training import loggers
+from gptask.training.callbacks import SaveOnInterrupt, progress_bar
 
-CHATTER = (
+IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*logging interval.*",
     ".*LeafSpec.*",
-    ".*could not find the monitored.*",  # training.py says what that means
+    ".*could not find the monitored.*",  # train.py warns when no validation ran
     ".*sync_dist=True.*",  # every process scores everything
-    ".*in eval mode at the start of training.*",  # tuning=head: so it shall be
+    ".*in eval mode at the start of training.*",  # intended with tuning=head
     ".*your dataloader is not resumable.*",
 )
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best epoch, of equal ones the last: its learning rate has fallen further (a small validation set often
-    has several)."""
+    """Keeps the best epoch; among equally good ones the last, whose learning rate has fallen further.
+
+    A small validation set often has several equally good epochs.
+    """
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
-        """Whether an epoch takes the place of the one that is kept."""
-        kept = self.best_k_models.get(self.kth_best_model_path)
-        equal = current is not None and kept is not None and bool(current == kept)
-        return equal or super().check_monitor_top_k(trainer, current)
+        """Whether an epoch replaces the one that is kept."""
+        best = self.best_k_models.get(self.kth_best_model_path)
+        equally_good = current is not None and best is not None and bool(current == best)
+        return equally_good or super().check_monitor_top_k(trainer, current)
 
 
-def build_trainer(folder: Path, options: dict[str, Any], **ours: Any) -> pl.Trainer:
-    """A trainer with gptask's settings, the user's ``options`` over them."""
+def build_trainer(folder: Path, options: dict[str, Any], **arguments: Any) -> pl.Trainer:
+    """A trainer with gptask's settings and ``arguments``, the user's ``options`` over them."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in CHATTER:
-        warnings.filterwarnings("ignore", text)
+    for pattern in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
     settings: dict[str, Any] = {
         "default_root_dir": str(folder),
         "enable_model_summary": False,
-        "enable_progress_bar": "callbacks" in ours,
+        "enable_progress_bar": "callbacks" in arguments,
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 5,
-        "use_distributed_sampler": False,  # the batch sampler shares batches out itself
-        "reload_dataloaders_every_n_epochs": 1,  # new batches by length every epoch
+        "use_distributed_sampler": False,  # gptask's batch sampler divides the batches among processes itself
+        "reload_dataloaders_every_n_epochs": 1,  # every epoch has new batches by length
     }
     try:
-        return pl.Trainer(**(settings | ours | options))
+        return pl.Trainer(**(settings | arguments | options))
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(f"the trainer refuses its options {options}: {error}") from error
 
 
+def build_training_trainer(folder: Path, config: Train, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """The trainer of a training: with checkpoints, early stopping, progress, metrics.csv and the caller's callbacks."""
+    metric, mode = monitor(config)
+    checkpoints = folder / "checkpoints"
+    all_callbacks: list[pl.Callback] = [
+        BestCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, monitor=metric, mode=mode),
+        ModelCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
+        SaveOnInterrupt(checkpoints / "interrupted.ckpt"),
+        progress_bar(),
+        *callbacks,
+    ]
+    stopping = config.early_stopping
+    if stopping.patience is not None:
+        all_callbacks.append(
+            EarlyStopping(monitor=metric, mode=mode, patience=stopping.patience, min_delta=stopping.min_delta)
+        )
+    trainer = build_trainer(folder, config.trainer, logger=loggers.csv_logger(folder), callbacks=all_callbacks)
+    if config.tasks and trainer.world_size > 1:
+        raise UserError(f"several tasks train in one process, not in {trainer.world_size}: set trainer.devices=1")
+    return trainer
+
+
+def monitor(config: Train) -> tuple[str, str]:
+    """The logged name of the metric that chooses the checkpoint, and whether its ``max`` or its ``min`` is best."""
+    best = config.mixing.best if config.tasks else None
+    if config.tasks and best is None:
+        return "val/score", "max"
+    main_metric = (config.tasks[best].task if best else config.task).metrics()[0]
+    mode = "max" if main_metric.higher_is_better else "min"
+    return f"val/{best}/{main_metric.name}" if best else f"val/{main_metric.name}", mode
+
+
 @contextmanager
 def gc_frozen() -> Iterator[None]:
-    """Within, Python's search for garbage passes over what is there already; to search all of it takes a third of a
-    second each time."""
+    """Freeze existing objects for the garbage collector (a full pass takes 0.3 s)."""
     gc.collect()
     gc.freeze()
     try:

@@ -11,7 +11,7 @@ from gptask.training.task_runtime import TaskRuntime
 from gptask_tasks.sentiment import Sentiment
 
 
-def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
+def test_the_probe_estimates_the_cost_and_leaves_weights_gradients_and_random_state_unchanged(tmp_path):
     task, options = Sentiment(), Sample(max_tokens=64)
     corpus = builder.build_corpus(task, options, 13)
     task.prepare(corpus.split("train"))
@@ -20,12 +20,12 @@ def test_probe_estimates_and_leaves_everything_as_it_was(tmp_path):
     parts = builder.build_parts(task, corpus, options, backbone, 13)
     module = GPTModule(backbone, [TaskRuntime("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    state = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
     estimate = probe_cost(module, trainer)
     assert estimate is not None
     assert estimate["minutes"] > 0
     assert estimate["peak_memory_mb"] > 50
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())

@@ -23,14 +23,14 @@ def run(tmp_path_factory):
     return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_steps": 1, "accelerator": "cpu"}))
 
 
-def scored(tmp_path, **changes):
+def evaluated(tmp_path, **changes):
     options = {"task": Sentiment(), "data": SAMPLE, "outputs": str(tmp_path), "trainer": {"accelerator": "cpu"}}
     return evaluate(Evaluate(**(options | changes)))
 
 
 def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
     task = task_from_config(read_config(run.folder))[1]
-    folder = scored(tmp_path, run=str(run.folder), task=task)
+    folder = evaluated(tmp_path, run=str(run.folder), task=task)
     metrics = json.loads((folder / "metrics.json").read_text())
     for name in ("accuracy", "ece"):
         assert metrics["metrics"][name]["value"] == pytest.approx(run.metrics["metrics"][name]["value"], abs=1e-3)
@@ -39,21 +39,21 @@ def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
     assert not (folder / "model").exists()
 
 
-def test_other_splits_and_files(run, tmp_path):
+def test_another_split_and_another_file_can_be_scored(run, tmp_path):
     task = task_from_config(read_config(run.folder))[1]
     (tmp_path / "mine.jsonl").write_text('{"text": "good", "label": "positive"}\n')
-    folder = scored(tmp_path, run=str(run.folder), task=task, data=Files(test=str(tmp_path / "mine.jsonl")))
+    folder = evaluated(tmp_path, run=str(run.folder), task=task, data=Files(test=str(tmp_path / "mine.jsonl")))
     assert json.loads((folder / "metrics.json").read_text())["n"] == 1
-    folder = scored(tmp_path, run=str(run.folder), task=task, split="validation")
+    folder = evaluated(tmp_path, run=str(run.folder), task=task, split="validation")
     assert json.loads((folder / "metrics.json").read_text())["n"] == 8
     with pytest.raises(UserError, match="there are train, validation, test"):
-        scored(tmp_path, run=str(run.folder), task=task, split="dev")
+        evaluated(tmp_path, run=str(run.folder), task=task, split="dev")
 
 
-def test_an_evaluation_holds_no_model_to_load(run, tmp_path):
+def test_the_folder_of_an_evaluation_cannot_be_loaded(run, tmp_path):
     from gptask import load_run
 
-    folder = scored(tmp_path, run=str(run.folder), task=task_from_config(read_config(run.folder))[1])
+    folder = evaluated(tmp_path, run=str(run.folder), task=task_from_config(read_config(run.folder))[1])
     with pytest.raises(UserError, match="holds no model"):
         load_run(folder)
 
@@ -62,27 +62,27 @@ def test_shots_put_solved_examples_before_every_prompt():
     from gptask.training.builder import build_corpus
 
     task = Sentiment()
-    two = demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13)
-    assert two.count("Review:") == two.count("Sentiment: ") == 2
-    assert two.endswith("\n\n")
-    assert demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13) == two
-    task.demonstrations = two
+    prompt_start = demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13)
+    assert prompt_start.count("Review:") == prompt_start.count("Sentiment: ") == 2
+    assert prompt_start.endswith("\n\n")
+    assert demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13) == prompt_start
+    task.demonstrations = prompt_start
     assert task.format_prompt({"text": "x"}) == "Review: x\nSentiment:"
 
 
-def test_shots_are_refused_where_they_make_no_sense(run, tmp_path):
+def test_shots_are_refused_for_a_trained_run_a_negative_number_and_a_span_answer(run, tmp_path):
     with pytest.raises(UserError, match="bare backbone"):
-        scored(tmp_path, run=str(run.folder), shots=2)
+        evaluated(tmp_path, run=str(run.folder), shots=2)
     with pytest.raises(UserError, match="must be 0 or more"):
-        scored(tmp_path, shots=-1, backbone=small_config(tmp_path).backbone)
+        evaluated(tmp_path, shots=-1, backbone=small_config(tmp_path).backbone)
     with pytest.raises(UserError, match=r"shots are for task\.answer=generate"):
-        scored(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=small_config(tmp_path).backbone)
+        evaluated(tmp_path, task=QuestionAnswering(answer="span"), shots=1, backbone=small_config(tmp_path).backbone)
 
 
-def test_the_bare_backbone_needs_no_training(tmp_path):
+def test_the_bare_backbone_is_scored_without_training(tmp_path):
     task = Translation()
     task.generation.max_new_tokens = 3
-    folder = scored(tmp_path, task=task, shots=1, backbone=small_config(tmp_path).backbone)
+    folder = evaluated(tmp_path, task=task, shots=1, backbone=small_config(tmp_path).backbone)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["n"] == 10
     assert metrics["trainable_parameters"] == 0

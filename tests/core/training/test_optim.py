@@ -1,4 +1,4 @@
-"""Optimizers decay matrices only; schedules have the shapes of their names."""
+"""Optimizers decay only matrices; schedules have the shapes of their names."""
 
 import math
 
@@ -11,17 +11,17 @@ from gptask.training.optim import build_optimizer, schedule_factor
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
-def test_norms_and_biases_are_not_decayed_and_all_else_is(family, backbone_of):
+def test_all_parameters_but_norms_and_biases_are_decayed(family, backbone_of):
     backbone = backbone_of(family)
     groups = build_optimizer(AdamW(lr=1e-3, weight_decay=0.1), backbone).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(backbone.parameters()))
     for name, parameter in backbone.named_parameters():
-        spared = name.endswith(".bias") or ".ln_" in name or "norm" in name
-        assert decay[id(parameter)] == (0.0 if spared else 0.1), name
+        not_decayed = name.endswith(".bias") or ".ln_" in name or "norm" in name
+        assert decay[id(parameter)] == (0.0 if not_decayed else 0.1), name
 
 
-def test_only_what_learns_is_given_and_lora_is_decayed(backbone_of):
+def test_the_optimizer_gets_only_trainable_parameters_and_decays_lora(backbone_of):
     model = apply_tuning(backbone_of("llama").peft, Lora(rank=2))
     (group,) = build_optimizer(AdamW(lr=1e-3, weight_decay=0.1), model).param_groups
     assert group["weight_decay"] == 0.1
@@ -66,10 +66,10 @@ def test_nothing_to_train_is_an_error():
 )
 def test_schedules_warm_up_then_fall(name, half, end):
     factor = schedule_factor(Schedule(name, warmup=0.2), total=100)
-    warm = [factor(step) for step in range(20)]
-    assert 0 < warm[0] < 0.1
-    assert warm == sorted(warm)
-    assert warm[-1] < 1
+    warmup = [factor(step) for step in range(20)]
+    assert 0 < warmup[0] < 0.1
+    assert warmup == sorted(warmup)
+    assert warmup[-1] < 1
     assert factor(20) == 1.0
     assert factor(60) == pytest.approx(half)
     assert factor(100) == pytest.approx(end)
@@ -88,7 +88,7 @@ def test_warmup_is_a_share_below_one_and_steps_from_one_on():
         schedule_factor(Schedule(warmup=-1), 10)
 
 
-def test_a_run_without_end_needs_a_constant_schedule():
+def test_a_training_without_end_needs_a_constant_schedule():
     with pytest.raises(UserError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
         schedule_factor(Schedule(), math.inf)
     assert schedule_factor(Schedule(ScheduleName.constant, warmup=2), math.inf)(5) == 1.0

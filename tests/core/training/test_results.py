@@ -1,4 +1,4 @@
-"""What is scored when a run is finished, and what of it is written."""
+"""What is scored when a run is finished, and what is written."""
 
 import json
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from gptask_tasks.sentiment import Sentiment
 from tests.support.configs import small_config
 
 
-class Second(MeanMetric):
-    """What a second look found out."""
+class AnnotationMetric(MeanMetric):
+    """A metric of what `annotate_predictions` added; it is final, so validation leaves it out."""
 
     final = True
 
@@ -23,8 +23,8 @@ class Second(MeanMetric):
 
 
 @dataclass
-class Reviewed(Sentiment):
-    """A sentiment whose predictions are looked at once more."""
+class AnnotatedSentiment(Sentiment):
+    """A sentiment task that annotates its predictions."""
 
     def annotate_predictions(self, predictions, examples):
         return [
@@ -33,11 +33,12 @@ class Reviewed(Sentiment):
         ]
 
     def metrics(self):
-        return [*super().metrics(), Second("second")]
+        return [*super().metrics(), AnnotationMetric("second")]
 
 
-def test_a_test_is_reviewed_before_it_is_scored_and_validation_is_not(tmp_path):
-    run = gptask.train(small_config(tmp_path, task=Reviewed(), trainer={"max_epochs": 1, "accelerator": "cpu"}))
+def test_predictions_are_annotated_before_the_test_is_scored_and_not_in_validation(tmp_path):
+    options = {"max_epochs": 1, "accelerator": "cpu"}
+    run = gptask.train(small_config(tmp_path, task=AnnotatedSentiment(), trainer=options))
     assert run.metrics["metrics"]["second"]["value"] == 10.0  # one of ten
     rows = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [row["extra"]["second"] for row in rows] == [1.0] + [0.0] * 9
@@ -45,5 +46,5 @@ def test_a_test_is_reviewed_before_it_is_scored_and_validation_is_not(tmp_path):
     assert "val/second" not in text
 
 
-def test_nothing_more_to_say_is_not_written():
+def test_empty_fields_of_a_prediction_are_not_written():
     assert prediction_fields(Prediction("yes", 0.5)) == {"prediction": "yes", "score": 0.5}

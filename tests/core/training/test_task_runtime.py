@@ -1,4 +1,4 @@
-"""Main metrics of several tasks on one scale."""
+"""The main metrics of several tasks on one scale, 0 worst to 100 best."""
 
 import math
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ INFINITE = math.inf
         ((-INFINITE, INFINITE), True, 0, 50),
     ],
 )
-def test_goodness(limits, higher, value, expected):
+def test_a_score_is_normalized_by_range_and_direction(limits, higher, value, expected):
     metric = SimpleNamespace(range=limits, higher_is_better=higher)
     assert normalized_score(metric, value) == pytest.approx(expected)
     better = value + (0.1 if higher else -0.1)

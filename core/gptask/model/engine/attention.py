@@ -1,9 +1,17 @@
-"""Attention by plain matrix products, registered with transformers: at short lengths on a CPU faster than the fused
-kernel, whose blocks are made for long ones (tests/benchmarks/attention.py)."""
+"""Attention as plain matrix products, registered with transformers under the name "gptask".
+
+On a CPU and at short lengths it is faster than the fused kernel, whose blocks are made for long sequences
+(tests/benchmarks/attention.py).
+
+Shapes: B rows, T query positions (the last T of S), S key positions, H query heads, K key and value heads, D channels
+of a query and key head, E channels of a value head. Query heads that share keys go through one product: M = B·K
+products, G = H/K query heads per key head. Of a block of queries: U queries, W keys that it sees, R = G·U rows of its
+product.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,10 +24,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "gptask"
-HIDDEN = -1e30  # added to a score that must not count; not -inf: a pad's own row may have nothing else
-LONGEST = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
-BLOCK = 128  # queries, about, that are looked at together: with fewer, products take longer than they save
-WIDE = 160  # queries and keys from which a softmax in the scores' own number format is the faster one
+MASKED_SCORE = -1e30  # added to the score of a hidden key; not -inf: the row of a pad may see no key at all
+MAX_POSITIONS = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
+BLOCK_QUERIES = 128  # approximate queries per block: with fewer, the products take longer than they save
+NATIVE_SOFTMAX_MIN = 160  # queries and keys from which a softmax in the scores' own number format is faster
 
 _layout: Any = None  # a `packing.PackedLayout`, or the `decoding.DecodingBatch` of a step
 
@@ -27,131 +35,157 @@ _layout: Any = None  # a `packing.PackedLayout`, or the `decoding.DecodingBatch`
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend from queries (B, H, T, D) to keys and values (B, K, S, D); states (B, T, H, D) and no weights.
+    """Attend from queries (B, H, T, D) to keys and values (B, K, S, D); returns states (B, T, H, D) and no weights.
 
     Heads that share keys (grouped-query attention) go through one product, so keys are not repeated. The mask is None
-    (causal) or one of numbers to add, (B, 1, T, S), which lets a query see later keys unless ``hides_later`` is set.
-    What this does not do goes to the fused kernel.
+    (causal) or additive, (B, 1, T, S); an additive mask lets a query see later keys unless ``hides_later`` is set.
+    The fused kernel computes every call that this function does not support.
     """
     if _layout:
         window = options.get("sliding_window")
-        return _layout.attend(partial(_whole, module, options), query, key, value, window), None
-    t, s = query.shape[2], key.shape[2]
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+        return _layout.attend(partial(_padded_attention, module, options), query, key, value, window), None
     hides_later = options.pop("hides_later", attention_mask is None)
-    odd = options.get("dropout") or options.get("position_bias") is not None
-    odd = odd or (attention_mask is not None and attention_mask.requires_grad)
-    masked = causal if attention_mask is None else attention_mask.is_floating_point()
-    if odd or not masked or query.device.type != "cpu" or t * s > LONGEST**2:
+    if not _is_supported(module, query, key, attention_mask, options):
         if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.to(query.dtype)  # autocast computes in another one
+            attention_mask = attention_mask.to(query.dtype)  # autocast computes in another number format
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
         with torch.autocast("cpu", enabled=False):
             return attention(module, query, key, value, attention_mask, hides_later=hides_later, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
+    t = query.shape[2]
     if t == 1 and not torch.is_grad_enabled():
-        return _newest(query, key, value, attention_mask, scale), None
-    size = -(-t // max(1, round(t / BLOCK))) if hides_later else t
-    return BlockedAttention.apply(query, key, value, attention_mask, scale, size).transpose(1, 2), None
+        return _single_query_attention(query, key, value, attention_mask, scale), None
+    block_size = -(-t // max(1, round(t / BLOCK_QUERIES))) if hides_later else t
+    apply: Callable[..., Tensor] = BlockedAttention.apply
+    return apply(query, key, value, attention_mask, scale, block_size).transpose(1, 2), None
+
+
+def _is_supported(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
+    """Whether the plain products compute this call: causal or with an additive mask, on a CPU, short enough."""
+    if options.get("dropout") or options.get("position_bias") is not None or (mask is not None and mask.requires_grad):
+        return False
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    masked = causal if mask is None else mask.is_floating_point()
+    return bool(masked) and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= MAX_POSITIONS**2
 
 
 class BlockedAttention(torch.autograd.Function):
-    """``softmax(scale · Q Kᵀ + mask) V`` (Vaswani et al. 2017, arXiv 1706.03762), a block of queries at a time, without
-    the keys that come after all of them."""
+    """``softmax(scale · Q Kᵀ + mask) V`` (Vaswani et al. 2017, arXiv 1706.03762), one block of queries at a time.
+
+    A block's products leave out the keys that come after all of its queries.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, size: int
+        ctx: Any,
+        query_BHTD: Tensor,
+        key_BKSD: Tensor,
+        value_BKSE: Tensor,
+        mask_B1TS: Tensor | None,
+        scale: float,
+        block_size: int,
     ) -> Tensor:
-        """States (B, H, T, E) of queries (B, H, T, D), which are the last T of S positions, keys (B, K, S, D) and
-        values (B, K, S, E); the mask to add is (B, 1, T, S) or None (causal). ``size`` queries are a block, all T of
-        them if they see later keys."""
-        b, h, t, d = query.shape
-        k, s = key.shape[1:3]
-        queries = query.reshape(b * k, h // k, t, d)  # heads that share keys go through one product
-        keys = key.contiguous().view(b * k, s, d)  # a slice of a decoding buffer is not; bmm would copy it by columns
-        values = value.reshape(b * k, s, -1)
-        blocks = [slice(start, min(start + size, t)) for start in range(0, t, size)]
-        weights, states = [], []
+        """Return states (B, H, T, E); without an additive mask the attention is causal.
+
+        A block has ``block_size`` queries; that is all T of them if queries see later keys.
+        """
+        b, h, t, d = query_BHTD.shape
+        k, s = key_BKSD.shape[1:3]
+        query_MGTD = query_BHTD.reshape(b * k, h // k, t, d)
+        key_MSD = key_BKSD.contiguous().view(b * k, s, d)  # bmm would copy a slice of a decoding buffer by columns
+        value_MSE = value_BKSE.reshape(b * k, s, -1)
+        blocks = [slice(start, min(start + block_size, t)) for start in range(0, t, block_size)]
+        weights_of_blocks, states_of_blocks = [], []
         for block in blocks:
-            n, end = block.stop - block.start, s - t + block.stop
-            scores = torch.bmm(_block(queries, block), keys[:, :end].transpose(1, 2))  # (B·K, H/K·n, end)
-            each = scores.view(b, h, n, end)
-            if mask is None:
-                each.mul_(scale)[..., end - n :] += each.new_full((n, n), float("-inf")).triu(1)
+            u, w = block.stop - block.start, s - t + block.stop
+            scores_MRW = torch.bmm(_product_rows(query_MGTD, block), key_MSD[:, :w].transpose(1, 2))
+            scores_BHUW = scores_MRW.view(b, h, u, w)  # the same memory
+            if mask_B1TS is None:
+                scores_BHUW.mul_(scale)[..., w - u :] += scores_BHUW.new_full((u, u), float("-inf")).triu(1)
             else:
-                torch.add(mask[..., block, :end], each, alpha=scale, out=each)
-            if end >= WIDE and (t >= WIDE or any(ctx.needs_input_grad)):
-                weights.append(scores.softmax(-1))  # computed in float32 as well, without a copy in it
+                torch.add(mask_B1TS[..., block, :w], scores_BHUW, alpha=scale, out=scores_BHUW)
+            if w >= NATIVE_SOFTMAX_MIN and (t >= NATIVE_SOFTMAX_MIN or any(ctx.needs_input_grad)):
+                weights_MRW = scores_MRW.softmax(-1)  # torch computes it in float32 as well, without a float32 copy
             else:
-                weights.append(scores.softmax(-1, dtype=torch.float32).to(scores.dtype))
-            states.append(torch.bmm(weights[-1], values[:, :end]).view(b, h, n, -1))
-        ctx.save_for_backward(queries, keys, values, *weights)
+                weights_MRW = scores_MRW.softmax(-1, dtype=torch.float32).to(scores_MRW.dtype)
+            weights_of_blocks.append(weights_MRW)
+            states_of_blocks.append(torch.bmm(weights_MRW, value_MSE[:, :w]).view(b, h, u, -1))
+        ctx.save_for_backward(query_MGTD, key_MSD, value_MSE, *weights_of_blocks)
         ctx.blocks, ctx.scale = blocks, scale
-        return _joined(states)
+        return _join_blocks(states_of_blocks)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad_BHTE: Tensor) -> Any:
         """Gradients of queries, keys and values; that of scores with weights P is ``P (dP - Σ dP P)``."""
-        queries, keys, values, *weights = ctx.saved_tensors
-        outs = grad.reshape(*queries.shape[:3], -1)
-        to_queries: list[Tensor] = []
-        to_both: list[Tensor] = []
-        for block, weight in reversed([*zip(ctx.blocks, weights, strict=True)]):  # the last one sees all keys
-            end, out = weight.shape[-1], _block(outs, block)
-            to_weight = torch.bmm(out, values[:, :end].transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)
-            to_queries.insert(0, torch.bmm(to_scores, keys[:, :end]).view(*queries.shape[:2], -1, queries.shape[3]))
-            found = [torch.bmm(to_scores.mT, _block(queries, block)), torch.bmm(weight.mT, out)]
-            for whole, part in zip(to_both, found, strict=False):
-                whole[:, :end] += part
-            to_both = to_both or found
-        b = len(grad)
-        to_query = _joined(to_queries).mul_(ctx.scale)
-        to_key, to_value = (whole.view(b, -1, *whole.shape[1:]) for whole in to_both)
-        return to_query.view(b, -1, *to_query.shape[2:]), to_key.mul_(ctx.scale), to_value, None, None, None
+        query_MGTD, key_MSD, value_MSE, *weights_of_blocks = ctx.saved_tensors
+        grad_MGTE = grad_BHTE.reshape(*query_MGTD.shape[:3], -1)
+        query_grads_of_blocks: list[Tensor] = []
+        key_value_grads: list[Tensor] = []  # (M, S, D) and (M, S, E)
+        for block, weights_MRW in reversed([*zip(ctx.blocks, weights_of_blocks, strict=True)]):
+            w, grad_MRE = weights_MRW.shape[-1], _product_rows(grad_MGTE, block)
+            weights_grad_MRW = torch.bmm(grad_MRE, value_MSE[:, :w].transpose(1, 2))
+            scores_grad_MRW = torch._softmax_backward_data(weights_grad_MRW, weights_MRW, -1, weights_MRW.dtype)
+            query_grad_MRD = torch.bmm(scores_grad_MRW, key_MSD[:, :w])
+            query_grads_of_blocks.insert(0, query_grad_MRD.view(*query_MGTD.shape[:2], -1, query_MGTD.shape[3]))
+            key_grad_MWD = torch.bmm(scores_grad_MRW.mT, _product_rows(query_MGTD, block))
+            value_grad_MWE = torch.bmm(weights_MRW.mT, grad_MRE)
+            if not key_value_grads:  # the last block comes first and sees all keys: W = S
+                key_value_grads = [key_grad_MWD, value_grad_MWE]
+            else:
+                key_value_grads[0][:, :w] += key_grad_MWD
+                key_value_grads[1][:, :w] += value_grad_MWE
+        b = len(grad_BHTE)
+        query_grad_MGTD = _join_blocks(query_grads_of_blocks).mul_(ctx.scale)
+        key_grad_BKSD, value_grad_BKSE = (grad.view(b, -1, *grad.shape[1:]) for grad in key_value_grads)
+        query_grad_BHTD = query_grad_MGTD.view(b, -1, *query_grad_MGTD.shape[2:])
+        return query_grad_BHTD, key_grad_BKSD.mul_(ctx.scale), value_grad_BKSE, None, None, None
 
 
-def _newest(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """What `BlockedAttention` makes of one query (B, H, 1, D) for all positions, as states (B, 1, H, E)."""
-    b, h, _, d = query.shape
-    k, s = key.shape[1:3]
-    scores = torch.bmm(query.reshape(b * k, h // k, d), key.reshape(b * k, s, d).transpose(1, 2))
-    each = scores.view(b, h, 1, s)
-    if mask is None:
-        each.mul_(scale)
+def _single_query_attention(
+    query_BH1D: Tensor, key_BKSD: Tensor, value_BKSE: Tensor, mask_B11S: Tensor | None, scale: float
+) -> Tensor:
+    """States (B, 1, H, E) of one query per row, which sees every key that the mask does not hide."""
+    b, h, _, d = query_BH1D.shape
+    k, s = key_BKSD.shape[1:3]
+    query_MGD = query_BH1D.reshape(b * k, h // k, d)
+    scores_MGS = torch.bmm(query_MGD, key_BKSD.reshape(b * k, s, d).transpose(1, 2))
+    scores_BH1S = scores_MGS.view(b, h, 1, s)  # the same memory
+    if mask_B11S is None:
+        scores_BH1S.mul_(scale)
     else:
-        torch.add(mask, each, alpha=scale, out=each)
-    return torch.bmm(scores.softmax(-1), value.reshape(b * k, s, -1)).view(b, 1, h, -1)
+        torch.add(mask_B11S, scores_BH1S, alpha=scale, out=scores_BH1S)
+    return torch.bmm(scores_MGS.softmax(-1), value_BKSE.reshape(b * k, s, -1)).view(b, 1, h, -1)
 
 
-def _block(states: Tensor, block: slice) -> Tensor:
-    """Those (B·K, H/K·n, D) of n of the queries (B·K, H/K, T, D)."""
-    return states[:, :, block].flatten(1, 2)
+def _product_rows(states_MGTD: Tensor, block: slice) -> Tensor:
+    """The states (M, R, D) of a block's queries, as the rows of one product."""
+    return states_MGTD[:, :, block].flatten(1, 2)
 
 
-def _joined(blocks: list[Tensor]) -> Tensor:
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # cat would copy a single one
+def _join_blocks(blocks: list[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # cat would copy a single block
 
 
-def _whole(module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
-    """Attention of the sequences of a layout: states (B, T, H, D)."""
+def _padded_attention(
+    module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any
+) -> Tensor:
+    """States (B, T, H, E) of padded sequences that a layout gathered, by an additive mask that hides later keys."""
     with packed_attention(None):
         return attention(module, query, key, value, mask, hides_later=True, **options)[0]
 
 
 def current_layout() -> Any:
-    """How the tokens that are being read hang together; None if whole sequences are read."""
+    """Return the packed layout of this forward pass, None for padded batches."""
     return _layout
 
 
 @contextmanager
 def packed_attention(layout: Any) -> Iterator[None]:
-    """Within, ``layout.attend`` knows which keys and values each token sees."""
+    """Let ``layout.attend`` compute all attention inside this context: it knows which keys each token sees."""
     global _layout
     before, _layout = _layout, layout
     try:
@@ -161,20 +195,20 @@ def packed_attention(layout: Any) -> Iterator[None]:
 
 
 def open_mask(model: Any) -> Tensor:
-    """A mask that hides nothing, (1, 1, 1, 1), so that the model makes none: the layout brings its own."""
+    """Return a mask (1, 1, 1, 1) that hides nothing, so that the model makes none: the layout brings its own."""
     return torch.zeros(1, 1, 1, 1, device=model.device, dtype=model.dtype)
 
 
-def additive(real: Tensor, t: int, dtype: torch.dtype) -> Tensor:
-    """What to add to the scores (B, 1, T, S) of the last T of S positions, of which some are real (B, S)."""
-    s = real.shape[1]
-    later = torch.ones(t, s, dtype=torch.bool, device=real.device).triu(1 + s - t)
-    unseen = later | (real == 0)[:, None, None]
-    return torch.zeros(unseen.shape, dtype=dtype, device=real.device).masked_fill_(unseen, HIDDEN)
+def additive_mask(real_BS: Tensor, t: int, dtype: torch.dtype) -> Tensor:
+    """Return the additive mask (B, 1, T, S) of the last T of S positions, which hides later keys and pads."""
+    s = real_BS.shape[1]
+    later_TS = torch.ones(t, s, dtype=torch.bool, device=real_BS.device).triu(1 + s - t)
+    hidden_B1TS = later_TS | (real_BS == 0)[:, None, None]
+    return torch.zeros(hidden_B1TS.shape, dtype=dtype, device=real_BS.device).masked_fill_(hidden_B1TS, MASKED_SCORE)
 
 
 def install(model: Any) -> None:
-    """Let a model attend this way, unless no fused kernel computes what it does (Gemma 2's caps, gpt-oss's sinks)."""
+    """Make a model use this attention, unless no fused kernel computes its own (Gemma 2's caps, gpt-oss's sinks)."""
     if model.config._attn_implementation != "sdpa":
         return
     AttentionInterface.register(NAME, attention)

@@ -17,7 +17,7 @@ class EngineBackbone(Backbone, Protocol):
 
     @property
     def config(self) -> Any:
-        """The model's configuration, in a multimodal model that of its text part."""
+        """The model's configuration; in a multimodal model, that of its text part."""
 
     @property
     def body(self) -> Any:
@@ -25,10 +25,10 @@ class EngineBackbone(Backbone, Protocol):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder's layers; none where they are no plain list."""
+        """The decoder's layers; empty where the model holds them in no plain list."""
 
     def sees(self, positions: int) -> bool:
-        """Whether every layer sees so many positions back."""
+        """Whether every layer sees this many positions back."""
 
     def can_pack(self, positions: int) -> bool:
-        """Whether sequences of so many positions may lie in one row."""
+        """Whether sequences of up to this many positions may be packed into one row."""

@@ -1,4 +1,7 @@
-"""Keys and values of what was read, in buffers with room for more."""
+"""Keys and values of the tokens that a model has read, in preallocated buffers.
+
+Shapes: B rows, S positions, K key and value heads, D head channels, N positions that are written at once.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,70 @@ from transformers.cache_utils import DynamicLayer
 GROWTH = 32  # positions by which a buffer grows
 
 
-class PreallocatedKVCache(DynamicLayer):
-    """One layer's keys and values, views (B, K, S, D) of buffers that have room for more positions.
+class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values: views (B, K, S, D) of buffers that have capacity for more positions.
 
-    A ``whole`` one shows that room too, zeros that the mask must hide: what it shows lies together in memory, as matrix
-    products want it.
+    With ``shows_capacity`` the views include the positions that are not written yet, zeros that the mask must hide:
+    then the views are contiguous, as matrix products want them.
     """
 
-    def __init__(self, whole: bool = False) -> None:
-        super().__init__()
-        self.whole, self.end = whole, 0
-        self.room: list[Tensor] = []
+    def __init__(self, shows_capacity: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shows_capacity, self.end = shows_capacity, 0
+        self.buffers: list[Tensor] = []  # of keys and of values
 
     def get_seq_length(self) -> int:
-        """Positions that are held."""
+        """Return how many positions are written."""
         return self.end
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind those that are there."""
-        seen, end = self.end, self.end + key_states.shape[2]
-        if not self.room:
-            self.room, self.is_initialized = [_grown(new[:, :, :0], end) for new in (key_states, value_states)], True
-        if end > self.room[0].shape[2]:
-            self.room = [_grown(held, end) for held in (self.keys, self.values)]
-        for buffer, new in zip(self.room, (key_states, value_states), strict=True):
-            buffer[: len(new), :, seen:end] = new
-        return self._show(len(key_states), end)
+        """Append new keys and values (B, K, new positions, D); return the views of all."""
+        start, end = self.end, self.end + key_states.shape[2]
+        if not self.buffers:
+            self.buffers = [_with_capacity(states[:, :, :0], end) for states in (key_states, value_states)]
+            self.is_initialized = True
+        if end > self.buffers[0].shape[2]:
+            self.buffers = [_with_capacity(view, end) for view in (self.keys, self.values)]
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[: len(states), :, start:end] = states
+        return self._set_views(len(key_states), end)
 
-    def _show(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
+    def _set_views(self, rows: int, end: int) -> tuple[Tensor, Tensor]:
         self.end = end
-        self.keys, self.values = (buffer[:rows, :, : None if self.whole else end] for buffer in self.room)
+        shown = None if self.shows_capacity else end
+        self.keys, self.values = (buffer[:rows, :, :shown] for buffer in self.buffers)
         return self.keys, self.values
 
     def cut(self, end: int) -> None:
-        """Forget positions from ``end`` on."""
+        """Forget the positions from ``end`` on."""
         if self.keys is not None:
-            self._show(len(self.keys), end)
+            self._set_views(len(self.keys), end)
 
-    def place(self, shape: tuple[int, int], where: tuple[Tensor, Tensor], read: Sequence[Tensor]) -> None:
-        """Take over keys and values (N, K, D) of N positions, ``where`` = (N,) rows and (N,) columns of ``shape``."""
-        for number, held in enumerate(read):
-            if len(self.room) == number:  # zeros: nothing is ever written where a row has not begun
-                self.room.append(held.new_zeros(shape[0], held.shape[1], capacity(shape[1]), held.shape[2]))
-            self.room[number][where[0], :, where[1]] = held
+    def write(self, shape: tuple[int, int], places: tuple[Tensor, Tensor], states: Sequence[Tensor]) -> None:
+        """Write keys and values (N, K, D) at ``places``, (N,) rows and (N,) columns of ``shape`` = (B, S)."""
+        for number, states_NKD in enumerate(states):
+            if len(self.buffers) == number:  # zeros: nothing is ever written before the start of a padded row
+                _, heads, channels = states_NKD.shape
+                self.buffers.append(states_NKD.new_zeros(shape[0], heads, capacity(shape[1]), channels))
+            self.buffers[number][places[0], :, places[1]] = states_NKD
         self.is_initialized = True
-        self._show(*shape)
+        self._set_views(*shape)
 
-    def keep(self, rows: int, source: list[int], target: list[int]) -> None:
-        """Copy some rows over others and keep the first ``rows``."""
-        for buffer in self.room if source else []:
+    def move_rows(self, source: list[int], target: list[int], count: int) -> None:
+        """Copy the ``source`` rows over the ``target`` rows, then keep the first ``count`` rows only."""
+        for buffer in self.buffers if source else []:
             buffer[target, :, : self.end] = buffer[source, :, : self.end]
-        self._show(rows, self.end)
+        self._set_views(count, self.end)
 
 
 def capacity(positions: int) -> int:
-    """How many positions a buffer has that is made for so many."""
+    """Return how many positions a buffer made for this many has."""
     return -(-positions // GROWTH) * GROWTH
 
 
-def _grown(held: Any, end: int) -> Tensor:
-    """A buffer for ``end`` positions, with what is held (B, K, S, D) at its start."""
-    rows, heads, seen, channels = held.shape
-    buffer = held.new_zeros(rows, heads, capacity(end), channels)
-    buffer[:, :, :seen] = held
+def _with_capacity(states_BKSD: Any, end: int) -> Tensor:
+    """Copy states to the start of a zeroed buffer with capacity for ``end`` positions."""
+    b, k, s, d = states_BKSD.shape
+    buffer: Tensor = states_BKSD.new_zeros(b, k, capacity(end), d)
+    buffer[:, :, :s] = states_BKSD
     return buffer

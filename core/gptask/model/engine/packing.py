@@ -1,8 +1,12 @@
-"""What sequences have in common at their start, computed once: a context with several questions, an instruction.
+"""Packed forward passes: no pads, and what sequences have in common at their start is computed once.
 
-A causal model's states of a prefix don't depend on what follows. So all prefixes, and what is each sequence's own, lie
-behind one another in a single row without pads; only attention sees which tokens come before which. States and
-gradients are those of whole sequences.
+A causal model's states of a prefix (a context with several questions, an instruction) do not depend on what follows
+it. So all prefixes, and the rest of each sequence, lie one after another in a single row without pads; only attention
+knows which tokens precede which. States and gradients are those of whole sequences.
+
+Shapes: B sequences, T positions of padded sequences, G prefixes, P positions of the longest prefix, S positions of the
+longest suffix, L = P + S, N tokens of the packed row, H query heads, K key and value heads, D head channels, C model
+channels.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from gptask.model.engine import attention, linear
 if TYPE_CHECKING:
     from gptask.model.engine.interface import EngineBackbone
 
-MIN_SAVING = 0.05  # share of padded tokens that must be saved for the detour to pay
+MIN_SAVING = 0.05  # share of the padded tokens that packing must save to pay
 
 
 @dataclass
@@ -30,7 +34,7 @@ class PrefixSplit:
 
     prefixes: list[list[int]]
     suffixes: list[list[int]]
-    of: list[int]  # (B,) number of each sequence's prefix
+    prefix_numbers: list[int]  # (B,) number of each sequence's prefix
 
     @property
     def size(self) -> int:
@@ -39,159 +43,186 @@ class PrefixSplit:
 
 
 def split(rows: Sequence[list[int]], share: bool = True) -> PrefixSplit:
-    """Prefixes and suffixes of token ids; one empty prefix where nothing is shared."""
-    found = PrefixSplit([], [[]] * len(rows), [0] * len(rows))
-    parts = list(prefix_groups([np.asarray(row) for row in rows])) if share else []
-    if len(parts) in (0, len(rows)):
-        parts = [([*range(len(rows))], 0)]
-    for members, prefix in parts:
+    """Split token ids into prefixes and suffixes; the only prefix is empty where nothing is shared."""
+    groups = list(prefix_groups([np.asarray(row) for row in rows])) if share else []
+    if len(groups) in (0, len(rows)):
+        groups = [([*range(len(rows))], 0)]
+    parts = PrefixSplit([], [[]] * len(rows), [0] * len(rows))
+    for number, (members, length) in enumerate(groups):
+        parts.prefixes.append(rows[members[0]][:length])
         for row in members:
-            found.suffixes[row], found.of[row] = rows[row][prefix:], len(found.prefixes)
-        found.prefixes.append(rows[members[0]][:prefix])
-    return found
+            parts.suffixes[row], parts.prefix_numbers[row] = rows[row][length:], number
+    return parts
 
 
 class PackedLayout:
-    """Where the tokens of B sequences lie in a row of N: G prefixes (P at most), then B suffixes (S at most)."""
+    """Where the tokens of B sequences lie in a row of N: first G prefixes, then B suffixes.
 
-    def __init__(self, rows: PrefixSplit, device: Any, dtype: torch.dtype) -> None:
-        of = torch.tensor(rows.of)
-        self.prefix, self.prefix_real, start = _places(rows.prefixes, 0)  # (G, P)
-        self.own, self.own_real, _ = _places(rows.suffixes, start)  # (B, S)
-        self.keys = torch.cat([self.prefix[of], self.own], 1)  # (B, P + S)
-        self.real = torch.cat([self.prefix_real[of], self.own_real], 1)
-        before = self.prefix_real.sum(1)[of]
-        self.lengths = before + self.own_real.sum(1)
-        self.mask = attention.additive(self.real, self.own.shape[1], dtype).to(device)  # (B, 1, S, P + S)
-        ids = [token for part in (rows.prefixes, rows.suffixes) for row in part for token in row]
-        self.own_position = _position(self.own_real) + before[:, None]  # (B, S)
-        position = torch.cat([_position(self.prefix_real)[self.prefix_real], self.own_position[self.own_real]])
-        self._longest = int(self.lengths.max())
-        self._windowed: dict[int, tuple[Tensor | None, Tensor]] = {}
-        self.told: list[tuple[Tensor, Tensor, int | None]] | None = None  # a list takes layers' keys, values, windows
-        self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": position[None].to(device)}
-        self.prefix_at, self.own_at = (real.flatten().nonzero()[:, 0] for real in (self.prefix_real, self.own_real))
-        for name in ("prefix", "prefix_at", "own", "own_real", "own_at", "keys", "real"):
-            setattr(self, name, getattr(self, name).to(device))
+    A place is the index of a token in the row. ``recorded``, if it is a list, collects each layer's keys and values
+    (1, K, N, D) and its window.
+    """
 
-    def whole(self, states: Tensor, width: int) -> Tensor:
-        """States (B, T, C) of whole sequences, right-padded to ``width``, from those of the row (N, C)."""
-        index = torch.zeros(len(self.real), width, dtype=torch.long, device=states.device)
-        index[self._in_whole(width)] = self.keys[self.real]
-        return states.index_select(0, index.flatten()).view(*index.shape, -1)
+    def __init__(self, parts: PrefixSplit, device: Any, dtype: torch.dtype) -> None:
+        numbers_B = torch.tensor(parts.prefix_numbers)
+        prefix_places_GP, prefix_real_GP, start = _places(parts.prefixes, 0)
+        suffix_places_BS, suffix_real_BS, _ = _places(parts.suffixes, start)
+        prefix_lengths_B = prefix_real_GP.sum(1)[numbers_B]
+        real_BL = torch.cat([prefix_real_GP[numbers_B], suffix_real_BS], 1)
+        self.lengths_B = prefix_lengths_B + suffix_real_BS.sum(1)
+        self.mask_B1SL = attention.additive_mask(real_BL, suffix_real_BS.shape[1], dtype).to(device)
+        self.suffix_positions_BS = _positions(suffix_real_BS) + prefix_lengths_B[:, None]
+        self._longest = int(self.lengths_B.max())
+        self._masks_of_windows: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.recorded: list[tuple[Tensor, Tensor, int | None]] | None = None
 
-    def row(self, needed: Tensor) -> Tensor:
-        """(N,) which states of the row are ``needed`` (B, T) of whole sequences."""
-        return self.only(self.keys[self.real][needed[self._in_whole(needed.shape[1])]])
+        ids = [token for rows in (parts.prefixes, parts.suffixes) for row in rows for token in row]
+        prefix_positions, suffix_positions = _positions(prefix_real_GP), self.suffix_positions_BS
+        positions_N = torch.cat([prefix_positions[prefix_real_GP], suffix_positions[suffix_real_BS]])
+        self.inputs = {"input_ids": torch.tensor([ids]).to(device), "position_ids": positions_N[None].to(device)}
 
-    def _in_whole(self, width: int) -> Tensor:
-        """(B, T) where whole sequences, right-padded to ``width``, have their tokens."""
-        return (torch.arange(width) < self.lengths[:, None]).to(self.keys.device)
+        self.real_BL = real_BL.to(device)
+        self.places_BL = torch.cat([prefix_places_GP[numbers_B], suffix_places_BS], 1).to(device)
+        self.prefix_places_GP = prefix_places_GP.to(device)
+        self.suffix_places_BS = suffix_places_BS.to(device)
+        self.prefix_tokens = prefix_real_GP.flatten().nonzero()[:, 0].to(device)  # of G·P places, those that are real
+        self.suffix_tokens = suffix_real_BS.flatten().nonzero()[:, 0].to(device)  # of B·S places, those that are real
+        self.last_places_B = suffix_places_BS.gather(1, suffix_real_BS.sum(1, keepdim=True) - 1)[:, 0].to(device)
 
-    def only(self, places: Tensor) -> Tensor:
-        """(N,) true at some places of the row."""
-        here = torch.zeros(self.inputs["input_ids"].shape[1], dtype=torch.bool, device=places.device)
-        here[places] = True
-        return here
+    def token_places(self) -> Tensor:
+        """Return the places of all sequences' tokens, one sequence after another; shared tokens appear repeatedly."""
+        return self.places_BL[self.real_BL]
 
-    def last(self) -> Tensor:
-        """(B,) where the last token of each sequence is."""
-        return self.own.gather(1, self.own_real.sum(1, keepdim=True) - 1)[:, 0]
+    def unpack(self, states_NC: Tensor, width: int) -> Tensor:
+        """Return the states (B, T, C) of whole sequences, right-padded to ``width``, from those of the row."""
+        places_BT = torch.zeros(len(self.real_BL), width, dtype=torch.long, device=states_NC.device)
+        places_BT[self._real_tokens(width)] = self.token_places()
+        return states_NC.index_select(0, places_BT.flatten()).view(*places_BT.shape, -1)
+
+    def pack_flags(self, needed_BT: Tensor) -> Tensor:
+        """Return the flags (N,) of the row's tokens, true where those of whole sequences are."""
+        return self.flags_at(self.token_places()[needed_BT[self._real_tokens(needed_BT.shape[1])]])
+
+    def _real_tokens(self, width: int) -> Tensor:
+        """(B, T) true at the real tokens of whole sequences, right-padded to ``width``."""
+        return (torch.arange(width) < self.lengths_B[:, None]).to(self.places_BL.device)
+
+    def flags_at(self, places: Tensor) -> Tensor:
+        """Return flags (N,) that are true at these places of the row."""
+        flags_N = torch.zeros(self.inputs["input_ids"].shape[1], dtype=torch.bool, device=places.device)
+        flags_N[places] = True
+        return flags_N
 
     def _masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """What to add to scores of prefixes (1, 1, P, P), None if only later tokens are hidden, and of suffixes
-        (B, 1, S, P + S), where a token sees the ``window`` positions that end with it."""
+        """Additive masks of prefixes (1, 1, P, P), None if they only hide later tokens, and of suffixes (B, 1, S, L).
+
+        With a ``window``, a token sees that many positions, its own being the last.
+        """
         if window is None or window >= self._longest:
-            return None, self.mask
-        if window not in self._windowed:
-            start, device = torch.arange(self.prefix.shape[1]), self.mask.device
-            keys = torch.cat([start.expand(len(self.real), -1), self.own_position], 1)  # (B, P + S)
-            far = (self.own_position[:, :, None] - keys[:, None] >= window).to(device)
-            own = self.mask.masked_fill(far[:, None], attention.HIDDEN)
-            causal = attention.additive(torch.ones(1, len(start), device=device), len(start), own.dtype)
-            far = (start[:, None] - start >= window).to(device)
-            self._windowed[window] = causal.masked_fill_(far, attention.HIDDEN) if far.any() else None, own
-        return self._windowed[window]
+            return None, self.mask_B1SL
+        if window not in self._masks_of_windows:
+            positions_P, device = torch.arange(self.prefix_places_GP.shape[1]), self.mask_B1SL.device
+            prefix_positions_BP = positions_P.expand(len(self.real_BL), -1)
+            key_positions_BL = torch.cat([prefix_positions_BP, self.suffix_positions_BS], 1)
+            far_BSL = (self.suffix_positions_BS[:, :, None] - key_positions_BL[:, None] >= window).to(device)
+            suffix_mask_B1SL = self.mask_B1SL.masked_fill(far_BSL[:, None], attention.MASKED_SCORE)
+            far_PP = (positions_P[:, None] - positions_P >= window).to(device)
+            all_real_1P = torch.ones(1, len(positions_P), device=device)
+            causal_11PP = attention.additive_mask(all_real_1P, len(positions_P), suffix_mask_B1SL.dtype)
+            prefix_mask_11PP = causal_11PP.masked_fill_(far_PP, attention.MASKED_SCORE) if far_PP.any() else None
+            self._masks_of_windows[window] = prefix_mask_11PP, suffix_mask_B1SL
+        return self._masks_of_windows[window]
 
     def attend(
-        self, attention: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
+        self, padded_attention: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, window: int | None = None
     ) -> Tensor:
-        """Attention of queries (1, H, N, D) to keys and values (1, K, N, D): states (1, N, H, D). A token sees all
-        before it in its sequence, or the ``window`` positions that end with it.
+        """Attend from queries (1, H, N, D) to keys and values (1, K, N, D); returns states (1, N, H, D).
 
-        ``attention`` computes the same for sequences; it gets queries, keys, values and a mask to add.
+        A token sees all tokens before it in its sequence, or the ``window`` positions of which its own is the last.
+        ``padded_attention`` computes the same for padded sequences, from queries, keys, values and an additive mask.
         """
-        if self.told is not None:
-            self.told.append((key, value, window))
-        prefix_mask, mask = self._masks(window)
-        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (N, H or K, D)
+        if self.recorded is not None:
+            self.recorded.append((key, value, window))
+        prefix_mask, suffix_mask = self._masks(window)
+        q_NHD, k_NKD, v_NKD = (states[0].transpose(0, 1) for states in (query, key, value))
         parts = []
-        if self.prefix.shape[1]:
-            states = attention(*(_rows(part, self.prefix) for part in (q, k, v)), prefix_mask)
-            parts.append(states.flatten(0, 1).index_select(0, self.prefix_at))
-        states = attention(_rows(q, self.own), _rows(k, self.keys), _rows(v, self.keys), mask)
-        parts.append(states.flatten(0, 1).index_select(0, self.own_at))
+        if self.prefix_places_GP.shape[1]:
+            prefixes = (_gather(states, self.prefix_places_GP) for states in (q_NHD, k_NKD, v_NKD))
+            states_GPHD = padded_attention(*prefixes, prefix_mask)
+            parts.append(states_GPHD.flatten(0, 1).index_select(0, self.prefix_tokens))
+        keys, values = _gather(k_NKD, self.places_BL), _gather(v_NKD, self.places_BL)
+        states_BSHD = padded_attention(_gather(q_NHD, self.suffix_places_BS), keys, values, suffix_mask)
+        parts.append(states_BSHD.flatten(0, 1).index_select(0, self.suffix_tokens))
         return torch.cat(parts)[None]
 
 
 def _places(rows: Sequence[list[int]], start: int) -> tuple[Tensor, Tensor, int]:
-    """Places (B, T) of tokens that lie behind one another from ``start`` on, which are real, and where they end."""
-    lengths = torch.tensor([len(row) for row in rows])
-    real = torch.arange(int(lengths.max())) < lengths[:, None]
-    first = start + lengths.cumsum(0) - lengths
-    return (first[:, None] + _position(real)).where(real, start), real, start + int(lengths.sum())
+    """Places (B, T) of rows that lie one after another from ``start`` on, which of them are real, and their end.
+
+    A pad has the place ``start``.
+    """
+    lengths_B = torch.tensor([len(row) for row in rows])
+    real_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    first_B = start + lengths_B.cumsum(0) - lengths_B
+    return (first_B[:, None] + _positions(real_BT)).where(real_BT, start), real_BT, start + int(lengths_B.sum())
 
 
-def _position(real: Tensor) -> Tensor:
-    return torch.arange(real.shape[1]).expand_as(real)
+def _positions(real_BT: Tensor) -> Tensor:
+    return torch.arange(real_BT.shape[1]).expand_as(real_BT)
 
 
-def _rows(states: Tensor, places: Tensor) -> Tensor:
-    """States (B, H, T, D) at places (B, T) of a row (N, H, D)."""
-    found = states.index_select(0, places.flatten()).view(*places.shape, *states.shape[1:])
-    return found.transpose(1, 2)
+def _gather(states_NHD: Tensor, places_BT: Tensor) -> Tensor:
+    """States (B, H, T, D) at places of a row."""
+    states_BTHD = states_NHD.index_select(0, places_BT.flatten()).view(*places_BT.shape, *states_NHD.shape[1:])
+    return states_BTHD.transpose(1, 2)
 
 
-def read(backbone: EngineBackbone, layout: PackedLayout, needed: Tensor | None = None) -> Tensor:
-    """Last hidden states (N, C) in one forward pass, right at least where they are ``needed`` (N,)."""
-    mask = attention.open_mask(backbone.model)
-    with attention.packed_attention(layout), linear.only_positions(needed):
-        return backbone.body(**layout.inputs, attention_mask=mask, use_cache=False).last_hidden_state[0]
+def forward_packed(backbone: EngineBackbone, layout: PackedLayout, needed_N: Tensor | None = None) -> Tensor:
+    """Return the last hidden states (N, C) of a packed row, right at least where they are needed."""
+    mask_1111 = attention.open_mask(backbone.model)
+    with attention.packed_attention(layout), linear.only_positions(needed_N):
+        output = backbone.body(**layout.inputs, attention_mask=mask_1111, use_cache=False)
+    states_NC: Tensor = output.last_hidden_state[0]
+    return states_NC
 
 
 def hidden(
     backbone: EngineBackbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None
 ) -> Tensor | None:
-    """Last hidden states (B, T, C) of sequences, right-padded to ``width``, right at least where they are ``needed``
-    (B, T); None where little is saved."""
-    found = split(rows)
-    if found.size > (1 - MIN_SAVING) * len(rows) * width:
+    """Return the last hidden states (B, T, C) of sequences, right-padded to ``width``; None where packing saves little.
+
+    They are right at least where they are ``needed`` (B, T).
+    """
+    parts = split(rows)
+    if parts.size > (1 - MIN_SAVING) * len(rows) * width:
         return None
-    layout = PackedLayout(found, backbone.device, backbone.model.dtype)
-    needed = None if needed is None else layout.row(needed)
-    return layout.whole(read(backbone, layout, needed=needed), width)
+    layout = PackedLayout(parts, backbone.device, backbone.model.dtype)
+    needed_N = None if needed is None else layout.pack_flags(needed)
+    return layout.unpack(forward_packed(backbone, layout, needed_N), width)
 
 
 def supports_packing(backbone: EngineBackbone) -> bool:
-    """Whether a sequence's states are the same behind another one in its row: not where layers mix tokens by other
-    means than our attention (convolutions, state spaces)."""
+    """Whether a sequence's states are the same behind another sequence in its row, tried on token ids.
+
+    They are not where layers mix tokens by other means than our attention (convolutions, state spaces).
+    """
     with torch.inference_mode():
-        states = [read(backbone, _two(backbone, first))[3:] for first in ([0, 1, 2], [3, 4, 5])]
+        states = [forward_packed(backbone, _two_sequences(backbone, first))[3:] for first in ([0, 1, 2], [3, 4, 5])]
     return torch.equal(*states)
 
 
 def passes_window(backbone: EngineBackbone) -> bool:
-    """Whether each layer tells our attention of the window that its configuration gives it, if any."""
-    config, layout = backbone.config, _two(backbone, [0, 1, 2])
-    layout.told = []
+    """Whether each layer passes to our attention the window that its configuration gives it, if any."""
+    config, layout = backbone.config, _two_sequences(backbone, [0, 1, 2])
+    layout.recorded = []
     with torch.inference_mode():
-        read(backbone, layout)
+        forward_packed(backbone, layout)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    known = {"full_attention": None, "sliding_attention": window}
-    return [window for *_, window in layout.told] == [known.get(kind, 0) for kind in kinds]  # 0: what no layer tells
+    window_of_kind = {"full_attention": None, "sliding_attention": window}
+    expected = [window_of_kind.get(kind, 0) for kind in kinds]  # 0, which no layer passes, for an unknown kind
+    return [passed for *_, passed in layout.recorded] == expected
 
 
-def _two(backbone: EngineBackbone, first: list[int]) -> PackedLayout:
-    """A sequence, and another one that shares nothing with it, in one row."""
+def _two_sequences(backbone: EngineBackbone, first: list[int]) -> PackedLayout:
+    """One row of a sequence and another one that shares nothing with it."""
     return PackedLayout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)

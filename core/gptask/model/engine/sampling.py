@@ -1,4 +1,7 @@
-"""The next token, greedily or drawn."""
+"""The next token, greedily or sampled.
+
+Shapes: B rows, b rows of a chunk, T ids so far, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ if TYPE_CHECKING:
     from gptask.plugins.generation_options import GenerationOptions
 
 
-def _processors(options: GenerationOptions, prompt: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
-    """What is done to the logits behind ``prompt`` tokens, by transformers' own."""
+def _processors(options: GenerationOptions, prompt_length: int, stop_ids: set[int], device: Any) -> LogitsProcessorList:
+    """Transformers' processors of the logits that follow ``prompt_length`` tokens."""
     chain = LogitsProcessorList()
     if options.min_new_tokens:
-        chain.append(MinNewTokensLengthLogitsProcessor(prompt, options.min_new_tokens, sorted(stop_ids), str(device)))
+        min_length = options.min_new_tokens
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_length, sorted(stop_ids), str(device)))
     if options.repetition_penalty != 1.0:
         chain.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
     if options.temperature > 0:
@@ -41,35 +45,41 @@ def _processors(options: GenerationOptions, prompt: int, stop_ids: set[int], dev
 
 
 class Sampler:
-    """Chooses the next tokens behind prompts; with ``options.seed``, what a prompt's samples get depends on no other
-    prompt."""
+    """Chooses the next tokens behind prompts of one padded length.
 
-    def __init__(self, options: GenerationOptions, backbone: EngineBackbone, prompt: int, rows: int) -> None:
+    With ``options.seed``, the samples of a prompt do not depend on the other prompts.
+    """
+
+    def __init__(self, options: GenerationOptions, backbone: EngineBackbone, prompt_length: int, rows: int) -> None:
         device = backbone.device
-        self.chain = _processors(options, prompt, backbone.stop_ids, device)
-        self.sample = options.temperature > 0
+        self.processors = _processors(options, prompt_length, backbone.stop_ids, device)
+        self.greedy = options.temperature <= 0
         self.generators: list[torch.Generator] = []
-        if self.sample and options.seed is not None:
+        if not self.greedy and options.seed is not None:
             seeds = [options.seed + row % options.samples for row in range(rows)]
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    def __call__(self, ids: Tensor, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
-        """Tokens (B, 1) of the rows by logits (B, V) and the ids (B, T) before them, and their log-probabilities under
-        the model itself (before penalty and temperature)."""
-        size = rows_per_chunk(logits)
-        tokens, logs = [], []
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            own = logits[part].float()
-            token = self._token(self.chain(ids[part], own), rows[part])  # type: ignore[arg-type]
-            tokens.append(token)
-            logs.append(own.gather(1, token) - own.logsumexp(1, keepdim=True))
-        return torch.cat(tokens), torch.cat(logs)[:, 0].tolist()
+    def __call__(self, ids_BT: Tensor, logits_BV: Tensor, rows: Sequence[int]) -> tuple[Tensor, list[float]]:
+        """Return the next tokens (B, 1) of the rows, given the ids before them, and their B log-probabilities.
 
-    def _token(self, scores: Tensor, rows: Sequence[int]) -> Tensor:
-        if not self.sample:
-            return scores.argmax(-1, keepdim=True)
+        The log-probabilities are those of the model itself, before penalty and temperature.
+        """
+        size = rows_per_chunk(logits_BV)
+        tokens, log_probabilities = [], []
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
+            logits_bV = logits_BV[chunk].float()
+            scores_bV = self.processors(ids_BT[chunk], logits_bV)  # type: ignore[arg-type]
+            tokens_b1 = self._choose(scores_bV, rows[chunk])
+            tokens.append(tokens_b1)
+            log_probabilities.append(logits_bV.gather(1, tokens_b1) - logits_bV.logsumexp(1, keepdim=True))
+        return torch.cat(tokens), torch.cat(log_probabilities)[:, 0].tolist()
+
+    def _choose(self, scores_bV: Tensor, rows: Sequence[int]) -> Tensor:
+        """Tokens (b, 1): the best ones, or samples."""
+        if self.greedy:
+            return scores_bV.argmax(-1, keepdim=True)
         if not self.generators:
-            return torch.multinomial(scores.softmax(-1), 1)
-        pairs = zip(scores.softmax(-1), rows, strict=True)
-        return torch.stack([torch.multinomial(p, 1, generator=self.generators[row]) for p, row in pairs])
+            return torch.multinomial(scores_bV.softmax(-1), 1)
+        pairs = zip(scores_bV.softmax(-1), rows, strict=True)
+        return torch.stack([torch.multinomial(row_V, 1, generator=self.generators[row]) for row_V, row in pairs])

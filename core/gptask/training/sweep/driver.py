@@ -1,4 +1,4 @@
-"""`gptask sweep`: ask Optuna for options, train with them, tell it how validation went; until there are enough."""
+"""`gptask sweep`: run trials, each a training with options that Optuna chose, until there are enough."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger("gptask")
-PATIENCE = 3  # trials that may fail one after another
+MAX_FAILURES = 3  # trials that fail one after another before the sweep stops
 
 
 @dataclass
 class SweepPlan:
-    """What a command line asks for; ``configure`` makes the config of overrides, ``report`` writes an error down."""
+    """What a command line asks for; ``configure`` builds the config of overrides, ``report`` shows an error."""
 
     space: list[Dimension]
-    fixed: list[str]  # overrides of every trial, as they were typed
+    fixed: list[str]  # overrides of every trial, as the user typed them
     name: str
     trials: int
     sampler: str
@@ -47,106 +47,107 @@ def run_sweep(plan: SweepPlan, first: Train) -> Study:
     """Run trials until ``plan.trials`` are complete or pruned; ``first`` is the config of one of them."""
     folder = Path(first.outputs) / "sweeps" / plan.name
     with lock_study(folder):
-        study = Study(folder, plan.space, about(plan, first), plan.sampler, plan.pruner, first.seed)
+        study = Study(folder, plan.space, study_definition(plan, first), plan.sampler, plan.pruner, first.seed)
         if study.done < plan.trials:
             log.info("study: %s, %d of %d trials done", folder, study.done, plan.trials)
-            study.mend()
-            _search(plan, study)
+            study.requeue_unfinished()
+            _run_trials(plan, study)
     return study
 
 
-def about(plan: SweepPlan, first: Train) -> dict[str, Any]:
-    """What makes two values of a study comparable."""
-    main = first.task.metrics()[0]
-    if main.higher_is_better is None:
-        raise UserError(f"{main.name}, the task's main metric, has no direction: there is nothing to search for")
+def study_definition(plan: SweepPlan, first: Train) -> dict[str, Any]:
+    """What has to be the same for all trials of a study, so that their values can be compared."""
+    main_metric = first.task.metrics()[0]
+    if main_metric.higher_is_better is None:
+        raise UserError(f"{main_metric.name}, the task's main metric, has no direction: there is nothing to search for")
     return {
         "task": plugin_of(first.task).name,
-        "metric": main.name,
-        "direction": "maximize" if main.higher_is_better else "minimize",
+        "metric": main_metric.name,
+        "direction": "maximize" if main_metric.higher_is_better else "minimize",
         "space": {d.key: str(d) for d in plan.space},
         "fixed": deciding(plan.fixed),
     }
 
 
 def deciding(overrides: Sequence[str]) -> list[str]:
-    """The overrides that make a result what it is."""
+    """The overrides that change the result of a training."""
     return [override for override in overrides if override.partition("=")[0].split(".")[0] not in NOT_DECISIVE]
 
 
-def _search(plan: SweepPlan, study: Study) -> None:
-    end = time.monotonic() + 60 * plan.minutes if plan.minutes else float("inf")
+def _run_trials(plan: SweepPlan, study: Study) -> None:
+    deadline = time.monotonic() + 60 * plan.minutes if plan.minutes else float("inf")
     failures = 0
     while study.done < plan.trials:
-        if time.monotonic() > end:
-            log.info("--timeout: %d of %d trials are done; the same command goes on", study.done, plan.trials)
+        if time.monotonic() > deadline:
+            log.info("--timeout: %d of %d trials are done; the same command runs the others", study.done, plan.trials)
             return
         if not (trial := study.ask()):
-            log.info("the grid is done: %d trials", study.done)
+            log.info("every point of the grid has been tried: %d trials", study.done)
             return
-        failures = 0 if _try(plan, study, trial) else failures + 1
-        if failures == PATIENCE:
-            raise UserError(f"{PATIENCE} trials failed one after another. The same command tries each once more")
+        failures = 0 if _run_trial(plan, study, trial) else failures + 1
+        if failures == MAX_FAILURES:
+            raise UserError(f"{MAX_FAILURES} trials failed one after another. The same command tries each once more")
 
 
-def _try(plan: SweepPlan, study: Study, trial: optuna.Trial) -> bool:
-    """Run a trial and tell the study; return whether it counts."""
+def _run_trial(plan: SweepPlan, study: Study, trial: optuna.Trial) -> bool:
+    """Run a trial and record its end in the study; return False if it failed."""
     import optuna
 
-    place = f"trial {trial.number}"
-    chosen = study.overrides(trial.params)
-    log.info("%s: %s", place, " ".join(chosen))
+    name = f"trial {trial.number}"
+    chosen_overrides = study.overrides(trial.params)
+    log.info("%s: %s", name, " ".join(chosen_overrides))
     state, value = optuna.trial.TrialState.FAIL, None
     try:
-        value = _value(plan, study, trial, [*plan.fixed, *chosen])
+        value = _trial_value(plan, study, trial, [*plan.fixed, *chosen_overrides])
         state = optuna.trial.TrialState.COMPLETE
-        log.info("%s: %s %.4f", place, study.about["metric"], value)
+        log.info("%s: %s %.4f", name, study.about["metric"], value)
     except optuna.TrialPruned as pruned:
         state = optuna.trial.TrialState.PRUNED
-        log.info("%s: pruned at %s", place, pruned)
+        log.info("%s: pruned at %s", name, pruned)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit(1)
-        raise KeyboardInterrupt(f"stopped in {place}. The same command goes on with the study {study.folder}") from stop
+        raise KeyboardInterrupt(f"stopped in {name}. The same command goes on with the study {study.folder}") from stop
     except Exception as error:
         trial.set_user_attr("error", str(error)[:500] or type(error).__name__)
-        plan.report(error, f"{place}: ")
+        plan.report(error, f"{name}: ")
     finally:
         study.optuna.tell(trial, value, state)
-    gc.collect()  # Lightning's cycles hold the model
+    gc.collect()  # Lightning's reference cycles hold the model
     return state != optuna.trial.TrialState.FAIL
 
 
-def _value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: Sequence[str]) -> float:
-    """The best validation of a trial, trained or known."""
+def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: Sequence[str]) -> float:
+    """The best validation value of a trial, from its training or from an earlier trial that did the same."""
     config = plan.configure(overrides)
-    if known := study.known(run_fingerprint(config)):
-        log.info("trial %d: the same job has been done in %s", trial.number, known[0])
-        trial.set_user_attr("folder", str(known[0]))
-        return known[1]
-    config.folder = str(study.home(trial.number))
-    config.probe = config.probe and not study.done  # once is enough
+    if finished := study.find_finished(run_fingerprint(config)):
+        folder, value = finished
+        log.info("trial %d: the same training has been done in %s", trial.number, folder)
+        trial.set_user_attr("folder", str(folder))
+        return value
+    config.folder = str(study.trial_folder(trial.number))
+    config.probe = config.probe and not study.done  # only the first trial estimates its cost
     trial.set_user_attr("folder", config.folder)
-    before = sys.argv
-    sys.argv = [before[0], "train", *overrides]  # what Lightning starts further processes with
-    line = started_by.set(shlex.join(["gptask", *sys.argv[1:]]))
+    original_argv = sys.argv
+    sys.argv = [original_argv[0], "train", *overrides]  # what Lightning starts further processes with
+    token = started_by.set(shlex.join(["gptask", *sys.argv[1:]]))
     try:
-        return study.best(_train(config, trial, study.about["metric"]))
+        return study.best_value(_train(config, trial, study.about["metric"]))
     finally:
-        sys.argv = before
-        started_by.reset(line)
+        sys.argv = original_argv
+        started_by.reset(token)
 
 
 def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
-    """Train, and return what the validations gave; a pruned run's folder says that it is one."""
+    """Train, and return the metric of every validation; pruned.json marks the folder of a pruned run."""
     import optuna
 
     from gptask.training.sweep.pruning_callback import OptunaPruning
     from gptask.training.train import train
 
-    watch = OptunaPruning(trial, metric)
+    pruning = OptunaPruning(trial, metric)
     try:
-        train(config, [watch])
+        train(config, [pruning])
     except optuna.TrialPruned as pruned:
-        said = {"trial": trial.number, "metric": f"val/{metric}", "values": watch.values, "why": str(pruned)}
-        write_json(Path(str(config.folder)) / "pruned.json", said)
+        facts = {"trial": trial.number, "metric": f"val/{metric}", "values": pruning.values, "why": str(pruned)}
+        write_json(Path(str(config.folder)) / "pruned.json", facts)
         raise
-    return watch.values
+    return pruning.values

@@ -1,4 +1,4 @@
-"""The Lightning callback that lets Optuna see a training, and end one that lags behind."""
+"""The Lightning callback that reports validation to Optuna, which may prune the trial."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger("gptask")
 
 
 class OptunaPruning(pl.Callback):
-    """Reports the main metric after each validation; raises ``optuna.TrialPruned`` where the pruner says so.
+    """Reports the main metric after each validation; raises ``optuna.TrialPruned`` when the pruner decides so.
 
-    The validations are counted instead of the steps: these differ with the batch size. A training in several processes
-    is not ended, as its other processes would wait for the first for ever.
+    Reports are numbered by validation, not by step, because the number of steps differs with the batch size. A
+    training in several processes is not pruned: its other processes would wait for the first one forever.
     """
 
     def __init__(self, trial: Any, metric: str) -> None:
@@ -22,12 +22,12 @@ class OptunaPruning(pl.Callback):
         self.values: list[float] = []
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
-        """Say what will not happen."""
+        """Warn where pruning is not possible."""
         if trainer.world_size > 1:
             log.warning("several processes train, so this trial is not pruned")
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
-        """Report, and ask."""
+        """Report the metric and prune."""
         import optuna
 
         if trainer.sanity_checking or trainer.state.fn != "fit":

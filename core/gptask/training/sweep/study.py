@@ -1,10 +1,10 @@
-"""An Optuna study in a SQLite file, and the rules by which it goes on after a stop."""
+"""An Optuna study in a SQLite file, and how it goes on after an interruption."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
@@ -23,7 +23,10 @@ PRUNERS = ("median", "hyperband", "none")
 
 @contextmanager
 def lock_study(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of a study's folder: it would take the first one's running trial for a killed one."""
+    """Keep a second sweep out of a study's folder: it would take the first one's running trial for a killed one.
+
+    Raises `UserError` where another sweep holds the lock.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,10 +39,17 @@ def lock_study(folder: Path) -> Iterator[None]:
 
 
 class Study:
-    """The trials of a search; ``about`` says what is searched, and must stay the same while the study grows."""
+    """The trials of a search; ``about`` defines what is searched, and must stay the same while the study grows."""
 
-    def __init__(self, folder: Path, space: Sequence[Dimension], about: dict[str, Any], sampler: str, pruner: str,
-                 seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: Path,
+        space: Sequence[Dimension],
+        about: dict[str, Any],
+        sampler: str,
+        pruner: str,
+        seed: int,
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -50,25 +60,26 @@ class Study:
         self.optuna = optuna.create_study(
             storage=f"sqlite:///{file}", study_name=folder.name, direction=about["direction"], load_if_exists=True
         )
-        self._refuse_another(self.optuna.user_attrs.get("about", about))
+        self._check_definition(self.optuna.user_attrs.get("about", about))
         self.optuna.set_user_attr("about", about)
-        seed += len(self.trials)  # going on with the first seed would ask the first trials again
-        tpe = sampler == "tpe"
-        self.optuna.sampler = optuna.samplers.TPESampler(seed=seed) if tpe else optuna.samplers.RandomSampler(seed=seed)
+        seed += len(self.trials)  # with the first seed again, a resumed study would repeat its first trials
+        sampler_class = optuna.samplers.TPESampler if sampler == "tpe" else optuna.samplers.RandomSampler
+        self.optuna.sampler = sampler_class(seed=seed)
         self.optuna.pruner = {
             "median": optuna.pruners.MedianPruner,
             "hyperband": optuna.pruners.HyperbandPruner,
             "none": optuna.pruners.NopPruner,
         }[pruner]()
 
-    def _refuse_another(self, known: dict[str, Any]) -> None:
-        differing = [
-            f"{name} was {known.get(name)!r} and is {self.about[name]!r}"
+    def _check_definition(self, stored: dict[str, Any]) -> None:
+        """Raise `UserError` where the study in the folder is of another search."""
+        differences = [
+            f"{name} was {stored.get(name)!r} and is {self.about[name]!r}"
             for name in self.about
-            if known.get(name) != self.about[name]
+            if stored.get(name) != self.about[name]
         ]
-        if differing:
-            raise UserError(f"{self.folder} belongs to another search: {'; '.join(differing)}. Take another --study")
+        if differences:
+            raise UserError(f"{self.folder} belongs to another search: {'; '.join(differences)}. Take another --study")
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -81,57 +92,58 @@ class Study:
 
     @property
     def done(self) -> int:
-        """How many trials count."""
+        """How many trials are complete or pruned."""
         return len(self.of("COMPLETE", "PRUNED"))
 
     def ranked(self) -> list[optuna.trial.FrozenTrial]:
         """The complete trials, the best first."""
-        high = self.about["direction"] == "maximize"
-        return sorted(self.of("COMPLETE"), key=lambda trial: -trial.value if high else trial.value)  # type: ignore
+        maximize = self.about["direction"] == "maximize"
+        return sorted(self.of("COMPLETE"), key=lambda trial: trial.value or 0.0, reverse=maximize)
 
-    def mend(self) -> None:
-        """Ask again what an earlier session left: killed trials, and once more each that failed with an error."""
+    def requeue_unfinished(self) -> None:
+        """Queue the trials of an earlier session that were killed, and, once more each, those that failed."""
         from optuna.trial import TrialState
 
         for trial in self.of("RUNNING"):
             self.optuna.tell(trial.number, state=TrialState.FAIL)
-        again = {trial.user_attrs.get("again") for trial in self.trials}
+        requeued = {trial.user_attrs.get("again") for trial in self.trials}
         for trial in self.of("FAIL"):
-            failed, second = "error" in trial.user_attrs, trial.user_attrs.get("second", False)
-            params = trial.system_attrs.get("fixed_params") or trial.params  # it may have been killed between the two
-            if trial.number in again or (failed and second) or set(params) != {d.key for d in self.space}:
+            raised_error, is_retry = "error" in trial.user_attrs, trial.user_attrs.get("second", False)
+            # a requeued trial that was killed early has its parameters only in fixed_params
+            params = trial.system_attrs.get("fixed_params") or trial.params
+            if trial.number in requeued or (raised_error and is_retry) or set(params) != {d.key for d in self.space}:
                 continue
-            self.optuna.enqueue_trial(params, {"again": trial.number, "second": failed or second})
+            self.optuna.enqueue_trial(params, {"again": trial.number, "second": raised_error or is_retry})
 
     def ask(self) -> optuna.Trial | None:
-        """The next trial, with its parameters; None when the grid is done."""
+        """The next trial, with its parameters; None when every point of the grid has been tried."""
         if self.grid and not self.of("WAITING"):
-            asked = {tuple(self.overrides(trial.params)) for trial in self.trials if trial.params}
+            tried = {tuple(self.overrides(trial.params)) for trial in self.trials if trial.params}
             points = itertools.product(*(d.values() for d in self.space))
-            params = (dict(zip([d.key for d in self.space], point, strict=True)) for point in points)
-            point = next((point for point in params if tuple(self.overrides(point)) not in asked), None)
-            if point is None:
+            grid_params = (dict(zip([d.key for d in self.space], point, strict=True)) for point in points)
+            params = next((params for params in grid_params if tuple(self.overrides(params)) not in tried), None)
+            if params is None:
                 return None
-            self.optuna.enqueue_trial(point)
+            self.optuna.enqueue_trial(params)
         return self.optuna.ask({d.key: d.distribution() for d in self.space})
 
     def overrides(self, params: dict[str, Any]) -> list[str]:
         """The overrides of a trial's parameters."""
         return [d.override(params[d.key]) for d in self.space]
 
-    def home(self, number: int) -> Path:
+    def trial_folder(self, number: int) -> Path:
         """The run folder of a trial."""
         return self.folder / f"trial_{number}"
 
-    def known(self, job: str) -> tuple[Path, float] | None:
-        """The run folder and the value of a trial that has done this job, if one has."""
-        if folder := fingerprint.find_finished(job, sorted(self.folder.glob("trial_*")), model=True):
+    def find_finished(self, run_fingerprint: str) -> tuple[Path, float] | None:
+        """The run folder and the value of a finished trial whose run has this fingerprint."""
+        if folder := fingerprint.find_finished(run_fingerprint, sorted(self.folder.glob("trial_*")), model=True):
             number = int(re.sub(r"\D", "", folder.name))
-            return folder, self.best(self.trials[number].intermediate_values.values())
+            return folder, self.best_value(self.trials[number].intermediate_values.values())
         return None
 
-    def best(self, values: Any) -> float:
-        """The best of a trial's validations."""
+    def best_value(self, values: Iterable[float]) -> float:
+        """The best of a trial's validations; raises `UserError` where none is a number."""
         numbers = [value for value in values if not isnan(value)]
         if not numbers:
             raise UserError(f"no validation gave a number for {self.about['metric']}, so there is nothing to compare")
@@ -139,7 +151,9 @@ class Study:
 
 
 def refuse_grid(space: Sequence[Dimension]) -> None:
-    """Raise `UserError` for what a grid can't go through."""
-    endless = [d.key for d in space if not d.choices and not d.step]
-    if endless:
-        raise UserError(f"--sampler grid needs choices or ranges; of {listing(endless)} not every value can be tried")
+    """Raise `UserError` for dimensions with too many values for a grid."""
+    continuous = [d.key for d in space if not d.choices and not d.step]
+    if continuous:
+        raise UserError(
+            f"--sampler grid needs choices or ranges; of {listing(continuous)} not every value can be tried"
+        )

@@ -50,7 +50,7 @@ def contents(folder):
         ("tuning.rank=4,8 -m", "unrecognized arguments: -m"),
         ("tuning.lr=interval(1,2) --sampler grid", "grid needs choices or ranges"),
         ("--space nowhere.yaml", "nowhere.yaml: No such file"),
-        ("--space space.yaml", "space.yaml:2: this is no YAML"),
+        ("--space space.yaml", "space.yaml:2: this is not valid YAML"),
     ],
 )  # fmt: skip
 def test_invalid_arguments_are_refused_before_a_study_is_made(line, expected, refused, tmp_path):

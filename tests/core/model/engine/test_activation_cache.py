@@ -1,4 +1,4 @@
-"""Kept hidden states: read back exactly, computed once, keyed by what they depend on."""
+"""Cached hidden states: read back exactly, computed once, keyed by what they depend on."""
 
 from dataclasses import replace
 
@@ -34,7 +34,8 @@ def config(tiny_model, task, outputs="outputs", seed=0):
     )
 
 
-def kept(tiny_model, task, seed=0):
+def module_cache_and_batch(tiny_model, task, seed=0):
+    """A module, its cache of the training split, and a batch of three training items."""
     options = config(tiny_model, task, seed=seed)
     module, data = build_module(options, builder.build_corpora(options))
     items = data.items("train")
@@ -43,49 +44,51 @@ def kept(tiny_model, task, seed=0):
 
 
 def test_states_of_every_real_token_are_read_back(tiny_model):
-    module, held, batch = kept(tiny_model, QuestionAnswering(answer=AnswerForm.span, stride=8))
+    module, cache, batch = module_cache_and_batch(tiny_model, QuestionAnswering(answer=AnswerForm.span, stride=8))
     expected = module.backbone.hidden(batch.input_ids, batch.lengths)
-    assert torch.equal(held.hidden(batch), expected)
+    assert torch.equal(cache.hidden(batch), expected)
     module.backbone.hidden = None  # from here on nothing may be computed
     real = torch.arange(expected.shape[1])[None] < batch.lengths[:, None]
-    assert torch.equal(held.hidden(batch)[real], expected[real])
-    assert torch.isfinite(module.head.loss(held.hidden(batch), batch))
+    assert torch.equal(cache.hidden(batch)[real], expected[real])
+    assert torch.isfinite(module.head.loss(cache.hidden(batch), batch))
 
 
-def test_a_head_that_reads_the_last_token_keeps_one_state_an_item(tiny_model):
-    module, held, batch = kept(tiny_model, Sentiment())
-    assert held.table.shape == (8, module.backbone.channels)
+def test_a_head_that_reads_the_last_token_caches_one_state_per_item(tiny_model):
+    module, cache, batch = module_cache_and_batch(tiny_model, Sentiment())
+    assert cache.table.shape == (8, module.backbone.channels)
     expected = module.head.logits(module.backbone.hidden(batch.input_ids), batch)
-    held.hidden(batch)
+    cache.hidden(batch)
     module.backbone.hidden = None
-    assert torch.allclose(module.head.logits(held.hidden(batch), batch), expected)
+    assert torch.allclose(module.head.logits(cache.hidden(batch), batch), expected)
 
 
-def test_a_batch_with_one_new_item_is_computed(tiny_model):
-    module, held, batch = kept(tiny_model, Sentiment())
-    held.hidden(batch)
-    held.done[batch.rows[1]] = False
+def test_a_batch_with_an_item_that_is_not_cached_is_computed(tiny_model):
+    module, cache, batch = module_cache_and_batch(tiny_model, Sentiment())
+    cache.hidden(batch)
+    cache.done[batch.rows[1]] = False
     calls = []
     compute = module.backbone.hidden
     module.backbone.hidden = lambda *inputs: calls.append(1) or compute(*inputs)
-    held.hidden(batch)
-    held.hidden(batch)
+    cache.hidden(batch)
+    cache.hidden(batch)
     assert len(calls) == 1
 
 
 def test_another_backbone_has_its_own_states(tiny_model):
-    _, held, batch = kept(tiny_model, Sentiment())
-    held.hidden(batch)
-    assert kept(tiny_model, Sentiment())[1].done.sum() == 3, "the same backbone finds them again"
-    assert not kept(tiny_model, Sentiment(), seed=1)[1].done.any()
+    _, cache, batch = module_cache_and_batch(tiny_model, Sentiment())
+    cache.hidden(batch)
+    assert module_cache_and_batch(tiny_model, Sentiment())[1].done.sum() == 3, "the same backbone reads the file again"
+    assert not module_cache_and_batch(tiny_model, Sentiment(), seed=1)[1].done.any()
 
 
-def test_the_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
+def test_a_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
     first = train(config(tiny_model, Sentiment(), tmp_path / "a"))
     computed = []
     read = activation_cache.FinalStates.read
     monkeypatch.setattr(
-        activation_cache.FinalStates, "read", lambda *given: computed.append(given[2] is None) or read(*given)
+        activation_cache.FinalStates,
+        "read",
+        lambda self, batch, states: computed.append(states is None) or read(self, batch, states),
     )
     second = train(config(tiny_model, Sentiment(), tmp_path / "b"))
     assert computed
@@ -93,17 +96,17 @@ def test_the_second_run_computes_no_training_state(tiny_model, tmp_path, monkeyp
     assert torch.equal(first.head.linear.weight, second.head.linear.weight)
 
 
-def test_a_disk_with_too_little_room_is_told(tiny_model, monkeypatch, caplog):
+def test_a_disk_with_too_little_room_is_a_warning(tiny_model, monkeypatch, caplog):
     monkeypatch.setattr(activation_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
-    assert kept(tiny_model, Sentiment())[1] is None
+    assert module_cache_and_batch(tiny_model, Sentiment())[1] is None
     assert "every epoch computes them again" in caplog.text
 
 
-PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 10], [11]]  # two begin alike
+PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 10], [11]]  # two share a prefix
 
 
 def adapted(backbone_of, family, dropout=0.0, **lora):
-    """A backbone with adapters that are not zero in its upper half."""
+    """A backbone with nonzero adapters in its upper half."""
     backbone = backbone_of(family)
     for module in backbone.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -124,85 +127,86 @@ def batch_of(prompts):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("apart", [True, False], ids=["one row", "padded"])
-def test_layers_above_go_on_from_what_those_below_made_before(backbone_of, family, apart):
+@pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
+def test_upper_layers_resume_from_cached_states(backbone_of, family, packed):
     backbone = adapted(backbone_of, family)
-    backbone.apart = apart
+    backbone.apart = packed
     lower = activation_cache.cacheable_layers(backbone)
     assert len(lower) == backbone.model.config.num_hidden_layers // 2
     batch = batch_of(PROMPTS)
-    whole = backbone.hidden(batch.input_ids, batch.lengths)
-    hidden, kept = activation_cache.read(backbone, lower, batch, None)
-    assert kept.shape == (sum(map(len, PROMPTS)), backbone.channels)
+    expected = backbone.hidden(batch.input_ids, batch.lengths)
+    hidden, states = activation_cache.capture_or_resume(backbone, lower, batch, None)
+    assert states.shape == (sum(map(len, PROMPTS)), backbone.channels)
     real = torch.arange(5)[None] < batch.lengths[:, None]
-    assert torch.equal(hidden[real], whole[real])
+    assert torch.equal(hidden[real], expected[real])
 
-    for layer in lower:  # from here on they may compute nothing
+    for layer in lower:  # from here on they can compute nothing
         layer.input_layernorm = None
         layer.ln_1 = None
-    other = [PROMPTS[2], PROMPTS[1]]  # another batch of the same texts
-    resumed, _ = activation_cache.read(backbone, lower, batch_of(other), torch.cat([kept[9:], kept[5:9]]))
-    torch.testing.assert_close(resumed[0, 0], whole[2, 0])
-    torch.testing.assert_close(resumed[1], whole[1, :4])
+    other_batch = batch_of([PROMPTS[2], PROMPTS[1]])  # of the same texts
+    other_states = torch.cat([states[9:], states[5:9]])
+    resumed, _ = activation_cache.capture_or_resume(backbone, lower, other_batch, other_states)
+    torch.testing.assert_close(resumed[0, 0], expected[2, 0])
+    torch.testing.assert_close(resumed[1], expected[1, :4])
 
 
-def test_gradients_are_those_of_the_whole(backbone_of):
+def test_gradients_are_equal_when_upper_layers_resume(backbone_of):
     backbone = adapted(backbone_of, "llama")
     lower, batch = activation_cache.cacheable_layers(backbone), batch_of(PROMPTS)
-    _, kept = activation_cache.read(backbone, lower, batch, None)
+    _, cached = activation_cache.capture_or_resume(backbone, lower, batch, None)
     gradients = []
-    for given in (None, kept):
+    for states in (None, cached):
         backbone.zero_grad()
-        hidden, _ = activation_cache.read(backbone, lower, batch, given)
+        hidden, _ = activation_cache.capture_or_resume(backbone, lower, batch, states)
         hidden[:, 0].square().sum().backward()
         gradients.append([p.grad.clone() for p in backbone.parameters() if p.requires_grad])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
     assert any(gradient.abs().sum() > 0 for gradient in gradients[0])
 
 
-def test_layers_that_change_are_not_kept(backbone_of):
+def test_layers_whose_states_change_are_not_cached(backbone_of):
     assert not activation_cache.cacheable_layers(adapted(backbone_of, "gpt2", dropout=0.5)), "dropout"
     assert not activation_cache.cacheable_layers(adapted(backbone_of, "llama", top=1.0)), "adapters in every layer"
-    assert activation_cache.cacheable_layers(adapted(backbone_of, "llama")), "else they are"
+    assert activation_cache.cacheable_layers(adapted(backbone_of, "llama")), "frozen, and no dropout"
     backbone = adapted(backbone_of, "llama")
     backbone.model.get_input_embeddings().weight.requires_grad_(True)
     assert not activation_cache.cacheable_layers(backbone), "embeddings that learn"
 
 
-def test_a_model_whose_upper_layers_read_more_is_not_resumed(backbone_of):
+def test_a_model_whose_upper_layers_read_other_states_is_not_resumed(backbone_of):
     backbone = adapted(backbone_of, "llama")
     first, last = backbone.body.layers[0], backbone.body.layers[-1]
     seen: list[torch.Tensor] = []
-    own = last.forward
+    forward = last.forward
     first.register_forward_pre_hook(lambda *_: seen.clear())
-    first.mlp.register_forward_hook(lambda module, given, out: seen.append(out))
-    last.forward = lambda hidden, *args, **kwargs: own(hidden + sum(seen), *args, **kwargs)
+    first.mlp.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    last.forward = lambda hidden, *args, **kwargs: forward(hidden + sum(seen), *args, **kwargs)
     assert not activation_cache.cacheable_layers(backbone), "other states"
-    last.forward = lambda hidden, *args, **kwargs: own(hidden + seen.pop(), *args, **kwargs)
+    last.forward = lambda hidden, *args, **kwargs: forward(hidden + seen.pop(), *args, **kwargs)
     assert not activation_cache.cacheable_layers(backbone), "an error"
 
 
-def lora(tiny_model, outputs, **changes):
+def lora_config(tiny_model, outputs, **changes):
     options = config(tiny_model, Sentiment(), outputs)
     options.tuning = Lora(rank=2, top=0.5)
     return replace(options, **changes)
 
 
-def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_path, monkeypatch):
+def test_training_reads_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_path, monkeypatch):
     seen: list[tuple[bool, int]] = []
     read = activation_cache.LowerLayerStates.read
 
-    def watched(self, batch, kept):
-        seen.append((kept is None, len(batch.rows)))
-        return read(self, batch, kept)
+    def spy(self, batch, states):
+        seen.append((states is None, len(batch.rows)))
+        return read(self, batch, states)
 
-    monkeypatch.setattr(activation_cache.LowerLayerStates, "read", watched)
-    kept = train(lora(tiny_model, tmp_path / "kept"))
-    assert sum(rows for computed, rows in seen if computed) == 8 + 4, "each item of train and validation once"
-    assert sum(rows for computed, rows in seen if not computed) == 2 * (8 + 4), "and read in two epochs"
+    monkeypatch.setattr(activation_cache.LowerLayerStates, "read", spy)
+    cached = train(lora_config(tiny_model, tmp_path / "cached"))
+    assert sum(rows for is_computed, rows in seen if is_computed) == 8 + 4, "each item of train and validation once"
+    assert sum(rows for is_computed, rows in seen if not is_computed) == 2 * (8 + 4), "and read in two epochs"
     monkeypatch.setattr(activation_cache, "cacheable_layers", lambda backbone: [])
-    computed = train(lora(tiny_model, tmp_path / "computed"))
-    pairs = zip(kept.backbone.state_dict().values(), computed.backbone.state_dict().values(), strict=True)
+    computed = train(lora_config(tiny_model, tmp_path / "computed"))
+    pairs = zip(cached.backbone.state_dict().values(), computed.backbone.state_dict().values(), strict=True)
     assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
     assert not list((tmp_path / "cache").glob("tmp*")), "nothing is left in the cache"
 
@@ -212,7 +216,7 @@ def test_a_training_keeps_the_lower_half_from_its_second_epoch_on(tiny_model, tm
     [{"trainer": {"max_epochs": 1}}, {"trainer": {"precision": "bf16-mixed"}}],
     ids=["one epoch", "another number format"],
 )
-def test_nothing_is_kept_in_vain(tiny_model, tmp_path, changes):
-    options = lora(tiny_model, tmp_path, **changes)
+def test_nothing_is_cached_that_no_epoch_could_read(tiny_model, tmp_path, changes):
+    options = lora_config(tiny_model, tmp_path, **changes)
     module, _ = build_module(options, builder.build_corpora(options))
     assert not module.seats[0].states

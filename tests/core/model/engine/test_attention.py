@@ -1,4 +1,4 @@
-"""Attention by plain products gives what the fused kernel gives, and leaves to others what it does not do."""
+"""Attention by plain products equals the fused kernel, which computes the calls that it does not support."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from gptask.model.engine import attention
 
-HEADS = [(4, 4), (4, 2), (4, 1)]  # heads, and heads that have keys
+HEADS = [(4, 4), (4, 2), (4, 1)]  # query heads, and key and value heads
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -27,7 +27,7 @@ def states(h, k, t, s, values=8):
 
 
 def module(h=4, k=2, **options):
-    """What attention reads of the layer that calls it."""
+    """The attributes of a calling layer that attention reads."""
     return SimpleNamespace(**{"num_key_value_groups": h // k, "is_causal": True} | options)
 
 
@@ -36,27 +36,27 @@ def fused(module, states, visible, **options):
     return attention.sdpa_attention_forward(module, *states, visible, **options)[0]
 
 
-def compare(ours, theirs, inputs):
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    along = torch.randn_like(theirs)
-    for got, expected in zip(
-        torch.autograd.grad(ours, inputs, along), torch.autograd.grad(theirs, inputs, along), strict=True
-    ):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+def compare(ours, expected, inputs):
+    """Both have equal values and gradients."""
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    direction = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(states, inputs, direction) for states in (ours, expected))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
 def kernel_calls(monkeypatch):
     """The masks that the fused kernel was called with."""
-    seen = []
+    masks = []
     kernel = attention.sdpa_attention_forward
 
     def spy(module, query, key, value, mask, **options):
-        seen.append(mask)
+        masks.append(mask)
         return kernel(module, query, key, value, mask, **options)
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
-    return seen
+    return masks
 
 
 @pytest.mark.parametrize(("t", "s"), [(5, 5), (1, 5), (3, 5)])
@@ -70,13 +70,13 @@ def test_without_a_mask_it_is_causal(h, k, t, s, kernel_calls):
     compare(ours, fused(module(h, k), inputs, visible, scaling=0.3), inputs)
     with torch.no_grad():
         torch.testing.assert_close(attention.attention(module(h, k), *inputs, None, scaling=0.3)[0], ours)
-    if t in (1, s):  # here the kernel's own idea of causal is the same
+    if t in (1, s):  # here the kernel's own causal mask is the same
         torch.testing.assert_close(ours, fused(module(h, k), inputs, None, scaling=0.3), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("t", "s"), [(5, 5), (1, 5), (3, 5)])
 @pytest.mark.parametrize(("h", "k"), HEADS)
-def test_a_mask_of_numbers_is_added(h, k, t, s, kernel_calls):
+def test_an_additive_mask_is_added(h, k, t, s, kernel_calls):
     inputs = states(h, k, t, s)
     mask = torch.randn(2, 1, t, s)
     mask[1, :, :, 0] = -1e30
@@ -88,17 +88,17 @@ def test_a_mask_of_numbers_is_added(h, k, t, s, kernel_calls):
 @pytest.mark.parametrize("block", [1, 2, 3])
 @pytest.mark.parametrize(("t", "s"), [(5, 5), (5, 8)])
 @pytest.mark.parametrize("masked", [True, False])
-def test_in_blocks_it_is_the_same(block, t, s, masked, kernel_calls, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", block)
+def test_blocks_of_queries_give_the_same(block, t, s, masked, kernel_calls, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_QUERIES", block)
     inputs = states(4, 2, t, s)
     real = torch.ones(2, s)
     real[1, 1:3] = 0
-    mask = attention.additive(real, t, torch.float32) if masked else None
+    mask = attention.additive_mask(real, t, torch.float32) if masked else None
     shapes, bmm = [], torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda a, b: shapes.append(tuple(b.shape)) or bmm(a, b))
     ours, _ = attention.attention(module(), *inputs, mask, **({"hides_later": True} if masked else {}))
     assert not kernel_calls
-    ends = sorted(shape[2] for shape in shapes[::2])  # keys that the products of scores had
+    ends = sorted(shape[2] for shape in shapes[::2])  # keys of each product of scores
     assert len(ends) == round(5 / block)
     assert ends[0] < ends[-1] == s
     visible = torch.ones(1, 1, t, s, dtype=torch.bool).tril(s - t)
@@ -123,7 +123,7 @@ def test_values_may_be_wider_or_narrower_than_keys():
     ],
     ids=["bool mask", "layer not causal", "call not causal", "dropout", "position bias", "mask that learns"],
 )
-def test_what_it_does_not_do_goes_to_the_fused_kernel(layer, mask, options, kernel_calls):
+def test_an_unsupported_call_goes_to_the_fused_kernel(layer, mask, options, kernel_calls):
     inputs = states(4, 4, 5, 5)
     torch.manual_seed(1)
     ours, _ = attention.attention(module(4, 4, **layer), *inputs, mask, **options)
@@ -132,9 +132,9 @@ def test_what_it_does_not_do_goes_to_the_fused_kernel(layer, mask, options, kern
     assert torch.equal(ours, fused(module(4, 4, **layer), inputs, mask, **options))
 
 
-@pytest.mark.parametrize(("longest", "calls"), [(5, 0), (4, 1)])
-def test_too_many_keys_go_to_the_fused_kernel(longest, calls, kernel_calls, monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST", longest)
+@pytest.mark.parametrize(("max_positions", "calls"), [(5, 0), (4, 1)])
+def test_too_many_positions_go_to_the_fused_kernel(max_positions, calls, kernel_calls, monkeypatch):
+    monkeypatch.setattr(attention, "MAX_POSITIONS", max_positions)
     attention.attention(module(), *states(4, 2, 5, 5), None)
     assert len(kernel_calls) == calls
 
@@ -157,7 +157,7 @@ def gemma2():
 
 
 def gpt_oss():
-    """Its attention has a sink: a score of no key, in every softmax."""
+    """A model whose attention has a sink: a score that belongs to no key, in every softmax."""
     from transformers import GptOssConfig, GptOssForCausalLM
 
     return GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1, eos_token_id=1))
@@ -166,13 +166,13 @@ def gpt_oss():
 @pytest.mark.parametrize("make", [gemma2, gpt_oss])
 @torch.no_grad()
 def test_a_model_that_no_fused_kernel_computes_keeps_its_own_attention(make, backbone_of):
-    backbone_of("llama")  # the first model makes the name known to transformers
+    backbone_of("llama")  # the first model registers the name with transformers
     torch.manual_seed(0)
     model, ids = make().eval(), torch.arange(5, 15)[None]
     before = model(ids).logits
     attention.install(model)
     assert torch.equal(model(ids).logits, before)
-    model.set_attn_implementation(attention.NAME)  # what it is kept from
+    model.set_attn_implementation(attention.NAME)  # which `install` refused
     assert not torch.allclose(model(ids).logits, before, atol=1e-2)
 
 
@@ -197,5 +197,5 @@ def test_a_whole_model_gives_the_same_logits_with_left_pads(family, backbone_of)
     ours = model(ids, attention_mask=real).logits
     assert model.config._attn_implementation == attention.NAME
     model.set_attn_implementation("sdpa")
-    theirs = model(ids, attention_mask=real).logits
-    torch.testing.assert_close(ours[real == 1], theirs[real == 1], atol=1e-4, rtol=1e-4)
+    expected = model(ids, attention_mask=real).logits
+    torch.testing.assert_close(ours[real == 1], expected[real == 1], atol=1e-4, rtol=1e-4)

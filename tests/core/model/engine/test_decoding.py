@@ -1,4 +1,4 @@
-"""Decoding in shared buffers gives every prompt what it gets alone."""
+"""Prompts decoded in one batch get the same text as each of them alone."""
 
 from itertools import permutations
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from gptask.model.engine import decoding, kv_cache
 from gptask.model.engine.decoding import decode, stop_test
-from gptask.model.engine.kv_cache import PreallocatedKVCache, _grown
+from gptask.model.engine.kv_cache import PreallocatedKVCache, _with_capacity
 from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -17,32 +17,32 @@ TAILS = [[7], [8, 9, 10], [11, 12], [7, 13, 14, 15, 16, 17]]
 
 
 @torch.inference_mode()
-def together(backbone, prompts, rooms=16, **options):
+def decode_batch(backbone, prompts, limits=16, **options):
     """Token ids and score of each prompt, all decoded at once."""
-    rooms = [rooms] * len(prompts) if isinstance(rooms, int) else list(rooms)
-    return decode(backbone, prompts, rooms, GenerationOptions(**options))
+    limits = [limits] * len(prompts) if isinstance(limits, int) else list(limits)
+    return decode(backbone, prompts, limits, GenerationOptions(**options))
 
 
-def alone(backbone, prompts, **options):
-    return [together(backbone, [prompt], **options)[0] for prompt in prompts]
+def decode_alone(backbone, prompts, **options):
+    return [decode_batch(backbone, [prompt], **options)[0] for prompt in prompts]
 
 
-def same(got, expected):
+def assert_same(got, expected):
     assert [ids for ids, _ in got] == [ids for ids, _ in expected]
     assert [score for _, score in got] == pytest.approx([score for _, score in expected], rel=1e-3)
 
 
-def read_by(backbone, monkeypatch):
-    """The shapes of ids (B, T) that the decoder reads from here on."""
-    seen = []
+def shapes_read(backbone, monkeypatch):
+    """A list of the shapes of ids (B, T) that the decoder reads from here on."""
+    shapes = []
     forward = backbone.body.forward
 
     def spy(*args, **kwargs):
-        seen.append(tuple(kwargs["input_ids"].shape))
+        shapes.append(tuple(kwargs["input_ids"].shape))
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(backbone.body, "forward", spy)
-    return seen
+    return shapes
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
@@ -50,9 +50,9 @@ def read_by(backbone, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_that_share_tokens_are_decoded_as_alone(family, length, penalty, backbone_of):
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
-    expected = alone(backbone, prompts, repetition_penalty=penalty)
-    assert len({tuple(ids) for ids, _ in expected}) == len(prompts)  # the tiny model does listen to its prompt
-    same(together(backbone, prompts, repetition_penalty=penalty), expected)
+    expected = decode_alone(backbone, prompts, repetition_penalty=penalty)
+    assert len({tuple(ids) for ids, _ in expected}) == len(prompts)  # the tiny model does depend on its prompt
+    assert_same(decode_batch(backbone, prompts, repetition_penalty=penalty), expected)
 
 
 @pytest.mark.parametrize("length", [0, 3, 20])
@@ -60,28 +60,28 @@ def test_prompts_that_share_tokens_are_decoded_as_alone(family, length, penalty,
 def test_prompts_read_in_groups_are_decoded_as_alone(family, length, backbone_of, monkeypatch):
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 8)
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
-    seen = read_by(backbone, monkeypatch)
-    got = together(backbone, prompts)
-    assert len([shape for shape in seen if shape[1] > 1]) > 1 + bool(length), "one group would prove nothing"
-    same(got, alone(backbone, prompts))
+    shapes = shapes_read(backbone, monkeypatch)
+    got = decode_batch(backbone, prompts)
+    assert len([shape for shape in shapes if shape[1] > 1]) > 1 + bool(length), "too few groups to prove anything"
+    assert_same(got, decode_alone(backbone, prompts))
 
 
 @pytest.mark.parametrize("prompts", [[LONG] * 3, [LONG[:12], LONG, LONG[:13]], [LONG, [7, 8]]])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_that_are_the_same_or_parts_of_others_are_decoded_as_alone(family, prompts, backbone_of):
+def test_prompts_that_equal_or_begin_others_are_decoded_as_alone(family, prompts, backbone_of):
     backbone = backbone_of(family)
-    same(together(backbone, prompts), alone(backbone, prompts))
+    assert_same(decode_batch(backbone, prompts), decode_alone(backbone, prompts))
 
 
 def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
     backbone = backbone_of("llama")
-    seen = read_by(backbone, monkeypatch)
-    together(backbone, [LONG + tail for tail in TAILS], 3)
-    assert seen == [(1, len(LONG) + sum(map(len, TAILS))), (4, 1), (4, 1)]
+    shapes = shapes_read(backbone, monkeypatch)
+    decode_batch(backbone, [LONG + tail for tail in TAILS], 3)
+    assert shapes == [(1, len(LONG) + sum(map(len, TAILS))), (4, 1), (4, 1)]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "room", "windowed", "first"),
+    ("prompts", "limit", "windowed", "first_shape"),
     [
         ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 3, False, (1, 6)),  # all within the window
         ([[1, 2, 3, 4], [1, 2, 3, 5, 6]], 4, False, (2, 5)),  # the prompts alone are
@@ -89,57 +89,57 @@ def test_what_prompts_share_is_read_once(backbone_of, monkeypatch):
         ([[*LONG, 7], [*LONG, 8, 9]], 3, True, (1, 23)),
     ],
 )
-def test_prompts_longer_than_a_window_share_where_layers_tell_it(
-    prompts, room, windowed, first, backbone_of, monkeypatch
+def test_prompts_longer_than_a_window_share_where_layers_pass_it(
+    prompts, limit, windowed, first_shape, backbone_of, monkeypatch
 ):
     backbone = backbone_of("gemma3")
     backbone.windowed = windowed
-    expected = alone(backbone, prompts, rooms=room)
-    seen = read_by(backbone, monkeypatch)
-    same(together(backbone, prompts, room), expected)
-    assert seen[0] == first
+    expected = decode_alone(backbone, prompts, limits=limit)
+    shapes = shapes_read(backbone, monkeypatch)
+    assert_same(decode_batch(backbone, prompts, limit), expected)
+    assert shapes[0] == first_shape
 
 
 @pytest.mark.parametrize("length", [0, 20])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_buffers_grow_without_changing_the_text(family, length, backbone_of, monkeypatch):
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
-    rooms = [16, 12, 9, 16]
-    expected = together(backbone, prompts, rooms)
-    made, make = [], _grown
-    monkeypatch.setattr(kv_cache, "_grown", lambda *args: made.append(args) or make(*args))
+    limits = [16, 12, 9, 16]
+    expected = decode_batch(backbone, prompts, limits)
+    calls = []
+    monkeypatch.setattr(kv_cache, "_with_capacity", lambda *args: calls.append(args) or _with_capacity(*args))
     monkeypatch.setattr(kv_cache, "GROWTH", 3)
-    same(together(backbone, prompts, rooms), expected)
-    assert len(made) >= 2 * 2 * 3  # layers, keys and values, and several times
+    assert_same(decode_batch(backbone, prompts, limits), expected)
+    assert len(calls) >= 2 * 2 * 3  # layers, keys and values, and several times
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("length", [0, 12])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, length, apart, backbone_of):
+def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, length, packed, backbone_of):
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
-    expected = alone(backbone, prompts)
-    backbone.apart = apart  # if not, the model makes the masks and keeps the cache itself
-    for rooms in [*permutations((1, 2, 4, 7)), (1, 1, 5, 5), (5, 1, 1, 5), (3, 3, 3, 3)]:
-        got = together(backbone, prompts, rooms)
-        assert [ids for ids, _ in got] == [ids[:room] for (ids, _), room in zip(expected, rooms, strict=True)]
+    expected = decode_alone(backbone, prompts)
+    backbone.apart = packed  # if not, the model makes the masks and keeps the cache itself
+    for limits in [*permutations((1, 2, 4, 7)), (1, 1, 5, 5), (5, 1, 1, 5), (3, 3, 3, 3)]:
+        got = decode_batch(backbone, prompts, limits)
+        assert [ids for ids, _ in got] == [ids[:limit] for (ids, _), limit in zip(expected, limits, strict=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch):
+def test_rows_in_buckets_are_decoded_as_alone(family, backbone_of, monkeypatch):
     monkeypatch.setattr(kv_cache, "GROWTH", 4)
     monkeypatch.setattr(decoding, "BUCKET_COST", 1)
     backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
     backbone.windowed = True  # texts grow beyond Gemma's window
     assert decoding.split_by_length([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
-    expected = alone(backbone, prompts)
-    for rooms in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:
-        got = together(backbone, prompts, rooms)
-        assert [ids for ids, _ in got] == [ids[:room] for (ids, _), room in zip(expected, rooms, strict=True)]
+    expected = decode_alone(backbone, prompts)
+    for limits in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:
+        got = decode_batch(backbone, prompts, limits)
+        assert [ids for ids, _ in got] == [ids[:limit] for (ids, _), limit in zip(expected, limits, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("lengths", "apart", "expected"),
+    ("lengths", "bucket_cost", "expected"),
     [
         ([5], 9, [[0]]),
         ([40, 5, 64], 31, [[1], [0, 2]]),
@@ -148,20 +148,20 @@ def test_rows_in_segments_are_decoded_as_alone(family, backbone_of, monkeypatch)
         ([300, 7, 290, 9, 8, 100], 200, [[1, 4, 3], [5, 2, 0]]),
     ],
 )
-def test_rows_of_other_lengths_are_apart_where_that_saves_enough(lengths, apart, expected, monkeypatch):
-    monkeypatch.setattr(decoding, "BUCKET_COST", apart)
+def test_rows_of_different_lengths_are_split_where_that_saves_enough(lengths, bucket_cost, expected, monkeypatch):
+    monkeypatch.setattr(decoding, "BUCKET_COST", bucket_cost)
     assert decoding.split_by_length(lengths) == expected
 
 
-def test_finished_rows_are_not_read_on(backbone_of, monkeypatch):
+def test_finished_rows_leave_the_batch(backbone_of, monkeypatch):
     backbone = backbone_of("llama")
-    seen = read_by(backbone, monkeypatch)
-    together(backbone, TAILS, [2, 5, 1, 3])
-    assert seen == [(1, 12), (3, 1), (2, 1), (1, 1), (1, 1)]
+    shapes = shapes_read(backbone, monkeypatch)
+    decode_batch(backbone, TAILS, [2, 5, 1, 3])
+    assert shapes == [(1, 12), (3, 1), (2, 1), (1, 1), (1, 1)]
 
 
-def held(buffer):
-    """The numbers that a buffer shows: (B, S) of keys, and its values, which are their negatives."""
+def keys_of(buffer):
+    """The numbers (B, S) that a buffer's keys are; its values are their negatives."""
     assert torch.equal(buffer.values, -buffer.keys)
     return buffer.keys[:, 0, :, 0].tolist()
 
@@ -172,22 +172,22 @@ def pair(rows):
     return keys, -keys
 
 
-def placed(*rows, whole=False):
+def buffer_of(*rows, shows_capacity=False):
     """A buffer that holds rows of numbers."""
-    buffer, shape = PreallocatedKVCache(whole), (len(rows), len(rows[0]))
-    where = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1])).unbind(1)
-    buffer.place(shape, where, [part.transpose(1, 2).flatten(0, 1) for part in pair(rows)])
+    buffer, shape = PreallocatedKVCache(shows_capacity), (len(rows), len(rows[0]))
+    places = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1])).unbind(1)
+    buffer.write(shape, places, [part.transpose(1, 2).flatten(0, 1) for part in pair(rows)])
     return buffer
 
 
-def write(buffer, *rows):
-    shown = buffer.update(*pair(rows))
-    assert shown[0] is buffer.keys
-    assert shown[1] is buffer.values
+def append(buffer, *rows):
+    keys, values = buffer.update(*pair(rows))
+    assert keys is buffer.keys
+    assert values is buffer.values
 
 
 @pytest.mark.parametrize(
-    ("rows", "source", "target", "expected"),
+    ("count", "source", "target", "expected"),
     [
         (2, [3], [0], [[7, 8], [3, 4]]),
         (3, [], [], [[1, 2], [3, 4], [5, 6]]),
@@ -195,49 +195,49 @@ def write(buffer, *rows):
         (1, [2], [0], [[5, 6]]),
     ],
 )
-def test_a_buffer_keeps_the_rows_it_is_told(rows, source, target, expected):
-    buffer = placed([1, 2], [3, 4], [5, 6], [7, 8])
-    buffer.keep(rows, source, target)
-    assert held(buffer) == expected
+def test_rows_are_moved_and_the_first_ones_kept(count, source, target, expected):
+    buffer = buffer_of([1, 2], [3, 4], [5, 6], [7, 8])
+    buffer.move_rows(source, target, count)
+    assert keys_of(buffer) == expected
     assert buffer.get_seq_length() == 2
-    write(buffer, *([place + 90] for place in range(rows)))
-    assert held(buffer) == [[*row, place + 90] for place, row in enumerate(expected)]
+    append(buffer, *([place + 90] for place in range(count)))
+    assert keys_of(buffer) == [[*row, place + 90] for place, row in enumerate(expected)]
 
 
 def test_a_buffer_grows(monkeypatch):
     monkeypatch.setattr(kv_cache, "GROWTH", 3)
-    buffer = placed([1, 2], [3, 4])
-    room = buffer.room[0]
-    write(buffer, [5], [6])
-    assert buffer.room[0] is room
-    write(buffer, [7], [8])
-    assert buffer.room[0] is not room
-    assert held(buffer) == [[1, 2, 5, 7], [3, 4, 6, 8]]
+    buffer = buffer_of([1, 2], [3, 4])
+    allocated = buffer.buffers[0]
+    append(buffer, [5], [6])
+    assert buffer.buffers[0] is allocated
+    append(buffer, [7], [8])
+    assert buffer.buffers[0] is not allocated
+    assert keys_of(buffer) == [[1, 2, 5, 7], [3, 4, 6, 8]]
 
 
-def test_a_whole_buffer_shows_zeros_where_nothing_is_written_yet(monkeypatch):
+def test_a_buffer_that_shows_its_capacity_has_zeros_behind_the_end(monkeypatch):
     monkeypatch.setattr(kv_cache, "GROWTH", 3)
-    buffer = placed([1, 2], [3, 4], whole=True)
-    assert held(buffer) == [[1, 2, 0], [3, 4, 0]]
-    write(buffer, [5], [6])
-    write(buffer, [7], [8])
-    assert held(buffer) == [[1, 2, 5, 7, 0, 0], [3, 4, 6, 8, 0, 0]]
-    buffer.keep(1, [1], [0])
-    assert held(buffer) == [[3, 4, 6, 8, 0, 0]]
+    buffer = buffer_of([1, 2], [3, 4], shows_capacity=True)
+    assert keys_of(buffer) == [[1, 2, 0], [3, 4, 0]]
+    append(buffer, [5], [6])
+    append(buffer, [7], [8])
+    assert keys_of(buffer) == [[1, 2, 5, 7, 0, 0], [3, 4, 6, 8, 0, 0]]
+    buffer.move_rows([1], [0], 1)
+    assert keys_of(buffer) == [[3, 4, 6, 8, 0, 0]]
     assert buffer.keys.is_contiguous()
     assert buffer.get_seq_length() == 4
 
 
-def test_what_was_read_in_parts_lies_where_it_belongs():
+def test_states_written_in_parts_lie_at_their_places():
     buffer, numbers = PreallocatedKVCache(), torch.arange(1.0, 6.0)[:, None, None].expand(-1, 2, 3)
     for part, rows, columns in ((slice(3), [2, 2, 2], [0, 1, 2]), (slice(3, 5), [0, 1], [2, 2])):
-        buffer.place((3, 3), (torch.tensor(rows), torch.tensor(columns)), [numbers[part], -numbers[part]])
-    assert held(buffer) == [[0, 0, 4], [0, 0, 5], [1, 2, 3]]
+        buffer.write((3, 3), (torch.tensor(rows), torch.tensor(columns)), [numbers[part], -numbers[part]])
+    assert keys_of(buffer) == [[0, 0, 4], [0, 0, 5], [1, 2, 3]]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Bytes, and a few words of several letters."""
+    """A tokenizer of bytes, and of a few words of several letters."""
     from gptask.model.backbone.scratch import train_tokenizer
 
     return train_tokenizer(["good film, good film\n\n"] * 3, 270)
@@ -258,17 +258,17 @@ STOPS = [
 
 @pytest.mark.parametrize(("text", "stops"), STOPS)
 def test_a_stop_text_is_found_with_its_last_token_and_not_before(text, stops, tokenizer):
-    stopped = stop_test(SimpleNamespace(tokenizer=tokenizer), stops)
+    is_stopped = stop_test(SimpleNamespace(tokenizer=tokenizer), stops)
     ids = tokenizer(text)["input_ids"]
     first = next(n for n in range(len(ids)) if any(stop in tokenizer.decode(ids[: n + 1]) for stop in stops))
-    assert next(n for n in range(len(ids)) if stopped(ids[: n + 1])) == first
+    assert next(n for n in range(len(ids)) if is_stopped(ids[: n + 1])) == first
 
 
 @pytest.mark.parametrize(("text", "stops"), [("这部电影很好", ["影好", "龙"]), ("a good film", ["x", "filmy"])])
 def test_a_stop_text_that_is_not_there_is_not_found(text, stops, tokenizer):
-    stopped = stop_test(SimpleNamespace(tokenizer=tokenizer), stops)
+    is_stopped = stop_test(SimpleNamespace(tokenizer=tokenizer), stops)
     ids = tokenizer(text)["input_ids"]
-    assert not any(stopped(ids[: n + 1]) for n in range(len(ids)))
+    assert not any(is_stopped(ids[: n + 1]) for n in range(len(ids)))
 
 
 @pytest.mark.parametrize(("text", "stops"), STOPS)
@@ -281,9 +281,9 @@ def test_a_stop_text_ends_a_generated_text(text, stops, tokenizer, backbone_of, 
         return torch.nn.functional.one_hot(torch.tensor([next(dictated)]), 320)
 
     monkeypatch.setattr(backbone, "logits", logits)
-    (said,) = generate(backbone, [[5, 6]], GenerationOptions(max_new_tokens=len(ids), stop=stops))
+    (generated,) = generate(backbone, [[5, 6]], GenerationOptions(max_new_tokens=len(ids), stop=stops))
     end = min(text.index(stop) for stop in stops if stop in text)
-    assert said.text == text[:end]
+    assert generated.text == text[:end]
     rest = tokenizer.decode(list(dictated))
     assert text.endswith(rest)
     assert len(rest) <= len(text) - end - min(len(stop) for stop in stops if stop in text)

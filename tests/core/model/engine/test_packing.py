@@ -1,4 +1,4 @@
-"""What sequences have in common is found and computed once, and nothing else changes."""
+"""What sequences have in common at their start is computed once, and states and gradients stay the same."""
 
 from itertools import pairwise
 
@@ -16,14 +16,13 @@ CONTEXTS = [[5, 6, 7, 8], [5, 9, 5]]
 ROWS = [[*CONTEXTS[0], 11, 12], [*CONTEXTS[1], 13], [*CONTEXTS[0], 14], [*CONTEXTS[1], 11, 12], [20, 21, 22], [30]]
 
 
-def runs(rows):
-    return sorted(
-        (sorted(members), prefix) for members, prefix in prefixes.prefix_groups([np.array(row) for row in rows])
-    )
+def groups_of(rows):
+    groups = prefixes.prefix_groups([np.array(row) for row in rows])
+    return sorted((sorted(members), length) for members, length in groups)
 
 
 def saved(rows, partition):
-    """Tokens that a partition into runs need not compute."""
+    """How many tokens a partition into groups saves."""
     total = 0
     for members in partition:
         prefix = min(len(rows[row]) for row in members) - 1
@@ -39,10 +38,10 @@ def partitions(items):
         yield []
         return
     first, *rest = items
-    for found in partitions(rest):
-        yield [[first], *found]
-        for place in range(len(found)):
-            yield [*found[:place], [first, *found[place]], *found[place + 1 :]]
+    for sets in partitions(rest):
+        yield [[first], *sets]
+        for place in range(len(sets)):
+            yield [*sets[:place], [first, *sets[place]], *sets[place + 1 :]]
 
 
 @pytest.mark.parametrize(
@@ -53,29 +52,30 @@ def partitions(items):
         ([[1, 2, 3, 4], [1, 2]], [([0, 1], 1)]),
         ([[5, 1, 2], [6, 1, 2]], [([0], 2), ([1], 2)]),
         ([[5], [5, 6]], [([0], 0), ([1], 1)]),
-        # one context has two questions, the other one only the first word in common with it
+        # two questions share a context; the third row shares only its first token
         ([[1, 2, 3, 4, 5], [1, 9, 9], [1, 2, 3, 4, 6]], [([0, 2], 4), ([1], 2)]),
         ([[300, 1], [70_000, 1], [300, 2]], [([0, 2], 1), ([1], 1)]),  # ids of more than one byte
     ],
 )
-def test_runs(rows, expected):
-    assert runs(rows) == expected
+def test_sequences_are_grouped_by_common_prefix(rows, expected):
+    assert groups_of(rows) == expected
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_no_split_saves_more(seed):
+def test_no_grouping_saves_more_tokens(seed):
     generator = np.random.default_rng(seed)
     rows = [generator.integers(1, 3, generator.integers(1, 7)).tolist() for _ in range(7)]
-    found = sum(prefix * (len(members) - 1) for members, prefix in runs(rows))
-    assert found == max(saved(rows, partition) for partition in partitions(list(range(7))))
+    saved_tokens = sum(length * (len(members) - 1) for members, length in groups_of(rows))
+    assert saved_tokens == max(saved(rows, partition) for partition in partitions(list(range(7))))
 
 
 def test_a_split_holds_every_sequence():
-    found = packing.split(ROWS)
-    assert [found.prefixes[of] + own for of, own in zip(found.of, found.suffixes, strict=True)] == ROWS
-    assert found.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
-    apart = packing.split(ROWS, share=False)
-    assert (apart.prefixes, apart.suffixes) == ([[]], ROWS)
+    parts = packing.split(ROWS)
+    pairs = zip(parts.prefix_numbers, parts.suffixes, strict=True)
+    assert [parts.prefixes[number] + suffix for number, suffix in pairs] == ROWS
+    assert parts.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
+    unshared = packing.split(ROWS, share=False)
+    assert (unshared.prefixes, unshared.suffixes) == ([[]], ROWS)
 
 
 def padded(rows):
@@ -105,22 +105,22 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
     backbone.body.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    for known in (None, lengths):
+    for known_lengths in (None, lengths):
         backbone.zero_grad()
-        states = backbone.hidden(ids, known)[real]
+        states = backbone.hidden(ids, known_lengths)[real]
         (states * weights).sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
     assert shapes[0] == tuple(ids.shape)
     assert shapes[1:] == [(1, packing.split(ROWS).size)]
-    (states, gradients), (got, learned) = results
-    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
-    for gradient, expected in zip(learned, gradients, strict=True):
+    (expected_states, expected_gradients), (states, gradients) = results
+    torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["one row", "padded"])
+@pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_needed_states_and_their_gradients_are_the_same_and_others_cost_no_feed_forward(family, together, backbone_of):
+def test_needed_states_and_gradients_are_the_same_and_the_last_mlp_skips_other_states(family, packed, backbone_of):
     ids, lengths, real = padded(ROWS)
     backbone = adapted(backbone_of(family))
     mlp = backbone.layers[-1].mlp
@@ -130,25 +130,25 @@ def test_needed_states_and_their_gradients_are_the_same_and_others_cost_no_feed_
     getattr(mlp, "c_proj" if family == "gpt2" else "down_proj").register_forward_pre_hook(
         lambda module, args: rows.append(args[0].shape[:-1].numel())
     )
-    for known in (None, needed):
+    for needed_states in (None, needed):
         backbone.zero_grad()
-        states = backbone.hidden(ids, lengths if together else None, known)
+        states = backbone.hidden(ids, lengths if packed else None, needed_states)
         assert torch.isfinite(states[real]).all()
         (states[needed] * weights).sum().backward()
         results.append((states[needed].detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
-    (states, gradients), (got, learned) = results
-    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
-    for gradient, expected in zip(learned, gradients, strict=True):
+    (expected_states, expected_gradients), (states, gradients) = results
+    torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
-    assert rows == [packing.split(ROWS).size if together else ids.numel(), needed.sum()]
+    assert rows == [packing.split(ROWS).size if packed else ids.numel(), needed.sum()]
 
 
 def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
-    part = backbone_of("llama").layers[-1]
-    del part.mlp.forward
-    part.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
-    linear.install_last(part, 32)
-    assert "forward" not in vars(part.mlp)
+    layer = backbone_of("llama").layers[-1]
+    del layer.mlp.forward
+    layer.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
+    linear.install_last(layer, 32)
+    assert "forward" not in vars(layer.mlp)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_o
         ("gemma3", [[*range(10)]] * 4, (1, 13)),  # longer than the window of some layers
     ],
 )
-def test_sequences_lie_in_a_row_where_that_saves_tokens(family, rows, shape, backbone_of):
+def test_sequences_are_packed_where_that_saves_tokens(family, rows, shape, backbone_of):
     backbone, shapes = backbone_of(family), []
     backbone.body.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
@@ -170,7 +170,7 @@ def test_sequences_lie_in_a_row_where_that_saves_tokens(family, rows, shape, bac
     assert shapes == [shape]
 
 
-def test_sequences_stay_apart_unless_layers_mix_them_by_other_means(backbone_of):
+def test_packing_is_supported_unless_layers_mix_tokens_by_other_means(backbone_of):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     assert all(packing.supports_packing(backbone_of(family)) for family in FAMILIES)
@@ -194,7 +194,7 @@ def mistral(**settings):
 
 @pytest.mark.parametrize("prefix", [12, 3], ids=["longer than the window", "shorter"])
 @pytest.mark.parametrize("family", ["gemma3", "mistral"])
-def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, prefix, backbone_of):
+def test_packed_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, prefix, backbone_of):
     backbone = backbone_of("llama" if family == "mistral" else family)
     if family == "mistral":
         backbone.peft = mistral(sliding_window=5, tie_word_embeddings=True)
@@ -210,18 +210,18 @@ def test_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, pre
         states = backbone.hidden(ids, lengths)[real]
         (states * weights).sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters()]))
-    (states, gradients), (got, learned) = results
-    torch.testing.assert_close(got, states, atol=1e-5, rtol=1e-4)
-    for gradient, expected in zip(learned, gradients, strict=True):
+    (expected_states, expected_gradients), (states, gradients) = results
+    torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
 
 
-def test_windows_that_a_model_keeps_to_itself_are_seen(backbone_of):
+def test_a_model_that_does_not_pass_its_window_is_detected(backbone_of):
     assert all(packing.passes_window(backbone_of(family)) for family in FAMILIES)
     backbone = backbone_of("gemma3")
     assert backbone.can_pack(99)
     for layer in backbone.layers:
-        layer.self_attn.sliding_window = None  # as if it did not hand it on
+        layer.self_attn.sliding_window = None  # as if the layer did not pass it
     assert not packing.passes_window(backbone)
     backbone.windowed = False
     assert backbone.can_pack(8)

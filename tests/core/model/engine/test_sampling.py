@@ -1,4 +1,4 @@
-"""Drawn tokens have the probabilities that the options promise, and a seed repeats them."""
+"""Sampled tokens have the probabilities that the options promise, and a seed repeats them."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ OPTIONS = [
 ]
 
 
-class Spelled:
+class IdsAsText:
     """A tokenizer whose text is the token ids."""
 
     eos_token_id = 0
@@ -27,43 +27,43 @@ class Spelled:
 @pytest.fixture
 def llama(backbone_of):
     backbone = backbone_of("llama")
-    backbone.tokenizer = Spelled()
+    backbone.tokenizer = IdsAsText()
     return backbone
 
 
 @torch.no_grad()
 def probabilities(backbone, ids, temperature, top_k=0, top_p=1.0):
-    """(V,) by the definitions: Fan et al. 2018 (top-k), Holtzman et al. 2020 (nucleus), written down anew."""
+    """(V,) by the definitions of Fan et al. 2018 (top-k) and Holtzman et al. 2020 (nucleus), without the engine."""
     logits = backbone.model(torch.tensor([ids])).logits[0, -1].double() / temperature
     if top_k:
         logits[logits < logits.sort(descending=True)[0][top_k - 1]] = -torch.inf
-    chances, order = logits.softmax(-1).sort(descending=True)
-    nucleus = int((chances.cumsum(0) < top_p).sum()) + 1
-    kept = torch.zeros_like(chances)
-    kept[order[:nucleus]] = chances[:nucleus]
-    return kept / kept.sum()
+    sorted_probabilities, order = logits.softmax(-1).sort(descending=True)
+    nucleus = int((sorted_probabilities.cumsum(0) < top_p).sum()) + 1
+    remaining = torch.zeros_like(sorted_probabilities)
+    remaining[order[:nucleus]] = sorted_probabilities[:nucleus]
+    return remaining / remaining.sum()
 
 
-def drawn(backbone, prompt, count, **options):
+def sampled_texts(backbone, prompt, count, **options):
     torch.manual_seed(0)
     return [text.text for text in generate(backbone, [prompt] * count, GenerationOptions(**options))]
 
 
 def fits(counts, expected):
-    """Whether counts are those of the probabilities; rare tokens are counted together."""
+    """Whether counts fit the expected probabilities, by a chi-square test; rare tokens are counted together."""
     total = counts.sum()
     rare = expected * total < 8
-    seen = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
+    observed = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
     wanted = torch.cat([expected[~rare], expected[rare].sum()[None]]) * total
-    seen, wanted = (part[wanted > 0] for part in (seen, wanted))
-    return chisquare(seen.numpy(), (wanted * seen.sum() / wanted.sum()).numpy()).pvalue > 1e-3
+    observed, wanted = (part[wanted > 0] for part in (observed, wanted))
+    return chisquare(observed.numpy(), (wanted * observed.sum() / wanted.sum()).numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_frequencies_are_the_probabilities(options, llama):
     expected = probabilities(llama, PROMPTS[0], **options)
-    said = torch.tensor([int(text or 0) for text in drawn(llama, PROMPTS[0], 3000, max_new_tokens=1, **options)])
-    counts = said.bincount(minlength=len(expected))
+    texts = sampled_texts(llama, PROMPTS[0], 3000, max_new_tokens=1, **options)
+    counts = torch.tensor([int(text or 0) for text in texts]).bincount(minlength=len(expected))
     assert not counts[expected == 0].any()
     assert (counts > 0).sum() > 3
     assert fits(counts, expected)
@@ -71,25 +71,25 @@ def test_frequencies_are_the_probabilities(options, llama):
     assert not fits(counts, other)  # the test can tell
 
 
-def test_a_second_token_is_drawn_by_what_the_first_one_was(llama):
+def test_a_second_token_is_sampled_given_the_first(llama):
     options = {"temperature": 4.0, "top_k": 3}
     first = probabilities(llama, PROMPTS[0], **options)
     pairs = {}
     for one in first.nonzero()[:, 0].tolist():
         second = probabilities(llama, [*PROMPTS[0], one], **options)
         pairs |= {f"{one} {two}": float(first[one] * second[two]) for two in second.nonzero()[:, 0].tolist()}
-    said = drawn(llama, PROMPTS[0], 2000, max_new_tokens=2, **options)
-    assert set(said) <= set(pairs)
-    counts = torch.tensor([said.count(pair) for pair in pairs])
+    texts = sampled_texts(llama, PROMPTS[0], 2000, max_new_tokens=2, **options)
+    assert set(texts) <= set(pairs)
+    counts = torch.tensor([texts.count(pair) for pair in pairs])
     assert fits(counts, torch.tensor(list(pairs.values()), dtype=torch.double))
 
 
-def test_a_seed_repeats_a_prompts_samples_in_whatever_company(llama):
+def test_a_seed_repeats_a_prompts_samples_whatever_the_other_prompts(llama):
     options = GenerationOptions(max_new_tokens=8, temperature=3.0, seed=5, samples=3)
     together = generate(llama, PROMPTS, options)
-    assert [generate(llama, [prompt], options)[0].samples for prompt in PROMPTS] == [t.samples for t in together]
+    assert [generate(llama, [prompt], options)[0].samples for prompt in PROMPTS] == [text.samples for text in together]
     other = generate(llama, PROMPTS, GenerationOptions(max_new_tokens=8, temperature=3.0, seed=6, samples=3))
-    assert other[0].samples[:2] == together[0].samples[1:]  # a seed's samples begin one by one
+    assert other[0].samples[:2] == together[0].samples[1:]  # sample n of a seed is sample 0 of seed + n
     assert all(len(set(text.samples)) == 3 for text in together)
 
 
@@ -97,28 +97,28 @@ def test_seeded_frequencies_are_the_probabilities(llama):
     options = OPTIONS[3]
     expected = probabilities(llama, PROMPTS[0], **options)
     (text,) = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=1, samples=3000, seed=1, **options))
-    assert fits(torch.tensor([int(said) for said in text.samples]).bincount(minlength=len(expected)), expected)
+    assert fits(torch.tensor([int(sample) for sample in text.samples]).bincount(minlength=len(expected)), expected)
 
 
 @torch.no_grad()
 def test_of_several_samples_the_likeliest_is_the_answer(llama):
     (text,) = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=4, temperature=3.0, seed=1, samples=6))
 
-    def mean(said):
-        ids = [*PROMPTS[0], *map(int, said.split())]
-        logs = llama.model(torch.tensor([ids])).logits[0, 2:-1].log_softmax(-1)
-        return float(logs.gather(1, torch.tensor(ids[3:])[:, None]).mean())
+    def mean_log_probability(sample):
+        ids = [*PROMPTS[0], *map(int, sample.split())]
+        log_probabilities = llama.model(torch.tensor([ids])).logits[0, 2:-1].log_softmax(-1)
+        return float(log_probabilities.gather(1, torch.tensor(ids[3:])[:, None]).mean())
 
-    assert text.text == max(text.samples, key=mean)
+    assert text.text == max(text.samples, key=mean_log_probability)
     assert text.text != text.samples[0]
-    assert text.score == pytest.approx(torch.tensor(mean(text.text)).exp().item(), rel=1e-4)
+    assert text.score == pytest.approx(torch.tensor(mean_log_probability(text.text)).exp().item(), rel=1e-4)
 
 
-def test_one_sample_is_told_as_ever(llama):
+def test_a_single_sample_is_not_listed(llama):
     assert [text.samples for text in generate(llama, PROMPTS, GenerationOptions(max_new_tokens=2))] == [None] * 4
 
 
-def test_a_text_does_not_end_by_itself_before_its_least_length(llama):
+def test_eos_waits_for_min_new_tokens(llama):
     ids = torch.tensor(PROMPTS[:1])
     free = llama.model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 3:].tolist()
     end = free[2]
@@ -128,5 +128,5 @@ def test_a_text_does_not_end_by_itself_before_its_least_length(llama):
     expected = llama.model.generate(ids, max_new_tokens=12, min_new_tokens=6, do_sample=False, pad_token_id=0)
     long = generate(llama, PROMPTS[:1], GenerationOptions(max_new_tokens=12, min_new_tokens=6))[0].text
     assert len(long.split()) >= 6
-    told = [token for token in expected[0, 3:].tolist() if token not in (0, end)]
-    assert long.split() == list(map(str, told))
+    expected_ids = [token for token in expected[0, 3:].tolist() if token not in (0, end)]
+    assert long.split() == list(map(str, expected_ids))

@@ -1,4 +1,4 @@
-"""Search spaces from the line and from YAML."""
+"""Search spaces from the command line and from YAML."""
 
 import pytest
 from gptask import UserError
@@ -27,18 +27,18 @@ def read(*overrides):
         ("schedule.warmup=range(0.1,0.5,0.1)", Dimension("schedule.warmup", (), 0.1, 0.4, 0.1)),
     ],
 )
-def test_the_line(override, expected):
+def test_an_override_of_the_command_line_becomes_a_dimension(override, expected):
     space, fixed = read("probe=false", override)
     assert fixed == ["probe=false"]
-    (found,) = space
-    assert found.values()[0] == expected.values()[0]
-    assert (found.key, found.choices, found.whole, found.step, found.log) == (
-        expected.key, expected.choices, expected.whole, expected.step, expected.log,
+    (dimension,) = space
+    assert dimension.values()[0] == expected.values()[0]
+    assert (dimension.key, dimension.choices, dimension.is_integer, dimension.step, dimension.log) == (
+        expected.key, expected.choices, expected.is_integer, expected.step, expected.log,
     )  # fmt: skip
-    assert found.values() == pytest.approx(expected.values()) if not expected.choices else True
+    assert dimension.values() == pytest.approx(expected.values()) if not expected.choices else True
 
 
-def test_the_same_for_optuna():
+def test_dimensions_become_optuna_distributions():
     from optuna import distributions as d
 
     space, _ = read("a=tag(log,interval(1e-4,1e-2))", "b=range(1,8,2)", "c=x,y", "e=tag(log,int(interval(2,64)))")
@@ -50,7 +50,7 @@ def test_the_same_for_optuna():
     ]
 
 
-def test_values_become_overrides_that_read_back():
+def test_values_become_overrides():
     (lr, rank), _ = read("lr=interval(0,1)", "rank=4,8")
     assert lr.override(0.000123456789) == "lr=0.000123457"
     assert rank.override("4") == "rank=4"
@@ -58,7 +58,7 @@ def test_values_become_overrides_that_read_back():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("lr=interval(2,1)", "the interval is empty"),
         ("lr=interval(1,1)", "the interval is empty"),
@@ -72,13 +72,13 @@ def test_values_become_overrides_that_read_back():
         ("lr=glob(*)", "name the values"),
     ],
 )
-def test_a_wrong_space_is_told(override, said):
+def test_a_wrong_space_is_refused(override, message):
     with pytest.raises(UserError, match="lr") as error:
         read(override)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_yaml_says_the_same(tmp_path):
+def test_yaml_gives_the_same_dimensions_as_the_command_line(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text(
         "tuning.lr: tag(log,interval(1e-4,1e-2))\ntuning.rank: [4, 8]\ntask.prompt: ['{text}: it''s', null, true]\n"
@@ -88,7 +88,7 @@ def test_yaml_says_the_same(tmp_path):
     assert prompt.choices == (r"'{text}: it\'s'", "null", "true")
 
 
-def test_the_line_goes_over_the_file(tmp_path):
+def test_the_command_line_overrides_the_file(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("a: [1, 2]\nb: [1, 2]\nc: [1, 2]\n")
     space, fixed = read("a=3,4", "++b=7")
@@ -99,9 +99,9 @@ def test_the_line_goes_over_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("a: [1\nb: 2\n", r"space\.yaml:2: this is no YAML"),
+        ("a: [1\nb: 2\n", r"space\.yaml:2: this is not valid YAML"),
         ("- a\n", "expected a line for each option"),
         ("", "expected a line for each option"),
         ("a: [1, 2]\nb: 5\n", r"space\.yaml:2: b: 5 is no search space"),
@@ -111,7 +111,7 @@ def test_the_line_goes_over_the_file(tmp_path):
         ("a: []\n", r"space\.yaml:1: .*nothing to choose from"),
     ],
 )
-def test_bad_yaml_is_told_with_its_line(text, said, tmp_path):
+def test_bad_yaml_is_refused_with_its_line(text, message, tmp_path):
     (tmp_path / "space.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         in_file(str(tmp_path / "space.yaml"))

@@ -1,0 +1,93 @@
+"""A training that was interrupted keeps its checkpoints and resumes from them."""
+
+import errno
+import signal
+import threading
+
+import pytest
+import torch
+from gptask import UserError, train
+from gptask.training.module import GPTModule
+from gptask_tasks.sentiment import Sentiment
+
+from tests.support.configs import small_config
+
+
+def test_resume_goes_on_in_the_same_folder(tmp_path):
+    first = train(small_config(tmp_path))
+    steps = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    longer = {"max_epochs": 4, "accelerator": "cpu", "accumulate_grad_batches": 1}
+    second = train(small_config(tmp_path, resume=str(first.folder), trainer=longer))
+    assert second.folder == first.folder
+    last = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2 * steps
+
+
+def test_resume_without_a_checkpoint_is_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        train(small_config(tmp_path, resume=str(tmp_path / "empty")))
+
+
+def test_ctrl_c_writes_a_checkpoint_and_names_the_command_that_resumes(tmp_path):
+    task = Sentiment()
+    endless = small_config(
+        tmp_path, task=task, folder=str(tmp_path / "run"), trainer={"max_epochs": 500, "accelerator": "cpu"}
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT
+
+    def interrupt():
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists() and alive.is_set():
+            threading.Event().wait(0.05)
+        signal.raise_signal(signal.SIGINT) if alive.is_set() else None
+
+    alive = threading.Event()
+    alive.set()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt.*gptask train resume="):
+            train(endless)
+    finally:
+        alive.clear()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    checkpoint = torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)
+    longer = {"max_epochs": checkpoint["epoch"] + 2, "accelerator": "cpu"}
+    resumed = train(small_config(tmp_path, task=task, resume=str(tmp_path / "run"), trainer=longer))
+    assert resumed.metrics["n"] == 10
+    assert not (tmp_path / "run/checkpoints/interrupted.ckpt").exists()
+
+
+def test_ctrl_c_during_validation_keeps_the_epoch_before_it(tmp_path, monkeypatch):
+    validation_step = GPTModule.validation_step
+
+    def interrupted_step(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        validation_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GPTModule, "validation_step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted\.ckpt"):
+        train(small_config(tmp_path, folder=str(tmp_path / "run")))
+    monkeypatch.setattr(GPTModule, "validation_step", validation_step)
+    assert torch.load(tmp_path / "run/checkpoints/interrupted.ckpt", weights_only=True)["global_step"] == 6
+    longer = {"max_epochs": 3, "accelerator": "cpu"}
+    resumed = train(small_config(tmp_path, resume=str(tmp_path / "run"), trainer=longer))
+    assert resumed.metrics["n"] == 10
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):
+    torch_save, calls = torch.save, []
+
+    def save_until_the_disk_is_full(value, target, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 2:  # best and last of the first epoch are written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return torch_save(value, target, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save_until_the_disk_is_full)
+    with pytest.raises(UserError, match=r"No space left on device.*last\.ckpt.*resume="):
+        train(small_config(tmp_path, folder=str(tmp_path / "run")))
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] > 0
