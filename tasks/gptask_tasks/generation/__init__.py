@@ -24,7 +24,7 @@ from gptask import (
 )
 
 from gptask_tasks import sample
-from gptask_tasks.generation.records import conversation
+from gptask_tasks.generation.conversations import conversation
 from gptask_tasks.scores import CorpusScore, Likelihood, Rouge
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from gptask import DataError, Encoded, Example, Head
 from torch import Tensor, nn
 
-from gptask_tasks.both_ways import BiLSTM
+from gptask_tasks.bilstm import BiLSTM
 
 if TYPE_CHECKING:
     from gptask import Backbone, Batch

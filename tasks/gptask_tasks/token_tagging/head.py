@@ -12,7 +12,7 @@ from gptask import IGNORED, Backbone, Batch, Head
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gptask_tasks.both_ways import BiLSTM
+from gptask_tasks.bilstm import BiLSTM
 
 
 class TaggingHead(Head):

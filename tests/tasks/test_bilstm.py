@@ -1,7 +1,7 @@
 """The bidirectional layer: a state sees what follows it, and no pad."""
 
 import torch
-from gptask_tasks.both_ways import BiLSTM
+from gptask_tasks.bilstm import BiLSTM
 
 
 def test_each_state_sees_the_whole_sequence_and_no_pad() -> None:
