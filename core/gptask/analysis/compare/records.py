@@ -222,10 +222,13 @@ def _row(line: str, number: int) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"predictions.jsonl, line {number} is no JSON: {error}") from error
-    hashes = [row.get(name) for name in ("digest", "group")] if isinstance(row, dict) else []
-    if not hashes or not {"id", "statistics"} <= row.keys() or not all(isinstance(value, str) for value in hashes):
+    if not isinstance(row, dict) or not {"id", "statistics"} <= row.keys() or not _has_hashes(row):
         raise UserError(f"predictions.jsonl, line {number} is not a prediction of a gptask run")
     return row
+
+
+def _has_hashes(row: dict[str, Any]) -> bool:
+    return all(isinstance(row.get(name), str) for name in ("digest", "group"))
 
 
 def _matching_folders(pattern: str) -> list[Path]:
