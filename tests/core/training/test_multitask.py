@@ -149,7 +149,7 @@ def test_compare_sees_a_row_for_each_task_and_tests_it_against_a_run_alone(finis
     pair = [record for record in records if record.task == "sentiment"]
     (table,) = compare(pair, every=True).tables
     assert len(table.verdicts["accuracy"]) == 1
-    assert read(finished.folder).problem.startswith("of several tasks")
+    assert read(finished.folder).problem.startswith("a run of several tasks")
 
 
 def test_another_mixing_gives_the_run_another_digest(finished, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs side by side: which can be compared, how they differ from a baseline, and what may be said of it."""
+"""Which runs can be compared, how they differ from a baseline, and what the tests conclude."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from gptask.runs.verdict import Verdict
 
 @dataclass
 class ComparisonTable:
-    """The methods of one task on one test set."""
+    """The methods (groups of seeds) of one task on one test set."""
 
     task: str
     split: str
     test_hash: str
     methods: list[SeedGroup]
     baseline: SeedGroup
-    named: bool  # whether a user said which the baseline is
-    main: str  # the metric that ranks
-    verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> number of the method
-    note: str = ""  # why nothing was tested
+    named: bool  # whether the user named the baseline
+    main: str  # the metric that ranks the methods
+    verdicts: dict[str, dict[int, Verdict]] = field(default_factory=dict)  # metric -> index of the method
+    note: str = ""  # why no test was run
 
     @property
     def first(self) -> RunRecord:
-        """A run that stands for all in what they have in common."""
+        """The first run; all runs share its task, test set and metrics."""
         return self.methods[0].records[0]
 
     @property
@@ -49,31 +49,31 @@ class ComparisonTable:
         return self.first.metrics
 
     def width(self, metric: str) -> float:
-        """How wide a metric's range is."""
+        """The width of a metric's range."""
         low, high = self.metrics[metric]["range"]
         return inf if low is None or high is None else high - low
 
     def best(self, metric: str) -> list[int]:
-        """Numbers of the methods with the best value of a metric; none where it ranks nothing."""
+        """Indices of the methods with the best value; empty for a metric without direction and for a single method."""
         direction = self.metrics[metric]["direction"]
         values = [method.value(metric) for method in self.methods]
-        numbers = [value for value in values if isfinite(value)]
-        if direction == "none" or len(self.methods) < 2 or not numbers:
+        finite = [value for value in values if isfinite(value)]
+        if direction == "none" or len(self.methods) < 2 or not finite:
             return []
-        top = max(numbers) if direction == "higher" else min(numbers)
-        return [number for number, value in enumerate(values) if value == top]
+        best = max(finite) if direction == "higher" else min(finite)
+        return [index for index, value in enumerate(values) if value == best]
 
     @property
     def facts(self) -> tuple[dict[str, str], list[str]]:
-        """What is equal for all methods, and the names of what is not."""
+        """The facts that are equal for all methods, and the names of those that differ."""
         names = [name for name in self.methods[0].facts if any(method.facts[name] for method in self.methods)]
         values = {name: {method.facts[name] for method in self.methods} for name in names}
-        equal = {name: found.pop() for name, found in values.items() if len(found) == 1}
+        equal = {name: distinct.pop() for name, distinct in values.items() if len(distinct) == 1}
         return equal, [name for name in names if name not in equal]
 
     @property
     def folder(self) -> Path:
-        """The folder that all runs lie in."""
+        """The deepest folder that holds all runs."""
         parents = [record.folder.parent for method in self.methods for record in method.records]
         mixed = len({parent.is_absolute() for parent in parents}) > 1
         return Path(os.path.commonpath([parent.absolute() if mixed else parent for parent in parents]))
@@ -81,7 +81,7 @@ class ComparisonTable:
 
 @dataclass
 class Comparison:
-    """Everything that was compared, and the runs that could not be."""
+    """The tables of compared runs, and the runs that can't be compared."""
 
     tables: list[ComparisonTable]
     problems: list[RunRecord]
@@ -96,20 +96,21 @@ def compare(
     tested: bool = True,
     grouped: bool = True,
 ) -> Comparison:
-    """Compare runs with the baseline (the best one of each table by default), task by task.
+    """Compare runs with the baseline (by default the best run of each table), task by task.
 
-    Tested is each task's main metric, or the one named, or ``every`` one that has a better and a worse. Runs that
-    differ only in seed are ``grouped``. Raises `UserError` for runs that can't be ranked together, unless they are to
-    be shown ``apart``.
+    The test covers each task's main metric, the ``metric`` named, or ``every`` metric with a direction. Runs that
+    differ only in seed are ``grouped``. Raises `UserError` for runs that can't be ranked together, unless ``apart``
+    shows them in tables of their own.
     """
     sound = [record for record in records if not record.problem]
     tables = []
     for runs in _comparable(sound, apart):
-        found = seed_groups(runs) if grouped else [SeedGroup([record]) for record in runs]
-        main = _main(runs[0], metric)
-        tables.append(_table(found, main, baseline, runs))
+        groups = seed_groups(runs) if grouped else [SeedGroup([record]) for record in runs]
+        tables.append(_table(groups, _main_metric(runs[0], metric), baseline, runs))
     if baseline and not any(_holds(method, baseline) for table in tables for method in table.methods):
-        problem = next((r.problem for r in records if _same(r.folder, baseline)), "it is not among the runs given")
+        problem = next(
+            (r.problem for r in records if _same_folder(r.folder, baseline)), "it is not among the compared runs"
+        )
         raise UserError(f"the baseline {baseline} can't be compared with: {problem}")
     try:
         for table in tables if tested else []:
@@ -117,33 +118,36 @@ def compare(
     except UserError:
         if not any(record.problem for record in sound):
             raise
-        return compare(records, baseline, metric, every, apart, tested, grouped)  # without the damaged one
+        return compare(
+            records, baseline, metric, every, apart, tested, grouped
+        )  # without the run that turned out to be damaged
     _correct(tables)
     return Comparison(tables, [record for record in records if record.problem])
 
 
 def _comparable(records: Sequence[RunRecord], apart: bool) -> Iterator[list[RunRecord]]:
-    """Runs of one task on one test set, scored alike; several sets of a task are an error unless shown ``apart``."""
+    """Runs of one task, test set and set of metrics; several such sets of a task are an error unless ``apart``."""
     tasks: dict[str, dict[tuple[Any, ...], list[RunRecord]]] = {}
     for record in records:
-        kinds = tuple((name, found["signature"]) for name, found in record.metrics.items())
-        key = (record.result["split"], record.result["test_data_hash"], record.result.get("n"), kinds)
+        signatures = tuple((name, entry["signature"]) for name, entry in record.metrics.items())
+        key = (record.result["split"], record.result["test_data_hash"], record.result.get("n"), signatures)
         tasks.setdefault(record.task, {}).setdefault(key, []).append(record)
     for task, sets in tasks.items():
         if len(sets) > 1 and not apart:
-            raise UserError(_incomparable(task, sets))
+            raise UserError(_difference_of_sets(task, sets))
         yield from sets.values()
 
 
-def _incomparable(task: str, sets: dict[tuple[Any, ...], list[RunRecord]]) -> str:
-    """What differs between the runs of a task."""
+def _difference_of_sets(task: str, sets: dict[tuple[Any, ...], list[RunRecord]]) -> str:
+    """The message that says in what the runs of a task differ."""
     names = ("split", "test data", "n", "metrics")
     differing = [n for n, values in zip(names, zip(*sets, strict=True), strict=True) if len(set(values)) > 1]
     lines = []
-    for (split, test_hash, n, kinds), runs in sets.items():
-        told = {"split": split, "test data": test_hash, "n": n, "metrics": "; ".join(f"{m}: {s}" for m, s in kinds)}
-        shown = ", ".join(f"{name} {told[name]}" for name in differing)
-        lines.append(f"  {shown}: {listing((record.folder for record in runs), 3)}")
+    for (split, test_hash, n, signatures), runs in sets.items():
+        metrics = "; ".join(f"{name}: {signature}" for name, signature in signatures)
+        values = {"split": split, "test data": test_hash, "n": n, "metrics": metrics}
+        text = ", ".join(f"{name} {values[name]}" for name in differing)
+        lines.append(f"  {text}: {listing((record.folder for record in runs), 3)}")
     return "\n".join(
         [
             f"runs of task '{task}' can't be ranked together, they differ in {listing(differing)}:",
@@ -153,7 +157,7 @@ def _incomparable(task: str, sets: dict[tuple[Any, ...], list[RunRecord]]) -> st
     )
 
 
-def _main(record: RunRecord, wanted: str | None) -> str:
+def _main_metric(record: RunRecord, wanted: str | None) -> str:
     if wanted is None:
         return next(iter(record.metrics))
     if wanted not in record.metrics:
@@ -164,26 +168,26 @@ def _main(record: RunRecord, wanted: str | None) -> str:
     return wanted
 
 
-def _table(found: list[SeedGroup], main: str, baseline: Path | None, runs: list[RunRecord]) -> ComparisonTable:
+def _table(groups: list[SeedGroup], main: str, baseline: Path | None, runs: list[RunRecord]) -> ComparisonTable:
     first = runs[0]
-    named = [method for method in found if baseline and _holds(method, baseline)]
-    about = first.task, first.result["split"], first.result["test_data_hash"]
-    table = ComparisonTable(*about, found, [*named, *found][0], bool(named), main)
+    named = [group for group in groups if baseline and _holds(group, baseline)]
+    test_set = first.task, first.result["split"], first.result["test_data_hash"]
+    table = ComparisonTable(*test_set, groups, [*named, *groups][0], bool(named), main)
     if not named and (best := table.best(main)):
-        table.baseline = found[best[0]]
+        table.baseline = groups[best[0]]
     return table
 
 
-def _same(a: Path, b: Path) -> bool:
+def _same_folder(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
-def _holds(method: SeedGroup, folder: Path) -> bool:
-    return any(_same(record.folder, folder) for record in method.records)
+def _holds(group: SeedGroup, folder: Path) -> bool:
+    return any(_same_folder(record.folder, folder) for record in group.records)
 
 
 def _test(table: ComparisonTable, metrics: Sequence[str]) -> None:
-    """Test all methods against the baseline, where the task's plugin is there to aggregate its metrics."""
+    """Test all methods against the baseline; without the task's plugin, which aggregates its metrics, note why not."""
     try:
         for name in metrics:
             table.baseline.records[0].metric(name)
@@ -203,13 +207,13 @@ def _verdicts(table: ComparisonTable, metric: str) -> Iterator[tuple[int, Verdic
 
 
 def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Difference:
-    """The difference of two methods, kept for the next time: it depends on the predictions and the code alone."""
+    """The difference of two methods, cached: it depends on predictions, options and code alone."""
     first = baseline.records[0]
     sides = [[record.predictions_hash for record in side.records] for side in (candidate, baseline)]
-    key = [RESAMPLES, metric, first.config["task"], _code(type(first.metric(metric))), sides]
-    kept = cache_folder() / "tests" / f"{digest(repr(key))}.json"
+    key = [RESAMPLES, metric, first.config["task"], _code_hash(type(first.metric(metric))), sides]
+    cached = cache_folder() / "verdicts" / f"{digest(repr(key))}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):
-        values = json.loads(kept.read_text(encoding="utf-8"))
+        values = json.loads(cached.read_text(encoding="utf-8"))
         return Difference(**values | {"seeds": tuple(values["seeds"])})
     like = first.predictions
     rows = [side.statistics(metric, like) for side in (candidate, baseline)]
@@ -217,16 +221,16 @@ def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Diffe
         raise UserError(
             f"'{metric}' has other statistics in {candidate.name} than in {baseline.name}: the options differ"
         )
-    found = difference(first.metric(metric), rows[0], rows[1], like.groups)
+    result = difference(first.metric(metric), rows[0], rows[1], like.groups)
     with suppress(OSError):  # a cache that can't be written only costs time
-        kept.parent.mkdir(exist_ok=True)
-        write_text(kept, json.dumps(asdict(found)))
-    return found
+        cached.parent.mkdir(exist_ok=True)
+        write_text(cached, json.dumps(asdict(result)))
+    return result
 
 
 @cache
-def _code(metric: type[Metric]) -> str:
-    """A hash of the modules that a verdict comes from, so that an edit is never answered from the cache."""
+def _code_hash(metric: type[Metric]) -> str:
+    """A hash of the modules that compute a verdict, so that an edit is never answered from the cache."""
     modules = {cls.__module__ for cls in metric.__mro__ if issubclass(cls, Metric)} | {
         Difference.__module__,
         bootstrap.__module__,
@@ -236,16 +240,16 @@ def _code(metric: type[Metric]) -> str:
 
 
 def _correct(tables: Sequence[ComparisonTable]) -> None:
-    """Holm's correction over pairs and tasks: of the main metrics together, of every other by its name.
+    """Holm's correction over pairs and tasks: one family of all main metrics, and one for each other metric.
 
-    Against the best run every pair counts, as any might have become the best one and the worst.
+    With the best run as baseline every pair counts, since any pair might have been the one that is tested.
     """
     families: dict[str, list[tuple[ComparisonTable, list[Verdict]]]] = {}
     for table in tables:
         for name, verdicts in table.verdicts.items():
             families.setdefault("" if name == table.main else name, []).append((table, list(verdicts.values())))
     for family in families.values():
-        made = [verdict for _, verdicts in family for verdict in verdicts]
-        more = sum(len(found) * (len(found) - 1) // 2 for table, found in family if not table.named)
-        for verdict, p in zip(made, holm([verdict.difference.p for verdict in made], more), strict=True):
-            verdict.tests, verdict.p = len(made) + more, p
+        tested = [verdict for _, verdicts in family for verdict in verdicts]
+        untested = sum(len(pairs) * (len(pairs) - 1) // 2 for table, pairs in family if not table.named)
+        for verdict, p in zip(tested, holm([verdict.difference.p for verdict in tested], untested), strict=True):
+            verdict.tests, verdict.p = len(tested) + untested, p

@@ -21,12 +21,13 @@ from gptask.runs.reproduce import reproduce_command
 def write(records: Sequence[RunRecord], folder: Path, metric: str | None = None) -> tuple[list[Path], list[RunRecord]]:
     """Write ``leaderboard.md`` and ``leaderboard.html`` into a folder; return both, and the runs left out.
 
-    ``metric`` ranks instead of each task's main one. Raises `UserError` where there is nothing to rank or no place.
+    ``metric`` ranks instead of each task's main one. Raises `UserError` if there is nothing to rank or no room on disk.
     """
-    found = compare(records, metric=metric, apart=True, tested=False)
-    if not found.tables:
-        raise UserError(f"no run there can be ranked: {listing(f'{r.folder}: {r.problem}' for r in found.problems)}")
-    parts = [(title(table), header(table), list(rows(table))) for table in found.tables]
+    comparison = compare(records, metric=metric, apart=True, tested=False)
+    if not comparison.tables:
+        reasons = listing(f"{record.folder}: {record.problem}" for record in comparison.problems)
+        raise UserError(f"no run can be ranked: {reasons}")
+    parts = [(title(table), header(table), list(rows(table))) for table in comparison.tables]
     quoted = [
         (prose(name), names, [[*map(prose, line[:-1]), code(line[-1])] for line in lines])
         for name, names, lines in parts
@@ -39,7 +40,7 @@ def write(records: Sequence[RunRecord], folder: Path, metric: str | None = None)
         write_text(paths[1], page("Leaderboard", body))
     except OSError as error:
         raise UserError(f"{folder} can't be written to: {error.strerror}") from error
-    return paths, found.problems
+    return paths, comparison.problems
 
 
 def header(table: ComparisonTable) -> list[str]:
@@ -63,9 +64,9 @@ def rows(table: ComparisonTable) -> Iterator[list[str]]:
     ranked = sorted(table.methods, key=lambda method: _rank(sign * method.value(table.main)))
     counts: dict[tuple[str, str], int] = {}
     for method in ranked:
-        place = method.facts["backbone"], method.facts["tuning"].split(" ")[0]
-        best.setdefault(place, method)
-        counts[place] = counts.get(place, 0) + len(method.records)
+        key = method.facts["backbone"], method.facts["tuning"].split(" ")[0]
+        best.setdefault(key, method)
+        counts[key] = counts.get(key, 0) + len(method.records)
     for (backbone, tuning), method in best.items():
         facts, first = method.facts, method.records[0]
         value = cell(table, method, table.main)
@@ -74,5 +75,5 @@ def rows(table: ComparisonTable) -> Iterator[list[str]]:
 
 
 def _rank(value: float) -> float:
-    """A number to sort by, what is none last."""
+    """A number to sort by; nan comes last."""
     return value if value == value else inf

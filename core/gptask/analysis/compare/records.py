@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gptask.analysis.compare import validation as soundness
+from gptask.analysis.compare.validation import problem_of
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
-from gptask.runs import run
+from gptask.runs.run import task_from_config
 
 MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
 
@@ -32,7 +32,7 @@ class PredictionsTable:
 
     @cached_property
     def digests(self) -> list[str]:
-        """Of the inputs."""
+        """Digests of the inputs."""
         return [row["digest"] for row in self.rows]
 
     @cached_property
@@ -42,7 +42,7 @@ class PredictionsTable:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """(N,) number of what each example shares with others (its context, or a duplicate's input)."""
+        """(N,) group numbers: examples of one group share a context, or are duplicates."""
         return np.unique([row["group"] for row in self.rows], return_inverse=True)[1]
 
     def statistics(self, metric: str) -> np.ndarray:
@@ -50,10 +50,10 @@ class PredictionsTable:
         try:
             return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float).reshape(len(self.rows), -1)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"predictions.jsonl has not in each line the statistics of '{metric}'") from error
+            raise UserError(f"predictions.jsonl lacks the statistics of '{metric}' in some lines") from error
 
-    def taken(self, order: Sequence[int]) -> PredictionsTable:
-        """Some rows, in another order."""
+    def reordered(self, order: Sequence[int]) -> PredictionsTable:
+        """The rows at these numbers, in this order."""
         return PredictionsTable([self.rows[number] for number in order])
 
 
@@ -73,22 +73,22 @@ class RunRecord:
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """What metrics.json says of each metric, the main one first."""
-        found: dict[str, dict[str, Any]] = self.result.get("metrics", {})
-        return found
+        """The entries of metrics.json by metric, the main one first."""
+        metrics: dict[str, dict[str, Any]] = self.result.get("metrics", {})
+        return metrics
 
     @cached_property
     def parent(self) -> RunRecord | None:
-        """The run that an evaluation is of, where it is still there; its path may start at any folder above."""
-        named = self.config.get("parent") or ""
-        places = [base / named for base in (*self.folder.absolute().parents, Path())] if named else []
-        found = next((read(place) for place in places if (place / "config.yaml").is_file()), None)
-        return found if found and isinstance(found.config.get("task"), dict) else None
+        """The run that was evaluated, if its folder still exists; its path may be relative to any folder above."""
+        name = self.config.get("parent") or ""
+        candidates = [base / name for base in (*self.folder.absolute().parents, Path())] if name else []
+        parent = next((read(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
+        return parent if parent and isinstance(parent.config.get("task"), dict) else None
 
     @cached_property
     def predictions(self) -> PredictionsTable:
-        """What was said about each test example; raises `UserError` for a damaged file, and notes the ``problem``."""
-        with self._noted():
+        """The predictions file; a damaged one raises `UserError` and sets ``problem``."""
+        with self._problem_noted():
             rows = list(_lines(self.folder / "predictions.jsonl"))
             if len(rows) != self.result["n"]:
                 raise UserError(f"predictions.jsonl has {len(rows)} lines, not {self.result['n']}")
@@ -97,27 +97,27 @@ class RunRecord:
     def statistics(self, metric: str, like: PredictionsTable | None = None) -> np.ndarray:
         """(N, K) numbers of a metric, in the order of other predictions on the same examples.
 
-        Raises `UserError` for a damaged file, and notes the ``problem``; also for other examples.
+        A damaged file raises `UserError` and sets ``problem``; other examples raise it too.
         """
         rows = self.predictions if like is None else self._aligned(like)
-        with self._noted():
+        with self._problem_noted():
             return rows.statistics(metric)
 
     def _aligned(self, like: PredictionsTable) -> PredictionsTable:
-        own = self.predictions
-        if own.digests == like.digests:
-            return own
-        places = {key: number for number, key in enumerate(own.keys)}
-        missing = sum(key not in places for key in like.keys)
-        if missing or len(places) != len(like.rows):
+        predictions = self.predictions
+        if predictions.digests == like.digests:
+            return predictions
+        row_numbers = {key: number for number, key in enumerate(predictions.keys)}
+        missing = sum(key not in row_numbers for key in like.keys)
+        if missing or len(row_numbers) != len(like.rows):
             raise UserError(
                 f"{self.folder} and the run it is compared with have {len(like.rows) - missing} test examples in "
-                f"common (of {len(own.rows)} and {len(like.rows)}): a paired test needs the same"
+                f"common (of {len(predictions.rows)} and {len(like.rows)}): a paired test needs the same"
             )
-        return own.taken([places[key] for key in like.keys])
+        return predictions.reordered([row_numbers[key] for key in like.keys])
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _problem_noted(self) -> Iterator[None]:
         try:
             yield
         except UserError as error:
@@ -127,7 +127,7 @@ class RunRecord:
     @cached_property
     def predictions_hash(self) -> str:
         """SHA-256 of predictions.jsonl, 16 digits."""
-        with self._noted():
+        with self._problem_noted():
             try:
                 with (self.folder / "predictions.jsonl").open("rb") as stream:
                     return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
@@ -136,7 +136,7 @@ class RunRecord:
 
     @property
     def curves(self) -> tuple[Path, str | None]:
-        """The folder whose metrics.csv tells of the training, and the task's name there if it is one of several."""
+        """The folder whose metrics.csv holds the training's curves, and the task's name in it if it has several."""
         member = self.config.get("member")
         return (self.folder.parent if member else self.folder), member
 
@@ -146,7 +146,7 @@ class RunRecord:
         return _task(json.dumps({key: self.config[key] for key in ("plugin", "task")}))
 
     def metric(self, name: str) -> Metric:
-        """A metric of the run's task, which aggregates statistics."""
+        """A metric of the run's task."""
         if name not in self._metrics:
             raise UserError(f"{self.folder}: the installed plugin of '{self.task}' has no metric '{name}'")
         return self._metrics[name]
@@ -158,31 +158,33 @@ class RunRecord:
 
 @lru_cache(maxsize=256)
 def _task(values: str) -> Task:
-    return run.task_from_config(json.loads(values))[1]
+    return task_from_config(json.loads(values))[1]
 
 
-def find(places: Iterable[str], task: str | None = None, latest: int | None = None) -> list[RunRecord]:
+def find(patterns: Iterable[str], task: str | None = None, latest: int | None = None) -> list[RunRecord]:
     """The runs at or below some folders or glob patterns, each once, oldest first.
 
-    ``latest`` keeps so many of each task. Raises `UserError` where a place has no run, or a task none.
+    ``latest`` limits how many runs of each task are kept. Raises `UserError` for a pattern or a task without runs.
     """
     folders: dict[Path, Path] = {}
-    for place in places:
-        below = [folder for path in _expanded(place) for folder in _runs(path)]
-        if not below:
-            raise UserError(f"no run folder at or below {place} (a run folder holds config.yaml and metrics.json)")
-        folders |= {folder.resolve(): folder for folder in below}
+    for pattern in patterns:
+        run_folders = [folder for path in _matching_folders(pattern) for folder in _run_folders(path)]
+        if not run_folders:
+            raise UserError(f"no run folder at or below {pattern} (a run folder holds config.yaml and metrics.json)")
+        folders |= {folder.resolve(): folder for folder in run_folders}
     records = sorted(map(read, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
     tasks = {record.task for record in records if record.task}
     if task is not None:
         if task not in tasks:
-            raise UserError(f"no run of task '{task}' there; tasks: {listing(sorted(tasks))}.{nearest(task, tasks)}")
+            raise UserError(
+                f"no run of task '{task}'; tasks with runs: {listing(sorted(tasks))}.{nearest(task, tasks)}"
+            )
         records = [record for record in records if record.task == task]
     return _latest(records, latest) if latest is not None else records
 
 
 def read(folder: Path) -> RunRecord:
-    """The record of a run folder; what is wrong with it is told in ``problem``."""
+    """The record of a run folder; ``problem`` says what is wrong with it."""
     import yaml
 
     record = RunRecord(folder)
@@ -190,13 +192,13 @@ def read(folder: Path) -> RunRecord:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         record.result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        record.problem = soundness.problem(record.config, record.result)
+        record.problem = problem_of(record.config, record.result)
         if not record.problem and not (folder / "predictions.jsonl").is_file():
             record.problem = "damaged: no predictions.jsonl"
     except FileNotFoundError as error:
         name = Path(error.filename).name
         pruned = (folder / "pruned.json").is_file()
-        record.problem = "pruned: a sweep ended it early" if pruned else f"unfinished: no {name}"
+        record.problem = "pruned: a sweep stopped it early" if pruned else f"unfinished: no {name}"
     except (OSError, ValueError, yaml.YAMLError) as error:
         record.problem = f"damaged: {' '.join(str(error).split())[:120]}"
     if not (isinstance(record.config, dict) and isinstance(record.config.get("plugin", {}), dict)):
@@ -220,45 +222,47 @@ def _row(line: str, number: int) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"predictions.jsonl, line {number} is no JSON: {error}") from error
-    parts = [row.get(name) for name in ("digest", "group")] if isinstance(row, dict) else []
-    if not parts or not {"id", "statistics"} <= row.keys() or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"predictions.jsonl, line {number}: no prediction of a gptask run")
+    if not isinstance(row, dict) or not {"id", "statistics"} <= row.keys() or not _has_hashes(row):
+        raise UserError(f"predictions.jsonl, line {number} is not a prediction of a gptask run")
     return row
 
 
-def _expanded(place: str) -> list[Path]:
-    """The folders a place stands for: itself, or what its pattern matches."""
-    path = Path(place).expanduser()
+def _has_hashes(row: dict[str, Any]) -> bool:
+    return all(isinstance(row.get(name), str) for name in ("digest", "group"))
+
+
+def _matching_folders(pattern: str) -> list[Path]:
+    """The folder itself, or the folders that a glob pattern matches."""
+    path = Path(pattern).expanduser()
     if path.is_dir():
         return [path]
-    return [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_dir()]
+    return [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_dir()]
 
 
-def _runs(folder: Path) -> Iterator[Path]:
-    """Run folders at or below a folder, and those that can't be looked into; nothing inside one is another, but for
-    the tasks of a run of several."""
-    closed: list[OSError] = []
-    for place, below, files in os.walk(folder, onerror=closed.append):
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Run folders at or below a folder, and folders that can't be read; a run of several tasks yields one per task."""
+    unreadable: list[OSError] = []
+    for path, below, files in os.walk(folder, onerror=unreadable.append):
         if any(mark in files for mark in MARKS):
-            tasks = [Path(place) / name for name in sorted(below) if (Path(place) / name / "metrics.json").is_file()]
+            tasks = [Path(path) / name for name in sorted(below) if (Path(path) / name / "metrics.json").is_file()]
             below.clear()
-            yield from tasks or [Path(place)]
+            yield from tasks or [Path(path)]
         below[:] = sorted(name for name in below if not name.startswith("."))
-    yield from (Path(error.filename) for error in closed)
+    yield from (Path(error.filename) for error in unreadable)
 
 
 def _latest(records: Sequence[RunRecord], count: int) -> list[RunRecord]:
-    """The last runs of each task by the time they were written."""
+    """The most recently written ``count`` runs of each task."""
     if count < 1:
         raise UserError(f"--latest {count} must be at least 1")
     tasks: dict[str, list[RunRecord]] = {}
-    for record in sorted(records, key=_written):
+    for record in sorted(records, key=_last_written):
         tasks.setdefault(record.task, []).append(record)
-    kept = {id(record) for runs in tasks.values() for record in runs[-count:]}
-    return [record for record in records if id(record) in kept]
+    latest = {id(record) for runs in tasks.values() for record in runs[-count:]}
+    return [record for record in records if id(record) in latest]
 
 
-def _written(record: RunRecord) -> float:
-    """When it ended, or was last at work; a report in the folder makes it no later."""
+def _last_written(record: RunRecord) -> float:
+    """The time the run ended or last wrote; a report in its folder does not count."""
     paths = [record.folder / name for name in ("metrics.json", "train.log", "config.yaml")]
     return next((path.stat().st_mtime for path in paths if path.is_file()), 0.0)

@@ -26,13 +26,13 @@ b{color:light-dark(#06c,#7bf)}p{color:light-dark(#555,#aaa)}"""
 
 
 def title(table: ComparisonTable) -> str:
-    """What the rows are about."""
+    """Task, split and test set of the table."""
     first = table.first.result
     return f"{table.task}: {table.split}, n = {first['n']}, test data {table.test_hash}"
 
 
 def folded(table: ComparisonTable) -> str:
-    """What is equal for all rows, in one line, and why they were not tested, if they were not."""
+    """The facts that are equal for all rows, in one line, and why no test was run, if none was."""
     equal = {"in": table.folder} | table.facts[0]
     return "; ".join([*(f"{name}: {value}" for name, value in equal.items()), *([table.note] if table.note else [])])
 
@@ -40,36 +40,37 @@ def folded(table: ComparisonTable) -> str:
 def header(table: ComparisonTable) -> list[str]:
     """Column names."""
     tested = [table.main] if any(table.verdicts.values()) else []
-    metrics = [f"{name} {ARROWS[found['direction']]}".strip() for name, found in table.metrics.items()]
+    metrics = [f"{name} {ARROWS[entry['direction']]}".strip() for name, entry in table.metrics.items()]
     differing = ["options"] if any(options(table.methods)) else []
     return ["run", *metrics, *(f"{name} against the baseline" for name in tested), *table.facts[1], *differing]
 
 
 def rows(table: ComparisonTable, mark: Callable[[str], str], text: Callable[[str], str] = str) -> Iterator[list[str]]:
-    """Cells of each method; ``mark`` makes the best values of a metric stand out, ``text`` quotes what users named."""
-    best, more = {name: table.best(name) for name in table.metrics}, options(table.methods)
+    """Cells of each method; ``mark`` highlights a metric's best values, ``text`` escapes names chosen by users."""
+    best, differing = {name: table.best(name) for name in table.metrics}, options(table.methods)
     for number, method in enumerate(table.methods):
         values = [(name, cell(table, method, name)) for name in table.metrics]
-        said = verdict(table, number)
-        facts = [method.facts[name] for name in table.facts[1]] + ([more[number]] if any(more) else [])
+        conclusion = verdict(table, number)
+        facts = [method.facts[name] for name in table.facts[1]]
+        facts += [differing[number]] if any(differing) else []
         yield [
             text(method.below(table.folder)),
             *(mark(value) if number in best[name] else value for name, value in values),
-            *([said] if said else []),
+            *([conclusion] if conclusion else []),
             *map(text, facts),
         ]
 
 
 def verdict(table: ComparisonTable, number: int) -> str:
-    """What the main metric's test says of a method; empty where nothing was tested."""
+    """The verdict on a method in the main metric; empty if no test was run."""
     if not any(table.verdicts.values()):
         return ""
-    found = table.verdicts.get(table.main, {}).get(number)
-    return found.words if found else "baseline"
+    outcome = table.verdicts.get(table.main, {}).get(number)
+    return outcome.words if outcome else "baseline"
 
 
 def cell(table: ComparisonTable, method: SeedGroup, metric: str) -> str:
-    """A value with its interval, or with its spread over the seeds."""
+    """A value with its interval, or with its standard deviation over the seeds."""
     places = digits(table.width(metric))
     value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
     if spread is not None:
@@ -79,7 +80,7 @@ def cell(table: ComparisonTable, method: SeedGroup, metric: str) -> str:
 
 
 def details(table: ComparisonTable) -> Iterator[list[str]]:
-    """Metric by metric, how a candidate differs from the baseline; for two methods only."""
+    """How a candidate differs from the baseline in each metric; for two methods only."""
     if len(table.methods) == 2:
         for name, verdicts in table.verdicts.items():
             for verdict in verdicts.values():
@@ -90,12 +91,12 @@ DETAILS = ["metric", "difference to the baseline", "p (Holm)", "test", "verdict"
 
 
 def problems(records: Iterable[RunRecord]) -> list[str]:
-    """A line for each run that could not be compared."""
+    """A line for each run that can't be compared."""
     return [f"not compared: {record.folder}: {record.problem}" for record in records]
 
 
 def markdown(comparison: Comparison) -> str:
-    """GitHub's tables, the best values in bold."""
+    """GitHub tables with the best values in bold."""
     parts = []
     for table in comparison.tables:
         shared = folded(table)
@@ -107,7 +108,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def html(comparison: Comparison) -> str:
-    """A page of its own."""
+    """A web page."""
     parts = []
     for table in comparison.tables:
         parts += [f"<h2>{escape(title(table))}</h2>", f"<p>{escape(folded(table))}</p>" if folded(table) else ""]
@@ -127,7 +128,7 @@ def page(name: str, body: str) -> str:
 
 
 def html_grid(names: list[str], lines: list[list[str]]) -> str:
-    """A table, its marked cells in bold."""
+    """A table with its marked cells in bold."""
 
     def td(text: str) -> str:
         return f"<td><b>{escape(text[1:])}</b></td>" if text.startswith("\0") else f"<td>{escape(text)}</td>"
@@ -149,31 +150,32 @@ def as_csv(comparison: Comparison) -> str:
 
 def _records(table: ComparisonTable) -> Iterator[dict[str, Any]]:
     for number, method in enumerate(table.methods):
-        for name, found in table.metrics.items():
-            low_high, verdict = method.interval(name) or (None, None), table.verdicts.get(name, {}).get(number)
-            told = verdict.difference if verdict else None
+        for name, entry in table.metrics.items():
+            low, high = method.interval(name) or (None, None)
+            verdict = table.verdicts.get(name, {}).get(number)
+            tested = verdict.difference if verdict else None
             yield {
                 "task": table.task, "split": table.split, "test_data": table.test_hash, "run": method.name,
-                "metric": name, "direction": found["direction"], "value": method.value(name), "low": low_high[0],
-                "high": low_high[1], "spread": method.spread(name), "n": found["n"],
-                "baseline": table.baseline.name, "difference": told and told.value, "difference_low": told and told.low,
-                "difference_high": told and told.high, "p": told and told.p, "p_holm": verdict and verdict.p,
-                "test": told and told.test, "verdict": verdict.word if verdict else "",
-                **method.facts,
+                "metric": name, "direction": entry["direction"], "value": method.value(name), "low": low, "high": high,
+                "spread": method.spread(name), "n": entry["n"], "baseline": table.baseline.name,
+                "difference": tested and tested.value, "difference_low": tested and tested.low,
+                "difference_high": tested and tested.high, "p": tested and tested.p,
+                "p_holm": verdict and verdict.p, "test": tested and tested.test,
+                "verdict": verdict.word if verdict else "", **method.facts,
             }  # fmt: skip
 
 
 def as_json(comparison: Comparison) -> str:
-    """Everything."""
-    told = {
+    """All tables with their tests, and the runs that can't be compared."""
+    content = {
         "tables": [_plain(table) for table in comparison.tables],
         "not_compared": [{"run": str(r.folder), "problem": r.problem} for r in comparison.problems],
     }
-    return json.dumps(_strict(told), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    return json.dumps(_strict(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def _strict(value: Any) -> Any:
-    """A value as JSON has it, which knows no number without bounds, and none that is not one."""
+    """A value with None for nan and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -190,7 +192,7 @@ def _plain(table: ComparisonTable) -> dict[str, Any]:
         "baseline": table.baseline.name,
         "note": table.note,
         "metrics": {
-            name: {key: found[key] for key in ("direction", "signature", "n")} for name, found in table.metrics.items()
+            name: {key: entry[key] for key in ("direction", "signature", "n")} for name, entry in table.metrics.items()
         },
         "methods": [_method(table, number, method) for number, method in enumerate(table.methods)],
     }
@@ -216,9 +218,11 @@ def _method(table: ComparisonTable, number: int, method: SeedGroup) -> dict[str,
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    found = verdict.difference
-    more = {"p_holm": verdict.p, "tests": verdict.tests, "effect": found.effect, "words": verdict.words}
-    return asdict(found) | more | {"detectable": found.detectable(verdict.tests), "verdict": verdict.word}
+    difference = verdict.difference
+    corrected = {"p_holm": verdict.p, "tests": verdict.tests, "effect": difference.effect, "words": verdict.words}
+    return (
+        asdict(difference) | corrected | {"detectable": difference.detectable(verdict.tests), "verdict": verdict.word}
+    )
 
 
 TEXTS: dict[str, Callable[[Comparison], str]] = {

@@ -1,4 +1,4 @@
-"""Methods: runs that differ in nothing but their seed."""
+"""Seed groups: runs that differ in their seed alone, compared as one method."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ import numpy as np
 
 from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
-NOT_THE_METHOD = {"seed", "folder", "outputs", "resume", "probe", "logger", "adjusted", "command", "run"}
+IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "adjusted", "command", "run"}
 
 
 @dataclass
 class SeedGroup:
-    """One or several runs."""
+    """Runs of one method, each with another seed."""
 
     records: list[RunRecord]
 
     @property
     def name(self) -> str:
-        """The first run's folder, and how many seeds more."""
+        """The first run's folder, and the number of further seeds."""
         return self.below(Path())
 
     def below(self, folder: Path) -> str:
-        """The name without a folder that all runs lie in."""
-        first, more = self.records[0].folder, len(self.records) - 1
+        """The name relative to a folder that holds all runs."""
+        first, further = self.records[0].folder, len(self.records) - 1
         name = str(first) if folder == Path() else os.path.relpath(first, folder)
-        return f"{name}{f' (+{more} seeds)' if more else ''}"
+        return f"{name}{f' (+{further} seeds)' if further else ''}"
 
     def values(self, metric: str) -> list[float]:
-        """A metric of each run."""
+        """The metric's value in each run."""
         return [record.metrics[metric]["value"] for record in self.records]
 
     def value(self, metric: str) -> float:
-        """Its mean over the seeds."""
+        """The metric's mean over the seeds."""
         return statistics.fmean(self.values(metric))
 
     def spread(self, metric: str) -> float | None:
-        """Its standard deviation over the seeds, None for one."""
+        """The metric's standard deviation over the seeds, None for a single run."""
         return statistics.stdev(self.values(metric)) if len(self.records) > 1 else None
 
     def interval(self, metric: str) -> list[float] | None:
-        """The 95% interval of a single run."""
+        """The 95% interval of a single run, None for several."""
         return self.records[0].metrics[metric]["interval"] if len(self.records) == 1 else None
 
     def statistics(self, metric: str, like: PredictionsTable) -> list[np.ndarray]:
@@ -57,20 +57,20 @@ class SeedGroup:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """What a table says of the runs besides their metrics."""
-        first, every = self.records[0], self.records
+        """The columns of a table besides the metrics."""
+        first = self.records[0]
         model = first.parent or first
         config = model.config
-        seconds = [r.result.get("wall_seconds") for r in every]
+        results = [record.result for record in self.records]
         return {
-            "seed": ", ".join(str(r.result.get("seed", "?")) for r in every),
+            "seed": ", ".join(str(result.get("seed", "?")) for result in results),
             "data": data_of(first.config.get("data") or {}),
             "backbone": backbone_of(config.get("backbone") or {}),
             "tuning": tuning_of(config),
             "trainable": _number(model.result.get("trainable_parameters")),
-            "seconds": _mean(seconds),
-            "tokens/s": _mean([r.result.get("train_tokens_per_second") for r in every]),
-            "MB": _mean([r.result.get("peak_memory_mb") for r in every]),
+            "seconds": _mean([result.get("wall_seconds") for result in results]),
+            "tokens/s": _mean([result.get("train_tokens_per_second") for result in results]),
+            "MB": _mean([result.get("peak_memory_mb") for result in results]),
         }
 
 
@@ -83,10 +83,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def options(found: Sequence[SeedGroup]) -> list[str]:
-    """For each method the options in which it differs from others, where no fact shows it."""
-    flat = [dict(_leaves(_own(method.records[0]))) for method in found]
-    shown = {name for name in ("data", "backbone", "tuning") if len({method.facts[name] for method in found}) > 1}
+def options(groups: Sequence[SeedGroup]) -> list[str]:
+    """For each group the options in which it differs from the others, unless a column shows the difference."""
+    flat = [dict(_leaves(_method_config(group.records[0]))) for group in groups]
+    shown = {name for name in ("data", "backbone", "tuning") if len({group.facts[name] for group in groups}) > 1}
     names = sorted({name for values in flat for name in values if name.partition(".")[0] not in shown})
     differing = [name for name in names if len({repr(values.get(name)) for values in flat}) > 1]
     return [", ".join(f"{name}={values[name]}" for name in differing if name in values) for values in flat]
@@ -101,29 +101,29 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def seed_groups(records: Sequence[RunRecord]) -> list[SeedGroup]:
-    """Group runs by what they did, in the order of their first one."""
-    found: dict[str, list[RunRecord]] = {}
+    """Group runs by method, in the order of each group's first run."""
+    runs_by_method: dict[str, list[RunRecord]] = {}
     for record in records:
-        found.setdefault(_identity(record), []).append(record)
-    return [method for runs in found.values() for method in _seeds(runs)]
+        runs_by_method.setdefault(_method_key(record), []).append(record)
+    return [group for runs in runs_by_method.values() for group in _split_equal_seeds(runs)]
 
 
-def _own(record: RunRecord) -> dict[str, Any]:
-    """A run's config without what does not make the method."""
-    config = {key: value for key, value in record.config.items() if key not in NOT_THE_METHOD}
-    chosen = record.config.get("adjusted") or {}  # by validation, so it follows from the seed
-    return config | {"task": {key: value for key, value in config["task"].items() if key not in chosen}}
+def _method_config(record: RunRecord) -> dict[str, Any]:
+    """A run's config without the keys that do not define its method."""
+    config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
+    tuned = record.config.get("adjusted") or {}  # on validation, so these values follow from the seed
+    return config | {"task": {key: value for key, value in config["task"].items() if key not in tuned}}
 
 
-def _seeds(runs: list[RunRecord]) -> list[SeedGroup]:
-    """One method, unless a seed occurs twice: then nothing tells what those runs differ in, and each stands alone."""
+def _split_equal_seeds(runs: list[RunRecord]) -> list[SeedGroup]:
+    """One group, or one group per run if a seed occurs twice, since such runs differ in something unknown."""
     seeds = [record.result.get("seed") for record in runs]
     return [SeedGroup(runs)] if len(set(seeds)) == len(seeds) else [SeedGroup([record]) for record in runs]
 
 
-def _identity(record: RunRecord) -> str:
-    """What a run did, its seed apart: its config (and that of the run it evaluates), and the code's version."""
-    configs = [_own(record), *([_own(record.parent)] if record.parent else [])]
+def _method_key(record: RunRecord) -> str:
+    """The method as text: the config without the seed (and that of an evaluated run), and gptask's version."""
+    configs = [_method_config(record), *([_method_config(record.parent)] if record.parent else [])]
     if record.parent:
         configs[0].pop("parent")
     return json.dumps([configs, record.result.get("versions", {}).get("gptask")], sort_keys=True, default=str)
@@ -132,12 +132,12 @@ def _identity(record: RunRecord) -> str:
 def data_of(data: dict[str, Any]) -> str:
     """The data in a few words."""
     kind = str(data.get("kind", "")).removesuffix("_schema")
-    given = data.get("path") or data.get("test") or data.get("train")
-    names = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
-    shown = kind if given is None else "+".join(Path(str(name)).name for name in names)
+    source = data.get("path") or data.get("test") or data.get("train")
+    names = list(source.values()) if isinstance(source, dict) else source if isinstance(source, list) else [source]
+    text = kind if source is None else "+".join(Path(str(name)).name for name in names)
     limits = data.get("limit")
-    given = limits.items() if isinstance(limits, dict) else []
-    return " ".join([shown, *(f"{split}≤{count}" for split, count in given if count is not None)])
+    counts = limits.items() if isinstance(limits, dict) else []
+    return " ".join([text, *(f"{split}≤{count}" for split, count in counts if count is not None)])
 
 
 def backbone_of(backbone: dict[str, Any]) -> str:
@@ -156,5 +156,5 @@ def tuning_of(config: dict[str, Any]) -> str:
     if not tuning:
         return "none"
     kind = str(tuning.get("kind", "")).removesuffix("_schema")
-    told = {name: tuning[name] for name in ("rank", "top", "lr") if tuning.get(name) is not None}
-    return " ".join([kind, *(f"{name}={value}" for name, value in told.items())])
+    values = {name: tuning[name] for name in ("rank", "top", "lr") if tuning.get(name) is not None}
+    return " ".join([kind, *(f"{name}={value}" for name, value in values.items())])

@@ -1,4 +1,4 @@
-"""A comparison on the terminal, however wide that is."""
+"""A comparison printed on a terminal of any width."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TerminalReport = Sequence[Sequence[str]]
 
 
 def show(comparison: Comparison) -> None:
-    """Print every table, and what could not be compared."""
+    """Print every table, and the runs that can't be compared."""
     piped = not (sys.stdout.isatty() or "COLUMNS" in os.environ)
     console = Console(width=ENDLESS if piped else None, highlight=False)
     for table in comparison.tables:
@@ -34,19 +34,19 @@ def show(comparison: Comparison) -> None:
 
 
 def _methods(console: Console, table: ComparisonTable) -> None:
-    """One table where there is room; else the metrics in several, intervals below values, and the rest as text."""
+    """One table if the terminal is wide enough; else several, with intervals below values, and the facts as text."""
     names, lines = header(table), list(rows(table, lambda text: text + MARK))
-    whole = _grid(names, lines)
-    if _width(console, whole) <= console.width:
-        console.print(whole)
+    grid = _grid(names, lines)
+    if _width(console, grid) <= console.width:
+        console.print(grid)
         return
     count, longest = 1 + len(table.metrics), max(console.width // 3, 10)
     stacked = [[line[0], *map(_stacked, line[1:count])] for line in lines]
     for part in _parts(console, names[:count], stacked, longest):
         console.print(part)
     for line in lines:
-        told = [f"{name}: {text}" for name, text in zip(names[count:], line[count:], strict=True) if text]
-        console.print(Text(f"{line[0]}: {'; '.join(told)}" if told else line[0]))
+        facts = [f"{name}: {text}" for name, text in zip(names[count:], line[count:], strict=True) if text]
+        console.print(Text(f"{line[0]}: {'; '.join(facts)}" if facts else line[0]))
     console.print()
 
 
@@ -65,7 +65,7 @@ def _parts(console: Console, names: Sequence[str], lines: TerminalReport, longes
 
 
 def _grid(names: Sequence[str], lines: TerminalReport, longest: int | None = None) -> Grid:
-    """A table whose first column takes no more than ``longest``."""
+    """A table whose first column is at most ``longest`` wide."""
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         grid.add_column(name, overflow="fold", max_width=None if grid.columns else longest)

@@ -1,4 +1,4 @@
-"""What keeps a folder's files, each readable, from being the result of a run."""
+"""Whether the contents of config.yaml and metrics.json are those of a finished gptask run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable
 DIRECTIONS = ("higher", "lower", "none")
 
 
-def problem(config: Any, result: Any) -> str:
+def problem_of(config: Any, result: Any) -> str:
     """Why the contents of config.yaml and metrics.json can't be compared; empty where they can."""
     if isinstance(config, dict) and config.get("tasks"):
-        return f"of several tasks: take one of its folders, {next(iter(config['tasks']))}, say"
+        return f"a run of several tasks: name one of its folders, such as {next(iter(config['tasks']))}"
     if wrong := _wrong(config, CONFIG) or _wrong(config["plugin"], {"name": str}) or _wrong(config, OPTIONAL, True):
         return f"damaged: config.yaml is not the config of a gptask run ({wrong})"
     if config.get("format") != FORMAT:
@@ -29,14 +29,14 @@ def problem(config: Any, result: Any) -> str:
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"
     if not result["metrics"]:
         return "no example was scored"
-    for name, found in result["metrics"].items():
-        if wrong := _wrong(found, METRIC) or _uneven(found):
-            return f"damaged: metrics.json says of '{name}' what no gptask run writes ({wrong})"
+    for name, entry in result["metrics"].items():
+        if wrong := _wrong(entry, METRIC) or _wrong_bounds(entry):
+            return f"damaged: the entry of '{name}' in metrics.json is not that of a gptask run ({wrong})"
     return ""
 
 
 def _wrong(values: Any, kinds: Kinds, optional: bool = False) -> str:
-    """The first of some values that is not there or of another kind."""
+    """The first value that is missing or has another type; empty if all fit."""
     if not isinstance(values, dict):
         return "not a mapping"
     for name, kind in kinds.items():
@@ -47,10 +47,10 @@ def _wrong(values: Any, kinds: Kinds, optional: bool = False) -> str:
     return ""
 
 
-def _uneven(found: dict[str, Any]) -> str:
-    """What is wrong with a metric's pairs and its direction."""
-    if len(found["interval"]) != 2 or not all(isinstance(end, int | float) for end in found["interval"]):
-        return f"interval is {found['interval']}"
-    if len(found["range"]) != 2 or not all(isinstance(end, int | float | None) for end in found["range"]):
-        return f"range is {found['range']}"
-    return "" if found["direction"] in DIRECTIONS else f"direction is {found['direction']!r}"
+def _wrong_bounds(entry: dict[str, Any]) -> str:
+    """What is wrong with a metric's interval, range or direction; empty if nothing is."""
+    if len(entry["interval"]) != 2 or not all(isinstance(end, int | float) for end in entry["interval"]):
+        return f"interval is {entry['interval']}"
+    if len(entry["range"]) != 2 or not all(isinstance(end, int | float | None) for end in entry["range"]):
+        return f"range is {entry['range']}"
+    return "" if entry["direction"] in DIRECTIONS else f"direction is {entry['direction']!r}"

@@ -1,4 +1,4 @@
-"""Whether confidence can be trusted: predictions in bins of confidence, and how many of each bin are right."""
+"""Calibration: predictions in bins of confidence, and the share of each bin that is right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BINS = 10
 
 @dataclass
 class Bin:
-    """n predictions with confidences from ``start`` to ``end``: their mean, and the share that is right."""
+    """n predictions with confidences from ``start`` to ``end``: their mean confidence, and the share that is right."""
 
     start: float
     end: float
@@ -25,14 +25,14 @@ class Bin:
     high: float
 
 
-def bins(entry: ReportRun) -> list[Bin] | str:
-    """The bins that have predictions, or why there are none."""
-    if entry.right is None:
-        return "none of its metrics tells right from wrong for a single example"
-    if entry.confidence is None:
-        return "its predictions have no scores"
-    place = np.clip((entry.confidence * BINS).astype(int), 0, BINS - 1)
-    return [_bin(k, entry.confidence[place == k], entry.right[place == k]) for k in np.unique(place)]
+def confidence_bins(run: ReportRun) -> list[Bin] | str:
+    """The bins that hold predictions, or the reason why there are none."""
+    if run.right is None:
+        return "none of the run's metrics tells right from wrong for a single example"
+    if run.confidence is None:
+        return "not every prediction has a score"
+    bin_numbers = np.clip((run.confidence * BINS).astype(int), 0, BINS - 1)
+    return [_bin(k, run.confidence[bin_numbers == k], run.right[bin_numbers == k]) for k in np.unique(bin_numbers)]
 
 
 def _bin(number: int, confidence: np.ndarray, right: np.ndarray) -> Bin:
@@ -42,8 +42,8 @@ def _bin(number: int, confidence: np.ndarray, right: np.ndarray) -> Bin:
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927), which stays within 0 and 1 and has width at 0 and n hits."""
+    """The 95% interval of a share (Wilson 1927); it stays within 0 and 1 and has a width at 0 and at n hits too."""
     share, scale = hits / n, 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    half_width = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(centre - half_width, 0.0), min(centre + half_width, 1.0)

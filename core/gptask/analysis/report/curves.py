@@ -1,4 +1,4 @@
-"""Learning curves: metrics.csv, with the parts a resumed run left before it."""
+"""Learning curves from metrics.csv, and from the files that a resumed run wrote before it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ import numpy as np
 
 from gptask.errors import UserError
 
-POINTS = 300  # of a curve at most; longer ones are averaged piece by piece
+MAX_POINTS = 300  # of a curve; a longer one is averaged piece by piece
 Curve = tuple[np.ndarray, np.ndarray]  # steps (P,), values (P,)
+Points = list[tuple[int, float]]  # step and value
 
 
 def curves(folder: Path, member: str | None = None) -> dict[str, Curve]:
-    """What was logged while training and validating, by name; empty where there is no metrics.csv.
+    """The values logged in training and validation, by name; empty if there is no metrics.csv.
 
-    Of several tasks' only what was logged of a ``member``. Raises `UserError` for a damaged file.
+    With a ``member``, the result holds only what a run of several tasks logged for that task. Raises `UserError` for a
+    damaged file.
     """
-    found: dict[str, list[tuple[int, float]]] = {}
-    for path in _parts(folder):
-        for name, points in _of(member, _read(path)).items():
-            first = points[0][0]  # a resumed run goes over the steps behind its checkpoint again
-            kept = [point for point in found.get(name, []) if point[0] < first]
-            found[name] = kept + points
-    return {name: _thinned(points) for name, points in found.items()}
+    points_by_name: dict[str, Points] = {}
+    for path in _metrics_files(folder):
+        columns = _read_columns(path)
+        for name, points in (columns if member is None else _columns_of_task(columns, member)).items():
+            first_step = points[0][0]  # a resumed run repeats the steps after its checkpoint
+            earlier = [point for point in points_by_name.get(name, []) if point[0] < first_step]
+            points_by_name[name] = earlier + points
+    return {name: _thinned(points) for name, points in points_by_name.items()}
 
 
-def _of(member: str | None, found: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
-    """Without the task's name in the names of its metrics, as if it were alone."""
-    if member is None:
-        return found
-    parts = {name: name.split("/") for name in found}
-    return {f"{part[0]}/{part[2]}": found[name] for name, part in parts.items() if part[1:-1] == [member]}
+def _columns_of_task(columns: dict[str, Points], task: str) -> dict[str, Points]:
+    """The columns ``train/<task>/...`` and ``val/<task>/...``, without the task in their names."""
+    parts_by_name = {name: name.split("/") for name in columns}
+    return {f"{parts[0]}/{parts[2]}": columns[name] for name, parts in parts_by_name.items() if parts[1:-1] == [task]}
 
 
-def _parts(folder: Path) -> list[Path]:
-    """The files in the order they were written."""
-    before = folder.glob("metrics.before-resume-*.csv")
-    ordered = sorted(before, key=lambda path: int((re.findall(r"-(\d+)\.csv$", path.name) or ["0"])[0]))
+def _metrics_files(folder: Path) -> list[Path]:
+    """The files in the order in which they were written."""
+    before_resume = folder.glob("metrics.before-resume-*.csv")
+    ordered = sorted(before_resume, key=lambda path: int((re.findall(r"-(\d+)\.csv$", path.name) or ["0"])[0]))
     return [path for path in (*ordered, folder / "metrics.csv") if path.is_file()]
 
 
-def _read(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Points of the columns ``train/...`` and ``val/...`` that have any."""
-    columns: dict[str, list[tuple[int, float]]] = {}
+def _read_columns(path: Path) -> dict[str, Points]:
+    """The finite points of the columns ``train/...`` and ``val/...``; columns without any are left out."""
+    columns: dict[str, Points] = {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
@@ -55,11 +56,13 @@ def _read(path: Path) -> dict[str, list[tuple[int, float]]]:
                         columns.setdefault(name, []).append((int(row["step"]), float(cell)))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path.name} is damaged: {' '.join(str(error).split())[:120]}") from error
-    return {name: good for name, points in columns.items() if (good := [p for p in points if math.isfinite(p[1])])}
+    finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in columns.items()}
+    return {name: points for name, points in finite.items() if points}
 
 
-def _thinned(points: list[tuple[int, float]]) -> Curve:
+def _thinned(points: Points) -> Curve:
+    """The points as arrays, averaged over pieces if there are more than ``MAX_POINTS``."""
     table = np.asarray(points, dtype=float)
-    if len(table) > POINTS:
-        table = np.asarray([part.mean(0) for part in np.array_split(table, POINTS)])
+    if len(table) > MAX_POINTS:
+        table = np.asarray([piece.mean(0) for piece in np.array_split(table, MAX_POINTS)])
     return table[:, 0], table[:, 1]

@@ -1,4 +1,4 @@
-"""Two runs on the same test examples: which are matched, and where they part."""
+"""Two runs on the same test examples: which rows belong together, and where the runs disagree."""
 
 from __future__ import annotations
 
@@ -12,78 +12,85 @@ from gptask.analysis.report.report_run import ReportRun
 
 @dataclass
 class Disagreements:
-    """Where ``other`` differs from ``first``. ``pairs`` are row numbers in either, the plainest cases first."""
+    """Where ``other`` differs from ``first``; ``row_pairs`` are row numbers in both, the largest changes first."""
 
     first: ReportRun
     other: ReportRun
-    reason: str = ""  # why there are none
+    reason: str = ""  # why the runs can't be compared example by example
     metric: str = ""
-    judged: bool = False  # by right and wrong, else by the change of the metric on each example alone
+    by_correctness: bool = False  # whether right and wrong are compared, or else the metric of each example alone
     better: int = 0
     worse: int = 0
     same: int = 0
-    pairs: tuple[tuple[int, int], ...] = ()
+    row_pairs: tuple[tuple[int, int], ...] = ()
     gains: tuple[float, ...] = ()  # above 0 where ``other`` is better
 
 
-def flips(first: ReportRun, other: ReportRun) -> Disagreements:
-    """The examples two runs are apart on, or why they can't be matched."""
-    order = matched(first, other)
+def find_flips(first: ReportRun, other: ReportRun) -> Disagreements:
+    """The examples on which two runs disagree, or the reason why their examples can't be matched."""
+    order = matching_rows(first, other)
     if isinstance(order, str):
         return Disagreements(first, other, order)
-    judge = first.judge or other.judge
-    if judge and all(judge in e.directed and np.isin(e.statistics(judge), (0, 1)).all() for e in (first, other)):
-        before, after = (e.statistics(judge)[:, 0] for e in (first, other))
-        return _sorted(Disagreements(first, other, metric=judge, judged=True), order, after[order] - before)
-    common = [name for name in first.alone if name in other.alone]
-    if not common:
-        return Disagreements(
-            first, other, first.lacking or other.lacking or "no metric has a value for a single example"
-        )
-    metric = common[0]
-    gains = first.sign(metric) * (other.alone[metric][order] - first.alone[metric])
-    return _sorted(Disagreements(first, other, metric=metric), order, gains)
+    metric = first.correctness_metric or other.correctness_metric
+    if metric and all(_is_binary(run, metric) for run in (first, other)):
+        before, after = (run.statistics(metric)[:, 0] for run in (first, other))
+        pair = Disagreements(first, other, metric=metric, by_correctness=True)
+        return _with_flips(pair, order, after[order] - before)
+    shared = [name for name in first.example_scores if name in other.example_scores]
+    if not shared:
+        reason = first.unavailable_reason or other.unavailable_reason
+        return Disagreements(first, other, reason or "no metric has a value for a single example")
+    metric = shared[0]
+    gains = first.sign(metric) * (other.example_scores[metric][order] - first.example_scores[metric])
+    return _with_flips(Disagreements(first, other, metric=metric), order, gains)
 
 
-def _sorted(found: Disagreements, order: np.ndarray, gains: np.ndarray) -> Disagreements:
-    """The largest changes first; among equal ones those where the run that lost was surest."""
-    losers = [found.other if gain < 0 else found.first for gain in gains]
-    rows = [(k, int(order[k])) for k in range(len(order))]
-    sure = [_confidence(loser, row[loser is found.other]) for loser, row in zip(losers, rows, strict=True)]
-    ranked = [int(k) for k in np.lexsort([-np.asarray(sure), -np.abs(gains)]) if gains[k]]
-    found.pairs = tuple(rows[k] for k in ranked)
-    found.gains = tuple(float(gains[k]) for k in ranked)
-    found.better, found.worse = int((gains > 0).sum()), int((gains < 0).sum())
-    found.same = len(gains) - found.better - found.worse
-    return found
+def _is_binary(run: ReportRun, metric: str) -> bool:
+    return metric in run.directed_metrics and bool(np.isin(run.statistics(metric), (0, 1)).all())
 
 
-def _confidence(entry: ReportRun, row: int) -> float:
-    return float(entry.confidence[row]) if entry.confidence is not None else 0.0
+def _with_flips(pair: Disagreements, order: np.ndarray, gains: np.ndarray) -> Disagreements:
+    """The pair with its rows, the largest gains (N,) first; on a tie the worse run's higher confidence comes first."""
+    row_pairs = list(enumerate(map(int, order)))
+    confidences = [
+        _confidence(pair.other, b) if gain < 0 else _confidence(pair.first, a)
+        for (a, b), gain in zip(row_pairs, gains, strict=True)
+    ]
+    ranked = [int(k) for k in np.lexsort([-np.asarray(confidences), -np.abs(gains)]) if gains[k]]
+    pair.row_pairs = tuple(row_pairs[k] for k in ranked)
+    pair.gains = tuple(float(gains[k]) for k in ranked)
+    pair.better, pair.worse = int((gains > 0).sum()), int((gains < 0).sum())
+    pair.same = len(gains) - pair.better - pair.worse
+    return pair
 
 
-def matched(first: ReportRun, other: ReportRun) -> np.ndarray | str:
-    """(N,) row of ``other`` for each row of ``first``, or why their examples are not the same."""
+def _confidence(run: ReportRun, row: int) -> float:
+    return float(run.confidence[row]) if run.confidence is not None else 0.0
+
+
+def matching_rows(first: ReportRun, other: ReportRun) -> np.ndarray | str:
+    """(N,) row number in ``other`` for each row of ``first``, or the reason why their examples are not the same."""
     if first.record.task != other.record.task:
-        return f"they are different tasks: {first.record.task} and {other.record.task}"
-    keys, theirs = first.record.predictions.keys, other.record.predictions.keys
-    if len(set(keys)) < len(keys) or len(set(theirs)) < len(theirs):
-        return "examples are not told apart by id and input"
-    places = {key: place for place, key in enumerate(theirs)}
-    if places.keys() != set(keys):
-        common = len(places.keys() & set(keys))
-        return f"they were tested on different examples ({common:,} of {len(keys):,} are common)"
-    return np.asarray([places[key] for key in keys])
+        return f"the runs have different tasks: {first.record.task} and {other.record.task}"
+    first_keys, other_keys = first.record.predictions.keys, other.record.predictions.keys
+    if len(set(first_keys)) < len(first_keys) or len(set(other_keys)) < len(other_keys):
+        return "some examples have the same id and input"
+    row_numbers = {key: number for number, key in enumerate(other_keys)}
+    if row_numbers.keys() != set(first_keys):
+        common = len(row_numbers.keys() & set(first_keys))
+        return f"the runs were tested on different examples ({common:,} of {len(first_keys):,} are in both)"
+    return np.asarray([row_numbers[key] for key in first_keys])
 
 
-def groups(entries: Sequence[ReportRun]) -> list[list[ReportRun]]:
-    """Runs of one task and main metric that were tested on the same examples, together."""
-    found: list[list[ReportRun]] = []
-    for entry in entries:
-        for group in found:
-            if group[0].directed[:1] == entry.directed[:1] and not isinstance(matched(group[0], entry), str):
-                group.append(entry)
+def groups_on_same_examples(runs: Sequence[ReportRun]) -> list[list[ReportRun]]:
+    """Groups of runs that share the task, the main metric and the test examples."""
+    groups: list[list[ReportRun]] = []
+    for run in runs:
+        for group in groups:
+            same_metric = group[0].directed_metrics[:1] == run.directed_metrics[:1]
+            if same_metric and not isinstance(matching_rows(group[0], run), str):
+                group.append(run)
                 break
         else:
-            found.append([entry])
-    return found
+            groups.append([run])
+    return groups

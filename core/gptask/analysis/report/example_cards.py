@@ -1,4 +1,4 @@
-"""An example with what runs said about it, cut to what a reader can take in."""
+"""One example with the answers of the runs, its texts shortened to what a reader can take in."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptask.analysis.report.report_run import ReportRun, inputs
+from gptask.analysis.report.report_run import ReportRun, input_fields
 from gptask.data.messages import told
 
-HEAD, LENGTH = 360, 900  # characters of a text: shown at once, and embedded at most
-CLASSES = 5  # probabilities shown
+SHOWN_CHARACTERS, MAX_CHARACTERS = 360, 900  # of a text: visible at once, and embedded at most
+MAX_CLASSES = 5  # whose probabilities are shown
 
 
 @dataclass
 class Passage:
-    """A text: its start, what unfolds behind it, and how long it really is."""
+    """A text: its visible start, the rest that unfolds, and its full length."""
 
     head: str
     rest: str = ""
-    cut: int = 0  # characters of the whole text, where some were left out
+    full_length: int = 0  # characters of the whole text; 0 if nothing is left out
 
 
 @dataclass
 class AnswerCell:
-    """What one run said. ``state`` is right, wrong or empty; ``value`` the metric of this example alone."""
+    """One run's answer. ``state`` is right, wrong or empty; ``value`` is the metric of this example alone."""
 
-    entry: ReportRun
-    said: Passage
+    run: ReportRun
+    prediction: Passage
     state: str
     confidence: float | None
     value: float | None
@@ -48,39 +48,40 @@ class ExampleCard:
     change: str = ""  # better or worse, from the first answer to the second
 
 
-def card(shown: Sequence[tuple[ReportRun, int]], change: str = "", metric: str = "") -> ExampleCard:
-    """The card of an example, given as the row it has in each run; ``metric`` is the one to show, or the main one."""
-    entry, place = shown[0]
-    row = entry.rows[place]
+def example_card(run_rows: Sequence[tuple[ReportRun, int]], change: str = "", metric: str = "") -> ExampleCard:
+    """The card of one example, named by its row number in each run; it shows ``metric``, or else the main one."""
+    first_run, first_number = run_rows[0]
+    row = first_run.rows[first_number]
     references = {name: value for name, value in row.get("references", {}).items() if value is not None}
     return ExampleCard(
         str(row["id"]),
-        [(name, passage(value)) for name, value in inputs(row).items() if value not in (None, [], "")],
+        [(name, passage(value)) for name, value in input_fields(row).items() if value not in (None, [], "")],
         [(name, passage(value)) for name, value in references.items()],
-        entry.labels[place] if entry.labels is not None else [],
-        [_answer(run, number, metric) for run, number in shown],
+        first_run.true_labels[first_number] if first_run.true_labels is not None else [],
+        [_answer(run, number, metric) for run, number in run_rows],
         change,
     )
 
 
-def _answer(entry: ReportRun, place: int, metric: str) -> AnswerCell:
-    row = entry.rows[place]
-    metric = metric or next(iter(entry.alone), "")
-    state = "" if entry.right is None else "right" if entry.right[place] else "wrong"
-    value = float(entry.alone[metric][place]) if metric in entry.alone else None
-    table = row.get("probabilities")
-    chances = sorted(table.items(), key=lambda item: -item[1])[:CLASSES] if isinstance(table, dict) else []
-    sure = row.get("score")
-    return AnswerCell(entry, passage(row.get("prediction")), state, sure, value, metric, chances)
+def _answer(run: ReportRun, number: int, metric: str) -> AnswerCell:
+    row = run.rows[number]
+    metric = metric or next(iter(run.example_scores), "")
+    state = "" if run.right is None else "right" if run.right[number] else "wrong"
+    value = float(run.example_scores[metric][number]) if metric in run.example_scores else None
+    probabilities = row.get("probabilities")
+    highest: list[tuple[str, float]] = []
+    if isinstance(probabilities, dict):
+        highest = sorted(probabilities.items(), key=lambda item: -item[1])[:MAX_CLASSES]
+    return AnswerCell(run, passage(row.get("prediction")), state, row.get("score"), value, metric, highest)
 
 
 def passage(value: Any) -> Passage:
     """Any value of a JSON line as text."""
     text = _text(value)
-    kept = text[:LENGTH]
-    if len(text) <= HEAD + 60:
+    if len(text) <= SHOWN_CHARACTERS + 60:
         return Passage(text)
-    return Passage(kept[:HEAD], kept[HEAD:], len(text) if len(text) > LENGTH else 0)
+    full_length = len(text) if len(text) > MAX_CHARACTERS else 0
+    return Passage(text[:SHOWN_CHARACTERS], text[SHOWN_CHARACTERS:MAX_CHARACTERS], full_length)
 
 
 def _text(value: Any) -> str:

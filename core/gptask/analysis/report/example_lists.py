@@ -1,4 +1,4 @@
-"""Lists of examples worth reading: the worst, the most surprising, a sample of all, those that flip."""
+"""Lists of examples worth reading: the worst, the most surprising, a sample of all, and flips between runs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptask.analysis.report.disagreements import Disagreements
-from gptask.analysis.report.example_cards import ExampleCard, card
+from gptask.analysis.report.example_cards import ExampleCard, example_card
 from gptask.analysis.report.report_run import ReportRun
 
-CAP = 200  # cards of a list
-FLIPS = 300  # cards of all lists of flips together
+MAX_CARDS = 200  # of one list, over all runs
+MAX_FLIPS = 300  # cards of all lists of flips together
 
 
 @dataclass
-class Listing:
-    """Cards with a heading and a line that says which ones they are."""
+class ExampleList:
+    """Cards with a heading and a note that says which examples they are."""
 
     key: str
     title: str
@@ -26,7 +26,7 @@ class Listing:
 
     @property
     def labels(self) -> list[str]:
-        """What the cards can be filtered by."""
+        """The labels that the cards can be filtered by."""
         return sorted({label for card in self.cards for label in card.labels})
 
     @property
@@ -35,81 +35,88 @@ class Listing:
         return sorted({answer.state for card in self.cards for answer in card.answers if answer.state})
 
 
-def listings(entries: Sequence[ReportRun]) -> Iterator[Listing]:
-    """The lists there is something for, the runs' examples one run after the other."""
-    cap = max(CAP // len(entries), 10)
-    judged = all(entry.judge and next(iter(entry.alone), entry.judge) == entry.judge for entry in entries)
-    sure = [entry for entry in entries if entry.confidence is not None]
-    if judged and len(sure) == len(entries):  # one list: by a metric of 0 and 1 all wrong ones are equally bad
-        title = "Worst and most surprising: wrong, the most confident first"
-        yield _listing("worst", title, cap, [(entry, _surprising(entry)) for entry in entries], "wrong predictions")
+def example_lists(runs: Sequence[ReportRun]) -> Iterator[ExampleList]:
+    """The lists that the runs have examples for; each holds the examples of one run after those of another."""
+    limit = max(MAX_CARDS // len(runs), 10)
+    main_metric_judges = all(
+        run.correctness_metric and next(iter(run.example_scores), run.correctness_metric) == run.correctness_metric
+        for run in runs
+    )
+    with_confidence = [run for run in runs if run.confidence is not None]
+    surprising = [(run, _surprising(run)) for run in with_confidence]
+    if main_metric_judges and len(with_confidence) == len(runs):  # one list: all wrong examples are equally bad
+        title = "Worst and most surprising: wrong predictions, the most confident first"
+        yield _example_list("worst", title, limit, surprising, "wrong predictions")
     else:
-        ranked = [(entry, _worst(entry)) for entry in entries if entry.alone]
-        names = ", ".join(sorted({next(iter(entry.alone)) for entry, _ in ranked}))
-        yield _listing("worst", f"Worst, by {names} of the example alone", cap, ranked, "candidates")
-        title = "Most surprising: confident, and wrong or among the lowest quarter"
-        yield _listing("surprising", title, cap, [(entry, _surprising(entry)) for entry in sure], "candidates")
-    whole = all(len(entry.rows) <= cap for entry in entries)
-    title = "All examples" if whole else "A sample of all, evenly spaced"
-    yield _listing("all", title, cap, [(entry, _spaced(entry, cap)) for entry in entries], "examples", everything=True)
+        worst = [(run, _worst(run)) for run in runs if run.example_scores]
+        metrics = " or ".join(sorted({next(iter(run.example_scores)) for run, _ in worst}))
+        title = f"Worst by {metrics}, computed for each example alone"
+        yield _example_list("worst", title, limit, worst, "wrong or low-scoring examples")
+        title = "Most surprising: wrong or in the lowest quarter, the most confident first"
+        yield _example_list("surprising", title, limit, surprising, "wrong or low-scoring examples")
+    complete = all(len(run.rows) <= limit for run in runs)
+    title = "All examples" if complete else "An evenly spaced sample of all examples"
+    sample = [(run, _evenly_spaced(run, limit)) for run in runs]
+    yield _example_list("all", title, limit, sample, "examples", total=sum(len(run.rows) for run in runs))
 
 
-def flipped(found: Iterable[Disagreements]) -> list[tuple[Disagreements, Listing]]:
-    """The examples each pair of runs is apart on."""
-    pairs = list(found)
-    cap = max(FLIPS // max(sum(not some.reason for some in pairs), 1), 10)
-    return [(some, _flip_listing(some, cap)) for some in pairs]
+def flip_lists(disagreements: Iterable[Disagreements]) -> list[tuple[Disagreements, ExampleList]]:
+    """Each pair of runs with the examples on which they disagree; the pairs share a limit on cards."""
+    pairs = list(disagreements)
+    limit = max(MAX_FLIPS // max(sum(not pair.reason for pair in pairs), 1), 10)
+    return [(pair, _flip_list(pair, limit)) for pair in pairs]
 
 
-def _flip_listing(found: Disagreements, cap: int) -> Listing:
+def _flip_list(pair: Disagreements, limit: int) -> ExampleList:
+    shown_metric = "" if pair.by_correctness else pair.metric
     cards = [
-        card(
-            [(found.first, a), (found.other, b)],
-            "better" if gain > 0 else "worse",
-            "" if found.judged else found.metric,
-        )
-        for (a, b), gain in list(zip(found.pairs, found.gains, strict=True))[:cap]
+        example_card([(pair.first, a), (pair.other, b)], "better" if gain > 0 else "worse", shown_metric)
+        for (a, b), gain in list(zip(pair.row_pairs, pair.gains, strict=True))[:limit]
     ]
-    note = _count(len(cards), len(found.pairs), "examples that differ")
-    return Listing(f"flips{found.other.number}", f"{found.first.tag} against {found.other.tag}", note, cards)
+    note = _count_note(len(cards), len(pair.row_pairs), "examples that differ")
+    return ExampleList(f"flips{pair.other.number}", f"{pair.first.letter} against {pair.other.letter}", note, cards)
 
 
-def _listing(
+def _example_list(
     key: str,
     title: str,
-    cap: int,
+    limit: int,
     ranked: Sequence[tuple[ReportRun, np.ndarray]],
     noun: str,
-    everything: bool = False,
-) -> Listing:
-    cards = [card([(entry, int(place))]) for entry, places in ranked for place in places[:cap]]
-    total = sum(len(entry.rows) if everything else len(places) for entry, places in ranked)
-    return Listing(key, title, _count(len(cards), total, noun), cards)
+    total: int | None = None,
+) -> ExampleList:
+    """At most ``limit`` cards for each run from its row numbers (M,); ``total`` counts them all unless it is given."""
+    cards = [example_card([(run, int(row))]) for run, rows in ranked for row in rows[:limit]]
+    count = sum(len(rows) for _, rows in ranked) if total is None else total
+    return ExampleList(key, title, _count_note(len(cards), count, noun), cards)
 
 
-def _count(shown: int, total: int, noun: str) -> str:
+def _count_note(shown: int, total: int, noun: str) -> str:
     if shown == total:
         return f"All {total:,} {noun}." if total else f"No {noun}."
     return f"{shown:,} of {total:,} {noun}; the others are in predictions.jsonl."
 
 
-def _worst(entry: ReportRun) -> np.ndarray:
-    """Wrong examples, or the lower half where no metric tells right from wrong."""
-    if entry.right is not None:
-        return entry.worst[~entry.right[entry.worst]]
-    return entry.worst[: (len(entry.worst) + 1) // 2]
+def _worst(run: ReportRun) -> np.ndarray:
+    """The row numbers of wrong examples, or of the lower half if no metric tells right from wrong."""
+    rows = run.worst_first
+    if run.right is None:
+        return rows[: (len(rows) + 1) // 2]
+    wrong_rows: np.ndarray = rows[~run.right[rows]]
+    return wrong_rows
 
 
-def _surprising(entry: ReportRun) -> np.ndarray:
-    """The wrong ones, or the quarter with the lowest values, by falling confidence."""
-    assert entry.confidence is not None
-    if entry.right is not None:
-        places = np.flatnonzero(~entry.right)
+def _surprising(run: ReportRun) -> np.ndarray:
+    """The row numbers of wrong examples, or of the quarter with the lowest values, by falling confidence."""
+    assert run.confidence is not None
+    if run.right is not None:
+        rows = np.flatnonzero(~run.right)
     else:
-        places = entry.worst[: (len(entry.worst) + 3) // 4] if entry.alone else np.arange(0)
-    return places[np.argsort(-entry.confidence[places], kind="stable")]
+        rows = run.worst_first[: (len(run.worst_first) + 3) // 4] if run.example_scores else np.arange(0)
+    ranked: np.ndarray = rows[np.argsort(-run.confidence[rows], kind="stable")]
+    return ranked
 
 
-def _spaced(entry: ReportRun, cap: int) -> np.ndarray:
-    count = len(entry.rows)
-    return np.unique(np.linspace(0, count - 1, min(cap, count)).round().astype(int))
+def _evenly_spaced(run: ReportRun, limit: int) -> np.ndarray:
+    count = len(run.rows)
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int))

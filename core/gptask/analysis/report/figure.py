@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG within a page: real text in the page's font, colours that follow light and dark."""
+"""Matplotlib figures as inline SVG: the text has the page's font, the colours follow its light or dark scheme."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (4.6, 2.9)  # inches, drawn about a phone's width, so that text keeps its size there
-MARGINS = {"left": 0.11, "right": 0.985, "bottom": 0.155, "top": 0.9, "hspace": 0.1}  # laying out takes half the time
-SERIES = 6  # colours; the seventh run has the first again, with other marks
-INK, MUTED, GRID = "#010101", "#010102", "#010103"
+SIZE = (4.6, 2.9)  # inches; about the width of a phone, so that text keeps its size there
+MARGINS = {
+    "left": 0.11,
+    "right": 0.985,
+    "bottom": 0.155,
+    "top": 0.9,
+    "hspace": 0.1,
+}  # a computed layout takes twice as long
+COLOUR_COUNT = 6  # the seventh run has the first colour again, with another marker
+INK, MUTED, GRID = "#010101", "#010102", "#010103"  # placeholders for the colours of the page's style sheet
 COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
-COLOURS |= {f"#0101a{k}": f"var(--c{k})" for k in range(SERIES)}
+COLOURS |= {f"#0101a{k}": f"var(--c{k})" for k in range(COLOUR_COUNT)}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gptask",
@@ -48,43 +54,43 @@ STYLE: dict[Any, Any] = {
 
 
 def colour(number: int) -> str:
-    """The colour of a run, to be replaced by the page's variable."""
-    return f"#0101a{number % SERIES}"
+    """The placeholder of a run's colour."""
+    return f"#0101a{number % COLOUR_COUNT}"
 
 
-def figure(key: str, title: str, description: str, draw: Callable[[Figure], None]) -> Markup:
-    """Draw on a new figure and return its SVG. ``key`` sets its ids apart from those of other figures of the page."""
+def svg_figure(key: str, title: str, description: str, draw: Callable[[Figure], None]) -> Markup:
+    """Draw on a new figure and return its SVG; ``key`` makes its ids unique within the page."""
     import matplotlib
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts for them
         canvas = Figure(figsize=SIZE)
         canvas.subplots_adjust(**MARGINS)
         draw(canvas)
         canvas.savefig(stream, format="svg", transparent=True)
-    return _embedded(stream.getvalue(), key, title, description)
+    return _inline_svg(stream.getvalue(), key, title, description)
 
 
-def plain(axes: Axes) -> None:
-    """Steps and counts are whole numbers."""
+def integer_steps(axes: Axes) -> None:
+    """Label the x axis with whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _embedded(svg: str, key: str, title: str, description: str) -> Markup:
-    """An SVG file's text as an element of the page; matplotlib escapes what it was given as text."""
+def _inline_svg(svg: str, key: str, title: str, description: str) -> Markup:
+    """The text of an SVG file as an element of the page; matplotlib has escaped all text in it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
-    used = set(re.findall(r'(?:url\(|xlink:href=")#([\w.-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
+    referenced_ids = set(re.findall(r'(?:url\(|xlink:href=")#([\w.-]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{key}-{match[1]}"' if match[1] in referenced_ids else "", svg)
     svg = re.sub(r'(url\(|xlink:href=")#', rf"\1#{key}-", svg)
-    svg = re.sub(r"(fill|stroke): (#0101\w\w)\b", lambda found: f"{found[1]}: {COLOURS.get(*[found[2]] * 2)}", svg)
+    svg = re.sub(r"(fill|stroke): (#0101\w\w)\b", lambda match: f"{match[1]}: {COLOURS.get(match[2], match[2])}", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    head = f'<svg role="img" viewBox="{box[1] if box else ""}" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    said = f' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
-    said += f'<desc id="{key}-desc">{escape(description)}</desc>'
-    return Markup(head + said + re.sub(r"\s*\n\s*", " ", svg[svg.index(">") + 1 :]))
+    view_box = re.search(r'viewBox="([^"]*)"', svg)
+    head = f'<svg role="img" viewBox="{view_box[1] if view_box else ""}" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    labels = f' aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
+    labels += f'<desc id="{key}-desc">{escape(description)}</desc>'
+    return Markup(head + labels + re.sub(r"\s*\n\s*", " ", svg[svg.index(">") + 1 :]))

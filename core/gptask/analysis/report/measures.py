@@ -1,4 +1,4 @@
-"""The metrics of runs, side by side, with their intervals."""
+"""The metrics of runs side by side, with their intervals and the paired tests between runs."""
 
 from __future__ import annotations
 
@@ -11,70 +11,75 @@ from gptask.analysis.report.report_run import ReportRun
 
 
 @dataclass
-class Measured:
-    """A metric of one run, its place and its interval in percent of the metric's range where that is finite."""
+class MetricValue:
+    """A metric of one run; ``bar`` is low, value and high in percent of the metric's range, if that is finite."""
 
     value: float
     low: float
     high: float
     n: int
-    bar: tuple[float, float, float] | None  # low, value, high
+    bar: tuple[float, float, float] | None
 
 
 @dataclass
 class MetricRow:
-    """A metric with what each run has of it."""
+    """A metric with its value in each run."""
 
     name: str
     direction: str
     signatures: list[str]
-    values: list[Measured | None]
-
-
-def metrics(entries: Sequence[ReportRun]) -> list[MetricRow]:
-    """The metrics of runs of one task."""
-    names = dict.fromkeys(name for entry in entries for name in entry.record.metrics)
-    return [_metric(name, [entry.record.metrics.get(name) for entry in entries]) for name in names]
-
-
-def _metric(name: str, found: Sequence[dict[str, Any] | None]) -> MetricRow:
-    there = [values for values in found if values]
-    signatures = list(dict.fromkeys(str(values.get("signature", "")) for values in there))
-    return MetricRow(name, str(there[0].get("direction", "")), signatures, [_measured(values) for values in found])
-
-
-def _measured(values: dict[str, Any] | None) -> Measured | None:
-    if not values:
-        return None
-    (low, high), value = values["interval"], values["value"]
-    return Measured(value, low, high, values["n"], bar(low, value, high, *values["range"]))
+    values: list[MetricValue | None]
 
 
 @dataclass
 class VerdictRow:
-    """What a paired test says of a run against another, metric by metric."""
+    """What the paired tests conclude about a run against another, by metric."""
 
     first: ReportRun
     other: ReportRun
     words: dict[str, str]
 
 
-def verdicts(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
+def metric_rows(runs: Sequence[ReportRun]) -> list[MetricRow]:
+    """The metrics of runs of one task."""
+    names = dict.fromkeys(name for run in runs for name in run.record.metrics)
+    return [_metric_row(name, [run.record.metrics.get(name) for run in runs]) for name in names]
+
+
+def _metric_row(name: str, entries: Sequence[dict[str, Any] | None]) -> MetricRow:
+    """The row of a metric from its entry in each run's metrics.json; at least one run has one."""
+    present = [entry for entry in entries if entry]
+    signatures = list(dict.fromkeys(str(entry.get("signature", "")) for entry in present))
+    return MetricRow(name, str(present[0].get("direction", "")), signatures, [_metric_value(e) for e in entries])
+
+
+def _metric_value(entry: dict[str, Any] | None) -> MetricValue | None:
+    if not entry:
+        return None
+    (low, high), value = entry["interval"], entry["value"]
+    return MetricValue(value, low, high, entry["n"], bar(low, value, high, *entry["range"]))
+
+
+def verdict_rows(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
     """Paired tests within groups of runs on the same test examples, each run against the first of its group."""
-    for first, *others in groups:
-        if others and not any(entry.lacking for entry in (first, *others)):
-            records = [entry.record for entry in (first, *others)]
-            found = compare(records, first.record.folder, every=True, apart=True, grouped=False).tables[0].verdicts
-            for number, other in enumerate(others, 1):
-                said = {metric: known[number].words for metric, known in found.items() if number in known}
-                yield VerdictRow(first, other, said)
+    for group in groups:
+        if len(group) < 2 or any(run.unavailable_reason for run in group):
+            continue
+        records = [run.record for run in group]
+        comparison = compare(records, records[0].folder, every=True, apart=True, grouped=False)
+        verdicts = comparison.tables[0].verdicts
+        for number, other in enumerate(group[1:], 1):
+            words = {metric: by_run[number].words for metric, by_run in verdicts.items() if number in by_run}
+            yield VerdictRow(group[0], other, words)
 
 
 def bar(
     low: float, value: float, high: float, start: float | None, end: float | None
 ) -> tuple[float, float, float] | None:
-    """Three numbers as percent of a range, for drawing; nothing without a finite range."""
+    """Low, value and high in percent of a range, for drawing; None for nan or without a finite range."""
     if start is None or end is None or end <= start or not all(x == x for x in (low, value, high)):
         return None
-    places = [min(max(100 * (x - start) / (end - start), 0.0), 100.0) for x in (low, value, high)]
-    return places[0], places[1], places[2]
+    low_place, value_place, high_place = (
+        min(max(100 * (x - start) / (end - start), 0.0), 100.0) for x in (low, value, high)
+    )
+    return low_place, value_place, high_place

@@ -1,4 +1,4 @@
-"""The page: everything a report says, rendered by one template into one file."""
+"""The report page: one template renders all sections into one HTML file."""
 
 from __future__ import annotations
 
@@ -8,101 +8,112 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
-from gptask.analysis.report import disagreements as flips
-from gptask.analysis.report import example_lists as examples
 from gptask.analysis.report.curves import Curve, curves
-from gptask.analysis.report.report_run import ReportRun, entries
+from gptask.analysis.report.disagreements import find_flips, groups_on_same_examples
+from gptask.analysis.report.example_lists import example_lists, flip_lists
+from gptask.analysis.report.report_run import ReportRun, report_runs
 from gptask.errors import UserError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page(records: Sequence[RunRecord]) -> str:
-    """The HTML of a report on runs, the first of which the others are compared with.
+    """The HTML of a report that compares runs with the first one.
 
-    Raises `UserError` where none of them can be shown.
+    Raises `UserError` if none of them can be shown.
     """
-    good, bad = entries(records)
-    if not good:
-        raise UserError(_damage(bad))
+    runs, damaged = report_runs(records)
+    if not runs:
+        raise UserError(_damage_message(damaged))
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _environment()
         .get_template("page.html")
         .render(
-            several=len(good) > 1,
-            entries=good,
-            damaged=bad,
+            several=len(runs) > 1,
+            runs=runs,
+            damaged=damaged,
             version=version("gptask"),
             script=Markup(script),
-            script_hash=digest,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            **_overview(good),
-            **_curves(good),
-            **_parts(good),
+            **_overview(runs),
+            **_learning_curves(runs),
+            **_sections(runs),
         )
     )
 
 
-def _damage(bad: Sequence[RunRecord]) -> str:
+def _damage_message(damaged: Sequence[RunRecord]) -> str:
     """One line that says why there is nothing to report."""
-    said = [f"{record.folder}: {record.problem}" for record in bad]
-    return said[0] if len(said) == 1 else f"none of {len(said)} runs can be shown; {said[0]}"
+    problems = [f"{record.folder}: {record.problem}" for record in damaged]
+    return problems[0] if len(problems) == 1 else f"none of {len(problems)} runs can be shown; {problems[0]}"
 
 
-def _overview(good: Sequence[ReportRun]) -> dict[str, Any]:
-    tasks = groupby(sorted(good, key=lambda entry: entry.record.task), key=lambda entry: entry.record.task)
+def _overview(runs: Sequence[ReportRun]) -> dict[str, Any]:
+    """The template's variables for metrics, facts, configuration and commands."""
+
+    def task_of(run: ReportRun) -> str:
+        return run.record.task
+
+    runs_by_task = [(task, list(group)) for task, group in groupby(sorted(runs, key=task_of), key=task_of)]
     return {
-        "facts": facts.facts(good),
-        "origin": facts.origin(good),
-        "tasks": [(task, some, measures.metrics(some)) for task, some in ((t, list(e)) for t, e in tasks)],
-        "verdicts": list(measures.verdicts(flips.groups(good))),
-        "hashes": {str(entry.record.result.get("test_data_hash")) for entry in good},
-        "differences": settings.differences(good),
-        "commands": [(entry, settings.reproduce(entry)) for entry in good],
-        "config": settings.text(good[0]),
+        "facts": facts.run_facts(runs),
+        "code_facts": facts.code_facts(runs),
+        "tasks": [(task, task_runs, measures.metric_rows(task_runs)) for task, task_runs in runs_by_task],
+        "verdicts": list(measures.verdict_rows(groups_on_same_examples(runs))),
+        "hashes": {str(run.record.result.get("test_data_hash")) for run in runs},
+        "differences": settings.config_differences(runs),
+        "commands": [(run, settings.reproduce(run)) for run in runs],
+        "config": settings.config_text(runs[0]),
     }
 
 
-def _curves(good: Sequence[ReportRun]) -> dict[str, Any]:
-    logged: list[dict[str, Curve]] = []
+def _learning_curves(runs: Sequence[ReportRun]) -> dict[str, Any]:
+    """The template's variables for learning curves; a note says why a run has none."""
+    curves_by_run: list[dict[str, Curve]] = []
     notes = []
-    for entry in good:
+    for run in runs:
+        run_curves: dict[str, Curve] = {}
         try:
-            found = curves(*entry.record.curves)
-            if not found:
-                notes.append((entry, "it logged none (an evaluation, or another logger)"))
+            run_curves = curves(*run.record.curves)
+            if not run_curves:
+                notes.append((run, "the run has no metrics.csv with values (it is an evaluation, or logs elsewhere)"))
         except UserError as error:
-            found = {}
-            notes.append((entry, str(error)))
-        logged.append(found)
-    return {"learning": plots.learning(good, logged), "curve_notes": notes}
+            notes.append((run, str(error)))
+        curves_by_run.append(run_curves)
+    return {"learning": plots.learning_plots(runs, curves_by_run), "curve_notes": notes}
 
 
-def _parts(good: Sequence[ReportRun]) -> dict[str, Any]:
-    bins = [(entry, calibration.bins(entry)) for entry in good]
+def _sections(runs: Sequence[ReportRun]) -> dict[str, Any]:
+    """The template's variables for classes, calibration, slices, examples and flips."""
+    bins = [(run, calibration.confidence_bins(run)) for run in runs]
     return {
-        "classes": [found for entry in good if (found := classes.classes(entry))],
+        "classes": [table for run in runs if (table := classes.class_report(run))],
         "reliability": [
-            (entry, some, plots.reliability(entry, some)) for entry, some in bins if not isinstance(some, str)
+            (run, run_bins, plots.reliability_diagram(run, run_bins))
+            for run, run_bins in bins
+            if not isinstance(run_bins, str)
         ],
-        "unreliable": [(entry, why) for entry, why in bins if isinstance(why, str)],
-        "slices": list(slices.tables(flips.groups(good))),
+        "without_reliability": [(run, reason) for run, reason in bins if isinstance(reason, str)],
+        "slices": list(slices.slice_tables(groups_on_same_examples(runs))),
         "bar": measures.bar,
-        "lacking": [(entry, entry.lacking) for entry in good if entry.lacking],
-        "lists": list(examples.listings(good)),
-        "flips": examples.flipped(flips.flips(good[0], other) for other in good[1:]),
+        "unavailable": [(run, run.unavailable_reason) for run in runs if run.unavailable_reason],
+        "lists": list(example_lists(runs)),
+        "flips": flip_lists(find_flips(runs[0], other) for other in runs[1:]),
     }
 
 
-def _environment() -> Any:
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -117,5 +128,5 @@ def _environment() -> Any:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash for none, and for what is not a number."""
+    """A number for a table; a dash for None and nan."""
     return "–" if value is None or value != value else f"{value:,.{digits}f}"

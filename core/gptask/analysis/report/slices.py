@@ -1,4 +1,4 @@
-"""The main metric on parts of the test set: by length of the input, by label."""
+"""The main metric on slices of the test set: by input length and by true label."""
 
 from __future__ import annotations
 
@@ -12,82 +12,84 @@ import numpy as np
 from gptask.analysis.report.report_run import ReportRun
 from gptask.plugins.metric import Score, score
 
-LABELS = 30  # the most frequent ones
+MAX_LABELS = 30  # the most frequent ones have a slice
 
 
 @dataclass
 class SliceTable:
-    """Slices of one kind; each has a score (or None, where no example falls into it) for each of the runs."""
+    """Slices of one kind; each has a score for each of the runs, None if no example falls into it."""
 
     title: str
     metric: str
-    entries: list[ReportRun]
+    runs: list[ReportRun]
     rows: list[tuple[str, list[Score | None]]]
     note: str = ""
 
     @property
     def scale(self) -> tuple[float, float]:
-        """From the lowest to the highest end of all intervals, with some air."""
-        ends = [end for _, row in self.rows for s in row if s for end in (s.low, s.high) if math.isfinite(end)]
+        """The lowest and the highest end of all intervals, with a margin of 5%."""
+        scores = [score for _, row in self.rows for score in row if score]
+        ends = [end for score in scores for end in (score.low, score.high) if math.isfinite(end)]
         low, high = min(ends, default=0.0), max(ends, default=1.0)
-        air = (high - low or 1.0) * 0.05
-        return low - air, high + air
+        margin = (high - low or 1.0) * 0.05
+        return low - margin, high + margin
 
 
-def tables(groups: Sequence[Sequence[ReportRun]]) -> Iterator[SliceTable]:
-    """By length and by label, for each group of runs on the same test examples."""
+def slice_tables(groups: Sequence[Sequence[ReportRun]]) -> Iterator[SliceTable]:
+    """Tables by length and by label, for each group of runs on the same test examples."""
     for group in groups:
-        if entries := [entry for entry in group if not entry.lacking]:
-            yield _table("By input length", entries, [_lengths(entry) for entry in entries])
-            if all(entry.labels is not None for entry in entries):
-                kinds = {name for row in entries[0].labels or [] for name in row}
-                note = f"The {LABELS} most frequent of {len(kinds)} labels." if len(kinds) > LABELS else ""
-                yield _table("By true label", entries, [_labels(entry) for entry in entries], note)
+        runs = [run for run in group if not run.unavailable_reason]
+        if not runs:
+            continue
+        yield _slice_table("By input length", runs, [_length_masks(run) for run in runs])
+        if all(run.true_labels is not None for run in runs):
+            labels = {label for row in runs[0].true_labels or [] for label in row}
+            note = f"The {MAX_LABELS} most frequent of {len(labels)} labels." if len(labels) > MAX_LABELS else ""
+            yield _slice_table("By true label", runs, [_label_masks(run) for run in runs], note)
 
 
-def main_metric(entry: ReportRun) -> str:
-    """The first metric with a direction."""
-    return entry.directed[0]
-
-
-def _table(
-    title: str, entries: Sequence[ReportRun], masks: Sequence[dict[str, np.ndarray]], note: str = ""
+def _slice_table(
+    title: str, runs: Sequence[ReportRun], masks_by_run: Sequence[dict[str, np.ndarray]], note: str = ""
 ) -> SliceTable:
-    names = list(dict.fromkeys(name for some in masks for name in some))
-    rows = [(name, [_score(e, some.get(name)) for e, some in zip(entries, masks, strict=True)]) for name in names]
-    return SliceTable(title, main_metric(entries[0]), list(entries), rows, note)
+    """The table of slices that are given for each run by name, as masks (N,) of its examples."""
+    names = list(dict.fromkeys(name for masks in masks_by_run for name in masks))
+    rows = [
+        (name, [_score(run, masks.get(name)) for run, masks in zip(runs, masks_by_run, strict=True)]) for name in names
+    ]
+    return SliceTable(title, runs[0].directed_metrics[0], list(runs), rows, note)
 
 
-def _score(entry: ReportRun, mask: np.ndarray | None) -> Score | None:
-    """The main metric of the examples in a mask (N,), with an interval; fewer resamples where statistics are wide."""
+def _score(run: ReportRun, mask: np.ndarray | None) -> Score | None:
+    """The main metric of the examples in a mask (N,), with an interval; wide statistics get fewer resamples."""
     if mask is None or not mask.any():
         return None
-    name = main_metric(entry)
-    rows = entry.statistics(name)[mask]
+    metric = run.directed_metrics[0]
+    statistics = run.statistics(metric)[mask]
+    resamples = int(np.clip(10_000_000 // statistics.size, 200, 1000))
     with np.errstate(all="ignore"):
-        return score(entry.record.metric(name), rows, resamples=int(np.clip(10_000_000 // rows.size, 200, 1000)))
+        return score(run.record.metric(metric), statistics, resamples=resamples)
 
 
-def _lengths(entry: ReportRun) -> dict[str, np.ndarray]:
-    """Quartiles of characters; equal ones fall together."""
-    lengths = entry.characters
-    edges = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="lower"))
-    if len(edges) < 2:
-        return {f"{edges[0]:,} characters": np.ones(len(lengths), dtype=bool)}
-    place = np.clip(np.searchsorted(edges, lengths, side="left") - 1, 0, len(edges) - 2)
-    found = {}
-    for k in range(len(edges) - 1):
-        start = edges[k] + 1 if k else edges[0]
-        span = f"{start:,}" if start == edges[k + 1] else f"{start:,} to {edges[k + 1]:,}"
-        found[f"{span} characters"] = place == k
-    return found
+def _length_masks(run: ReportRun) -> dict[str, np.ndarray]:
+    """Masks (N,) of the quartiles of input characters; quartiles with equal bounds are one slice."""
+    lengths = run.input_lengths
+    bounds = np.unique(np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1], method="lower"))
+    if len(bounds) < 2:
+        return {f"{bounds[0]:,} characters": np.ones(len(lengths), dtype=bool)}
+    slice_numbers = np.clip(np.searchsorted(bounds, lengths, side="left") - 1, 0, len(bounds) - 2)
+    masks = {}
+    for k in range(len(bounds) - 1):
+        start, end = bounds[k] + 1 if k else bounds[0], bounds[k + 1]
+        name = f"{start:,}" if start == end else f"{start:,} to {end:,}"
+        masks[f"{name} characters"] = slice_numbers == k
+    return masks
 
 
-def _labels(entry: ReportRun) -> dict[str, np.ndarray]:
-    """The examples of each label, the most frequent label first; one with several labels counts for each."""
-    labels = entry.labels or []
-    counts = Counter(name for row in labels for name in row)
-    found = {name: np.asarray([name in row for row in labels]) for name, _ in counts.most_common(LABELS)}
-    if (bare := np.asarray([not row for row in labels])).any():
-        found["(no label)"] = bare
-    return found
+def _label_masks(run: ReportRun) -> dict[str, np.ndarray]:
+    """Masks (N,) of each label's examples, the most frequent label first; an example counts for each of its labels."""
+    label_rows = run.true_labels or []
+    counts = Counter(label for row in label_rows for label in row)
+    masks = {label: np.asarray([label in row for row in label_rows]) for label, _ in counts.most_common(MAX_LABELS)}
+    if (unlabelled := np.asarray([not row for row in label_rows])).any():
+        masks["(no label)"] = unlabelled
+    return masks

@@ -1,4 +1,4 @@
-"""What the paired tests do over many test sets: how often they find what is not there, and what is.
+"""How often the paired tests find a difference over many test sets, with and without a true difference.
 
     python tests/core/analysis/compare/simulation.py [trials]
 
@@ -33,17 +33,17 @@ class Mean(MeanMetric):
 
 def accuracy(generator: np.random.Generator, n: int, gap: float) -> Sides:
     """Right and wrong answers; the systems disagree on one of eight."""
-    theirs, apart = generator.random((n, 1)) < 0.85, generator.random((n, 1)) < 0.125
+    correct, disagree = generator.random((n, 1)) < 0.85, generator.random((n, 1)) < 0.125
     first = generator.random((n, 1)) < 0.5 + gap / 100 / 0.25  # of those, who is right
-    return [np.where(apart, first, theirs) * 1.0], [np.where(apart, ~first, theirs) * 1.0], np.arange(n)
+    return [np.where(disagree, first, correct) * 1.0], [np.where(disagree, ~first, correct) * 1.0], np.arange(n)
 
 
 def overlap(generator: np.random.Generator, n: int, gap: float) -> Sides:
     """F1 of answers, five questions on each context, which has an effect of its own."""
     groups = np.arange(n) // 5
-    theirs = generator.beta(2, 1, (n, 1))
+    baseline = generator.beta(2, 1, (n, 1))
     shared = generator.normal(0, 0.1, (groups[-1] + 1, 1))[groups]
-    return [theirs + gap / 100 + shared + generator.normal(0, 0.2, (n, 1))], [theirs], groups
+    return [baseline + gap / 100 + shared + generator.normal(0, 0.2, (n, 1))], [baseline], groups
 
 
 def macro(generator: np.random.Generator, n: int, gap: float) -> Sides:
@@ -51,8 +51,8 @@ def macro(generator: np.random.Generator, n: int, gap: float) -> Sides:
     true = generator.integers(0, 4, n)
     hits = accuracy(generator, n, gap)[:2]
     wrong = (true + generator.integers(1, 4, n)) % 4
-    ours, theirs = (np.stack([true, np.where(side[0][:, 0] > 0, true, wrong)], 1).astype(float) for side in hits)
-    return [ours], [theirs], np.arange(n)
+    candidate, baseline = (np.stack([true, np.where(side[0][:, 0] > 0, true, wrong)], 1).astype(float) for side in hits)
+    return [candidate], [baseline], np.arange(n)
 
 
 def bleu(generator: np.random.Generator, n: int, gap: float) -> Sides:
@@ -94,18 +94,18 @@ KINDS: dict[str, tuple[str, Metric, Draw]] = {
 
 
 def rejected(kind: str, n: int, gap: float, trials: int, seed: int = 1) -> float:
-    """Share of test sets on which a difference is found, at 5%, not corrected."""
+    """The share of test sets on which the test finds a difference at 5%, without a correction."""
     _, metric, draw = KINDS[kind]
     generator = np.random.default_rng(seed)
-    found = 0
+    rejections = 0
     for _ in range(trials):
-        ours, theirs, groups = draw(generator, n, gap)
-        found += difference(metric, ours, theirs, groups, RESAMPLES).p < ALPHA
-    return found / trials
+        candidate, baseline, groups = draw(generator, n, gap)
+        rejections += difference(metric, candidate, baseline, groups, RESAMPLES).p < ALPHA
+    return rejections / trials
 
 
 def stated(kind: str, n: int, trials: int = 100) -> float:
-    """The detectable difference that is told on average, where there is none."""
+    """The mean detectable difference that the test states when there is no difference."""
     _, metric, draw = KINDS[kind]
     generator = np.random.default_rng(2)
     sides = (draw(generator, n, 0.0) for _ in range(trials))

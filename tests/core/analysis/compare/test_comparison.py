@@ -1,4 +1,4 @@
-"""Which runs are compared, grouped and refused, and what is said of them."""
+"""Which runs are compared, grouped and refused, and what the verdicts are."""
 
 import json
 
@@ -87,19 +87,19 @@ def test_what_validation_chose_does_not_make_another_method(sentiment_run, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "difference"),
     [
         ({"result": {"test_data_hash": "beef"}}, "test data beef"),
         ({"result": {"split": "validation"}}, "split validation"),
         ({"count": 400}, "n 400"),
     ],
 )
-def test_other_test_sets_are_not_ranked(change, said, sentiment_run, tmp_path):
+def test_other_test_sets_are_not_ranked(change, difference, sentiment_run, tmp_path):
     sentiment_run("a", 0.9)
     sentiment_run("b", 0.8, **change)
     with pytest.raises(UserError, match="can't be ranked together") as error:
         compare(runs(tmp_path))
-    assert said in str(error.value)
+    assert difference in str(error.value)
     assert "--force" in str(error.value)
     assert len(compare(runs(tmp_path), apart=True).tables) == 2
 
@@ -143,8 +143,8 @@ def test_tasks_are_corrected_together(sentiment_run, translation_run, tmp_path):
     tests = {
         (table.task, name): v.tests
         for table in tables
-        for name, found in table.verdicts.items()
-        for v in found.values()
+        for name, verdicts in table.verdicts.items()
+        for v in verdicts.values()
     }
     assert tests["sentiment", "accuracy"] == tests["translation", "bleu"] == 2  # the main metrics together
     assert tests["sentiment", "mcc"] == tests["translation", "chrf"] == 1
@@ -165,11 +165,11 @@ def test_a_baseline_that_is_damaged_or_elsewhere_is_refused(sentiment_run, tmp_p
     sentiment_run("a", 0.9)
     damaged = sentiment_run("b", 0.9)
     (damaged / "metrics.json").unlink()
-    for folder, said in ((damaged, "unfinished"), (tmp_path, "not among")):
-        with pytest.raises(UserError, match=said):
+    for folder, message in ((damaged, "unfinished"), (tmp_path, "not among")):
+        with pytest.raises(UserError, match=message):
             compare(runs(tmp_path), baseline=folder)
-    found = compare(runs(tmp_path))
-    assert [record.folder for record in found.problems] == [damaged]
+    result = compare(runs(tmp_path))
+    assert [record.folder for record in result.problems] == [damaged]
 
 
 def test_equal_facts_are_folded_and_differing_options_shown(sentiment_run, tmp_path):
@@ -215,12 +215,12 @@ def test_an_edited_option_or_metric_is_not_answered_from_the_cache(sentiment_run
     first = compare(runs(tmp_path)).tables[0].verdicts
     with monkeypatch.context() as changed:
         changed.setattr(comparison, "difference", None)
-        changed.setattr(comparison, "_code", lambda metric: "edited")
+        changed.setattr(comparison, "_code_hash", lambda metric: "edited")
         with pytest.raises(TypeError):
             compare(runs(tmp_path))
-    (kept,) = (comparison.cache_folder() / "tests").glob("*.json")
+    (cached,) = (comparison.cache_folder() / "verdicts").glob("*.json")
     for damage in ("", "{", "[]", '{"metric": 1}'):
-        kept.write_text(damage)
+        cached.write_text(damage)
         assert compare(runs(tmp_path)).tables[0].verdicts == first
 
 
@@ -236,7 +236,7 @@ def test_changed_predictions_are_tested_again_whatever_their_time(sentiment_run,
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda text: text[:-40], "line 20 is no JSON"),
         (lambda text: text[: text.rindex('{"id"')], "19 lines, not 20"),
@@ -245,15 +245,15 @@ def test_changed_predictions_are_tested_again_whatever_their_time(sentiment_run,
         (lambda text: text.replace('"accuracy": [', '"accuracy": [1, ', 1), "the statistics of 'accuracy'"),
     ],
 )
-def test_damaged_predictions_are_listed_and_the_others_compared(damage, said, sentiment_run, tmp_path):
+def test_damaged_predictions_are_listed_and_the_others_compared(damage, message, sentiment_run, tmp_path):
     sentiment_run("a", 0.9, count=20, draw=1)
     sentiment_run("b", 0.8, count=20, draw=2, tuning=Lora(rank=4))
     file = sentiment_run("c", 0.8, count=20, draw=3, tuning=Full()) / "predictions.jsonl"
     file.write_text(damage(file.read_text()))
-    found = compare(runs(tmp_path))
-    assert [record.folder.name for record in found.problems] == ["c"]
-    assert said in found.problems[0].problem
-    assert len(found.tables[0].verdicts["accuracy"]) == 1
+    result = compare(runs(tmp_path))
+    assert [record.folder.name for record in result.problems] == ["c"]
+    assert message in result.problems[0].problem
+    assert len(result.tables[0].verdicts["accuracy"]) == 1
     with pytest.raises(UserError, match="can't be compared with: damaged"):
         compare(runs(tmp_path), baseline=file.parent)
 
@@ -303,9 +303,9 @@ def test_numbers_have_digits_for_their_range(sentiment_run, tmp_path):
 
 def test_labels_may_be_in_another_order(tmp_path):
     outputs, examples = tmp_path / "outputs" / "sentiment", sentences(40)
-    said = [Prediction(TWO_LABELS[n % 3 % 2], 0.9, {}) for n in range(40)]
-    write_run(outputs / "a", Sentiment(labels=TWO_LABELS), examples, said)
-    write_run(outputs / "b", Sentiment(labels=TWO_LABELS[::-1]), examples, said, tuning=Full())
+    predictions = [Prediction(TWO_LABELS[n % 3 % 2], 0.9, {}) for n in range(40)]
+    write_run(outputs / "a", Sentiment(labels=TWO_LABELS), examples, predictions)
+    write_run(outputs / "b", Sentiment(labels=TWO_LABELS[::-1]), examples, predictions, tuning=Full())
     (table,) = compare(runs(tmp_path), metric="f1_macro").tables
     ((_, verdict),) = table.verdicts["f1_macro"].items()
     assert verdict.words == "equal on every example"

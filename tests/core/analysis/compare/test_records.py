@@ -1,4 +1,4 @@
-"""Finding run folders, and telling sound ones from damaged and unfinished ones."""
+"""Finding run folders, and recognising damaged and unfinished ones."""
 
 import json
 
@@ -33,17 +33,17 @@ def test_latest_keeps_the_newest_runs_of_each_task(sentiment_run, translation_ru
 
 
 @pytest.mark.parametrize(
-    ("places", "options", "said"),
+    ("places", "options", "message"),
     [
         (["outputs/nowhere"], {}, "no run folder at or below outputs/nowhere"),
         (["outputs"], {"task": "sentimnt"}, "Did you mean 'sentiment'?"),
         (["outputs"], {"latest": 0}, "at least 1"),
     ],
 )
-def test_runs_that_are_not_found_are_named(places, options, said, sentiment_run, tmp_path, monkeypatch):
+def test_runs_that_are_not_found_are_named(places, options, message, sentiment_run, tmp_path, monkeypatch):
     sentiment_run("a", 0.9, count=10)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
         find(places, **options)
 
 
@@ -57,7 +57,7 @@ def other_format(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "metrics.json").unlink(), "unfinished: no metrics.json"),
         (lambda folder: (folder / "predictions.jsonl").unlink(), "no predictions.jsonl"),
@@ -69,16 +69,16 @@ def other_format(folder):
         (other_format, "format 99"),
     ],
 )
-def test_a_damaged_run_is_told_as_such(damage, said, sentiment_run):
+def test_a_damaged_run_has_a_problem(damage, message, sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     assert not read(folder).problem
     damage(folder)
     record = read(folder)
-    assert said in record.problem
+    assert message in record.problem
     assert record.task in ("sentiment", "")
 
 
-def test_predictions_and_metrics_fit(sentiment_run):
+def test_metrics_can_be_recomputed_from_predictions(sentiment_run):
     record = read(sentiment_run("a", 0.8, count=50))
     rows = record.predictions.statistics("f1_macro")
     assert rows.shape == (50, 2)
@@ -97,7 +97,7 @@ def test_a_broken_line_of_predictions_is_named(sentiment_run):
 
 
 def changed(name, **changes):
-    """A damage: values of metrics.json, or of its accuracy, are others."""
+    """A function that changes values of metrics.json, or of its entry for accuracy."""
 
     def damage(folder):
         result = json.loads((folder / "metrics.json").read_text())
@@ -116,10 +116,13 @@ def set_in_config(**changes):
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (changed("", metrics=[1]), "metrics is '[1]'"),
-        (changed("", metrics={"accuracy": 3}), "'accuracy' what no gptask run writes (not a mapping)"),
+        (
+            changed("", metrics={"accuracy": 3}),
+            "'accuracy' in metrics.json is not that of a gptask run (not a mapping)",
+        ),
         (changed("", seed=[1]), "seed is"),
         (changed("", split=None), "split is 'None'"),
         (changed("", n="many"), "n is 'many'"),
@@ -135,22 +138,22 @@ def set_in_config(**changes):
         (set_in_config(parent=5), "parent is '5'"),
     ],
 )
-def test_a_value_that_no_run_writes_is_named(damage, said, sentiment_run):
+def test_a_value_that_no_run_writes_is_named(damage, message, sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     damage(folder)
     problem = read(folder).problem
     assert problem.startswith("damaged: ")
-    assert said in problem
+    assert message in problem
 
 
-def test_a_pruned_trial_is_told_as_such(sentiment_run):
+def test_a_pruned_trial_says_so(sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     (folder / "metrics.json").unlink()
     (folder / "pruned.json").write_text("{}")
-    assert read(folder).problem == "pruned: a sweep ended it early"
+    assert read(folder).problem == "pruned: a sweep stopped it early"
 
 
-def test_a_folder_that_can_not_be_opened_is_listed(sentiment_run, tmp_path, monkeypatch):
+def test_a_folder_that_cant_be_opened_is_listed(sentiment_run, tmp_path, monkeypatch):
     import os
 
     closed = sentiment_run("a", 0.9, count=10).parent / "closed"

@@ -1,4 +1,4 @@
-// Open a report as a reader would and use it; print what went wrong and what was seen as one line of JSON.
+// Open a report as a reader would and use it; print errors and observations as one line of JSON.
 // node browser.js <playwright-core> <chromium> <page.html> <width> <light|dark> <screenshot.png>
 "use strict";
 const [, , library, executablePath, file, width, colorScheme, screenshot] = process.argv;
@@ -8,23 +8,23 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run
 
 async function list(page) {
   const browse = page.locator(".browse").first();
-  const seen = async () => ({
+  const state = async () => ({
     shown: await browse.locator(".card:not([hidden])").count(),
-    said: await browse.locator("output").textContent(),
+    count: await browse.locator("output").textContent(),
     first: await browse.locator(".card:not([hidden])").first().textContent({ timeout: 1000 }).catch(() => ""),
   });
-  const steps = { start: await seen() };
+  const steps = { start: await state() };
   await browse.locator("button.more").click();
-  steps.more = await seen();
+  steps.more = await state();
   await browse.getByLabel("Search").fill("test.jsonl:1");
-  steps.search = await seen();
+  steps.search = await state();
   await browse.getByLabel("Search").fill("no such words");
-  steps.nothing = await seen();
+  steps.nothing = await state();
   await browse.getByLabel("Search").fill("");
   await browse.getByLabel("Change").selectOption("worse");
-  steps.change = await seen();
+  steps.change = await state();
   await browse.getByLabel("Label").selectOption("neutral");
-  steps.label = await seen();
+  steps.label = await state();
   return steps;
 }
 
@@ -46,20 +46,20 @@ async function sorted(page) {
   const browser = await chromium.launch({ executablePath, args });
   const context = await browser.newContext({ viewport: { width: Number(width), height: 900 }, colorScheme });
   const page = await context.newPage();
-  const wrong = [];
-  page.on("console", (message) => wrong.push(`console: ${message.text()}`));
-  page.on("pageerror", (error) => wrong.push(`page: ${error.message}`));
+  const errors = [];
+  page.on("console", (message) => errors.push(`console: ${message.text()}`));
+  page.on("pageerror", (error) => errors.push(`page: ${error.message}`));
   page.on("request", (request) => {
-    if (!/^(file|data):/.test(request.url())) wrong.push(`request: ${request.url()}`);
+    if (!/^(file|data):/.test(request.url())) errors.push(`request: ${request.url()}`);
   });
   await page.goto(`file://${file}`);
-  const seen = { list: await list(page), states: await states(page), sorted: await sorted(page) };
-  seen.overflow = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
-  seen.paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
-  seen.line = await page.evaluate(() => getComputedStyle(document.querySelector("svg path[clip-path]")).stroke);
+  const observed = { list: await list(page), states: await states(page), sorted: await sorted(page) };
+  observed.overflow = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+  observed.paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  observed.line = await page.evaluate(() => getComputedStyle(document.querySelector("svg path[clip-path]")).stroke);
   await page.screenshot({ path: screenshot, fullPage: true });
   await page.emulateMedia({ media: "print" });
-  seen.tools = await page.locator(".tools:visible").count();
+  observed.tools = await page.locator(".tools:visible").count();
   await browser.close();
-  process.stdout.write(`${JSON.stringify({ wrong, seen })}\n`);
+  process.stdout.write(`${JSON.stringify({ errors, observed })}\n`);
 })();

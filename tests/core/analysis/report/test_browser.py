@@ -1,7 +1,7 @@
 """The page in a real browser: Debian's chromium, driven by playwright-core through node.
 
-It brings neither of them: ``apt-get install chromium``, and ``npm install playwright-core`` in the folder that
-GPTASK_PLAYWRIGHT names (without it, it is installed into a temporary one).
+Install them with ``apt-get install chromium``, and ``npm install playwright-core`` in the folder that GPTASK_PLAYWRIGHT
+names; without that variable the test installs playwright-core into a temporary folder.
 """
 
 import json
@@ -26,15 +26,15 @@ def library(tmp_path_factory):
     for program in ("node", "npm", "chromium"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} on this machine")
-    given = os.environ.get("GPTASK_PLAYWRIGHT")
-    folder = Path(given) if given else tmp_path_factory.mktemp("playwright")
-    found = folder / "node_modules" / "playwright-core"
-    if not found.is_dir():
+    folder_name = os.environ.get("GPTASK_PLAYWRIGHT")
+    folder = Path(folder_name) if folder_name else tmp_path_factory.mktemp("playwright")
+    package = folder / "node_modules" / "playwright-core"
+    if not package.is_dir():
         command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "playwright-core"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if ended.returncode:
-            pytest.skip(f"playwright-core can't be installed: {ended.stderr.strip()[-200:]}")
-    return found
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if process.returncode:
+            pytest.skip(f"playwright-core can't be installed: {process.stderr.strip()[-200:]}")
+    return package
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +49,35 @@ def html(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(library, html):
-    """What a width and a colour scheme show; each is opened once."""
-    kept = {}
+def observed(library, html):
+    """A function that opens the page with a width and a colour scheme, once each, and returns what the browser saw."""
+    results = {}
 
-    def look(width, scheme):
-        if (width, scheme) not in kept:
+    def open_page(width, scheme):
+        if (width, scheme) not in results:
             picture = html.with_name(f"{width}-{scheme}.png")
             command = ["node", SCRIPT, library, shutil.which("chromium"), html, str(width), scheme, picture]
-            ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
-            assert ended.returncode == 0, ended.stderr
-            kept[width, scheme] = json.loads(ended.stdout)
-            assert kept[width, scheme]["wrong"] == []
-        return kept[width, scheme]["seen"]
+            process = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+            assert process.returncode == 0, process.stderr
+            results[width, scheme] = json.loads(process.stdout)
+            assert results[width, scheme]["errors"] == []
+        return results[width, scheme]["observed"]
 
-    return look
+    return open_page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_goes_wrong_and_nothing_sticks_out(seen, width, scheme):
-    assert seen(width, scheme)["overflow"] <= 0
+def test_the_page_has_no_errors_and_fits_the_width(observed, width, scheme):
+    assert observed(width, scheme)["overflow"] <= 0
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_search_filters_and_the_more_button_change_the_list(seen, width):
-    steps = seen(width, "light")["list"]
+def test_search_filters_and_the_more_button_change_the_list(observed, width):
+    steps = observed(width, "light")["list"]
     assert steps["start"]["shown"] == 20
-    assert steps["start"]["said"].startswith("20 of ")
-    total = int(steps["start"]["said"].split()[2])
+    assert steps["start"]["count"].startswith("20 of ")
+    total = int(steps["start"]["count"].split()[2])
     assert steps["more"]["shown"] == total
     assert 0 < steps["search"]["shown"] < total
     assert "test.jsonl:1" in steps["search"]["first"]
@@ -87,18 +87,18 @@ def test_search_filters_and_the_more_button_change_the_list(seen, width):
     assert "neutral" in steps["label"]["first"]
 
 
-def test_examples_are_filtered_by_state_and_run(seen):
-    states = seen(1280, "light")["states"]
+def test_examples_are_filtered_by_state_and_run(observed):
+    states = observed(1280, "light")["states"]
     assert {tuple(state) for state in states} == {("wrong", "B")}
 
 
-def test_a_click_on_a_heading_sorts(seen):
-    numbers = list(map(int, seen(1280, "light")["sorted"]))
+def test_a_click_on_a_heading_sorts_the_table(observed):
+    numbers = list(map(int, observed(1280, "light")["sorted"]))
     assert numbers == sorted(numbers, reverse=True)
 
 
-def test_colours_follow_the_scheme(seen):
-    light, dark = seen(1280, "light"), seen(1280, "dark")
+def test_colours_follow_the_scheme(observed):
+    light, dark = observed(1280, "light"), observed(1280, "dark")
     assert light["paper"] != dark["paper"]
     assert light["line"] != dark["line"]
     assert light["tools"] == 0  # printed

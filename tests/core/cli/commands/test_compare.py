@@ -231,4 +231,4 @@ def test_a_leaderboard_lists_the_runs_left_out(run_command, refused, pair, tmp_p
         if not number:
             ended = run_command("compare", "outputs", "--leaderboard")
             assert "not compared: outputs/sentiment/good: damaged" in ended.err
-    assert "no run there can be ranked" in refused("compare", "outputs", "--leaderboard")
+    assert "no run can be ranked" in refused("compare", "outputs", "--leaderboard")

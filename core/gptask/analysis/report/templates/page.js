@@ -1,5 +1,5 @@
 "use strict";
-const STEP = 20;
+const PAGE_SIZE = 20;
 for (const list of document.querySelectorAll(".browse")) {
   const cards = [...list.querySelectorAll(".card")].map((element) => ({
     element,
@@ -12,21 +12,21 @@ for (const list of document.querySelectorAll(".browse")) {
   const filters = [...list.querySelectorAll("[data-filter]")];
   const output = list.querySelector("output");
   const more = list.querySelector("button.more");
-  let limit = STEP;
-  const fits = (card) => filters.every(({ dataset, value }) => {
+  let limit = PAGE_SIZE;
+  const matches = (card) => filters.every(({ dataset, value }) => {
     if (!value) return true;
     if (dataset.filter !== "text") return card[dataset.filter].includes(value);
     return value.toLowerCase().split(/\s+/).every((word) => card.text.includes(word));
   });
   const show = () => {
-    let found = 0;
-    for (const card of cards) card.element.hidden = !(fits(card) && ++found <= limit);
-    output.value = found === cards.length ? `${found} shown` : `${found} of ${cards.length} shown`;
-    if (found > limit) output.value = `${limit} of ${found} shown`;
-    more.hidden = found <= limit;
+    let matching = 0;
+    for (const card of cards) card.element.hidden = !(matches(card) && ++matching <= limit);
+    output.value = matching === cards.length ? `${matching} shown` : `${matching} of ${cards.length} shown`;
+    if (matching > limit) output.value = `${limit} of ${matching} shown`;
+    more.hidden = matching <= limit;
   };
-  for (const filter of filters) filter.addEventListener("input", () => { limit = STEP; show(); });
-  more.addEventListener("click", () => { limit += 5 * STEP; show(); });
+  for (const filter of filters) filter.addEventListener("input", () => { limit = PAGE_SIZE; show(); });
+  more.addEventListener("click", () => { limit += 5 * PAGE_SIZE; show(); });
   list.querySelector(".tools").hidden = false;
   show();
 }
@@ -38,15 +38,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending";
+      const descending = head.getAttribute("aria-sort") !== "descending";
       for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      head.setAttribute("aria-sort", descending ? "descending" : "ascending");
       const value = (row) => row.cells[column].textContent.trim();
-      const order = (a, b) => value(a).localeCompare(value(b), undefined, { numeric: true });
+      const byText = (a, b) => value(a).localeCompare(value(b), undefined, { numeric: true });
       const number = (row) => Number(value(row).replaceAll(",", ""));
       const rows = [...body.rows];
       const numeric = rows.every((row) => !Number.isNaN(number(row)));
-      rows.sort((a, b) => (down ? -1 : 1) * (numeric ? number(a) - number(b) : order(a, b)));
+      rows.sort((a, b) => (descending ? -1 : 1) * (numeric ? number(a) - number(b) : byText(a, b)));
       body.append(...rows);
     });
   });
