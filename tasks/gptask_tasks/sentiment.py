@@ -30,13 +30,13 @@ class Sentiment(Classification):
             self.labels = list(self.STARS["en"])
         super().validate()
 
-    def word(self, label: str) -> str:
+    def label_word(self, label: str) -> str:
         """Return the word for a label; grades and, in Chinese, polarities have preset ones."""
         polarities = self.CHINESE_POLARITIES if self.language == "zh" else {}
         words = self.STARS.get(self.language, {}) if self.graded else polarities
         if label in words and label not in self.label_words:
             return words[label] if self.language == "zh" else f" {words[label]}"
-        return super().word(label)
+        return super().label_word(label)
 
     def sample(self) -> dict[str, Any]:
         """Return the sample: reviews and comments in English, each with its polarity and its grade."""

@@ -13,7 +13,7 @@ SHAPES = ((16, 26), (40, 26), (8, 128), (4, 256))
 
 def run(tier: str) -> list[Result]:
     """Tokens/s of forward and backward on random ids (B, T)."""
-    from gptask.model.engine.attention import NAME
+    from gptask.model.engine.attention import ATTENTION_NAME
 
     ours = Training(options("sst2", "data.limit.train=16"))
     backbone = ours.module.backbone
@@ -29,9 +29,9 @@ def run(tier: str) -> list[Result]:
 
     results = []
     for shape in SHAPES if tier == FULL else SHAPES[:2]:
-        sides = {kind: (lambda kind=kind, shape=shape: step(kind, shape)) for kind in (NAME, "sdpa")}
+        sides = {kind: (lambda kind=kind, shape=shape: step(kind, shape)) for kind in (ATTENTION_NAME, "sdpa")}
         rates = alternate(sides, 8 if tier == FULL else 3)
         name = f"training step, {shape[0]} x {shape[1]} tokens"
-        results.append(Result(name, "tokens/s", rates[NAME], rates["sdpa"], "fused attention (sdpa)"))
-    model.set_attn_implementation(NAME)
+        results.append(Result(name, "tokens/s", rates[ATTENTION_NAME], rates["sdpa"], "fused attention (sdpa)"))
+    model.set_attn_implementation(ATTENTION_NAME)
     return results

@@ -83,7 +83,7 @@ def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak:
     """Seconds that no decoder of these prompts and numbers of new tokens goes below, at a matrix peak in FLOP/s and a
     memory that gives so many bytes/s: all tokens of prompts, shared ones once, go through the layers' matrices, and
     each step multiplies with or reads them, the vocabulary and its rows' keys and values."""
-    from gptask.model.engine.packing import split
+    from gptask.model.engine.packing import split_prefixes
     from gptask.model.generation.generate import position_bytes
 
     layers = matrix_weights(backbone.model)
@@ -91,7 +91,7 @@ def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak:
     size, position = backbone.model.dtype.itemsize, position_bytes(backbone)
     seconds = 0.0
     for prompts, counts in batches:
-        seconds += 2 * layers * split(prompts).size / peak
+        seconds += 2 * layers * split_prefixes(prompts).size / peak
         for step in range(1, max(counts)):  # the first tokens come from reading
             seen = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]
             read = size * every + position * sum(seen)

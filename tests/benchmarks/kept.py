@@ -34,7 +34,7 @@ def later(tuning: str, tier: str, least: float | None = None) -> Result:
     """Seconds of three epochs after the first."""
     count = 2000 if tier == FULL else 300
     ours = Training(options("sst2", f"tuning={tuning}", f"data.limit.train={count}"))
-    ours.module.seats[0].states["train"].done.zero_()  # a cache of an earlier benchmark must not help
+    ours.module.runtimes[0].activation_caches["train"].done.zero_()  # a cache of an earlier benchmark must not help
     clock = Epochs()
     ours.fit(Path(tempfile.mkdtemp()), 4, [clock], limit_val_batches=0)
     first, *others = clock.seconds

@@ -65,7 +65,7 @@ class Training:
 
     def epoch(self, folder: Path, **settings: Any) -> None:
         """One epoch, as slow as a first one, without validation."""
-        for states in filter(None, self.module.seats[0].states.values()):
+        for states in filter(None, self.module.runtimes[0].activation_caches.values()):
             states.done.zero_()
         self.fit(folder, limit_val_batches=0, **settings)
 
@@ -78,7 +78,7 @@ class Training:
 
     def accuracy(self) -> float:
         """Accuracy, in percent, of the last test."""
-        seen, predictions = self.module.seats[0].predictions("test")
+        seen, predictions = self.module.runtimes[0].predictions("test")
         right = sum(p.value == example["label"] for p, example in zip(predictions, seen, strict=True))
         return 100 * right / len(seen)
 

@@ -63,7 +63,7 @@ def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str
     mine = config("train", options(experiment))
     task = mine.task
     corpus = builder.build_corpus(task, mine.data, mine.seed)
-    task.prepare(corpus.whole("train"))
+    task.prepare(corpus.all_rows("train"))
     rows, test = list(corpus.split("train")), list(corpus.split("test"))
     origin = locate(mine.backbone)
     assert origin is not None

@@ -28,13 +28,13 @@ def score(experiment: str) -> str:
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
     task = options.task
     corpus = builder.build_corpus(task, options.data, options.seed)
-    task.prepare(corpus.whole("train"))
+    task.prepare(corpus.all_rows("train"))
     splits = {name: list(corpus.split(name)) for name in ("train", "validation", "test")}
     texts = {name: [example["text"] for example in rows] for name, rows in splits.items()}
 
     def truth(name: str) -> Any:
         if task.multi_label:
-            return np.asarray([task.truth(example) for example in splits[name]])
+            return np.asarray([task.label_vector(example) for example in splits[name]])
         return np.asarray([task.labels.index(example["label"]) for example in splits[name]])
 
     def said(model: Any, name: str) -> list[Prediction]:

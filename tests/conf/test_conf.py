@@ -53,21 +53,21 @@ def composed(configs, verb, *overrides):
 
 
 def test_every_verb_has_its_file():
-    assert set(PRIMARY) == set(schemas.VERBS)
+    assert set(PRIMARY) == set(schemas.VERB_SCHEMAS)
 
 
 @pytest.mark.parametrize("verb", PRIMARY)
 def test_a_primary_config_is_its_verbs_dataclass(configs, verb):
-    assert type(made_from(composed(configs, verb), verb)) is schemas.VERBS[verb]
+    assert type(made_from(composed(configs, verb), verb)) is schemas.VERB_SCHEMAS[verb]
 
 
 @pytest.mark.parametrize("verb", PRIMARY)
 def test_a_primary_config_says_the_schemas_defaults(configs, verb):
     """One truth: Python users get the same values as the command line."""
-    made, schema = made_from(composed(configs, verb), verb), schemas.VERBS[verb]()
+    made, schema = made_from(composed(configs, verb), verb), schemas.VERB_SCHEMAS[verb]()
     for field in fields(schema):
         value = getattr(made, field.name)
-        if field.name not in (*schemas.GROUPS, "task", "trainer", "run", "input", "output"):
+        if field.name not in (*schemas.GROUP_SCHEMAS, "task", "trainer", "run", "input", "output"):
             assert value == getattr(schema, field.name), field.name
 
 
@@ -89,7 +89,10 @@ def test_a_preset_composes_fits_and_is_not_overridden(configs, chosen_in, preset
         assert_within(written, config if "# @package _global_" in text else config[group])
         made = made_from(config, verb)
         assert isinstance(made.task, Task)
-        assert all(type(getattr(made, key)) in schemas.GROUPS[key].values() for key in {group} & schemas.GROUPS.keys())
+        assert all(
+            type(getattr(made, key)) in schemas.GROUP_SCHEMAS[key].values()
+            for key in {group} & schemas.GROUP_SCHEMAS.keys()
+        )
 
 
 def assert_within(part, whole):
@@ -119,12 +122,12 @@ def test_an_experiment_can_be_varied(configs, preset):
 
 def test_no_preset_bears_a_schemas_name():
     """Hydra would merge the two."""
-    for group, kinds in schemas.GROUPS.items():
+    for group, kinds in schemas.GROUP_SCHEMAS.items():
         assert not {path.stem for path in PRESETS if path.parts[0] == group} & kinds.keys()
 
 
 def test_schemas_are_not_offered(configs):
-    for group in schemas.GROUPS:
+    for group in schemas.GROUP_SCHEMAS:
         offered = choices(configs, group)
         assert offered
         assert not [name for name in offered if name.endswith("_schema")]

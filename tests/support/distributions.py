@@ -49,7 +49,7 @@ def install_plugin(tmp_path_factory, monkeypatch):
         (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
         if source is not None:
             (path / f"{next(iter(points.values())).partition(':')[0]}.py").write_text(textwrap.dedent(source))
-        discovery._scan.cache_clear()  # a process scans its distributions once
+        discovery._scan_distributions.cache_clear()  # a process scans its distributions once
         return path
 
     yield call

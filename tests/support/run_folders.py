@@ -212,7 +212,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
     def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
         import torch
         from gptask.config.schemas import DType, Pretrained, Scratch
-        from gptask.model.backbone.backbone import load_backbone_from
+        from gptask.model.backbone.backbone import load_or_build_backbone
         from gptask.model.backbone.tuning import apply_tuning, drop_upper_layers
         from gptask.runs import run, saved_model
 
@@ -220,7 +220,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         if family != "scratch":
             options = Pretrained(source=str(tiny_model(family, 128)), dtype=DType.float32, license="MIT")
         torch.manual_seed(seed)
-        backbone = load_backbone_from(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)
+        backbone = load_or_build_backbone(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)
         head = task.head(backbone)
         drop_upper_layers(backbone, tuning)
         backbone.peft = apply_tuning(backbone.peft, tuning)

@@ -86,8 +86,8 @@ def scratch_backbone(texts: list[str]) -> Any:
     from gptask.config.schemas import Scratch
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.backbone.locate import BackboneOrigin
-    from gptask.model.backbone.scratch import build
+    from gptask.model.backbone.scratch import build_from_scratch
 
     torch.manual_seed(0)
     options = Scratch(n_layer=1, n_head=2, n_embd=32, context=128, vocab_size=400)
-    return GPTBackbone(*build(options, texts), BackboneOrigin("", "scratch", ""))
+    return GPTBackbone(*build_from_scratch(options, texts), BackboneOrigin("", "scratch", ""))

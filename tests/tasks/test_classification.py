@@ -120,8 +120,8 @@ def test_outputs_start_from_the_label_words(backbone: Any) -> None:
 
 def test_chinese_label_words_stand_without_a_space() -> None:
     task = Classification(language="zh", labels=["refund", "complaint"], label_words={"refund": "退款"})
-    assert [task.word(label) for label in task.labels] == ["退款", "complaint"]
-    assert Classification().word("late_delivery") == " late delivery"
+    assert [task.label_word(label) for label in task.labels] == ["退款", "complaint"]
+    assert Classification().label_word("late_delivery") == " late delivery"
 
 
 # --- prompts and options ------------------------------------------------------------------------------------------

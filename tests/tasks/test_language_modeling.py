@@ -56,7 +56,7 @@ def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     texts = [TEXT[:200], "a great story", "the weather in Paris", TEXT[40:90]]
     items = [item for text in texts for item in encode(task, {"text": text}, backbone.tokenizer, 128)]
     head, batch = task.head(backbone), collate(items)
-    layout = packing.split([item["ids"] for item in items])
+    layout = packing.split_prefixes([item["ids"] for item in items])
     assert layout.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
     with torch.inference_mode():
         alone = [head.predict(backbone, collate([item]))[0] for item in items]

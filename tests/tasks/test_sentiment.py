@@ -10,7 +10,7 @@ def test_grades_have_preset_names_and_words() -> None:
     task = Sentiment(graded=True, label_words={"5": "superb"})
     task.validate()
     assert task.labels == ["1", "2", "3", "4", "5"]
-    assert [task.word(label) for label in task.labels] == [" terrible", " bad", " okay", " good", " superb"]
+    assert [task.label_word(label) for label in task.labels] == [" terrible", " bad", " okay", " good", " superb"]
 
 
 def test_labels_that_the_user_names_are_kept() -> None:
@@ -20,11 +20,11 @@ def test_labels_that_the_user_names_are_kept() -> None:
 
 
 def test_label_words_are_in_the_language_of_the_prompt() -> None:
-    assert Sentiment().word("negative") == " negative"
-    assert Sentiment(language="zh").word("negative") == "负面"
-    assert Sentiment(language="zh", label_words={"negative": "差评"}).word("negative") == "差评"
-    assert Sentiment(language="zh", graded=True).word("1") == "很差"
-    assert Sentiment(language="zh").word("mixed") == "mixed"
+    assert Sentiment().label_word("negative") == " negative"
+    assert Sentiment(language="zh").label_word("negative") == "负面"
+    assert Sentiment(language="zh", label_words={"negative": "差评"}).label_word("negative") == "差评"
+    assert Sentiment(language="zh", graded=True).label_word("1") == "很差"
+    assert Sentiment(language="zh").label_word("mixed") == "mixed"
 
 
 def test_prompts_show_a_review_and_end_where_the_label_follows() -> None:

@@ -68,9 +68,9 @@ class ChatRepl:
         """Write the answer as it is generated; Ctrl-C stops it, and the part so far stays in the conversation."""
         with DeferredInterrupt() as interrupt, closing(self.chat.say(text)) as pieces:
             for number, piece in enumerate(pieces):
-                if not number and self.chat.dropped:
-                    note(f"the conversation exceeds the model's context: its {self.chat.dropped} oldest messages are "
-                         "forgotten")  # fmt: skip
+                if not number and self.chat.dropped_messages:
+                    count = self.chat.dropped_messages
+                    note(f"the conversation exceeds the model's context: its {count} oldest messages are forgotten")
                 sys.stdout.write(piece)
                 sys.stdout.flush()
                 if interrupt.pressed:
@@ -79,7 +79,7 @@ class ChatRepl:
         sys.stdout.flush()
         if interrupt.pressed:
             note("stopped")
-        elif self.chat.full:
+        elif self.chat.reached_limit:
             note(f"the answer is cut after max_new_tokens={self.chat.options.max_new_tokens} or at the context's end")
 
     def reset(self, argument: str) -> None:

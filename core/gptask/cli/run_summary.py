@@ -11,16 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gptask.data.messages import told
+from gptask.data.messages import format_message
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
-from gptask.runs.folder import main_process
+from gptask.runs.folder import is_main_process
 
 EXAMPLES = 3  # predictions shown
 
 
 def show_run(folder: Path) -> None:
     """Print the metrics and the first predictions of a run folder."""
-    if not main_process():
+    if not is_main_process():
         return
     console = Console()
     console.print(_metrics_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))))
@@ -28,7 +28,7 @@ def show_run(folder: Path) -> None:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
             inputs = [value for name, value in prediction.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
-            text = " | ".join(told(value) or str(value) for value in inputs)
+            text = " | ".join(format_message(value) or str(value) for value in inputs)
             references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
             console.print(Text(f"  {_short(text)}", style="dim"))
             console.print(Text("".join([f"    → {_short(prediction['prediction'])}", *references])))

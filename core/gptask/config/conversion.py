@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from gptask.config.schemas import GROUPS, VERBS, Train
+from gptask.config.schemas import GROUP_SCHEMAS, VERB_SCHEMAS, Train
 from gptask.errors import UserError
 
 
@@ -14,9 +14,9 @@ def register_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for verb, schema in VERBS.items():
+    for verb, schema in VERB_SCHEMAS.items():
         store.store(name=f"{verb}_schema", node=schema, provider="gptask")
-    for group, kinds in GROUPS.items():
+    for group, kinds in GROUP_SCHEMAS.items():
         for name, schema in kinds.items():
             store.store(group=group, name=name, node=schema, provider="gptask")
 
@@ -53,7 +53,7 @@ def to_plain(config: Any) -> dict[str, Any]:
             plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
         elif is_dataclass(value):
             plain[name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
-            kinds = {schema: kind for kind, schema in GROUPS.get(name, {}).items()}
+            kinds = {schema: kind for kind, schema in GROUP_SCHEMAS.get(name, {}).items()}
             if type(value) in kinds:
                 plain[name] = {"kind": kinds[type(value)], **plain[name]}
     return plain
@@ -65,5 +65,5 @@ def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) ->
 
     values = dict(plain)
     kind = values.pop("kind", None)
-    schema = schema or GROUPS[group][str(kind)]
+    schema = schema or GROUP_SCHEMAS[group][str(kind)]
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))

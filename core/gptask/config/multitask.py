@@ -14,7 +14,7 @@ RESERVED_NAMES = {"model", "checkpoints", "tensorboard", "wandb"}  # folders tha
 
 def check_tasks(tasks: Mapping[str, TaskConfig], mixing: Mixing) -> None:
     """Refuse invalid names and values; the schemas have checked the types already."""
-    check_names(tasks)
+    check_task_names(tasks)
     for name, config in tasks.items():
         if not config.weight > 0:
             raise UserError(
@@ -28,7 +28,7 @@ def check_tasks(tasks: Mapping[str, TaskConfig], mixing: Mixing) -> None:
         )
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_task_names(names: Iterable[str]) -> None:
     """Refuse a name that can't be a folder beside those of a run or part of an option's name."""
     for name in names:
         if not TASK_NAME.fullmatch(name) or name in RESERVED_NAMES:

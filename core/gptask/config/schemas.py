@@ -350,8 +350,8 @@ class Export:
     output: str = MISSING
 
 
-VERBS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
-GROUPS: dict[str, dict[str, type]] = {
+VERB_SCHEMAS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
+GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "backbone": {"pretrained": Pretrained, "scratch": Scratch},
     "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},
     "tuning": {"lora_schema": Lora, "full_schema": Full, "head_schema": HeadOnly},

@@ -16,7 +16,7 @@ TYPE_WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool
 
 
 @cache
-def parameters() -> dict[str, str]:
+def trainer_parameters() -> dict[str, str]:
     """Return the parameters of ``pytorch_lightning.Trainer.__init__`` with the source text of their annotations."""
     file = Path(str(distribution("pytorch-lightning").locate_file("pytorch_lightning/trainer/trainer.py")))
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -32,7 +32,7 @@ def parameters() -> dict[str, str]:
 
 def option_names() -> tuple[str, ...]:
     """Return the parameters that a user may set."""
-    return tuple(name for name in parameters() if name not in SET_BY_GPTASK)
+    return tuple(name for name in trainer_parameters() if name not in SET_BY_GPTASK)
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
             raise UserError(
                 f"trainer.{name} is set by gptask itself (see logger=, outputs= and early_stopping.patience=)"
             )
-        if name not in parameters():
+        if name not in trainer_parameters():
             raise UserError(
                 f"trainer.{name}: the Lightning Trainer has no such option.{nearest(name, option_names())} "
                 f"Available: {listing(option_names(), 60)}"
@@ -52,7 +52,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
 
 def _check_type(name: str, value: Any) -> None:
     """Refuse a value that contradicts an annotation of plain types; the Trainer itself checks all others."""
-    tree = ast.parse(parameters()[name], mode="eval")
+    tree = ast.parse(trainer_parameters()[name], mode="eval")
     annotation_names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     optional = "Optional" in annotation_names
     types = annotation_names - {"Optional", "Union"}

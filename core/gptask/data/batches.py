@@ -18,8 +18,8 @@ class BatchesByLength(Sampler[list[int]]):
     to epoch). Without one, for scoring, all items are sorted, longest first, so that memory runs out at once or never.
     A batch of more than `BUSY_TOKENS` tokens is closed before the share of pads exceeds ``max_padding``.
     ``shard`` is a process's rank and the number of processes. ``common`` holds the prefix group (N,) of each item and
-    the length (N,) of its shared prefix (`prefixes.prefixes`): a group's items stay neighbours, and their prefix counts
-    once. ``costs`` are the padded tokens of each batch.
+    the length (N,) of its shared prefix (`prefixes.shared_prefixes`): a group's items stay neighbours, and their
+    prefix counts once. ``costs`` are the padded tokens of each batch.
     """
 
     def __init__(

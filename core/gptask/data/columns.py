@@ -67,7 +67,7 @@ class Columns:
         }
 
     @property
-    def wanted(self) -> list[str]:
+    def header_names(self) -> list[str]:
         """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
         return [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
 

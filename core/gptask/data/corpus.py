@@ -44,7 +44,7 @@ class CachedCorpus:
         self._stores: dict[str, ArrowStore] = {}
         self._splits: dict[str, Examples] = {}
         for split in SPLITS:
-            if self.given(split) is not None and not self._is_hub_split(split):
+            if self.split_source(split) is not None and not self._is_hub_split(split):
                 self._reader(split)  # a missing file is an error before anything is loaded
 
     def split(self, name: str) -> Examples:
@@ -55,19 +55,19 @@ class CachedCorpus:
             self._splits[name] = self._limited(name, *self._choose_rows(name))
         return self._splits[name]
 
-    def whole(self, name: str) -> Examples:
+    def all_rows(self, name: str) -> Examples:
         """Every row given for a split, without cut and limit: a label set is taken from these."""
         store = self._store(name)
         return Examples(store, np.arange(len(store)), name)
 
     def sources(self, name: str) -> dict[str, str]:
         """The files (or the hub split) that a split was read from, each with a hash of its content; none if unread."""
-        store = self._stores.get(name if self.given(name) is not None else "train")
+        store = self._stores.get(name if self.split_source(name) is not None else "train")
         return store.sources if store else {}
 
-    def require(self, name: str) -> None:
+    def require_split(self, name: str) -> None:
         """Raise `UserError` unless there is data given for a split."""
-        if self.given(name) is None:
+        if self.split_source(name) is None:
             raise UserError(f"no {name} data: set data.{name}=<file> (with data=files), or take data=sample")
 
     def warn_overlap(self) -> None:
@@ -78,13 +78,13 @@ class CachedCorpus:
             if overlap:
                 log.warning("%d of %d %s inputs also occur in train", overlap, len(self.split(name)), name)
 
-    def given(self, name: str) -> Any:
+    def split_source(self, name: str) -> Any:
         """The file names (or the hub split) the user gave for a split, None if none."""
         return getattr(self.options, name, None)
 
     def fingerprint(self) -> list[Any]:
         """The identity of the data: per split its files' hashes (or the hub's fingerprint), and the label names."""
-        names = [name for name in SPLITS if self.given(name) is not None]
+        names = [name for name in SPLITS if self.split_source(name) is not None]
         return [
             [[name, *self._reader(name).fingerprint().values()] for name in names],
             list(label_names(self.options).items()),
@@ -92,10 +92,10 @@ class CachedCorpus:
 
     def _choose_rows(self, name: str) -> tuple[ArrowStore, np.ndarray]:
         """The store that holds a split, and the split's rows in it."""
-        missing = [split for split in ("validation", "test") if self.given(split) is None]
+        missing = [split for split in ("validation", "test") if self.split_source(split) is None]
         if name in missing:
-            if self.given("train") is None:
-                self.require(name)
+            if self.split_source("train") is None:
+                self.require_split(name)
             rows = self._cut_train(missing)[name]
             log.info("%s: no file given, so %d examples are cut from train (seed %d); duplicates stay in one split",
                      name, len(rows), self.seed)  # fmt: skip
@@ -128,13 +128,13 @@ class CachedCorpus:
 
     def _store(self, name: str) -> ArrowStore:
         if name not in self._stores:
-            self.require(name)
+            self.require_split(name)
             self._stores[name] = cached_examples(self.task, self.options, name, self._reader(name))
         return self._stores[name]
 
     def _is_hub_split(self, name: str) -> bool:
         """Whether a split is a hub split, and not a local file in its place."""
-        source = self.given(name)
+        source = self.split_source(name)
         if not isinstance(self.options, Hub) or not isinstance(source, str):
             return False
         suffixes = {suffix.lower() for suffix in Path(source).suffixes}
@@ -148,9 +148,9 @@ class CachedCorpus:
     def _new_reader(self, name: str) -> FileReader | HubReader:
         options = self.options
         if isinstance(options, Hub) and self._is_hub_split(name):
-            return HubReader(options, self.given(name))
+            return HubReader(options, self.split_source(name))
         file_options = options if isinstance(options, Files) else _as_file_options(options)
-        return FileReader(options_for_task(file_options, self.task), self.given(name))
+        return FileReader(options_for_task(file_options, self.task), self.split_source(name))
 
 
 def _as_file_options(options: Data, **overrides: Any) -> Files:

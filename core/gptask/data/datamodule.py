@@ -19,7 +19,7 @@ from gptask.data.cache import cache_folder, digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples
-from gptask.data.prefixes import prefixes
+from gptask.data.prefixes import shared_prefixes
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError
 from gptask.plugins.task import Task
@@ -126,7 +126,7 @@ class DataModule(pl.LightningDataModule):
     def __init__(self, task: Task, corpus: CachedCorpus, tokenizer: Any, options: Any, seed: int) -> None:
         super().__init__()
         self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
-        self.shares = False  # whether the backbone computes a prefix that prompts of a batch share only once
+        self.shares_prefixes = False  # whether the backbone computes a prefix that prompts of a batch share only once
         self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -180,12 +180,12 @@ class DataModule(pl.LightningDataModule):
     def _shared_prefixes(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The group (N,) of each prompt and the length (N,) of the prefix it shares, for a task with a group field."""
         store = self.items(split)
-        if not self.shares:
+        if not self.shares_prefixes:
             return None
         if split not in self._prefixes and len(store) and any(f.group for f in self.task.inputs()):
             column = store.table.column("ids").combine_chunks()
             starts = column.offsets.to_numpy()[1:-1]  # of all prompts but the first
-            self._prefixes[split] = prefixes(np.split(column.flatten().to_numpy(), starts))
+            self._prefixes[split] = shared_prefixes(np.split(column.flatten().to_numpy(), starts))
         return self._prefixes.get(split)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -209,7 +209,7 @@ class DataModule(pl.LightningDataModule):
         batches = BatchesByLength(
             self._lengths(split),
             self.options.eval_batch_size,
-            scored_tokens(self.options, reads=split == "validation" or not writes, writes=writes),
+            eval_batch_tokens(self.options, reads=split == "validation" or not writes, writes=writes),
             seed=None,
             max_padding=1.0 if writes else 0.1,
             common=self._shared_prefixes(split),
@@ -225,7 +225,7 @@ class DataModule(pl.LightningDataModule):
         return self.eval_dataloader("test")
 
 
-def scored_tokens(options: Any, *, reads: bool, writes: bool) -> int:
+def eval_batch_tokens(options: Any, *, reads: bool, writes: bool) -> int:
     """Padded tokens of a batch that is scored: one that is read for a loss or a head's output, or generated behind.
 
     A CPU reads most tokens a second where a layer's states fit into its caches; a decoding step of many rows costs

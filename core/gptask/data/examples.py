@@ -95,7 +95,7 @@ class ExampleReader:
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """The usable examples, each with an id: the row's own, else its file and line."""
-        for file, row in reader.rows(self.columns.wanted):
+        for file, row in reader.rows(self.columns.header_names):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
             self.row_counts[file] += 1
@@ -103,9 +103,9 @@ class ExampleReader:
                 example = self.columns.example(row)
                 self.task.check(example)
             except DataError as error:
-                self._skip_or_raise(row.at(file), error)
+                self._skip_or_raise(row.location(file), error)
                 continue
-            example.setdefault("id", row.at(os.path.basename(file)))
+            example.setdefault("id", row.location(os.path.basename(file)))
             self.any_good = True
             yield example
 

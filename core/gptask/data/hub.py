@@ -18,7 +18,7 @@ class HubReader:
 
     def __init__(self, options: Hub, split: str) -> None:
         self.name = f"{options.path}[{split}]"
-        self.data = load(options, split)
+        self.data = load_split(options, split)
 
     def fingerprint(self) -> dict[str, str]:
         """The fingerprint that ``datasets`` gives the split, by the split's name."""
@@ -30,7 +30,7 @@ class HubReader:
             yield self.name, Row(number, value, "row")
 
 
-def load(options: Hub, split: str) -> Any:
+def load_split(options: Hub, split: str) -> Any:
     """Load one split as a `datasets.Dataset`; without a network, a missing one raises `UserError` within a second."""
     online = hub_reachable()
     if not online:

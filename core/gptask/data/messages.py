@@ -39,7 +39,7 @@ def parse_messages(cell: Any) -> list[Message]:
     return [message for message in messages if message["content"].strip()]  # a system message may be empty
 
 
-def told(value: Any) -> str | None:
+def format_message(value: Any) -> str | None:
     """Messages as lines ``role: content`` for a reader; None for anything else."""
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         return None

@@ -19,7 +19,7 @@ PASS_STRIDE = 10_007  # more epochs than any training has, so that (epoch, pass)
 class TaskBatch(NamedTuple):
     """A training batch, and the number of the task it belongs to."""
 
-    seat: int
+    task_index: int
     batch: Any
 
 

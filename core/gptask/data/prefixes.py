@@ -38,7 +38,7 @@ def prefix_groups(rows: Sequence[np.ndarray]) -> Iterator[tuple[list[int], int]]
         end = begin
 
 
-def prefixes(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def shared_prefixes(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """For each of N rows of token ids, the number (N,) of its group and the length (N,) of the group's prefix."""
     group_of_row, lengths = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=int)
     for number, (members, prefix) in enumerate(prefix_groups(rows)):

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     value: dict[str, Any] | list[Any] | str | DataError
     unit: str = "line"
 
-    def at(self, file: object) -> str:
+    def location(self, file: object) -> str:
         """The row's place, for a message: ``file:line``, or ``file record 3``."""
         return f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
 

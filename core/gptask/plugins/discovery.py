@@ -104,11 +104,11 @@ def installed_plugins() -> list[Plugin]:
 
     The distributions are scanned once for each state of ``sys.path`` and ``GPTASK_PLUGINS``.
     """
-    return list(_scan(tuple(sys.path), os.environ.get(PLUGINS_VARIABLE, "")))
+    return list(_scan_distributions(tuple(sys.path), os.environ.get(PLUGINS_VARIABLE, "")))
 
 
 @lru_cache(maxsize=1)
-def _scan(path: tuple[str, ...], limit: str) -> tuple[Plugin, ...]:
+def _scan_distributions(path: tuple[str, ...], limit: str) -> tuple[Plugin, ...]:
     by_name: dict[str, list[Plugin]] = {}
     for plugin in _read_entry_points():
         by_name.setdefault(plugin.name, []).append(plugin)

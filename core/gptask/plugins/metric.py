@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.plugins.resampling import bootstrap, numbered
+from gptask.plugins.resampling import bootstrap, number_groups
 
 if TYPE_CHECKING:
     from gptask.plugins.types import Example, Prediction
@@ -129,7 +129,7 @@ def score_all(
     Examples with the same ``group`` are resampled together for the intervals.
     """
     scores, per_example = [], [dict[str, list[float]]() for _ in predictions]
-    groups = numbered([reference.get("group", number) for number, reference in enumerate(references)])
+    groups = number_groups([reference.get("group", number) for number, reference in enumerate(references)])
     for metric in metrics:
         rows = [list(map(float, metric.statistics(p, r))) for p, r in zip(predictions, references, strict=True)]
         scores.append(score(metric, np.asarray(rows), groups))

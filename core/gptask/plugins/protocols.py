@@ -81,7 +81,7 @@ class Corpus(Protocol):
     def split(self, name: str) -> Sequence[Example]:
         """Return the examples of ``train``, ``validation`` or ``test``."""
 
-    def given(self, name: str) -> Any:
+    def split_source(self, name: str) -> Any:
         """Return the file names or the hub split that the user set for a split, None if the user set none."""
 
 

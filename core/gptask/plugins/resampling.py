@@ -9,7 +9,7 @@ import numpy as np
 RESAMPLES_PER_BLOCK = 4_000_000  # limit on the counts held in memory at once
 
 
-def numbered(groups: Sequence[object]) -> np.ndarray:
+def number_groups(groups: Sequence[object]) -> np.ndarray:
     """Return the groups as numbers (N,), counted in the order of their first example."""
     _, first, inverse = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]

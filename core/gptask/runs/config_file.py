@@ -12,12 +12,12 @@ from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 
-FORMAT = 2
+RUN_FORMAT = 2
 CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
 # columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 # the command line that started this run; None for a run started from Python
-started_by: ContextVar[str | None] = ContextVar("started_by", default=None)
+command_line: ContextVar[str | None] = ContextVar("started_by", default=None)
 
 
 def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:
@@ -30,7 +30,7 @@ def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extr
     plain = to_plain(config)
     for name, task_values in plain.get("tasks", {}).items():
         plain["tasks"][name] = {"plugin": _plugin_entry(plugin_of(config.tasks[name].task)), **task_values}
-    header: dict[str, Any] = {"format": FORMAT, "command": started_by.get()}
+    header: dict[str, Any] = {"format": RUN_FORMAT, "command": command_line.get()}
     if not plain.get("tasks"):
         header["plugin"] = _plugin_entry(plugin or plugin_of(config.task))
     OmegaConf.save(OmegaConf.create(header | extra | plain), folder / "config.yaml")
@@ -64,10 +64,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
         raise UserError(f"{file} is not the config of a gptask run")
-    if values.get("format") != FORMAT:
+    if values.get("format") != RUN_FORMAT:
         raise UserError(
-            f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {FORMAT}: train "
-            "again with this version, or use the gptask version named in its metrics.json"
+            f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {RUN_FORMAT}: "
+            "train again with this version, or use the gptask version named in its metrics.json"
         )
     return {str(name): value for name, value in values.items()}
 

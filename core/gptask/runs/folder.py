@@ -48,12 +48,12 @@ def numbered_alternatives(base: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def run_folder(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
+def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
     """A new run folder, or the one to resume, with train.log in it; removed again if nothing was written.
 
     Raises `UserError` where it can't be created, and where its disk is full or read-only later.
     """
-    if not main_process():
+    if not is_main_process():
         yield _folder_of_main_process(folder, resume)
         return
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
@@ -77,7 +77,7 @@ def run_folder(outputs: str, task: str, folder: str | None, resume: str | None =
             path.rmdir()
 
 
-def main_process() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes: it is the only one, or has rank 0 by the variables that Lightning reads."""
     ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"

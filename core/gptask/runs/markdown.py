@@ -6,22 +6,22 @@ import re
 from collections.abc import Iterable, Sequence
 
 
-def line(value: object) -> str:
+def one_line(value: object) -> str:
     """A value as one line without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def code(value: object) -> str:
+def code_span(value: object) -> str:
     """A code span that backticks in the value do not end."""
-    text = line(value)
+    text = one_line(value)
     fence = "`" * (_longest_backtick_run(text) + 1)
     pad = " " if "`" in text or not text else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def prose(value: object) -> str:
+def escaped(value: object) -> str:
     """Text with every Markdown character escaped."""
-    return re.sub(r"([\\`*_{}\[\]<>#|&~!])", r"\\\1", line(value))
+    return re.sub(r"([\\`*_{}\[\]<>#|&~!])", r"\\\1", one_line(value))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -31,7 +31,7 @@ def predict(config: Predict) -> None:
     run = load_run(config.run, config.task)
     columns = Columns(run.task, config.data, run.task.inputs())
     options = options_for_task(config.data, run.task)
-    rows = read(source, options, columns.wanted) if source else read_stream(stdin(), options)
+    rows = read(source, options, columns.header_names) if source else read_stream(stdin(), options)
     predictor = Predictor(run.task, run.backbone, run.head, config.data)
     examples = read_examples(rows, columns, str(source.path) if source else "<stdin>")
     try:

@@ -97,13 +97,13 @@ class Predictor:
         import torch
 
         from gptask.data.batches import BatchesByLength
-        from gptask.data.datamodule import collate, scored_tokens
+        from gptask.data.datamodule import collate, eval_batch_tokens
         from gptask.model.heads import GenerationHead
 
         outputs: dict[int, Any] = {}
         lengths = np.array([item["length"] for item in items], dtype=int)
         writes = isinstance(self.head, GenerationHead)
-        tokens = scored_tokens(self.options, reads=not writes, writes=writes)
+        tokens = eval_batch_tokens(self.options, reads=not writes, writes=writes)
         with torch.inference_mode():
             for rows in BatchesByLength(lengths, self.options.eval_batch_size, tokens, None):
                 batch = collate([items[row] for row in rows]).to(self.backbone.device)
@@ -119,7 +119,7 @@ def read_examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[
         try:
             yield columns.example(row)
         except DataError as error:
-            yield DataError(f"{row.at(name)}: {error}")
+            yield DataError(f"{row.location(name)}: {error}")
 
 
 def _chunks(examples: Iterable[Example | DataError]) -> Iterator[list[Example | DataError]]:

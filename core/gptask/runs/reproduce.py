@@ -24,7 +24,7 @@ def reproduce_command(config: dict[str, Any]) -> str:
     if command := config.get("command"):
         return str(command)
     verb = "train" if "optimizer" in config else "evaluate"
-    defaults = to_plain(schemas.VERBS[verb]())
+    defaults = to_plain(schemas.VERB_SCHEMAS[verb]())
     parent = config.get("parent")
     words = [f"run={quote_if_needed(str(parent))}"] if parent else []
     if "tasks" in config:
@@ -32,7 +32,7 @@ def reproduce_command(config: dict[str, Any]) -> str:
     else:
         words += [] if parent else [f"task={config['plugin']['name']}"]
         words += _changed_values("task", config["task"], _task_defaults(config))
-    for name in (f.name for f in fields(schemas.VERBS[verb])):
+    for name in (f.name for f in fields(schemas.VERB_SCHEMAS[verb])):
         from_parent = parent and name in ("backbone", "data")
         if name in config and name not in NOT_REPRODUCED and not from_parent:
             words += _group_overrides(name, config[name], defaults.get(name))
@@ -66,16 +66,16 @@ def _group_overrides(name: str, value: Any, default: Any) -> Iterator[str]:
 
     An option that is no group has at most one override.
     """
-    if name not in schemas.GROUPS or not isinstance(value, dict):
+    if name not in schemas.GROUP_SCHEMAS or not isinstance(value, dict):
         yield from _changed_values(name, value, default)
         return
     kind = value.get("kind")
-    if kind not in schemas.GROUPS[name]:
+    if kind not in schemas.GROUP_SCHEMAS[name]:
         return
     choice = {"pretrained": None, "scratch": "nano"}.get(kind, kind.removesuffix("_schema"))
     if choice and (default or {}).get("kind") != kind:
         yield f"{name}={choice}"
-    schema = schemas.GROUPS[name][kind]
+    schema = schemas.GROUP_SCHEMAS[name][kind]
     pretrained = kind == "pretrained"
     kind_defaults = default if pretrained else to_plain(schemas.Train(**{name: schema()}))[name]
     same_source = pretrained and value.get("source") == kind_defaults.get("source")

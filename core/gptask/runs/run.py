@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A run folder's model in memory; ``values`` are those of its config.yaml."""
+    """A run folder's model in memory; ``config`` holds the values of its config.yaml."""
 
     folder: Path
     plugin: Plugin
     task: Task
     backbone: GPTBackbone
     head: Head
-    values: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Run:
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
-        data = from_plain("data", self.values["data"])
+        data = from_plain("data", self.config["data"])
         return Predictor(self.task, self.backbone, self.head, data).predict(examples)
 
 

@@ -110,7 +110,7 @@ def load_backbone(model: Path, values: dict[str, Any], dtype: DType | None) -> G
     origin = _locate_frozen(model, options, saved)
     backbone = from_folder(origin, number_format(dtype or options.dtype), tokenizer=str(model))
     if "layers" in saved:
-        backbone.cut(saved["layers"])
+        backbone.keep_first_layers(saved["layers"])
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel

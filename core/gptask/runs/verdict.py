@@ -14,8 +14,8 @@ class Verdict:
 
     difference: Difference
     higher_is_better: bool
-    width: float  # of the metric's range
-    tests: int = 1  # how many tests p is corrected for: those made, or that could have been chosen, over all tasks
+    range_width: float  # of the metric's range
+    test_count: int = 1  # how many tests p is corrected for: those made, or that could have been chosen, over all tasks
     p: float = 1.0  # corrected
 
     @property
@@ -38,28 +38,28 @@ class Verdict:
         return "this method" if min(self.difference.seeds) > 1 else "this model"
 
     @property
-    def words(self) -> str:
+    def sentence(self) -> str:
         """The verdict as a sentence."""
         if self.word == "same":
             return "equal on every example"
         if self.word == "none":
             return "no number to compare"
         if self.word == "inconclusive":
-            detectable = self.difference.detectable(self.tests)
-            if detectable < self.width:
+            detectable = self.difference.detectable(self.test_count)
+            if detectable < self.range_width:
                 return f"not enough data to tell (this test set detects differences above {detectable:.2g})"
             return "not enough data to tell (this test set is too small to detect any difference)"
-        return f"{self.subject} is {self.word}: {self.shown}, p = {self.p:.2g}"
+        return f"{self.subject} is {self.word}: {self.value_with_interval}, p = {self.p:.2g}"
 
     @property
-    def shown(self) -> str:
+    def value_with_interval(self) -> str:
         """The difference with its interval."""
-        places = digits(self.width) + 1
+        places = decimal_places(self.range_width) + 1
         numbers = (self.difference.value, self.difference.low, self.difference.high)
         value, low, high = (f"{number:+.{places}f}" for number in numbers)
         return f"{value} ({low} to {high})"
 
 
-def digits(width: float) -> int:
+def decimal_places(width: float) -> int:
     """Decimal places for a metric whose range is ``width`` wide."""
     return 1 if 50 <= width < inf else 3

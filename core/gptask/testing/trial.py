@@ -42,12 +42,12 @@ class Trial:
         """The parts of a run on a random backbone."""
         import torch
 
-        from gptask.model.backbone.backbone import load_backbone_from
+        from gptask.model.backbone.backbone import load_or_build_backbone
 
         self.task.prepare(self.corpus.split("train"))
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
-        backbone = load_backbone_from(options, None, lambda: builder.training_texts(self.task, self.corpus))
+        backbone = load_or_build_backbone(options, None, lambda: builder.training_texts(self.task, self.corpus))
         return builder.build_parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
 
     @cached_property

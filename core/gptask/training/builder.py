@@ -54,7 +54,7 @@ def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
         try:
             corpora[name] = build_corpus(task_config.task, task_config.data, config.seed)
             if isinstance(config, Train):
-                corpora[name].require("train")
+                corpora[name].require_split("train")
         except UserError as error:
             if isinstance(config, Train) and config.tasks:
                 raise type(error)(f"tasks.{name}: {error}") from error
@@ -91,5 +91,5 @@ def build_parts(task: Task, corpus: CachedCorpus, options: Data, backbone: GPTBa
     data = task.datamodule(corpus, backbone.tokenizer, options, seed)
     if data is None:
         data = DataModule(task, corpus, backbone.tokenizer, options, seed)
-    data.shares = backbone.can_pack(options.max_tokens)
+    data.shares_prefixes = backbone.can_pack(options.max_tokens)
     return Parts(task, backbone, cast("Head", task.head(backbone)), data)

@@ -24,7 +24,7 @@ def probe_cost(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] =
     random state is restored. Returns None without measuring for a plugin's own data module, whose batches have no
     known costs, and elsewhere than on the CPU, where the model has not been moved to its device yet.
     """
-    loaders = [runtime.data.train_dataloader() for runtime in module.seats]
+    loaders = [runtime.data.train_dataloader() for runtime in module.runtimes]
     samplers = [getattr(loader, "batch_sampler", None) for loader in loaders]
     if not all(hasattr(sampler, "batches") for sampler in samplers):
         return None
@@ -34,7 +34,7 @@ def probe_cost(module: GPTModule, trainer: pl.Trainer, passes: Sequence[float] =
     module.train()
     epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
     epoch_seconds = 0.0
-    for runtime, loader, share in zip(module.seats, loaders, passes, strict=True):
+    for runtime, loader, share in zip(module.runtimes, loaders, passes, strict=True):
         first, later = _seconds_per_token(module, trainer, runtime, loader)
         epoch_seconds += share * sum(loader.batch_sampler.costs) * (first + later * (epochs - 1)) / epochs
     torch.set_rng_state(random_state)
@@ -58,7 +58,7 @@ def _seconds_per_token(
     costs = loader.batch_sampler.costs
     by_cost = sorted(range(len(costs)), key=costs.__getitem__)
     measured = [by_cost[-1], by_cost[len(by_cost) // 2], by_cost[len(by_cost) // 4]]
-    cache = runtime.states.get("train")
+    cache = runtime.activation_caches.get("train")
     seconds, tokens = [0.0, 0.0], 0.0
     for position, number in enumerate([by_cost[0], *measured]):
         batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
@@ -67,7 +67,7 @@ def _seconds_per_token(
             start = time.perf_counter()
             with trainer.precision_plugin.train_step_context():
                 if cache:
-                    hidden, states = cache.read(batch, states)
+                    hidden, states = cache.compute_or_resume(batch, states)
                 else:
                     needed = runtime.head.needed_positions(batch)
                     hidden = module.backbone.hidden(batch.input_ids, batch.lengths, needed)

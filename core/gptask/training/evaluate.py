@@ -16,7 +16,7 @@ from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
 from gptask.runs.config_file import write_config
-from gptask.runs.folder import main_process, run_folder
+from gptask.runs.folder import is_main_process, open_run_folder
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
 from gptask.training.fingerprint import run_fingerprint
@@ -32,7 +32,7 @@ def evaluate(config: Evaluate) -> Path:
     plugin = plugin_of(config.task)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)
-    with run_folder(config.outputs, plugin.name, config.folder) as folder:
+    with open_run_folder(config.outputs, plugin.name, config.folder) as folder:
         _evaluate(config, plugin, corpora[plugin.name], folder, fingerprint)
     return folder
 
@@ -45,11 +45,11 @@ def _evaluate(config: Evaluate, plugin: Plugin, corpus: CachedCorpus, folder: Pa
     if trained_run:
         backbone = trained_run.backbone
     else:
-        from gptask.model.backbone.backbone import load_backbone_from
+        from gptask.model.backbone.backbone import load_or_build_backbone
 
         origin = locate_backbone(config.backbone)
-        task.prepare(corpus.whole("train" if corpus.given("train") else config.split))
-        backbone = load_backbone_from(config.backbone, origin, lambda: builder.training_texts(task, corpus))
+        task.prepare(corpus.all_rows("train" if corpus.split_source("train") else config.split))
+        backbone = load_or_build_backbone(config.backbone, origin, lambda: builder.training_texts(task, corpus))
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.training.module import GPTModule
     from gptask.training.task_runtime import TaskRuntime
@@ -60,7 +60,7 @@ def _evaluate(config: Evaluate, plugin: Plugin, corpus: CachedCorpus, folder: Pa
     module = GPTModule(backbone, [runtime]).requires_grad_(False)
     trainer = build_trainer(folder, config.trainer, logger=False)
     trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
-    if not main_process():
+    if not is_main_process():
         return
     write_config(folder, config, plugin, parent=config.run)
     write_results(folder, module, runtime, config.split, config, started, 0.0, fingerprint)

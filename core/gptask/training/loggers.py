@@ -17,7 +17,7 @@ from gptask.config.conversion import to_plain
 from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import main_process, run_title
+from gptask.runs.folder import is_main_process, run_title
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -107,7 +107,7 @@ def tracking(trainer: pl.Trainer, config: Train, folder: Path) -> Iterator[None]
     Of several processes only the main one has the tracker. Raises `UserError` where it can't start.
     """
     tracker = TRACKERS.get(type(config.logger))
-    if tracker is None or not main_process():
+    if tracker is None or not is_main_process():
         yield
         return
     logger = _open_logger(tracker, config, folder)

@@ -36,7 +36,7 @@ class GPTModule(pl.LightningModule):
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.seats = backbone, list(runtimes)
+        self.backbone, self.runtimes = backbone, list(runtimes)
         for runtime in runtimes:
             self.add_module(f"{runtime.prefix}head".replace("/", "_"), runtime.head)
         self.optimizer, self.schedule = optimizer or AdamW(), schedule or Schedule()
@@ -45,7 +45,7 @@ class GPTModule(pl.LightningModule):
     def training_step(self, batch: PaddedBatch | TaskBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""
         task_index, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
-        runtime = self.seats[task_index]
+        runtime = self.runtimes[task_index]
         loss = runtime.head.loss(self._hidden(runtime, batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
@@ -55,20 +55,20 @@ class GPTModule(pl.LightningModule):
 
     def _hidden(self, runtime: TaskRuntime, batch: PaddedBatch, split: str) -> Tensor:
         """Last hidden states (B, T, C), right where the head reads them; from disk where they are cached."""
-        if cache := runtime.states.get(split):
+        if cache := runtime.activation_caches.get(split):
             return cache.hidden(batch)
         return self.backbone.hidden(batch.input_ids, batch.lengths, runtime.head.needed_positions(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Drop the outputs of an earlier pass."""
-        for runtime in self.seats:
+        for runtime in self.runtimes:
             runtime.outputs = {}
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
-        runtime = self.seats[dataloader_idx]
+        runtime = self.runtimes[dataloader_idx]
         epoch_mean: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         with self._without_autocast():
             hidden = self._hidden(runtime, batch, "validation")
@@ -79,7 +79,7 @@ class GPTModule(pl.LightningModule):
     def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
         with self._without_autocast():
-            self._predict_batch(self.seats[dataloader_idx], batch, None)
+            self._predict_batch(self.runtimes[dataloader_idx], batch, None)
 
     def _without_autocast(self) -> torch.autocast:
         """Score in the weights' own number format, as a loaded run does, whatever format training computes in."""
@@ -94,24 +94,26 @@ class GPTModule(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         main_scores = []
-        for runtime in self.seats:
+        for runtime in self.runtimes:
             for number, (metric, value) in enumerate(runtime.validation_scores()):
                 self.log(f"val/{runtime.prefix}{metric.name}", value, prog_bar=number == 0)
                 if number == 0:
                     main_scores.append(normalized_score(metric, value))
-        if len(self.seats) > 1:
+        if len(self.runtimes) > 1:
             self.log(SCORE, fmean(main_scores), prog_bar=True)
 
     @property
     def tuned_options(self) -> dict[str, Any]:
         """Options that validation chose, under the names of their tasks if there are several."""
         return {
-            f"{runtime.prefix}{name}": value for runtime in self.seats for name, value in runtime.tuned_options.items()
+            f"{runtime.prefix}{name}": value
+            for runtime in self.runtimes
+            for name, value in runtime.tuned_options.items()
         }
 
     def set_tuned_options(self, options: dict[str, Any]) -> None:
         """Set options under the names that `tuned_options` gives them."""
-        for runtime in self.seats:
+        for runtime in self.runtimes:
             runtime.set_tuned_options(
                 {name.removeprefix(runtime.prefix): v for name, v in options.items() if name.startswith(runtime.prefix)}
             )

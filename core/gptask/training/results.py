@@ -37,11 +37,11 @@ def write_run_results(
 ) -> None:
     """Write the test results of a training; each of several tasks gets a run folder of its own in the run's."""
     if not config.tasks:
-        write_results(folder, module, module.seats[0], "test", config, started, fit_seconds, fingerprint)
+        write_results(folder, module, module.runtimes[0], "test", config, started, fit_seconds, fingerprint)
         return
     shared: dict[str, Any] = {"command": reproduce_command(read_config(folder)), "together": _companions(config)}
     results = {}
-    for runtime in module.seats:
+    for runtime in module.runtimes:
         task_folder, task_config = folder / runtime.name, single_task_config(config, runtime.name)
         task_folder.mkdir(exist_ok=True)
         write_config(task_folder, task_config, member=runtime.name, adjusted=runtime.tuned_options, **shared)
@@ -101,7 +101,7 @@ def write_results(
     write_json(folder / "metrics.json", result)
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
-    write_card(ModelCard(folder, plugin, module.backbone, runtime.head, data, config, result, runtime.only_task))
+    write_card(ModelCard(folder, plugin, module.backbone, runtime.head, data, config, result, runtime.single_task))
     return result
 
 

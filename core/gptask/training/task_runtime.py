@@ -28,15 +28,15 @@ class TaskRuntime:
     head: Head
     data: Any
     weight: float = 1.0  # of its loss
-    only_task: bool = True
+    single_task: bool = True
     outputs: dict[int, Any] = field(default_factory=dict)  # row of the encoded item -> the head's output
     tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
-    states: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
+    activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
 
     @property
     def prefix(self) -> str:
         """What stands before the names of its metrics."""
-        return "" if self.only_task else f"{self.name}/"
+        return "" if self.single_task else f"{self.name}/"
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:
         """The examples of a split that the head read (all, unless the trainer was limited) and their predictions."""

@@ -16,7 +16,7 @@ from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import read_config, write_config
-from gptask.runs.folder import main_process, resume_hint, run_folder, run_title
+from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
 from gptask.training.fingerprint import run_fingerprint
@@ -54,7 +54,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run
     loggers.require_logger(config.logger)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)  # before the training fills in the options that are left open
-    with run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+    with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
         return _train(config, corpora, folder, fingerprint, callbacks)
 
 
@@ -72,7 +72,7 @@ def _train(
     from gptask.training.cost_probe import probe_cost
     from gptask.training.trainer import build_training_trainer
 
-    writes = main_process()
+    writes = is_main_process()
     trainer = build_training_trainer(folder, config, callbacks)
     with loggers.tracking(trainer, config, folder):
         if writes:
@@ -83,7 +83,7 @@ def _train(
         _load_best(trainer, module)
         if writes:
             write_config(folder, config, adjusted=module.tuned_options)  # again, with what validation chose
-            heads = {runtime.name if config.tasks else "": runtime.head for runtime in module.seats}
+            heads = {runtime.name if config.tasks else "": runtime.head for runtime in module.runtimes}
             saved_model.save_model(folder, module.backbone, heads, config.tuning)
         fit_seconds = time.time() - started
         trainer.test(module, datamodule=data, verbose=False)
@@ -98,13 +98,13 @@ def build_module(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTMo
     origin = locate_backbone(config.backbone)
     task_configs = builder.task_configs(config)
     for name, corpus in corpora.items():
-        task_configs[name].task.prepare(corpus.whole("train"))
+        task_configs[name].task.prepare(corpus.all_rows("train"))
         corpus.warn_overlap()
 
     import pytorch_lightning as pl
 
     from gptask.data.mixture import Mixture
-    from gptask.model.backbone.backbone import load_backbone_from
+    from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.module import GPTModule
 
     def texts() -> Iterator[str]:
@@ -112,7 +112,7 @@ def build_module(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTMo
             yield from builder.training_texts(task_configs[name].task, corpus)
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = load_backbone_from(config.backbone, origin, texts)
+    backbone = load_or_build_backbone(config.backbone, origin, texts)
     runtimes = [_build_runtime(config, name, task_configs[name], corpora[name], backbone) for name in task_configs]
     _tune(config, backbone, runtimes)
     optimizer = config.optimizer
@@ -136,7 +136,7 @@ def _build_runtime(
     parts = builder.build_parts(task_config.task, corpus, data_options, backbone, config.seed)
     if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
         parts.head.options.resolve_max_new_tokens(parts.data.items("train").lengths("target"), data_options.max_tokens)
-    return TaskRuntime(name, parts.task, parts.head, parts.data, task_config.weight, only_task=not config.tasks)
+    return TaskRuntime(name, parts.task, parts.head, parts.data, task_config.weight, single_task=not config.tasks)
 
 
 def _tune(config: Train, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime]) -> None:
@@ -149,7 +149,7 @@ def _tune(config: Train, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime])
     if config.compile:
         backbone.compile()
         for runtime in runtimes:
-            runtime.data.shares = False
+            runtime.data.shares_prefixes = False
 
 
 def _cache_activations(module: GPTModule, config: Train) -> None:
@@ -164,9 +164,9 @@ def _cache_activations(module: GPTModule, config: Train) -> None:
     layers = cacheable_layers(module.backbone) if several_epochs and not frozen else []
     if not (layers or frozen):
         return
-    for runtime in module.seats:
+    for runtime in module.runtimes:
         if isinstance(runtime.data, DataModule):
-            runtime.states = {
+            runtime.activation_caches = {
                 split: activation_cache_for(runtime.data, split, module.backbone, runtime.head, layers)
                 for split in ("train", "validation")
             }
@@ -208,7 +208,7 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
 def _loaded_runs(folder: Path, module: GPTModule, config: Train) -> run.Runs:
     """Return the finished run as `gptask.load_runs` would load it."""
     runs = {}
-    for runtime in module.seats:
+    for runtime in module.runtimes:
         task_folder = folder / runtime.name if config.tasks else folder
         plugin, values = plugin_of(runtime.task), read_config(task_folder)
         runs[runtime.name] = run.Run(task_folder, plugin, runtime.task, module.backbone, runtime.head, values)

@@ -68,29 +68,29 @@ class Classification(PromptedTask):
     def prepare(self, train: Iterable[Example]) -> None:
         """Take the label set of the training data unless it is given."""
         if not self.labels:
-            self.labels = sorted({name for example in train for name in self.gold(example)})
+            self.labels = sorted({name for example in train for name in self.gold_labels(example)})
             if len(self.labels) < 2:
                 raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
 
-    def truth(self, example: Example) -> list[float]:
+    def label_vector(self, example: Example) -> list[float]:
         """Return the labels of an example as K zeros and ones."""
-        gold = self.gold(example)
+        gold = self.gold_labels(example)
         return [float(name in gold) for name in self.labels]
 
-    def gold(self, example: Example) -> list[str]:
+    def gold_labels(self, example: Example) -> list[str]:
         """Return the true labels of an example."""
         return example.get("labels") or [] if self.multi_label else [example["label"]]
 
     def check(self, example: Example) -> None:
         """Refuse a label outside the set."""
-        for name in self.gold(example):
+        for name in self.gold_labels(example):
             if self.labels and name not in self.labels:
                 hint = nearest(name, self.labels)
                 raise DataError(
                     f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
                 )
 
-    def word(self, label: str) -> str:
+    def label_word(self, label: str) -> str:
         """Return the word that stands for a label behind the prompt."""
         word = self.label_words.get(label, label.replace("_", " "))
         return word if self.language == "zh" else f" {word}"
@@ -105,7 +105,7 @@ class Classification(PromptedTask):
     def render(self, example: Example) -> tuple[str, str | None]:
         """Return the prompt, and the label words as the text that would follow it."""
         is_labelled = example.get("labels" if self.multi_label else "label") is not None
-        target = ",".join(self.word(name) for name in self.gold(example)) if is_labelled else None
+        target = ",".join(self.label_word(name) for name in self.gold_labels(example)) if is_labelled else None
         return self.format_prompt(example), target
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
@@ -117,19 +117,21 @@ class Classification(PromptedTask):
             ids, tokens_cut = single_reading.truncate_prompt(example, tokenizer, max_tokens)
         if self.render(example)[1] is None:
             return Encoded(ids, truncated=tokens_cut)
-        gold = self.gold(example)
+        gold = self.gold_labels(example)
         for name in gold:
             if name not in self.labels:
                 raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
         if self.multi_label:
-            return Encoded(ids, label=self.truth(example), truncated=tokens_cut)
+            return Encoded(ids, label=self.label_vector(example), truncated=tokens_cut)
         return Encoded(ids, label=self.labels.index(gold[0]), truncated=tokens_cut)
 
     def head(self, backbone: Backbone) -> Head:
         """Build a linear layer on the last real token, started from the label words."""
         from gptask_tasks.classification.head import ClassificationHead
 
-        return ClassificationHead(backbone, self.labels, [self.word(name) for name in self.labels], self.multi_label)
+        return ClassificationHead(
+            backbone, self.labels, [self.label_word(name) for name in self.labels], self.multi_label
+        )
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the likeliest label (or all from the threshold on) with the probabilities of all."""
@@ -149,7 +151,7 @@ class Classification(PromptedTask):
 
         self.threshold_is_tuned = True
         probabilities = [list((p.probabilities or {}).values()) for p in predictions]
-        return {"threshold": best_threshold(probabilities, [self.truth(e) for e in examples])}
+        return {"threshold": best_threshold(probabilities, [self.label_vector(e) for e in examples])}
 
     def metrics(self) -> list[Metric]:
         """List accuracy first; micro-F1 first where a text may have several labels."""
@@ -164,7 +166,7 @@ class Classification(PromptedTask):
         from gptask_tasks.classification import metrics
 
         predicted = [p.value if self.multi_label else [p.value] for p in predictions]
-        return metrics.per_class(self.labels, [self.gold(e) for e in examples], predicted, self.multi_label)
+        return metrics.per_class(self.labels, [self.gold_labels(e) for e in examples], predicted, self.multi_label)
 
     def sample(self) -> dict[str, Any]:
         """Return the sample: questions to a shop's service desk, in English and Chinese."""

@@ -74,14 +74,14 @@ class TextGeneration(WritingTask):
         last answer never is.
         """
         template, messages = chat_template_of(tokenizer, self.raw), self._messages(example)
-        target = template.answer(messages, example["answer"][0]) if example.get("answer") else None
+        target = template.answer_ids(messages, example["answer"][0]) if example.get("answer") else None
         room = max_tokens - max(len(target or []) + 1, self.reserved_tokens())
-        turns, recent_messages = template.fit(messages, room)
+        turns, recent_messages = template.drop_oldest_turns(messages, room)
         tokens_cut = 0
         if len(recent_messages) < len(messages) or len(turns.ids) > room:
-            turns = template.shorten(recent_messages, room)
-            tokens_cut = len(template.turns(messages).ids) - len(turns.ids)
-        learned = turns.answers if target is not None else []
+            turns = template.cut_last_message(recent_messages, room)
+            tokens_cut = len(template.tokenize(messages).ids) - len(turns.ids)
+        learned = turns.answer_spans if target is not None else []
         return Encoded(turns.ids, target, truncated=tokens_cut, learned=learned)
 
     def _messages(self, example: Example) -> list[Message]:

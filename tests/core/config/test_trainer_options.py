@@ -4,14 +4,16 @@ import inspect
 
 import pytest
 from gptask import UserError
-from gptask.config.trainer_options import SET_BY_GPTASK, check_trainer_options, option_names, parameters
+from gptask.config.trainer_options import SET_BY_GPTASK, check_trainer_options, option_names, trainer_parameters
 
 
 def test_the_parameters_read_from_source_are_those_of_the_signature():
     from pytorch_lightning import Trainer
 
-    assert list(parameters()) == [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    assert set(SET_BY_GPTASK) <= set(parameters())
+    assert list(trainer_parameters()) == [
+        name for name in inspect.signature(Trainer.__init__).parameters if name != "self"
+    ]
+    assert set(SET_BY_GPTASK) <= set(trainer_parameters())
     assert not set(SET_BY_GPTASK) & set(option_names())
 
 

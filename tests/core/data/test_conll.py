@@ -50,7 +50,7 @@ def examples(write_file: Callable, name: str, text: str, **options: Any) -> list
     """Tokens and tags, as a task with these fields reads the file."""
     source, files = Source.parse(write_file(name, text)), Files(**options)
     columns = Columns(TaskWithFields(*FIELDS), files)
-    return [columns.example(row) for row in read(source, files, columns.wanted)]
+    return [columns.example(row) for row in read(source, files, columns.header_names)]
 
 
 def test_a_sentence_is_its_columns_and_its_first_line() -> None:

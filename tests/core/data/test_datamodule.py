@@ -258,7 +258,7 @@ def test_examples_with_a_text_in_common_share_a_batch(build: Callable, write_fil
     columns = {"text": 0, "loud": 1, "question": 2}
     data = build(Questions(), train=write_file("c.tsv", rows), columns=columns)
     ungrouped = order(data.train_dataloader())
-    data.shares = True
+    data.shares_prefixes = True
     texts = [example["text"] for example in data.examples("train")]
     batches = order(data.train_dataloader())
     assert sorted(row for rows in batches for row in rows) == list(range(len(texts)))

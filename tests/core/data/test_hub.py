@@ -39,7 +39,7 @@ def test_a_split_is_loaded_and_its_rows_are_numbered(calls: list) -> None:
     assert reader.fingerprint() == {"stanfordnlp/sst2[train[:2]]": "f00d"}
     (name, first), (_, second) = reader.rows([])
     assert (first.value, second.value) == tuple(ROWS)
-    assert second.at(name) == "stanfordnlp/sst2[train[:2]] row 2"
+    assert second.location(name) == "stanfordnlp/sst2[train[:2]] row 2"
 
 
 def test_an_error_of_the_hub_is_one_line(calls: list) -> None:

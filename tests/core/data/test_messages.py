@@ -4,7 +4,7 @@ import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
-from gptask.data.messages import parse_messages, told
+from gptask.data.messages import format_message, parse_messages
 from gptask.data.rows import Row
 from gptask.errors import DataError
 
@@ -85,5 +85,7 @@ def test_a_task_converts_rows_after_the_columns_are_mapped():
 
 
 def test_messages_are_formatted_line_by_line():
-    assert told(TURNS) == "user: hi\nassistant: hello"
-    assert told(["a"]) is told("a") is told([]) is told([{"role": "user"}]) is None
+    assert format_message(TURNS) == "user: hi\nassistant: hello"
+    assert (
+        format_message(["a"]) is format_message("a") is format_message([]) is format_message([{"role": "user"}]) is None
+    )

@@ -105,8 +105,8 @@ def test_quotes_have_a_meaning_in_csv_alone_unless_set(write_file: Callable) -> 
 def test_a_row_has_the_number_of_its_first_line(write_file: Callable) -> None:
     name = write_file("a.csv", 'text,label\n"two\nlines",a\n\nlast,b\n')
     assert [(row.number, row.value["text"]) for row in rows(name)] == [(2, "two\nlines"), (5, "last")]
-    assert rows(name)[0].at("a.csv") == "a.csv:2"
-    assert rows(write_file("a.json", json.dumps(RECORDS)))[1].at("a.json") == "a.json record 2"
+    assert rows(name)[0].location("a.csv") == "a.csv:2"
+    assert rows(write_file("a.json", json.dumps(RECORDS)))[1].location("a.json") == "a.json record 2"
 
 
 def test_a_byte_order_mark_is_dropped(write_file: Callable) -> None:

@@ -1,11 +1,11 @@
 """Resamples count how often each example occurs, and keep groups together."""
 
 import numpy as np
-from gptask.plugins.resampling import bootstrap, numbered, swap_masks
+from gptask.plugins.resampling import bootstrap, number_groups, swap_masks
 
 
 def test_groups_are_numbered_in_the_order_of_their_first_example():
-    assert numbered(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
+    assert number_groups(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
 
 
 def test_a_resample_draws_as_many_groups_as_exist():

@@ -5,7 +5,7 @@ from importlib.metadata import version
 import pytest
 from gptask import Config, UserError, load_run
 from gptask.config.schemas import Lora
-from gptask.runs.config_file import FORMAT, read_config, write_config
+from gptask.runs.config_file import RUN_FORMAT, read_config, write_config
 from gptask_tasks.sentiment import Sentiment
 from omegaconf import OmegaConf
 
@@ -24,18 +24,18 @@ def test_another_format_is_refused(format, expected, run_copy):
     values = OmegaConf.load(run_copy / "config.yaml")
     values.format = format
     OmegaConf.save(values, run_copy / "config.yaml")
-    with pytest.raises(UserError, match=rf"{expected}.*reads format {FORMAT}"):
+    with pytest.raises(UserError, match=rf"{expected}.*reads format {RUN_FORMAT}"):
         load_run(run_copy)
 
 
 def test_a_run_of_format_1_is_refused_with_the_two_ways_out(tmp_path):
     write_config(tmp_path, Config(task=Sentiment()))
     file = tmp_path / "config.yaml"
-    file.write_text(file.read_text().replace(f"format: {FORMAT}", "format: 1"))
+    file.write_text(file.read_text().replace(f"format: {RUN_FORMAT}", "format: 1"))
     with pytest.raises(UserError) as refused:
         read_config(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} has run format 1; gptask {version('gptask')} reads format {FORMAT}: train again with this "
+        f"{tmp_path} has run format 1; gptask {version('gptask')} reads format {RUN_FORMAT}: train again with this "
         "version, or use the gptask version named in its metrics.json"
     )
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from gptask import UserError
-from gptask.runs.folder import create_run_folder, main_process, resume_hint, run_folder
+from gptask.runs.folder import create_run_folder, is_main_process, open_run_folder, resume_hint
 
 
 def test_a_run_folder_is_never_reused(tmp_path):
@@ -24,10 +24,10 @@ def test_a_run_folder_that_cannot_be_created_is_a_user_error(tmp_path):
 
 
 def test_a_folder_with_nothing_but_its_log_is_removed(tmp_path):
-    with run_folder(str(tmp_path), "qa", None) as empty:
+    with open_run_folder(str(tmp_path), "qa", None) as empty:
         assert (empty / "train.log").is_file()
     assert not empty.exists()
-    with run_folder(str(tmp_path), "qa", None) as folder:
+    with open_run_folder(str(tmp_path), "qa", None) as folder:
         (folder / "config.yaml").write_text("")
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "train.log"}
 
@@ -35,7 +35,7 @@ def test_a_folder_with_nothing_but_its_log_is_removed(tmp_path):
 def test_the_log_of_a_run_lies_in_its_folder(tmp_path, monkeypatch):
     log = logging.getLogger("gptask")
     monkeypatch.setattr(log, "level", logging.INFO)
-    with run_folder(str(tmp_path), "qa", None) as folder:
+    with open_run_folder(str(tmp_path), "qa", None) as folder:
         log.warning("a warning")
         (folder / "config.yaml").write_text("")
     log.warning("after the run")
@@ -46,20 +46,20 @@ def test_the_log_of_a_run_lies_in_its_folder(tmp_path, monkeypatch):
 def test_a_full_disk_is_a_user_error_with_a_way_to_resume(tmp_path):
     folder = tmp_path / "run"
     message = r"No space left on device while writing .*No checkpoint has been written yet"
-    with pytest.raises(UserError, match=message), run_folder("", "qa", str(folder)):
+    with pytest.raises(UserError, match=message), open_run_folder("", "qa", str(folder)):
         raise OSError(28, "No space left on device")
 
 
 def test_other_processes_use_the_folder_of_the_main_one(tmp_path, monkeypatch):
-    with run_folder(str(tmp_path), "qa", None) as folder:
+    with open_run_folder(str(tmp_path), "qa", None) as folder:
         assert os.environ["GPTASK_RUN_FOLDER"] == str(folder)
         monkeypatch.setenv("LOCAL_RANK", "1")
-        assert not main_process()
-        with run_folder(str(tmp_path), "qa", None) as same:
+        assert not is_main_process()
+        with open_run_folder(str(tmp_path), "qa", None) as same:
             assert same == folder
-    with pytest.raises(UserError, match="set folder=<folder>"), run_folder(str(tmp_path), "qa", None):
+    with pytest.raises(UserError, match="set folder=<folder>"), open_run_folder(str(tmp_path), "qa", None):
         pass
-    with run_folder(str(tmp_path), "qa", str(tmp_path / "named")) as named:
+    with open_run_folder(str(tmp_path), "qa", str(tmp_path / "named")) as named:
         assert named == tmp_path / "named"
 
 

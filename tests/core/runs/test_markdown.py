@@ -1,20 +1,20 @@
 """Markdown that nothing in a value can break."""
 
-from gptask.runs.markdown import code, fenced, line, prose, table
+from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
 
 
 def test_a_value_becomes_one_line():
-    assert line("a\n\tb\x00 c") == "a b c"
+    assert one_line("a\n\tb\x00 c") == "a b c"
 
 
 def test_backticks_in_a_value_do_not_end_a_code_span():
-    assert code("plain") == "`plain`"
-    assert code("a `b` ``c") == "``` a `b` ``c ```"
-    assert code("") == "`  `"
+    assert code_span("plain") == "`plain`"
+    assert code_span("a `b` ``c") == "``` a `b` ``c ```"
+    assert code_span("") == "`  `"
 
 
 def test_markup_in_prose_is_escaped():
-    assert prose("*a* [b](c) <d>") == r"\*a\* \[b\](c) \<d\>"
+    assert escaped("*a* [b](c) <d>") == r"\*a\* \[b\](c) \<d\>"
 
 
 def test_a_bar_does_not_end_a_cell():

@@ -68,10 +68,10 @@ def test_the_interval_agrees_with_scipys_paired_bootstrap():
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
 def test_corpus_metrics_agree_with_sacrebleus_paired_tests(name, translation_run):
     import sacrebleu
-    from gptask.analysis.compare.records import read
+    from gptask.analysis.compare.records import read_run
     from sacrebleu.significance import PairedTest
 
-    records = [read(translation_run("a", 2, draw=1)), read(translation_run("b", 3, draw=2))]
+    records = [read_run(translation_run("a", 2, draw=1)), read_run(translation_run("b", 3, draw=2))]
     predictions = [[row["prediction"] for row in record.predictions.rows] for record in records]
     references = [[row["references"]["target"][0] for row in records[0].predictions.rows]]
     peer_metric = sacrebleu.BLEU() if name == "bleu" else sacrebleu.CHRF()

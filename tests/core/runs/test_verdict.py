@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 from gptask.runs.significance import Difference
-from gptask.runs.verdict import Verdict, digits
+from gptask.runs.verdict import Verdict, decimal_places
 
 GAIN = Difference(
     metric="accuracy", value=3.0, low=1.0, high=5.0, error=1.0, freedom=None, p=0.01, test="McNemar mid-p",
@@ -28,9 +28,9 @@ GAIN = Difference(
     ],
 )  # fmt: skip
 def test_a_verdict_has_a_word_and_a_sentence(difference, higher_is_better, p, word, words):
-    verdict = Verdict(difference, higher_is_better, width=100.0, p=p)
-    assert (verdict.word, verdict.words) == (word, words)
+    verdict = Verdict(difference, higher_is_better, range_width=100.0, p=p)
+    assert (verdict.word, verdict.sentence) == (word, words)
 
 
 def test_wide_ranges_have_fewer_digits():
-    assert [digits(width) for width in (1.0, 100.0, inf)] == [3, 1, 3]
+    assert [decimal_places(width) for width in (1.0, 100.0, inf)] == [3, 1, 3]

@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 import torch
 from gptask.config.schemas import AdamW, Sample, Schedule, Scratch
-from gptask.model.backbone.backbone import load_backbone_from
+from gptask.model.backbone.backbone import load_or_build_backbone
 from gptask.training import builder
 from gptask.training.cost_probe import probe_cost
 from gptask.training.module import GPTModule
@@ -16,7 +16,7 @@ def test_the_probe_estimates_the_cost_and_leaves_weights_gradients_and_random_st
     corpus = builder.build_corpus(task, options, 13)
     task.prepare(corpus.split("train"))
     shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
-    backbone = load_backbone_from(shape, None, lambda: builder.training_texts(task, corpus))
+    backbone = load_or_build_backbone(shape, None, lambda: builder.training_texts(task, corpus))
     parts = builder.build_parts(task, corpus, options, backbone, 13)
     module = GPTModule(backbone, [TaskRuntime("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}

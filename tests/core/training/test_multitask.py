@@ -9,8 +9,8 @@ import pytest
 import torch
 from gptask import Config, Mixing, TaskConfig, UserError, load_run, load_runs, train, train_tasks
 from gptask.analysis.compare.comparison import compare
-from gptask.analysis.compare.records import find, read
-from gptask.analysis.report.curves import curves
+from gptask.analysis.compare.records import find_runs, read_run
+from gptask.analysis.report.curves import learning_curves
 from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample, Sampling
 from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import builder
@@ -134,27 +134,27 @@ def test_evaluation_of_a_task_scores_as_the_training_did(finished, tmp_path):
 
 
 def test_training_and_validation_are_logged_by_task(finished):
-    names = set(curves(finished.folder))
+    names = set(learning_curves(finished.folder))
     assert {"train/loss", "train/qa/loss", "val/mood/accuracy", "val/topic/loss", "val/qa/f1", "val/score"} <= names
-    qa_curves = curves(*read(finished.folder / "qa").curves)
+    qa_curves = learning_curves(*read_run(finished.folder / "qa").curves_source)
     assert {"train/loss", "val/loss", "val/f1", "val/em"} == set(qa_curves)
 
 
 def test_compare_sees_a_row_for_each_task_and_tests_it_against_a_run_alone(finished, tmp_path):
     alone = train(small_config(tmp_path, task=Sentiment()))
-    records = find([str(finished.folder), str(alone.folder)])
+    records = find_runs([str(finished.folder), str(alone.folder)])
     assert sorted(record.folder.name for record in records if record.folder.parent == finished.folder) == [
         "mood", "qa", "topic",
     ]  # fmt: skip
     pair = [record for record in records if record.task == "sentiment"]
     (table,) = compare(pair, every=True).tables
     assert len(table.verdicts["accuracy"]) == 1
-    assert read(finished.folder).problem.startswith("a run of several tasks")
+    assert read_run(finished.folder).problem.startswith("a run of several tasks")
 
 
 def test_another_mixing_gives_the_run_another_digest(finished, tmp_path):
     other = train_tasks(multitask_config(tmp_path, mixing=Mixing(Sampling.uniform)))
-    digests = [run.tasks["mood"].values["together"]["digest"] for run in (finished, other)]
+    digests = [run.tasks["mood"].config["together"]["digest"] for run in (finished, other)]
     assert digests[0] != digests[1]
 
 
@@ -178,18 +178,22 @@ def test_resume_continues_all_tasks(tmp_path):
 def test_a_batch_trains_only_the_head_of_its_task(tmp_path):
     module, mixture = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
     task_index, batch = next(iter(mixture.train_dataloader()))
-    module.seats[task_index].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch).backward()
-    for runtime in module.seats:
+    module.runtimes[task_index].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch).backward()
+    for runtime in module.runtimes:
         learned = [p for p in runtime.head.parameters() if p.grad is not None]
-        assert bool(learned) == (runtime is module.seats[task_index] and any(True for _ in runtime.head.parameters()))
+        assert bool(learned) == (
+            runtime is module.runtimes[task_index] and any(True for _ in runtime.head.parameters())
+        )
 
 
 def test_the_loss_is_multiplied_by_the_weight_of_the_task(tmp_path, monkeypatch):
     module, mixture = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
-    task_batch = next(one for one in mixture.train_dataloader() if module.seats[one.seat].name == "topic")
+    task_batch = next(one for one in mixture.train_dataloader() if module.runtimes[one.task_index].name == "topic")
     batch = task_batch.batch
-    loss = module.seats[task_batch.seat].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch)
+    loss = module.runtimes[task_batch.task_index].head.loss(
+        module.backbone.hidden(batch.input_ids, batch.lengths), batch
+    )
     assert module.training_step(task_batch, 0).item() == pytest.approx(0.5 * loss.item())
 
 
@@ -245,5 +249,5 @@ def test_options_chosen_on_validation_are_saved_by_task(tmp_path):
     threshold = runs.tasks["many"].task.threshold
     assert threshold is not None
     assert load_run(runs.folder / "many").task.threshold == threshold
-    assert runs.tasks["many"].values["adjusted"] == {"threshold": threshold}
-    assert runs.tasks["mood"].values["adjusted"] == {}
+    assert runs.tasks["many"].config["adjusted"] == {"threshold": threshold}
+    assert runs.tasks["mood"].config["adjusted"] == {}

@@ -64,7 +64,7 @@ def test_a_stream_of_unknown_length_gets_two_epochs():
 def test_a_run_writes_the_chosen_epochs_and_accumulation_into_its_config(tmp_path):
     options = {"accelerator": "cpu", "precision": "32-true"}
     run = train(small_config(tmp_path, trainer=options))
-    assert run.values["trainer"] == {**options, "max_epochs": 8, "accumulate_grad_batches": 2}
+    assert run.config["trainer"] == {**options, "max_epochs": 8, "accumulate_grad_batches": 2}
 
 
 def test_the_log_names_what_was_chosen_and_why(caplog):

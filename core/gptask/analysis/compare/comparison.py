@@ -252,4 +252,4 @@ def _correct(tables: Sequence[ComparisonTable]) -> None:
         tested = [verdict for _, verdicts in family for verdict in verdicts]
         untested = sum(len(pairs) * (len(pairs) - 1) // 2 for table, pairs in family if not table.named)
         for verdict, p in zip(tested, holm([verdict.difference.p for verdict in tested], untested), strict=True):
-            verdict.tests, verdict.p = len(tested) + untested, p
+            verdict.test_count, verdict.p = len(tested) + untested, p

@@ -13,7 +13,7 @@ from gptask.analysis.compare.render import ARROWS, cell, html_grid, page, title
 from gptask.analysis.compare.seed_groups import SeedGroup
 from gptask.errors import UserError, listing
 from gptask.runs.atomic_write import write_text
-from gptask.runs.markdown import code, prose
+from gptask.runs.markdown import code_span, escaped
 from gptask.runs.markdown import table as grid
 from gptask.runs.reproduce import reproduce_command
 
@@ -29,7 +29,7 @@ def write(records: Sequence[RunRecord], folder: Path, metric: str | None = None)
         raise UserError(f"no run can be ranked: {reasons}")
     parts = [(title(table), header(table), list(rows(table))) for table in comparison.tables]
     quoted = [
-        (prose(name), names, [[*map(prose, line[:-1]), code(line[-1])] for line in lines])
+        (escaped(name), names, [[*map(escaped, line[:-1]), code_span(line[-1])] for line in lines])
         for name, names, lines in parts
     ]
     text = "\n\n".join(f"## {name}\n\n{grid(names, lines)}" for name, names, lines in quoted)

@@ -82,7 +82,7 @@ class RunRecord:
         """The run that was evaluated, if its folder still exists; its path may be relative to any folder above."""
         name = self.config.get("parent") or ""
         candidates = [base / name for base in (*self.folder.absolute().parents, Path())] if name else []
-        parent = next((read(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
+        parent = next((read_run(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
         return parent if parent and isinstance(parent.config.get("task"), dict) else None
 
     @cached_property
@@ -135,7 +135,7 @@ class RunRecord:
                 raise UserError(f"predictions.jsonl: {error.strerror}") from error
 
     @property
-    def curves(self) -> tuple[Path, str | None]:
+    def curves_source(self) -> tuple[Path, str | None]:
         """The folder whose metrics.csv holds the training's curves, and the task's name in it if it has several."""
         member = self.config.get("member")
         return (self.folder.parent if member else self.folder), member
@@ -161,7 +161,7 @@ def _task(values: str) -> Task:
     return task_from_config(json.loads(values))[1]
 
 
-def find(patterns: Iterable[str], task: str | None = None, latest: int | None = None) -> list[RunRecord]:
+def find_runs(patterns: Iterable[str], task: str | None = None, latest: int | None = None) -> list[RunRecord]:
     """The runs at or below some folders or glob patterns, each once, oldest first.
 
     ``latest`` limits how many runs of each task are kept. Raises `UserError` for a pattern or a task without runs.
@@ -172,7 +172,7 @@ def find(patterns: Iterable[str], task: str | None = None, latest: int | None = 
         if not run_folders:
             raise UserError(f"no run folder at or below {pattern} (a run folder holds config.yaml and metrics.json)")
         folders |= {folder.resolve(): folder for folder in run_folders}
-    records = sorted(map(read, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
+    records = sorted(map(read_run, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
     tasks = {record.task for record in records if record.task}
     if task is not None:
         if task not in tasks:
@@ -183,7 +183,7 @@ def find(patterns: Iterable[str], task: str | None = None, latest: int | None = 
     return _latest(records, latest) if latest is not None else records
 
 
-def read(folder: Path) -> RunRecord:
+def read_run(folder: Path) -> RunRecord:
     """The record of a run folder; ``problem`` says what is wrong with it."""
     import yaml
 

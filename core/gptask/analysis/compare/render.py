@@ -14,9 +14,9 @@ from typing import Any
 from gptask.analysis.compare.comparison import Comparison, ComparisonTable
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, options
-from gptask.runs.markdown import prose
+from gptask.runs.markdown import escaped
 from gptask.runs.markdown import table as grid
-from gptask.runs.verdict import Verdict, digits
+from gptask.runs.verdict import Verdict, decimal_places
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:2rem auto;
@@ -66,12 +66,12 @@ def verdict(table: ComparisonTable, number: int) -> str:
     if not any(table.verdicts.values()):
         return ""
     outcome = table.verdicts.get(table.main, {}).get(number)
-    return outcome.words if outcome else "baseline"
+    return outcome.sentence if outcome else "baseline"
 
 
 def cell(table: ComparisonTable, method: SeedGroup, metric: str) -> str:
     """A value with its interval, or with its standard deviation over the seeds."""
-    places = digits(table.width(metric))
+    places = decimal_places(table.width(metric))
     value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
     if spread is not None:
         return f"{value:.{places}f} ± {spread:.{places}f}"
@@ -84,7 +84,7 @@ def details(table: ComparisonTable) -> Iterator[list[str]]:
     if len(table.methods) == 2:
         for name, verdicts in table.verdicts.items():
             for verdict in verdicts.values():
-                yield [name, verdict.shown, f"{verdict.p:.2g}", verdict.difference.test, verdict.words]
+                yield [name, verdict.value_with_interval, f"{verdict.p:.2g}", verdict.difference.test, verdict.sentence]
 
 
 DETAILS = ["metric", "difference to the baseline", "p (Holm)", "test", "verdict"]
@@ -100,11 +100,11 @@ def markdown(comparison: Comparison) -> str:
     parts = []
     for table in comparison.tables:
         shared = folded(table)
-        parts += [f"**{prose(title(table))}**", *([f"All runs: {prose(shared)}"] if shared else [])]
-        parts.append(grid(header(table), rows(table, lambda text: f"**{text}**", prose)))
+        parts += [f"**{escaped(title(table))}**", *([f"All runs: {escaped(shared)}"] if shared else [])]
+        parts.append(grid(header(table), rows(table, lambda text: f"**{text}**", escaped)))
         if lines := list(details(table)):
             parts.append(grid(DETAILS, lines))
-    return "\n\n".join(parts + [prose(line) for line in problems(comparison.problems)]) + "\n"
+    return "\n\n".join(parts + [escaped(line) for line in problems(comparison.problems)]) + "\n"
 
 
 def html(comparison: Comparison) -> str:
@@ -219,10 +219,10 @@ def _method(table: ComparisonTable, number: int, method: SeedGroup) -> dict[str,
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     difference = verdict.difference
-    corrected = {"p_holm": verdict.p, "tests": verdict.tests, "effect": difference.effect, "words": verdict.words}
-    return (
-        asdict(difference) | corrected | {"detectable": difference.detectable(verdict.tests), "verdict": verdict.word}
-    )
+    corrected = {"p_holm": verdict.p, "tests": verdict.test_count, "effect": difference.effect}
+    detectable = difference.detectable(verdict.test_count)
+    conclusion = {"words": verdict.sentence, "detectable": detectable, "verdict": verdict.word}
+    return asdict(difference) | corrected | conclusion
 
 
 TEXTS: dict[str, Callable[[Comparison], str]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptask.runs.config_file import FORMAT
+from gptask.runs.config_file import RUN_FORMAT
 
 Kinds = dict[str, type | tuple[type, ...]]
 NUMBER, GROUP, NOTHING = (int, float), (dict, type(None)), type(None)
@@ -22,8 +22,8 @@ def problem_of(config: Any, result: Any) -> str:
         return f"a run of several tasks: name one of its folders, such as {next(iter(config['tasks']))}"
     if wrong := _wrong(config, CONFIG) or _wrong(config["plugin"], {"name": str}) or _wrong(config, OPTIONAL, True):
         return f"damaged: config.yaml is not the config of a gptask run ({wrong})"
-    if config.get("format") != FORMAT:
-        return f"written in run format {config.get('format')}, not {FORMAT}"
+    if config.get("format") != RUN_FORMAT:
+        return f"written in run format {config.get('format')}, not {RUN_FORMAT}"
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
     if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict}, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"

@@ -16,7 +16,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps (P,), values (P,)
 Points = list[tuple[int, float]]  # step and value
 
 
-def curves(folder: Path, member: str | None = None) -> dict[str, Curve]:
+def learning_curves(folder: Path, member: str | None = None) -> dict[str, Curve]:
     """The values logged in training and validation, by name; empty if there is no metrics.csv.
 
     With a ``member``, the result holds only what a run of several tasks logged for that task. Raises `UserError` for a

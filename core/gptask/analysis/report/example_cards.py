@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptask.analysis.report.report_run import ReportRun, input_fields
-from gptask.data.messages import told
+from gptask.data.messages import format_message
 
 SHOWN_CHARACTERS, MAX_CHARACTERS = 360, 900  # of a text: visible at once, and embedded at most
 MAX_CLASSES = 5  # whose probabilities are shown
@@ -90,4 +90,4 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         items = list(map(str, value))
         return (", " if all(len(item) < 40 for item in items) else "\n").join(items)
-    return told(value) or json.dumps(value, ensure_ascii=False)
+    return format_message(value) or json.dumps(value, ensure_ascii=False)

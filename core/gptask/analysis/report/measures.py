@@ -69,7 +69,7 @@ def verdict_rows(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
         comparison = compare(records, records[0].folder, every=True, apart=True, grouped=False)
         verdicts = comparison.tables[0].verdicts
         for number, other in enumerate(group[1:], 1):
-            words = {metric: by_run[number].words for metric, by_run in verdicts.items() if number in by_run}
+            words = {metric: by_run[number].sentence for metric, by_run in verdicts.items() if number in by_run}
             yield VerdictRow(group[0], other, words)
 
 

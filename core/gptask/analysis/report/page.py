@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
-from gptask.analysis.report.curves import Curve, curves
+from gptask.analysis.report.curves import Curve, learning_curves
 from gptask.analysis.report.disagreements import find_flips, groups_on_same_examples
 from gptask.analysis.report.example_lists import example_lists, flip_lists
 from gptask.analysis.report.report_run import ReportRun, report_runs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(records: Sequence[RunRecord]) -> str:
+def report_page(records: Sequence[RunRecord]) -> str:
     """The HTML of a report that compares runs with the first one.
 
     Raises `UserError` if none of them can be shown.
@@ -85,7 +85,7 @@ def _learning_curves(runs: Sequence[ReportRun]) -> dict[str, Any]:
     for run in runs:
         run_curves: dict[str, Curve] = {}
         try:
-            run_curves = curves(*run.record.curves)
+            run_curves = learning_curves(*run.record.curves_source)
             if not run_curves:
                 notes.append((run, "the run has no metrics.csv with values (it is an evaluation, or logs elsewhere)"))
         except UserError as error:

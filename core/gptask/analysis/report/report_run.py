@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptask.analysis.compare.records import RunRecord
-from gptask.data.messages import told
+from gptask.data.messages import format_message
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
 from gptask.plugins.types import Kind
@@ -187,6 +187,6 @@ def _label_list(value: Any) -> list[str]:
 
 
 def _character_count(value: Any) -> int:
-    if (text := told(value)) is not None:
+    if (text := format_message(value)) is not None:
         return len(text)
     return sum(map(_character_count, value)) if isinstance(value, list) else len(str(value))

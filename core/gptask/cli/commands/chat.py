@@ -20,7 +20,7 @@ from gptask.cli.hydra.job import log_to_console
 from gptask.config.overrides import parse_override, quote_if_needed
 from gptask.config.schemas import Pretrained
 from gptask.errors import UserError, listing, nearest
-from gptask.model.backbone.chat_template import PLAIN
+from gptask.model.backbone.chat_template import PLAIN_TEMPLATE
 from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.runs.run import load_run
 from gptask.runs.saved_model import locate_backbone
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     log_to_console()
     options = _chat_options(overrides)
     chat = Chat(_load_backbone(model, options), options)
-    if chat.template.text == PLAIN:
+    if chat.template.text == PLAIN_TEMPLATE:
         log.warning("%s has no chat template: turns are written as 'User: ...' and 'Assistant: ...' lines", model)
     return ChatRepl(chat, sys.stdin.isatty()).run()
 
@@ -116,7 +116,7 @@ def _run_backbone(path: Path, options: ChatOptions) -> GPTBackbone:
 
 def _pretrained_backbone(model: str) -> GPTBackbone:
     """The backbone of a preset, or of a source such as a folder, a GGUF file or a hub id."""
-    from gptask.model.backbone.backbone import load_backbone_from  # imports torch
+    from gptask.model.backbone.backbone import load_or_build_backbone  # imports torch
 
     preset_folder = files("gptask_conf") / "backbone"
     presets = {Path(file.name).stem: file for file in preset_folder.iterdir() if file.name.endswith(".yaml")}
@@ -132,6 +132,6 @@ def _pretrained_backbone(model: str) -> GPTBackbone:
             )
         options = Pretrained(**values)
     try:
-        return load_backbone_from(options, locate_backbone(options), list)
+        return load_or_build_backbone(options, locate_backbone(options), list)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error

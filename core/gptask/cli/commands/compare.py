@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptask.analysis.compare import leaderboard, terminal
 from gptask.analysis.compare.comparison import compare
-from gptask.analysis.compare.records import RunRecord, find
+from gptask.analysis.compare.records import RunRecord, find_runs
 from gptask.analysis.compare.render import TEXTS, problems
 from gptask.cli.arguments import VerbParser
 from gptask.errors import UserError, listing
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     _refuse_unused_options(options)
     if options.fail_if_worse:
         return _fail_if_worse(options)
-    records = find(options.runs, options.task, options.latest)
+    records = find_runs(options.runs, options.task, options.latest)
     if options.leaderboard:
         return _write_leaderboard(options, records)
     two_runs = sum(not record.problem for record in records) == 2
@@ -108,13 +108,13 @@ def _fail_if_worse(options: argparse.Namespace) -> int:
     failed = verdict.word == "worse" and worst < -options.margin
     beyond = f" beyond the margin {options.margin:g}" if options.margin else ""
     outcome = "failed: a" if failed else "passed: no"
-    sys.stdout.write(f"{table.main}: {verdict.words}\n{outcome} significant loss{beyond}\n")
+    sys.stdout.write(f"{table.main}: {verdict.sentence}\n{outcome} significant loss{beyond}\n")
     return int(failed)
 
 
 def _base_and_candidate(arguments: Sequence[str]) -> tuple[RunRecord, RunRecord]:
     """The two runs of --fail-if-worse; raises `UserError` for runs that can't be compared."""
-    records = [find([argument]) for argument in arguments]
+    records = [find_runs([argument]) for argument in arguments]
     if len(records) != 2 or any(len(runs) > 1 for runs in records):
         counts = listing(f"{argument} ({len(runs)})" for argument, runs in zip(arguments, records, strict=True))
         raise UserError(f"--fail-if-worse takes two runs, BASE and CANDIDATE; got {counts}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptask.analysis.compare import records
-from gptask.analysis.report.page import page
+from gptask.analysis.report.page import report_page
 from gptask.cli.arguments import VerbParser
 from gptask.errors import UserError
 from gptask.runs.atomic_write import write_text
@@ -19,11 +19,13 @@ MAX_RUNS = 12  # columns of a page
 def main(arguments: Sequence[str]) -> int:
     """Write the page and print its path; return the exit code."""
     options = _parser().parse_args(arguments)
-    runs = records.find(options.runs, options.task, options.latest)
+    runs = records.find_runs(options.runs, options.task, options.latest)
     if len(runs) > MAX_RUNS:
         raise UserError(f"{len(runs)} runs are too many for one page, {MAX_RUNS} at most: name some, or use --latest 2")
     path = _page_path(options.output, [run.folder for run in runs])
-    html = page(runs).encode("utf-8", errors="replace").decode("utf-8")  # half a surrogate pair from a data file: ?
+    html = (
+        report_page(runs).encode("utf-8", errors="replace").decode("utf-8")
+    )  # half a surrogate pair from a data file: ?
     try:
         write_text(path, html)
     except OSError as error:

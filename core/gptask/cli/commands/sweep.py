@@ -21,8 +21,8 @@ from gptask.config.schemas import Train
 from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
-from gptask.training.sweep.driver import SweepPlan, deciding, run_sweep
-from gptask.training.sweep.space import GRAMMAR, Dimension, in_file, on_line, together
+from gptask.training.sweep.driver import SweepPlan, deciding_overrides, run_sweep
+from gptask.training.sweep.space import GRAMMAR, Dimension, merge_spaces, read_space_file, split_overrides
 from gptask.training.sweep.study import PRUNERS, SAMPLERS, Study, refuse_grid
 
 USAGE = "gptask sweep [option=value ...] option=<space> ... [--trials 20]"
@@ -81,13 +81,17 @@ def _plan(options: argparse.Namespace) -> tuple[SweepPlan, Train]:
     _check_arguments(options)
     read_command_line("train", [])  # registers the plugins with Hydra
     top_keys = {override.partition("=")[0].split(".")[0].lstrip("+") for override in options.overrides}
-    space, fixed = on_line(options.overrides, normalize_overrides(options.overrides, True, top_keys, open_keys()))
-    space = together(in_file(options.space) if options.space else [], space, fixed)
+    space, fixed = split_overrides(
+        options.overrides, normalize_overrides(options.overrides, True, top_keys, open_keys())
+    )
+    space = merge_spaces(read_space_file(options.space) if options.space else [], space, fixed)
     _refuse_space(space, fixed)
     if options.sampler == "grid":
         refuse_grid(space)
     first = _first_config(space, fixed)
-    identity = repr([deciding(fixed), sorted((d.key, str(d)) for d in space), options.sampler, options.pruner])
+    identity = repr(
+        [deciding_overrides(fixed), sorted((d.key, str(d)) for d in space), options.sampler, options.pruner]
+    )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     name = options.study or f"{plugin_of(first.task).name}_{digest}"
     plan = SweepPlan(
@@ -157,7 +161,7 @@ def show(plan: SweepPlan, study: Study) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     ranked, metric = study.ranked(), study.about["metric"]
-    numbers = {state: len(study.of(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    numbers = {state: len(study.in_states(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
     counts = f"{numbers['COMPLETE']} complete, {numbers['PRUNED']} pruned, {numbers['FAIL']} failed"
     table = Table("trial", f"val/{metric}", *(d.key for d in plan.space), "run folder", title=f"{plan.name}: {counts}")
     for trial in ranked[:MAX_ROWS]:

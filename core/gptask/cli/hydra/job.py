@@ -14,8 +14,8 @@ from typing import Any
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
-from gptask.runs.config_file import started_by
-from gptask.runs.folder import main_process, numbered_alternatives
+from gptask.runs.config_file import command_line
+from gptask.runs.folder import is_main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
 
@@ -36,7 +36,7 @@ class Job:
         verb = self.command_line.verb
         sys.argv = [self.program, verb, *self.command_line.typed, *_job_overrides()]  # Lightning starts processes by it
         resumed = self.command_line.run and verb == "train"
-        token = started_by.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
+        token = command_line.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
         try:
             validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
             if not (self.multirun and self._is_finished(validated)):
@@ -44,7 +44,7 @@ class Job:
         except Exception as error:
             return report_error(error, where)
         finally:
-            started_by.reset(token)
+            command_line.reset(token)
         return 0
 
     def _is_finished(self, config: Any) -> bool:
@@ -57,7 +57,7 @@ class Job:
         ):
             log.info("skipped, already finished: %s", folder)
             return True
-        if config.folder and main_process() and Path(config.folder).exists():
+        if config.folder and is_main_process() and Path(config.folder).exists():
             config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
 
@@ -83,7 +83,7 @@ def _job_overrides() -> list[str]:
 
 def log_to_console() -> None:
     """Let gptask's logger write to standard error, through one handler."""
-    log.setLevel(logging.INFO if main_process() else logging.ERROR)
+    log.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     handler = next((h for h in log.handlers if type(h) is logging.StreamHandler), None)
     if handler is None:
         handler = logging.StreamHandler()

@@ -87,7 +87,7 @@ def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine,
     log_to_console()
     overrides, flags = _split_flags(verb, arguments)
     multirun = "--multirun" in flags
-    top_keys = {*(f.name for f in fields(schemas.VERBS[verb])), "experiment"}
+    top_keys = {*(f.name for f in fields(schemas.VERB_SCHEMAS[verb])), "experiment"}
     overrides = normalize_overrides(overrides, multirun, top_keys, open_keys())
     check_launcher(overrides)
     overrides += _reset_preset_license(overrides)
@@ -173,7 +173,9 @@ def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[s
 
 def open_keys() -> set[str]:
     """Full names of the options that are, or may be, dictionaries without fixed keys, of the loaded plugins too."""
-    schema_nodes = [(group, node) for group in ("task", *schemas.GROUPS) for node in stored_configs(group).values()]
+    schema_nodes = [
+        (group, node) for group in ("task", *schemas.GROUP_SCHEMAS) for node in stored_configs(group).values()
+    ]
     return {"trainer", *(key for group, node in schema_nodes for key in _open_dictionaries(node, group))}
 
 

@@ -13,7 +13,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
 
 INHERITED = {  # what a verb takes from a run besides its task
-    "train": (*schemas.GROUPS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
+    "train": (*schemas.GROUP_SCHEMAS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
 }
@@ -56,7 +56,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list
         groups["task"], values["task"] = _plugin_name(f"{folder}/config.yaml", config), config["task"]
     _refuse_conflicts(verb, folder, groups.get("task"), overrides)
     for key in (key for key in INHERITED[verb] if key in config):
-        if key not in schemas.GROUPS:
+        if key not in schemas.GROUP_SCHEMAS:
             values[key] = config[key]
         elif not values_of(overrides, key):  # the user's choice of a group replaces the run's with all its values
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
@@ -96,7 +96,7 @@ def _group_choice(where: str, group: str, value: Any) -> tuple[str, dict[str, An
     """The choice of a group in a saved config, and its values."""
     values = dict(value) if isinstance(value, dict) else {}
     kind = values.pop("kind", None)
-    if kind not in schemas.GROUPS[group]:
+    if kind not in schemas.GROUP_SCHEMAS[group]:
         raise UserError(f"{where} is damaged: {group}.kind is {kind!r}")
     return kind, values
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptask.cli.hydra.compose import hydra_instance
-from gptask.config.multitask import check_names
+from gptask.config.multitask import check_task_names
 from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, load_task_class
@@ -109,7 +109,7 @@ def _task_sources(values: Sequence[Any]) -> dict[str, str]:
         if name in sources:
             raise UserError(f"tasks= names '{name}' twice; {SYNTAX}")
         sources[name] = what or name
-    check_names(sources)
+    check_task_names(sources)
     return sources
 
 

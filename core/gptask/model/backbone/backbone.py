@@ -20,7 +20,7 @@ from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
-from gptask.model.backbone.scratch import build
+from gptask.model.backbone.scratch import build_from_scratch
 from gptask.model.engine import attention, linear, packing, rotary
 
 log = logging.getLogger("gptask")
@@ -38,10 +38,10 @@ class GPTBackbone(nn.Module):
         self.tokenizer = tokenizer
         self.origin = origin
         self.compiled: Callable[[Tensor], Any] | None = None
-        self.apart = True  # whether sequences packed into one row stay independent
-        self.windowed = False  # whether packed sequences see no farther than unpacked ones in layers with a window
+        self.packs_correctly = True  # whether sequences packed into one row stay independent
+        self.packs_windows = False  # whether packed sequences see no farther than unpacked ones in layers with a window
         if self.layers:
-            linear.install_last(self.layers[-1], self.channels)
+            linear.install_last_mlp(self.layers[-1], self.channels)
 
     @property
     def model(self) -> Any:
@@ -70,7 +70,7 @@ class GPTBackbone(nn.Module):
         lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
         return next((name for name, modules in lists if len(modules) == count), None)
 
-    def cut(self, layers: int) -> None:
+    def keep_first_layers(self, layers: int) -> None:
         """Keep only the first ``layers`` (1 or more); the model's last norm then applies to the states of the last one.
 
         Raises `UserError` for a model that needs its other layers.
@@ -87,7 +87,7 @@ class GPTBackbone(nn.Module):
             for key, value in vars(config).items():
                 if isinstance(value, list) and len(value) == old_count:  # one entry per layer, such as its type
                     setattr(config, key, value[:layers])
-            linear.install_last(old_layers[layers - 1], self.channels)
+            linear.install_last_mlp(old_layers[layers - 1], self.channels)
             with torch.inference_mode():
                 self.hidden(torch.arange(4, device=self.device)[None])
         except Exception as error:  # models that need all their layers raise whatever they like
@@ -130,7 +130,7 @@ class GPTBackbone(nn.Module):
         """
         if lengths is not None and self.can_pack(input_ids.shape[1]):
             sequences = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            if (packed_BTC := packing.hidden(self, sequences, input_ids.shape[1], needed)) is not None:
+            if (packed_BTC := packing.packed_hidden(self, sequences, input_ids.shape[1], needed)) is not None:
                 return packed_BTC
         if self.compiled:
             compiled_BTC: Tensor = self.compiled(input_ids).last_hidden_state
@@ -153,19 +153,19 @@ class GPTBackbone(nn.Module):
         def run_body(ids_BT: Tensor) -> Any:
             return self.body(input_ids=ids_BT, use_cache=False)
 
-        linear.remove(self.peft)
+        linear.uninstall(self.peft)
         self.compiled = torch.compile(run_body, dynamic=True)
 
-    def sees(self, positions: int) -> bool:
+    def sees_all(self, positions: int) -> bool:
         """Return whether every layer sees so many positions back (some models have layers that see only a window)."""
         windows = (getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         return all(positions <= (window or positions) for window in windows)
 
     def can_pack(self, positions: int) -> bool:
         """Return whether sequences of so many positions may share a row (`gptask.model.engine.packing`)."""
-        has_engine_attention = self.model.config._attn_implementation == attention.NAME
-        may_pack = has_engine_attention and self.apart and not self.compiled
-        return may_pack and (self.windowed or self.sees(positions))
+        has_engine_attention = self.model.config._attn_implementation == attention.ATTENTION_NAME
+        may_pack = has_engine_attention and self.packs_correctly and not self.compiled
+        return may_pack and (self.packs_windows or self.sees_all(positions))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return vocabulary logits (..., V) of hidden states (..., C), soft-capped if the model says so (Gemma 2)."""
@@ -213,7 +213,7 @@ def number_format(choice: DType) -> torch.dtype:
     return torch.bfloat16 if cpu_has_bfloat16 else torch.float32
 
 
-def load_backbone_from(
+def load_or_build_backbone(
     options: Pretrained | Scratch, origin: BackboneOrigin | None, texts: Callable[[], Iterable[str]]
 ) -> GPTBackbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``."""
@@ -222,7 +222,7 @@ def load_backbone_from(
     if isinstance(options, Pretrained):
         assert origin is not None, "a pretrained backbone is located before it is loaded"
         return from_folder(origin, dtype)
-    model, tokenizer = build(options, texts())
+    model, tokenizer = build_from_scratch(options, texts())
     log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
     return GPTBackbone(model.to(dtype), tokenizer, BackboneOrigin("", "scratch", ""))
 
@@ -254,9 +254,9 @@ def from_folder(
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
     backbone = GPTBackbone(model, loaded_tokenizer, origin)
     _check_supported(backbone)
-    backbone.apart = backbone.can_pack(6) and packing.supports_packing(backbone)
-    if backbone.apart and not backbone.sees(backbone.context):
-        backbone.windowed = packing.passes_window(backbone)
+    backbone.packs_correctly = backbone.can_pack(6) and packing.supports_packing(backbone)
+    if backbone.packs_correctly and not backbone.sees_all(backbone.context):
+        backbone.packs_windows = packing.passes_window(backbone)
     return backbone
 
 

@@ -12,14 +12,14 @@ from gptask.data.messages import Message
 from gptask.errors import DataError, UserError
 
 log = logging.getLogger("gptask")
-PLAIN = (  # "User: ...", "Assistant: ..." line by line, EOS after every answer
+PLAIN_TEMPLATE = (  # "User: ...", "Assistant: ..." line by line, EOS after every answer
     "{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content }}\n\n"
     "{% elif message.role == 'user' %}User: {{ message.content }}\n"
     "{% else %}Assistant: {{ message.content }}{{ eos_token }}\n"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-RAW = (  # the texts as they stand, EOS after every answer
+RAW_TEMPLATE = (  # the texts as they stand, EOS after every answer
     "{% for message in messages %}{{ message.content }}"
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
@@ -31,7 +31,7 @@ class TokenizedConversation:
     """Token ids of a conversation up to the next answer, and the spans (start, end) of its earlier answers."""
 
     ids: list[int]
-    answers: list[tuple[int, int]]
+    answer_spans: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -44,8 +44,10 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.tokenizer, self.text = tokenizer, text
-        self.from_tokenizer = text not in (PLAIN, RAW)
-        self.stop_texts = ["\nUser:"] if text == PLAIN else []  # what a model writes on that did not learn to stop
+        self.from_tokenizer = text not in (PLAIN_TEMPLATE, RAW_TEMPLATE)
+        self.stop_texts = (
+            ["\nUser:"] if text == PLAIN_TEMPLATE else []
+        )  # what a model writes on that did not learn to stop
         question = [{"role": "user", "content": PROBE_QUESTION}]
         prompt = self._render(question, answer_due=True)
         answered = self._render([*question, {"role": "assistant", "content": PROBE_ANSWER}], answer_due=False)
@@ -74,7 +76,7 @@ class ChatTemplate:
         except TemplateError as error:
             raise DataError(f"the tokenizer's chat template refuses the conversation: {error}") from error
 
-    def turns(self, messages: Sequence[Message]) -> TokenizedConversation:
+    def tokenize(self, messages: Sequence[Message]) -> TokenizedConversation:
         """Tokenize messages up to the answer that follows them."""
         text = self._render(messages, answer_due=True)
         conversation, position = TokenizedConversation([], []), 0
@@ -82,7 +84,7 @@ class ChatTemplate:
             self._append(conversation, text[position:start])
             first_id = len(conversation.ids)
             self._append(conversation, text[start:end])
-            conversation.answers.append((first_id, len(conversation.ids)))
+            conversation.answer_spans.append((first_id, len(conversation.ids)))
             position = end
         self._append(conversation, text[position:])
         return conversation
@@ -110,7 +112,7 @@ class ChatTemplate:
             else:
                 _warn_once_of_rewritten_answers()
 
-    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+    def answer_ids(self, messages: Sequence[Message], text: str) -> list[int]:
         """Return the ids of an answer to messages, including what ends it, but without EOS."""
         prompt = self._render(messages, answer_due=True)
         answered = self._render([*messages, {"role": "assistant", "content": text}], answer_due=False)
@@ -120,7 +122,7 @@ class ChatTemplate:
         ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         return list(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
-    def fit(self, messages: Sequence[Message], room: int) -> tuple[TokenizedConversation, list[Message]]:
+    def drop_oldest_turns(self, messages: Sequence[Message], room: int) -> tuple[TokenizedConversation, list[Message]]:
         """Drop the oldest turns until the conversation fits into ``room`` tokens; return it and the remaining messages.
 
         The system message and the last turn are never dropped, so the result may still be longer.
@@ -129,17 +131,17 @@ class ChatTemplate:
         later_questions = [n for n, message in enumerate(messages) if message["role"] == "user" and n > len(system)]
         for start in (len(system), *later_questions):
             remaining = [*system, *messages[start:]]
-            conversation = self.turns(remaining)
+            conversation = self.tokenize(remaining)
             if len(conversation.ids) <= room:
                 break
         return conversation, remaining
 
-    def shorten(self, messages: Sequence[Message], room: int) -> TokenizedConversation:
+    def cut_last_message(self, messages: Sequence[Message], room: int) -> TokenizedConversation:
         """Cut the end of the last message off, as far as needed for the conversation to fit into ``room`` tokens.
 
         Raises `DataError` if the rest alone is longer.
         """
-        conversation, messages = self.turns(messages), list(messages)
+        conversation, messages = self.tokenize(messages), list(messages)
         for _ in range(4):  # tokens that merge at the cut may leave one or two too many
             excess, text = len(conversation.ids) - room, messages[-1]["content"]
             if excess <= 0 or not text:
@@ -147,7 +149,7 @@ class ChatTemplate:
             spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             count = max(len(spans) - excess, 0)
             messages[-1] = messages[-1] | {"content": text[: spans[count - 1][1]] if count else ""}
-            conversation = self.turns(messages)
+            conversation = self.tokenize(messages)
         if len(conversation.ids) > room:
             raise DataError(
                 f"the conversation needs {len(conversation.ids)} tokens without its last question, but only {room} are "
@@ -175,11 +177,11 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def chat_template_of(tokenizer: Any, raw: bool = False) -> ChatTemplate:
-    """Return the tokenizer's own template, or `PLAIN` if it has none; with ``raw``, the template that adds no text."""
+    """Return the tokenizer's own template, or `PLAIN_TEMPLATE` if it has none; ``raw``: one without added text."""
     if raw:
-        return _cached_template(tokenizer, RAW)
+        return _cached_template(tokenizer, RAW_TEMPLATE)
     has_template = getattr(tokenizer, "chat_template", None)
-    return _cached_template(tokenizer, tokenizer.get_chat_template() if has_template else PLAIN)
+    return _cached_template(tokenizer, tokenizer.get_chat_template() if has_template else PLAIN_TEMPLATE)
 
 
 @lru_cache(8)

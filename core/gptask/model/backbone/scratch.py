@@ -13,7 +13,7 @@ END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 
-def build(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
+def build_from_scratch(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any]:
     """Build model and tokenizer; seed torch before. Raises `UserError` for sizes out of range."""
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -36,7 +36,7 @@ def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> 
         raise UserError(f"tuning.layers={share} must be above 0 and at most 1: the share of layers that are used")
     count = backbone.config.num_hidden_layers
     try:
-        backbone.cut(max(1, round(count * share)))
+        backbone.keep_first_layers(max(1, round(count * share)))
     except UserError as error:
         raise UserError(f"tuning.layers={share}: {error}; set tuning.layers=1") from error
 

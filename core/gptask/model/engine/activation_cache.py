@@ -54,14 +54,14 @@ class ActivationCache(ABC):
         pairs = zip(self.starts[items], self.starts[items + 1], strict=True)
         slots = torch.from_numpy(np.concatenate([np.arange(start, end) for start, end in pairs]))
         if bool(self.done[items].all()):
-            return self.read(batch, self.table[slots].to(batch.input_ids.device))[0]
-        hidden_BTC, states = self.read(batch, None)
+            return self.compute_or_resume(batch, self.table[slots].to(batch.input_ids.device))[0]
+        hidden_BTC, states = self.compute_or_resume(batch, None)
         self.table[slots] = states.cpu()
         self.done[items] = True
         return hidden_BTC
 
     @abstractmethod
-    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return a batch's last hidden states (B, T, C), and the states to cache, those of one item after another.
 
         Cached ``states`` are used where they are given and computed where not.
@@ -85,7 +85,7 @@ class FinalStates(ActivationCache):
         done_path = str(path.with_suffix(".done"))
         self.done = torch.from_file(done_path, shared=True, size=len(lengths), dtype=torch.bool)
 
-    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `ActivationCache`; states (B, C) of last tokens, or (N, C) of all."""
         b, t = batch.input_ids.shape
         if states is None:
@@ -114,7 +114,7 @@ class LowerLayerStates(ActivationCache):
         with tempfile.NamedTemporaryFile(dir=cache_folder()) as file:
             self.table = self._map_table(Path(file.name))
 
-    def read(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
+    def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `ActivationCache`; states (N, C)."""
         return capture_or_resume(self.backbone, self.layers, batch, states, self.head.needed_positions(batch))
 

@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "gptask"
+ATTENTION_NAME = "gptask"
 MASKED_SCORE = -1e30  # added to the score of a hidden key; not -inf: the row of a pad may see no key at all
 MAX_POSITIONS = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 BLOCK_QUERIES = 128  # approximate queries per block: with fewer, the products take longer than they save
@@ -211,6 +211,6 @@ def install(model: Any) -> None:
     """Make a model use this attention, unless no fused kernel computes its own (Gemma 2's caps, gpt-oss's sinks)."""
     if model.config._attn_implementation != "sdpa":
         return
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    AttentionInterface.register(ATTENTION_NAME, attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    model.set_attn_implementation(ATTENTION_NAME)

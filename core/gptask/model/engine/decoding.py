@@ -18,7 +18,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from gptask.data.batches import BatchesByLength
-from gptask.data.prefixes import prefixes
+from gptask.data.prefixes import shared_prefixes
 from gptask.model.engine import attention, kv_cache, packing
 from gptask.model.engine.attention import additive_mask
 from gptask.model.engine.kv_cache import PreallocatedKVCache, capacity
@@ -107,7 +107,7 @@ class DecodingBatch:
             bucket.add_position()
         if not self.packs:
             (bucket,) = self.buckets
-            mask = mask_of(self.backbone, bucket.real(), 1)
+            mask = decoding_mask(self.backbone, bucket.real(), 1)
             return next_token_logits(self.backbone, tokens_B1, mask, self.positions_B1, bucket.cache)
         self.layer = 0
         with attention.packed_attention(self):
@@ -173,7 +173,7 @@ class LengthBucket:
     def prefill(self) -> Tensor:
         """Read the prompts, what some of them share only once; return logits (B, V). All rows end at one column."""
         b, end = len(self.rows), self.end
-        common = prefixes([np.array(prompt) for prompt in self.prompts]) if self.packs else None
+        common = shared_prefixes([np.array(prompt) for prompt in self.prompts]) if self.packs else None
         max_tokens = PREFILL_TOKENS * (1 if self.backbone.device.type == "cpu" else GPU_PREFILL_FACTOR)
         logits_of_rows: dict[int, Tensor] = {}
         for rows in BatchesByLength(self.lengths_B.numpy(), b, max_tokens, None, common=common):
@@ -188,7 +188,7 @@ class LengthBucket:
 
     def _prefill_packed(self, prompts: list[list[int]]) -> tuple[Tensor, Iterator[list[Tensor]]]:
         """Logits (B, V) behind some prompts, and the keys and values (N, K, D) of their N tokens, layer by layer."""
-        layout = PackedLayout(packing.split(prompts), self.backbone.device, self.backbone.model.dtype)
+        layout = PackedLayout(packing.split_prefixes(prompts), self.backbone.device, self.backbone.model.dtype)
         last_B, places_N = layout.last_places_B, layout.token_places()
         layout.recorded = []
         states_NC = packing.forward_packed(self.backbone, layout, layout.flags_at(last_B))
@@ -202,7 +202,7 @@ class LengthBucket:
         ids_BT, real_BT = left_padded(prompts, self.backbone.device)
         layers = [DynamicLayer() for _ in self.buffers]  # type: ignore[no-untyped-call]
         positions_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
-        mask = mask_of(self.backbone, real_BT, ids_BT.shape[1])
+        mask = decoding_mask(self.backbone, real_BT, ids_BT.shape[1])
         logits_BV = next_token_logits(self.backbone, ids_BT, mask, positions_BT, Cache(layers=[*layers]))
         pairs = ((layer.keys, layer.values) for layer in layers)
         keys_values = (
@@ -278,13 +278,13 @@ def left_padded(rows: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def mask_of(backbone: EngineBackbone, real_BS: Tensor, t: int) -> Tensor | None:
+def decoding_mask(backbone: EngineBackbone, real_BS: Tensor, t: int) -> Tensor | None:
     """Return the additive mask (B, 1, T, S) of the last T of S positions, None where all earlier positions are real.
 
     Where layers see a window only, it is ``real_BS`` itself: the model makes such a mask.
     """
     s = real_BS.shape[1]
-    if not backbone.sees(s):
+    if not backbone.sees_all(s):
         return real_BS
     if t == s and real_BS.all():
         return None

@@ -27,7 +27,7 @@ class EngineBackbone(Backbone, Protocol):
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; empty where the model holds them in no plain list."""
 
-    def sees(self, positions: int) -> bool:
+    def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
 
     def can_pack(self, positions: int) -> bool:

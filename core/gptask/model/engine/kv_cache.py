@@ -48,7 +48,7 @@ class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (buffer[:rows, :, :shown] for buffer in self.buffers)
         return self.keys, self.values
 
-    def cut(self, end: int) -> None:
+    def truncate(self, end: int) -> None:
         """Forget the positions from ``end`` on."""
         if self.keys is not None:
             self._set_views(len(self.keys), end)

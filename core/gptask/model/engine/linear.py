@@ -130,7 +130,7 @@ def install(model: Any) -> None:
                     layer.lora_group = group
 
 
-def install_last(layer: Any, channels: int) -> None:
+def install_last_mlp(layer: Any, channels: int) -> None:
     """Let the feed-forward part of a model's last layer skip states that no one reads (`only_positions`).
 
     A part whose states (C) depend on other positions stays as it is.
@@ -178,7 +178,7 @@ def _is_positionwise(mlp: Any, channels: int) -> bool:
         mlp.train(training)
 
 
-def remove(model: Any) -> None:
+def uninstall(model: Any) -> None:
     """Give every layer its own forward function back."""
     for module in model.modules():
         vars(module).pop("forward", None)

@@ -42,7 +42,7 @@ class PrefixSplit:
         return sum(map(len, self.prefixes)) + sum(map(len, self.suffixes))
 
 
-def split(rows: Sequence[list[int]], share: bool = True) -> PrefixSplit:
+def split_prefixes(rows: Sequence[list[int]], share: bool = True) -> PrefixSplit:
     """Split token ids into prefixes and suffixes; the only prefix is empty where nothing is shared."""
     groups = list(prefix_groups([np.asarray(row) for row in rows])) if share else []
     if len(groups) in (0, len(rows)):
@@ -185,14 +185,14 @@ def forward_packed(backbone: EngineBackbone, layout: PackedLayout, needed_N: Ten
     return states_NC
 
 
-def hidden(
+def packed_hidden(
     backbone: EngineBackbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None
 ) -> Tensor | None:
     """Return the last hidden states (B, T, C) of sequences, right-padded to ``width``; None where packing saves little.
 
     They are right at least where they are ``needed`` (B, T).
     """
-    parts = split(rows)
+    parts = split_prefixes(rows)
     if parts.size > (1 - MIN_SAVING) * len(rows) * width:
         return None
     layout = PackedLayout(parts, backbone.device, backbone.model.dtype)
@@ -225,4 +225,4 @@ def passes_window(backbone: EngineBackbone) -> bool:
 
 def _two_sequences(backbone: EngineBackbone, first: list[int]) -> PackedLayout:
     """One row of a sequence and another one that shares nothing with it."""
-    return PackedLayout(split([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)
+    return PackedLayout(split_prefixes([first, [6, 7, 8]], share=False), backbone.device, backbone.model.dtype)

@@ -49,12 +49,12 @@ class Chat:
         self.template = chat_template_of(backbone.tokenizer, options.raw)
         self.options = replace(options, stop=[*options.stop, *self.template.stop_texts])
         self.stream, self.context = Stream(backbone), backbone.context
-        self.dropped = 0  # messages that the last turn had no room for
+        self.dropped_messages = 0  # messages that the last turn had no room for
         self.messages: list[Message] = []
         self.system = options.system
 
     @property
-    def full(self) -> bool:
+    def reached_limit(self) -> bool:
         """Whether the last answer was cut because it reached the limit of its tokens."""
         return self.stream.reached_limit
 
@@ -79,17 +79,17 @@ class Chat:
     def say(self, text: str) -> Generator[str]:
         """Add a user's message and yield the answer piece by piece; an answer that is broken off is kept so far.
 
-        The oldest turns that have no room are forgotten (``dropped`` counts their messages). Raises `UserError` for a
+        The oldest turns that have no room are forgotten (``dropped_messages`` counts them). Raises `UserError` for a
         text that is longer than the context; it is not added to the conversation.
         """
         if self.options.raw:
             self.reset()
         with_question: list[Message] = [*self.messages, {"role": "user", "content": text}]
         room = self.context - min(self.options.max_new_tokens, self.context // 2)
-        prompt, remaining = self.template.fit(with_question, room)
+        prompt, remaining = self.template.drop_oldest_turns(with_question, room)
         if len(prompt.ids) > self.context:
             raise UserError(f"this text takes {len(prompt.ids)} tokens; the model reads {self.context}: shorten it")
-        self.dropped, self.messages = len(with_question) - len(remaining), remaining
+        self.dropped_messages, self.messages = len(with_question) - len(remaining), remaining
         answer = ""
         try:
             for piece in self.stream.text(prompt.ids, self.options):

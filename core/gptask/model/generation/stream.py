@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from gptask.model.engine.decoding import mask_of, next_token_logits
+from gptask.model.engine.decoding import decoding_mask, next_token_logits
 from gptask.model.engine.kv_cache import PreallocatedKVCache
 from gptask.model.engine.sampling import Sampler
 from gptask.model.generation.generate import new_tokens_limit
@@ -112,13 +112,13 @@ class Stream:
         reused = min(reused, len(ids) - 1)
         self.cached_ids = self.cached_ids[:reused]
         for layer_cache in self.layer_caches:  # an interrupted pass may have left more in some layers than in others
-            layer_cache.cut(reused)
+            layer_cache.truncate(reused)
         for start in range(reused, len(ids), PROMPT_CHUNK):
             chunk = ids[start : start + PROMPT_CHUNK]
             end = start + len(chunk)
             chunk_1T = torch.tensor([chunk], device=self.backbone.device)
             positions_1T = torch.arange(start, end, device=self.backbone.device)[None]
-            mask = mask_of(self.backbone, chunk_1T.new_ones(1, end), len(chunk))
+            mask = decoding_mask(self.backbone, chunk_1T.new_ones(1, end), len(chunk))
             logits_1V = next_token_logits(self.backbone, chunk_1T, mask, positions_1T, self.cache)
             self.cached_ids = ids[:end]
         return logits_1V

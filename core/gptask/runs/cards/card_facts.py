@@ -28,7 +28,7 @@ class CardFacts:
     data: Any  # the task's data module
     config: Any
     result: dict[str, Any]
-    alone: bool = True  # False for one of several tasks on one backbone
+    single_task: bool = True  # False for one of several tasks on one backbone
 
     @property
     def auto_class(self) -> str | None:

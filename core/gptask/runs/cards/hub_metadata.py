@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.schemas import Hub, Sample
 from gptask.errors import listing
 from gptask.runs.cards.card_facts import hub_id
-from gptask.runs.markdown import line
+from gptask.runs.markdown import one_line
 
 if TYPE_CHECKING:
     from gptask.plugins.task import Task
@@ -47,7 +47,7 @@ def front_matter(card: CardFacts) -> Any:
         "library_name": card.library,
         "pipeline_tag": PIPELINE_TAGS.get(str(card.auto_class)),
         "tags": ["gptask", card.plugin.name, card.tuning or "evaluation"],
-        "model_name": line(f"{card.plugin.name} {card.folder.name}"),
+        "model_name": one_line(f"{card.plugin.name} {card.folder.name}"),
         "eval_results": scores(card) or None,
     }
     return ModelCardData(**values)
@@ -60,7 +60,7 @@ def scores(card: CardFacts) -> list[Any]:
     options, split = card.options, card.result["split"]
     hub_dataset = card.hub_dataset(split)
     sample = f"{card.plugin.name}-sample" if isinstance(card.config.data, Sample) else ""
-    files = line(listing(Path(name).name for name in card.files(split)))
+    files = one_line(listing(Path(name).name for name in card.files(split)))
     source: dict[str, Any] = {
         "task_type": PIPELINE_TAGS.get(str(card.auto_class), card.plugin.name),
         "task_name": card.plugin.name,

@@ -13,7 +13,7 @@ from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.config_file import read_config
-from gptask.runs.markdown import code, fenced, line, prose, table
+from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
 from gptask.runs.reproduce import reproduce_command
 
 CARD = """# {title}
@@ -73,11 +73,11 @@ class ModelCard(CardFacts):
         """The text below the metadata."""
         sample = " This is the sample bundled with the task; use it to try things out, not to compare results."
         return CARD.format(
-            title=f"{prose(self.plugin.name)}: {prose(self.folder.name)}",
+            title=f"{escaped(self.plugin.name)}: {escaped(self.folder.name)}",
             intro=self.intro(),
             about=self.about(),
             data=self.splits(),
-            license=prose(self.options.license or "not stated"),
+            license=escaped(self.options.license or "not stated"),
             sample=sample if isinstance(self.config.data, Sample) else "",
             results=self.results(),
             reproduce=self.reproduce(),
@@ -89,36 +89,38 @@ class ModelCard(CardFacts):
         """A sentence or two: what this folder holds."""
         gptask = f"gptask {self.result['versions'].get('gptask', '')}".strip()
         if self.trained:
-            others = "" if self.alone else ", together with other tasks on the same backbone"
-            return f"A model for the task {code(self.plugin.name)}, trained with {gptask}{others}."
-        model = f"the run {code(self.config.run)}" if self.config.run else "the bare backbone, without any training"
+            others = "" if self.single_task else ", together with other tasks on the same backbone"
+            return f"A model for the task {code_span(self.plugin.name)}, trained with {gptask}{others}."
+        model = (
+            f"the run {code_span(self.config.run)}" if self.config.run else "the bare backbone, without any training"
+        )
         return f"An evaluation of {model}, made with {gptask}. This folder holds no model."
 
     def about(self) -> str:
         """Task, backbone and tuning."""
         summary = (type(self.config.task).__doc__ or "").strip().partition("\n")[0]
         backbone = self.config.backbone
-        source = "from scratch" if isinstance(backbone, Scratch) else code(backbone.source)
+        source = "from scratch" if isinstance(backbone, Scratch) else code_span(backbone.source)
         if self.result["weights_hash"]:
-            source += f", weights {code(self.result['weights_hash'])}"
+            source += f", weights {code_span(self.result['weights_hash'])}"
         rows = [
-            ["task", f"{code(self.plugin.name)} of {prose(self.plugin.origin)}: {prose(summary)}"],
-            ["backbone", f"{source}; licence: {prose(self.license or 'not stated')}"],
+            ["task", f"{code_span(self.plugin.name)} of {escaped(self.plugin.origin)}: {escaped(summary)}"],
+            ["backbone", f"{source}; licence: {escaped(self.license or 'not stated')}"],
         ]
         if self.trained:
             values = ", ".join(f"{f.name}={getattr(self.config.tuning, f.name)}" for f in fields(self.config.tuning))
             counts = f"{self.result['trainable_parameters']:,} of {self.result['parameters']:,} parameters were trained"
-            rows.append(["tuning", f"{self.tuning}: {code(values)}; {counts}"])
+            rows.append(["tuning", f"{self.tuning}: {code_span(values)}; {counts}"])
         return table(["what", "which"], rows)
 
     def splits(self) -> str:
         """The splits that were used, with their sources."""
         rows = []
         for split in ("train", "validation", "test") if self.trained else (self.result["split"],):
-            note = " (cut from train)" if self.corpus and self.corpus.given(split) is None else ""
+            note = " (cut from train)" if self.corpus and self.corpus.split_source(split) is None else ""
             from_hub = self.hub_dataset(split)
             sources = [
-                f"{code(name if from_hub else Path(name).name)} {code(content_hash[:16])}"
+                f"{code_span(name if from_hub else Path(name).name)} {code_span(content_hash[:16])}"
                 for name, content_hash in self.files(split).items()
             ]
             rows.append([split + note, f"{len(self.data.examples(split)):,}", "<br>".join(sources) or "unknown"])
@@ -128,23 +130,23 @@ class ModelCard(CardFacts):
         """Every metric with its interval, sample size and signature, and the data they were computed on."""
         rows = [
             [
-                code(name),
+                code_span(name),
                 f"{score['value']:.2f}",
                 "{:.2f} to {:.2f}".format(*score["interval"]),
                 score["direction"],
                 f"{score['n']:,}",
-                code(score["signature"]) if score["signature"] else "",
+                code_span(score["signature"]) if score["signature"] else "",
             ]
             for name, score in self.result["metrics"].items()
         ]
-        data = f"Split {code(self.result['split'])}, data hash {code(self.result['test_data_hash'])}."
+        data = f"Split {code_span(self.result['split'])}, data hash {code_span(self.result['test_data_hash'])}."
         head = ["metric", "value", "95% interval", "better", "n", "signature"]
         return f"{data}\n\n{table(head, rows) if rows else 'No example was scored, so there are no metrics.'}"
 
     def reproduce(self) -> str:
         """The command that repeats the run, and the files that hold its options and versions."""
         git_commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
-        commit = f", commit {code(git_commit)}" if git_commit else ""
+        commit = f", commit {code_span(git_commit)}" if git_commit else ""
         return (
             f"{fenced('bash', reproduce_command(read_config(self.folder)))}\n\n"
             f"`config.yaml` holds every option, including the seed {self.result['seed']}. `metrics.json` lists the "
@@ -169,7 +171,7 @@ class ModelCard(CardFacts):
             parts += ["With plain transformers:", fenced("python", self.loading_code())]
             parts += ["Prompts follow this template:", fenced("text", self.template())]
         else:
-            command = code(f"gptask export {folder} output=<new folder>")
+            command = code_span(f"gptask export {folder} output=<new folder>")
             parts.append(
                 f"For plain transformers, {command} writes a folder that `{self.auto_class}` loads, with instructions."
             )
@@ -182,7 +184,7 @@ class ModelCard(CardFacts):
             return TRANSFORMERS_CODE.format(model=model)
         if (self.model / "base").is_dir():
             return PEFT_CODE.format(base=str(self.model / "base"), comment="its own, from scratch", model=model)
-        comment = f"the backbone {line(self.config.backbone.source)}"
+        comment = f"the backbone {one_line(self.config.backbone.source)}"
         return PEFT_CODE.format(base=self.base_model or self.backbone.origin.location, comment=comment, model=model)
 
     def template(self) -> str:
@@ -200,7 +202,7 @@ class ModelCard(CardFacts):
 
     def limits(self) -> list[str]:
         """The intended use, and the limits of the scores and of the model."""
-        inputs = ", ".join(code(f.name) for f in self.config.task.inputs())
+        inputs = ", ".join(code_span(f.name) for f in self.config.task.inputs())
         codes = ", ".join(languages(self.config.task)) or "not stated"
         max_tokens = self.config.data.max_tokens
         sentences = [

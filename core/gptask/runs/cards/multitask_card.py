@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.runs.config_file import read_config
-from gptask.runs.markdown import code, fenced, prose, table
+from gptask.runs.markdown import code_span, escaped, fenced, table
 from gptask.runs.reproduce import reproduce_command
 
 if TYPE_CHECKING:
@@ -49,10 +49,12 @@ def multitask_card(folder: Path, config: Train, result: dict[str, Any]) -> str:
             for metric, score in scores["metrics"].items()
         )
         weight = f"{config.tasks[name].weight:g}"
-        rows.append([f"[{prose(name)}]({name}/README.md)", code(scores["task"]), weight, value, f"{scores['n']:,}"])
+        rows.append(
+            [f"[{escaped(name)}]({name}/README.md)", code_span(scores["task"]), weight, value, f"{scores['n']:,}"]
+        )
     example = f"gptask predict {shlex.quote(f'run={folder}')} task={next(iter(config.tasks))} input=<file>"
     return CARD.format(
-        title=" + ".join(map(prose, result["tasks"])),
+        title=" + ".join(map(escaped, result["tasks"])),
         count=len(rows),
         version=result["versions"].get("gptask", ""),
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),

@@ -16,7 +16,7 @@ from gptask.config.schemas import Train
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.atomic_write import write_json
-from gptask.runs.config_file import started_by
+from gptask.runs.config_file import command_line
 from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
 from gptask.training.sweep.space import Dimension
 from gptask.training.sweep.study import Study, lock_study
@@ -65,11 +65,11 @@ def study_definition(plan: SweepPlan, first: Train) -> dict[str, Any]:
         "metric": main_metric.name,
         "direction": "maximize" if main_metric.higher_is_better else "minimize",
         "space": {d.key: str(d) for d in plan.space},
-        "fixed": deciding(plan.fixed),
+        "fixed": deciding_overrides(plan.fixed),
     }
 
 
-def deciding(overrides: Sequence[str]) -> list[str]:
+def deciding_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides that change the result of a training."""
     return [override for override in overrides if override.partition("=")[0].split(".")[0] not in NOT_DECISIVE]
 
@@ -128,12 +128,12 @@ def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: 
     trial.set_user_attr("folder", config.folder)
     original_argv = sys.argv
     sys.argv = [original_argv[0], "train", *overrides]  # what Lightning starts further processes with
-    token = started_by.set(shlex.join(["gptask", *sys.argv[1:]]))
+    token = command_line.set(shlex.join(["gptask", *sys.argv[1:]]))
     try:
         return study.best_value(_train(config, trial, study.about["metric"]))
     finally:
         sys.argv = original_argv
-        started_by.reset(token)
+        command_line.reset(token)
 
 
 def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:

@@ -116,7 +116,7 @@ def _number_dimension(key: str, sweep: Any, log: bool, is_range: bool) -> Dimens
     return Dimension(key, (), low, high, None if log else step, log)
 
 
-def on_line(overrides: Sequence[str], normalized: Sequence[str]) -> tuple[list[Dimension], list[str]]:
+def split_overrides(overrides: Sequence[str], normalized: Sequence[str]) -> tuple[list[Dimension], list[str]]:
     """The dimensions among a command line's overrides, and the overrides, as typed, that set one value."""
     space, fixed = [], []
     for typed, override in zip(overrides, normalized, strict=True):
@@ -130,7 +130,7 @@ def on_line(overrides: Sequence[str], normalized: Sequence[str]) -> tuple[list[D
     return space, fixed
 
 
-def in_file(name: str) -> list[Dimension]:
+def read_space_file(name: str) -> list[Dimension]:
     """The dimensions of a YAML file: option -> an expression as on the command line, or a list of choices.
 
     Raises `UserError` with the file's line for what is no search space.
@@ -170,7 +170,9 @@ def _file_entry(location: str, key: str, value: Any) -> Dimension:
     return dimension
 
 
-def together(file_space: Iterable[Dimension], line_space: Iterable[Dimension], fixed: Sequence[str]) -> list[Dimension]:
+def merge_spaces(
+    file_space: Iterable[Dimension], line_space: Iterable[Dimension], fixed: Sequence[str]
+) -> list[Dimension]:
     """The file's dimensions without the options that the command line names, then the command line's dimensions."""
     line_dimensions = {dimension.key: dimension for dimension in line_space}
     line_keys = line_dimensions.keys() | {override.partition("=")[0].lstrip("+~") for override in fixed}

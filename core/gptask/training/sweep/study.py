@@ -86,28 +86,28 @@ class Study:
         """All trials, as they are now."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def of(self, *states: str) -> list[optuna.trial.FrozenTrial]:
+    def in_states(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         """The trials in these states: COMPLETE, PRUNED, FAIL, RUNNING, WAITING."""
         return [trial for trial in self.trials if trial.state.name in states]
 
     @property
     def done(self) -> int:
         """How many trials are complete or pruned."""
-        return len(self.of("COMPLETE", "PRUNED"))
+        return len(self.in_states("COMPLETE", "PRUNED"))
 
     def ranked(self) -> list[optuna.trial.FrozenTrial]:
         """The complete trials, the best first."""
         maximize = self.about["direction"] == "maximize"
-        return sorted(self.of("COMPLETE"), key=lambda trial: trial.value or 0.0, reverse=maximize)
+        return sorted(self.in_states("COMPLETE"), key=lambda trial: trial.value or 0.0, reverse=maximize)
 
     def requeue_unfinished(self) -> None:
         """Queue the trials of an earlier session that were killed, and, once more each, those that failed."""
         from optuna.trial import TrialState
 
-        for trial in self.of("RUNNING"):
+        for trial in self.in_states("RUNNING"):
             self.optuna.tell(trial.number, state=TrialState.FAIL)
         requeued = {trial.user_attrs.get("again") for trial in self.trials}
-        for trial in self.of("FAIL"):
+        for trial in self.in_states("FAIL"):
             raised_error, is_retry = "error" in trial.user_attrs, trial.user_attrs.get("second", False)
             # a requeued trial that was killed early has its parameters only in fixed_params
             params = trial.system_attrs.get("fixed_params") or trial.params
@@ -117,7 +117,7 @@ class Study:
 
     def ask(self) -> optuna.Trial | None:
         """The next trial, with its parameters; None when every point of the grid has been tried."""
-        if self.grid and not self.of("WAITING"):
+        if self.grid and not self.in_states("WAITING"):
             tried = {tuple(self.overrides(trial.params)) for trial in self.trials if trial.params}
             points = itertools.product(*(d.values() for d in self.space))
             grid_params = (dict(zip([d.key for d in self.space], point, strict=True)) for point in points)

@@ -6,7 +6,7 @@ import pytest
 from gptask import UserError
 from gptask.analysis.compare import comparison
 from gptask.analysis.compare.comparison import compare
-from gptask.analysis.compare.records import find, read
+from gptask.analysis.compare.records import find_runs, read_run
 from gptask.config.schemas import Full, Lora
 from gptask.plugins.types import Prediction
 from gptask_tasks.sentiment import Sentiment
@@ -15,7 +15,7 @@ from tests.support.run_folders import TWO_LABELS, sentences, write_run
 
 
 def runs(tmp_path):
-    return find([str(tmp_path / "outputs")])
+    return find_runs([str(tmp_path / "outputs")])
 
 
 def test_runs_are_tested_against_the_best(sentiment_run, tmp_path):
@@ -28,10 +28,10 @@ def test_runs_are_tested_against_the_best(sentiment_run, tmp_path):
         table.methods[number].records[0].folder.name: verdict for number, verdict in table.verdicts["accuracy"].items()
     }
     assert said["bad"].word == "worse"
-    assert "this model is worse" in said["bad"].words
+    assert "this model is worse" in said["bad"].sentence
     assert said["near"].word == "inconclusive"
-    assert "not enough data to tell (this test set detects differences above" in said["near"].words
-    assert said["bad"].tests == 3  # any two of three might have been the best and another
+    assert "not enough data to tell (this test set detects differences above" in said["near"].sentence
+    assert said["bad"].test_count == 3  # any two of three might have been the best and another
     assert said["bad"].p == pytest.approx(3 * said["bad"].difference.p)
     assert table.verdicts.keys() == {"accuracy"}
 
@@ -65,7 +65,7 @@ def test_runs_that_differ_only_in_seed_are_one_method(sentiment_run, tmp_path):
     assert "(+2 seeds)" in table.methods[0].name
     assert table.methods[0].spread("accuracy") > 0
     ((_, verdict),) = table.verdicts["accuracy"].items()
-    assert verdict.words.startswith("this method is worse")
+    assert verdict.sentence.startswith("this method is worse")
 
 
 def test_the_same_seed_twice_is_not_one_method(sentiment_run, tmp_path):
@@ -131,7 +131,7 @@ def test_rows_in_another_order_are_paired_by_example(sentiment_run, tmp_path):
     (folder / "predictions.jsonl").write_text("\n".join(reversed(lines)))
     (table,) = compare(runs(tmp_path)).tables
     ((_, verdict),) = table.verdicts["accuracy"].items()
-    assert verdict.words == "equal on every example"
+    assert verdict.sentence == "equal on every example"
 
 
 def test_tasks_are_corrected_together(sentiment_run, translation_run, tmp_path):
@@ -141,7 +141,7 @@ def test_tasks_are_corrected_together(sentiment_run, translation_run, tmp_path):
     translation_run("u", 4, draw=2, tuning=Full())
     tables = compare(runs(tmp_path), every=True).tables
     tests = {
-        (table.task, name): v.tests
+        (table.task, name): v.test_count
         for table in tables
         for name, verdicts in table.verdicts.items()
         for v in verdicts.values()
@@ -182,7 +182,7 @@ def test_equal_facts_are_folded_and_differing_options_shown(sentiment_run, tmp_p
     assert "backbone" not in header(table)
     assert [line[-1] for line in rows(table, str)] == ["compile=False", "compile=True"]
     assert [line[0] for line in rows(table, str)] == ["a", "b"]
-    assert read(tmp_path / "outputs/sentiment/a").folder == tmp_path / "outputs/sentiment/a"
+    assert read_run(tmp_path / "outputs/sentiment/a").folder == tmp_path / "outputs/sentiment/a"
 
 
 def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment_run, tmp_path):
@@ -205,7 +205,7 @@ def test_a_named_baseline_needs_no_correction_for_having_been_the_best(sentiment
         sentiment_run(f"b{number}", 0.9, draw=2 + number, tuning=tuning)
     for baseline, tests in ((base, 3), (None, 6)):
         (table,) = compare(runs(tmp_path), baseline=baseline).tables
-        assert {verdict.tests for verdict in table.verdicts["accuracy"].values()} == {tests}
+        assert {verdict.test_count for verdict in table.verdicts["accuracy"].values()} == {tests}
 
 
 def test_an_edited_option_or_metric_is_not_answered_from_the_cache(sentiment_run, tmp_path, monkeypatch):
@@ -308,4 +308,4 @@ def test_labels_may_be_in_another_order(tmp_path):
     write_run(outputs / "b", Sentiment(labels=TWO_LABELS[::-1]), examples, predictions, tuning=Full())
     (table,) = compare(runs(tmp_path), metric="f1_macro").tables
     ((_, verdict),) = table.verdicts["f1_macro"].items()
-    assert verdict.words == "equal on every example"
+    assert verdict.sentence == "equal on every example"

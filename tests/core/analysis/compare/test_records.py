@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from gptask import UserError
-from gptask.analysis.compare.records import find, read
+from gptask.analysis.compare.records import find_runs, read_run
 
 
 def names(records):
@@ -18,9 +18,9 @@ def test_runs_are_found_at_and_below_folders_and_by_patterns(sentiment_run, tran
     (a / "checkpoints").mkdir()
     (a / "checkpoints" / "config.yaml").write_text("not a run")
     outputs = tmp_path / "outputs"
-    assert names(find([str(outputs)])) == ["a", "b", "t"]
-    assert names(find([str(a), str(outputs / "*" / "?"), str(b)])) == ["a", "b", "t"]  # each once
-    assert names(find([str(outputs)], task="translation")) == ["t"]
+    assert names(find_runs([str(outputs)])) == ["a", "b", "t"]
+    assert names(find_runs([str(a), str(outputs / "*" / "?"), str(b)])) == ["a", "b", "t"]  # each once
+    assert names(find_runs([str(outputs)], task="translation")) == ["t"]
 
 
 def test_latest_keeps_the_newest_runs_of_each_task(sentiment_run, translation_run, tmp_path):
@@ -29,7 +29,7 @@ def test_latest_keeps_the_newest_runs_of_each_task(sentiment_run, translation_ru
     for number, name in enumerate(("c", "a", "b")):
         os.utime(sentiment_run(name, 0.9, count=10) / "metrics.json", (number, number))
     translation_run("t", 2, count=5)
-    assert names(find([str(tmp_path / "outputs")], latest=2)) == ["a", "b", "t"]
+    assert names(find_runs([str(tmp_path / "outputs")], latest=2)) == ["a", "b", "t"]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_runs_that_are_not_found_are_named(places, options, message, sentiment_r
     sentiment_run("a", 0.9, count=10)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        find(places, **options)
+        find_runs(places, **options)
 
 
 def broken_json(folder):
@@ -71,15 +71,15 @@ def other_format(folder):
 )
 def test_a_damaged_run_has_a_problem(damage, message, sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
-    assert not read(folder).problem
+    assert not read_run(folder).problem
     damage(folder)
-    record = read(folder)
+    record = read_run(folder)
     assert message in record.problem
     assert record.task in ("sentiment", "")
 
 
 def test_metrics_can_be_recomputed_from_predictions(sentiment_run):
-    record = read(sentiment_run("a", 0.8, count=50))
+    record = read_run(sentiment_run("a", 0.8, count=50))
     rows = record.predictions.statistics("f1_macro")
     assert rows.shape == (50, 2)
     assert record.metric("f1_macro").aggregate(rows) == pytest.approx(record.metrics["f1_macro"]["value"], abs=1e-3)
@@ -93,7 +93,7 @@ def test_a_broken_line_of_predictions_is_named(sentiment_run):
     lines[2] = json.dumps({"id": 1})
     (folder / "predictions.jsonl").write_text("\n".join(lines))
     with pytest.raises(UserError, match="line 3"):
-        _ = read(folder).predictions.digests
+        _ = read_run(folder).predictions.digests
 
 
 def changed(name, **changes):
@@ -141,7 +141,7 @@ def set_in_config(**changes):
 def test_a_value_that_no_run_writes_is_named(damage, message, sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     damage(folder)
-    problem = read(folder).problem
+    problem = read_run(folder).problem
     assert problem.startswith("damaged: ")
     assert message in problem
 
@@ -150,7 +150,7 @@ def test_a_pruned_trial_says_so(sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
     (folder / "metrics.json").unlink()
     (folder / "pruned.json").write_text("{}")
-    assert read(folder).problem == "pruned: a sweep stopped it early"
+    assert read_run(folder).problem == "pruned: a sweep stopped it early"
 
 
 def test_a_folder_that_cant_be_opened_is_listed(sentiment_run, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_a_folder_that_cant_be_opened_is_listed(sentiment_run, tmp_path, monkeyp
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert names(find([str(tmp_path / "outputs")])) == ["a", "closed"]
+    assert names(find_runs([str(tmp_path / "outputs")])) == ["a", "closed"]
 
 
 def test_a_report_in_a_run_does_not_make_it_newer(sentiment_run, tmp_path):
@@ -175,4 +175,4 @@ def test_a_report_in_a_run_does_not_make_it_newer(sentiment_run, tmp_path):
     for number, name in enumerate(("a", "b")):
         os.utime(sentiment_run(name, 0.9, count=10) / "metrics.json", (number, number))
     (tmp_path / "outputs/sentiment/a/report.html").write_text("")
-    assert names(find([str(tmp_path / "outputs")], latest=1)) == ["b"]
+    assert names(find_runs([str(tmp_path / "outputs")], latest=1)) == ["b"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from gptask.analysis.compare import records
-from gptask.analysis.report.page import page
+from gptask.analysis.report.page import report_page
 
 from tests.support.run_folders import hotel_reviews, write_review_run
 
@@ -44,7 +44,7 @@ def html(tmp_path_factory):
     reviews = hotel_reviews(120)
     reviews[0]["text"] = "<script>alert(1)</script> 这部电影很好 " + "W" * 300
     runs = [write_review_run(root / f"run {k}", reviews, seed=k) for k in (1, 2)]
-    (root / "report.html").write_text(page(records.find(map(str, runs))), encoding="utf-8")
+    (root / "report.html").write_text(report_page(records.find_runs(map(str, runs))), encoding="utf-8")
     return root / "report.html"
 
 

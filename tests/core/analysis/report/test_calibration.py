@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report.calibration import confidence_bins, wilson
 from gptask.analysis.report.report_run import report_runs
 from scipy.stats import binomtest
@@ -11,7 +11,7 @@ from tests.support.run_folders import hotel_reviews, write_chinese_run, write_re
 
 
 def test_bins_hold_every_prediction(tmp_path):
-    (run,), _ = report_runs([read(write_review_run(tmp_path / "run", hotel_reviews(200)))])
+    (run,), _ = report_runs([read_run(write_review_run(tmp_path / "run", hotel_reviews(200)))])
     bins = confidence_bins(run)
     assert sum(b.n for b in bins) == 200
     assert sum(b.n * b.share for b in bins) == pytest.approx(run.right.sum())
@@ -23,13 +23,13 @@ def test_bins_hold_every_prediction(tmp_path):
 
 
 def test_a_confidence_of_1_is_in_the_last_bin(tmp_path):
-    (run,), _ = report_runs([read(write_review_run(tmp_path / "run"))])
+    (run,), _ = report_runs([read_run(write_review_run(tmp_path / "run"))])
     run.confidence = np.ones(40)
     assert [(b.start, b.end, b.n) for b in confidence_bins(run)] == [(0.9, 1.0, 40)]
 
 
 def test_runs_that_have_no_bins_say_why(tmp_path):
-    runs, _ = report_runs([read(write_review_run(tmp_path / "a")), read(write_chinese_run(tmp_path / "b"))])
+    runs, _ = report_runs([read_run(write_review_run(tmp_path / "a")), read_run(write_chinese_run(tmp_path / "b"))])
     runs[0].confidence = None
     assert "not every prediction has a score" in confidence_bins(runs[0])
     assert "right from wrong" in confidence_bins(runs[1])

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report.disagreements import find_flips, matching_rows
 from gptask.analysis.report.report_run import report_runs
 
@@ -11,7 +11,7 @@ from tests.support.run_folders import hotel_reviews, write_chinese_run, write_re
 
 
 def runs_of(*folders):
-    runs, damaged = report_runs([read(folder) for folder in folders])
+    runs, damaged = report_runs([read_run(folder) for folder in folders])
     assert not damaged
     return runs
 

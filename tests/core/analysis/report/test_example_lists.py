@@ -1,6 +1,6 @@
 """Which examples are listed, and what their cards hold."""
 
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report import example_lists as lists
 from gptask.analysis.report.disagreements import find_flips
 from gptask.analysis.report.example_cards import MAX_CHARACTERS, SHOWN_CHARACTERS, example_card, passage
@@ -10,7 +10,7 @@ from tests.support.run_folders import THREE_LABELS, hotel_reviews, write_chinese
 
 
 def runs_of(*folders):
-    return report_runs([read(folder) for folder in folders])[0]
+    return report_runs([read_run(folder) for folder in folders])[0]
 
 
 def test_wrong_examples_are_listed_the_most_confident_first(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report import facts, measures, settings
 from gptask.analysis.report.report_run import report_runs
 from gptask.errors import UserError
@@ -14,7 +14,7 @@ from tests.support.run_folders import write_review_run
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return report_runs([read(write_review_run(root / f"{k}", seed=k)) for k in (1, 2)])[0]
+    return report_runs([read_run(write_review_run(root / f"{k}", seed=k)) for k in (1, 2)])[0]
 
 
 def test_a_fact_says_whether_all_runs_share_it(runs):

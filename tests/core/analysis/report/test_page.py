@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from gptask import Prediction
 from gptask.analysis.compare import records
-from gptask.analysis.report.page import page
+from gptask.analysis.report.page import report_page
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
 
@@ -59,7 +59,7 @@ class PageReader(HTMLParser):
 
 
 def read(*folders):
-    reader = PageReader(page(records.find(map(str, folders))))
+    reader = PageReader(report_page(records.find_runs(map(str, folders))))
     assert not reader.open
     ids = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)
@@ -225,7 +225,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(folders):
 
 
 def test_the_same_runs_give_the_same_page(folders):
-    assert page(records.find([str(folders["a"])])) == page(records.find([str(folders["a"])]))
+    assert report_page(records.find_runs([str(folders["a"])])) == report_page(records.find_runs([str(folders["a"])]))
 
 
 def test_the_report_imports_no_torch(folders):
@@ -239,13 +239,13 @@ def test_the_report_imports_no_torch(folders):
 
 def test_5000_examples_make_a_page_of_modest_size(tmp_path):
     long = [{**review, "text": review["text"] * 40} for review in hotel_reviews(5000)]
-    html = page(records.find([str(write_review_run(tmp_path / "run", long))]))
+    html = report_page(records.find_runs([str(write_review_run(tmp_path / "run", long))]))
     assert len(html.encode()) < 3_000_000
     assert "of 5,000 examples; the others are in predictions.jsonl" in html
 
 
 def test_runs_are_tested_against_the_first(sentiment_run):
     a, b = sentiment_run("a", 0.95, draw=1), sentiment_run("b", 0.8, draw=2)
-    text = page([records.read(a), records.read(b)])
+    text = report_page([records.read_run(a), records.read_run(b)])
     assert "accuracy: this model is worse" in text
-    assert "paired by example" not in page([records.read(a)])
+    assert "paired by example" not in report_page([records.read_run(a)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gptask import Prediction
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report.report_run import report_runs
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
@@ -12,7 +12,7 @@ from tests.support.run_folders import THREE_LABELS, hotel_reviews, write_chinese
 
 
 def run_of(folder):
-    (run,), damaged = report_runs([read(folder)])
+    (run,), damaged = report_runs([read_run(folder)])
     assert not damaged
     return run
 
@@ -92,7 +92,7 @@ def test_a_score_that_is_not_a_number_leaves_the_run_without_confidence(tmp_path
 
 def test_run_names_are_the_shortest_that_differ(tmp_path):
     folders = [write_review_run(tmp_path / name / "2026", seed=k) for k, name in enumerate("xy")]
-    runs, _ = report_runs([read(folder) for folder in folders])
+    runs, _ = report_runs([read_run(folder) for folder in folders])
     assert [(run.letter, run.name) for run in runs] == [("A", "x/2026"), ("B", "y/2026")]
 
 

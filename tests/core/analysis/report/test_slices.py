@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gptask import Prediction
-from gptask.analysis.compare.records import read
+from gptask.analysis.compare.records import read_run
 from gptask.analysis.report.disagreements import groups_on_same_examples
 from gptask.analysis.report.report_run import report_runs
 from gptask.analysis.report.slices import MAX_LABELS, slice_tables
@@ -13,7 +13,7 @@ from tests.support.run_folders import hotel_reviews, write_chinese_run, write_re
 
 
 def tables_of(*folders):
-    runs, _ = report_runs([read(folder) for folder in folders])
+    runs, _ = report_runs([read_run(folder) for folder in folders])
     return list(slice_tables(groups_on_same_examples(runs))), runs
 
 

@@ -111,7 +111,7 @@ class Scripted:
     """A chat with fixed answers; Ctrl-C comes after ``press`` pieces."""
 
     def __init__(self, press=0, dropped=0, full=False):
-        self.press, self.dropped, self.full, self.closed = press, dropped, full, False
+        self.press, self.dropped_messages, self.reached_limit, self.closed = press, dropped, full, False
         self.options, self.messages, self.system = SimpleNamespace(max_new_tokens=5), [], None
 
     def say(self, text):

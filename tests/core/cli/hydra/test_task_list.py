@@ -5,7 +5,7 @@ import shlex
 import pytest
 from gptask import Config, TaskConfig
 from gptask.config.schemas import Files, Full, Limit, Sample, Sampling, Scratch
-from gptask.runs.config_file import read_config, started_by, write_config
+from gptask.runs.config_file import command_line, read_config, write_config
 from gptask.runs.reproduce import reproduce_command
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
@@ -170,7 +170,7 @@ def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one
     assert again.mixing == config.mixing
 
     def record_command(_):
-        words.append(started_by.get())
+        words.append(command_line.get())
 
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
     run_command("train", *typed, action=record_command)

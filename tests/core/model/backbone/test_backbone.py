@@ -9,7 +9,7 @@ import torch
 from gptask.config.schemas import DType, Lora, Scratch
 from gptask.data.datamodule import collate
 from gptask.errors import UserError
-from gptask.model.backbone.backbone import from_folder, load_backbone_from, number_format
+from gptask.model.backbone.backbone import from_folder, load_or_build_backbone, number_format
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.generation.generate import generate
@@ -95,7 +95,7 @@ def test_states_of_a_cut_model_are_the_normed_states_of_its_last_layer(family, b
     with torch.inference_mode():
         layer_states = uncut.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
         for layers in (3, 1):  # the second cut applies to the result of the first
-            backbone.cut(layers)
+            backbone.keep_first_layers(layers)
             assert len(backbone.layers) == backbone.model.config.num_hidden_layers == layers
             torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(layer_states[layers]))
             needed = torch.arange(batch.input_ids.shape[1]) == batch.last()[:, None]
@@ -190,7 +190,7 @@ def test_number_format_follows_the_option(backbone_of):
     assert number_format(DType.bfloat16) is torch.bfloat16
     assert number_format(DType.auto) in (torch.float32, torch.bfloat16)
     options = Scratch(n_layer=1, n_head=2, n_embd=16, context=32, vocab_size=300, dtype=DType.bfloat16)
-    assert load_backbone_from(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
+    assert load_or_build_backbone(options, None, lambda: ["some text"]).model.dtype is torch.bfloat16
 
 
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from gptask.errors import DataError, UserError
-from gptask.model.backbone.chat_template import PLAIN, chat_template_of, turn_end
+from gptask.model.backbone.chat_template import PLAIN_TEMPLATE, chat_template_of, turn_end
 from gptask.model.backbone.scratch import train_tokenizer
 
 SMOL = (
@@ -55,12 +55,12 @@ def ids_of(tokenizer, text):
 def test_the_span_of_an_answer_includes_what_ends_it(text, answers, last, tokenizer):
     tokenizer.chat_template = text
     template = chat_template_of(tokenizer)
-    turns = template.turns(TALK)
-    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
+    turns = template.tokenize(TALK)
+    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answer_spans]
     assert spans == [answer.format(eos=tokenizer.eos_token) for answer in answers]
-    assert tokenizer.decode(template.answer(TALK, "so")) == last
+    assert tokenizer.decode(template.answer_ids(TALK, "so")) == last
     expected = tokenizer.apply_chat_template(
-        TALK, chat_template=text or PLAIN, tokenize=False, add_generation_prompt=True
+        TALK, chat_template=text or PLAIN_TEMPLATE, tokenize=False, add_generation_prompt=True
     )
     assert tokenizer.decode(turns.ids) == expected
 
@@ -68,16 +68,16 @@ def test_the_span_of_an_answer_includes_what_ends_it(text, answers, last, tokeni
 def test_an_answer_is_generated_after_the_same_ids_as_it_is_learned_after(tokenizer):
     tokenizer.chat_template = SMOL
     template = chat_template_of(tokenizer)
-    turns = template.turns(TALK)
-    for (start, _), number in zip(turns.answers, (1, 3), strict=True):
-        assert template.turns(TALK[:number]).ids == turns.ids[:start]
+    turns = template.tokenize(TALK)
+    for (start, _), number in zip(turns.answer_spans, (1, 3), strict=True):
+        assert template.tokenize(TALK[:number]).ids == turns.ids[:start]
 
 
 def test_raw_texts_are_not_changed(tokenizer):
     tokenizer.chat_template = SMOL
     template = chat_template_of(tokenizer, raw=True)
-    assert tokenizer.decode(template.turns([{"role": "user", "content": "good  film"}]).ids) == "good  film"
-    assert tokenizer.decode(template.answer([{"role": "user", "content": "good"}], " film")) == " film"
+    assert tokenizer.decode(template.tokenize([{"role": "user", "content": "good  film"}]).ids) == "good  film"
+    assert tokenizer.decode(template.answer_ids([{"role": "user", "content": "good"}], " film")) == " film"
 
 
 def test_the_end_of_a_turn_is_a_stop_id(tokenizer, backbone_of):
@@ -92,19 +92,19 @@ def test_the_end_of_a_turn_is_a_stop_id(tokenizer, backbone_of):
 def test_answers_that_the_template_rewrites_are_not_learned(tokenizer, caplog):
     tokenizer.chat_template = FORGETFUL
     talk = [TALK[0], {"role": "assistant", "content": "hm|good"}, TALK[2], {"role": "assistant", "content": "fine"}]
-    turns = chat_template_of(tokenizer).turns([*talk, TALK[4]])
-    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answers]
+    turns = chat_template_of(tokenizer).tokenize([*talk, TALK[4]])
+    spans = [tokenizer.decode(turns.ids[start:end]) for start, end in turns.answer_spans]
     assert spans == [f"fine{tokenizer.eos_token}"]
 
 
 def test_the_oldest_turns_are_dropped_and_the_system_message_stays(tokenizer):
     tokenizer.chat_template = SMOL
     template, talk = chat_template_of(tokenizer), [{"role": "system", "content": "be good"}, *TALK]
-    length = len(template.turns(talk).ids)
-    turns, remaining = template.fit(talk, length)
+    length = len(template.tokenize(talk).ids)
+    turns, remaining = template.drop_oldest_turns(talk, length)
     assert (len(turns.ids), remaining) == (length, talk)
     for room in range(length - 1, 0, -1):
-        turns, remaining = template.fit(talk, room)
+        turns, remaining = template.drop_oldest_turns(talk, room)
         assert remaining in ([talk[0], *talk[3:]], [talk[0], talk[5]])
         assert len(turns.ids) <= room or len(remaining) == 2
     assert remaining == [talk[0], talk[5]]
@@ -113,18 +113,18 @@ def test_the_oldest_turns_are_dropped_and_the_system_message_stays(tokenizer):
 def test_the_last_question_is_cut_at_its_end(tokenizer):
     tokenizer.chat_template = SMOL
     template, talk = chat_template_of(tokenizer), [{"role": "user", "content": "good film " * 20}]
-    room = len(template.turns(talk).ids) - 11
-    shortened = template.shorten(talk, room)
+    room = len(template.tokenize(talk).ids) - 11
+    shortened = template.cut_last_message(talk, room)
     assert room - 3 <= len(shortened.ids) <= room
     assert tokenizer.decode(shortened.ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
     with pytest.raises(DataError, match=r"without its last question.*data\.max_tokens"):
-        template.shorten(talk, 4)
+        template.cut_last_message(talk, 4)
 
 
 def test_a_conversation_that_the_template_refuses_is_a_data_error(tokenizer):
     tokenizer.chat_template = GEMMA
     with pytest.raises(DataError, match="refuses the conversation: no system role"):
-        chat_template_of(tokenizer).turns([{"role": "system", "content": "x"}, *TALK])
+        chat_template_of(tokenizer).tokenize([{"role": "system", "content": "x"}, *TALK])
 
 
 def test_a_template_without_answers_is_refused(tokenizer, caplog):
@@ -146,6 +146,6 @@ def test_the_default_backbone_has_a_chat_template():
     template = chat_template_of(tokenizer)
     assert template.from_tokenizer
     assert template.end_id == tokenizer.eos_token_id
-    turns = template.turns(TALK)
+    turns = template.tokenize(TALK)
     expected = tokenizer.apply_chat_template(TALK, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert turns.ids == expected, json.dumps([turns.ids, expected])

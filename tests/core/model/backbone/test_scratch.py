@@ -5,7 +5,7 @@ import pytest
 import torch
 from gptask.config.schemas import Scratch
 from gptask.errors import UserError
-from gptask.model.backbone.scratch import build, train_tokenizer
+from gptask.model.backbone.scratch import build_from_scratch, train_tokenizer
 
 Q, K, V = [[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]], [[1.0, 2.0], [3.0, 4.0]]
 
@@ -22,7 +22,9 @@ def attention(causal):
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    return build(Scratch(n_layer=1, n_head=1, n_embd=2, context=16, vocab_size=300), ["some text to learn from"])
+    return build_from_scratch(
+        Scratch(n_layer=1, n_head=1, n_embd=2, context=16, vocab_size=300), ["some text to learn from"]
+    )
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -54,7 +56,7 @@ def test_the_attention_layer_is_causal_and_scaled(small):
 
 
 def test_the_options_set_the_sizes_of_the_model():
-    model, tokenizer = build(
+    model, tokenizer = build_from_scratch(
         Scratch(n_layer=3, n_head=2, n_embd=8, context=40, dropout=0.25, vocab_size=280), ["some text"] * 3
     )
     config = model.config
@@ -70,7 +72,7 @@ def test_the_options_set_the_sizes_of_the_model():
 )
 def test_sizes_out_of_range_are_refused(option, value):
     with pytest.raises(UserError, match=rf"backbone\.{option}"):
-        build(Scratch(**{"n_embd": 8, "n_head": 2, option: value}), ["text"])
+        build_from_scratch(Scratch(**{"n_embd": 8, "n_head": 2, option: value}), ["text"])
 
 
 def test_no_text_is_unknown_to_the_tokenizer():

@@ -40,7 +40,7 @@ def module_cache_and_batch(tiny_model, task, seed=0):
     module, data = build_module(options, builder.build_corpora(options))
     items = data.items("train")
     batch = collate([items[row] | {"row": row} for row in (2, 0, 5)])
-    return module, module.seats[0].states["train"], batch
+    return module, module.runtimes[0].activation_caches["train"], batch
 
 
 def test_states_of_every_real_token_are_read_back(tiny_model):
@@ -84,10 +84,10 @@ def test_another_backbone_has_its_own_states(tiny_model):
 def test_a_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
     first = train(config(tiny_model, Sentiment(), tmp_path / "a"))
     computed = []
-    read = activation_cache.FinalStates.read
+    read = activation_cache.FinalStates.compute_or_resume
     monkeypatch.setattr(
         activation_cache.FinalStates,
-        "read",
+        "compute_or_resume",
         lambda self, batch, states: computed.append(states is None) or read(self, batch, states),
     )
     second = train(config(tiny_model, Sentiment(), tmp_path / "b"))
@@ -130,7 +130,7 @@ def batch_of(prompts):
 @pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
 def test_upper_layers_resume_from_cached_states(backbone_of, family, packed):
     backbone = adapted(backbone_of, family)
-    backbone.apart = packed
+    backbone.packs_correctly = packed
     lower = activation_cache.cacheable_layers(backbone)
     assert len(lower) == backbone.model.config.num_hidden_layers // 2
     batch = batch_of(PROMPTS)
@@ -194,13 +194,13 @@ def lora_config(tiny_model, outputs, **changes):
 
 def test_training_reads_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_path, monkeypatch):
     seen: list[tuple[bool, int]] = []
-    read = activation_cache.LowerLayerStates.read
+    read = activation_cache.LowerLayerStates.compute_or_resume
 
     def spy(self, batch, states):
         seen.append((states is None, len(batch.rows)))
         return read(self, batch, states)
 
-    monkeypatch.setattr(activation_cache.LowerLayerStates, "read", spy)
+    monkeypatch.setattr(activation_cache.LowerLayerStates, "compute_or_resume", spy)
     cached = train(lora_config(tiny_model, tmp_path / "cached"))
     assert sum(rows for is_computed, rows in seen if is_computed) == 8 + 4, "each item of train and validation once"
     assert sum(rows for is_computed, rows in seen if not is_computed) == 2 * (8 + 4), "and read in two epochs"
@@ -219,4 +219,4 @@ def test_training_reads_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_
 def test_nothing_is_cached_that_no_epoch_could_read(tiny_model, tmp_path, changes):
     options = lora_config(tiny_model, tmp_path, **changes)
     module, _ = build_module(options, builder.build_corpora(options))
-    assert not module.seats[0].states
+    assert not module.runtimes[0].activation_caches

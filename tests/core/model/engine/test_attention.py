@@ -172,7 +172,7 @@ def test_a_model_that_no_fused_kernel_computes_keeps_its_own_attention(make, bac
     before = model(ids).logits
     attention.install(model)
     assert torch.equal(model(ids).logits, before)
-    model.set_attn_implementation(attention.NAME)  # which `install` refused
+    model.set_attn_implementation(attention.ATTENTION_NAME)  # which `install` refused
     assert not torch.allclose(model(ids).logits, before, atol=1e-2)
 
 
@@ -195,7 +195,7 @@ def test_a_whole_model_gives_the_same_logits_with_left_pads(family, backbone_of)
     real = torch.ones_like(ids)
     real[0, :4] = 0
     ours = model(ids, attention_mask=real).logits
-    assert model.config._attn_implementation == attention.NAME
+    assert model.config._attn_implementation == attention.ATTENTION_NAME
     model.set_attn_implementation("sdpa")
     expected = model(ids, attention_mask=real).logits
     torch.testing.assert_close(ours[real == 1], expected[real == 1], atol=1e-4, rtol=1e-4)

@@ -93,7 +93,7 @@ def test_prompts_longer_than_a_window_share_where_layers_pass_it(
     prompts, limit, windowed, first_shape, backbone_of, monkeypatch
 ):
     backbone = backbone_of("gemma3")
-    backbone.windowed = windowed
+    backbone.packs_windows = windowed
     expected = decode_alone(backbone, prompts, limits=limit)
     shapes = shapes_read(backbone, monkeypatch)
     assert_same(decode_batch(backbone, prompts, limit), expected)
@@ -119,7 +119,7 @@ def test_buffers_grow_without_changing_the_text(family, length, backbone_of, mon
 def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, length, packed, backbone_of):
     backbone, prompts = backbone_of(family), [LONG[:length] + tail for tail in TAILS]
     expected = decode_alone(backbone, prompts)
-    backbone.apart = packed  # if not, the model makes the masks and keeps the cache itself
+    backbone.packs_correctly = packed  # if not, the model makes the masks and keeps the cache itself
     for limits in [*permutations((1, 2, 4, 7)), (1, 1, 5, 5), (5, 1, 1, 5), (3, 3, 3, 3)]:
         got = decode_batch(backbone, prompts, limits)
         assert [ids for ids, _ in got] == [ids[:limit] for (ids, _), limit in zip(expected, limits, strict=True)]
@@ -130,7 +130,7 @@ def test_rows_in_buckets_are_decoded_as_alone(family, backbone_of, monkeypatch):
     monkeypatch.setattr(kv_cache, "GROWTH", 4)
     monkeypatch.setattr(decoding, "BUCKET_COST", 1)
     backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
-    backbone.windowed = True  # texts grow beyond Gemma's window
+    backbone.packs_windows = True  # texts grow beyond Gemma's window
     assert decoding.split_by_length([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
     expected = decode_alone(backbone, prompts)
     for limits in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:

@@ -70,11 +70,11 @@ def test_no_grouping_saves_more_tokens(seed):
 
 
 def test_a_split_holds_every_sequence():
-    parts = packing.split(ROWS)
+    parts = packing.split_prefixes(ROWS)
     pairs = zip(parts.prefix_numbers, parts.suffixes, strict=True)
     assert [parts.prefixes[number] + suffix for number, suffix in pairs] == ROWS
     assert parts.size == sum(map(len, ROWS)) - len(CONTEXTS[0]) - len(CONTEXTS[1])
-    unshared = packing.split(ROWS, share=False)
+    unshared = packing.split_prefixes(ROWS, share=False)
     assert (unshared.prefixes, unshared.suffixes) == ([[]], ROWS)
 
 
@@ -111,7 +111,7 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
         (states * weights).sum().backward()
         results.append((states.detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
     assert shapes[0] == tuple(ids.shape)
-    assert shapes[1:] == [(1, packing.split(ROWS).size)]
+    assert shapes[1:] == [(1, packing.split_prefixes(ROWS).size)]
     (expected_states, expected_gradients), (states, gradients) = results
     torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
@@ -140,14 +140,14 @@ def test_needed_states_and_gradients_are_the_same_and_the_last_mlp_skips_other_s
     torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
-    assert rows == [packing.split(ROWS).size if packed else ids.numel(), needed.sum()]
+    assert rows == [packing.split_prefixes(ROWS).size if packed else ids.numel(), needed.sum()]
 
 
 def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
     layer = backbone_of("llama").layers[-1]
     del layer.mlp.forward
     layer.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
-    linear.install_last(layer, 32)
+    linear.install_last_mlp(layer, 32)
     assert "forward" not in vars(layer.mlp)
 
 
@@ -204,8 +204,8 @@ def test_packed_layers_with_a_window_see_no_farther_than_in_whole_sequences(fami
     ids, lengths, real = padded(rows)
     weights = torch.randn(*ids.shape, backbone.channels)[real]
     results = []
-    for backbone.windowed in (False, True):
-        assert backbone.can_pack(99) is backbone.windowed
+    for backbone.packs_windows in (False, True):
+        assert backbone.can_pack(99) is backbone.packs_windows
         backbone.zero_grad()
         states = backbone.hidden(ids, lengths)[real]
         (states * weights).sum().backward()
@@ -223,6 +223,6 @@ def test_a_model_that_does_not_pass_its_window_is_detected(backbone_of):
     for layer in backbone.layers:
         layer.self_attn.sliding_window = None  # as if the layer did not pass it
     assert not packing.passes_window(backbone)
-    backbone.windowed = False
+    backbone.packs_windows = False
     assert backbone.can_pack(8)
     assert not backbone.can_pack(9)

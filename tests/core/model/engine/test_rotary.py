@@ -74,7 +74,7 @@ def test_training_uses_the_rotation_and_inference_the_models_own(family, backbon
         assert len(rotations) == 2 * layers
     rotations.clear()
     model.zero_grad()
-    linear.remove(model)
+    linear.uninstall(model)
     model(IDS, labels=IDS).loss.backward()
     assert not rotations
     for expected, *got in zip([p.grad for p in model.parameters()], *gradients, strict=True):

@@ -29,7 +29,7 @@ def test_an_answer_equals_that_of_a_model_without_a_cache(family, chat):
     )
     for text in ("good film?", "very, this", "好看"):
         before = [*talk.messages, {"role": "user", "content": text}]
-        ids = talk.template.turns(before).ids
+        ids = talk.template.tokenize(before).ids
         read.clear()
         (answer,) = answers(talk, text)
         assert read[0] < len(ids) or len(before) == 1
@@ -42,10 +42,10 @@ def test_the_oldest_turns_are_dropped_at_the_end_of_the_context(chat):
     counts = []
     for text in ("the quick fox", "is the dog lazy", "good", "bad", "very good"):
         answers(talk, text)
-        counts.append(talk.dropped)
+        counts.append(talk.dropped_messages)
         assert talk.messages[0] == {"role": "system", "content": "be good"}
     assert sum(counts) > 0
-    assert len(talk.template.turns(talk.messages).ids) <= 64
+    assert len(talk.template.tokenize(talk.messages).ids) <= 64
     before = list(talk.messages)
     with pytest.raises(UserError, match="the model reads 64: shorten it"):
         answers(talk, "the quick brown fox " * 30)

@@ -116,7 +116,7 @@ def test_data_and_backbone_from_the_hub_have_their_ids(tiny_model, tmp_path, mon
     rows = [{"t": f"a good film {n}", "l": n % 2} for n in range(12)]
     origin = BackboneOrigin(str(tiny_model("llama", 128)), "hub org/tiny-llama", "abc")
     monkeypatch.setattr("gptask.runs.saved_model.locate", lambda options: origin)
-    monkeypatch.setattr("gptask.data.hub.load", lambda options, split: datasets.Dataset.from_list(rows))
+    monkeypatch.setattr("gptask.data.hub.load_split", lambda options, split: datasets.Dataset.from_list(rows))
     data = Hub(path="org/films", name="en", revision="v1", train="train", test="test", license="CC-BY-4.0",
                columns={"text": "t", "label": "l"}, labels=["bad", "good"], max_tokens=64)  # fmt: skip
     backbone = Pretrained(

@@ -3,11 +3,11 @@
 import pytest
 from gptask import UserError
 from gptask.config.overrides import normalize_overrides
-from gptask.training.sweep.space import Dimension, in_file, on_line, together
+from gptask.training.sweep.space import Dimension, merge_spaces, read_space_file, split_overrides
 
 
 def read(*overrides):
-    return on_line(overrides, normalize_overrides(overrides, True, {"seed"}, {"trainer"}))
+    return split_overrides(overrides, normalize_overrides(overrides, True, {"seed"}, {"trainer"}))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_yaml_gives_the_same_dimensions_as_the_command_line(tmp_path):
     file.write_text(
         "tuning.lr: tag(log,interval(1e-4,1e-2))\ntuning.rank: [4, 8]\ntask.prompt: ['{text}: it''s', null, true]\n"
     )
-    lr, rank, prompt = in_file(str(file))
+    lr, rank, prompt = read_space_file(str(file))
     assert [lr, rank] == read("tuning.lr=tag(log,interval(1e-4,1e-2))", "tuning.rank=4,8")[0]
     assert prompt.choices == (r"'{text}: it\'s'", "null", "true")
 
@@ -92,7 +92,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text("a: [1, 2]\nb: [1, 2]\nc: [1, 2]\n")
     space, fixed = read("a=3,4", "++b=7")
-    assert [(d.key, d.choices) for d in together(in_file(str(file)), space, fixed)] == [
+    assert [(d.key, d.choices) for d in merge_spaces(read_space_file(str(file)), space, fixed)] == [
         ("c", ("1", "2")),
         ("a", ("3", "4")),
     ]
@@ -114,4 +114,4 @@ def test_the_command_line_overrides_the_file(tmp_path):
 def test_bad_yaml_is_refused_with_its_line(text, message, tmp_path):
     (tmp_path / "space.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
-        in_file(str(tmp_path / "space.yaml"))
+        read_space_file(str(tmp_path / "space.yaml"))
