@@ -11,7 +11,7 @@ import pytest
 from gptask import DataError, Prediction, UserError
 from gptask.model.generation.generate import GeneratedText
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
-from gptask_tasks.qa.metrics import AnswerF1, ExactMatch
+from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
 # --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
 
@@ -45,7 +45,9 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
 
 def scores(answer: str, references: list[str], language: str = "en") -> tuple[float, float]:
     """Exact match and F1."""
-    return tuple(m(language).statistics(Prediction(answer), {"answers": references})[0] for m in (ExactMatch, AnswerF1))  # type: ignore[return-value]
+    return tuple(
+        m(language).statistics(Prediction(answer), {"answers": references})[0] for m in (AnswerExactMatch, AnswerF1)
+    )  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from gptask.plugins.metric import score_all
 from gptask.plugins.types import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.token_tagging.metrics import MicroScore
-from gptask_tasks.token_tagging.spans import EntitySpan, are_plain, bio, decode, spans
+from gptask_tasks.token_tagging.spans import EntitySpan, are_plain, bio, decode_spans, spans
 from gptask_tasks.token_tagging.windows import windows, word_ids
 from seqeval.metrics.sequence_labeling import get_entities
 
@@ -80,7 +80,7 @@ def test_decoding_finds_the_likeliest_of_all_consistent_sequences() -> None:
             paths = itertools.product(range(len(tags)), repeat=words)
             consistent = [path for path in paths if bio(spans(named := [tags[k] for k in path]), words) == named]
             best = max(consistent, key=lambda path: sum(row[k] for row, k in zip(scores, path, strict=True)))
-            assert decode(scores, tags) == list(best)
+            assert decode_spans(scores, tags) == list(best)
             inconsistent += list(best) != scores.argmax(1).tolist()
     assert inconsistent > 5, "the constraint is hardly tested"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from gptask.cli.output import write_json
+from gptask.cli.output import print_json
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.deprecation import ContractDeprecation
 from gptask.plugins.discovery import Plugin, load_task_class
@@ -24,7 +24,7 @@ def check_plugins(plugins: Sequence[Plugin], names: Sequence[str], as_json: bool
     selected = _select(plugins, names)
     if as_json:
         reports = [_report(plugin, list(_results(plugin))) for plugin in selected]
-        write_json(reports)
+        print_json(reports)
         return int(not all(report["keeps_contract"] for report in reports))
     passed = [_show_results(plugin) for plugin in selected]
     sys.stdout.write(f"{sum(passed)} of {len(passed)} tasks keep the contract\n")

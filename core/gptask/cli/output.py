@@ -49,6 +49,6 @@ def user_message(error: BaseException) -> str | None:
     return None
 
 
-def write_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Write a value as JSON to standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")

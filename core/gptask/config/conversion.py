@@ -21,7 +21,7 @@ def register_schemas() -> None:
             store.store(group=group, name=name, node=schema, provider="gptask")
 
 
-def validated_config(config: Any) -> Any:
+def validated_copy(config: Any) -> Any:
     """Return a copy of a config built in Python, with every value checked and converted as on the command line.
 
     Raises `UserError` for a value of the wrong type.

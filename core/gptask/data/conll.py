@@ -12,7 +12,7 @@ CONLLU_COLUMNS = ("number", "form", "lemma", "upos", "xpos", "feats", "head", "d
 Word = tuple[int, list[str]]  # the number of its line, and its cells
 
 
-def sentences(lines: Iterable[tuple[int, str]], universal: bool = False) -> Iterator[tuple[int, Any]]:
+def read_sentences(lines: Iterable[tuple[int, str]], universal: bool = False) -> Iterator[tuple[int, Any]]:
     """The number of the first line and the columns of every sentence: a list of lists with a cell for each word.
 
     Cells are separated by tabs, or by spaces in a line without any. ``universal`` is CoNLL-U: ten named columns; lines

@@ -83,7 +83,7 @@ class ExampleReader:
             "rows": self.row_counts,
             "skipped": 0,
             "first": [],
-            "curated": self.cleaning_counts,
+            "cleaned": self.cleaning_counts,
         }
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
@@ -178,8 +178,8 @@ def _log_quality(store: ArrowStore, split: str, files: str) -> None:
     if not len(store):
         cause = f"; all {skipped} rows are bad: {first_errors}" if skipped else ""
         raise DataError(f"{split}: there is no example in {files}{cause}")
-    if store.meta["curated"]:
-        actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["curated"].items())
+    if store.meta["cleaned"]:
+        actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["cleaned"].items())
         log.info("%s: cleaned: %s", split, actions)
     if skipped:
         log.warning(

@@ -81,7 +81,7 @@ def _line_rows(file_format: str, lines: Lines, options: Files, header_names: Ite
     if file_format == "lines":
         return _pattern_rows(lines, options.pattern) if options.pattern else documents(lines, options)
     if file_format in ("conll", "conllu"):
-        sentences = conll.sentences(lines, universal=file_format == "conllu")
+        sentences = conll.read_sentences(lines, universal=file_format == "conllu")
         return (Row(number, value) for number, value in sentences)
     return _table_rows(lines, file_format, options, set(header_names))
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptask.plugins.discovery import Plugin, load_task_class
 
-GROUP = "task"
+TASK_GROUP = "task"
 
 
 class TaskNode(ConfigNode):
@@ -23,7 +23,7 @@ class TaskNode(ConfigNode):
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
         self.schema: DictConfig | None = None  # once it is built
-        self.name, self.group, self.package, self.provider = f"{plugin.name}.yaml", GROUP, None, "gptask plugin"
+        self.name, self.group, self.package, self.provider = f"{plugin.name}.yaml", TASK_GROUP, None, "gptask plugin"
 
     @property
     def node(self) -> DictConfig:  # type: ignore[override]
@@ -45,8 +45,8 @@ class TaskNode(ConfigNode):
 def register_task_group(plugins: Mapping[str, Plugin]) -> None:
     """Make these plugins the choices of the group, beside the nodes that other packages stored there."""
     repo = ConfigStore.instance().repo
-    foreign_nodes = {file: node for file, node in repo.get(GROUP, {}).items() if not isinstance(node, TaskNode)}
-    repo[GROUP] = foreign_nodes | {f"{name}.yaml": TaskNode(plugin) for name, plugin in plugins.items()}
+    foreign_nodes = {file: node for file, node in repo.get(TASK_GROUP, {}).items() if not isinstance(node, TaskNode)}
+    repo[TASK_GROUP] = foreign_nodes | {f"{name}.yaml": TaskNode(plugin) for name, plugin in plugins.items()}
 
 
 def stored_configs(group: str) -> dict[str, DictConfig]:

@@ -17,7 +17,7 @@ CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's f
 # columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 # the command line that started this run; None for a run started from Python
-command_line: ContextVar[str | None] = ContextVar("started_by", default=None)
+command_line: ContextVar[str | None] = ContextVar("command_line", default=None)
 
 
 def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:

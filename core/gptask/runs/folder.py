@@ -103,7 +103,7 @@ def resume_hint(folder: Path) -> str:
 def model_folder(folder: str | Path) -> Path:
     """The folder of a run's model: in the run folder, or beside it for one of several tasks that share a model."""
     model = Path(folder) / "model"
-    return model if model.is_dir() or not read_config(folder).get("member") else Path(folder).parent / "model"
+    return model if model.is_dir() or not read_config(folder).get("task_name") else Path(folder).parent / "model"
 
 
 def refuse_multitask(folder: str | Path, values: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from gptask.config.schemas import Data
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.errors import DataError
+from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
-CHUNK_ROWS = 256  # most rows that are sorted by length together
+MAX_CHUNK = 256  # most rows that are sorted by length together
 END = object()
 
 
@@ -60,8 +61,6 @@ class Predictor:
 
     def _predict_chunk(self, chunk: list[Example | DataError]) -> list[Prediction | DataError]:
         """One prediction or error for each entry of a chunk."""
-        from gptask.model.predictions import predictions_by_example
-
         items, errors = self._encode_chunk(chunk)
         outputs = self._predict_items(items)
         # the places in the chunk of the encoded examples, several items of one example counted once
@@ -127,7 +126,7 @@ def _chunks(examples: Iterable[Example | DataError]) -> Iterator[list[Example | 
 
     A thread reads ahead; an exception that reading raises is raised here, after the examples before it.
     """
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * CHUNK_ROWS)
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * MAX_CHUNK)
 
     def read_ahead() -> None:
         try:
@@ -143,7 +142,7 @@ def _chunks(examples: Iterable[Example | DataError]) -> Iterator[list[Example | 
         example, error = waiting.get()
         if example is not END:
             chunk.append(example)
-        if chunk and (example is END or waiting.empty() or len(chunk) == CHUNK_ROWS):
+        if chunk and (example is END or waiting.empty() or len(chunk) == MAX_CHUNK):
             yield chunk
             chunk = []
         if error is not None:

@@ -15,6 +15,7 @@ from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import Plugin, discover, load_task_class
 from gptask.plugins.task import Task
 from gptask.plugins.types import Prediction
+from gptask.runs import saved_model
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import model_folder, refuse_multitask
 from gptask.runs.predictor import Predictor
@@ -138,17 +139,15 @@ def _load_task_run(
     instance.validate()
     model = model_folder(folder)
     if not (model / "backbone.json").is_file():
-        if values.get("member"):
+        if values.get("task_name"):
             raise UserError(f"the model of {folder} is missing: all tasks of its run share it in {model}")
         raise UserError(
             f"{folder} holds no model: it is an evaluation, or a run that stopped early. Resume such a run with: "
             f"gptask train resume={folder}"
         )
-    from gptask.runs import saved_model
-
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
     head = cast("Head", instance.head(backbone))
-    saved_model.load_head(head, model, values.get("member"))
+    saved_model.load_head(head, model, values.get("task_name"))
     backbone.eval()
     head.eval()
     return Run(folder, plugin, instance, backbone, head, values)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gptask.config import schemas
 from gptask.data.corpus import CachedCorpus
+from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 from gptask.training import builder
@@ -130,8 +131,6 @@ class Trial:
 
     def _merge(self, outputs: list[Any]) -> list[Prediction]:
         """Merge the outputs of all sequences into one prediction for each example."""
-        from gptask.model.predictions import predictions_by_example
-
         owners = np.array([item["example"] for item in self.items(self.examples)])
         return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptask.config.conversion import validated_config
+from gptask.config.conversion import validated_copy
 from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus
@@ -25,7 +25,7 @@ from gptask.training.results import write_results
 
 def evaluate(config: Evaluate) -> Path:
     """Evaluate from a config; return the new run folder, which names its parent."""
-    config = validated_config(config)
+    config = validated_copy(config)
     check_trainer_options(config.trainer)
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")

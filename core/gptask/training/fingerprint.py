@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptask.config.conversion import to_plain, validated_config
+from gptask.config.conversion import to_plain, validated_copy
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import code_hash
@@ -18,12 +18,51 @@ from gptask.runs.folder import model_folder, numbered_alternatives, run_title
 from gptask.runs.provenance import versions
 from gptask.training import builder
 
-CODE_OF_RUN = (  # what a run's weights, predictions and metrics are computed by
-    "gptask.config",
-    "gptask.data",
+CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
+    "gptask.config.multitask",
+    "gptask.config.schemas",
+    "gptask.data.batches",
+    "gptask.data.cache",
+    "gptask.data.columns",
+    "gptask.data.conll",
+    "gptask.data.corpus",
+    "gptask.data.datamodule",
+    "gptask.data.documents",
+    "gptask.data.examples",
+    "gptask.data.files",
+    "gptask.data.hub",
+    "gptask.data.messages",
+    "gptask.data.mixture",
+    "gptask.data.prefixes",
+    "gptask.data.reading",
+    "gptask.data.rows",
+    "gptask.data.squad",
+    "gptask.data.store",
+    "gptask.data.words",
     "gptask.errors",
-    "gptask.model",
-    "gptask.plugins",
+    "gptask.model.backbone.backbone",
+    "gptask.model.backbone.chat_template",
+    "gptask.model.backbone.gguf",
+    "gptask.model.backbone.scratch",
+    "gptask.model.backbone.tuning",
+    "gptask.model.engine.activation_cache",
+    "gptask.model.engine.attention",
+    "gptask.model.engine.decoding",
+    "gptask.model.engine.kv_cache",
+    "gptask.model.engine.linear",
+    "gptask.model.engine.loss",
+    "gptask.model.engine.packing",
+    "gptask.model.engine.rotary",
+    "gptask.model.engine.sampling",
+    "gptask.model.generation.generate",
+    "gptask.model.heads",
+    "gptask.model.predictions",
+    "gptask.model.text_task",
+    "gptask.plugins.generation_options",
+    "gptask.plugins.metric",
+    "gptask.plugins.resampling",
+    "gptask.plugins.task",
+    "gptask.plugins.types",
     "gptask.runs.predictions_file",
     "gptask.runs.saved_model",
     "gptask.training.builder",
@@ -44,7 +83,7 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
 
     ``corpora`` are built from the config where the caller has none. Raises `UserError` as the run itself would.
     """
-    config = validated_config(config)
+    config = validated_copy(config)
     corpora = corpora or builder.build_corpora(config)
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]
@@ -71,7 +110,7 @@ def find_finished(fingerprint: str, folders: Iterable[Path], model: bool) -> Pat
     for folder in folders:
         metrics = folder / "metrics.json"  # written last
         finished = metrics.is_file() and (not model or (folder / "model" / "backbone.json").is_file())
-        if finished and f'"job": "{fingerprint}"' in metrics.read_text(encoding="utf-8", errors="replace"):
+        if finished and f'"fingerprint": "{fingerprint}"' in metrics.read_text(encoding="utf-8", errors="replace"):
             return folder
     return None
 

@@ -126,7 +126,7 @@ class GPTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen weights; those of a backbone from scratch, which can't be loaded again, stay."""
-        checkpoint["adjusted"] = self.tuned_options
+        checkpoint["tuned_options"] = self.tuned_options
         if self.backbone.origin.kind != "scratch":
             trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}

@@ -44,7 +44,7 @@ def write_run_results(
     for runtime in module.runtimes:
         task_folder, task_config = folder / runtime.name, single_task_config(config, runtime.name)
         task_folder.mkdir(exist_ok=True)
-        write_config(task_folder, task_config, member=runtime.name, adjusted=runtime.tuned_options, **shared)
+        write_config(task_folder, task_config, task_name=runtime.name, tuned_options=runtime.tuned_options, **shared)
         results[runtime.name] = write_results(
             task_folder, module, runtime, "test", task_config, started, fit_seconds, fingerprint
         )
@@ -86,7 +86,7 @@ def write_results(
     scores, statistics = score_all(task.metrics(), predictions, examples) if examples else ([], [])
     write_predictions(folder / "predictions.jsonl", task, examples, predictions, statistics)
     result = {
-        "job": fingerprint,
+        "fingerprint": fingerprint,
         "task": plugin.name,
         "plugin": plugin.origin,
         "split": split,
@@ -122,7 +122,7 @@ def write_multitask_results(
     for name, result in results.items():
         tasks[name] = {"task": result["task"], "n": result["n"], "metrics": dict(list(result["metrics"].items())[:1])}
     run_result = {
-        "job": fingerprint,
+        "fingerprint": fingerprint,
         "tasks": tasks,
         "split": "test",
         "seed": config.seed,

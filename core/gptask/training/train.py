@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.conversion import validated_config
+from gptask.config.conversion import validated_copy
 from gptask.config.schemas import Full, HeadOnly, TaskConfig, Train
 from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError, listing
@@ -39,7 +39,7 @@ def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
     """Train one task from a config, which is not changed; return the run with its best model loaded.
 
     ``callbacks`` are Lightning callbacks beside gptask's own; an exception in a callback aborts training.
-    Raises `UserError` for whatever the user can mend.
+    Raises `UserError` for whatever the user can fix.
     """
     if config.tasks:
         raise UserError(f"train() takes one task and got {listing(config.tasks)}: gptask.train_tasks trains them")
@@ -49,7 +49,7 @@ def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
 
 def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Runs:
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
-    config = validated_config(config)
+    config = validated_copy(config)
     check_trainer_options(config.trainer)
     loggers.require_logger(config.logger)
     corpora = builder.build_corpora(config)
@@ -82,7 +82,7 @@ def _train(
         _fit(trainer, module, data, folder, config.resume)
         _load_best(trainer, module)
         if writes:
-            write_config(folder, config, adjusted=module.tuned_options)  # again, with what validation chose
+            write_config(folder, config, tuned_options=module.tuned_options)  # again, with what validation chose
             heads = {runtime.name if config.tasks else "": runtime.head for runtime in module.runtimes}
             saved_model.save_model(folder, module.backbone, heads, config.tuning)
         fit_seconds = time.time() - started
@@ -200,7 +200,7 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
         return
     checkpoint = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-    module.set_tuned_options(checkpoint["adjusted"])
+    module.set_tuned_options(checkpoint["tuned_options"])
     score = callback.best_model_score
     log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))
 

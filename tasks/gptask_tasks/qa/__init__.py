@@ -117,12 +117,12 @@ class QuestionAnswering(GenerativeTask):
         """Return prompt and answer, or the windows that a span is looked for in."""
         if self.answer is AnswerForm.generate:
             return super().encode(example, tokenizer, max_tokens)
-        from gptask_tasks.qa.span import windows
+        from gptask_tasks.qa.span import context_windows
 
         before, after = self.template.split("{context}")
         question = example["question"]
         around = (before.format(question=question), after.format(question=question))
-        return windows(example, around, tokenizer, max_tokens, self.stride)
+        return context_windows(example, around, tokenizer, max_tokens, self.stride)
 
     def head(self, backbone: Backbone) -> Head:
         """Build the language model itself, or the head that scores spans."""
@@ -146,9 +146,9 @@ class QuestionAnswering(GenerativeTask):
 
     def metrics(self) -> list[Metric]:
         """List F1, then exact match, with SQuAD's normalisation."""
-        from gptask_tasks.qa.metrics import AnswerF1, ExactMatch
+        from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
-        return [AnswerF1(self.language), ExactMatch(self.language)]
+        return [AnswerF1(self.language), AnswerExactMatch(self.language)]
 
     def sample(self) -> dict[str, Any]:
         """Return the sample: short articles with questions, in English."""

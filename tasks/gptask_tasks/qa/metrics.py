@@ -43,7 +43,7 @@ class AnswerF1(MeanMetric):
         return [max(token_f1(answer, text, self.language) for text in references)]
 
 
-class ExactMatch(AnswerF1):
+class AnswerExactMatch(AnswerF1):
     """Share of answers equal to a reference after normalisation, in percent."""
 
     def __init__(self, language: str) -> None:

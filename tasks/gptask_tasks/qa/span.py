@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from gptask import Backbone, Batch
 
 
-def windows(example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int) -> list[Encoded]:
+def context_windows(
+    example: Example, around: tuple[str, str], tokenizer: Any, max_tokens: int, stride: int
+) -> list[Encoded]:
     """Cut a long context into overlapping windows, each between the same two texts.
 
     The label is the first and the last token of the answer, or twice the window's last token where the answer is not

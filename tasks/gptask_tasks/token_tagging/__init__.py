@@ -142,10 +142,10 @@ class TokenTagging(Task):
         """Return the spans of the likeliest consistent tags (of plain tags, every word) with their probabilities."""
         import numpy as np
 
-        from gptask_tasks.token_tagging.spans import decode, spans
+        from gptask_tasks.token_tagging.spans import decode_spans, spans
 
         scores = np.array([word for window in outputs for word in window])  # (N, K) log-probabilities
-        path = scores.argmax(1) if self.plain else decode(scores, self.tags)
+        path = scores.argmax(1) if self.plain else decode_spans(scores, self.tags)
         chosen = scores[np.arange(len(scores)), path]
         tags = [self.tags[index] for index in path]
         value = [
@@ -158,9 +158,9 @@ class TokenTagging(Task):
 
     def metrics(self) -> list[Metric]:
         """List F1 of spans first; accuracy first for plain tags."""
-        from gptask_tasks.token_tagging.metrics import MacroF1, MicroScore, TagAccuracy
+        from gptask_tasks.token_tagging.metrics import MicroScore, TagAccuracy, TypeMacroF1
 
-        accuracy, macro = TagAccuracy(bool(self.plain)), MacroF1("f1_macro", self.types, bool(self.plain))
+        accuracy, macro = TagAccuracy(bool(self.plain)), TypeMacroF1("f1_macro", self.types, bool(self.plain))
         if self.plain:
             return [accuracy, macro]
         return [*(MicroScore(name, self.types, False) for name in ("f1", "precision", "recall")), macro, accuracy]

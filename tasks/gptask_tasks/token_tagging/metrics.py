@@ -48,7 +48,7 @@ class MicroScore(AdditiveMetric):
         return float(100 * ratio(right, total))
 
 
-class MacroF1(MicroScore):
+class TypeMacroF1(MicroScore):
     """Mean F1 over the types that occur, predicted or true, in percent."""
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:

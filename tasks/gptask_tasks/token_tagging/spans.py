@@ -67,7 +67,7 @@ def bio(marked: Iterable[EntitySpan], words: int) -> list[str]:
     return tags
 
 
-def decode(scores: np.ndarray, tags: Sequence[str]) -> list[int]:
+def decode_spans(scores: np.ndarray, tags: Sequence[str]) -> list[int]:
     """Return the likeliest consistent sequence of tags, as indices (N,), from log-probabilities (N, K).
 
     It is consistent if I- continues a span of its type. The algorithm is Viterbi's (1967), with transitions that are

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from gptask import DataError, Field, Kind
 from gptask.config.schemas import Files
+from gptask.data import conll
 from gptask.data.columns import Columns
-from gptask.data.conll import sentences
 from gptask.data.reading import read
 from gptask.data.rows import Source
 from gptask.training.builder import build_corpus
@@ -43,7 +43,7 @@ UNIVERSAL = """# newdoc
 
 
 def read_sentences(text: str, **options: Any) -> list[Any]:
-    return list(sentences(enumerate(text.splitlines(keepends=True), 1), **options))
+    return list(conll.read_sentences(enumerate(text.splitlines(keepends=True), 1), **options))
 
 
 def examples(write_file: Callable, name: str, text: str, **options: Any) -> list[dict[str, Any]]:

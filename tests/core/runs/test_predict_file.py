@@ -7,7 +7,7 @@ import pytest
 from gptask import DataError, UserError, train
 from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
-from gptask.runs.predictor import CHUNK_ROWS
+from gptask.runs.predictor import MAX_CHUNK
 
 from tests.support.configs import small_config
 
@@ -22,7 +22,7 @@ def call(run, source, **changes):
 
 
 def test_rows_keep_their_order_and_fields(run, tmp_path):
-    texts = [f"{'long ' * (n % 7)}text number {n}" for n in range(CHUNK_ROWS + 30)]
+    texts = [f"{'long ' * (n % 7)}text number {n}" for n in range(MAX_CHUNK + 30)]
     (tmp_path / "in.jsonl").write_text(
         "".join(json.dumps({"id": str(n), "text": t}) + "\n" for n, t in enumerate(texts))
     )

@@ -38,9 +38,9 @@ def test_a_folder_without_a_model_is_refused(run_copy):
         load_run(run_copy)
 
 
-def test_a_member_without_the_shared_model_is_told_where_it_should_be(run_copy):
+def test_a_task_without_the_shared_model_is_an_error_that_names_its_place(run_copy):
     shutil.rmtree(run_copy / "model")
     with (run_copy / "config.yaml").open("a") as stream:
-        stream.write("member: mood\n")
+        stream.write("task_name: mood\n")
     with pytest.raises(UserError, match=f"all tasks of its run share it in {run_copy.parent / 'model'}"):
         load_run(run_copy)

@@ -86,7 +86,7 @@ def test_a_training_writes_the_fingerprint_of_its_config_as_given(tmp_path):
     options = small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"})  # the labels come from the data
     expected = run_fingerprint(options)
     run = train(options)
-    assert run.metrics["job"] == expected
+    assert run.metrics["fingerprint"] == expected
     resolved = small_config(tmp_path, task=run.task, trainer=options.trainer)
     assert run_fingerprint(resolved) != expected
     assert find_finished(expected, candidate_folders(options), model=True) == run.folder
@@ -102,7 +102,7 @@ def test_a_folder_from_the_config_is_searched_with_its_numbered_alternatives(tmp
     for name in ("mine", "mine_1", "mine_2", "minerva"):
         (tmp_path / name).mkdir()
     assert [path.name for path in candidate_folders(options)] == ["mine", "mine_1", "mine_2"]
-    write_json(tmp_path / "mine_2" / "metrics.json", {"job": "abc"})
+    write_json(tmp_path / "mine_2" / "metrics.json", {"fingerprint": "abc"})
     (tmp_path / "mine_1" / "metrics.json").write_bytes(b"\xff damaged")
     assert find_finished("abc", candidate_folders(options), model=False) == tmp_path / "mine_2"
-    assert json.loads((tmp_path / "mine_2" / "metrics.json").read_text())["job"] == "abc"
+    assert json.loads((tmp_path / "mine_2" / "metrics.json").read_text())["fingerprint"] == "abc"

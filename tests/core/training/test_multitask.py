@@ -249,5 +249,5 @@ def test_options_chosen_on_validation_are_saved_by_task(tmp_path):
     threshold = runs.tasks["many"].task.threshold
     assert threshold is not None
     assert load_run(runs.folder / "many").task.threshold == threshold
-    assert runs.tasks["many"].config["adjusted"] == {"threshold": threshold}
-    assert runs.tasks["mood"].config["adjusted"] == {}
+    assert runs.tasks["many"].config["tuned_options"] == {"threshold": threshold}
+    assert runs.tasks["mood"].config["tuned_options"] == {}

@@ -137,8 +137,8 @@ class RunRecord:
     @property
     def curves_source(self) -> tuple[Path, str | None]:
         """The folder whose metrics.csv holds the training's curves, and the task's name in it if it has several."""
-        member = self.config.get("member")
-        return (self.folder.parent if member else self.folder), member
+        task = self.config.get("task_name")
+        return (self.folder.parent if task else self.folder), task
 
     @property
     def plugin(self) -> Task:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
-IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "adjusted", "command", "run"}
+IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "tuned_options", "command", "run"}
 
 
 @dataclass
@@ -111,7 +111,7 @@ def seed_groups(records: Sequence[RunRecord]) -> list[SeedGroup]:
 def _method_config(record: RunRecord) -> dict[str, Any]:
     """A run's config without the keys that do not define its method."""
     config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
-    tuned = record.config.get("adjusted") or {}  # on validation, so these values follow from the seed
+    tuned = record.config.get("tuned_options") or {}  # on validation, so these values follow from the seed
     return config | {"task": {key: value for key, value in config["task"].items() if key not in tuned}}
 
 

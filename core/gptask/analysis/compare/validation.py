@@ -7,9 +7,15 @@ from typing import Any
 from gptask.runs.config_file import RUN_FORMAT
 
 Kinds = dict[str, type | tuple[type, ...]]
-NUMBER, GROUP, NOTHING = (int, float), (dict, type(None)), type(None)
+NUMBER, OPTIONAL_MAPPING, NOTHING = (int, float), (dict, type(None)), type(None)
 CONFIG: Kinds = {"plugin": dict, "task": dict}
-OPTIONAL: Kinds = {"data": GROUP, "backbone": GROUP, "tuning": GROUP, "adjusted": GROUP, "parent": (str, NOTHING)}
+OPTIONAL: Kinds = {
+    "data": OPTIONAL_MAPPING,
+    "backbone": OPTIONAL_MAPPING,
+    "tuning": OPTIONAL_MAPPING,
+    "tuned_options": OPTIONAL_MAPPING,
+    "parent": (str, NOTHING),
+}
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
 METRIC: Kinds = {"value": NUMBER, "interval": list, "n": int, "direction": str, "range": list, "signature": str}
 COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable_parameters")

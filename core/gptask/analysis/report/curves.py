@@ -16,16 +16,16 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps (P,), values (P,)
 Points = list[tuple[int, float]]  # step and value
 
 
-def learning_curves(folder: Path, member: str | None = None) -> dict[str, Curve]:
+def learning_curves(folder: Path, task: str | None = None) -> dict[str, Curve]:
     """The values logged in training and validation, by name; empty if there is no metrics.csv.
 
-    With a ``member``, the result holds only what a run of several tasks logged for that task. Raises `UserError` for a
+    With a ``task``, the result holds only what a run of several tasks logged for that task. Raises `UserError` for a
     damaged file.
     """
     points_by_name: dict[str, Points] = {}
     for path in _metrics_files(folder):
         columns = _read_columns(path)
-        for name, points in (columns if member is None else _columns_of_task(columns, member)).items():
+        for name, points in (columns if task is None else _columns_of_task(columns, task)).items():
             first_step = points[0][0]  # a resumed run repeats the steps after its checkpoint
             earlier = [point for point in points_by_name.get(name, []) if point[0] < first_step]
             points_by_name[name] = earlier + points

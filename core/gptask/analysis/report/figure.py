@@ -26,7 +26,7 @@ COLOUR_COUNT = 6  # the seventh run has the first colour again, with another mar
 INK, MUTED, GRID = "#010101", "#010102", "#010103"  # placeholders for the colours of the page's style sheet
 COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 COLOURS |= {f"#0101a{k}": f"var(--c{k})" for k in range(COLOUR_COUNT)}
-STYLE: dict[Any, Any] = {
+FIGURE_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gptask",
     "text.parse_math": False,
@@ -64,7 +64,7 @@ def svg_figure(key: str, title: str, description: str, draw: Callable[[Figure], 
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(FIGURE_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts for them
         canvas = Figure(figsize=SIZE)
         canvas.subplots_adjust(**MARGINS)

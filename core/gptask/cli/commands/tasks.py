@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from gptask.cli.arguments import VerbParser
-from gptask.cli.output import write_json
+from gptask.cli.output import print_json
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
@@ -127,7 +127,7 @@ def _command_line_value(value: Any) -> str:
 
 def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
     if as_json:
-        write_json([_description(plugin) for plugin in plugins])
+        print_json([_description(plugin) for plugin in plugins])
         return
     rows = [[p.name, p.origin, p.contract or "-", p.state, _summary(p.task) if p.task else p.error] for p in plugins]
     _show_table(PLUGIN_COLUMNS, rows)
@@ -136,7 +136,7 @@ def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
 
 def _show_task(plugin: Plugin, task: type[Task], as_json: bool) -> None:
     if as_json:
-        write_json(_description(plugin))
+        print_json(_description(plugin))
         return
     sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
     field_rows = [

@@ -72,7 +72,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list
 def _require_checkpoint(folder: str, config: dict[str, Any]) -> None:
     if not any((Path(folder) / "checkpoints").glob("*.ckpt")):
         hint = "start again without resume"
-        if config.get("member"):
+        if config.get("task_name"):
             hint = f"it is one task of {Path(folder).parent}, which can be resumed"
         raise UserError(f"{folder} has no checkpoint to resume from; {hint}")
 

@@ -9,18 +9,18 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from gptask.errors import UserError
+from gptask.plugins.compatibility import HYDRA_VALUES
 from gptask.plugins.discovery import ENTRY_POINT_GROUP
 
-TASK_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-HYDRA_VALUES = {"null", "true", "false", "inf", "nan"}  # Hydra reads task=null as no text
+NEW_TASK_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 PROJECT_FOLDERS = {"tests", "outputs"}  # lie beside the task's module
 
 
 def check_task_name(name: str) -> None:
     """Raise `UserError` for a name that is no module name, or that is in use."""
-    if not TASK_NAME.fullmatch(name):
+    if not NEW_TASK_NAME.fullmatch(name):
         suggestion = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_")
-        hint = f" Did you mean '{suggestion}'?" if TASK_NAME.fullmatch(suggestion) else ""
+        hint = f" Did you mean '{suggestion}'?" if NEW_TASK_NAME.fullmatch(suggestion) else ""
         raise UserError(
             f"{name!r} can't name a task: expected lower-case letters, digits and single underscores between them, "
             f"starting with a letter, as in hate_speech.{hint}"

@@ -81,7 +81,7 @@ def test_what_validation_chose_does_not_make_another_method(sentiment_run, tmp_p
     for seed in (1, 2):
         folder = sentiment_run(f"a{seed}", 0.9, draw=seed, seed=seed)
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["task"]["threshold"], config["adjusted"] = seed / 10, {"threshold": seed / 10}
+        config["task"]["threshold"], config["tuned_options"] = seed / 10, {"threshold": seed / 10}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert len(compare(runs(tmp_path)).tables[0].methods) == 1
 

@@ -2,7 +2,7 @@
 
 import xml.etree.ElementTree as ET
 
-from gptask.analysis.report.figure import INK, STYLE, colour, svg_figure
+from gptask.analysis.report.figure import FIGURE_STYLE, INK, colour, svg_figure
 
 
 def svg_text(key="k", label="中文 $x$ <script>&", title="a <b> & c"):
@@ -32,7 +32,7 @@ def test_colours_follow_the_page():
 
 
 def test_the_style_uses_only_placeholder_colours():
-    assert {value for name, value in STYLE.items() if "color" in name} <= {INK, "#010102", "#010103"}
+    assert {value for name, value in FIGURE_STYLE.items() if "color" in name} <= {INK, "#010102", "#010103"}
 
 
 def test_two_figures_share_no_ids():

@@ -32,7 +32,7 @@ def finish(ran):
 
     def action(config):
         folder = create_run_folder(config.outputs, "sentiment", config.folder)
-        write_json(folder / "metrics.json", {"job": fingerprint.run_fingerprint(config)})
+        write_json(folder / "metrics.json", {"fingerprint": fingerprint.run_fingerprint(config)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
         ran.append((config.seed, str(folder)))

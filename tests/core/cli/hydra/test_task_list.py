@@ -15,7 +15,7 @@ from gptask_tasks.sentiment import Sentiment
 def test_a_list_takes_tasks_presets_and_chosen_names(run_command):
     config = run_command("train", "tasks=[qa,trec,mood:sentiment,films:sst2]").config
     assert config.task is config.data is None
-    assert [type(member.task) for member in config.tasks.values()] == [
+    assert [type(task_config.task) for task_config in config.tasks.values()] == [
         QuestionAnswering, Classification, Sentiment, Sentiment,
     ]  # fmt: skip
     assert config.tasks["trec"].task.readings == 2
@@ -50,7 +50,7 @@ def test_the_kind_of_data_is_set_for_one_task_or_for_all(run_command):
 def test_a_preset_keeps_its_data_while_its_kind_is_unchanged(run_command):
     config = run_command("train", "tasks=[sst2,trec]", "data=files", "data.root=elsewhere").config
     assert config.tasks["sst2"].data.train == "sentiment/sst2/train.tsv"
-    assert {member.data.root for member in config.tasks.values()} == {"elsewhere"}
+    assert {task_config.data.root for task_config in config.tasks.values()} == {"elsewhere"}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def saved(tmp_path):
     write_config(folder, config)
     (folder / "mood").mkdir()
     alone = Config(task=config.tasks["mood"].task, data=config.tasks["mood"].data, backbone=config.backbone, seed=7)
-    write_config(folder / "mood", alone, member="mood")
+    write_config(folder / "mood", alone, task_name="mood")
     return folder, config
 
 

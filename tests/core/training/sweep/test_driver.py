@@ -42,7 +42,7 @@ class SimulatedTrainings:
         for value in (-options.tuning.lr, -options.tuning.lr / 2):
             pruning.values.append(value)
             pruning.trial.report(value, len(pruning.values))
-        write_json(folder / "metrics.json", {"job": run_fingerprint(options)})
+        write_json(folder / "metrics.json", {"fingerprint": run_fingerprint(options)})
         (folder / "model").mkdir()
         (folder / "model" / "backbone.json").touch()
 
@@ -217,4 +217,4 @@ def test_a_training_that_is_not_pruned_reports_every_validation(tmp_path):
     values = driver._train(options, study.ask(), "accuracy")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
-    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["job"] == run_fingerprint(options)
+    assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["fingerprint"] == run_fingerprint(options)
