@@ -61,14 +61,14 @@ def test_use_commands_run_in_order(workplace, monkeypatch, capsys):
         if "task=translation" in words:
             arguments += ["task.generation.max_new_tokens=2"]
         call(arguments)
-    said = capsys.readouterr().out
-    assert "sentiment" in said
-    assert len((workplace / "said.jsonl").read_text().splitlines()) == 2
+    output = capsys.readouterr().out
+    assert "sentiment" in output
+    assert len((workplace / "predictions.jsonl").read_text().splitlines()) == 2
     assert (workplace / "exported/config.json").exists()
     runs = [path.parent.name for path in (workplace / "outputs").glob("*/*/metrics.json")]
     assert len(runs) >= 6  # -m skips what has been run before
-    assert set(re.findall(r"^ (\S+)", said, re.MULTILINE)) >= {*runs}  # a row of the tables for each
-    assert not re.search("not compared|not tested", said)
+    assert set(re.findall(r"^ (\S+)", output, re.MULTILINE)) >= {*runs}  # a row of the tables for each
+    assert not re.search("not compared|not tested", output)
     board = (workplace / "outputs/leaderboard.md").read_text(encoding="utf-8")
     assert all(f"## {task}" in board for task in ("sentiment", "classification", "qa", "summarization", "translation"))
     assert "<h1>" in (workplace / "outputs/sentiment/first/report.html").read_text(encoding="utf-8")
@@ -80,8 +80,8 @@ def test_the_python_example_runs(workplace, capsys):
     small = "task=Sentiment(), backbone=Scratch(n_layer=1, n_embd=16, n_head=2, vocab_size=300), tuning=Full(),"
     source = "from gptask.config.schemas import Full, Scratch\n" + code[1].replace("task=Sentiment(),", small)
     exec(compile(source, "README.md", "exec"), {})
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] in ("good", "bad") for line in said[-2:]] == [True, True]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] in ("good", "bad") for line in lines[-2:]] == [True, True]
 
 
 TABLE = re.findall(r"\| `(gptask train experiment=[^`]+)`", README)

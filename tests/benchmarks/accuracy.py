@@ -15,28 +15,28 @@ from transformers import TrainerCallback
 
 RATES = (2e-4, 5e-4, 1e-3)
 EPOCHS = 3
-CHECKS = 4  # of our accuracy an epoch
+CHECKS = 4  # measurements of gptask's accuracy in an epoch
 
 
 class Curve:
-    """Training seconds and accuracy; what evaluation takes is not counted."""
+    """Accuracy over seconds of training; evaluation is not counted."""
 
     def __init__(self) -> None:
         self.points: list[tuple[float, float]] = []
-        self.spent, self.start = 0.0, time.perf_counter()
+        self.trained_seconds, self.start = 0.0, time.perf_counter()
 
     def add(self, measure: Any) -> None:
         """Stop the clock and measure."""
-        self.spent += time.perf_counter() - self.start
-        self.points.append((self.spent, measure()))
+        self.trained_seconds += time.perf_counter() - self.start
+        self.points.append((self.trained_seconds, measure()))
         self.start = time.perf_counter()
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """When it was first reached."""
-        return next((seconds for seconds, reached in self.points if reached >= accuracy), None)
+        """Seconds until this accuracy was first reached."""
+        return next((seconds for seconds, value in self.points if value >= accuracy), None)
 
 
-class TheirCurve(TrainerCallback):
+class ReferenceCurve(TrainerCallback):
     """Accuracy after each epoch of a Trainer."""
 
     def __init__(self, curve: Curve, measure: Any) -> None:
@@ -46,8 +46,8 @@ class TheirCurve(TrainerCallback):
         self.curve.add(self.measure)
 
 
-class OurCurve(pl.Callback):
-    """Accuracy at each validation of ours."""
+class GptaskCurve(pl.Callback):
+    """Accuracy at each validation of gptask."""
 
     def __init__(self) -> None:
         self.curve = Curve()
@@ -56,10 +56,10 @@ class OurCurve(pl.Callback):
         self.curve.start = time.perf_counter()
 
     def on_validation_start(self, trainer: Any, module: Any) -> None:
-        self.curve.spent += time.perf_counter() - self.curve.start
+        self.curve.trained_seconds += time.perf_counter() - self.curve.start
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        self.curve.points.append((self.curve.spent, float(trainer.callback_metrics["val/accuracy"])))
+        self.curve.points.append((self.curve.trained_seconds, float(trainer.callback_metrics["val/accuracy"])))
         self.curve.start = time.perf_counter()
 
 
@@ -70,15 +70,15 @@ def run(tier: str) -> list[Result]:
     ours = Training(options("sst2", "data.limit.train=2000", "data.validation=sentiment/sst2/dev.tsv"))
     labels = ours.config.task.labels
     parts = [labelled(examples, labels) for examples in (ours.examples, ours.data.examples("validation"))]
-    curves = {rate: theirs(ours.location, labels, *parts, rate) for rate in RATES}
-    rate, curve = max(curves.items(), key=lambda item: max(reached for _, reached in item[1].points))
-    best = max(reached for _, reached in curve.points)
-    mine = OurCurve()
-    ours.fit(Path(tempfile.mkdtemp()), EPOCHS, [mine], val_check_interval=1 / CHECKS)
-    reached = mine.curve.seconds_to(best)
-    seconds = reached or mine.curve.points[-1][0]
-    top = max(accuracy for _, accuracy in mine.curve.points)
-    extra = {"ours": mine.curve.points, "theirs": {str(rate): curve.points for rate, curve in curves.items()}}
+    curves = {rate: reference_curve(ours.location, labels, *parts, rate) for rate in RATES}
+    rate, curve = max(curves.items(), key=lambda item: max(accuracy for _, accuracy in item[1].points))
+    best = max(accuracy for _, accuracy in curve.points)
+    measured = GptaskCurve()
+    ours.fit(Path(tempfile.mkdtemp()), EPOCHS, [measured], val_check_interval=1 / CHECKS)
+    points = measured.curve.points
+    seconds = measured.curve.seconds_to(best) or points[-1][0]
+    top = max(accuracy for _, accuracy in points)
+    extra = {"ours": points, "reference": {str(rate): curve.points for rate, curve in curves.items()}}
     note = f"reference's best {best:.1f} with learning rate {rate:g}; ours at best {top:.1f}"
     return [
         Result(
@@ -88,13 +88,13 @@ def run(tier: str) -> list[Result]:
     ]  # fmt: skip
 
 
-def theirs(location: str, labels: list[str], train: Any, dev: Any, rate: float) -> Curve:
-    """The tuned Trainer for all epochs."""
+def reference_curve(location: str, labels: list[str], train: Any, dev: Any, rate: float) -> Curve:
+    """Train the tuned Trainer for all epochs."""
     model = reference.classifier(location, labels, lora=True)
     settings = reference.TUNED | {"learning_rate": rate, "num_train_epochs": EPOCHS}
     trainer = reference.classification(model, location, *train, **settings)
     curve = Curve()
-    trainer.add_callback(TheirCurve(curve, lambda: reference.accuracy(model, location, *dev)))
+    trainer.add_callback(ReferenceCurve(curve, lambda: reference.accuracy(model, location, *dev)))
     curve.start = time.perf_counter()
     trainer.train()
     return curve

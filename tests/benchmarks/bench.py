@@ -17,8 +17,8 @@ import warnings
 
 from harness import ROOT, Result, report
 
-COMPARISONS = ("training", "pretraining", "inference", "generation", "kept", "memory", "startup", "attention", "packed")
-COMPARISONS += ("accuracy",)
+COMPARISONS = ("training", "pretraining", "inference", "generation")
+COMPARISONS += ("activation_cache", "memory", "startup", "attention", "packed_weights", "accuracy")
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
     try:
         for name in arguments.comparisons:
             start = time.perf_counter()
-            found = importlib.import_module(name).run(arguments.tier)
-            results += found
-            for result in found:
+            comparison_results = importlib.import_module(name).run(arguments.tier)
+            results += comparison_results
+            for result in comparison_results:
                 print(" | ".join(result.row()), flush=True)
             print(f"({name}: {time.perf_counter() - start:.0f} s)", flush=True)
             gc.collect()

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/checkouts.py OLD NEW [--rounds 3] [--data shared/data]
 
-It calls `options` and `Training` (`epoch`, `test`, `examples`) of a checkout's ours.py, and sets `DATA` in its
-harness.py. Nothing else should run on the machine: where threads wait for one another, some steps are tenfold slower.
+The script calls `options` and `Training` (`epoch`, `test`, `examples`) of a checkout's ours.py, and sets `DATA` in its
+harness.py. Nothing else should run on the machine: where threads wait for one another, some steps are ten times slower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from identity import environment
 
-# Experiment, what it is measured with, and whether examples are trained on instead of tested.
+# Each row: experiment, overrides, and whether training is measured instead of testing.
 ROWS = {
     "SST-2 training": ("sst2", ["data.limit.train=240"], True),
     "SST-2 classification": ("sst2", ["tuning=lora", "data.limit.train=16", "data.limit.test=480"], False),
@@ -29,7 +29,7 @@ ROWS = {
         False,
     ),
 }
-PASSES = 2  # over the examples, after one that is not counted: kernels are chosen and memory is taken there
+PASSES = 2  # passes over the examples; one more goes first uncounted, which chooses kernels and allocates memory
 
 
 def main() -> None:
@@ -42,8 +42,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sides = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     folders = [Path(__file__).parents[3], *(checkout.parent for checkout in sides.values())]
-    found = (folder / "shared" / "data" for folder in folders)
-    data = arguments.data or next(filter(Path.is_dir, found), None)
+    candidates = (folder / "shared" / "data" for folder in folders)
+    data = arguments.data or next(filter(Path.is_dir, candidates), None)
     if not data or not data.is_dir():
         parser.error("the real data is not there: --data=<folder>")
     rates = defaultdict(list)
@@ -53,8 +53,8 @@ def main() -> None:
             for row in ROWS:
                 for side, checkout in sides.items():
                     rates[row, side].append(rate(row, checkout, data.resolve(), variables[side]))
-                    said = f"round {number + 1}, {row}, {side}: {rates[row, side][-1]:.4g} examples/s"
-                    print(said, file=sys.stderr, flush=True)
+                    progress = f"round {number + 1}, {row}, {side}: {rates[row, side][-1]:.4g} examples/s"
+                    print(progress, file=sys.stderr, flush=True)
     print(f"old: {sides['old']}, new: {sides['new']}")
     print(f"examples/s, median (lowest to highest) of {arguments.rounds} rounds\n")
     print("| measure | old | new | new / old |\n| --- | --- | --- | --- |")
@@ -72,10 +72,10 @@ def rate(row: str, checkout: Path, data: Path, variables: dict[str, str]) -> flo
     command = [sys.executable, __file__, "measure", row, str(checkout), str(data)]
     folder = variables["GPTASK_CACHE"]
     Path(folder).mkdir(exist_ok=True)
-    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} (code {done.returncode})\n{done.stderr[-3000:]}")
-    return float(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} (code {process.returncode})\n{process.stderr[-3000:]}")
+    return float(process.stdout.splitlines()[-1])
 
 
 def measure(row: str, checkout: Path, data: Path) -> float:
@@ -83,21 +83,21 @@ def measure(row: str, checkout: Path, data: Path) -> float:
     sys.path.insert(0, str(checkout / "tests" / "benchmarks"))
     import harness
 
-    harness.DATA = data  # ours takes it from there
+    harness.DATA = data  # ours.py imports it from there
     from ours import Training, options
 
     experiment, overrides, train = ROWS[row]
     training, folder = Training(options(experiment, *overrides)), Path(tempfile.mkdtemp(dir="."))
 
-    def once() -> int:
+    def one_pass() -> int:
         if not train:
             return training.test(folder)
         training.epoch(folder)
         return len(training.examples)
 
-    once()
+    one_pass()
     start = time.perf_counter()
-    return sum(once() for _ in range(PASSES)) / (time.perf_counter() - start)
+    return sum(one_pass() for _ in range(PASSES)) / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from harness import FULL, Result, alternate, bf16, matrix_peak, matrix_weights, memory_rate
 from ours import Training, options
 
-BATCHES = {FULL: (16, 32, 64), "quick": (32,)}  # of which the reference in bfloat16 takes its best
+BATCHES = {FULL: (16, 32, 64), "quick": (32,)}  # batch sizes of the reference in bfloat16, of which the best counts
 
 
 def run(tier: str) -> list[Result]:
@@ -23,7 +23,7 @@ def run(tier: str) -> list[Result]:
 
 
 def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list[Result]:
-    """Both sides write until EOS, a stop text or ``new`` tokens."""
+    """Both sides generate until EOS, a stop text or ``new`` tokens."""
     from gptask.model.generation.generate import generate
     from gptask.model.heads import GenerationHead
 
@@ -36,70 +36,74 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
     texts: dict[str, list[str]] = {}
     batches: list[Any] = []
 
-    def mine() -> float:
-        said: dict[int, str] = {}
+    def generate_ours() -> float:
+        generated: dict[int, str] = {}
         batches.clear()
         for batch in loader:
-            found = [text.text for text in generate(backbone, batch.prompts(), head.options)]
-            said.update(zip(batch.rows, found, strict=True))
-            batches.append((batch.prompts(), found))
-        texts["ours"] = [said[row] for row in range(len(ids))]
-        return written(texts["ours"])
+            answers = [text.text for text in generate(backbone, batch.prompts(), head.options)]
+            generated.update(zip(batch.rows, answers, strict=True))
+            batches.append((batch.prompts(), answers))
+        texts["ours"] = [generated[row] for row in range(len(ids))]
+        return token_count(texts["ours"])
 
-    def written(answers: list[str]) -> float:
-        return sum(map(tokens, answers))
+    def token_count(answers: list[str]) -> float:
+        return sum(map(length, answers))
 
-    def tokens(answer: str) -> int:
+    def length(answer: str) -> int:
         return len(backbone.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
 
-    def theirs(kind: str, generator: Any, batch: int) -> float:
+    def generate_reference(kind: str, generator: Any, batch: int) -> float:
         texts[kind] = generator(ids, batch, new, head.options.stop)
-        return written(texts[kind])
+        return token_count(texts[kind])
 
     exact = reference.Generator(ours.location, torch.float32)
-    tasks: dict[str, Any] = {"ours": mine, "fp32": lambda: theirs("fp32", exact, 16)}
+    tasks: dict[str, Any] = {"ours": generate_ours, "fp32": lambda: generate_reference("fp32", exact, 16)}
     if bf16():
         half = reference.Generator(ours.location, torch.bfloat16)
         for batch in BATCHES[tier]:
-            tasks[f"bf16 {batch}"] = lambda batch=batch: theirs("bf16", half, batch)
+            tasks[f"bf16 {batch}"] = lambda batch=batch: generate_reference("bf16", half, batch)
     rates = alternate(tasks, 3 if tier == FULL else 1)
     against = [("fp32", "generate() fp32, batch 16", 6.0)]
     note = f"texts equal to generate() in fp32: {agreement(texts['ours'], texts['fp32'])}"
     peak, rate = matrix_peak(), memory_rate()
-    lowest = bound(backbone, [(said, [*map(tokens, answers)]) for said, answers in batches], 1e9 * peak, 1e9 * rate)
-    took = written(texts["ours"]) / max(rates["ours"])
-    note += f"; {took:.1f} s, at {peak:.0f} GFLOP/s and {rate:.0f} GB/s no less than {lowest:.1f} s"
+    counted = [(prompts, [*map(length, answers)]) for prompts, answers in batches]
+    lowest = bound(backbone, counted, 1e9 * peak, 1e9 * rate)
+    seconds = token_count(texts["ours"]) / max(rates["ours"])
+    note += f"; {seconds:.1f} s, at {peak:.0f} GFLOP/s and {rate:.0f} GB/s no less than {lowest:.1f} s"
     if bf16():
         best = max(BATCHES[tier], key=lambda batch: max(rates[f"bf16 {batch}"]))
         against.append((f"bf16 {best}", f"generate() bf16, batch {best}", 2.2))
         note += f"; its own bf16: {agreement(texts['bf16'], texts['fp32'])}"
     return [
-        Result(f"generation, {name}", "tokens/s", rates["ours"], rates[kind], said, least, note=note)
-        for kind, said, least in against
+        Result(f"generation, {name}", "tokens/s", rates["ours"], rates[kind], reference_name, least, note=note)
+        for kind, reference_name, least in against
     ]
 
 
 def bound(backbone: Any, batches: list[tuple[list[list[int]], list[int]]], peak: float, rate: float) -> float:
-    """Seconds that no decoder of these prompts and numbers of new tokens goes below, at a matrix peak in FLOP/s and a
-    memory that gives so many bytes/s: all tokens of prompts, shared ones once, go through the layers' matrices, and
-    each step multiplies with or reads them, the vocabulary and its rows' keys and values."""
+    """A lower bound of the seconds that decoding these prompts and numbers of new tokens takes.
+
+    ``peak`` is the matrix peak in FLOP/s, ``rate`` the memory's bytes/s. All tokens of the prompts, shared ones once,
+    go through the layers' matrices; each step multiplies with these matrices and the vocabulary, or reads them and the
+    keys and values of its rows.
+    """
     from gptask.model.engine.packing import split_prefixes
     from gptask.model.generation.generate import position_bytes
 
     layers = matrix_weights(backbone.model)
-    every = layers + backbone.model.get_output_embeddings().weight.numel()
+    all_weights = layers + backbone.model.get_output_embeddings().weight.numel()
     size, position = backbone.model.dtype.itemsize, position_bytes(backbone)
     seconds = 0.0
     for prompts, counts in batches:
         seconds += 2 * layers * split_prefixes(prompts).size / peak
-        for step in range(1, max(counts)):  # the first tokens come from reading
-            seen = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]
-            read = size * every + position * sum(seen)
-            seconds += max(2 * every * len(seen) / peak, read / rate)
+        for step in range(1, max(counts)):  # reading the prompts gives the first tokens
+            lengths = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]
+            read = size * all_weights + position * sum(lengths)
+            seconds += max(2 * all_weights * len(lengths) / peak, read / rate)
     return seconds
 
 
 def agreement(texts: list[str], expected: list[str]) -> str:
-    """Share of equal texts: rounding in bfloat16 changes some, on either side."""
+    """Share of equal texts; rounding in bfloat16 changes some, on either side."""
     same = sum(a.strip() == b.strip() for a, b in zip(texts, expected, strict=True))
     return f"{100 * same / len(texts):.0f}%"

@@ -1,4 +1,4 @@
-"""What every comparison shares: alternating rounds, results with their ratios, and a report as JSON and Markdown."""
+"""Shared by the comparisons: alternating rounds, results with their ratios, and a report as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FULL = "full"
 
 @dataclass
 class Result:
-    """One comparison: what both sides reached in each round, higher being better unless ``lower``."""
+    """One comparison: the values of both sides in each round, where higher is better unless ``lower``."""
 
     measure: str
     unit: str
     ours: list[float]
     reference: list[float]
-    against: str  # what the reference is
-    least: float | None = None  # the ratio asked for
+    against: str  # name of the reference
+    least: float | None = None  # the ratio to reach
     lower: bool = False  # seconds and megabytes: the reference is divided by ours, so that above 1 is better
     quality: tuple[float, float] | None = None  # ours, reference: a ratio counts only if ours is as good
     note: str = ""
@@ -66,10 +66,10 @@ def _span(values: list[float]) -> str:
 def alternate(
     sides: dict[str, Callable[[], float]], rounds: int, after_first: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Work per second of each side, the sides taking turns; a side does its work and says how much it was.
+    """Work per second of each side; the sides take turns, and each call does its work and returns how much it was.
 
-    One round that is not counted goes first: kernels are chosen and memory is taken there. What is called after it sees
-    models that have learned from everything once.
+    One round that is not counted goes first: it chooses kernels and allocates memory. ``after_first`` is called behind
+    it, when models have learned from all examples once.
     """
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -84,7 +84,7 @@ def alternate(
 
 
 def bf16() -> bool:
-    """Whether this processor multiplies in bfloat16: emulated it is a hundred times slower, so neither side uses it."""
+    """Whether this processor multiplies in bfloat16; emulation is a hundred times slower, so neither side uses it."""
     import torch
     from gptask.config.schemas import DType
     from gptask.model.backbone.backbone import number_format
@@ -130,21 +130,21 @@ def matrix_weights(model: Any) -> int:
 
 def subprocess_rate(*arguments: str) -> dict[str, Any]:
     """Run a Python program that prints one JSON line last, in a process of its own."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{arguments} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{arguments} failed:\n{process.stdout[-2000:]}\n{process.stderr[-2000:]}")
+    return dict(json.loads(process.stdout.strip().splitlines()[-1]))
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on, with the matrix peaks of this very run."""
+    """The machine that the numbers were measured on, with the matrix peaks of this very run."""
     import torch
 
-    model = [
+    names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return {
-        "processor": model[0] if model else platform.processor(),
+        "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -157,12 +157,12 @@ def report(results: list[Result], tier: str, folder: Path) -> Path:
     """Write ``<date>.json`` and ``<date>.md``; return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    here = machine()
+    facts = machine()
     rows = [asdict(result) | {"ratio": result.ratio, "counts": result.counts} for result in results]
-    content = {"tier": tier, "machine": here, "results": rows}
+    content = {"tier": tier, "machine": facts, "results": rows}
     (folder / f"{stamp}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     lines = [" | ".join(cells) for cells in (HEADER, ["---"] * len(HEADER), *(result.row() for result in results))]
-    head = f"`make bench TIER={tier}`, {stamp}; " + ", ".join(f"{name} {value}" for name, value in here.items())
+    head = f"`make bench TIER={tier}`, {stamp}; " + ", ".join(f"{name} {value}" for name, value in facts.items())
     page = folder / f"{stamp}.md"
     page.write_text(head + "\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
     return page

@@ -24,12 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What a later commit calls otherwise, old -> new: an override ("task=qa"), the name of an option ("task.answer") or a
-# key of a result ("val/loss"). Cases are given by old names, and by new ones to a checkout that refuses those.
+# Names that a later commit changed, old -> new: an override ("task=qa"), the name of an option ("task.answer") or a
+# key of a result ("val/loss"). Cases use the old names, and the new ones for a checkout that refuses the old ones.
 RENAMED: dict[str, str] = {}
 
 COMMON = ["data.limit.validation=20", "data.limit.test=24", "trainer.max_steps=20", "trainer.log_every_n_steps=1"]
-SHORT = ["data.limit.train=160", "data.batch_tokens=512"]  # two epochs, so that the second reads what the first kept
+SHORT = ["data.limit.train=160", "data.batch_tokens=512"]  # two epochs, of which the second reads cached states
 LONG = ["data.limit.train=32", "data.batch_tokens=512"]
 DOCUMENTS = ["data.batch_tokens=256"]
 SPAN = ["task.answer=span", *LONG]
@@ -47,7 +47,8 @@ CASES = [
     ["backbone=smollm2", "task=language_modeling", "tuning=full", *DOCUMENTS],
 ]
 PARTS = ("losses", "weights", "predictions", "metrics")
-# Of metrics.json: not what names the code (job, versions, commit) nor what the machine decides (time, memory, paths).
+# Compared keys of metrics.json: none that names the code (job, versions, commit) or depends on the machine (time,
+# memory, paths).
 METRICS = ("n", "metrics", "details", "test_data_hash", "weights_hash", "trainable_parameters", "parameters")
 
 
@@ -73,8 +74,8 @@ def main() -> int:
             for checkout, other in zip(checkouts[1:], values[1:], strict=True):
                 keys = (key for key in values[0] | other if values[0].get(key) != other.get(key))
                 if key := next(keys, None):
-                    said = f"{values[0].get(key)} and, in {checkout}, {other.get(key)}"
-                    differences.append(f"{case}, {part}, {key}: {said}")
+                    contrast = f"{values[0].get(key)} and, in {checkout}, {other.get(key)}"
+                    differences.append(f"{case}, {part}, {key}: {contrast}")
         print(f"| {' | '.join(cells)} |")
     if differences or len(checkouts) > 1:
         print("", *(differences or ["identical"]), sep="\n")
@@ -99,7 +100,7 @@ def run_cases(checkout: Path) -> dict[str, dict[str, dict[str, Any]]]:
 def environment(checkout: Path, folder: Path) -> dict[str, str]:
     """Variables with which Python runs a checkout's gptask and plugins instead of the installed ones.
 
-    What is needed for that goes to ``folder``, as does gptask's cache.
+    The package metadata they need is written to ``folder``, which also holds gptask's cache.
     """
     pyproject = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))
     project, packages = pyproject["project"], pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -116,16 +117,16 @@ def environment(checkout: Path, folder: Path) -> dict[str, str]:
 
 
 def train(case: list[str], variables: dict[str, str], folder: Path) -> str:
-    """Train a case into a run folder; return what went wrong, if anything did.
+    """Train a case into a run folder; return the error, or nothing.
 
-    Threads wait asleep: results are the same, and beside other programs an LSTM is not slowed down twentyfold.
+    Threads sleep while they wait: results are the same, and beside other programs an LSTM is not 20 times slower.
     """
     for names in ({}, RENAMED):
         command = [sys.executable, "-m", "gptask", "train", f"folder={folder}", "seed=13"]
         for override in [*case, *COMMON]:
             option, value = override.split("=", 1)
             command.append(names.get(override, f"{names.get(option, option)}={value}"))
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             env=variables | {"OMP_WAIT_POLICY": "passive"},
             cwd=folder.parent,
@@ -133,16 +134,16 @@ def train(case: list[str], variables: dict[str, str], folder: Path) -> str:
             text=True,
             check=False,
         )
-        if done.returncode == 0:
+        if process.returncode == 0:
             return ""
-        if done.returncode != 2 or not RENAMED:  # 2: an option is not known
+        if process.returncode != 2 or not RENAMED:  # 2: an option is not known
             break
-    print(" ".join(command), done.stderr[-3000:], sep="\n", file=sys.stderr, flush=True)
-    return f"exit code {done.returncode}"
+    print(" ".join(command), process.stderr[-3000:], sep="\n", file=sys.stderr, flush=True)
+    return f"exit code {process.returncode}"
 
 
 def run_values(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is compared of a run folder: for each part its values by key."""
+    """The compared values of a run folder, by key, for each part."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as stream:
         losses = {
             f"epoch {row['epoch']} step {row['step']} {RENAMED.get(column, column)}": value
@@ -152,9 +153,9 @@ def run_values(folder: Path) -> dict[str, dict[str, Any]]:
         }
     weights = {str(path.relative_to(folder)): tensors(path) for path in sorted(folder.glob("model/**/*.safetensors"))}
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     names = {known for name in METRICS for known in (name, RENAMED.get(name))}
-    metrics = {name: value for name, value in written.items() if name in names}
+    metrics = {name: value for name, value in result.items() if name in names}
     return {
         part: dict(flat(values)) for part, values in zip(PARTS, (losses, weights, predictions, metrics), strict=True)
     }
@@ -164,17 +165,17 @@ def tensors(path: Path) -> dict[str, str]:
     """Number format, shape and digest of each tensor in a safetensors file, read as bytes: NumPy has no bfloat16."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
-    found = {}
+    digests = {}
     for name, tensor in json.loads(content[8:start]).items():
         if name != "__metadata__":
             first, last = tensor["data_offsets"]
             sha = hashlib.sha256(content[start + first : start + last]).hexdigest()[:12]
-            found[name] = f"{tensor['dtype']} {tensor['shape']} {sha}"
-    return found
+            digests[name] = f"{tensor['dtype']} {tensor['shape']} {sha}"
+    return digests
 
 
 def flat(values: Any, *path: str) -> Iterator[tuple[str, Any]]:
-    """Values of nested JSON with their whole keys, in new names."""
+    """Values of nested JSON with their dotted keys, in new names."""
     if not isinstance(values, dict | list) or not values:
         yield ".".join(path), values
         return
@@ -183,7 +184,7 @@ def flat(values: Any, *path: str) -> Iterator[tuple[str, Any]]:
 
 
 def digest(values: dict[str, Any]) -> str:
-    """Of values by key, whatever their order."""
+    """The digest of values by key, independent of their order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

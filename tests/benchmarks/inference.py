@@ -18,7 +18,7 @@ def run(tier: str) -> list[Result]:
     """
     count, rounds = (872, 3) if tier == FULL else (128, 1)
     limits = "data.limit.train=16", f"data.limit.test={count}"
-    ours = Training(options("sst2", "tuning=lora", *limits))  # all layers, as the pipeline
+    ours = Training(options("sst2", "tuning=lora", *limits))  # all layers, as in the pipeline
     head = ours.module.head
     examples = [dict(example) for example in ours.data.examples("test")]
     model = reference.classifier(ours.location, head.labels)
@@ -27,14 +27,14 @@ def run(tier: str) -> list[Result]:
     classify = pipeline("text-classification", model=model, tokenizer=words, batch_size=32)
     folder = Path(tempfile.mkdtemp())
 
-    def theirs() -> float:
+    def run_pipeline() -> float:
         classify([example["text"] for example in examples])
         return len(examples)
 
-    rates = alternate({"ours": lambda: ours.test(folder), "pipeline": theirs}, rounds)
+    rates = alternate({"ours": lambda: ours.test(folder), "pipeline": run_pipeline}, rounds)
     prompted = classify([ours.config.task.format_prompt(example) for example in examples])
-    same = sum(said["label"] == example["label"] for said, example in zip(prompted, examples, strict=True))
-    quality = (ours.accuracy(), 100 * same / len(examples))
+    correct = sum(output["label"] == example["label"] for output, example in zip(prompted, examples, strict=True))
+    quality = (ours.accuracy(), 100 * correct / len(examples))
     against = "pipeline, batch 32"
     return [
         Result(

@@ -11,18 +11,18 @@ from harness import FULL, Result, subprocess_rate
 
 
 def run(tier: str) -> list[Result]:
-    """Megabytes resident at most."""
+    """Peak megabytes in resident memory."""
     count = 320 if tier == FULL else 96
     results = []
     for experiment in ("sst2", "dialogsum") if tier == FULL else ("sst2",):
-        used = {side: subprocess_rate(__file__, side, experiment, str(count))["mb"] for side in ("ours", "tuned")}
+        peaks = {side: subprocess_rate(__file__, side, experiment, str(count))["mb"] for side in ("ours", "tuned")}
         name = f"peak memory of LoRA training, {experiment}"
-        results.append(Result(name, "MB", [used["ours"]], [used["tuned"]], "tuned Trainer", 1.25, lower=True))
+        results.append(Result(name, "MB", [peaks["ours"]], [peaks["tuned"]], "tuned Trainer", 1.25, lower=True))
     return results
 
 
 def train(side: str, experiment: str, count: int) -> float:
-    """One epoch of a side; its peak in MB."""
+    """Train one epoch of a side; return its peak in MB."""
     from gptask.runs.provenance import peak_memory_mb
     from ours import Training, options
 
@@ -30,12 +30,12 @@ def train(side: str, experiment: str, count: int) -> float:
     if side == "ours":
         Training(overrides).epoch(Path(tempfile.mkdtemp()))
     else:
-        tuned(overrides)
+        train_reference(overrides)
     return peak_memory_mb()
 
 
-def tuned(overrides: list[str]) -> None:
-    """The reference's epoch; nothing of gptask's model is ever loaded beside it."""
+def train_reference(overrides: list[str]) -> None:
+    """Train the reference for one epoch; gptask's model is never loaded beside it."""
     import reference
     from gptask.model.backbone.locate import locate
     from gptask.training import builder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LR, LEAST, WARMUP, CLIP = 1e-3, 1e-4, 100, 1.0
+LR, MIN_LR, WARMUP, CLIP = 1e-3, 1e-4, 100, 1.0
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class GPT(nn.Module):
 
     def __init__(self, vocabulary: int, block: int, layers: int, heads: int, channels: int) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(vocabulary, channels), nn.Embedding(block, channels)
+        self.tokens, self.positions = nn.Embedding(vocabulary, channels), nn.Embedding(block, channels)
         self.blocks = nn.ModuleList(Block(channels, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(channels, bias=False)
         for name, weight in self.named_parameters():
@@ -47,7 +47,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor, following: Tensor) -> Tensor:
         """Mean cross-entropy of the tokens (B, T) that follow ids (B, T)."""
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.norm(x), self.tokens.weight)
@@ -55,11 +55,11 @@ class GPT(nn.Module):
 
 
 class Loop:
-    """A training that goes on by as many steps as it is asked for."""
+    """A training that is continued for a given number of steps at a time."""
 
     def __init__(self, model: GPT, ids: Tensor, batch: int, block: int, steps: int) -> None:
         self.model, self.ids, self.batch, self.block, self.steps = model, ids, batch, block, steps
-        self.done = 0
+        self.steps_done = 0
         groups = [
             {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
             {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -68,13 +68,13 @@ class Loop:
 
     def rate(self) -> float:
         """The learning rate of the next step."""
-        if self.done < WARMUP:
-            return LR * (self.done + 1) / (WARMUP + 1)
-        share = (self.done - WARMUP) / (self.steps - WARMUP)
-        return LEAST + 0.5 * (1 + math.cos(math.pi * share)) * (LR - LEAST)
+        if self.steps_done < WARMUP:
+            return LR * (self.steps_done + 1) / (WARMUP + 1)
+        share = (self.steps_done - WARMUP) / (self.steps - WARMUP)
+        return MIN_LR + 0.5 * (1 + math.cos(math.pi * share)) * (LR - MIN_LR)
 
-    def drawn(self) -> tuple[Tensor, Tensor]:
-        """Blocks (B, T) from anywhere in the text, and what follows."""
+    def random_blocks(self) -> tuple[Tensor, Tensor]:
+        """Blocks (B, T) from random places of the text, and the tokens that follow each of theirs."""
         starts = torch.randint(len(self.ids) - self.block, (self.batch,)).tolist()
         parts = ((self.ids[s + k : s + k + self.block] for s in starts) for k in (0, 1))
         ids, following = (torch.stack(list(part)) for part in parts)
@@ -86,12 +86,12 @@ class Loop:
         for _ in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
-            loss = self.model(*self.drawn())
+            loss = self.model(*self.random_blocks())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            self.done += 1
+            self.steps_done += 1
 
     @torch.inference_mode()
     def loss(self, ids: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""gptask's side of a comparison: the shipped experiments' own configs, through gptask's own code."""
+"""gptask's side of a comparison: the configs of the shipped experiments, run by gptask's code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLES = {"sst2": "sentiment", "multi30k": "translation", "dialogsum": "summari
 
 
 def options(experiment: str, *more: str) -> list[str]:
-    """Overrides for an experiment on the real data where it lies, on the task's sample otherwise."""
+    """Overrides for an experiment: on the real data if it is there, otherwise on the task's sample."""
     if DATA.is_dir():
         return [f"experiment={experiment}", f"data.root={DATA}", *more]
     return [f"task={SAMPLES[experiment]}", *more]
@@ -38,11 +38,11 @@ class Training:
     """A training that can be run for one epoch again and again, without validation."""
 
     def __init__(self, overrides: list[str]) -> None:
-        from gptask.training import builder as assembly
+        from gptask.training import builder
         from gptask.training.train import build_module
 
         self.config = config("train", overrides)
-        self.module, self.data = build_module(self.config, assembly.build_corpora(self.config))
+        self.module, self.data = build_module(self.config, builder.build_corpora(self.config))
         self.examples = [dict(example) for example in self.data.examples("train")]
         self.tokens = int(self.data.items("train").column("length").sum())
 
@@ -64,13 +64,13 @@ class Training:
             trainer.fit(self.module, datamodule=self.data)
 
     def epoch(self, folder: Path, **settings: Any) -> None:
-        """One epoch, as slow as a first one, without validation."""
-        for states in filter(None, self.module.runtimes[0].activation_caches.values()):
-            states.done.zero_()
+        """Train one epoch without validation and without states that an earlier one cached."""
+        for cache in filter(None, self.module.runtimes[0].activation_caches.values()):
+            cache.done.zero_()
         self.fit(folder, limit_val_batches=0, **settings)
 
     def test(self, folder: Path) -> int:
-        """Go through the test split; how many examples it has."""
+        """Run the test split; return how many examples it has."""
         from gptask.training.trainer import build_trainer
 
         build_trainer(folder, {}, logger=False).test(self.module, datamodule=self.data, verbose=False)
@@ -78,9 +78,9 @@ class Training:
 
     def accuracy(self) -> float:
         """Accuracy, in percent, of the last test."""
-        seen, predictions = self.module.runtimes[0].predictions("test")
-        right = sum(p.value == example["label"] for p, example in zip(predictions, seen, strict=True))
-        return 100 * right / len(seen)
+        examples, predictions = self.module.runtimes[0].predictions("test")
+        correct = sum(p.value == example["label"] for p, example in zip(predictions, examples, strict=True))
+        return 100 * correct / len(examples)
 
     @property
     def location(self) -> str:

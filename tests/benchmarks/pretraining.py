@@ -20,12 +20,12 @@ BATCH, TURN = 12, 100  # blocks in a step, and steps before the other side's tur
 
 
 class Turns(pl.Callback):
-    """Lets the reference train for as many steps as we have, again and again, and keeps both sides' seconds."""
+    """Lets the reference train for as many steps after every turn of gptask, and records both sides' seconds."""
 
     def __init__(self, text: str, steps: int) -> None:
         self.text, self.steps = text, steps
         self.ours: list[float] = []
-        self.theirs: list[float] = []
+        self.reference: list[float] = []
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Build the reference on the same tokens, and start our clock."""
@@ -43,7 +43,7 @@ class Turns(pl.Callback):
         self.ours.append(now - self.start)
         self.loop.run(TURN)
         self.start = time.perf_counter()
-        self.theirs.append(self.start - now)
+        self.reference.append(self.start - now)
 
 
 def run(tier: str) -> list[Result]:
@@ -59,14 +59,14 @@ def run(tier: str) -> list[Result]:
     for name, part in (("train", text[:cut]), ("held", text[cut:])):
         (folder / f"{name}.txt").write_text(part, encoding="utf-8")
     turns = Turns(text[:cut], steps)
-    made = gptask.train(config("train", options(folder, steps)), callbacks=[turns])
-    ids = [made.backbone.tokenizer.eos_token_id, *made.backbone.tokenizer(text[cut:])["input_ids"]]
-    loss, reference = made.metrics["metrics"]["nats_per_token"]["value"], turns.loop.loss(torch.tensor(ids))
+    trained = gptask.train(config("train", options(folder, steps)), callbacks=[turns])
+    ids = [trained.backbone.tokenizer.eos_token_id, *trained.backbone.tokenizer(text[cut:])["input_ids"]]
+    loss, reference = trained.metrics["metrics"]["nats_per_token"]["value"], turns.loop.loss(torch.tensor(ids))
     note = (
         f"loss {loss:.3f}, reference {reference:.3f}; {steps} steps in "
-        f"{sum(turns.ours) / 60:.2f} and {sum(turns.theirs) / 60:.2f} minutes; {torch.get_num_threads()} threads"
+        f"{sum(turns.ours) / 60:.2f} and {sum(turns.reference) / 60:.2f} minutes; {torch.get_num_threads()} threads"
     )
-    rates = [[TURN / seconds for seconds in side[1:]] for side in (turns.ours, turns.theirs)]  # the first warms up
+    rates = [[TURN / seconds for seconds in side[1:]] for side in (turns.ours, turns.reference)]  # the first warms up
     return [Result("pre-training, tiny Shakespeare", "steps/s", *rates, "nanoGPT-like loop", 1.0, note=note)]
 
 

@@ -31,10 +31,10 @@ TUNED: dict[str, Any] = {
 
 def tokenizer(location: str) -> Any:
     """The tokenizer, padded with its EOS where it has no pad token."""
-    found: Any = AutoTokenizer.from_pretrained(location)
-    if found.pad_token is None:
-        found.pad_token = found.eos_token
-    return found
+    words: Any = AutoTokenizer.from_pretrained(location)
+    if words.pad_token is None:
+        words.pad_token = words.eos_token
+    return words
 
 
 def _lora(model: Any, task_type: str) -> Any:
@@ -86,21 +86,21 @@ def classified(model: Any, location: str, texts: Sequence[str]) -> list[list[flo
     """The probabilities of the labels for each text."""
     words = tokenizer(location)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
-    found: dict[int, list[float]] = {}
+    probabilities: dict[int, list[float]] = {}
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(order), 32):
             part = order[start : start + 32]
             batch = words([texts[n] for n in part], padding=True, truncation=True, return_tensors="pt")
-            found |= dict(zip(part, model(**batch).logits.softmax(-1).tolist(), strict=True))
+            probabilities |= dict(zip(part, model(**batch).logits.softmax(-1).tolist(), strict=True))
     model.train()
-    return [found[n] for n in range(len(texts))]
+    return [probabilities[n] for n in range(len(texts))]
 
 
 def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[int]) -> float:
     """Accuracy in percent."""
-    said = [row.index(max(row)) for row in classified(model, location, texts)]
-    return 100 * sum(a == b for a, b in zip(said, labels, strict=True)) / len(texts)
+    predicted = [row.index(max(row)) for row in classified(model, location, texts)]
+    return 100 * sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(texts)
 
 
 def generator(location: str, lora: bool = True) -> Any:
@@ -118,15 +118,15 @@ def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings
 
 def certainty(model: Any, pairs: Sequence[Any]) -> float:
     """The geometric mean, in percent, of the probabilities a causal model gives the target ids behind their prompts."""
-    logs = []
+    log_probabilities = []
     training = model.training
     model.eval()
     with torch.inference_mode():
         for prompt, target in pairs:
             scores = model(input_ids=torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].float()
-            logs.append(scores.log_softmax(-1).gather(1, torch.tensor(target)[:, None]))
+            log_probabilities.append(scores.log_softmax(-1).gather(1, torch.tensor(target)[:, None]))
     model.train(training)
-    return 100 * float(torch.cat(logs).mean().exp())
+    return 100 * float(torch.cat(log_probabilities).mean().exp())
 
 
 class Generator:
@@ -141,7 +141,7 @@ class Generator:
     def __call__(self, prompts: Sequence[list[int]], batch: int, new: int, stop: list[str]) -> list[str]:
         """Texts of all prompts."""
         order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
-        said = [""] * len(prompts)
+        answers = [""] * len(prompts)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
             inputs = self.words.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
@@ -152,5 +152,5 @@ class Generator:
                 )  # fmt: skip
             texts = self.words.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for n, text in zip(part, texts, strict=True):
-                said[n] = text
-        return said
+                answers[n] = text
+        return answers

@@ -1,4 +1,4 @@
-"""From the command to the first training step, the backbone cached, the cost probe aside."""
+"""From the command to the first training step, with the backbone cached and without the cost probe."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def first_step() -> float:
     """Start `gptask train` and wait for its first line about a step."""
     folder = Path(tempfile.mkdtemp()) / "run"
     limits = ["data.limit.train=64", "data.limit.validation=8", "data.limit.test=8"]
-    more = ["probe=false", "trainer.max_steps=1", "+trainer.limit_val_batches=0", "+trainer.limit_test_batches=0"]
-    command = [sys.executable, "-m", "gptask", "train", *options("sst2"), *limits, *more, f"folder={folder}"]
+    trainer = ["probe=false", "trainer.max_steps=1", "+trainer.limit_val_batches=0", "+trainer.limit_test_batches=0"]
+    command = [sys.executable, "-m", "gptask", "train", *options("sst2"), *limits, *trainer, f"folder={folder}"]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if "step 1/" in line:
             seconds = time.perf_counter() - start
             process.communicate()
             return seconds
-    raise RuntimeError("".join(said))
+    raise RuntimeError("".join(lines))

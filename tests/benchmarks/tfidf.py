@@ -1,4 +1,4 @@
-"""What words alone reach: TF-IDF and logistic regression on the same splits, C and threshold chosen by validation.
+"""TF-IDF and logistic regression on the splits of an experiment; validation chooses C and threshold.
 
 python tests/benchmarks/tfidf.py [experiment ...]
 """
@@ -37,14 +37,14 @@ def score(experiment: str) -> str:
             return np.asarray([task.label_vector(example) for example in splits[name]])
         return np.asarray([task.labels.index(example["label"]) for example in splits[name]])
 
-    def said(model: Any, name: str) -> list[Prediction]:
+    def predict(model: Any, name: str) -> list[Prediction]:
         table = model.predict_proba(texts[name])
         return [task.prediction(e, [row.tolist()]) for e, row in zip(splits[name], table, strict=True)]
 
-    def main(model: Any, name: str) -> Any:
-        return score_all(task.metrics()[:1], said(model, name), splits[name])[0][0]
+    def main_score(model: Any, name: str) -> Any:
+        return score_all(task.metrics()[:1], predict(model, name), splits[name])[0][0]
 
-    found = []
+    candidates = []
     for strength in STRENGTHS:
         regression: Any = LogisticRegression(C=strength, max_iter=1000)
         if task.multi_label:
@@ -52,14 +52,14 @@ def score(experiment: str) -> str:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2)
         model = make_pipeline(make_union(words, letters), regression).fit(texts["train"], truth("train"))
-        chosen = task.tune_on_validation(said(model, "validation"), splits["validation"])
+        chosen = task.tune_on_validation(predict(model, "validation"), splits["validation"])
         for name, value in chosen.items():
             setattr(task, name, value)
-        found.append((main(model, "validation").value, strength, chosen, model))
-    _, strength, chosen, model = max(found, key=lambda item: item[0])
+        candidates.append((main_score(model, "validation").value, strength, chosen, model))
+    _, strength, chosen, model = max(candidates, key=lambda item: item[0])
     for name, value in chosen.items():
         setattr(task, name, value)
-    result = main(model, "test")
+    result = main_score(model, "test")
     low, high = result.low, result.high
     return f"{experiment}: {result.name} {result.value:.1f} ({low:.1f} to {high:.1f}), C={strength:g} {chosen or ''}"
 

@@ -1,6 +1,6 @@
 """Training speed: sentiment against the stock and the tuned Trainer; QA and summarization against the tuned one.
 
-Quality is what a side reaches when it has learned from the examples once (the round that is not counted).
+Quality is measured when a side has learned from the examples once (in the round that is not counted).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def run(tier: str) -> list[Result]:
 
 def sentiment(tier: str) -> list[Result]:
     """All in turn on the same sentences; quality is accuracy on the test split."""
-    count, seen, rounds = (480, 872, 3) if tier == FULL else (128, 128, 1)
-    limits = f"data.limit.train={count}", f"data.limit.test={seen}"
+    count, tested, rounds = (480, 872, 3) if tier == FULL else (128, 128, 1)
+    limits = f"data.limit.train={count}", f"data.limit.test={tested}"
     sides = {name: Training(options("sst2", *limits, *filter(None, [name]))) for name in ("", HALF)}
     ours = sides[""]
     labels = ours.config.task.labels
@@ -35,27 +35,30 @@ def sentiment(tier: str) -> list[Result]:
     stock = reference.classifier(ours.location, labels)
     folder = Path(tempfile.mkdtemp())
 
-    def mine(side: Training) -> float:
+    def train_ours(side: Training) -> float:
         side.epoch(folder)
         return len(texts)
 
-    def theirs(model: object, settings: dict[str, object]) -> float:
+    def train_reference(model: object, settings: dict[str, object]) -> float:
         reference.classification(model, ours.location, texts, numbers, **settings).train()
         return len(texts)
 
-    reached: dict[str, float] = {}
+    quality: dict[str, float] = {}
 
     def check() -> None:
         for name, side in sides.items():
             side.test(folder)
-            reached[name] = side.accuracy()
+            quality[name] = side.accuracy()
         dev = labelled(ours.data.examples("test"), labels)
         for name, model in (("tuned", tuned), ("stock", stock)):
-            reached[name] = reference.accuracy(model, ours.location, *dev)
+            quality[name] = reference.accuracy(model, ours.location, *dev)
 
     rates = alternate(
-        {name: lambda side=side: mine(side) for name, side in sides.items()}
-        | {"tuned": lambda: theirs(tuned, reference.TUNED), "stock": lambda: theirs(stock, reference.STOCK)},
+        {name: lambda side=side: train_ours(side) for name, side in sides.items()}
+        | {
+            "tuned": lambda: train_reference(tuned, reference.TUNED),
+            "stock": lambda: train_reference(stock, reference.STOCK),
+        },
         rounds,
         check,
     )
@@ -69,7 +72,7 @@ def sentiment(tier: str) -> list[Result]:
     return [
         Result(
             f"sentiment training {name}".strip(), "examples/s", rates[name], rates[other], f"{other} Trainer", least,
-            quality=(reached[name], reached[other]), note=note(name, side),
+            quality=(quality[name], quality[other]), note=note(name, side),
         )
         for name, side in sides.items()
         for other, least in (("stock", 6.0), ("tuned", 2.5))
@@ -77,44 +80,46 @@ def sentiment(tier: str) -> list[Result]:
 
 
 def sequences(experiment: str, name: str, tier: str, tunings: list[str], *more: str) -> list[Result]:
-    """Tokens/s of prompts and targets, with each of the tunings; all sides read the very same ids, those of our first
-    batches.
+    """Tokens/s of prompts and targets, with each of the tunings.
 
-    Quality is how likely the targets of the validation split become (a geometric mean, in percent).
+    All sides read the same ids, those of gptask's first batches. Quality is how likely the targets of the validation
+    split become (a geometric mean, in percent).
     """
-    count, seen, rounds = (8, 64, 3) if tier == FULL else (4, 16, 1)
+    count, tested, rounds = (8, 64, 3) if tier == FULL else (4, 16, 1)
     sides = {tuning: Training(options(experiment, *more, *filter(None, [tuning]))) for tuning in tunings}
     ours = sides[tunings[0]]
     items, held = ours.data.items("train"), ours.data.items("validation")
     batches = list(ours.data.train_dataloader().batch_sampler)[:count]
     pairs = _pairs(items, [row for batch in batches for row in batch])
-    held_pairs = _pairs(held, range(min(seen, len(held))))
+    held_pairs = _pairs(held, range(min(tested, len(held))))
     tokens = sum(len(prompt) + len(target) for prompt, target in pairs)
     folder = Path(tempfile.mkdtemp())
     settings = reference.TUNED | {"per_device_train_batch_size": 8}
-    model = reference.generator(ours.location)  # loaded before the clock starts, as ours is
+    model = reference.generator(ours.location)  # loaded before the clock starts, as gptask's is
 
-    def mine(side: Training) -> float:
+    def train_ours(side: Training) -> float:
         side.epoch(folder, limit_train_batches=count)
         return tokens
 
-    def theirs() -> float:
+    def train_reference() -> float:
         reference.sequence_trainer(model, ours.location, pairs, **settings).train()
         return tokens
 
-    reached: dict[str, float] = {}
+    quality: dict[str, float] = {}
 
     def check() -> None:
         models = {tuning: side.module.backbone.model for tuning, side in sides.items()} | {"tuned": model}
-        reached.update({side: reference.certainty(each, held_pairs) for side, each in models.items()})
+        quality.update({side: reference.certainty(each, held_pairs) for side, each in models.items()})
 
     rates = alternate(
-        {tuning: lambda side=side: mine(side) for tuning, side in sides.items()} | {"tuned": theirs}, rounds, check
+        {tuning: lambda side=side: train_ours(side) for tuning, side in sides.items()} | {"tuned": train_reference},
+        rounds,
+        check,
     )
     return [
         Result(
             f"{name} training {tuning}".strip(), "tokens/s", rates[tuning], rates["tuned"], "tuned Trainer", 4.0,
-            quality=(reached[tuning], reached["tuned"]),
+            quality=(quality[tuning], quality["tuned"]),
         )
         for tuning in tunings
     ]  # fmt: skip

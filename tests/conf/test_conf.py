@@ -28,24 +28,24 @@ NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export"
 def configs():
     register_task_group(discover())
     register_schemas()
-    with loader() as found:
-        yield found
+    with loader() as hydra_loader:
+        yield hydra_loader
 
 
 @pytest.fixture(scope="module")
-def chosen_in(configs):
-    """``chosen_in["evaluate"]``: the groups that can be chosen in a verb."""
+def group_choices(configs):
+    """``group_choices["evaluate"]``: the choices of each config group in a verb."""
     return {verb: groups(configs, verb) for verb in PRIMARY}
 
 
-def made_from(config, verb):
-    """As the command line does it: the composed config becomes the verb's dataclass, or says what is wrong."""
+def to_schema(config, verb):
+    """Turn a composed config into the verb's dataclass, or raise an error, as the command line does."""
     with open_dict(config):
         del config["hydra"]
-    made = validated_config(config, CommandLine(verb))
-    if hasattr(made, "trainer"):
-        check_trainer_options(made.trainer)
-    return made
+    options = validated_config(config, CommandLine(verb))
+    if hasattr(options, "trainer"):
+        check_trainer_options(options.trainer)
+    return options
 
 
 def composed(configs, verb, *overrides):
@@ -58,15 +58,15 @@ def test_every_verb_has_its_file():
 
 @pytest.mark.parametrize("verb", PRIMARY)
 def test_a_primary_config_is_its_verbs_dataclass(configs, verb):
-    assert type(made_from(composed(configs, verb), verb)) is schemas.VERB_SCHEMAS[verb]
+    assert type(to_schema(composed(configs, verb), verb)) is schemas.VERB_SCHEMAS[verb]
 
 
 @pytest.mark.parametrize("verb", PRIMARY)
-def test_a_primary_config_says_the_schemas_defaults(configs, verb):
-    """One truth: Python users get the same values as the command line."""
-    made, schema = made_from(composed(configs, verb), verb), schemas.VERB_SCHEMAS[verb]()
+def test_a_primary_config_has_the_schemas_defaults(configs, verb):
+    """Python users get the same values as the command line."""
+    options, schema = to_schema(composed(configs, verb), verb), schemas.VERB_SCHEMAS[verb]()
     for field in fields(schema):
-        value = getattr(made, field.name)
+        value = getattr(options, field.name)
         if field.name not in (*schemas.GROUP_SCHEMAS, "task", "trainer", "run", "input", "output"):
             assert value == getattr(schema, field.name), field.name
 
@@ -78,36 +78,36 @@ def test_hydra_leaves_no_files(configs, verb):
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
-def test_a_preset_composes_fits_and_is_not_overridden(configs, chosen_in, preset):
+def test_a_preset_composes_fits_and_is_not_overridden(configs, group_choices, preset):
     group, name, text = preset.parts[0], preset.stem, (FOLDER / preset).read_text(encoding="utf-8")
     written = OmegaConf.create(text)
     written.pop("defaults", None)
     needed = [f"{group}.{key}=x" for key in written if OmegaConf.is_missing(written, key)]
     for verb in ["train", "evaluate"] if group in ("backbone", "experiment") else ["train"]:
-        assert name in chosen_in[verb][group]
+        assert name in group_choices[verb][group]
         config = composed(configs, verb, f"{group}={name}", *needed)
         assert_within(written, config if "# @package _global_" in text else config[group])
-        made = made_from(config, verb)
-        assert isinstance(made.task, Task)
+        options = to_schema(config, verb)
+        assert isinstance(options.task, Task)
         assert all(
-            type(getattr(made, key)) in schemas.GROUP_SCHEMAS[key].values()
+            type(getattr(options, key)) in schemas.GROUP_SCHEMAS[key].values()
             for key in {group} & schemas.GROUP_SCHEMAS.keys()
         )
 
 
-def assert_within(part, whole):
+def assert_within(part, config):
     for key in part:
         if OmegaConf.is_interpolation(part, key) or OmegaConf.is_missing(part, key):
             continue
         if OmegaConf.is_dict(part[key]):
-            assert_within(part[key], whole[key])
+            assert_within(part[key], config[key])
         else:
-            value = whole[key]
+            value = config[key]
             assert part[key] == (value.name if isinstance(value, Enum) else value), key
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
-def test_a_preset_starts_by_saying_what_it_is(preset):
+def test_a_preset_starts_with_a_comment(preset):
     lines = (FOLDER / preset).read_text(encoding="utf-8").splitlines()
     first = next(line for line in lines if "@package" not in line)
     assert first.startswith("# ")
@@ -116,11 +116,11 @@ def test_a_preset_starts_by_saying_what_it_is(preset):
 @pytest.mark.parametrize("preset", [path for path in PRESETS if path.parts[0] == "experiment"], ids=str)
 def test_an_experiment_can_be_varied(configs, preset):
     varied = ["backbone=nano", "seed=3", "++trainer.max_epochs=5"]
-    made = made_from(composed(configs, "train", f"experiment={preset.stem}", *varied), "train")
-    assert (type(made.backbone), made.seed, made.trainer["max_epochs"]) == (schemas.Scratch, 3, 5)
+    options = to_schema(composed(configs, "train", f"experiment={preset.stem}", *varied), "train")
+    assert (type(options.backbone), options.seed, options.trainer["max_epochs"]) == (schemas.Scratch, 3, 5)
 
 
-def test_no_preset_bears_a_schemas_name():
+def test_no_preset_has_a_schemas_name():
     """Hydra would merge the two."""
     for group, kinds in schemas.GROUP_SCHEMAS.items():
         assert not {path.stem for path in PRESETS if path.parts[0] == group} & kinds.keys()

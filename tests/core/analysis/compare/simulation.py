@@ -2,8 +2,8 @@
 
     python tests/core/analysis/compare/simulation.py [trials]
 
-prints the table of the README. Each kind draws two systems' statistics on a test set of n examples; ``gap`` is the true
-difference of their metric, 0 for no difference.
+The script prints the table of the README. Each kind draws two systems' statistics on a test set of n examples;
+``gap`` is the true difference of their metric, 0 for no difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Draw = Callable[[np.random.Generator, int, float], Sides]
 
 
 class Mean(MeanMetric):
-    """A mean of whatever was drawn."""
+    """A mean of the drawn statistics."""
 
     def statistics(self, prediction: object, reference: object) -> list[float]:
         """Not needed: statistics are drawn."""
@@ -34,7 +34,7 @@ class Mean(MeanMetric):
 def accuracy(generator: np.random.Generator, n: int, gap: float) -> Sides:
     """Right and wrong answers; the systems disagree on one of eight."""
     correct, disagree = generator.random((n, 1)) < 0.85, generator.random((n, 1)) < 0.125
-    first = generator.random((n, 1)) < 0.5 + gap / 100 / 0.25  # of those, who is right
+    first = generator.random((n, 1)) < 0.5 + gap / 100 / 0.25  # of those, where the first one is right
     return [np.where(disagree, first, correct) * 1.0], [np.where(disagree, ~first, correct) * 1.0], np.arange(n)
 
 
@@ -109,7 +109,7 @@ def stated(kind: str, n: int, trials: int = 100) -> float:
     _, metric, draw = KINDS[kind]
     generator = np.random.default_rng(2)
     sides = (draw(generator, n, 0.0) for _ in range(trials))
-    return float(np.mean([difference(metric, *drawn, RESAMPLES).detectable() for drawn in sides]))
+    return float(np.mean([difference(metric, *statistics, RESAMPLES).detectable() for statistics in sides]))
 
 
 def table(trials: int) -> str:

@@ -24,15 +24,15 @@ def test_runs_are_tested_against_the_best(sentiment_run, tmp_path):
     sentiment_run("near", 0.94, draw=3, tuning=Full())
     (table,) = compare(runs(tmp_path)).tables
     assert table.baseline.name.endswith("good")
-    said = {
+    verdicts = {
         table.methods[number].records[0].folder.name: verdict for number, verdict in table.verdicts["accuracy"].items()
     }
-    assert said["bad"].word == "worse"
-    assert "this model is worse" in said["bad"].sentence
-    assert said["near"].word == "inconclusive"
-    assert "not enough data to tell (this test set detects differences above" in said["near"].sentence
-    assert said["bad"].test_count == 3  # any two of three might have been the best and another
-    assert said["bad"].p == pytest.approx(3 * said["bad"].difference.p)
+    assert verdicts["bad"].word == "worse"
+    assert "this model is worse" in verdicts["bad"].sentence
+    assert verdicts["near"].word == "inconclusive"
+    assert "not enough data to tell (this test set detects differences above" in verdicts["near"].sentence
+    assert verdicts["bad"].test_count == 3  # the best is chosen among three runs, so all three pairs count
+    assert verdicts["bad"].p == pytest.approx(3 * verdicts["bad"].difference.p)
     assert table.verdicts.keys() == {"accuracy"}
 
 
@@ -75,7 +75,7 @@ def test_the_same_seed_twice_is_not_one_method(sentiment_run, tmp_path):
     assert len(table.methods) == 2
 
 
-def test_what_validation_chose_does_not_make_another_method(sentiment_run, tmp_path):
+def test_options_chosen_on_validation_do_not_make_another_method(sentiment_run, tmp_path):
     import yaml
 
     for seed in (1, 2):
@@ -282,7 +282,7 @@ def test_evaluations_show_the_run_they_are_of(sentiment_run, tmp_path, monkeypat
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"parent": parent}
         config = {key: config[key] for key in config if key not in ("tuning", "optimizer")}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.chdir("/")  # where the parent's path does not lead to it
+    monkeypatch.chdir("/")  # the parent's relative path does not exist there
     (table,) = compare(runs(tmp_path), tested=False).tables
     assert {m.records[0].folder.name: m.facts["tuning"] for m in table.methods} == {
         "trained": "lora rank=4", "here": "lora rank=4", "gone": "?",

@@ -1,4 +1,4 @@
-"""A later epoch, which reads kept hidden states, against the first, which computes them."""
+"""A later epoch, which reads cached hidden states, against the first, which computes them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Epochs(pl.Callback):
 
 
 def run(tier: str) -> list[Result]:
-    """SST-2 sentences: the whole backbone's states with tuning=head, those of the lower layers with LoRA."""
-    return [later("head", tier, 50.0), later("lora_half", tier)]
+    """SST-2 sentences: tuning=head caches the states of the whole backbone, LoRA those of the lower layers."""
+    return [later_epochs("head", tier, 50.0), later_epochs("lora_half", tier)]
 
 
-def later(tuning: str, tier: str, least: float | None = None) -> Result:
+def later_epochs(tuning: str, tier: str, least: float | None = None) -> Result:
     """Seconds of three epochs after the first."""
     count = 2000 if tier == FULL else 300
     ours = Training(options("sst2", f"tuning={tuning}", f"data.limit.train={count}"))

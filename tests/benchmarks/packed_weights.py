@@ -1,4 +1,4 @@
-"""Decoding-sized products with weights in oneDNN's own layout against torch's linear layer, at several row counts."""
+"""Decoding-sized products with weights in oneDNN's layout against torch's linear layer, at several row counts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def run(tier: str) -> list[Result]:
     ours = Training(options("sst2", "data.limit.train=16"))
     body = ours.module.backbone.model.get_decoder()
     weights = [p.detach() for p in body.layers.parameters() if p.ndim == 2 and p.dtype is torch.bfloat16]
-    kept = [InferenceWeight(weight, weight) for weight in weights]
-    if not kept or not kept[0].packed:
+    packed_weights = [InferenceWeight(weight, weight) for weight in weights]
+    if not packed_weights or not packed_weights[0].packed:
         return []
     results = []
     for m in ROWS if tier == FULL else ROWS[1:3]:
@@ -25,8 +25,8 @@ def run(tier: str) -> list[Result]:
 
         def packed(states: dict[int, torch.Tensor] = states) -> float:
             with torch.inference_mode():
-                for weight, form in zip(weights, kept, strict=True):
-                    form.product(states[weight.shape[1]], None)
+                for weight, packed_weight in zip(weights, packed_weights, strict=True):
+                    packed_weight.product(states[weight.shape[1]], None)
             return len(weights)
 
         def plain(states: dict[int, torch.Tensor] = states) -> float:
