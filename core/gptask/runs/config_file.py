@@ -67,7 +67,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if values.get("format") != RUN_FORMAT:
         raise UserError(
             f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {RUN_FORMAT}: "
-            "train again with this version, or use the gptask version named in its metrics.json"
+            "train again with this version, or read it with the commit named in its metrics.json"
         )
     return {str(name): value for name, value in values.items()}
 

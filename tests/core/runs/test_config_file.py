@@ -36,7 +36,7 @@ def test_a_run_of_format_1_is_refused_with_the_two_ways_out(tmp_path):
         read_config(tmp_path)
     assert str(refused.value) == (
         f"{tmp_path} has run format 1; gptask {version('gptask')} reads format {RUN_FORMAT}: train again with this "
-        "version, or use the gptask version named in its metrics.json"
+        "version, or read it with the commit named in its metrics.json"
     )
 
 
