@@ -10,7 +10,7 @@ from typing import Any
 from gptask.config.conversion import to_plain, validated_copy
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
-from gptask.data.code_hash import code_hash
+from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
@@ -19,29 +19,12 @@ from gptask.runs.provenance import versions
 from gptask.training import builder
 
 CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
+    *CODE_OF_ENCODING,
     "gptask.config.multitask",
-    "gptask.config.schemas",
     "gptask.data.batches",
-    "gptask.data.cache",
-    "gptask.data.columns",
-    "gptask.data.conll",
-    "gptask.data.corpus",
-    "gptask.data.datamodule",
-    "gptask.data.documents",
-    "gptask.data.examples",
-    "gptask.data.files",
-    "gptask.data.hub",
-    "gptask.data.messages",
     "gptask.data.mixture",
     "gptask.data.prefixes",
-    "gptask.data.reading",
-    "gptask.data.rows",
-    "gptask.data.squad",
-    "gptask.data.store",
-    "gptask.data.words",
-    "gptask.errors",
     "gptask.model.backbone.backbone",
-    "gptask.model.backbone.chat_template",
     "gptask.model.backbone.gguf",
     "gptask.model.backbone.scratch",
     "gptask.model.backbone.tuning",
@@ -57,12 +40,8 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.model.generation.generate",
     "gptask.model.heads",
     "gptask.model.predictions",
-    "gptask.model.text_task",
-    "gptask.plugins.generation_options",
     "gptask.plugins.metric",
     "gptask.plugins.resampling",
-    "gptask.plugins.task",
-    "gptask.plugins.types",
     "gptask.runs.predictions_file",
     "gptask.runs.saved_model",
     "gptask.training.builder",
