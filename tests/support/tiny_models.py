@@ -80,6 +80,19 @@ def backbone_of(tiny_model: Callable[..., Path]) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture
+def chat(backbone_of: Callable[..., Any]) -> Callable[..., Any]:
+    """``chat("llama", temperature=1.0)``: a conversation with such a backbone, greedy and short by default."""
+
+    def make(family: str = "llama", context: int = 128, **options: Any) -> Any:
+        from gptask.model.generation.chat import Chat, ChatOptions
+
+        settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0} | options
+        return Chat(backbone_of(family, context), ChatOptions(**settings))
+
+    return make
+
+
 def scratch_backbone(texts: list[str]) -> Any:
     """A backbone of one layer whose tokenizer has seen these texts."""
     import torch

@@ -41,13 +41,14 @@ CODE_OF_ENCODING = (  # from examples to token ids
 
 
 def code_hash(task: Task, modules: Iterable[str]) -> str:
-    """A hash of gptask's ``modules`` (or packages) and of the code of a task.
+    """A hash of gptask's ``modules`` and of the code of a task.
 
     The latter is each module in the task's ancestry outside of gptask, with the modules beside it. A class without a
     file (typed into a notebook) has another hash each time.
     """
     total = hashlib.sha256()
-    paths = {path for name in modules for path in _files_of(name)}
+    root = Path(str(files("gptask")))
+    paths = {root.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in modules}
     for cls in type(task).__mro__:
         if issubclass(cls, Task) and cls.__module__.partition(".")[0] != "gptask":
             module = sys.modules[cls.__module__]
@@ -58,9 +59,3 @@ def code_hash(task: Task, modules: Iterable[str]) -> str:
     for path in sorted(paths):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
-
-
-def _files_of(name: str) -> list[Path]:
-    """The file of a module of gptask, or those of a package."""
-    path = Path(str(files("gptask"))).joinpath(*name.split(".")[1:])
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]

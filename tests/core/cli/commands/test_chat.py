@@ -11,7 +11,6 @@ from gptask.cli import chat_repl
 from gptask.cli.chat_repl import ChatRepl, DeferredInterrupt
 from gptask.config.schemas import Full
 from gptask.errors import UserError
-from gptask.model.generation.chat import Chat, ChatOptions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
@@ -23,15 +22,6 @@ def piped(monkeypatch):
         monkeypatch.setattr("sys.stdin", io.StringIO())
 
     return feed
-
-
-@pytest.fixture
-def chat(backbone_of):
-    def make(family="llama", context=128, **options):
-        settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0} | options
-        return Chat(backbone_of(family, context), ChatOptions(**settings))
-
-    return make
 
 
 def test_a_model_folder_answers_a_pipe(run_command, piped, tiny_model, tmp_path):

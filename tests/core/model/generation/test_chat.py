@@ -2,18 +2,8 @@
 
 import pytest
 from gptask.errors import UserError
-from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import GenerationOptions
-
-
-@pytest.fixture
-def chat(backbone_of):
-    def make(family="llama", context=128, **options):
-        settings = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0} | options
-        return Chat(backbone_of(family, context), ChatOptions(**settings))
-
-    return make
 
 
 def answers(chat, *texts):
