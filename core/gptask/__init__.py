@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptask.config.engine import Fast, Reference
     from gptask.config.schemas import (
         Documents,
         Files,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from gptask.training.train import train, train_tasks
 
 _MODULES = {  # the module that defines each public name
+    "gptask.config.engine": ("Fast", "Reference"),
     "gptask.config.schemas": (
         "Documents",
         "Files",
@@ -82,6 +84,7 @@ __all__ = [
     "Documents",
     "Encoded",
     "Example",
+    "Fast",
     "Field",
     "Files",
     "Full",
@@ -102,6 +105,7 @@ __all__ = [
     "Prediction",
     "Pretrained",
     "PromptedTask",
+    "Reference",
     "Run",
     "Runs",
     "Sample",

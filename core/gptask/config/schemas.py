@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from gptask.config.engine import Fast, Reference, engine_from_environment
+
 
 class BadRowPolicy(Enum):
     """What to do with a bad row."""
@@ -296,6 +298,7 @@ class Train:
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     logger: Any = None  # null: CSVLog()
+    engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
     trainer: dict[str, Any] = field(default_factory=lambda: {"gradient_clip_val": 1.0})
     seed: int = 13
     outputs: str = "outputs"
@@ -311,6 +314,7 @@ class Train:
         self.tuning = self.tuning or Lora()
         self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
+        self.engine = self.engine or engine_from_environment()
 
 
 @dataclass
@@ -328,6 +332,11 @@ class Evaluate:
     outputs: str = "outputs"
     folder: str | None = None
     tuning: Any = None  # unused, but a backbone preset may set it
+    engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
+
+    def __post_init__(self) -> None:
+        """Fill in the engine a Python caller left out."""
+        self.engine = self.engine or engine_from_environment()
 
 
 @dataclass
@@ -340,6 +349,11 @@ class Predict:
     output: str = "-"
     on_error: BadRowPolicy = BadRowPolicy.stop
     data: Any = None
+    engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
+
+    def __post_init__(self) -> None:
+        """Fill in the engine a Python caller left out."""
+        self.engine = self.engine or engine_from_environment()
 
 
 @dataclass
@@ -348,6 +362,11 @@ class Export:
 
     run: str = MISSING
     output: str = MISSING
+    engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
+
+    def __post_init__(self) -> None:
+        """Fill in the engine a Python caller left out."""
+        self.engine = self.engine or engine_from_environment()
 
 
 VERB_SCHEMAS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
@@ -362,4 +381,5 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "mlflow_schema": MLflowLog,
         "wandb_schema": WandbLog,
     },
+    "engine": {"fast_schema": Fast, "reference_schema": Reference},
 }

@@ -12,8 +12,8 @@ from gptask.config.conversion import to_plain
 from gptask.config.overrides import quote_if_needed
 from gptask.plugins.discovery import discover
 
-# options that belong to one run only (folder, outputs, resume, probe), or that the command states in another way
-NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "run", "task", "tasks"}
+# options that belong to one run or machine only (folder to engine), or that the command states in another way
+NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "engine", "run", "task", "tasks"}
 
 
 def reproduce_command(config: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.train",
     "gptask.training.trainer",
 )
-NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger")  # options that don't change the result
+NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger", "engine")  # options that don't change the result
 
 
 def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:

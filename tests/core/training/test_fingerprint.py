@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from gptask import UserError, train
+from gptask.config.engine import Reference
 from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
 from gptask.runs.atomic_write import write_json
 from gptask.training import fingerprint
@@ -26,7 +27,14 @@ def files(tmp_path):
 
 def test_options_that_do_not_change_the_result_are_left_out(tmp_path):
     plain = run_fingerprint(small_config(tmp_path))
-    ignored = {"outputs": "x", "folder": "y", "resume": "z", "probe": True, "logger": TensorBoardLog()}
+    ignored = {
+        "outputs": "x",
+        "folder": "y",
+        "resume": "z",
+        "probe": True,
+        "logger": TensorBoardLog(),
+        "engine": Reference(),
+    }
     assert {f.name for f in dataclasses.fields(small_config(tmp_path))} >= set(fingerprint.NOT_DECISIVE) == set(ignored)
     assert run_fingerprint(dataclasses.replace(small_config(tmp_path), **ignored)) == plain
     options = {"accelerator": "cpu", "accumulate_grad_batches": 1, "max_epochs": 2}
