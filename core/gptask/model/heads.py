@@ -6,14 +6,11 @@ Shapes: B sequences, T positions, C channels, V vocabulary, N target tokens.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from gptask.model.engine.loss import ChunkedCrossEntropy
 from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -88,7 +85,7 @@ class GenerationHead(Head):
         """Return the mean cross-entropy over target tokens; only the N positions that predict one get logits."""
         needed_BT = self.needed_positions(batch)
         next_ids_BT = torch.roll(batch.input_ids, -1, dims=1)
-        return token_nll(self.backbone, hidden[needed_BT], next_ids_BT[needed_BT]).mean()
+        return self.backbone.token_nll(hidden[needed_BT], next_ids_BT[needed_BT]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Generate a text after every prompt."""
@@ -97,24 +94,3 @@ class GenerationHead(Head):
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return how text is decoded, as values of a generation config."""
         return {}, self.options.to_transformers()
-
-
-def token_nll(backbone: Backbone, states: Tensor, next_ids: Tensor) -> Tensor:
-    """Return the cross-entropy (N,) of states (N, C) and the token ids (N,) that follow them.
-
-    Logits (N, V) of a large vocabulary (Gemma's V is 262,144) are computed in chunks and not kept for the backward
-    pass. The same holds for any vocabulary projection that does not learn, where chunks are also the fastest.
-    """
-    if (weight_VC := backbone.frozen_projection(states)) is not None:
-        chunked_nll: Callable[[Tensor, Tensor, Tensor], Tensor] = ChunkedCrossEntropy.apply
-        return chunked_nll(states, weight_VC, next_ids)
-
-    def chunk_nll(states_NC: Tensor, next_ids_N: Tensor) -> Tensor:
-        logits_NV = backbone.logits(states_NC)
-        return nn.functional.cross_entropy(logits_NV.float(), next_ids_N, reduction="none")
-
-    chunk_size = max(1, MAX_LOGITS // backbone.model.get_output_embeddings().weight.shape[0])
-    if len(states) <= chunk_size:
-        return chunk_nll(states, next_ids)
-    chunks = zip(torch.split(states, chunk_size), torch.split(next_ids, chunk_size), strict=True)
-    return torch.cat([checkpoint(chunk_nll, *chunk, use_reentrant=False) for chunk in chunks])

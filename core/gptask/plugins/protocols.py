@@ -40,17 +40,25 @@ class Backbone(Protocol):
     def stop_ids(self) -> set[int]:
         """The token ids that end a text."""
 
-    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
-        """Return the last hidden states (B, T, C) of right-padded ids (B, T) with ``lengths`` (B,).
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        needed: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last hidden states (B, T, C) of right-padded ids (B, T), or ``embeds`` (B, T, C).
 
-        States are only guaranteed to be correct where ``needed`` (B, T) is true; None: everywhere.
+        ``lengths`` (B,) counts the tokens of each row. States are only guaranteed to be correct where ``needed`` (B, T)
+        is true; None: everywhere.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the vocabulary scores (..., V) of hidden states (..., C)."""
 
-    def frozen_projection(self, hidden: Tensor) -> Tensor | None:
-        """Return the weights (V, C) if `logits` computes just ``hidden @ weights.T`` and they are frozen, else None."""
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """Return the cross-entropy (N,) of states (N, C) and the token ids (N,) that follow them."""
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
         """Return the output embeddings (K, C) of K words; a word of several tokens gets their mean."""

@@ -88,11 +88,13 @@ def model_class(run: Run) -> Any:
     """The class that the head's ``export_class`` stands for with the backbone's architecture."""
     import transformers
 
+    from gptask.model.engine.private import auto_model_classes
+
     name, head = run.head.export_class, type(run.head).__name__
     if name is None:
         raise UserError(f"{run.folder} can't be exported: no transformers class fits its head ({head})")
     config = run.backbone.model.config
-    mapping = getattr(transformers, name)._model_mapping
+    mapping = auto_model_classes(getattr(transformers, name))
     if type(config) not in mapping:
         raise UserError(f"{run.folder} can't be exported: transformers has no {name} for {config.model_type}")
     return mapping[type(config)]

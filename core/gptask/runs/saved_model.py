@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import from_plain
+from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder
 from gptask.errors import UserError
@@ -94,21 +95,24 @@ def _save_base(backbone: GPTBackbone, folder: Path) -> None:
     backbone.tokenizer.save_pretrained(folder)
 
 
-def load_backbone(model: Path, values: dict[str, Any], dtype: DType | None) -> GPTBackbone:
+def load_backbone(
+    model: Path, values: dict[str, Any], dtype: DType | None, engine: Fast | Reference | None = None
+) -> GPTBackbone:
     """The backbone of a run with its adapter; ``values`` are the run's config, ``dtype`` replaces its number format.
 
     Raises `UserError` where the backbone is missing or not the one the run was trained on.
     """
-    from gptask.model.backbone.backbone import GPTBackbone, from_folder, number_format
-    from gptask.model.engine import linear
+    from gptask.model.backbone.backbone import from_folder, number_format
 
     saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     if _has_full_weights(model):
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
-        return from_folder(origin, number_format(dtype or DType.float32))  # full tuning works, and tests, in float32
+        return from_folder(
+            origin, number_format(dtype or DType.float32), engine=engine
+        )  # full tuning works, and tests, in float32
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(model, options, saved)
-    backbone = from_folder(origin, number_format(dtype or options.dtype), tokenizer=str(model))
+    backbone = from_folder(origin, number_format(dtype or options.dtype), str(model), engine)
     if "layers" in saved:
         backbone.keep_first_layers(saved["layers"])
     if not (model / "adapter_config.json").exists():
@@ -117,11 +121,10 @@ def load_backbone(model: Path, values: dict[str, Any], dtype: DType | None) -> G
     from safetensors import SafetensorError
 
     try:
-        adapted = PeftModel.from_pretrained(backbone.model, str(model))
-        linear.install(adapted)
-        return GPTBackbone(adapted, backbone.tokenizer, origin)
+        backbone.set_model(PeftModel.from_pretrained(backbone.model, str(model)))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
+    return backbone
 
 
 def _has_full_weights(model: Path) -> bool:

@@ -91,5 +91,5 @@ def build_parts(task: Task, corpus: CachedCorpus, options: Data, backbone: GPTBa
     data = task.datamodule(corpus, backbone.tokenizer, options, seed)
     if data is None:
         data = DataModule(task, corpus, backbone.tokenizer, options, seed)
-    data.shares_prefixes = backbone.can_pack(options.max_tokens)
+    data.shares_prefixes = backbone.engine.can_pack(options.max_tokens)
     return Parts(task, backbone, cast("Head", task.head(backbone)), data)

@@ -49,7 +49,9 @@ def _evaluate(config: Evaluate, plugin: Plugin, corpus: CachedCorpus, folder: Pa
 
         origin = locate_backbone(config.backbone)
         task.prepare(corpus.all_rows("train" if corpus.split_source("train") else config.split))
-        backbone = load_or_build_backbone(config.backbone, origin, lambda: builder.training_texts(task, corpus))
+        backbone = load_or_build_backbone(
+            config.backbone, origin, lambda: builder.training_texts(task, corpus), config.engine
+        )
         task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
     from gptask.training.module import GPTModule
     from gptask.training.task_runtime import TaskRuntime

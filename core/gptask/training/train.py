@@ -112,7 +112,7 @@ def build_module(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTMo
             yield from builder.training_texts(task_configs[name].task, corpus)
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    backbone = load_or_build_backbone(config.backbone, origin, texts)
+    backbone = load_or_build_backbone(config.backbone, origin, texts, config.engine)
     runtimes = [_build_runtime(config, name, task_configs[name], corpora[name], backbone) for name in task_configs]
     _tune(config, backbone, runtimes)
     optimizer = config.optimizer
@@ -145,7 +145,7 @@ def _tune(config: Train, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime])
 
     tuning.drop_upper_layers(backbone, config.tuning)
     resolve_tuning(config.tuning, [runtime.head for runtime in runtimes], backbone)
-    backbone.peft = tuning.apply_tuning(backbone.peft, config.tuning)
+    backbone.set_model(tuning.apply_tuning(backbone.peft, config.tuning))
     if config.compile:
         backbone.compile()
         for runtime in runtimes:
@@ -162,7 +162,7 @@ def _cache_activations(module: GPTModule, config: Train) -> None:
     frozen = isinstance(config.tuning, HeadOnly)
     several_epochs = config.trainer.get("max_epochs") != 1 and not config.compile
     layers = cacheable_layers(module.backbone) if several_epochs and not frozen else []
-    if not (layers or frozen):
+    if not module.backbone.engine.caches_activations or not (layers or frozen):
         return
     for runtime in module.runtimes:
         if isinstance(runtime.data, DataModule):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from gptask import GeneratedText, GenerationHead, token_nll
+from gptask import GeneratedText, GenerationHead
 from torch import Tensor
 
 from gptask_tasks.scores import Likelihood
@@ -37,7 +37,7 @@ class AnswerHead(GenerationHead):
         if hidden is None:
             hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         nats_BT = torch.zeros(learned_BT.shape, device=hidden.device)
-        nats_BT[learned_BT] = token_nll(backbone, hidden[learned_BT], next_ids_BT[learned_BT])
+        nats_BT[learned_BT] = self.backbone.token_nll(hidden[learned_BT], next_ids_BT[learned_BT])
         for answer, ids_T, learned_T, nats_T in zip(answers, next_ids_BT, learned_BT, nats_BT, strict=True):
             text = backbone.tokenizer.decode(ids_T[learned_T].tolist(), skip_special_tokens=True)
             counts = float(nats_T.sum()), int(learned_T.sum()), len(text.encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask import Backbone, Batch, Head, token_nll
+from gptask import Backbone, Batch, Head
 from torch import Tensor
 
 
@@ -34,7 +34,7 @@ class LanguageModelHead(Head):
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Return the mean over all tokens of the batch, ends of documents included."""
         next_ids_BT, predicted_BT = self._next_tokens(batch)
-        return token_nll(self.backbone, hidden[predicted_BT], next_ids_BT[predicted_BT]).mean()
+        return self.backbone.token_nll(hidden[predicted_BT], next_ids_BT[predicted_BT]).mean()
 
     def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
         """Return the nats and the number of the tokens of each sequence's text; ends of documents are left out."""
@@ -45,5 +45,5 @@ class LanguageModelHead(Head):
         rows_B = torch.arange(len(scored_BT), device=device)
         scored_BT[rows_B, batch.last()] &= torch.tensor(batch.extra["end"], device=device) == 0
         nats_BT = torch.zeros(scored_BT.shape, device=device)
-        nats_BT[scored_BT] = token_nll(backbone, hidden[scored_BT], next_ids_BT[scored_BT])
+        nats_BT[scored_BT] = self.backbone.token_nll(hidden[scored_BT], next_ids_BT[scored_BT])
         return torch.stack([nats_BT.sum(1, dtype=torch.float64), scored_BT.sum(1)], 1).tolist()

@@ -15,33 +15,53 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptask.config.engine import Fast, Reference, engine_from_environment
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.scratch import build_from_scratch
-from gptask.model.engine import attention, linear, packing, rotary
+from gptask.model.engine import private
+from gptask.model.engine.fast import FastEngine
+from gptask.model.engine.interface import Adapters, Engine
+from gptask.model.engine.reference import ReferenceEngine
 
 log = logging.getLogger("gptask")
 
 
 class GPTBackbone(nn.Module):
-    """A causal language model (PEFT-wrapped or not), its tokenizer and where they came from."""
+    """A causal language model (PEFT-wrapped or not), its tokenizer, where they came from and what computes them.
 
-    def __init__(self, model: Any, tokenizer: Any, origin: BackboneOrigin) -> None:
+    ``engine`` is the one that ``GPTASK_ENGINE`` names where it is None.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
+    ) -> None:
         super().__init__()
-        attention.install(model)
-        rotary.install(model)
-        linear.install(model)
         self.peft = model
         self.tokenizer = tokenizer
         self.origin = origin
-        self.compiled: Callable[[Tensor], Any] | None = None
-        self.packs_correctly = True  # whether sequences packed into one row stay independent
-        self.packs_windows = False  # whether packed sequences see no farther than unpacked ones in layers with a window
-        if self.layers:
-            linear.install_last_mlp(self.layers[-1], self.channels)
+        self.engine: Engine = ReferenceEngine(self)
+        self.use_engine(engine or engine_from_environment())
+
+    def use_engine(self, options: Fast | Reference) -> None:
+        """Compute by another engine from now on."""
+        self.engine.uninstall()
+        self.engine = FastEngine(self, options) if isinstance(options, Fast) else ReferenceEngine(self)
+        self.engine.install()
+
+    def set_model(self, model: Any) -> None:
+        """Replace the model by one that is wrapped or tuned in another way, and adapt the engine to it."""
+        self.engine.uninstall()
+        self.peft = model
+        self.engine.install()
+
+    def train(self, mode: bool = True) -> GPTBackbone:
+        """Set training or inference; what the engine made of the weights for inference is made anew."""
+        self.engine.drop_inference_weights()
+        return super().train(mode)
 
     @property
     def model(self) -> Any:
@@ -82,14 +102,15 @@ class GPTBackbone(nn.Module):
         try:
             if path is None:
                 raise ValueError("they are no plain list")
+            self.engine.uninstall()
             self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
             config.num_hidden_layers = layers
             for key, value in vars(config).items():
                 if isinstance(value, list) and len(value) == old_count:  # one entry per layer, such as its type
                     setattr(config, key, value[:layers])
-            linear.install_last_mlp(old_layers[layers - 1], self.channels)
             with torch.inference_mode():
-                self.hidden(torch.arange(4, device=self.device)[None])
+                self.body(input_ids=torch.arange(4, device=self.device)[None], use_cache=False)
+            self.engine.install()
         except Exception as error:  # models that need all their layers raise whatever they like
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
@@ -121,26 +142,30 @@ class GPTBackbone(nn.Module):
     def _turn_end(self) -> int | None:
         return turn_end(self.tokenizer)
 
-    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
-        """Return the last hidden states (B, T, C) of right-padded ids (B, T).
+    def hidden(
+        self,
+        input_ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        needed: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        adapters: Adapters | None = None,
+    ) -> Tensor:
+        """Return the last hidden states (B, T, C) of right-padded ids (B, T) or ``embeds`` (B, T, C).
 
         No mask is needed: in a causal model, real positions don't see the pads to their right. If the ``lengths`` (B,)
-        of the sequences are given, pads are left out and prefixes that sequences share are computed once. If the
-        ``needed`` states (B, T) are given, others may hold anything finite.
+        of the sequences are given, the engine may leave pads out and compute prefixes that sequences share once. If the
+        ``needed`` states (B, T) are given, others may hold anything finite. ``adapters`` names a row's adapter by the
+        digest that ``engine.add_adapter`` returned; None is the model as it is.
         """
-        if lengths is not None and self.can_pack(input_ids.shape[1]):
-            sequences = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
-            if (packed_BTC := packing.packed_hidden(self, sequences, input_ids.shape[1], needed)) is not None:
-                return packed_BTC
-        if self.compiled:
-            compiled_BTC: Tensor = self.compiled(input_ids).last_hidden_state
-            return compiled_BTC
-        with linear.only_positions(needed):
-            hidden_BTC: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
-        return hidden_BTC
+        return self.engine.hidden(input_ids, lengths, needed, embeds=embeds, adapters=adapters)
+
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """Return the cross-entropy (N,) of states (N, C) and the token ids (N,) that follow them."""
+        return self.engine.token_nll(states, next_ids)
 
     def compile(self) -> None:
-        """Let torch.compile make `hidden`, instead of the engine's own layers and packed rows.
+        """Let torch.compile make `hidden`.
 
         Raises `UserError` on a CPU without a C++ compiler.
         """
@@ -149,39 +174,22 @@ class GPTBackbone(nn.Module):
             raise UserError(
                 f"compile=true needs a C++ compiler on a CPU; found none of {listing(compilers)}: install one"
             )
-
-        def run_body(ids_BT: Tensor) -> Any:
-            return self.body(input_ids=ids_BT, use_cache=False)
-
-        linear.uninstall(self.peft)
-        self.compiled = torch.compile(run_body, dynamic=True)
+        self.engine.compile()
 
     def sees_all(self, positions: int) -> bool:
         """Return whether every layer sees so many positions back (some models have layers that see only a window)."""
         windows = (getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size"))
         return all(positions <= (window or positions) for window in windows)
 
-    def can_pack(self, positions: int) -> bool:
-        """Return whether sequences of so many positions may share a row (`gptask.model.engine.packing`)."""
-        has_engine_attention = self.model.config._attn_implementation == attention.ATTENTION_NAME
-        may_pack = has_engine_attention and self.packs_correctly and not self.compiled
-        return may_pack and (self.packs_windows or self.sees_all(positions))
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Return vocabulary logits (..., V) of hidden states (..., C), soft-capped if the model says so (Gemma 2)."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        softcap = self._softcap
+        softcap = self.softcap
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    def frozen_projection(self, hidden: Tensor) -> Tensor | None:
-        """Return the weights (V, C) if they don't learn and `logits` is just ``hidden @ weights.T``, else None."""
-        layer = self.model.get_output_embeddings()
-        is_plain = type(layer) is nn.Linear and layer.bias is None and self._softcap is None
-        learns = layer.weight.requires_grad and torch.is_grad_enabled()
-        return layer.weight if is_plain and not learns and layer.weight.dtype is hidden.dtype else None
-
     @property
-    def _softcap(self) -> float | None:
+    def softcap(self) -> float | None:
+        """The bound of the logits (Gemma 2), None for most models."""
         return getattr(self.config, "final_logit_softcapping", None)
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
@@ -209,26 +217,31 @@ def number_format(choice: DType) -> torch.dtype:
         return torch.bfloat16
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    cpu_has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if cpu_has_bfloat16 else torch.float32
+    return torch.bfloat16 if private.cpu_computes_bfloat16() else torch.float32
 
 
 def load_or_build_backbone(
-    options: Pretrained | Scratch, origin: BackboneOrigin | None, texts: Callable[[], Iterable[str]]
+    options: Pretrained | Scratch,
+    origin: BackboneOrigin | None,
+    texts: Callable[[], Iterable[str]],
+    engine: Fast | Reference | None = None,
 ) -> GPTBackbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``."""
     quiet_transformers()
     dtype = number_format(options.dtype)
     if isinstance(options, Pretrained):
         assert origin is not None, "a pretrained backbone is located before it is loaded"
-        return from_folder(origin, dtype)
+        return from_folder(origin, dtype, engine=engine)
     model, tokenizer = build_from_scratch(options, texts())
     log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-    return GPTBackbone(model.to(dtype), tokenizer, BackboneOrigin("", "scratch", ""))
+    return GPTBackbone(model.to(dtype), tokenizer, BackboneOrigin("", "scratch", ""), engine)
 
 
 def from_folder(
-    origin: BackboneOrigin, dtype: torch.dtype = torch.float32, tokenizer: str | None = None
+    origin: BackboneOrigin,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: str | None = None,
+    engine: Fast | Reference | None = None,
 ) -> GPTBackbone:
     """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
 
@@ -252,11 +265,8 @@ def from_folder(
         raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
     if loaded_tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
-    backbone = GPTBackbone(model, loaded_tokenizer, origin)
+    backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
-    backbone.packs_correctly = backbone.can_pack(6) and packing.supports_packing(backbone)
-    if backbone.packs_correctly and not backbone.sees_all(backbone.context):
-        backbone.packs_windows = packing.passes_window(backbone)
     return backbone
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Full, HeadOnly, Lora
 from gptask.errors import UserError, listing, nearest
-from gptask.model.engine import linear
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -75,9 +74,7 @@ def _add_lora(model: Any, tuning: Lora) -> Any:
         task_type="CAUSAL_LM",
         layers_to_transform=None if top == 1 else list(range(first, count)),
     )
-    adapted = get_peft_model(model, config)
-    linear.install(adapted)
-    return adapted
+    return get_peft_model(model, config)
 
 
 def _target_modules(model: Any, names: list[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The fast path through a decoder: attention, packing, fused LoRA, decoding."""
+"""The engines: `interface` says what one does, `reference` does it by plain libraries, `fast` by its own parts."""

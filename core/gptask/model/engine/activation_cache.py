@@ -10,7 +10,6 @@ import logging
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from gptask.data.cache import cache_folder, digest
 from gptask.data.datamodule import DataModule, PaddedBatch
-from gptask.model.engine import attention
+from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
+from gptask.model.engine.forward_state import current_state, forward_state
 from gptask.model.engine.interface import EngineBackbone
 from gptask.plugins.protocols import TaskHead
 
@@ -130,40 +130,58 @@ def capture_or_resume(
 
     Where the latter are given, these layers are skipped. The former are right at least where they are ``needed``.
     """
-    captured: list[Tensor] = []
-    last = layers[-1]
-    if states_NC is None:
-        forwards: dict[nn.Module, Any] = {last: partial(_capture, last.forward, batch, captured)}
-    else:
-        forwards = dict.fromkeys(layers, _skip) | {last: partial(_resume, batch, states_NC)}
-    try:
-        for layer, forward in forwards.items():
-            layer.forward = forward
+    for layer in layers:
+        if not isinstance(replaced_by(layer), CachedLayer):
+            replace_forward(layer, CachedLayer(), wraps=True)
+    activations = Activations(layers, batch, states_NC)
+    with forward_state(activations=activations):
         hidden_BTC = backbone.hidden(batch.input_ids, batch.lengths, needed)
-    finally:
-        for layer in forwards:
-            del layer.forward
-    return hidden_BTC, captured[0] if states_NC is None else states_NC
+    assert activations.states_NC is not None, "every pass goes through the last of the layers"
+    return hidden_BTC, activations.states_NC
 
 
-def _capture(forward: Any, batch: PaddedBatch, captured: list[Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """A layer's own forward pass, whose states (N, C) of real tokens are appended to ``captured``."""
-    out: Tensor = forward(*args, **kwargs)
-    captured.append(out.flatten(0, 1)[_token_places(batch)])
-    return out
+class Activations:
+    """What a pass does with the states (N, C) after some layers: resume from them, or capture them."""
+
+    def __init__(self, layers: list[nn.Module], batch: PaddedBatch, states_NC: Tensor | None) -> None:
+        self.layers, self.last, self.batch, self.states_NC = set(layers), layers[-1], batch, states_NC
+        self.resumes = states_NC is not None
+
+    def resumed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The states after a layer that is skipped, in the shape of ``hidden``: the padded batch or the packed row.
+
+        Those after the last of the layers are the cached ones, those before it are not used; pads get any token's.
+        """
+        if layer is not self.last or self.states_NC is None:
+            return hidden
+        tokens = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long, device=hidden.device)
+        numbers_N = torch.arange(len(self.states_NC), device=hidden.device)
+        # a token that sequences share gets the states of the first of them
+        tokens.scatter_reduce_(0, _token_places(self.batch), numbers_N, "amin", include_self=False)
+        return self.states_NC[tokens].view_as(hidden)
+
+    def capture(self, layer: nn.Module, out: Tensor) -> None:
+        """Take the states of the real tokens after the last of the layers."""
+        if layer is self.last:
+            self.states_NC = out.flatten(0, 1)[_token_places(self.batch)]
 
 
-def _skip(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden
+class CachedLayer:
+    """The forward function of a decoder layer whose states may be captured, or be there already."""
 
-
-def _resume(batch: PaddedBatch, states_NC: Tensor, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The cached states in the shape of ``hidden``, the padded batch or the packed row; pads get any token's."""
-    tokens = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long, device=hidden.device)
-    numbers_N = torch.arange(len(states_NC), device=hidden.device)
-    # a token that sequences share gets the states of the first of them
-    tokens.scatter_reduce_(0, _token_places(batch), numbers_N, "amin", include_self=False)
-    return states_NC[tokens].view_as(hidden)
+    def __call__(self, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """States (B, T, C) after the layer."""
+        state = current_state()
+        activations = state.activations if state else None
+        if activations is None or layer not in activations.layers:
+            computed: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+            return computed
+        if activations.resumes:
+            resumed: Tensor = activations.resumed(layer, hidden)
+            return resumed
+        out: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+        activations.capture(layer, out)
+        return out
 
 
 def _real_tokens(batch: PaddedBatch) -> Tensor:
@@ -173,7 +191,8 @@ def _real_tokens(batch: PaddedBatch) -> Tensor:
 
 def _token_places(batch: PaddedBatch) -> Tensor:
     """Places (N,) of the real tokens in this forward pass: in its packed row, or in the flattened padded batch."""
-    layout = attention.current_layout()
+    state = current_state()
+    layout = state.layout if state else None
     places_N: Tensor = layout.token_places() if layout else _real_tokens(batch).flatten().nonzero()[:, 0]
     return places_N
 
@@ -185,15 +204,18 @@ def cacheable_layers(backbone: EngineBackbone) -> list[nn.Module]:
     """
     layers = backbone.layers
     learning = {id(p) for p in backbone.body.parameters() if p.requires_grad}
-    if learning - {id(p) for layer in layers for p in layer.parameters()}:
+    if not backbone.engine.caches_activations or learning - {id(p) for layer in layers for p in layer.parameters()}:
         return []
     learns = [any(id(p) in learning for p in layer.parameters()) for layer in layers]
     lower = layers[: learns.index(True)] if True in learns else layers
-    return lower if lower and _can_resume(backbone, lower) else []
+    return lower if lower and backbone.engine.fits("activation_cache", lambda: _why_not(backbone, lower)) else []
 
 
-def _can_resume(backbone: EngineBackbone, layers: list[nn.Module]) -> bool:
-    """Whether the states after these layers repeat, and the layers above make the same of them when they resume."""
+def _why_not(backbone: EngineBackbone, layers: list[nn.Module]) -> str | None:
+    """Why the layers above can't resume from the states after these; None where they can, by random states.
+
+    The states have to repeat, and the layers above have to make the same of them when they resume.
+    """
     ids, lengths = torch.tensor([[0, 1, 2, 3, 4], [0, 5, 6, 0, 0]]), torch.tensor([5, 3])
     batch = PaddedBatch(ids.to(backbone.device), lengths.to(backbone.device), lengths)
     training = backbone.peft.training
@@ -203,13 +225,14 @@ def _can_resume(backbone: EngineBackbone, layers: list[nn.Module]) -> bool:
             backbone.peft.eval()
             computed, states = capture_or_resume(backbone, layers, batch, None)
             resumed, _ = capture_or_resume(backbone, layers, batch, states)
-    except Exception as error:  # layers that take or return more than states raise whatever they raise
-        log.debug("the states of the lower layers cannot be cached: %s", error)
-        return False
     finally:
         backbone.peft.train(training)
+    if not torch.equal(first, second):
+        return "the states of the frozen layers are not the same in every pass"
     real = _real_tokens(batch)
-    return torch.equal(first, second) and torch.equal(computed[real], resumed[real])
+    return (
+        None if torch.equal(computed[real], resumed[real]) else "the layers above make another result of cached states"
+    )
 
 
 def activation_cache_for(

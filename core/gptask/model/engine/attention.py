@@ -11,8 +11,7 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,13 +22,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-ATTENTION_NAME = "gptask"
+from gptask.model.engine import private
+from gptask.model.engine.forward_state import current_state
+
+ATTENTION_NAME, MODEL_ATTENTION = "gptask", "sdpa"  # for transformers
 MASKED_SCORE = -1e30  # added to the score of a hidden key; not -inf: the row of a pad may see no key at all
 MAX_POSITIONS = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 BLOCK_QUERIES = 128  # approximate queries per block: with fewer, the products take longer than they save
 NATIVE_SOFTMAX_MIN = 160  # queries and keys from which a softmax in the scores' own number format is faster
-
-_layout: Any = None  # a `packing.PackedLayout`, or the `decoding.DecodingBatch` of a step
 
 
 def attention(
@@ -41,9 +41,16 @@ def attention(
     (causal) or additive, (B, 1, T, S); an additive mask lets a query see later keys unless ``hides_later`` is set.
     The fused kernel computes every call that this function does not support.
     """
-    if _layout:
+    if (state := current_state()) and state.layout:
         window = options.get("sliding_window")
-        return _layout.attend(partial(_padded_attention, module, options), query, key, value, window), None
+        return state.layout.attend(partial(_layout_attention, module, options), query, key, value, window), None
+    return padded_attention(module, query, key, value, attention_mask, **options)
+
+
+def padded_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The same as `attention`, for padded batches."""
     hides_later = options.pop("hides_later", attention_mask is None)
     if not _is_supported(module, query, key, attention_mask, options):
         if attention_mask is not None and attention_mask.is_floating_point():
@@ -52,7 +59,7 @@ def attention(
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
         with torch.autocast("cpu", enabled=False):
-            return attention(module, query, key, value, attention_mask, hides_later=hides_later, **options)
+            return padded_attention(module, query, key, value, attention_mask, hides_later=hides_later, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     t = query.shape[2]
     if t == 1 and not torch.is_grad_enabled():
@@ -128,7 +135,7 @@ class BlockedAttention(torch.autograd.Function):
         for block, weights_MRW in reversed([*zip(ctx.blocks, weights_of_blocks, strict=True)]):
             w, grad_MRE = weights_MRW.shape[-1], _product_rows(grad_MGTE, block)
             weights_grad_MRW = torch.bmm(grad_MRE, value_MSE[:, :w].transpose(1, 2))
-            scores_grad_MRW = torch._softmax_backward_data(weights_grad_MRW, weights_MRW, -1, weights_MRW.dtype)
+            scores_grad_MRW = private.softmax_backward(weights_grad_MRW, weights_MRW)
             query_grad_MRD = torch.bmm(scores_grad_MRW, key_MSD[:, :w])
             query_grads_of_blocks.insert(0, query_grad_MRD.view(*query_MGTD.shape[:2], -1, query_MGTD.shape[3]))
             key_grad_MWD = torch.bmm(scores_grad_MRW.mT, _product_rows(query_MGTD, block))
@@ -170,28 +177,11 @@ def _join_blocks(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)  # cat would copy a single block
 
 
-def _padded_attention(
+def _layout_attention(
     module: Any, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor, mask: Any
 ) -> Tensor:
     """States (B, T, H, E) of padded sequences that a layout gathered, by an additive mask that hides later keys."""
-    with packed_attention(None):
-        return attention(module, query, key, value, mask, hides_later=True, **options)[0]
-
-
-def current_layout() -> Any:
-    """Return the packed layout of this forward pass, None for padded batches."""
-    return _layout
-
-
-@contextmanager
-def packed_attention(layout: Any) -> Iterator[None]:
-    """Let ``layout.attend`` compute all attention inside this context: it knows which keys each token sees."""
-    global _layout
-    before, _layout = _layout, layout
-    try:
-        yield
-    finally:
-        _layout = before
+    return padded_attention(module, query, key, value, mask, hides_later=True, **options)[0]
 
 
 def open_mask(model: Any) -> Tensor:
@@ -207,10 +197,23 @@ def additive_mask(real_BS: Tensor, t: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden_B1TS.shape, dtype=dtype, device=real_BS.device).masked_fill_(hidden_B1TS, MASKED_SCORE)
 
 
-def install(model: Any) -> None:
-    """Make a model use this attention, unless no fused kernel computes its own (Gemma 2's caps, gpt-oss's sinks)."""
-    if model.config._attn_implementation != "sdpa":
-        return
+def install(model: Any) -> str | None:
+    """Make a model use this attention; return the reason where it does not fit."""
+    found = private.attention_implementation(model)
+    if found not in (MODEL_ATTENTION, ATTENTION_NAME):
+        return f"the model computes its own ({found})"  # Gemma 2's caps, gpt-oss's sinks: no fused kernel does
     AttentionInterface.register(ATTENTION_NAME, attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
     model.set_attn_implementation(ATTENTION_NAME)
+    return None
+
+
+def uninstall(model: Any) -> None:
+    """Give a model the attention back that `install` replaced."""
+    if is_installed(model):
+        model.set_attn_implementation(MODEL_ATTENTION)
+
+
+def is_installed(model: Any) -> bool:
+    """Whether a model uses this attention."""
+    return private.attention_implementation(model) == ATTENTION_NAME

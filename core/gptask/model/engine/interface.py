@@ -1,19 +1,42 @@
-"""What the engine needs of a backbone beside the plugin contract."""
+"""What an engine does. An engine computes a backbone's passes: the fast one, or the reference by plain libraries.
+
+Shapes: B rows, T positions, C channels, N states, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from math import exp
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from gptask.plugins.protocols import Backbone
+if TYPE_CHECKING:
+    import torch
+
+    from gptask.plugins.generation_options import GenerationOptions
+
+log = logging.getLogger("gptask")
+Adapters = Sequence[str | None]  # the digest of each row's adapter, None for the model as it is
 
 
-class EngineBackbone(Backbone, Protocol):
-    """A decoder whose forward passes the engine may pack, and whose layers it may replace."""
+class EngineBackbone(Protocol):
+    """What an engine needs of a backbone: a decoder whose layers it may replace."""
 
     peft: Any  # the model, PEFT-wrapped where it has adapters
+    tokenizer: Any
     origin: Any  # where its weights came from, with their hash
+    engine: Engine
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, with its adapters if there are any."""
 
     @property
     def config(self) -> Any:
@@ -27,8 +50,191 @@ class EngineBackbone(Backbone, Protocol):
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; empty where the model holds them in no plain list."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the weights."""
+
+    @property
+    def channels(self) -> int:
+        """C, the size of a hidden state."""
+
+    @property
+    def context(self) -> int:
+        """The most positions the model can attend to."""
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The token ids that end a text."""
+
+    @property
+    def softcap(self) -> float | None:
+        """The bound of the logits, None for most models."""
+
+    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
+        """Return the last hidden states (B, T, C)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the vocabulary scores (..., V) of hidden states (..., C)."""
+
     def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
 
+    def set_model(self, model: Any) -> None:
+        """Replace the model by one that is wrapped or tuned in another way."""
+
+
+@dataclass(eq=False)
+class DecodingRow:
+    """A text that is being written behind a prompt, by at most ``limit`` tokens.
+
+    ``draw`` numbers the samples of one prompt: each has its own random draws. ``finish`` says why the text ended: at a
+    stop token or text (``stop``), or at the limit (``length``).
+    """
+
+    prompt: list[int]
+    limit: int
+    options: GenerationOptions
+    adapter: str | None = None
+    draw: int = 0
+    new_ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    finish: str | None = None
+    generator: Any = None  # of this row's draws, where the options name a seed
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and what is written behind it."""
+        return self.prompt + self.new_ids
+
+    @property
+    def score(self) -> float | None:
+        """The geometric mean of the probabilities of the tokens and EOS, None before the first one."""
+        return exp(fmean(self.log_probabilities)) if self.log_probabilities else None
+
+
+class DecodingBatch(ABC):
+    """Texts that are written together, a token each in a step; rows enter and leave between steps."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> list[DecodingRow]:
+        """The rows that are still being written."""
+
+    @abstractmethod
+    def admit(self, rows: Sequence[DecodingRow]) -> None:
+        """Read the prompts of more rows."""
+
+    @abstractmethod
+    def step(self) -> list[DecodingRow]:
+        """Write the next token of every row; return the rows that end with it, which leave."""
+
+    @abstractmethod
+    def leave(self, row: DecodingRow) -> None:
+        """Drop a row before its end; a row that has left already is no error."""
+
+
+class Engine(ABC):
+    """Computes the passes of one backbone; several threads may call it at the same time."""
+
+    name: ClassVar[str]
+
+    def __init__(self, backbone: EngineBackbone) -> None:
+        self.backbone = backbone
+        self.off: dict[str, str] = {}  # component -> the reason why it is off
+
+    @abstractmethod
+    def install(self) -> None:
+        """Adapt to the backbone's model as it is now."""
+
+    @abstractmethod
+    def uninstall(self) -> None:
+        """Give the model back as it was before `install`."""
+
+    @abstractmethod
+    def hidden(
+        self,
+        ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        needed: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        adapters: Adapters | None = None,
+    ) -> Tensor:
+        """Return the last hidden states (B, T, C) of right-padded ids (B, T) or embeddings ``embeds`` (B, T, C).
+
+        No mask is needed: in a causal model, real positions don't see the pads to their right. If the ``lengths`` (B,)
+        are given, states of pads may hold anything finite, and so may those that are not ``needed`` (B, T).
+        ``adapters`` names an adapter of `add_adapter` for each row.
+        """
+
+    @abstractmethod
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """Return the cross-entropy (N,) in nats of states (N, C) and the token ids (N,) that follow; differentiable."""
+
+    @abstractmethod
+    def decoding_batch(self, keep: int = 0) -> DecodingBatch:
+        """Return an empty batch. It may keep what it read of the last ``keep`` texts for prompts that begin alike."""
+
+    @abstractmethod
+    def running(self, adapter: str | None = None) -> AbstractContextManager[None]:
+        """A context in which the model's own methods compute by this engine, with an adapter of `add_adapter`."""
+
+    @abstractmethod
+    def add_adapter(self, folder: Path) -> str:
+        """Load a LoRA adapter in PEFT's format beside the model's own; return the digest of its bytes, its name.
+
+        Raises `UserError` where it does not fit the model.
+        """
+
+    @abstractmethod
+    def remove_adapter(self, digest: str) -> None:
+        """Unload an adapter; raise `KeyError` for one that is not there."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Let torch.compile make `hidden`."""
+
+    def decode(self, rows: Sequence[DecodingRow]) -> None:
+        """Write the texts of all rows to their end."""
+        batch = self.decoding_batch()
+        batch.admit(rows)
+        while batch.rows:
+            batch.step()
+
     def can_pack(self, positions: int) -> bool:
-        """Whether sequences of up to this many positions may be packed into one row."""
+        """Whether sequences of up to this many positions are packed into one row, and share their prefixes."""
+        return False
+
+    def decodes_in_buckets(self, positions: int) -> bool:
+        """Whether texts of up to this many positions are decoded without pads: on a CPU only, where pads take time."""
+        return self.backbone.device.type == "cpu" and self.can_pack(positions)
+
+    @property
+    def caches_activations(self) -> bool:
+        """Whether states of frozen layers may be read from disk."""
+        return False
+
+    @abstractmethod
+    def drop_inference_weights(self) -> None:
+        """Forget what was made of the weights for inference: they may have changed."""
+
+    def fits(self, component: str, check: Callable[[], str | None]) -> bool:
+        """Whether a component that is on fits the model: ``check`` returns the reason where it does not.
+
+        The reason, or the exception that the check raised, is logged and switches the component off.
+        """
+        if component in self.off:
+            return False
+        try:
+            reason = check()
+        except Exception as error:  # models raise whatever they raise where a check tries them
+            reason = f"its check failed with {type(error).__name__}: {' '.join(str(error).split())}"
+            log.warning("engine: %s is off: %s", component, reason)
+            log.debug("the check of engine.%s", component, exc_info=error)
+        if reason:
+            self.off[component] = reason
+        return not reason
+
+    def describe(self) -> dict[str, Any]:
+        """The engine's name, and the reason of each component that is off."""
+        return {"name": self.name, "off": self.off}

@@ -48,11 +48,6 @@ class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = (buffer[:rows, :, :shown] for buffer in self.buffers)
         return self.keys, self.values
 
-    def truncate(self, end: int) -> None:
-        """Forget the positions from ``end`` on."""
-        if self.keys is not None:
-            self._set_views(len(self.keys), end)
-
     def write(self, shape: tuple[int, int], places: tuple[Tensor, Tensor], states: Sequence[Tensor]) -> None:
         """Write keys and values (N, K, D) at ``places``, (N,) rows and (N,) columns of ``shape`` = (B, S)."""
         for number, states_NKD in enumerate(states):
@@ -62,6 +57,17 @@ class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
             self.buffers[number][places[0], :, places[1]] = states_NKD
         self.is_initialized = True
         self._set_views(*shape)
+
+    def show_capacity(self, shows: bool) -> None:
+        """Let the views include the positions that are not written yet, or not."""
+        self.shows_capacity = shows
+        if self.buffers:
+            self._set_views(len(self.keys), self.end)  # type: ignore[arg-type]
+
+    def row(self, place: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return a row's keys and values (1, K, positions, D) of the positions from ``start`` to ``end``."""
+        keys, values = (buffer[place : place + 1, :, start:end] for buffer in self.buffers)
+        return keys, values
 
     def move_rows(self, source: list[int], target: list[int], count: int) -> None:
         """Copy the ``source`` rows over the ``target`` rows, then keep the first ``count`` rows only."""

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from gptask.data.prefixes import prefix_groups
-from gptask.model.engine import attention, linear
+from gptask.model.engine import attention
+from gptask.model.engine.forward_state import forward_state
+from gptask.model.engine.last_layer import needed_places
 
 if TYPE_CHECKING:
     from gptask.model.engine.interface import EngineBackbone
@@ -97,6 +99,15 @@ class PackedLayout:
         places_BT = torch.zeros(len(self.real_BL), width, dtype=torch.long, device=states_NC.device)
         places_BT[self._real_tokens(width)] = self.token_places()
         return states_NC.index_select(0, places_BT.flatten()).view(*places_BT.shape, -1)
+
+    def pack(self, states_BTC: Tensor) -> Tensor:
+        """Return the states (N, C) of the row's tokens from those of whole sequences, right-padded."""
+        states_LC = states_BTC[self._real_tokens(states_BTC.shape[1])]
+        sources_N = torch.zeros(self.inputs["input_ids"].shape[1], dtype=torch.long, device=states_LC.device)
+        numbers_L = torch.arange(len(states_LC), device=states_LC.device)
+        # a token that sequences share is that of the first of them
+        sources_N.scatter_reduce_(0, self.token_places(), numbers_L, "amin", include_self=False)
+        return states_LC.index_select(0, sources_N)
 
     def pack_flags(self, needed_BT: Tensor) -> Tensor:
         """Return the flags (N,) of the row's tokens, true where those of whole sequences are."""
@@ -176,28 +187,43 @@ def _gather(states_NHD: Tensor, places_BT: Tensor) -> Tensor:
     return states_BTHD.transpose(1, 2)
 
 
-def forward_packed(backbone: EngineBackbone, layout: PackedLayout, needed_N: Tensor | None = None) -> Tensor:
-    """Return the last hidden states (N, C) of a packed row, right at least where they are needed."""
+def forward_packed(
+    backbone: EngineBackbone, layout: PackedLayout, needed_N: Tensor | None = None, embeds_NC: Tensor | None = None
+) -> Tensor:
+    """Return the last hidden states (N, C) of a packed row, right at least where they are needed.
+
+    The embeddings of its tokens are ``embeds_NC`` where they are given.
+    """
+    inputs = dict(layout.inputs)
+    if embeds_NC is not None:
+        del inputs["input_ids"]
+        inputs["inputs_embeds"] = embeds_NC[None]
     mask_1111 = attention.open_mask(backbone.model)
-    with attention.packed_attention(layout), linear.only_positions(needed_N):
-        output = backbone.body(**layout.inputs, attention_mask=mask_1111, use_cache=False)
+    with forward_state(layout=layout, needed_places=needed_places(needed_N)):
+        output = backbone.body(**inputs, attention_mask=mask_1111, use_cache=False)
     states_NC: Tensor = output.last_hidden_state[0]
     return states_NC
 
 
 def packed_hidden(
-    backbone: EngineBackbone, rows: Sequence[list[int]], width: int, needed: Tensor | None = None
+    backbone: EngineBackbone,
+    rows: Sequence[list[int]],
+    width: int,
+    needed: Tensor | None = None,
+    embeds: Tensor | None = None,
 ) -> Tensor | None:
     """Return the last hidden states (B, T, C) of sequences, right-padded to ``width``; None where packing saves little.
 
-    They are right at least where they are ``needed`` (B, T).
+    They are right at least where they are ``needed`` (B, T). Where ``embeds`` (B, T, C) are given, ``rows`` are numbers
+    that are equal where the embeddings are.
     """
     parts = split_prefixes(rows)
     if parts.size > (1 - MIN_SAVING) * len(rows) * width:
         return None
     layout = PackedLayout(parts, backbone.device, backbone.model.dtype)
     needed_N = None if needed is None else layout.pack_flags(needed)
-    return layout.unpack(forward_packed(backbone, layout, needed_N), width)
+    embeds_NC = None if embeds is None else layout.pack(embeds)
+    return layout.unpack(forward_packed(backbone, layout, needed_N, embeds_NC), width)
 
 
 def supports_packing(backbone: EngineBackbone) -> bool:

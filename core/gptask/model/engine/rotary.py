@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from gptask.model.engine.forward_registry import replace_forward
 
 FUNCTION_NAME = "apply_rotary_pos_emb"  # what transformers' attention layers call
 
@@ -70,20 +72,20 @@ def rotate(
     return apply(q, cos_B1TD, sin_B1TD), apply(k, cos_B1TD, sin_B1TD)
 
 
-def install(model: Any) -> None:
+def install(model: Any) -> str | None:
     """Give the attention layers that rotate this way a copy of their forward function that calls `rotate`.
 
-    The transformers module, which other models use too, stays as it is.
+    The transformers module, which other models use too, stays as it is. Returns the reason where no layer gets one.
     """
     copies: dict[Any, FunctionType | None] = {}  # forward function of a class -> its copy
+    installed = 0
     for module in model.modules():
         forward = type(module).forward
-        if "forward" in vars(module):
-            continue
         if forward not in copies:
             copies[forward] = _copy_with_rotate(forward)
         if copy := copies[forward]:
-            module.forward = MethodType(copy, module)
+            installed += replace_forward(module, copy)
+    return None if installed else "no layer rotates all channels of its heads by halves"
 
 
 def _copy_with_rotate(forward: Any) -> FunctionType | None:
@@ -106,10 +108,7 @@ def _is_standard_rotation(model_function: Callable[..., tuple[Tensor, Tensor]]) 
     results = []
     for function in (model_function, partial(rotate, model_function)):
         inputs = q.clone().requires_grad_(), k.clone().requires_grad_()
-        try:
-            outputs = function(*inputs, cos, sin)
-            gradients = torch.autograd.grad([(out * out).sum() for out in outputs], inputs)
-        except Exception:  # functions with other arguments raise whatever they raise
-            return False
+        outputs = function(*inputs, cos, sin)
+        gradients = torch.autograd.grad([(out * out).sum() for out in outputs], inputs)
         results.append([*outputs, *gradients])
     return all(torch.allclose(expected, got, atol=1e-5) for expected, got in zip(*results, strict=True))

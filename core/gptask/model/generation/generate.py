@@ -13,7 +13,7 @@ from gptask.plugins.generation_options import GenerationOptions
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
-    from gptask.model.engine.decoding import Decoded
+    from gptask.model.engine.interface import DecodingRow
 
 MAX_KV_BYTES = 2**30  # bytes of keys and values that are held at once
 
@@ -48,11 +48,9 @@ def _split_by_memory(
     backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions
 ) -> list[list[int]]:
     """Split the prompts, by number, into batches whose keys and values take about the same memory."""
-    from gptask.model.engine.decoding import decodes_in_buckets
-
     lengths = [len(prompt) + options.limit for prompt in prompts]
     longest = max(lengths, default=0)
-    if options.num_beams > 1 or not decodes_in_buckets(backbone, longest):
+    if options.num_beams > 1 or not backbone.engine.decodes_in_buckets(longest):
         lengths = [longest] * len(lengths)  # padded
     starts = [0, *accumulate(lengths)]
     total_bytes = starts[-1] * position_bytes(backbone) * options.num_beams * options.samples
@@ -72,18 +70,18 @@ def _continue_prompts(
     backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions
 ) -> list[GeneratedText]:
     """Generate one text per prompt; equal neighbouring prompts are the samples of one prompt."""
-    import torch
+    from gptask.model.engine.interface import DecodingRow
 
-    from gptask.model.engine.decoding import decode
-
-    token_limits = [new_tokens_limit(backbone, prompt, options) for prompt in prompts]
-    search = _beam_search if options.num_beams > 1 else decode
-    with torch.inference_mode():
-        decoded = search(backbone, prompts, token_limits, options)
-    texts = backbone.tokenizer.batch_decode([ids for ids, _ in decoded], skip_special_tokens=True)
-    return [
-        GeneratedText(_cut_at_stop(text, options.stop), score) for text, (_, score) in zip(texts, decoded, strict=True)
+    rows = [
+        DecodingRow(prompt, new_tokens_limit(backbone, prompt, options), options, draw=number % options.samples)
+        for number, prompt in enumerate(prompts)
     ]
+    if options.num_beams > 1:
+        _beam_search(backbone, rows, options)
+    else:
+        backbone.engine.decode(rows)
+    texts = backbone.tokenizer.batch_decode([row.new_ids for row in rows], skip_special_tokens=True)
+    return [GeneratedText(_cut_at_stop(text, options.stop), row.score) for text, row in zip(texts, rows, strict=True)]
 
 
 def _best_of(samples: Sequence[GeneratedText]) -> GeneratedText:
@@ -109,27 +107,26 @@ def _cut_at_stop(text: str, stop_texts: Sequence[str]) -> str:
     return text[: min((text.index(stop) for stop in stop_texts if stop in text), default=len(text))]
 
 
-def _beam_search(
-    backbone: GPTBackbone, prompts: Sequence[list[int]], token_limits: list[int], options: GenerationOptions
-) -> list[Decoded]:
-    """Decode by the beam search of transformers; prompts with the same limit of new tokens are one batch."""
-    from gptask.model.engine.decoding import left_padded
+def _beam_search(backbone: GPTBackbone, rows: Sequence[DecodingRow], options: GenerationOptions) -> None:
+    """Write the rows' texts by the beam search of transformers; rows with one limit of new tokens are one batch."""
+    import torch
+
+    from gptask.model.engine.left_padding import left_padded
 
     stop_ids = backbone.stop_ids
-    decoded: dict[int, Decoded] = {}
-    for token_limit in set(token_limits):
-        rows = [row for row, limit in enumerate(token_limits) if limit == token_limit]
-        prompt_ids, mask = left_padded([prompts[row] for row in rows], backbone.device)
-        output_ids = backbone.model.generate(
-            input_ids=prompt_ids,
-            attention_mask=mask,
-            eos_token_id=sorted(stop_ids),
-            pad_token_id=backbone.tokenizer.eos_token_id,
-            stop_strings=options.stop or None,
-            tokenizer=backbone.tokenizer,
-            **options.to_transformers() | {"max_new_tokens": token_limit},
-        )
-        for row, new_ids in zip(rows, output_ids[:, prompt_ids.shape[1] :].tolist(), strict=True):
+    for limit in {row.limit for row in rows}:
+        batch = [row for row in rows if row.limit == limit]
+        prompt_ids, mask = left_padded([row.prompt for row in batch], backbone.device)
+        with torch.inference_mode(), backbone.engine.running():
+            output_ids = backbone.model.generate(
+                input_ids=prompt_ids,
+                attention_mask=mask,
+                eos_token_id=sorted(stop_ids),
+                pad_token_id=backbone.tokenizer.eos_token_id,
+                stop_strings=options.stop or None,
+                tokenizer=backbone.tokenizer,
+                **options.to_transformers() | {"max_new_tokens": limit},
+            )
+        for row, new_ids in zip(batch, output_ids[:, prompt_ids.shape[1] :].tolist(), strict=True):
             end = next((place for place, token in enumerate(new_ids) if token in stop_ids), len(new_ids))
-            decoded[row] = new_ids[:end], None
-    return [decoded[row] for row in range(len(prompts))]
+            row.new_ids = new_ids[:end]

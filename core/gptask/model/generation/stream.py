@@ -1,27 +1,16 @@
-"""Generates one text token by token: the key-value cache is reused between prompts, and emitted text never changes.
-
-Shapes: T positions, S positions in the cache, V vocabulary; there is one sequence.
-"""
+"""Generates one text token by token: the key-value cache is reused between prompts, and emitted text never changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import Cache
-
-from gptask.model.engine.decoding import decoding_mask, next_token_logits
-from gptask.model.engine.kv_cache import PreallocatedKVCache
-from gptask.model.engine.sampling import Sampler
+from gptask.model.engine.interface import DecodingRow
 from gptask.model.generation.generate import new_tokens_limit
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.plugins.generation_options import GenerationOptions
-
-PROMPT_CHUNK = 512  # tokens of a prompt that one forward pass reads: bounds the memory of their attention
 
 
 class StreamedText:
@@ -69,10 +58,7 @@ class Stream:
     """Continues one prompt at a time; the tokens with which the previous one begins too are not read again."""
 
     def __init__(self, backbone: GPTBackbone) -> None:
-        self.backbone = backbone
-        self.cached_ids: list[int] = []
-        self.layer_caches = [PreallocatedKVCache() for _ in range(backbone.config.num_hidden_layers)]
-        self.cache = Cache(layers=list(self.layer_caches))
+        self.backbone, self.batch = backbone, backbone.engine.decoding_batch(keep=1)
         self.reached_limit = False  # whether the last text ended because no further token was allowed
 
     def text(self, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
@@ -81,44 +67,16 @@ class Stream:
         A piece may be empty. Decoding is greedy or by sampling; `GenerationOptions.samples` and beams are ignored.
         Raises `UserError` for a prompt that is empty or longer than the context.
         """
-        tokens_left = new_tokens_limit(self.backbone, prompt, options)
-        ids = list(prompt)
+        row = DecodingRow(prompt, new_tokens_limit(self.backbone, prompt, options), options)
         text = StreamedText(self.backbone.tokenizer, options.stop)
-        sampler = Sampler(options, self.backbone, len(prompt), rows=1)
         self.reached_limit = False
-        while not text.stopped:
-            if not tokens_left:
-                self.reached_limit = True
-                break
-            token = self._next_token(ids, sampler)
-            if token in self.backbone.stop_ids:
-                break
-            ids.append(token)
-            tokens_left -= 1
-            yield text.add(token)
-        yield text.rest()
-
-    @torch.inference_mode()
-    def _next_token(self, ids: list[int], sampler: Sampler) -> int:
-        logits_1V = self._logits_after(ids)
-        ids_1T = torch.tensor([ids], device=self.backbone.device)
-        tokens_11, _ = sampler(ids_1T, logits_1V, [0])
-        return int(tokens_11)
-
-    def _logits_after(self, ids: list[int]) -> Tensor:
-        """Return the logits (1, V) of the token after ``ids``; ids at the start that are cached are not read again."""
-        pairs = enumerate(zip(self.cached_ids, ids, strict=False))
-        reused = next((place for place, (cached, wanted) in pairs if cached != wanted), len(self.cached_ids))
-        reused = min(reused, len(ids) - 1)
-        self.cached_ids = self.cached_ids[:reused]
-        for layer_cache in self.layer_caches:  # an interrupted pass may have left more in some layers than in others
-            layer_cache.truncate(reused)
-        for start in range(reused, len(ids), PROMPT_CHUNK):
-            chunk = ids[start : start + PROMPT_CHUNK]
-            end = start + len(chunk)
-            chunk_1T = torch.tensor([chunk], device=self.backbone.device)
-            positions_1T = torch.arange(start, end, device=self.backbone.device)[None]
-            mask = decoding_mask(self.backbone, chunk_1T.new_ones(1, end), len(chunk))
-            logits_1V = next_token_logits(self.backbone, chunk_1T, mask, positions_1T, self.cache)
-            self.cached_ids = ids[:end]
-        return logits_1V
+        try:
+            self.batch.admit([row])
+            while self.batch.rows and not text.stopped:
+                self.batch.step()
+                for token in row.new_ids[len(text.ids) :]:
+                    yield text.add(token)
+            self.reached_limit = row.finish == "length" and not text.stopped
+            yield text.rest()
+        finally:
+            self.batch.leave(row)  # where the text is broken off, or its stop text is complete

@@ -1,0 +1,89 @@
+"""LoRA adapters beside the model's own, each named by a digest of its bytes.
+
+A name that a user chose would outlive its content: after a reload in place, caches keyed by it would answer for the old
+adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptask.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from gptask.model.engine.interface import EngineBackbone
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def adapter_digest(folder: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of an adapter's files."""
+    total = hashlib.sha256()
+    for name in FILES:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder} holds no LoRA adapter: {name}: {error.strerror}") from error
+        total.update(len(content).to_bytes(8, "big") + content)
+    return total.hexdigest()[:16]
+
+
+def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
+    """Load an adapter into the backbone's model; return its digest. One that is there already is not loaded again.
+
+    What learns, and which adapter the model itself uses, stays as it is.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    digest, training = adapter_digest(folder), backbone.peft.training
+    model: Any = backbone.peft
+    if digest in getattr(model, "peft_config", {}):
+        return digest
+    learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    try:
+        if hasattr(model, "peft_config"):
+            model.load_adapter(str(folder), digest)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=digest)
+            tuner: Any = model.base_model
+            tuner.set_adapter([])
+            backbone.set_model(model)
+        problem = _unused_tensors(model, folder, digest)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
+        problem = str(error).strip().splitlines()[-1]
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    model.train(training)
+    if problem:
+        if digest in getattr(backbone.peft, "peft_config", {}):
+            remove_adapter(backbone, digest)
+        raise UserError(f"the adapter in {folder} does not fit the model: {problem}")
+    return digest
+
+
+def _unused_tensors(model: Any, folder: Path, digest: str) -> str:
+    """What an adapter's file and the loaded adapter do not have in common; PEFT only warns of it. Empty: nothing."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(folder / FILES[1]), "pt") as file:
+        in_file = set(file.keys())
+    loaded = set(get_peft_model_state_dict(model, adapter_name=digest, save_embedding_layers=False))
+    return f"tensors of one and not of the other: {listing(sorted(in_file ^ loaded), 4)}" if in_file ^ loaded else ""
+
+
+def remove_adapter(backbone: EngineBackbone, digest: str) -> None:
+    """Unload an adapter from the backbone's model."""
+    model = backbone.peft
+    if digest not in getattr(model, "peft_config", {}):
+        raise KeyError(f"no adapter {digest}")
+    others = [name for name in model.peft_config if name != digest]
+    if not others:
+        backbone.set_model(model.unload())
+        return
+    model.delete_adapter(digest)
+    if model.active_adapter == digest:  # the first one that was loaded, whether it is in use or not
+        model.active_adapter = others[0]

@@ -1,0 +1,194 @@
+"""The fast engine: the reference engine with components of its own, each of which can be switched off.
+
+Shapes: B rows, T positions, C channels, N states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptask.config.engine import Fast
+from gptask.model.engine import attention, last_layer, linear, loss, norm, packing, rotary
+from gptask.model.engine.decoding import FastBatch
+from gptask.model.engine.forward_registry import restore_forwards
+from gptask.model.engine.forward_state import forward_state
+from gptask.model.engine.inference_weights import InferenceWeights
+from gptask.model.engine.interface import Adapters, DecodingBatch, EngineBackbone
+from gptask.model.engine.reference import ReferenceEngine
+
+NOT_COMPILED = ("linear", "norm", "packing")  # components that torch.compile takes the place of
+
+
+class FastEngine(ReferenceEngine):
+    """Replaces the forward functions of a model's layers, and packs the tokens of a batch into one row.
+
+    A component that is switched off, or that a check on random states shows not to fit the model, leaves its part to
+    the reference engine; ``off`` has the reasons.
+    """
+
+    name = "fast"
+
+    def __init__(self, backbone: EngineBackbone, options: Fast) -> None:
+        super().__init__(backbone)
+        self.options = options
+        self.weights = InferenceWeights()
+        self.packs_windows = False  # whether packed sequences see no farther than others in layers with a window
+        self.adapts_rows = False  # whether the engine computes every layer that has adapters
+
+    def install(self) -> None:
+        """Replace forward functions, after putting back what an earlier call replaced."""
+        self.uninstall()
+        backbone, last = self.backbone, self.backbone.layers[-1:]
+        installers: dict[str, Callable[[], str | None]] = {
+            "attention": lambda: attention.install(backbone.model),
+            "rotary": lambda: rotary.install(backbone.model),
+            "linear": lambda: linear.install(backbone.peft),
+            "norm": lambda: norm.install(backbone.model),
+            "last_layer": lambda: last_layer.install(last[0] if last else None, backbone.channels),
+            "packing": self._install_packing,
+        }
+        self.off = {} if self.compiled is None else dict.fromkeys(NOT_COMPILED, "compile=true")
+        for name in (f.name for f in fields(self.options)):
+            if not getattr(self.options, name):
+                self.off[name] = f"engine.{name}=off"
+        with _inference_mode_of(backbone.peft):
+            for name, install in installers.items():
+                self.fits(name, install)
+        self.adapts_rows = self.has("linear") and linear.computes_adapters(backbone.peft)
+
+    def _install_packing(self) -> str | None:
+        if not attention.is_installed(self.backbone.model):
+            return "it needs the engine's attention"
+        if not packing.supports_packing(self.backbone):
+            return "layers mix tokens by other means than attention"
+        self.packs_windows = self.backbone.sees_all(self.backbone.context) or packing.passes_window(self.backbone)
+        return None
+
+    def uninstall(self) -> None:
+        """Put back what the model was before `install`."""
+        restore_forwards(self.backbone.peft)
+        attention.uninstall(self.backbone.model)
+        self.weights.clear()
+
+    def has(self, component: str) -> bool:
+        """Whether a component is on."""
+        return component not in self.off
+
+    @property
+    def caches_activations(self) -> bool:
+        """Whether states of frozen layers may be read from disk."""
+        return self.has("activation_cache")
+
+    def can_pack(self, positions: int) -> bool:
+        """Whether sequences of up to this many positions are packed into one row, and share their prefixes."""
+        return self.has("packing") and (self.packs_windows or self.backbone.sees_all(positions))
+
+    def hidden(
+        self,
+        ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        needed: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        adapters: Adapters | None = None,
+    ) -> Tensor:
+        """See `Engine`; prefixes that rows of one adapter share are computed once, rows of each adapter together."""
+        if adapters is None:
+            return self._hidden(None, ids, embeds, lengths, needed)
+        self.require_adapters(adapters)
+        if any(adapters) and not self.adapts_rows:
+            return super().hidden(ids, lengths, needed, embeds=embeds, adapters=adapters)
+        states, order = [], []
+        for adapter in dict.fromkeys(adapters):
+            rows = [row for row, name in enumerate(adapters) if name == adapter]
+            inputs = (None if values is None else values[rows] for values in (ids, embeds, lengths, needed))
+            states.append(self._hidden(adapter, *inputs))
+            order += rows
+        return torch.cat(states)[torch.tensor(order).argsort()]
+
+    def _hidden(
+        self,
+        adapter: str | None,
+        ids: Tensor | None,
+        embeds: Tensor | None,
+        lengths: Tensor | None,
+        needed: Tensor | None,
+    ) -> Tensor:
+        """Last hidden states (B, T, C) of rows that have one adapter."""
+        width = (ids if embeds is None else embeds).shape[1]  # type: ignore[union-attr]
+        with self.running(adapter):
+            if lengths is not None and self.can_pack(width):
+                rows = ids.tolist() if embeds is None else _embedding_numbers(embeds)  # type: ignore[union-attr]
+                sequences = [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
+                packed_BTC = packing.packed_hidden(self.backbone, sequences, width, needed, embeds)
+                if packed_BTC is not None:
+                    return packed_BTC
+            with forward_state(needed_places=last_layer.needed_places(needed) if self.has("last_layer") else None):
+                return super().hidden(ids, embeds=embeds)
+
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """See `Engine`; logits are computed in chunks and not kept for the backward pass."""
+        if self.has("loss"):
+            return loss.chunked_token_nll(self.backbone, states, next_ids)
+        return super().token_nll(states, next_ids)
+
+    def decoding_batch(self, keep: int = 0) -> DecodingBatch:
+        """See `Engine`."""
+        if self.has("decoding") and (self.adapts_rows or not self._has_added_adapters()):
+            return FastBatch(self, keep)
+        return super().decoding_batch(keep)
+
+    def _has_added_adapters(self) -> bool:
+        return bool(getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"})
+
+    @contextmanager
+    def running(self, adapter: str | None = None) -> Iterator[None]:
+        """See `Engine`; weights for inference are made anew where the model's have changed."""
+        if adapter is not None and not self.adapts_rows:
+            raise ValueError("the model's own methods run without added adapters")
+        if self.backbone.peft.training:
+            self.weights.clear()  # a step of a fused optimizer changes no version
+        weights = None
+        if self.has("linear") and not self.backbone.peft.training and not torch.is_grad_enabled():
+            self.weights.drop_outdated()
+            weights = self.weights
+        with forward_state(adapter=adapter, inference_weights=weights):
+            yield
+
+    def drop_inference_weights(self) -> None:
+        """Forget what was made of the weights for inference: they may have changed."""
+        self.weights.clear()
+
+    def compile(self) -> None:
+        """See `Engine`; what torch.compile makes itself is off."""
+        super().compile()
+        self.install()
+
+
+@contextmanager
+def _inference_mode_of(model: Any) -> Iterator[None]:
+    """Every module of a model is in inference mode inside this context: dropout would fail the checks."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+def _embedding_numbers(embeds_BTC: Tensor) -> list[list[int]]:
+    """Numbers (B, T) that are equal where the vectors are; all different where each has a gradient of its own."""
+    b, t = embeds_BTC.shape[:2]
+    if embeds_BTC.requires_grad:
+        numbers_N = torch.arange(b * t)
+    else:
+        numbers_N = torch.unique(embeds_BTC.flatten(0, 1), dim=0, return_inverse=True)[1]
+    numbers: list[list[int]] = numbers_N.view(b, t).tolist()
+    return numbers

@@ -1,0 +1,149 @@
+"""The reference engine: transformers, PEFT and torch as they are.
+
+Shapes: B rows, T positions, C channels, N states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from gptask.model.engine import adapters as adapters_of_model
+from gptask.model.engine.interface import Adapters, DecodingBatch, DecodingRow, Engine, EngineBackbone
+from gptask.model.engine.sampling import SampledBatch
+
+PEFT_LOCK = threading.RLock()  # PEFT tells the layers a pass's adapters by hooks, which another thread would see
+
+
+class ReferenceEngine(Engine):
+    """Every pass is one call of the model: padded rows, no caches but transformers' own, a prompt at a time."""
+
+    name = "reference"
+
+    def __init__(self, backbone: EngineBackbone) -> None:
+        super().__init__(backbone)
+        self.compiled: Callable[..., Any] | None = None
+
+    def install(self) -> None:
+        """Do nothing: the model stays as it is."""
+
+    def uninstall(self) -> None:
+        """Do nothing."""
+
+    def drop_inference_weights(self) -> None:
+        """Do nothing: there are none."""
+
+    def hidden(
+        self,
+        ids: Tensor | None = None,
+        lengths: Tensor | None = None,
+        needed: Tensor | None = None,
+        *,
+        embeds: Tensor | None = None,
+        adapters: Adapters | None = None,
+    ) -> Tensor:
+        """See `Engine`; every state is computed."""
+        inputs = {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds}
+        if adapters is None:
+            return self.states(**inputs)
+        return self.adapted_states(adapters, **inputs)
+
+    def states(self, **inputs: Any) -> Tensor:
+        """The decoder's last hidden states (B, T, C)."""
+        states_BTC: Tensor = (self.compiled or self.backbone.body)(use_cache=False, **inputs).last_hidden_state
+        return states_BTC
+
+    def adapted_states(self, adapters: Adapters, **inputs: Any) -> Tensor:
+        """The same with an adapter for each row, by PEFT's batches of several adapters."""
+        if not any(adapters):
+            states_BTC: Tensor = self.backbone.body(**inputs).last_hidden_state
+            return states_BTC
+        peft, own = self.backbone.peft, self.backbone.peft.active_adapters or ["__base__"]
+        self.require_adapters(adapters)
+        with PEFT_LOCK:
+            output = peft(
+                **inputs,
+                adapter_names=[adapter or own[0] for adapter in adapters],
+                output_hidden_states=True,
+                logits_to_keep=1,  # of no use here
+            )
+        states_BTC = output.hidden_states[-1]
+        return states_BTC
+
+    def require_adapters(self, adapters: Adapters) -> None:
+        """Raise `KeyError` for an adapter that was not added."""
+        if (
+            unknown := {adapter for adapter in adapters if adapter}
+            - getattr(self.backbone.peft, "peft_config", {}).keys()
+        ):
+            raise KeyError(f"no adapter {sorted(unknown)[0]}: add_adapter(folder) returns the name of each")
+
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """See `Engine`; all logits (N, V) are held at once."""
+        return torch.nn.functional.cross_entropy(self.backbone.logits(states).float(), next_ids, reduction="none")
+
+    def decoding_batch(self, keep: int = 0) -> DecodingBatch:
+        """See `Engine`; nothing is kept."""
+        return ReferenceBatch(self)
+
+    @contextmanager
+    def running(self, adapter: str | None = None) -> Iterator[None]:
+        """See `Engine`; the model is this engine already."""
+        if adapter is not None:
+            raise ValueError("the model's own methods run without added adapters")
+        yield
+
+    def add_adapter(self, folder: Path) -> str:
+        """See `Engine`."""
+        digest = adapters_of_model.add_adapter(self.backbone, folder)
+        self.install()
+        return digest
+
+    def remove_adapter(self, digest: str) -> None:
+        """See `Engine`."""
+        adapters_of_model.remove_adapter(self.backbone, digest)
+        self.install()
+
+    def compile(self) -> None:
+        """See `Engine`."""
+        body = self.backbone.body
+        self.compiled = torch.compile(lambda **inputs: body(**inputs), dynamic=True)
+
+
+class ReferenceBatch(SampledBatch):
+    """Rows that are read one at a time, each with a cache of its own."""
+
+    def __init__(self, engine: ReferenceEngine) -> None:
+        super().__init__(engine.backbone)
+        self.engine = engine
+        self.caches: dict[DecodingRow, DynamicCache] = {}
+
+    @property
+    def rows(self) -> list[DecodingRow]:
+        """The rows that are still being written."""
+        return list(self.caches)
+
+    def admit(self, rows: Sequence[DecodingRow]) -> None:
+        """Take more rows; a step reads what is unread of each."""
+        self.caches |= {row: DynamicCache(config=self.backbone.config) for row in rows}
+
+    def next_logits(self) -> Tensor:
+        """Read the rows' unread tokens; return logits (B, V) of the tokens that follow."""
+        logits = []
+        for row, cache in self.caches.items():
+            unread = row.ids[cache.get_seq_length() :]
+            inputs = {"input_ids": torch.tensor([unread], device=self.backbone.device), "past_key_values": cache}
+            states_1TC = self.engine.adapted_states([row.adapter], use_cache=True, **inputs)
+            logits.append(self.backbone.logits(states_1TC[:, -1]))
+        return torch.cat(logits)
+
+    def remove(self, rows: Sequence[DecodingRow]) -> None:
+        """Let rows leave."""
+        self.caches = {row: cache for row, cache in self.caches.items() if row not in rows}
