@@ -35,7 +35,7 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
 
     What learns, and which adapter the model itself uses, stays as it is.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
     from safetensors import SafetensorError
 
     digest, training = adapter_digest(folder), backbone.peft.training
@@ -44,13 +44,11 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
         return digest
     learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     try:
-        if hasattr(model, "peft_config"):
-            model.load_adapter(str(folder), digest)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=digest)
-            tuner: Any = model.base_model
-            tuner.set_adapter([])
+        if not hasattr(model, "peft_config"):
+            model = get_peft_model(model, PeftConfig.from_pretrained(str(folder)), digest)
+            model.base_model.set_adapter([])
             backbone.set_model(model)
+        model.load_adapter(str(folder), digest)
         problem = _unused_tensors(model, folder, digest)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[-1]
