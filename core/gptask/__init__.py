@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gptask.errors import DataError, UserError, listing, nearest
     from gptask.model.backbone.chat_template import chat_template_of
     from gptask.model.generation.generate import GeneratedText
-    from gptask.model.heads import GenerationHead, Head, token_nll
+    from gptask.model.heads import GenerationHead, Head
     from gptask.model.text_task import GenerativeTask, PromptedTask, WritingTask, is_wide
     from gptask.plugins.generation_options import GenerationOptions
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
@@ -57,7 +57,7 @@ _MODULES = {  # the module that defines each public name
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
     "gptask.model.generation.generate": ("GeneratedText",),
-    "gptask.model.heads": ("GenerationHead", "Head", "token_nll"),
+    "gptask.model.heads": ("GenerationHead", "Head"),
     "gptask.model.text_task": ("GenerativeTask", "PromptedTask", "WritingTask", "is_wide"),
     "gptask.plugins.generation_options": ("GenerationOptions",),
     "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
@@ -120,7 +120,6 @@ __all__ = [
     "nearest",
     "option",
     "parse_messages",
-    "token_nll",
     "train",
     "train_tasks",
     "weights_hash",

@@ -179,11 +179,23 @@ def parts_build(trial: Trial) -> None:
     _expect(hidden.grad is not None, "the loss must reach the backbone: Head.loss() must not detach the hidden states")
 
 
+def head_owns_its_weights(trial: Trial) -> None:
+    """No weight of the backbone is saved and trained as a part of the head."""
+    backbone, head = trial.parts.backbone, trial.parts.head
+    backbone_weights = {*backbone.parameters(), *backbone.buffers()}
+    shared = [name for name, weight in head.state_dict(keep_vars=True).items() if weight in backbone_weights]
+    _expect(
+        not shared,
+        f"Head.state_dict() must hold no weights of the backbone, but has {listing(shared, 3)}; use self.backbone "
+        "(super().__init__(backbone) sets it), and assign no part of it to an attribute of the head",
+    )
+
+
 # --- how a model of the task behaves -----------------------------------------------------------------------------
 
 
 def padding_invariant(trial: Trial) -> None:
-    """Pads after a sequence, its neighbours in the batch, and given states change neither loss nor prediction."""
+    """Pads after a sequence, its neighbours in the batch, and packing change neither loss nor prediction."""
     import torch
 
     from gptask.data.datamodule import collate
@@ -198,7 +210,7 @@ def padding_invariant(trial: Trial) -> None:
             change = f"the loss of one sequence from {loss:.5f} to {padded_loss:.5f}"
             close = torch.allclose(loss, padded_loss, rtol=1e-3, atol=1e-4)
             _expect(close, f"{EXTRA_PADS} pads change {change}; {PADDING_HINT}")
-    batch_outputs = trial.outputs(trial.batch(EXTRA_PADS, pad_id=items[0]["ids"][0]), states=True)
+    batch_outputs = trial.outputs(trial.batch(EXTRA_PADS, pad_id=items[0]["ids"][0]), packed=False)
     for item, batch_output in zip(items, batch_outputs, strict=True):
         (output,) = trial.outputs(collate([item]))
         same = _nearly_equal(output, batch_output)
@@ -338,6 +350,7 @@ STAGES: tuple[tuple[Clause, ...], ...] = (
     (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),
     (parts_build,),
+    (head_owns_its_weights,),
     (
         padding_invariant,
         loss_ignores_prompt_and_pads,

@@ -200,6 +200,16 @@ class SameName(Toy):
 
 
 @dataclass
+class CopiesTheBackbone(Toy):
+    """head_owns_its_weights: but has lm.transformer.wte.weight"""
+
+    def head(self, backbone: Any) -> Any:
+        head = super().head(backbone)
+        head.lm = backbone.model
+        return head
+
+
+@dataclass
 class DilutedLoss(Toy):
     """padding_invariant: 3 pads change the loss"""
 
@@ -219,8 +229,8 @@ class CrowdedPrediction(Toy):
         from gptask.model.generation.generate import GeneratedText
         from gptask.model.heads import GenerationHead
 
-        def predict(head: Any, backbone: Any, batch: Any, hidden: Any = None) -> Any:
-            texts = GenerationHead.predict(head, backbone, batch)
+        def predict(head: Any, hidden: Any, batch: Any) -> Any:
+            texts = GenerationHead.predict(head, hidden, batch)
             return [GeneratedText(text.text, 1 / batch.input_ids.shape[1]) for text in texts]
 
         return with_head(self, backbone, predict=predict)
@@ -362,7 +372,7 @@ def heavy(folder: Path) -> type:
 
 BROKEN = [
     *(TruncatedTarget, NoTarget, TargetOfNothing, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
-    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName),
+    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName, CopiesTheBackbone),
     *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable),
     *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.errors import UserError, listing
@@ -22,8 +23,10 @@ from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.scratch import build_from_scratch
 from gptask.model.engine import attention, linear, packing, rotary
+from gptask.model.engine.loss import ChunkedCrossEntropy
 
 log = logging.getLogger("gptask")
+MAX_LOGITS = 2**26  # logits that a loss holds at once: some 650 MB, as they exist in three forms
 
 
 class GPTBackbone(nn.Module):
@@ -179,6 +182,25 @@ class GPTBackbone(nn.Module):
         is_plain = type(layer) is nn.Linear and layer.bias is None and self._softcap is None
         learns = layer.weight.requires_grad and torch.is_grad_enabled()
         return layer.weight if is_plain and not learns and layer.weight.dtype is hidden.dtype else None
+
+    def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
+        """Return the cross-entropy (N,) in nats of states (N, C) and the token ids (N,) that follow them.
+
+        Logits (N, V) of a large vocabulary (Gemma's V is 262,144) are computed in chunks and not kept for the backward
+        pass. The same holds for any vocabulary projection that does not learn, where chunks are also the fastest.
+        """
+        if (weight_VC := self.frozen_projection(states)) is not None:
+            chunked_nll: Callable[[Tensor, Tensor, Tensor], Tensor] = ChunkedCrossEntropy.apply
+            return chunked_nll(states, weight_VC, next_ids)
+
+        def chunk_nll(states_NC: Tensor, next_ids_N: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.logits(states_NC).float(), next_ids_N, reduction="none")
+
+        chunk_size = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
+        if len(states) <= chunk_size:
+            return chunk_nll(states, next_ids)
+        chunks = zip(torch.split(states, chunk_size), torch.split(next_ids, chunk_size), strict=True)
+        return torch.cat([checkpoint(chunk_nll, *chunk, use_reentrant=False) for chunk in chunks])
 
     @property
     def _softcap(self) -> float | None:
