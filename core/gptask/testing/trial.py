@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -111,17 +111,24 @@ class Trial:
     @cached_property
     def predictions(self) -> list[Prediction]:
         """The trained task's predictions for its own training batch, the best that it can make."""
-        return self._merge(self.outputs(self.batch()))
+        return self._merge(self.task, self.outputs(self.batch()))
 
     @cached_property
     def untrained(self) -> list[Prediction]:
         """The predictions for the same batch before any training."""
-        return self._merge(_outputs(self.parts.head, self.batch()))
+        return self._merge(self.task, _outputs(self.parts.head, self.batch()))
 
-    def _merge(self, outputs: list[Any]) -> list[Prediction]:
+    def predictions_of(self, task: Task) -> list[Prediction]:
+        """The predictions for the same batch by the trained weights in a head that ``task`` builds."""
+        backbone, trained_head, _ = self.trained
+        head = cast("Head", task.head(backbone)).eval()
+        head.load_state_dict(trained_head.state_dict())
+        return self._merge(task, _outputs(head, self.batch()))
+
+    def _merge(self, task: Task, outputs: list[Any]) -> list[Prediction]:
         """Merge the outputs of all sequences into one prediction for each example."""
         owners = np.array([item["example"] for item in self.items(self.examples)])
-        return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
+        return predictions_by_example(task, self.examples, owners, dict(enumerate(outputs)))[1]
 
 
 def _outputs(head: Head, batch: PaddedBatch, packed: bool = True) -> list[Any]:
