@@ -62,7 +62,13 @@ def test_the_rooms_stand_in_the_order_that_a_test_asserts():
 
 
 def test_the_hooks_and_paths_on_the_page_exist():
-    hooks = [*first_column("hook"), "needed_positions(batch)", "lora_top_fraction", "last_only"]
+    hooks = [
+        *first_column("hook"),
+        "needed_positions(batch)",
+        "lora_top_fraction",
+        "last_only",
+        "scores(hidden, batch)",
+    ]
     assert all(f"`{name}`" in TEXT for name in hooks)
     assert all(hasattr(PromptedTask, name.split("(")[0]) or hasattr(Head, name.split("(")[0]) for name in hooks)
     paths = re.findall(r"`((?:core|tasks|conf|tests)/[\w./]*)`", PAGE)

@@ -230,7 +230,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         folder = tmp_path_factory.mktemp("run")
         plugin = plugin_of(task)
         write_config(folder, Config(task=task, backbone=options, tuning=tuning), plugin)
-        saved_model.save_model(folder, backbone, {"": head}, tuning)
+        saved_model.save_model(folder, backbone, {"": (task, head)}, tuning)
         backbone.eval()
         return run.Run(folder, plugin, task, backbone, head, read_config(folder))
 

@@ -139,7 +139,7 @@ def test_likelihood_is_that_of_all_answers(backbone, tokenizer):
     task = TextGeneration(generation=GenerationOptions(max_new_tokens=2))
     other = {"messages": user("good"), "answer": ["the story 电影"]}
     items = [encode(task, example, tokenizer, 128)[0] for example in (EXAMPLE, other)]
-    outputs = task.head(backbone).predict(backbone, collate(items))
+    outputs = task.head(backbone).predict(None, collate(items))
     predictions = [task.prediction(e, [o]) for e, o in zip((EXAMPLE, other), outputs, strict=True)]
     rows = {m.name: np.array([m.statistics(p, e) for p, e in zip(predictions, (EXAMPLE, other), strict=True)])
             for m in task.metrics()}  # fmt: skip

@@ -39,7 +39,8 @@ def test_the_score_in_a_padded_batch_is_that_of_plain_transformers(backbone: Any
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(backbone.model(ids[None]).logits[0, :-1], ids[1:], reduction="sum")
         items = encode(task, {"text": text}, tokenizer, 128) + encode(task, {"text": "a film"}, tokenizer, 128)
-        (nats, tokens), _ = task.head(backbone).predict(backbone, collate(items))
+        batch = collate(items)
+        (nats, tokens), _ = task.head(backbone).predict(backbone.hidden(batch.input_ids, batch.lengths), batch)
     assert nats == pytest.approx(float(expected), rel=1e-4)
     assert tokens == len(ids) - 1
     value = task.prediction({"text": text}, [[nats, tokens]]).value
@@ -59,8 +60,9 @@ def test_documents_in_one_row_do_not_see_each_other(backbone: Any) -> None:
     layout = packing.split_prefixes([item["ids"] for item in items])
     assert layout.size < 0.7 * batch.input_ids.numel(), "pads would be computed"
     with torch.inference_mode():
-        alone = [head.predict(backbone, collate([item]))[0] for item in items]
-        together = head.predict(backbone, batch)
+        batches = [collate([item]) for item in items]
+        alone = [head.predict(backbone.hidden(single.input_ids), single)[0] for single in batches]
+        together = head.predict(backbone.hidden(batch.input_ids, batch.lengths), batch)
     assert [n for n, _ in together] == pytest.approx([n for n, _ in alone], rel=1e-4)
 
 

@@ -5,6 +5,7 @@ import itertools
 import random
 import re
 import string
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -231,7 +232,8 @@ def best_of(logits: Any, max_answer_tokens: int = 30) -> Any:
     for position, (start, end) in logits.items():
         scores[position] = torch.tensor([start, end])
     left, right = list(range(0, 60, 10)), list(range(10, 70, 10))
-    return SpanHead(8, max_answer_tokens)._best_span(scores.log_softmax(0), 2, left, right, 8)
+    head = SpanHead(SimpleNamespace(channels=8), max_answer_tokens)  # type: ignore[arg-type]
+    return head._best_span(scores.log_softmax(0), 2, left, right, 8)
 
 
 def test_the_best_allowed_span_is_taken() -> None:

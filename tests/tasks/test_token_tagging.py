@@ -226,6 +226,10 @@ def batch(task: TokenTagging, tokenizer: Any, examples: list[Example], room: int
     return collate([item for example in examples for item in encode(task, example, tokenizer, room)])
 
 
+def outputs(head: Any, batch: PaddedBatch) -> list[Any]:
+    return head.predict(head.backbone.hidden(batch.input_ids, batch.lengths), batch)
+
+
 @pytest.mark.parametrize("context", list(Context))
 def test_a_word_sees_what_follows_it_unless_the_context_is_none(context: Context, backbone: Any) -> None:
     torch.manual_seed(0)
@@ -233,7 +237,7 @@ def test_a_word_sees_what_follows_it_unless_the_context_is_none(context: Context
     head = task.head(backbone).eval()
     examples = [labelled(6), labelled(6) | {"tokens": [*WORDS[:5], "weather"]}]
     with torch.inference_mode():
-        one, other = (np.array(head.predict(backbone, batch(task, backbone.tokenizer, [e]))[0]) for e in examples)
+        one, other = (np.array(outputs(head, batch(task, backbone.tokenizer, [e]))[0]) for e in examples)
     changed = np.abs(one - other).max(1) > 1e-6
     assert changed[-1]
     assert changed[:-1].all() == (context is not Context.none), "the last word's change, seen by those before it"
@@ -245,9 +249,9 @@ def test_shorter_sequences_in_a_batch_change_nothing(context: Context, backbone:
     task = TokenTagging(types=["LOC"], plain=False, context=context)
     head, examples = task.head(backbone).eval(), [labelled(2), labelled(9), labelled(5)]
     with torch.inference_mode():
-        together = head.predict(backbone, batch(task, backbone.tokenizer, examples))
+        together = outputs(head, batch(task, backbone.tokenizer, examples))
         for example, in_batch in zip(examples, together, strict=True):
-            (alone,) = head.predict(backbone, batch(task, backbone.tokenizer, [example]))
+            (alone,) = outputs(head, batch(task, backbone.tokenizer, [example]))
             np.testing.assert_allclose(in_batch, alone, atol=1e-5)
 
 

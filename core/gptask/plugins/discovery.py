@@ -141,9 +141,7 @@ def load_task_class(plugins: dict[str, Plugin], name: str) -> type[Task]:
         )
     plugin = plugins[name].load()
     if plugin.task is None:
-        cause = (
-            f"\n{_traceback_end(plugin.cause)}" if plugin.cause and plugin.state == "broken" else f": {plugin.error}"
-        )
+        cause = f"\n{traceback_end(plugin.cause)}" if plugin.cause and plugin.state == "broken" else f": {plugin.error}"
         raise UserError(f"task '{name}' ({plugin.origin}) can't be used{cause}") from plugin.cause
     return plugin.task
 
@@ -212,7 +210,7 @@ def _module_and_attributes(point: EntryPoint) -> tuple[str, list[str]]:
     return match[1], match[2].split(".")
 
 
-def _traceback_end(error: BaseException) -> str:
+def traceback_end(error: BaseException) -> str:
     """Return the end of a traceback in at most four lines: place (unless it is in gptask), error and cause."""
     lines = [line for line in traceback.format_exception_only(error) if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,6 +1,6 @@
 """Types of what gptask hands to a plugin and of what it expects of a head; authors rely on these, not on classes.
 
-Shapes: B sequences, T positions, C channels, V vocabulary, K values per label.
+Shapes: B sequences, T positions, C channels, V vocabulary, N tokens, K values per label.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Backbone(Protocol):
         """Return the vocabulary scores (..., V) of hidden states (..., C)."""
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
-        """Return the cross-entropy (N,) of states (N, C) and the token ids (N,) that follow them."""
+        """Return the cross-entropy (N,) in nats of states (N, C) and the ids (N,) that follow them, differentiable."""
 
     def word_vectors(self, words: Iterable[str]) -> Tensor:
         """Return the output embeddings (K, C) of K words; a word of several tokens gets their mean."""
@@ -97,18 +97,22 @@ class TaskHead(Protocol):
     """The part of a model that belongs to a task; `gptask.Head` is the base class to derive from."""
 
     export_class: ClassVar[str | None]
+    decodes: ClassVar[bool]
     last_only: ClassVar[bool]
     lora_top_fraction: ClassVar[float]
     lora_lr: ClassVar[float]
 
     def needed_positions(self, batch: Batch) -> Tensor | None:
-        """Return which states (B, T) of a batch the loss and the predictions depend on; None: all."""
+        """Return which states (B, T) of a batch loss, scores and predictions depend on; None: all."""
 
     def loss(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Return the scalar loss of a batch from its last hidden states (B, T, C)."""
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Return one JSON-serialisable output per sequence."""
+    def predict(self, hidden: Any, batch: Batch) -> list[Any]:
+        """Return one JSON-serialisable output per sequence; ``hidden``: states (B, T, C), None if it ``decodes``."""
+
+    def scores(self, hidden: Tensor, batch: Batch) -> Tensor | None:
+        """Return differentiable log-probabilities of classes (B, K), tags (B, W, K) or spans (B, T, 2); None: none."""
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the weights under the names of ``export_class``, and the values of its config."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptask.config.schemas import Documents
@@ -170,6 +171,16 @@ class Task(ABC):
         They are set as options before that split is scored, stored with its checkpoint, and saved with the run.
         """
         return {}
+
+    def save_assets(self, folder: Path) -> None:  # noqa: B027
+        """Write the task's own files beside the run's model, such as a gazetteer or a label tree; default: none.
+
+        ``folder`` is empty, and is removed again if it stays so. Encoded data are cached by the options, and `compare`
+        reads stored statistics, so neither `encode` nor `metrics` may depend on what only these files hold.
+        """
+
+    def load_assets(self, folder: Path) -> None:  # noqa: B027
+        """Read what `save_assets` wrote; called when a run is loaded, before `head`, if the run has such files."""
 
     def inputs(self) -> list[Field]:
         """Return the fields that a prediction needs."""

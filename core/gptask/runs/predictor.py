@@ -97,16 +97,17 @@ class Predictor:
 
         from gptask.data.batches import BatchesByLength
         from gptask.data.datamodule import collate, eval_batch_tokens
-        from gptask.model.heads import GenerationHead
 
         outputs: dict[int, Any] = {}
         lengths = np.array([item["length"] for item in items], dtype=int)
-        writes = isinstance(self.head, GenerationHead)
-        tokens = eval_batch_tokens(self.options, reads=not writes, writes=writes)
+        decodes = self.head.decodes
+        tokens = eval_batch_tokens(self.options, reads=not decodes, writes=decodes)
         with torch.inference_mode():
             for rows in BatchesByLength(lengths, self.options.eval_batch_size, tokens, None):
                 batch = collate([items[row] for row in rows]).to(self.backbone.device)
-                outputs.update(zip(rows, self.head.predict(self.backbone, batch), strict=True))
+                needed = self.head.needed_positions(batch)
+                hidden = None if decodes else self.backbone.hidden(batch.input_ids, batch.lengths, needed)
+                outputs.update(zip(rows, self.head.predict(hidden, batch), strict=True))
         return outputs
 
 

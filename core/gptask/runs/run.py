@@ -92,7 +92,10 @@ def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> t
 
 def load_task(folder: str | Path) -> Task:
     """The task of a run folder with the run's options, without its model."""
-    return task_from_config(read_config(folder))[1]
+    values = read_config(folder)
+    task = task_from_config(values)[1]
+    saved_model.load_assets(task, model_folder(folder), values.get("task_name"))
+    return task
 
 
 def weights_hash(folder: str | Path) -> str:
@@ -145,6 +148,7 @@ def _load_task_run(
             f"{folder} holds no model: it is an evaluation, or a run that stopped early. Resume such a run with: "
             f"gptask train resume={folder}"
         )
+    saved_model.load_assets(instance, model, values.get("task_name"))
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
     head = cast("Head", instance.head(backbone))
     saved_model.load_head(head, model, values.get("task_name"))

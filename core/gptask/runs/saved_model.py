@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder
 from gptask.errors import UserError
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
+from gptask.plugins.discovery import plugin_of, traceback_end
+from gptask.plugins.task import Task
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
+from gptask.runs.folder import resume_hint
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -27,17 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("gptask")
 
 
-def save_model(folder: Path, backbone: GPTBackbone, heads: Mapping[str, Head], tuning: Any) -> None:
+def save_model(folder: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Task, Head]], tuning: Any) -> None:
     """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's source and hash.
 
-    ``heads`` have the names of their tasks as keys; the only head of a run has the empty name. A save that fails leaves
-    the model saved earlier as it was.
+    ``tasks`` have their heads beside them, and their own files in ``assets``; the only task of a run has the empty
+    name. A save that fails leaves the model saved earlier as it was. Raises `UserError` for a task that can't save.
     """
     partial = folder / "model.part"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write_model(partial, backbone, heads, tuning)
+        _write_model(partial, backbone, tasks, tuning)
         _replace_folder(folder / "model", partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -53,7 +57,7 @@ def _replace_folder(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(partial: Path, backbone: GPTBackbone, heads: Mapping[str, Head], tuning: Any) -> None:
+def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Task, Head]], tuning: Any) -> None:
     from safetensors.torch import save_file
 
     scratch = backbone.origin.kind == "scratch"
@@ -66,9 +70,15 @@ def _write_model(partial: Path, backbone: GPTBackbone, heads: Mapping[str, Head]
     elif isinstance(tuning, Full) or scratch:
         backbone.model.save_pretrained(partial)
     backbone.tokenizer.save_pretrained(partial)
-    for task, head in heads.items():
-        if state := {name: value.contiguous() for name, value in head.state_dict().items()}:
-            save_file(state, _head_file(partial, task))
+    for name, (task, head) in tasks.items():
+        if state := {key: value.contiguous() for key, value in head.state_dict().items()}:
+            save_file(state, _head_file(partial, name))
+        assets = _assets_folder(partial, name)
+        assets.mkdir()
+        with _hook_errors(task, "save_assets", resume_hint(partial.parent)):
+            task.save_assets(assets)
+        if not any(assets.iterdir()):
+            assets.rmdir()
     write_json(
         partial / "backbone.json",
         {
@@ -161,6 +171,29 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
         head.load_state_dict(load_file(file) if file.exists() else {})
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
+
+
+def _assets_folder(model: Path, task: str | None) -> Path:
+    return model / (f"assets.{task}" if task else "assets")
+
+
+def load_assets(task: Task, model: Path, name: str | None = None) -> None:
+    """Let a task read its own files from a run's model; ``name`` is the task's among several. A run may have none."""
+    folder = _assets_folder(model, name)
+    if folder.is_dir():
+        with _hook_errors(task, "load_assets"):
+            task.load_assets(folder)
+
+
+@contextmanager
+def _hook_errors(task: Task, hook: str, hint: str = "") -> Iterator[None]:
+    """Turn what a hook raises into a `UserError` with plugin, hook, the failing line and a hint."""
+    try:
+        yield
+    except Exception as error:
+        plugin = plugin_of(task)
+        text = f"task '{plugin.name}' ({plugin.origin}): {type(task).__name__}.{hook}() fails\n{traceback_end(error)}"
+        raise UserError(f"{text}\n{hint}".rstrip()) from error
 
 
 def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from gptask.model.generation.generate import GeneratedText, generate
 from gptask.plugins.compatibility import contract_version_of, refuse_other_version
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.metric import Metric
-from gptask.plugins.task import CONTRACT_VERSION
+from gptask.plugins.task import CONTRACT_VERSION, Task
 from gptask.plugins.types import Example, Field, Kind, Prediction
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.predictions_file import prediction_fields
@@ -98,19 +100,25 @@ def fields_well_formed(trial: Trial) -> None:
 
 def options_round_trip(trial: Trial) -> None:
     """A run's config.yaml restores the same task: the options are typed, and none exists outside the fields."""
-    from omegaconf import OmegaConf
-
     cls = type(trial.task)
     decorated = "__dataclass_fields__" in vars(cls)
     _expect(decorated, f"{cls.__name__} must be decorated with @dataclass, or its options are its parent's")
-    text = OmegaConf.to_yaml(OmegaConf.structured(trial.task))
-    plain: Any = OmegaConf.to_container(OmegaConf.create(text))
-    restored = from_plain("task", plain, cls)
+    restored = _task_from_options(trial.task)
     _expect(
         restored == trial.task and vars(restored) == vars(trial.task),
         f"the options written and read again must make the same task, {trial.task!r}, got {restored!r}; look at the "
         "types of the dataclass's fields, and at __init__ or __post_init__",
     )
+
+
+def _task_from_options(task: Task) -> Task:
+    """Return the task that is made of another's options, written and read again."""
+    from omegaconf import OmegaConf
+
+    text = OmegaConf.to_yaml(OmegaConf.structured(task))
+    plain: Any = OmegaConf.to_container(OmegaConf.create(text))
+    restored: Task = from_plain("task", plain, type(task))
+    return restored
 
 
 def version_stated(trial: Trial) -> None:
@@ -179,11 +187,23 @@ def parts_build(trial: Trial) -> None:
     _expect(hidden.grad is not None, "the loss must reach the backbone: Head.loss() must not detach the hidden states")
 
 
+def head_owns_its_weights(trial: Trial) -> None:
+    """No weight of the backbone is saved and trained as a part of the head."""
+    backbone, head = trial.parts.backbone, trial.parts.head
+    backbone_weights = {*backbone.parameters(), *backbone.buffers()}
+    shared = [name for name, weight in head.state_dict(keep_vars=True).items() if weight in backbone_weights]
+    _expect(
+        not shared,
+        f"Head.state_dict() must hold no weights of the backbone, but has {listing(shared, 3)}; use self.backbone "
+        "(super().__init__(backbone) sets it), and assign no part of it to an attribute of the head",
+    )
+
+
 # --- how a model of the task behaves -----------------------------------------------------------------------------
 
 
 def padding_invariant(trial: Trial) -> None:
-    """Pads after a sequence, its neighbours in the batch, and given states change neither loss nor prediction."""
+    """Pads after a sequence, its neighbours in the batch, and packing change neither loss nor prediction."""
     import torch
 
     from gptask.data.datamodule import collate
@@ -198,7 +218,7 @@ def padding_invariant(trial: Trial) -> None:
             change = f"the loss of one sequence from {loss:.5f} to {padded_loss:.5f}"
             close = torch.allclose(loss, padded_loss, rtol=1e-3, atol=1e-4)
             _expect(close, f"{EXTRA_PADS} pads change {change}; {PADDING_HINT}")
-    batch_outputs = trial.outputs(trial.batch(EXTRA_PADS, pad_id=items[0]["ids"][0]), states=True)
+    batch_outputs = trial.outputs(trial.batch(EXTRA_PADS, pad_id=items[0]["ids"][0]), packed=False)
     for item, batch_output in zip(items, batch_outputs, strict=True):
         (output,) = trial.outputs(collate([item]))
         same = _nearly_equal(output, batch_output)
@@ -280,6 +300,23 @@ def predicts_without_targets(trial: Trial) -> None:
         json.dumps(prediction_fields(prediction))
 
 
+def assets_restored(trial: Trial) -> None:
+    """A task that saves files of its own predicts the same when it is made of its options and these files."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        trial.task.save_assets(folder)
+        if not any(folder.iterdir()):
+            raise NotApplicable
+        restored = _task_from_options(trial.task)
+        restored.load_assets(folder)
+        for expected, got in zip(trial.predictions, trial.predictions_of(restored), strict=True):
+            _expect(
+                _nearly_equal(expected, got),
+                f"with the saved files the task should predict {expected!r}, got {got!r}; look at Task.save_assets() "
+                "and Task.load_assets()",
+            )
+
+
 def metrics_rank(trial: Trial) -> None:
     """Right predictions (of the memorized batch) score better than the same ones assigned to other examples.
 
@@ -338,12 +375,14 @@ STAGES: tuple[tuple[Clause, ...], ...] = (
     (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),
     (parts_build,),
+    (head_owns_its_weights,),
     (
         padding_invariant,
         loss_ignores_prompt_and_pads,
         learns_to_stop,
         overfits_one_batch,
         predicts_without_targets,
+        assets_restored,
         metrics_rank,
     ),
 )

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -93,11 +93,7 @@ class Trial:
         """Backbone and head trained on the one batch until the loss is tiny, and the loss of every step."""
         import torch
 
-        from gptask.model.heads import GenerationHead
-
         backbone, head = deepcopy((self.parts.backbone, self.parts.head))
-        if isinstance(head, GenerationHead):  # sampled texts can't be compared
-            head.options = replace(head.options, temperature=0.0)
         batch, losses = self.batch(), list[float]()
         optimizer = torch.optim.Adam([*backbone.parameters(), *head.parameters()], lr=3e-3, fused=True)
         while len(losses) < MAX_STEPS and (not losses or losses[-1] > 0.005 * losses[0]):
@@ -108,31 +104,46 @@ class Trial:
             losses.append(loss.item())
         return backbone.eval(), head.eval(), losses
 
-    def outputs(self, batch: PaddedBatch, *, states: bool = False) -> list[Any]:
-        """Return the trained head's output for each sequence of a batch; ``states``: it gets the hidden states."""
-        import torch
-
-        backbone, head, _ = self.trained
-        with torch.inference_mode():
-            return head.predict(backbone, batch, backbone.hidden(batch.input_ids) if states else None)
+    def outputs(self, batch: PaddedBatch, *, packed: bool = True) -> list[Any]:
+        """Return the trained head's output for each sequence of a batch; ``packed``: its states are computed packed."""
+        return _outputs(self.trained[1], batch, packed)
 
     @cached_property
     def predictions(self) -> list[Prediction]:
         """The trained task's predictions for its own training batch, the best that it can make."""
-        return self._merge(self.outputs(self.batch()))
+        return self._merge(self.task, self.outputs(self.batch()))
 
     @cached_property
     def untrained(self) -> list[Prediction]:
         """The predictions for the same batch before any training."""
-        import torch
+        return self._merge(self.task, _outputs(self.parts.head, self.batch()))
 
-        with torch.inference_mode():
-            return self._merge(self.parts.head.predict(self.parts.backbone, self.batch()))
+    def predictions_of(self, task: Task) -> list[Prediction]:
+        """The predictions for the same batch by the trained weights in a head that ``task`` builds."""
+        backbone, trained_head, _ = self.trained
+        head = cast("Head", task.head(backbone)).eval()
+        head.load_state_dict(trained_head.state_dict())
+        return self._merge(task, _outputs(head, self.batch()))
 
-    def _merge(self, outputs: list[Any]) -> list[Prediction]:
+    def _merge(self, task: Task, outputs: list[Any]) -> list[Prediction]:
         """Merge the outputs of all sequences into one prediction for each example."""
         owners = np.array([item["example"] for item in self.items(self.examples)])
-        return predictions_by_example(self.task, self.examples, owners, dict(enumerate(outputs)))[1]
+        return predictions_by_example(task, self.examples, owners, dict(enumerate(outputs)))[1]
+
+
+def _outputs(head: Head, batch: PaddedBatch, packed: bool = True) -> list[Any]:
+    """Return a head's output for each sequence of a batch; texts are not sampled, which could not be compared."""
+    import torch
+
+    from gptask.model.heads import GenerationHead
+
+    if isinstance(head, GenerationHead):
+        head.options = replace(head.options, temperature=0.0)
+    with torch.inference_mode():
+        if head.decodes:
+            return head.predict(None, batch)
+        lengths, needed = (batch.lengths, head.needed_positions(batch)) if packed else (None, None)
+        return head.predict(head.backbone.hidden(batch.input_ids, lengths, needed), batch)
 
 
 def padded(batch: PaddedBatch, extra_pads: int, pad_id: int = 0) -> PaddedBatch:

@@ -74,19 +74,21 @@ class GPTModule(pl.LightningModule):
             hidden = self._hidden(runtime, batch, "validation")
             loss = runtime.head.loss(hidden, batch)
             self.log(f"val/{runtime.prefix}loss", loss, batch_size=len(batch.lengths), **epoch_mean)
-            self._predict_batch(runtime, batch, hidden)
+            self._predict_batch(runtime, batch, None if runtime.head.decodes else hidden)
 
     def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
+        runtime = self.runtimes[dataloader_idx]
         with self._without_autocast():
-            self._predict_batch(self.runtimes[dataloader_idx], batch, None)
+            hidden = None if runtime.head.decodes else self._hidden(runtime, batch, "test")
+            self._predict_batch(runtime, batch, hidden)
 
     def _without_autocast(self) -> torch.autocast:
         """Score in the weights' own number format, as a loaded run does, whatever format training computes in."""
         return torch.autocast(self.device.type, enabled=False)
 
     def _predict_batch(self, runtime: TaskRuntime, batch: PaddedBatch, hidden: Tensor | None) -> None:
-        outputs = runtime.head.predict(self.backbone, batch, hidden)
+        outputs = runtime.head.predict(hidden, batch)
         runtime.outputs.update(zip(batch.rows, outputs, strict=True))
 
     def on_validation_epoch_end(self) -> None:

@@ -83,8 +83,8 @@ def _train(
         _load_best(trainer, module)
         if writes:
             write_config(folder, config, tuned_options=module.tuned_options)  # again, with what validation chose
-            heads = {runtime.name if config.tasks else "": runtime.head for runtime in module.runtimes}
-            saved_model.save_model(folder, module.backbone, heads, config.tuning)
+            tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}
+            saved_model.save_model(folder, module.backbone, tasks, config.tuning)
         fit_seconds = time.time() - started
         trainer.test(module, datamodule=data, verbose=False)
         if writes:

@@ -25,14 +25,14 @@ class ClassificationHead(Head):
     last_only = True
 
     def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
-        super().__init__()
+        super().__init__(backbone)
         self.labels, self.multi_label = list(labels), multi_label
         vectors_KC = backbone.word_vectors(words)
         self.linear = nn.Linear(backbone.channels, len(self.labels), bias=False, device=vectors_KC.device)
         self.linear.weight.data.copy_(vectors_KC - vectors_KC.mean(0, keepdim=True))
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Return scores (B, K)."""
+        """Return logits (B, K)."""
         rows_B = torch.arange(len(hidden), device=hidden.device)
         logits_BK: Tensor = self.linear(hidden[rows_B, batch.last()].float())
         return logits_BK
@@ -45,13 +45,14 @@ class ClassificationHead(Head):
             return nn.functional.binary_cross_entropy_with_logits(logits_BK, batch.labels.to(logits_BK.dtype))
         return nn.functional.cross_entropy(logits_BK, batch.labels)
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
-        """Return K probabilities for each of the B sequences."""
-        if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
+    def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return log-probabilities (B, K), of each label by itself if a text may have several."""
         logits_BK = self.logits(hidden, batch)
-        probabilities_BK = logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(-1)
-        return probabilities_BK.tolist()
+        return nn.functional.logsigmoid(logits_BK) if self.multi_label else logits_BK.log_softmax(-1)
+
+    def predict(self, hidden: Tensor, batch: Batch) -> list[Any]:
+        """Return K probabilities for each of the B sequences."""
+        return self.scores(hidden, batch).exp().tolist()
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the ``score`` layer and the label names of transformers' sequence classification."""

@@ -8,18 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gptask import Backbone, Batch, Head
+from gptask import Batch, Head
 from torch import Tensor
 
 
 class LanguageModelHead(Head):
-    """Cross-entropy of the token behind each position; it borrows the vocabulary projection and owns no weights."""
-
-    backbone: Backbone
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        object.__setattr__(self, "backbone", backbone)  # borrowed: not a submodule, so not saved twice
+    """Cross-entropy of the token behind each position; it uses the vocabulary projection and owns no weights."""
 
     def _next_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the token ids (B, T) that follow, and which of them (B, T) are predicted: none of pads and context."""
@@ -36,10 +30,8 @@ class LanguageModelHead(Head):
         next_ids_BT, predicted_BT = self._next_tokens(batch)
         return self.backbone.token_nll(hidden[predicted_BT], next_ids_BT[predicted_BT]).mean()
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
+    def predict(self, hidden: Tensor, batch: Batch) -> list[Any]:
         """Return the nats and the number of the tokens of each sequence's text; ends of documents are left out."""
-        if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths)
         next_ids_BT, scored_BT = self._next_tokens(batch)
         device = scored_BT.device
         rows_B = torch.arange(len(scored_BT), device=device)

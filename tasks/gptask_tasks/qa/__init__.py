@@ -130,7 +130,7 @@ class QuestionAnswering(GenerativeTask):
             return super().head(backbone)
         from gptask_tasks.qa.span import SpanHead
 
-        return SpanHead(backbone.channels, self.max_answer_tokens)
+        return SpanHead(backbone, self.max_answer_tokens)
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the text of the best span over all windows, or the generated text; empty where there is no answer."""

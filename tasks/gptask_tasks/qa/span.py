@@ -96,10 +96,10 @@ class SpanHead(Head):
 
     export_class = None  # transformers' question answering has no such query
 
-    def __init__(self, channels: int, max_answer_tokens: int) -> None:
-        super().__init__()
+    def __init__(self, backbone: Backbone, max_answer_tokens: int) -> None:
+        super().__init__(backbone)
         self.max_answer_tokens = max_answer_tokens
-        self.around = BiLSTM(channels)
+        self.around = BiLSTM(backbone.channels)
         self.linear = nn.Linear(self.around.features, 2)
         self.query = nn.Linear(self.around.features, 2 * self.around.features, bias=False)
         nn.init.zeros_(self.query.weight)
@@ -124,10 +124,8 @@ class SpanHead(Head):
         assert batch.labels is not None  # what is learned from has labels
         return -self.scores(hidden, batch).gather(1, batch.labels[:, None, :].long()).mean()
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
+    def predict(self, hidden: Tensor, batch: Batch) -> list[Any]:
         """Return the best allowed span of each window."""
-        if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths)
         columns = (batch.extra[name] for name in ("first", "left", "right"))
         rows = zip(self.scores(hidden, batch), *columns, batch.last().tolist(), strict=True)
         return [self._best_span(*row) for row in rows]

@@ -136,7 +136,7 @@ class TokenTagging(Task):
         from gptask_tasks.token_tagging.head import BidirectionalHead, TaggingHead
 
         cls = BidirectionalHead if self.context is Context.bidirectional else TaggingHead
-        return cls(backbone.channels, len(self.tags))
+        return cls(backbone, len(self.tags))
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the spans of the likeliest consistent tags (of plain tags, every word) with their probabilities."""

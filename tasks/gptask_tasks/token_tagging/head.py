@@ -21,9 +21,9 @@ class TaggingHead(Head):
     export_class = None  # transformers would classify every token, and knows no words and no token before them
     lora_top_fraction = 0.5  # the contexts were compared with this one
 
-    def __init__(self, features: int, tags: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(features, tags)
+    def __init__(self, backbone: Backbone, tags: int, features: int | None = None) -> None:
+        super().__init__(backbone)
+        self.linear = nn.Linear(features or backbone.channels, tags)
 
     def words(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gather the states (B, W, C) of the words, those of pads included, and count the words (B,)."""
@@ -33,7 +33,7 @@ class TaggingHead(Head):
         return hidden[rows_B1, ends_BW.to(hidden.device)].float(), counts_B
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Return scores (B, W, K)."""
+        """Return logits (B, W, K)."""
         states_BWC, _ = self.words(hidden, batch)
         logits_BWK: Tensor = self.linear(states_BWC)
         return logits_BWK
@@ -44,24 +44,25 @@ class TaggingHead(Head):
         logits_BKW = self.logits(hidden, batch).transpose(1, 2)
         return nn.functional.cross_entropy(logits_BKW, batch.labels, ignore_index=IGNORED)
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[Any]:
+    def scores(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return log-probabilities (B, W, K)."""
+        return self.logits(hidden, batch).log_softmax(-1)
+
+    def predict(self, hidden: Tensor, batch: Batch) -> list[Any]:
         """Return K log-probabilities for each word that belongs to the window."""
-        if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths)
-        scores_BWK = self.logits(hidden, batch).log_softmax(-1)
-        windows = zip(scores_BWK, batch.extra["first"], batch.extra["stop"], strict=True)
+        windows = zip(self.scores(hidden, batch), batch.extra["first"], batch.extra["stop"], strict=True)
         return [scores_WK[first:stop].tolist() for scores_WK, first, stop in windows]
 
 
 class BidirectionalHead(TaggingHead):
     """The same on states of words that a `BiLSTM` has let see what stands to their right."""
 
-    def __init__(self, channels: int, tags: int) -> None:
-        around = BiLSTM(channels)
-        super().__init__(around.features, tags)
+    def __init__(self, backbone: Backbone, tags: int) -> None:
+        around = BiLSTM(backbone.channels)
+        super().__init__(backbone, tags, around.features)
         self.around = around
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Return scores (B, W, K)."""
+        """Return logits (B, W, K)."""
         logits_BWK: Tensor = self.linear(self.around(*self.words(hidden, batch)))
         return logits_BWK

@@ -1,10 +1,14 @@
-"""The loss of the generation head; test_backbone compares it with the loss of transformers."""
+"""The base class of heads, and the loss of the generation head (test_backbone compares it with transformers')."""
+
+import copy
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from gptask.data.datamodule import collate
-from gptask.model import heads
-from gptask.model.heads import GenerationHead
+from gptask.model.backbone import backbone as backbone_module
+from gptask.model.heads import GenerationHead, Head
 from gptask.plugins.generation_options import GenerationOptions
 
 ITEMS = [
@@ -12,6 +16,20 @@ ITEMS = [
     {"ids": [15], "target": [16, 17, 18, 19, 0], "label": None, "extra": None},
     {"ids": [25, 26, 27, 28, 29, 30], "target": [0], "label": None, "extra": None},
 ]
+
+
+class MeanHead(Head):
+    """A layer on the mean of all states."""
+
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.linear = torch.nn.Linear(backbone.channels, 1)
+
+    def loss(self, hidden, batch):
+        return self.linear(hidden).mean()
+
+    def predict(self, hidden, batch):
+        return self.linear(hidden).mean((1, 2)).tolist()
 
 
 @pytest.fixture
@@ -33,7 +51,7 @@ def test_a_loss_in_chunks_equals_the_loss_in_one_piece(backbone, monkeypatch):
     chunk_sizes = []
     logits = type(backbone).logits
     monkeypatch.setattr(type(backbone), "logits", lambda self, h: chunk_sizes.append(len(h)) or logits(self, h))
-    monkeypatch.setattr(heads, "MAX_LOGITS", 2 * 320)
+    monkeypatch.setattr(backbone_module, "MAX_LOGITS", 2 * 320)
     torch.testing.assert_close(loss_of(backbone, batch), expected_loss)
     assert chunk_sizes == [2, 2, 2, 2, 1]  # nine target tokens
     torch.testing.assert_close(gradient(backbone, batch), expected_gradient)
@@ -87,8 +105,41 @@ def test_only_the_learned_spans_of_a_prompt_are_in_the_loss(packed, backbone):
     assert gradient_of_states.abs().sum(-1).nonzero().tolist() == [[row, n - 1] for row, n in places]
 
 
-def test_the_head_owns_no_weights(backbone):
+def test_the_backbone_is_no_part_of_the_head(backbone):
+    head = MeanHead(backbone)
+    assert head.backbone is backbone
+    assert {name for name, _ in head.named_parameters()} == {*head.state_dict()} == {"linear.weight", "linear.bias"}
+    assert [name for name, _ in head.named_modules()] == ["", "linear"]
+    head.double().requires_grad_(False).train()
+    backbone.eval()
+    assert {p.dtype for p in head.parameters()} == {torch.float64}
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert head.linear.training
     assert not list(GenerationHead(backbone, GenerationOptions()).parameters())
+
+
+def test_a_copy_has_weights_of_its_own_and_the_same_backbone(backbone):
+    head = MeanHead(backbone)
+    clone = copy.deepcopy(head)
+    assert clone.backbone is backbone
+    assert clone.linear.weight is not head.linear.weight
+    new_backbone, new_head = copy.deepcopy((backbone, head))
+    assert new_head.backbone is new_backbone is not backbone
+    assert head.backbone is backbone
+
+
+def test_head_and_backbone_that_are_pickled_together_stay_together():
+    backbone = SimpleNamespace(channels=4)
+    new_backbone, new_head = pickle.loads(pickle.dumps((backbone, MeanHead(backbone))))
+    assert new_head.backbone is new_backbone is not backbone
+
+
+def test_a_head_has_no_scores_unless_it_defines_them(backbone):
+    batch = collate(ITEMS)
+    hidden = backbone.hidden(batch.input_ids)
+    assert MeanHead(backbone).scores(hidden, batch) is None
+    assert GenerationHead(backbone, GenerationOptions()).scores(hidden, batch) is None
 
 
 def test_exported_values_configure_the_decoding_of_transformers(backbone):

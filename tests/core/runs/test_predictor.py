@@ -36,6 +36,21 @@ def test_a_loaded_run_predicts_lazily(run):
         list(run.predict([{"txt": "good"}]))
 
 
+@pytest.mark.parametrize("decodes", [False, True])
+def test_the_head_gets_states_unless_it_decodes(decodes, run, monkeypatch):
+    given = []
+
+    def predict(head, hidden, batch):
+        given.append(hidden)
+        return [[0.4, 0.6]]
+
+    monkeypatch.setattr(type(run.head), "decodes", decodes)
+    monkeypatch.setattr(type(run.head), "predict", predict)
+    (prediction,) = run.predict([{"text": "good"}])
+    assert prediction.score == 0.6
+    assert [hidden is None for hidden in given] == [decodes]
+
+
 @pytest.mark.parametrize("error", [DataError("line 2 is no UTF-8"), UserError("no such file"), OSError(5, "disk")])
 def test_an_error_while_reading_follows_the_predictions_before_it(error, run):
     def broken_input():

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from gptask import UserError, load_run
+from gptask import UserError, load_run, load_task
 from gptask.config.schemas import DType, Full, HeadOnly, Lora
 from gptask.runs import saved_model
 from gptask_tasks.sentiment import Sentiment
@@ -121,7 +121,7 @@ def test_a_save_that_fails_leaves_the_earlier_model(failing, run_copy, lora_run,
     before = {path.name: path.read_bytes() for path in (run_copy / "model").iterdir()}
     monkeypatch.setattr(failing, disk_full)
     with pytest.raises(OSError, match="No space"):
-        saved_model.save_model(run_copy, lora_run.backbone, {"": lora_run.head}, Lora(rank=2))
+        saved_model.save_model(run_copy, lora_run.backbone, {"": (lora_run.task, lora_run.head)}, Lora(rank=2))
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in (run_copy / "model").iterdir()} == before
     assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model"}
@@ -130,6 +130,70 @@ def test_a_save_that_fails_leaves_the_earlier_model(failing, run_copy, lora_run,
 
 def test_saving_again_replaces_the_model(run_copy, random_run):
     other = random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
-    saved_model.save_model(run_copy, other.backbone, {"": other.head}, Lora(rank=2))
+    saved_model.save_model(run_copy, other.backbone, {"": (other.task, other.head)}, Lora(rank=2))
     assert probabilities(load_run(run_copy)) == probabilities(other)
     assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model"}
+
+
+# --- a task's own files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """Give the sentiment task a file of its own, which its head needs."""
+    head = Sentiment.head
+
+    def save_assets(task, folder):
+        (folder / "words.txt").write_text(task.words)
+
+    def load_assets(task, folder):
+        task.words = (folder / "words.txt").read_text()
+
+    for method in (save_assets, load_assets):
+        monkeypatch.setattr(Sentiment, method.__name__, method)
+    monkeypatch.setattr(Sentiment, "head", lambda task, backbone: head(task, backbone) if task.words else None)
+
+
+def task_with(words):
+    task = Sentiment(labels=LABELS)
+    task.words = words
+    return task
+
+
+def test_a_tasks_own_files_are_loaded_before_its_head_is_built(words, random_run):
+    saved = random_run(task_with("good bad"), "llama", HeadOnly())
+    assert (saved.folder / "model/assets/words.txt").read_text() == "good bad"
+    assert load_run(saved.folder).task.words == load_task(saved.folder).words == "good bad"
+    assert load_run(saved.folder, task_with("other")).task.words == "good bad"
+    assert probabilities(load_run(saved.folder)) == probabilities(saved)
+
+
+def test_each_of_several_tasks_has_a_folder(words, run_copy, lora_run):
+    tasks = {name: (task_with(name), lora_run.head) for name in ("mood", "topic")}
+    saved_model.save_model(run_copy, lora_run.backbone, tasks, Lora(rank=2))
+    for name in tasks:
+        task = Sentiment()
+        saved_model.load_assets(task, run_copy / "model", name)
+        assert task.words == name
+
+
+def test_a_task_without_files_of_its_own_leaves_no_folder(run_copy, monkeypatch):
+    monkeypatch.setattr(Sentiment, "load_assets", lambda task, folder: pytest.fail("nothing to load"))
+    assert not list((run_copy / "model").glob("assets*"))
+    load_run(run_copy)
+    load_task(run_copy)
+
+
+def test_a_hook_that_fails_is_named_and_the_earlier_model_stays(words, run_copy, lora_run):
+    before = {path.name: path.read_bytes() for path in (run_copy / "model").iterdir()}
+    task = Sentiment(labels=LABELS)  # without words
+    message = (
+        r"task 'sentiment' \(gptask \S+\): Sentiment\.save_assets\(\) fails\n"
+        r'.*test_saved_model\.py", line \d+: .*\n.*AttributeError: .*words'
+    )
+    with pytest.raises(UserError, match=message):
+        saved_model.save_model(run_copy, lora_run.backbone, {"": (task, lora_run.head)}, Lora(rank=2))
+    assert {path.name: path.read_bytes() for path in (run_copy / "model").iterdir()} == before
+    (run_copy / "model/assets").mkdir()
+    with pytest.raises(UserError, match=r"Sentiment\.load_assets\(\) fails\n(.*\n)*.*words\.txt"):
+        load_task(run_copy)

@@ -9,8 +9,8 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ SAMPLE = {
     "validation": "pear pale green,peach pink",
     "test": "grape blue,orange orange",
 }
+SYNONYMS = {pair.split(" ", 1)[1]: f"{pair} skin" for pair in SAMPLE["train"].split(",")}
 
 
 class Begins(MeanMetric):
@@ -78,6 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     for split, pairs in SAMPLE.items():
         rows = (dict(zip(("fruit", "colour"), pair.split(" ", 1), strict=True)) for pair in pairs.split(","))
         (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "synonyms").write_text(json.dumps(SYNONYMS))
     return str(path)
 
 
@@ -200,6 +202,16 @@ class SameName(Toy):
 
 
 @dataclass
+class CopiesTheBackbone(Toy):
+    """head_owns_its_weights: but has lm.transformer.wte.weight"""
+
+    def head(self, backbone: Any) -> Any:
+        head = super().head(backbone)
+        head.lm = backbone.model
+        return head
+
+
+@dataclass
 class DilutedLoss(Toy):
     """padding_invariant: 3 pads change the loss"""
 
@@ -219,8 +231,8 @@ class CrowdedPrediction(Toy):
         from gptask.model.generation.generate import GeneratedText
         from gptask.model.heads import GenerationHead
 
-        def predict(head: Any, backbone: Any, batch: Any, hidden: Any = None) -> Any:
-            texts = GenerationHead.predict(head, backbone, batch)
+        def predict(head: Any, hidden: Any, batch: Any) -> Any:
+            texts = GenerationHead.predict(head, hidden, batch)
             return [GeneratedText(text.text, 1 / batch.input_ids.shape[1]) for text in texts]
 
         return with_head(self, backbone, predict=predict)
@@ -286,6 +298,35 @@ class Unwritable(Toy):
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         return Prediction(Path(super().prediction(example, outputs).value))
+
+
+@dataclass
+class Synonyms(Toy):
+    """A toy with a file of its own: what it says for each colour."""
+
+    file: str = option("", "a JSON object, from the colour to its synonym")
+
+    @cached_property
+    def synonyms(self) -> dict[str, str]:
+        return json.loads(Path(self.file).read_text())
+
+    def save_assets(self, folder: Path) -> None:
+        (folder / "synonyms.json").write_text(json.dumps(self.synonyms))
+
+    def load_assets(self, folder: Path) -> None:
+        self.synonyms = json.loads((folder / "synonyms.json").read_text())
+
+    def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
+        prediction = super().prediction(example, outputs)
+        return replace(prediction, extra={"synonym": self.synonyms.get(prediction.value, "")})
+
+
+@dataclass
+class Forgets(Synonyms):
+    """assets_restored: with the saved files the task should predict"""
+
+    def load_assets(self, folder: Path) -> None:
+        self.synonyms = {}
 
 
 class Ragged(Begins):
@@ -362,8 +403,8 @@ def heavy(folder: Path) -> type:
 
 BROKEN = [
     *(TruncatedTarget, NoTarget, TargetOfNothing, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
-    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName),
-    *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable),
+    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName, CopiesTheBackbone),
+    *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable, Forgets),
     *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),
 ]
 CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
@@ -371,7 +412,9 @@ CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
 
 def broken_task(broken: Any, folder: str, tmp_path: Path) -> Any:
     if isinstance(broken, type):
-        return Measured(folder=folder, metric=broken.__name__) if issubclass(broken, Metric) else broken(folder=folder)
+        if issubclass(broken, Metric):
+            return Measured(folder=folder, metric=broken.__name__)
+        return broken(folder=folder, **({"file": f"{folder}/synonyms"} if issubclass(broken, Synonyms) else {}))
     return broken(tmp_path)()
 
 
@@ -418,12 +461,16 @@ def test_a_correct_task_passes_every_clause_and_nothing_is_changed(folder: str) 
         Toy(folder=folder), os.environ["GPTASK_CACHE"], torch.get_rng_state(), torch.get_num_threads(),
     )  # fmt: skip
     passed = check_task(task)
-    assert passed == CLAUSES
+    assert passed == [clause for clause in CLAUSES if clause != "assets_restored"]  # it has none
     assert "learns_to_stop" in passed
     assert task == Toy(folder=folder)
     assert os.environ["GPTASK_CACHE"] == cache
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+
+
+def test_a_task_with_a_file_of_its_own_passes_every_clause(folder: str) -> None:
+    assert check_task(Synonyms(folder=folder, file=f"{folder}/synonyms")) == CLAUSES
 
 
 def test_independent_failures_are_reported_together(folder: str) -> None:

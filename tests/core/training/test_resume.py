@@ -6,7 +6,8 @@ import threading
 
 import pytest
 import torch
-from gptask import UserError, train
+from gptask import UserError, load_run, train
+from gptask.runs.folder import resume_hint
 from gptask.training.module import GPTModule
 from gptask_tasks.sentiment import Sentiment
 
@@ -75,6 +76,22 @@ def test_ctrl_c_during_validation_keeps_the_epoch_before_it(tmp_path, monkeypatc
     longer = {"max_epochs": 3, "accelerator": "cpu"}
     resumed = train(small_config(tmp_path, resume=str(tmp_path / "run"), trainer=longer))
     assert resumed.metrics["n"] == 10
+
+
+def test_a_run_whose_task_fails_to_save_its_files_resumes(tmp_path, monkeypatch):
+    def save_assets(task, folder):
+        raise KeyError("words")
+
+    config = small_config(tmp_path, folder=str(tmp_path / "run"))
+    monkeypatch.setattr(Sentiment, "save_assets", save_assets)
+    with pytest.raises(UserError, match=r"save_assets\(\) fails") as error:
+        train(config)
+    monkeypatch.undo()
+    assert str(error.value).splitlines()[-2:] == ["KeyError: 'words'", resume_hint(tmp_path / "run")]
+    assert not (tmp_path / "run/model").exists()
+    resumed = train(small_config(tmp_path, resume=str(tmp_path / "run")))
+    assert resumed.metrics["n"] == 10
+    assert load_run(resumed.folder)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(tmp_path, monkeypatch):

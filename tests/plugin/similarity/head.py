@@ -20,7 +20,7 @@ class RegressionHead(Head):
     lora_top_fraction = 0.5
 
     def __init__(self, backbone: Backbone, loss: Loss) -> None:
-        super().__init__()
+        super().__init__(backbone)
         self.objective = loss
         self.linear = nn.Linear(backbone.channels, 1, device=backbone.device)
         nn.init.zeros_(self.linear.weight)
@@ -39,8 +39,6 @@ class RegressionHead(Head):
             return nn.functional.huber_loss(predicted_B, true_B, delta=0.1)
         return nn.functional.mse_loss(predicted_B, true_B)
 
-    def predict(self, backbone: Backbone, batch: Batch, hidden: Tensor | None = None) -> list[float]:
+    def predict(self, hidden: Tensor, batch: Batch) -> list[float]:
         """Return a number for each of the B sequences."""
-        if hidden is None:
-            hidden = backbone.hidden(batch.input_ids, batch.lengths, self.needed_positions(batch))
         return self.shares(hidden, batch).tolist()
