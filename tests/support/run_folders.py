@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config, write_config
+from gptask.runs.manifest import write_manifest
 from gptask.runs.predictions_file import write_predictions
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -60,8 +61,8 @@ def write_run(
 ) -> Path:
     """The finished run of these predictions, without its model.
 
-    It has config.yaml, predictions.jsonl, metrics.json and metrics.csv. ``result`` replaces entries of metrics.json,
-    the other keywords are options of the config.
+    It has config.yaml, predictions.jsonl, metrics.json, metrics.csv, splits.safetensors and manifest.json. ``result``
+    replaces entries of metrics.json, the other keywords are options of the config.
     """
     folder.mkdir(parents=True)
     options, plugin = Config(task=task, **config), plugin_of(task)
@@ -80,7 +81,20 @@ def write_run(
     }
     write_json(folder / "metrics.json", MEASURED | measured | (result or {}))
     (folder / "metrics.csv").write_text(training_log([score.name for score in scores], options.seed))
+    return seal(folder, [example["digest"] for example in examples])
+
+
+def seal(folder: Path, test_digests: Sequence[int] | None = None) -> Path:
+    """Write manifest.json as the end of a training does, or anew after a test has changed files of the run."""
+    splits = {} if test_digests is None else {"test": np.array(test_digests, dtype=np.int64)}
+    write_manifest(folder, "0" * 16, "train", splits)
     return folder
+
+
+def rewrite(file: Path, text: str) -> None:
+    """Replace a file of a run by what another run might have written."""
+    file.write_text(text, encoding="utf-8")
+    seal(file.parent)
 
 
 def with_identity(example: dict[str, Any], number: int) -> dict[str, Any]:
@@ -231,6 +245,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         plugin = plugin_of(task)
         write_config(folder, Config(task=task, backbone=options, tuning=tuning), plugin)
         saved_model.save_model(folder, backbone, {"": (task, head)}, tuning)
+        seal(folder)
         backbone.eval()
         return run.Run(folder, plugin, task, backbone, head, read_config(folder))
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from gptask.data.messages import format_message
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import is_main_process
+from gptask.runs.manifest import read_manifest
 
 EXAMPLES = 3  # predictions shown
 
@@ -22,6 +23,7 @@ def show_run(folder: Path) -> None:
     """Print the metrics and the first predictions of a run folder."""
     if not is_main_process():
         return
+    read_manifest(folder).verify("metrics.json", "predictions.jsonl")
     console = Console()
     console.print(_metrics_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))))
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:

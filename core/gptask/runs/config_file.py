@@ -11,8 +11,8 @@ from gptask.config.conversion import to_plain
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
+from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
 
-RUN_FORMAT = 2
 CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
 # columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
@@ -23,13 +23,16 @@ command_line: ContextVar[str | None] = ContextVar("command_line", default=None)
 def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:
     """Write config.yaml: resolved values, each group with the name of its schema, and the plugin that reads them.
 
-    In a run of several tasks, each task's values name its own plugin. ``extra`` holds more top-level entries.
+    In a run of several tasks, each task's values name its own plugin. ``extra`` holds more top-level entries. Manifests
+    in the folder are removed: a finished run that goes on is not finished any more.
     """
     from omegaconf import OmegaConf
 
     plain = to_plain(config)
     for name, task_values in plain.get("tasks", {}).items():
         plain["tasks"][name] = {"plugin": _plugin_entry(plugin_of(config.tasks[name].task)), **task_values}
+    for run_folder in (folder, *(folder / name for name in plain.get("tasks", {}))):
+        (run_folder / MANIFEST).unlink(missing_ok=True)
     header: dict[str, Any] = {"format": RUN_FORMAT, "command": command_line.get()}
     if not plain.get("tasks"):
         header["plugin"] = _plugin_entry(plugin or plugin_of(config.task))
@@ -44,7 +47,8 @@ def _plugin_entry(plugin: Plugin) -> dict[str, Any]:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.yaml of a run folder.
 
-    Raises `UserError` where there is none, where it is damaged, and where it has another run format.
+    Raises `UserError` where there is none, where it is damaged or, in a finished run, edited, and where it has another
+    run format.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -52,6 +56,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     folder = Path(folder)
     file = folder / "config.yaml"
+    if (folder / MANIFEST).is_file():
+        read_manifest(folder).verify("config.yaml")
     if not file.is_file():
         nearby = _nearby_run_folders(folder)
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
+from gptask.runs.manifest import MODEL, read_manifest
 
 log = logging.getLogger("gptask")
 
@@ -56,6 +57,8 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
     if not is_main_process():
         yield _folder_of_main_process(folder, resume)
         return
+    if resume:
+        latest_checkpoint(Path(resume))  # without one, a finished run stays as it is
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
@@ -91,6 +94,14 @@ def _folder_of_main_process(folder: str | None, resume: str | None) -> Path:
     return Path(name)
 
 
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint that a resumed training goes on from; raises `UserError` where there is none."""
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
+    return checkpoints[-1]
+
+
 def resume_hint(folder: Path) -> str:
     """A sentence that names the checkpoints of a stopped run and the command that resumes it."""
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
@@ -104,6 +115,21 @@ def model_folder(folder: str | Path) -> Path:
     """The folder of a run's model: in the run folder, or beside it for one of several tasks that share a model."""
     model = Path(folder) / "model"
     return model if model.is_dir() or not read_config(folder).get("task_name") else Path(folder).parent / "model"
+
+
+def verified_model(folder: str | Path) -> Path:
+    """The folder of a finished run's model, whose files are as the run wrote them.
+
+    Raises `UserError` for an unfinished run, one without a model and a damaged one.
+    """
+    model, manifest = model_folder(folder), read_manifest(folder)
+    if model.parent != manifest.folder:
+        manifest = read_manifest(model.parent)
+    if not any(name.startswith(MODEL) for name in manifest.files):
+        parent = f" of {manifest.parent['folder']}, which holds one" if manifest.parent else ""
+        raise UserError(f"{folder} holds no model: it is an evaluation{parent}")
+    manifest.verify(MODEL)
+    return model
 
 
 def refuse_multitask(folder: str | Path, values: dict[str, Any]) -> None:

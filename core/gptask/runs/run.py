@@ -17,7 +17,8 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Prediction
 from gptask.runs import saved_model
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import model_folder, refuse_multitask
+from gptask.runs.folder import model_folder, refuse_multitask, verified_model
+from gptask.runs.manifest import read_manifest
 from gptask.runs.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Runs:
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
+    read_manifest(folder).verify("metrics.json")
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 
@@ -93,22 +95,24 @@ def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> t
 def load_task(folder: str | Path) -> Task:
     """The task of a run folder with the run's options, without its model."""
     values = read_config(folder)
-    task = task_from_config(values)[1]
-    saved_model.load_assets(task, model_folder(folder), values.get("task_name"))
+    read_manifest(folder)  # what validation chooses for the task is known of a finished run only
+    task, model = task_from_config(values)[1], model_folder(folder)
+    if any(model.glob("assets*")):
+        saved_model.load_assets(task, verified_model(folder), values.get("task_name"))
     return task
 
 
 def weights_hash(folder: str | Path) -> str:
     """A hash of the weights in a run's ``model/``: a metric that this model computes names it in its signature."""
-    return folder_hash(model_folder(folder))
+    return folder_hash(verified_model(folder))
 
 
 def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
     """Load a run folder's model for prediction; of a run of several tasks, the folder of one task.
 
     ``task`` is a class that no entry point names, or an instance, which replaces the run's options; ``dtype`` replaces
-    the number format the run was trained with. Raises `UserError` where there is no such run, where its backbone is
-    missing or another than the run was trained on, and where its files don't fit.
+    the number format the run was trained with. Raises `UserError` where there is no such run, where it is unfinished or
+    damaged, where its backbone is missing or another than the run was trained on, and where its files don't fit.
     """
     return _load_task_run(Path(folder), task, dtype, None)
 
@@ -140,14 +144,7 @@ def _load_task_run(
     plugin, saved_task = task_from_config(values, task if isinstance(task, type) else type(task) if task else None)
     instance = task if isinstance(task, Task) else saved_task
     instance.validate()
-    model = model_folder(folder)
-    if not (model / "backbone.json").is_file():
-        if values.get("task_name"):
-            raise UserError(f"the model of {folder} is missing: all tasks of its run share it in {model}")
-        raise UserError(
-            f"{folder} holds no model: it is an evaluation, or a run that stopped early. Resume such a run with: "
-            f"gptask train resume={folder}"
-        )
+    model = verified_model(folder)
     saved_model.load_assets(instance, model, values.get("task_name"))
     backbone = backbone or saved_model.load_backbone(model, values, dtype)
     head = cast("Head", instance.head(backbone))

@@ -22,7 +22,8 @@ from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
 from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import resume_hint
+from gptask.runs.folder import resume_hint, verified_model
+from gptask.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -207,19 +208,18 @@ def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:
 
 def _locate(options: Pretrained) -> BackboneOrigin:
     path = Path(str(options.source)).expanduser()
-    # a run folder has a config.yaml, a Hugging Face folder a config.json
-    return _locate_run(path) if (path / "config.yaml").is_file() else locate(options)
+    # a run folder has one of these, a Hugging Face folder a config.json
+    is_run = any((path / name).is_file() for name in ("config.yaml", MANIFEST))
+    return _locate_run(path) if is_run else locate(options)
 
 
 def _locate_run(folder: Path) -> BackboneOrigin:
     """A folder from which plain transformers loads the backbone that a run has tuned.
 
-    An adapter is merged once, into the cache. Raises `UserError` for a run without a model, and where the backbone that
-    an adapter belongs to is missing or another.
+    An adapter is merged once, into the cache. Raises `UserError` for a run that is unfinished, damaged or without a
+    model, and where the backbone that an adapter belongs to is missing or another.
     """
-    values, model = read_config(folder), folder / "model"
-    if not (model / "backbone.json").is_file():
-        raise UserError(f"backbone.source={folder}: this run holds no model; it is an evaluation or stopped early")
+    values, model = read_config(folder), verified_model(folder)
     name = f"run {folder}"
     if _has_full_weights(model):
         return BackboneOrigin(str(model), name, folder_hash(model))

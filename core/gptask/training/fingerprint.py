@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
+from gptask.errors import UserError
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
+from gptask.runs.manifest import MANIFEST, read_manifest
 from gptask.runs.provenance import versions
 from gptask.training import builder
 
+log = logging.getLogger("gptask")
 CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     *CODE_OF_ENCODING,
     "gptask.config.multitask",
@@ -90,19 +94,24 @@ def _weights_hash(config: Train | Evaluate) -> str:
     """The hash of a local model, whose files may change while its name stays; empty for one that is not local."""
     folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
     if folder and (folder / "config.yaml").is_file():
-        folder /= "model"
+        folder = model_folder(folder)
     if isinstance(config, Evaluate) and config.run:
         folder = model_folder(config.run)
     return folder_hash(folder) if folder and folder.is_dir() else ""
 
 
-def find_finished(fingerprint: str, folders: Iterable[Path], model: bool) -> Path | None:
-    """The folder among ``folders`` of a finished run with this fingerprint; ``model``: it has to hold a model too."""
+def find_finished(fingerprint: str, folders: Iterable[Path]) -> Path | None:
+    """The folder among ``folders`` of a finished run with this fingerprint; a damaged one is logged and passed over."""
     for folder in folders:
-        metrics = folder / "metrics.json"  # written last
-        finished = metrics.is_file() and (not model or (folder / "model" / "backbone.json").is_file())
-        if finished and f'"fingerprint": "{fingerprint}"' in metrics.read_text(encoding="utf-8", errors="replace"):
-            return folder
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            manifest = read_manifest(folder)
+            if manifest.fingerprint == fingerprint:
+                manifest.verify()
+                return folder
+        except UserError as error:
+            log.warning("not taken as finished: %s", error)
     return None
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Evaluate, Train
 from gptask.data.cache import digest
+from gptask.data.corpus import SPLITS
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.runs.atomic_write import write_json, write_text
 from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import multitask_card
 from gptask.runs.config_file import read_config, write_config
+from gptask.runs.manifest import write_manifest
 from gptask.runs.predictions_file import write_predictions
 from gptask.runs.provenance import git_commit, peak_memory_mb, versions
 from gptask.runs.reproduce import reproduce_command
@@ -102,6 +104,9 @@ def write_results(
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(ModelCard(folder, plugin, module.backbone, runtime.head, data, config, result, runtime.single_task))
+    method, names, parent = ("train", SPLITS, None) if isinstance(config, Train) else ("evaluate", (split,), config.run)
+    splits = {name: data.examples(name).digests for name in names}
+    write_manifest(folder, fingerprint, method, splits, parent)
     return result
 
 
@@ -131,6 +136,7 @@ def write_multitask_results(
     }
     write_text(folder / "README.md", multitask_card(folder, config, run_result))
     write_json(folder / "metrics.json", run_result)
+    write_manifest(folder, fingerprint, "train", {})
 
 
 def parameter_counts(*modules: nn.Module) -> dict[str, int]:

@@ -16,7 +16,7 @@ from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
 from gptask.runs.config_file import read_config, write_config
-from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
+from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
 from gptask.training.fingerprint import run_fingerprint
@@ -178,10 +178,7 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
 
     checkpoint = None
     if resume:
-        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not checkpoints:
-            raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
-        checkpoint = str(checkpoints[-1])
+        checkpoint = str(latest_checkpoint(folder))
         log.info("resuming from %s", checkpoint)
     try:
         with gc_frozen():

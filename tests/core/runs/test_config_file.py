@@ -5,9 +5,12 @@ from importlib.metadata import version
 import pytest
 from gptask import Config, UserError, load_run
 from gptask.config.schemas import Lora
-from gptask.runs.config_file import RUN_FORMAT, read_config, write_config
+from gptask.runs.config_file import read_config, write_config
+from gptask.runs.manifest import RUN_FORMAT
 from gptask_tasks.sentiment import Sentiment
 from omegaconf import OmegaConf
+
+from tests.support.run_folders import seal
 
 
 def test_the_config_names_the_plugin_and_its_distribution(lora_run):
@@ -24,6 +27,7 @@ def test_another_format_is_refused(format, expected, run_copy):
     values = OmegaConf.load(run_copy / "config.yaml")
     values.format = format
     OmegaConf.save(values, run_copy / "config.yaml")
+    seal(run_copy)
     with pytest.raises(UserError, match=rf"{expected}.*reads format {RUN_FORMAT}"):
         load_run(run_copy)
 

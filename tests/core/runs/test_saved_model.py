@@ -12,6 +12,8 @@ from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
 
+from tests.support.run_folders import seal
+
 LABELS = ["negative", "positive"]
 EXAMPLES = [{"text": "this film is good"}, {"text": "bad"}, {"text": "is it very good or very bad? 很好"}]
 TUNINGS = {"lora": Lora(rank=2), "full": Full(), "head": HeadOnly()}
@@ -82,7 +84,7 @@ def test_a_changed_backbone_is_refused(run_copy, tiny_model, tmp_path):
     values = OmegaConf.load(run_copy / "config.yaml")
     values.backbone.source = str(moved)
     OmegaConf.save(values, run_copy / "config.yaml")
-    load_run(run_copy)  # the same weights elsewhere are the same backbone
+    load_run(seal(run_copy))  # the same weights elsewhere are the same backbone
     shutil.copy(tiny_model("llama", 128, seed=1) / "model.safetensors", moved)
     with pytest.raises(UserError, match="trained on another backbone"):
         load_run(run_copy)
@@ -91,7 +93,7 @@ def test_a_changed_backbone_is_refused(run_copy, tiny_model, tmp_path):
 def test_a_run_is_loaded_with_its_own_tokenizer(run_copy):
     values = json.loads((run_copy / "model/tokenizer_config.json").read_text())
     (run_copy / "model/tokenizer_config.json").write_text(json.dumps(values | {"bos_token": "Ġ"}))
-    assert load_run(run_copy).backbone.tokenizer.bos_token == "Ġ"
+    assert load_run(seal(run_copy)).backbone.tokenizer.bos_token == "Ġ"
 
 
 def test_a_head_of_another_shape_is_refused(run_copy):
@@ -102,7 +104,7 @@ def test_a_head_of_another_shape_is_refused(run_copy):
 def test_a_missing_head_is_refused_and_not_initialised(run_copy):
     (run_copy / "model/head.safetensors").unlink()
     with pytest.raises(UserError, match=r"head\.safetensors does not fit"):
-        load_run(run_copy)
+        load_run(seal(run_copy))
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "adapter_model.safetensors"])
@@ -110,7 +112,7 @@ def test_a_damaged_file_is_a_user_error(name, run_copy):
     file = run_copy / "model" / name
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(UserError, match=str(run_copy / "model")):
-        load_run(run_copy)
+        load_run(seal(run_copy))
 
 
 @pytest.mark.parametrize("failing", ["safetensors.torch.save_file", "gptask.runs.saved_model.write_json"])
@@ -124,15 +126,15 @@ def test_a_save_that_fails_leaves_the_earlier_model(failing, run_copy, lora_run,
         saved_model.save_model(run_copy, lora_run.backbone, {"": (lora_run.task, lora_run.head)}, Lora(rank=2))
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in (run_copy / "model").iterdir()} == before
-    assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model"}
+    assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model", "manifest.json"}
     assert probabilities(load_run(run_copy)) == probabilities(lora_run)
 
 
 def test_saving_again_replaces_the_model(run_copy, random_run):
     other = random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
     saved_model.save_model(run_copy, other.backbone, {"": (other.task, other.head)}, Lora(rank=2))
-    assert probabilities(load_run(run_copy)) == probabilities(other)
-    assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model"}
+    assert probabilities(load_run(seal(run_copy))) == probabilities(other)
+    assert {path.name for path in run_copy.iterdir()} == {"config.yaml", "model", "manifest.json"}
 
 
 # --- a task's own files -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`gptask evaluate`: run folders and the bare backbone."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
 from gptask.runs.config_file import read_config
+from gptask.runs.manifest import read_manifest
 from gptask.runs.run import task_from_config
 from gptask.training.evaluate import demonstrations, evaluate
 from gptask_tasks.qa import QuestionAnswering
@@ -37,6 +39,11 @@ def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
     assert metrics["test_data_hash"] == run.metrics["test_data_hash"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["parent"] == str(run.folder)
     assert not (folder / "model").exists()
+    manifest = read_manifest(folder)
+    manifest.verify()
+    parent_hash = hashlib.sha256((run.folder / "manifest.json").read_bytes()).hexdigest()
+    assert (manifest.method, manifest.parent) == ("evaluate", {"folder": str(run.folder), "manifest": parent_hash})
+    assert manifest.splits == {"test": read_manifest(run.folder).splits["test"]}
 
 
 def test_another_split_and_another_file_can_be_scored(run, tmp_path):
@@ -54,7 +61,7 @@ def test_the_folder_of_an_evaluation_cannot_be_loaded(run, tmp_path):
     from gptask import load_run
 
     folder = evaluated(tmp_path, run=str(run.folder), task=task_from_config(read_config(run.folder))[1])
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match=f"holds no model: it is an evaluation of {run.folder}, which holds one"):
         load_run(folder)
 
 

@@ -1,14 +1,13 @@
 """What a run's fingerprint depends on, and where a finished run with it is found."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
 from gptask import UserError, train
 from gptask.config.engine import Reference
 from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
-from gptask.runs.atomic_write import write_json
+from gptask.runs.manifest import read_manifest, write_manifest
 from gptask.training import fingerprint
 from gptask.training.fingerprint import candidate_folders, find_finished, run_fingerprint
 from gptask_tasks.sentiment import Sentiment
@@ -90,18 +89,20 @@ def test_missing_data_is_an_error_as_in_the_run_itself(tmp_path):
         run_fingerprint(small_config(tmp_path, data=Files(train="nowhere.csv")))
 
 
-def test_a_training_writes_the_fingerprint_of_its_config_as_given(tmp_path):
+def test_a_training_writes_the_fingerprint_of_its_config_as_given(tmp_path, caplog):
     options = small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"})  # the labels come from the data
     expected = run_fingerprint(options)
     run = train(options)
     assert run.metrics["fingerprint"] == expected
     resolved = small_config(tmp_path, task=run.task, trainer=options.trainer)
     assert run_fingerprint(resolved) != expected
-    assert find_finished(expected, candidate_folders(options), model=True) == run.folder
-    assert find_finished(run_fingerprint(resolved), candidate_folders(options), model=True) is None
+    assert read_manifest(run.folder).fingerprint == expected
+    assert find_finished(expected, candidate_folders(options)) == run.folder
+    assert find_finished(run_fingerprint(resolved), candidate_folders(options)) is None
     shutil.rmtree(run.folder / "model")
-    assert find_finished(expected, candidate_folders(options), model=True) is None
-    assert find_finished(expected, candidate_folders(options), model=False) == run.folder
+    with caplog.at_level("WARNING", "gptask"):
+        assert find_finished(expected, candidate_folders(options)) is None
+    assert f"not taken as finished: {run.folder} is damaged" in caplog.text
 
 
 def test_a_folder_from_the_config_is_searched_with_its_numbered_alternatives(tmp_path):
@@ -110,7 +111,6 @@ def test_a_folder_from_the_config_is_searched_with_its_numbered_alternatives(tmp
     for name in ("mine", "mine_1", "mine_2", "minerva"):
         (tmp_path / name).mkdir()
     assert [path.name for path in candidate_folders(options)] == ["mine", "mine_1", "mine_2"]
-    write_json(tmp_path / "mine_2" / "metrics.json", {"fingerprint": "abc"})
-    (tmp_path / "mine_1" / "metrics.json").write_bytes(b"\xff damaged")
-    assert find_finished("abc", candidate_folders(options), model=False) == tmp_path / "mine_2"
-    assert json.loads((tmp_path / "mine_2" / "metrics.json").read_text())["fingerprint"] == "abc"
+    write_manifest(tmp_path / "mine_2", "abc", "train", {})
+    (tmp_path / "mine_1" / "manifest.json").write_bytes(b"\xff damaged")
+    assert find_finished("abc", candidate_folders(options)) == tmp_path / "mine_2"

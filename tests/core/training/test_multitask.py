@@ -3,19 +3,24 @@
 import dataclasses
 import gc
 import json
+import shutil
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
-from gptask import Config, Mixing, TaskConfig, UserError, load_run, load_runs, train, train_tasks
+from gptask import Config, Mixing, TaskConfig, UserError, load_run, load_runs, train, train_tasks, weights_hash
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find_runs, read_run
 from gptask.analysis.report.curves import learning_curves
-from gptask.config.schemas import Evaluate, Full, Limit, Lora, Sample, Sampling
+from gptask.config.schemas import Evaluate, Full, Limit, Lora, Pretrained, Sample, Sampling
 from gptask.model.backbone.backbone import GPTBackbone
+from gptask.runs.config_file import write_config
+from gptask.runs.manifest import read_manifest
+from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
 from gptask.training.evaluate import evaluate
-from gptask.training.fingerprint import run_fingerprint
+from gptask.training.fingerprint import _weights_hash, run_fingerprint
 from gptask.training.resolve import resolve_schedule
 from gptask.training.train import build_module
 from gptask.training.trainer import monitor
@@ -53,13 +58,44 @@ def test_the_run_folder_holds_one_model_and_a_run_folder_for_each_task(finished)
     assert finished.folder.parent.name == "mood+topic+qa"
     assert {path.name for path in finished.folder.iterdir()} == {
         "config.yaml", "metrics.json", "model", "checkpoints", "metrics.csv", "train.log", "README.md",
-        "mood", "topic", "qa",
+        "manifest.json", "mood", "topic", "qa",
     }  # fmt: skip
     for name in ("mood", "topic", "qa"):
         task_files = {path.name for path in (finished.folder / name).iterdir()}
-        assert task_files == {"config.yaml", "metrics.json", "predictions.jsonl", "README.md"}
+        assert task_files == {
+            "config.yaml", "metrics.json", "predictions.jsonl", "splits.safetensors", "README.md", "manifest.json",
+        }  # fmt: skip
     heads = {path.name for path in (finished.folder / "model").glob("head*")}
     assert heads == {"head.mood.safetensors", "head.topic.safetensors"}  # generation owns no weights
+
+
+def test_the_run_and_each_task_have_a_manifest_and_the_model_is_checked_against_the_runs(finished, tmp_path):
+    folder = Path(shutil.copytree(finished.folder, tmp_path / "copy"))
+    parts = {part: read_manifest(folder / part) for part in (".", "mood", "topic", "qa")}
+    for manifest in parts.values():
+        manifest.verify()
+        assert manifest.fingerprint == finished.metrics["fingerprint"]
+    assert (parts["."].splits, parts["qa"].splits["train"]["n"]) == ({}, 8)
+    assert "model/head.mood.safetensors" in parts["."].files
+    (folder / "mood/predictions.jsonl").unlink()
+    load_run(folder / "topic")
+    with (folder / "model/head.mood.safetensors").open("ab") as stream:
+        stream.write(b"more")
+    for load, part in ((load_run, "topic"), (load_runs, "."), (weights_hash, "qa")):
+        with pytest.raises(UserError, match=r"model/head\.mood\.safetensors has"):
+            load(folder / part)
+    assert read_run(folder / "mood").damaged
+    assert [record.folder.name for record in find_runs([str(folder)]) if record.damaged] == ["mood"]
+    (folder / "mood/metrics.json").unlink()
+    assert len(find_runs([str(folder)])) == 3  # a task that lacks a file is not overlooked
+
+
+def test_the_model_of_one_of_several_tasks_is_a_backbone(finished, tmp_path):
+    sources = [Pretrained(source=str(folder)) for folder in (finished.folder, finished.folder / "topic")]
+    whole, task = (locate_backbone(source) for source in sources)
+    assert (whole.location, whole.weights_hash) == (task.location, task.weights_hash)
+    for source in sources:  # of which a fingerprint depends on the weights, not the folder's name alone
+        assert _weights_hash(small_config(tmp_path, backbone=source)) == whole.weights_hash
 
 
 def test_each_task_has_its_own_metrics_and_the_run_repeats_the_main_ones(finished):
@@ -172,6 +208,10 @@ def test_resume_continues_all_tasks(tmp_path):
     after = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
     assert again.folder == first.folder
     assert (before["epoch"], after["epoch"]) == (1, 2)
+    for part in (".", "mood", "topic", "qa"):
+        read_manifest(again.folder / part).verify()
+    write_config(again.folder, multitask_config(tmp_path))  # as the next training would
+    assert not list(again.folder.rglob("manifest.json"))
     assert after["global_step"] == before["global_step"] * 3 // 2
 
 

@@ -1,5 +1,6 @@
 """A training that was interrupted keeps its checkpoints and resumes from them."""
 
+import dataclasses
 import errno
 import signal
 import threading
@@ -7,11 +8,14 @@ import threading
 import pytest
 import torch
 from gptask import UserError, load_run, train
+from gptask.analysis.compare.records import read_run
 from gptask.runs.folder import resume_hint
+from gptask.runs.manifest import read_manifest
 from gptask.training.module import GPTModule
 from gptask_tasks.sentiment import Sentiment
 
 from tests.support.configs import small_config
+from tests.support.run_folders import write_review_run
 
 
 def test_resume_goes_on_in_the_same_folder(tmp_path):
@@ -28,6 +32,34 @@ def test_resume_without_a_checkpoint_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no checkpoint to go on from"):
         train(small_config(tmp_path, resume=str(tmp_path / "empty")))
+
+
+def test_a_finished_run_without_checkpoints_stays_as_it_is(tmp_path):
+    folder = write_review_run(tmp_path / "run")
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        train(small_config(tmp_path, resume=str(folder)))
+    read_manifest(folder).verify()
+
+
+def test_a_run_that_is_stopped_before_its_last_file_is_unfinished(tmp_path, monkeypatch):
+    config = small_config(tmp_path, folder=str(tmp_path / "run"), trainer={"max_epochs": 1, "accelerator": "cpu"})
+    longer = small_config(tmp_path, resume=str(tmp_path / "run"), trainer={"max_epochs": 2, "accelerator": "cpu"})
+
+    def stop(*_):
+        raise RuntimeError("stopped")
+
+    for settings in (config, longer):  # the second goes on with a finished run
+        with monkeypatch.context() as changed:
+            changed.setattr("gptask.training.results.write_card", stop)
+            with pytest.raises(RuntimeError, match="stopped"):
+                train(settings)
+        assert (tmp_path / "run/metrics.json").exists()
+        assert not (tmp_path / "run/manifest.json").exists()
+        with pytest.raises(UserError, match=f"unfinished.*finish it with: gptask train resume={tmp_path}/run"):
+            load_run(tmp_path / "run")
+        assert read_run(tmp_path / "run").problem.startswith("unfinished")
+        train(dataclasses.replace(settings, folder=None, resume=str(tmp_path / "run")))
+        read_manifest(tmp_path / "run").verify()
 
 
 def test_ctrl_c_writes_a_checkpoint_and_names_the_command_that_resumes(tmp_path):

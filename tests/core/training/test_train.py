@@ -19,10 +19,13 @@ from gptask.config.schemas import (
     Pretrained,
     Scratch,
 )
+from gptask.runs.manifest import read_manifest
+from gptask.training.builder import build_corpus
 from gptask.training.module import GPTModule
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
+from safetensors.numpy import load_file
 
 from tests.support.configs import small_config
 
@@ -36,7 +39,7 @@ def test_the_run_folder_holds_model_metrics_predictions_and_logs(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         "config.yaml", "metrics.json", "predictions.jsonl", "model", "checkpoints", "metrics.csv", "train.log",
-        "README.md",
+        "README.md", "manifest.json", "splits.safetensors",
     }  # fmt: skip
     assert (
         not list(finished.folder.rglob("*.bin"))
@@ -98,6 +101,23 @@ def test_a_loaded_run_predicts_what_the_training_run_wrote(finished):
     predictions = list(load_run(finished.folder).predict({"text": line["text"]} for line in lines))
     assert [p.value for p in predictions] == [line["prediction"] for line in lines]
     assert [p.score for p in predictions] == pytest.approx([line["score"] for line in lines], abs=1e-4)
+
+
+def test_the_manifest_seals_the_run_and_its_splits_are_those_of_the_data(finished, tmp_path):
+    manifest = read_manifest(finished.folder)
+    manifest.verify()
+    assert (manifest.method, manifest.parent) == ("train", None)
+    assert manifest.fingerprint == finished.metrics["fingerprint"]
+    assert {"config.yaml", "metrics.json", "predictions.jsonl", "splits.safetensors"} <= manifest.files.keys()
+    config = small_config(tmp_path)
+    corpus = build_corpus(config.task, config.data, config.seed)
+    splits = load_file(finished.folder / "splits.safetensors")
+    assert {name: digests.tolist() for name, digests in splits.items()} == {
+        name: corpus.split(name).digests.tolist() for name in ("train", "validation", "test")
+    }
+    assert {name: entry["n"] for name, entry in manifest.splits.items()} == {"train": 24, "validation": 8, "test": 10}
+    lines = (finished.folder / "predictions.jsonl").read_text().splitlines()
+    assert [int(json.loads(line)["digest"], 16) - 2**63 for line in lines] == splits["test"].tolist()
 
 
 def test_checkpoints_load_without_unpickling_objects(finished):

@@ -99,10 +99,10 @@ def compare(
     """Compare runs with the baseline (by default the best run of each table), task by task.
 
     The test covers each task's main metric, the ``metric`` named, or ``every`` metric with a direction. Runs that
-    differ only in seed are ``grouped``. Raises `UserError` for runs that can't be ranked together, unless ``apart``
-    shows them in tables of their own.
+    differ only in seed are ``grouped``. Raises `UserError` for damaged runs, all of them, before any is compared; where
+    no run is left; and for runs that can't be ranked together, unless ``apart`` shows them in tables of their own.
     """
-    sound = [record for record in records if not record.problem]
+    sound = _sound(records)
     tables = []
     for runs in _comparable(sound, apart):
         groups = seed_groups(runs) if grouped else [SeedGroup([record]) for record in runs]
@@ -112,17 +112,21 @@ def compare(
             (r.problem for r in records if _same_folder(r.folder, baseline)), "it is not among the compared runs"
         )
         raise UserError(f"the baseline {baseline} can't be compared with: {problem}")
-    try:
-        for table in tables if tested else []:
-            _test(table, list(table.metrics) if every else [table.main])
-    except UserError:
-        if not any(record.problem for record in sound):
-            raise
-        return compare(
-            records, baseline, metric, every, apart, tested, grouped
-        )  # without the run that turned out to be damaged
+    for table in tables if tested else []:
+        _test(table, list(table.metrics) if every else [table.main])
     _correct(tables)
     return Comparison(tables, [record for record in records if record.problem])
+
+
+def _sound(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that can be compared: of the others, those that are damaged are an error, as is there being no run."""
+    sound = [record for record in records if not record.problem]
+    damaged = [record for record in records if record.damaged]
+    if sound and not damaged:
+        return sound
+    count, way = f"{len(damaged)} of {len(records)} runs", "Restore them from a copy, run them again, or leave them out"
+    lines = [f"damaged: {count}. {way}:" if damaged else "no run can be compared:"]
+    raise UserError("\n".join([*lines, *(f"  {record.folder}: {record.problem}" for record in damaged or records)]))
 
 
 def _comparable(records: Sequence[RunRecord], apart: bool) -> Iterator[list[RunRecord]]:

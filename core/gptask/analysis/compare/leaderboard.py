@@ -11,7 +11,7 @@ from gptask.analysis.compare.comparison import ComparisonTable, compare
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.compare.render import ARROWS, cell, html_grid, page, title
 from gptask.analysis.compare.seed_groups import SeedGroup
-from gptask.errors import UserError, listing
+from gptask.errors import UserError
 from gptask.runs.atomic_write import write_text
 from gptask.runs.markdown import code_span, escaped
 from gptask.runs.markdown import table as grid
@@ -21,12 +21,9 @@ from gptask.runs.reproduce import reproduce_command
 def write(records: Sequence[RunRecord], folder: Path, metric: str | None = None) -> tuple[list[Path], list[RunRecord]]:
     """Write ``leaderboard.md`` and ``leaderboard.html`` into a folder; return both, and the runs left out.
 
-    ``metric`` ranks instead of each task's main one. Raises `UserError` if there is nothing to rank or no room on disk.
+    ``metric`` ranks instead of each task's main one. Raises `UserError` as `compare` does, and if the disk is full.
     """
     comparison = compare(records, metric=metric, apart=True, tested=False)
-    if not comparison.tables:
-        reasons = listing(f"{record.folder}: {record.problem}" for record in comparison.problems)
-        raise UserError(f"no run can be ranked: {reasons}")
     parts = [(title(table), header(table), list(rows(table))) for table in comparison.tables]
     quoted = [
         (escaped(name), names, [[*map(escaped, line[:-1]), code_span(line[-1])] for line in lines])

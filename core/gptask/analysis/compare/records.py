@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,19 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from gptask.analysis.compare.validation import problem_of
+from gptask.analysis.compare.validation import problem_of_config, problem_of_result
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
+from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, way_to_finish
 from gptask.runs.run import task_from_config
 
-MARKS = ("config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
+MARKS = (MANIFEST, "config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
 
 
 @dataclass
 class PredictionsTable:
     """predictions.jsonl: N test examples in their order, with each metric's statistics."""
 
+    path: Path
     rows: list[dict[str, Any]]
 
     @cached_property
@@ -50,11 +50,11 @@ class PredictionsTable:
         try:
             return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float).reshape(len(self.rows), -1)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"predictions.jsonl lacks the statistics of '{metric}' in some lines") from error
+            raise UserError(f"{self.path} lacks the statistics of '{metric}' in some lines") from error
 
     def reordered(self, order: Sequence[int]) -> PredictionsTable:
         """The rows at these numbers, in this order."""
-        return PredictionsTable([self.rows[number] for number in order])
+        return PredictionsTable(self.path, [self.rows[number] for number in order])
 
 
 @dataclass
@@ -64,7 +64,13 @@ class RunRecord:
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)  # metrics.json
+    manifest: Manifest | None = None  # of a finished run whose files are as the run wrote them
     problem: str = ""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the folder holds something else than its run wrote."""
+        return self.problem.startswith("damaged")
 
     @property
     def task(self) -> str:
@@ -79,29 +85,27 @@ class RunRecord:
 
     @cached_property
     def parent(self) -> RunRecord | None:
-        """The run that was evaluated, if its folder still exists; its path may be relative to any folder above."""
+        """The run that was evaluated, if it still exists undamaged; its path may be relative to any folder above."""
         name = self.config.get("parent") or ""
         candidates = [base / name for base in (*self.folder.absolute().parents, Path())] if name else []
         parent = next((read_run(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
-        return parent if parent and isinstance(parent.config.get("task"), dict) else None
+        return parent if parent and parent.manifest else None
 
     @cached_property
     def predictions(self) -> PredictionsTable:
-        """The predictions file; a damaged one raises `UserError` and sets ``problem``."""
-        with self._problem_noted():
-            rows = list(_lines(self.folder / "predictions.jsonl"))
-            if len(rows) != self.result["n"]:
-                raise UserError(f"predictions.jsonl has {len(rows)} lines, not {self.result['n']}")
-        return PredictionsTable(rows)
+        """The predictions file; raises `UserError` for one that does not fit metrics.json."""
+        path = self.folder / "predictions.jsonl"
+        rows = list(_lines(path))
+        if len(rows) != self.result["n"]:
+            raise UserError(f"{path} has {len(rows)} lines, not {self.result['n']}")
+        return PredictionsTable(path, rows)
 
     def statistics(self, metric: str, like: PredictionsTable | None = None) -> np.ndarray:
         """(N, K) numbers of a metric, in the order of other predictions on the same examples.
 
-        A damaged file raises `UserError` and sets ``problem``; other examples raise it too.
+        Raises `UserError` where a line has none, and for other examples.
         """
-        rows = self.predictions if like is None else self._aligned(like)
-        with self._problem_noted():
-            return rows.statistics(metric)
+        return (self.predictions if like is None else self._aligned(like)).statistics(metric)
 
     def _aligned(self, like: PredictionsTable) -> PredictionsTable:
         predictions = self.predictions
@@ -116,23 +120,11 @@ class RunRecord:
             )
         return predictions.reordered([row_numbers[key] for key in like.keys])
 
-    @contextmanager
-    def _problem_noted(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self.problem = f"damaged: {error}"
-            raise UserError(f"{self.folder} is {self.problem}") from error
-
-    @cached_property
+    @property
     def predictions_hash(self) -> str:
-        """SHA-256 of predictions.jsonl, 16 digits."""
-        with self._problem_noted():
-            try:
-                with (self.folder / "predictions.jsonl").open("rb") as stream:
-                    return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-            except OSError as error:
-                raise UserError(f"predictions.jsonl: {error.strerror}") from error
+        """SHA-256 of the predictions of a run that can be compared."""
+        assert self.manifest, self.problem
+        return self.manifest.files["predictions.jsonl"].sha256
 
     @property
     def curves_source(self) -> tuple[Path, str | None]:
@@ -190,45 +182,47 @@ def read_run(folder: Path) -> RunRecord:
     record = RunRecord(folder)
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        record.config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        record.result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        record.problem = problem_of(record.config, record.result)
-        if not record.problem and not (folder / "predictions.jsonl").is_file():
-            record.problem = "damaged: no predictions.jsonl"
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        pruned = (folder / "pruned.json").is_file()
-        record.problem = "pruned: a sweep stopped it early" if pruned else f"unfinished: no {name}"
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        record.problem = f"damaged: {' '.join(str(error).split())[:120]}"
-    if not (isinstance(record.config, dict) and isinstance(record.config.get("plugin", {}), dict)):
-        record.config = {}
-    if not isinstance(record.result, dict):
-        record.result = {}
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        record.problem = problem_of_config(config)
+        if record.damaged:
+            record.problem = _unfinished(folder) or record.problem
+        else:
+            record.config = config
+            record.problem = record.problem or _unfinished(folder) or _read_result(record)
+    except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+        record.problem = _unfinished(folder) or f"damaged: {' '.join(str(error).split())[:200]}"
     return record
+
+
+def _unfinished(folder: Path) -> str:
+    """Why there is no manifest, and how to get one; empty if there is one."""
+    if (folder / MANIFEST).is_file():
+        return ""
+    if (folder / "pruned.json").is_file():
+        return "pruned: a sweep stopped it early"
+    return f"unfinished: no {MANIFEST}; {way_to_finish(folder)}"
+
+
+def _read_result(record: RunRecord) -> str:
+    """Read a finished run's metrics.json; return why the run can't be compared, empty if it can."""
+    manifest = read_manifest(record.folder)
+    if problems := manifest.problems("config.yaml", "metrics.json", "predictions.jsonl"):
+        return f"damaged: {listing(problems)}"
+    result = json.loads((record.folder / "metrics.json").read_text(encoding="utf-8"))
+    record.manifest, record.result = manifest, result if isinstance(result, dict) else {}
+    return problem_of_result(result)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
-                yield _row(line, number)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"predictions.jsonl: {error}") from error
-
-
-def _row(line: str, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"predictions.jsonl, line {number} is no JSON: {error}") from error
-    if not isinstance(row, dict) or not {"id", "statistics"} <= row.keys() or not _has_hashes(row):
-        raise UserError(f"predictions.jsonl, line {number} is not a prediction of a gptask run")
-    return row
-
-
-def _has_hashes(row: dict[str, Any]) -> bool:
-    return all(isinstance(row.get(name), str) for name in ("digest", "group"))
+                row = json.loads(line)
+                if not (isinstance(row, dict) and {"id", "digest", "group", "statistics"} <= row.keys()):
+                    raise UserError(f"{path}, line {number} is not a prediction of a gptask run")
+                yield row
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _matching_folders(pattern: str) -> list[Path]:
@@ -244,11 +238,16 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     unreadable: list[OSError] = []
     for path, below, files in os.walk(folder, onerror=unreadable.append):
         if any(mark in files for mark in MARKS):
-            tasks = [Path(path) / name for name in sorted(below) if (Path(path) / name / "metrics.json").is_file()]
+            tasks = [Path(path) / name for name in sorted(below) if _is_task(Path(path) / name)]
             below.clear()
             yield from tasks or [Path(path)]
         below[:] = sorted(name for name in below if not name.startswith("."))
     yield from (Path(error.filename) for error in unreadable)
+
+
+def _is_task(folder: Path) -> bool:
+    """Whether a folder within a run folder is that of one of its tasks."""
+    return any((folder / name).is_file() for name in (MANIFEST, "metrics.json"))
 
 
 def _latest(records: Sequence[RunRecord], count: int) -> list[RunRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptask.runs.config_file import RUN_FORMAT
+from gptask.runs.manifest import RUN_FORMAT
 
 Kinds = dict[str, type | tuple[type, ...]]
 NUMBER, OPTIONAL_MAPPING, NOTHING = (int, float), (dict, type(None)), type(None)
@@ -22,14 +22,19 @@ COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable
 DIRECTIONS = ("higher", "lower", "none")
 
 
-def problem_of(config: Any, result: Any) -> str:
-    """Why the contents of config.yaml and metrics.json can't be compared; empty where they can."""
+def problem_of_config(config: Any) -> str:
+    """Why a run with this content of config.yaml can't be compared; empty where it can."""
     if isinstance(config, dict) and config.get("tasks"):
         return f"a run of several tasks: name one of its folders, such as {next(iter(config['tasks']))}"
     if wrong := _wrong(config, CONFIG) or _wrong(config["plugin"], {"name": str}) or _wrong(config, OPTIONAL, True):
         return f"damaged: config.yaml is not the config of a gptask run ({wrong})"
     if config.get("format") != RUN_FORMAT:
         return f"written in run format {config.get('format')}, not {RUN_FORMAT}"
+    return ""
+
+
+def problem_of_result(result: Any) -> str:
+    """Why a run with this content of metrics.json can't be compared; empty where it can."""
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
     if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict}, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"

@@ -96,8 +96,6 @@ def _fail_if_worse(options: argparse.Namespace) -> int:
     """Compare a candidate with a base: 1 if it is significantly worse by more than the margin."""
     base, candidate = _base_and_candidate(options.runs)
     comparison = compare([base, candidate], base.folder, options.metric, grouped=False)
-    for record in comparison.problems:  # in files that only the comparison reads
-        raise UserError(f"{record.folder} can't be compared: {record.problem}")
     (table,) = comparison.tables
     if not (verdicts := table.verdicts.get(table.main)):
         raise UserError(f"{table.main} can't be tested: {table.note or 'it has no direction'}")
@@ -119,9 +117,8 @@ def _base_and_candidate(arguments: Sequence[str]) -> tuple[RunRecord, RunRecord]
         counts = listing(f"{argument} ({len(runs)})" for argument, runs in zip(arguments, records, strict=True))
         raise UserError(f"--fail-if-worse takes two runs, BASE and CANDIDATE; got {counts}")
     (base,), (candidate,) = records
-    for record in (base, candidate):
-        if record.problem:
-            raise UserError(f"{record.folder} can't be compared: {record.problem}")
+    if problems_found := [f"{run.folder} can't be compared: {run.problem}" for run in (base, candidate) if run.problem]:
+        raise UserError("\n".join(problems_found))
     if base.task != candidate.task:
         raise UserError(f"{base.folder} is of task '{base.task}', {candidate.folder} of '{candidate.task}'")
     if base.folder.resolve() == candidate.folder.resolve():

@@ -52,9 +52,7 @@ class Job:
         from gptask.training import fingerprint  # for start-up time
 
         job = fingerprint.run_fingerprint(config)
-        if folder := fingerprint.find_finished(
-            job, fingerprint.candidate_folders(config), model=self.command_line.verb == "train"
-        ):
+        if folder := fingerprint.find_finished(job, fingerprint.candidate_folders(config)):
             log.info("skipped, already finished: %s", folder)
             return True
         if config.folder and is_main_process() and Path(config.folder).exists():

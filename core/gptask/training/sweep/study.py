@@ -137,7 +137,7 @@ class Study:
 
     def find_finished(self, run_fingerprint: str) -> tuple[Path, float] | None:
         """The run folder and the value of a finished trial whose run has this fingerprint."""
-        if folder := fingerprint.find_finished(run_fingerprint, sorted(self.folder.glob("trial_*")), model=True):
+        if folder := fingerprint.find_finished(run_fingerprint, sorted(self.folder.glob("trial_*"))):
             number = int(re.sub(r"\D", "", folder.name))
             return folder, self.best_value(self.trials[number].intermediate_values.values())
         return None

@@ -9,9 +9,10 @@ from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find_runs, read_run
 from gptask.config.schemas import Full, Lora
 from gptask.plugins.types import Prediction
+from gptask.runs.manifest import read_manifest
 from gptask_tasks.sentiment import Sentiment
 
-from tests.support.run_folders import TWO_LABELS, sentences, write_run
+from tests.support.run_folders import TWO_LABELS, rewrite, sentences, write_run
 
 
 def runs(tmp_path):
@@ -82,7 +83,7 @@ def test_options_chosen_on_validation_do_not_make_another_method(sentiment_run, 
         folder = sentiment_run(f"a{seed}", 0.9, draw=seed, seed=seed)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["task"]["threshold"], config["tuned_options"] = seed / 10, {"threshold": seed / 10}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rewrite(folder / "config.yaml", yaml.safe_dump(config))
     assert len(compare(runs(tmp_path)).tables[0].methods) == 1
 
 
@@ -109,7 +110,7 @@ def test_other_metric_signatures_are_not_ranked(sentiment_run, tmp_path):
     folder = sentiment_run("b", 0.8)
     result = json.loads((folder / "metrics.json").read_text())
     result["metrics"]["accuracy"]["signature"] = "another normalisation"
-    (folder / "metrics.json").write_text(json.dumps(result))
+    rewrite(folder / "metrics.json", json.dumps(result))
     with pytest.raises(UserError, match="accuracy: another normalisation"):
         compare(runs(tmp_path))
 
@@ -119,7 +120,7 @@ def test_other_examples_under_one_hash_are_refused(sentiment_run, tmp_path):
     folder = sentiment_run("b", 0.8)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     row = json.loads(lines[0]) | {"digest": "0" * 16}
-    (folder / "predictions.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
+    rewrite(folder / "predictions.jsonl", "\n".join([json.dumps(row), *lines[1:]]))
     with pytest.raises(UserError, match="499 test examples in common"):
         compare(runs(tmp_path))
 
@@ -128,7 +129,7 @@ def test_rows_in_another_order_are_paired_by_example(sentiment_run, tmp_path):
     sentiment_run("a", 0.9, draw=1)
     folder = sentiment_run("b", 0.9, draw=1, tuning=Full())
     lines = (folder / "predictions.jsonl").read_text().splitlines()
-    (folder / "predictions.jsonl").write_text("\n".join(reversed(lines)))
+    rewrite(folder / "predictions.jsonl", "\n".join(reversed(lines)))
     (table,) = compare(runs(tmp_path)).tables
     ((_, verdict),) = table.verdicts["accuracy"].items()
     assert verdict.sentence == "equal on every example"
@@ -161,15 +162,15 @@ def test_verdicts_are_read_from_the_cache(sentiment_run, tmp_path, monkeypatch):
         compare(runs(tmp_path))
 
 
-def test_a_baseline_that_is_damaged_or_elsewhere_is_refused(sentiment_run, tmp_path):
+def test_a_baseline_that_is_unfinished_or_elsewhere_is_refused(sentiment_run, tmp_path):
     sentiment_run("a", 0.9)
-    damaged = sentiment_run("b", 0.9)
-    (damaged / "metrics.json").unlink()
-    for folder, message in ((damaged, "unfinished"), (tmp_path, "not among")):
+    stopped = sentiment_run("b", 0.9)
+    (stopped / "manifest.json").unlink()
+    for folder, message in ((stopped, "unfinished"), (tmp_path, "not among")):
         with pytest.raises(UserError, match=message):
             compare(runs(tmp_path), baseline=folder)
     result = compare(runs(tmp_path))
-    assert [record.folder for record in result.problems] == [damaged]
+    assert [record.folder for record in result.problems] == [stopped]
 
 
 def test_equal_facts_are_folded_and_differing_options_shown(sentiment_run, tmp_path):
@@ -193,7 +194,7 @@ def test_without_its_plugin_a_task_is_shown_and_not_tested(sentiment_run, tmp_pa
         folder = sentiment_run(name, right)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["plugin"]["name"] = "gone"
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rewrite(folder / "config.yaml", yaml.safe_dump(config))
     (table,) = compare(runs(tmp_path)).tables
     assert not table.verdicts
     assert "not tested: unknown task 'gone'" in folded(table)
@@ -230,38 +231,58 @@ def test_changed_predictions_are_tested_again_whatever_their_time(sentiment_run,
     sentiment_run("a", 0.9, draw=1)
     file = sentiment_run("b", 0.8, draw=2, tuning=Full()) / "predictions.jsonl"
     before, times = compare(runs(tmp_path)).tables[0].verdicts["accuracy"], file.stat()
-    file.write_text(file.read_text().replace('"accuracy": [0.0]', '"accuracy": [1.0]'))
+    rewrite(file, file.read_text().replace('"accuracy": [0.0]', '"accuracy": [1.0]'))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert compare(runs(tmp_path)).tables[0].verdicts["accuracy"] != before
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("old", "new", "message"),
     [
-        (lambda text: text[:-40], "line 20 is no JSON"),
-        (lambda text: text[: text.rindex('{"id"')], "19 lines, not 20"),
-        (lambda text: text.replace('"accuracy": ', '"acc": ', 1), "the statistics of 'accuracy'"),
-        (lambda text: text.replace('"accuracy": [', '"accuracy": ["x", ', 1), "the statistics of 'accuracy'"),
-        (lambda text: text.replace('"accuracy": [', '"accuracy": [1, ', 1), "the statistics of 'accuracy'"),
+        ('"accuracy": ', '"acc": ', "the statistics of 'accuracy'"),
+        ('"accuracy": [', '"accuracy": ["x", ', "the statistics of 'accuracy'"),
+        ('"accuracy": [', '"accuracy": [1, ', "the statistics of 'accuracy'"),
+        ('{"id"', '{"no": 1}\n{"id"', "line 1 is not a prediction"),
+        ("{", "", "Extra data"),
     ],
 )
-def test_damaged_predictions_are_listed_and_the_others_compared(damage, message, sentiment_run, tmp_path):
+def test_predictions_that_no_run_writes_are_an_error_that_names_the_file(old, new, message, sentiment_run, tmp_path):
     sentiment_run("a", 0.9, count=20, draw=1)
-    sentiment_run("b", 0.8, count=20, draw=2, tuning=Lora(rank=4))
     file = sentiment_run("c", 0.8, count=20, draw=3, tuning=Full()) / "predictions.jsonl"
-    file.write_text(damage(file.read_text()))
-    result = compare(runs(tmp_path))
-    assert [record.folder.name for record in result.problems] == ["c"]
-    assert message in result.problems[0].problem
-    assert len(result.tables[0].verdicts["accuracy"]) == 1
-    with pytest.raises(UserError, match="can't be compared with: damaged"):
-        compare(runs(tmp_path), baseline=file.parent)
+    rewrite(file, file.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=rf"c/predictions\.jsonl.*{message}"):
+        compare(runs(tmp_path))
+
+
+def test_all_damaged_runs_are_named_before_any_is_compared(sentiment_run, tmp_path, monkeypatch):
+    for number, name in enumerate("abcd"):
+        sentiment_run(name, 0.9, count=20, draw=number, tuning=Lora(rank=number + 1))
+    folder = tmp_path / "outputs" / "sentiment"
+    (folder / "b" / "metrics.json").write_text("{")
+    file = folder / "c" / "predictions.jsonl"
+    file.write_text(file.read_text().replace("positive", "negative", 1))
+    (folder / "d" / "manifest.json").unlink()  # unfinished, which is no damage
+    monkeypatch.setattr(comparison, "difference", None)  # nothing is tested
+    size = read_manifest(folder / "b").files["metrics.json"].size
+    with pytest.raises(UserError) as refused:
+        compare(runs(tmp_path))
+    assert str(refused.value).splitlines() == [
+        "damaged: 2 of 4 runs. Restore them from a copy, run them again, or leave them out:",
+        f"  {folder}/b: damaged: metrics.json has 1 instead of {size:,} bytes",
+        f"  {folder}/c: damaged: predictions.jsonl has other content (SHA-256)",
+    ]
+
+
+def test_no_run_that_can_be_compared_is_an_error(sentiment_run, tmp_path):
+    (sentiment_run("a", 0.9, count=20) / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no run can be compared:\n  .*sentiment/a: unfinished: no manifest.json"):
+        compare(runs(tmp_path))
 
 
 def edited(folder, metric, **changes):
     result = json.loads((folder / "metrics.json").read_text())
     result["metrics"][metric] |= changes
-    (folder / "metrics.json").write_text(json.dumps(result))
+    rewrite(folder / "metrics.json", json.dumps(result))
 
 
 def test_nan_is_never_the_best_and_equal_runs_are_all_best(sentiment_run, tmp_path):
@@ -281,7 +302,7 @@ def test_evaluations_show_the_run_they_are_of(sentiment_run, tmp_path, monkeypat
         folder = sentiment_run(name, 0.8, count=20)
         config = yaml.safe_load((folder / "config.yaml").read_text()) | {"parent": parent}
         config = {key: config[key] for key in config if key not in ("tuning", "optimizer")}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rewrite(folder / "config.yaml", yaml.safe_dump(config))
     monkeypatch.chdir("/")  # the parent's relative path does not exist there
     (table,) = compare(runs(tmp_path), tested=False).tables
     assert {m.records[0].folder.name: m.facts["tuning"] for m in table.methods} == {

@@ -6,6 +6,9 @@ import pytest
 import yaml
 from gptask import UserError
 from gptask.analysis.compare.records import find_runs, read_run
+from gptask.runs.manifest import RUN_FORMAT
+
+from tests.support.run_folders import rewrite
 
 
 def names(records):
@@ -47,26 +50,29 @@ def test_runs_that_are_not_found_are_named(places, options, message, sentiment_r
         find_runs(places, **options)
 
 
-def broken_json(folder):
-    (folder / "metrics.json").write_text('{"task": "sent')
-
-
 def other_format(folder):
-    text = (folder / "config.yaml").read_text().replace("format: 2", "format: 99")
-    (folder / "config.yaml").write_text(text)
+    text = (folder / "config.yaml").read_text()
+    rewrite(folder / "config.yaml", text.replace(f"format: {RUN_FORMAT}", "format: 99"))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "metrics.json").unlink(), "unfinished: no metrics.json"),
-        (lambda folder: (folder / "predictions.jsonl").unlink(), "no predictions.jsonl"),
+        (lambda folder: (folder / "manifest.json").unlink(), "unfinished: no manifest.json; it has no checkpoint"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format": 3}'), "damaged"),
+        (lambda folder: (folder / "metrics.json").unlink(), "damaged: metrics.json is missing"),
+        (lambda folder: (folder / "predictions.jsonl").unlink(), "damaged: predictions.jsonl is missing"),
+        (lambda folder: (folder / "config.yaml").unlink(), "damaged: [Errno 2] No such file"),
         (lambda folder: (folder / "config.yaml").write_text("a: [1"), "damaged"),
         (lambda folder: (folder / "config.yaml").write_text("just text"), "damaged"),
-        (lambda folder: (folder / "metrics.json").write_text("[]"), "damaged"),
-        (lambda folder: (folder / "metrics.json").write_bytes(b"\xff\xfe"), "damaged"),
-        (broken_json, "damaged"),
-        (other_format, "format 99"),
+        (lambda folder: rewrite(folder / "metrics.json", "[]"), "damaged"),
+        (lambda folder: rewrite(folder / "metrics.json", '{"task": "sent'), "damaged"),
+        (
+            lambda folder: (folder / "metrics.json").write_bytes(b"\xff\xfe"),
+            "damaged: metrics.json has 2 instead",
+        ),
+        (other_format, "written in run format 99, not 3"),
     ],
 )
 def test_a_damaged_run_has_a_problem(damage, message, sentiment_run):
@@ -91,7 +97,7 @@ def test_a_broken_line_of_predictions_is_named(sentiment_run):
     folder = sentiment_run("a", 0.9, count=5)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[2] = json.dumps({"id": 1})
-    (folder / "predictions.jsonl").write_text("\n".join(lines))
+    rewrite(folder / "predictions.jsonl", "\n".join(lines))
     with pytest.raises(UserError, match="line 3"):
         _ = read_run(folder).predictions.digests
 
@@ -102,7 +108,7 @@ def changed(name, **changes):
     def damage(folder):
         result = json.loads((folder / "metrics.json").read_text())
         (result["metrics"]["accuracy"] if name else result).update(changes)
-        (folder / "metrics.json").write_text(json.dumps(result))
+        rewrite(folder / "metrics.json", json.dumps(result))
 
     return damage
 
@@ -110,7 +116,7 @@ def changed(name, **changes):
 def set_in_config(**changes):
     def damage(folder):
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        (folder / "config.yaml").write_text(yaml.safe_dump(config | changes))
+        rewrite(folder / "config.yaml", yaml.safe_dump(config | changes))
 
     return damage
 
@@ -148,7 +154,7 @@ def test_a_value_that_no_run_writes_is_named(damage, message, sentiment_run):
 
 def test_a_pruned_trial_says_so(sentiment_run):
     folder = sentiment_run("a", 0.9, count=10)
-    (folder / "metrics.json").unlink()
+    (folder / "manifest.json").unlink()
     (folder / "pruned.json").write_text("{}")
     assert read_run(folder).problem == "pruned: a sweep stopped it early"
 

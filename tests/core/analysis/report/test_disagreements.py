@@ -7,7 +7,7 @@ from gptask.analysis.compare.records import read_run
 from gptask.analysis.report.disagreements import find_flips, matching_rows
 from gptask.analysis.report.report_run import report_runs
 
-from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
+from tests.support.run_folders import hotel_reviews, rewrite, write_chinese_run, write_review_run
 
 
 def runs_of(*folders):
@@ -19,7 +19,7 @@ def runs_of(*folders):
 def shuffled(folder):
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     order = np.random.default_rng(0).permutation(len(lines))
-    (folder / "predictions.jsonl").write_text("".join(lines[k] + "\n" for k in order))
+    rewrite(folder / "predictions.jsonl", "".join(lines[k] + "\n" for k in order))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_runs_that_have_no_flips_say_why(tmp_path):
     doubled = write_review_run(tmp_path / "c", reviews)
     rows = [json.loads(line) for line in (doubled / "predictions.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(row | {"id": "1", "digest": "0"}) + "\n" for row in rows)
-    (doubled / "predictions.jsonl").write_text(text)
+    rewrite(doubled / "predictions.jsonl", text)
     one, two, three, four = runs_of(first, fewer, doubled, write_chinese_run(tmp_path / "d"))
     assert "(30 of 40 are in both)" in matching_rows(one, two)
     assert "have the same id and input" in find_flips(one, three).reason

@@ -11,7 +11,7 @@ from gptask.analysis.report.page import report_page
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
 
-from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run, write_run
+from tests.support.run_folders import hotel_reviews, rewrite, write_chinese_run, write_review_run, write_run
 
 VOID = {"meta", "link", "input", "br"}
 HOSTILE_TEXTS = [
@@ -131,16 +131,16 @@ def test_runs_of_different_tasks_have_no_flips(folders):
 
 def test_a_damaged_run_among_others_is_listed(folders):
     reader = read(folders["a"], folders["stopped"])
-    assert "unfinished: no metrics.json" in reader.text
+    assert "unfinished: no manifest.json" in reader.text
     assert len(reader.named("section")) == 8  # as for one run
 
 
 def test_a_damaged_run_alone_is_an_error(folders, tmp_path):
-    with pytest.raises(UserError, match="stopped: unfinished: no metrics"):
+    with pytest.raises(UserError, match="stopped: unfinished: no manifest"):
         read(folders["stopped"])
     broken = write_review_run(tmp_path / "broken")
     (broken / "predictions.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(UserError, match="line 1 is not a prediction"):
+    with pytest.raises(UserError, match=r"damaged: predictions\.jsonl has 10 instead of"):
         read(broken)
     with pytest.raises(UserError, match="none of 2 runs"):
         read(broken, folders["stopped"])
@@ -163,7 +163,7 @@ def test_files_that_contradict_each_other_are_an_error(tmp_path, name, old, new)
     folder = write_review_run(tmp_path / "run")
     text = (folder / name).read_text()
     assert old in text
-    (folder / name).write_text(text.replace(old, new))
+    rewrite(folder / name, text.replace(old, new))
     with pytest.raises(UserError, match="run"):
         read(folder)
 
@@ -172,7 +172,7 @@ def test_without_the_plugin_the_page_has_metrics_and_a_reason(folders, tmp_path)
     folder = write_review_run(tmp_path / "run")
     for name in ("config.yaml", "metrics.json"):
         text = (folder / name).read_text()
-        (folder / name).write_text(text.replace("name: sentiment", "name: gone").replace('"sentiment"', '"gone"'))
+        rewrite(folder / name, text.replace("name: sentiment", "name: gone").replace('"sentiment"', '"gone"'))
     reader = read(folder)
     assert "No slices, and no examples ranked by a metric" in reader.text
     assert "Worst and most surprising" in reader.text  # right and wrong need no plugin

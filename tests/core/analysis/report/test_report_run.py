@@ -8,7 +8,14 @@ from gptask.analysis.report.report_run import report_runs
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 
-from tests.support.run_folders import THREE_LABELS, hotel_reviews, write_chinese_run, write_review_run, write_run
+from tests.support.run_folders import (
+    THREE_LABELS,
+    hotel_reviews,
+    rewrite,
+    write_chinese_run,
+    write_review_run,
+    write_run,
+)
 
 
 def run_of(folder):
@@ -79,14 +86,14 @@ def test_a_row_without_a_score_leaves_the_run_without_confidence(tmp_path):
     folder = write_review_run(tmp_path / "run")
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     lines[3] = lines[3].replace('"score"', '"other"')
-    (folder / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    rewrite(folder / "predictions.jsonl", "\n".join(lines) + "\n")
     assert run_of(folder).confidence is None
 
 
 def test_a_score_that_is_not_a_number_leaves_the_run_without_confidence(tmp_path):
     folder = write_review_run(tmp_path / "run")
     text = (folder / "predictions.jsonl").read_text()
-    (folder / "predictions.jsonl").write_text(text.replace('"score": ', '"score": NaN, "old": ', 1))
+    rewrite(folder / "predictions.jsonl", text.replace('"score": ', '"score": NaN, "old": ', 1))
     assert run_of(folder).confidence is None
 
 

@@ -10,6 +10,8 @@ import sys
 import pytest
 from gptask.config.schemas import Full
 
+from tests.support.run_folders import rewrite
+
 BOTH = ("outputs/sentiment/good", "outputs/sentiment/bad")
 
 
@@ -30,11 +32,32 @@ def test_the_default_output_is_a_table_for_people(run_command, pair, monkeypatch
         assert part in ended.out
 
 
-def test_damaged_runs_are_listed(run_command, pair, tmp_path):
-    (tmp_path / pair[1] / "metrics.json").write_text("{")
+def test_unfinished_runs_are_listed(run_command, pair, tmp_path):
+    (tmp_path / pair[1] / "manifest.json").unlink()
     ended = run_command("compare", "outputs")
     assert ended.code == 0
-    assert "not compared: outputs/sentiment/bad: damaged" in ended.out
+    assert "not compared: outputs/sentiment/bad: unfinished: no manifest.json; it has no" in ended.out
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "json"], ["--leaderboard"], ["--fail-if-worse"]])
+def test_damaged_runs_are_an_error_that_names_all(run_command, pair, tmp_path, options):
+    (tmp_path / pair[0] / "metrics.json").write_text("{")
+    (tmp_path / pair[1] / "predictions.jsonl").unlink()
+    ended = run_command("compare", *pair, *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert "outputs/sentiment/good" in ended.err
+    assert "damaged: metrics.json has 1 instead of" in ended.err
+    assert "outputs/sentiment/bad" in ended.err
+    assert "damaged: predictions.jsonl is missing" in ended.err
+    assert not list(tmp_path.rglob("leaderboard*"))
+    assert run_command("compare", pair[0]).code == 2  # alone
+
+
+def test_one_damaged_run_among_sound_ones_is_an_error(run_command, pair, sentiment_run, tmp_path):
+    (sentiment_run("third", 0.9, draw=3, compile=True) / "predictions.jsonl").write_text("")
+    ended = run_command("compare", "outputs")
+    assert (ended.code, ended.out) == (2, "")
+    assert "damaged: 1 of 3 runs" in ended.err
 
 
 def test_markdown_is_a_table(run_command, pair):
@@ -146,7 +169,7 @@ def change(folder, **metric):
     """Change what a run says of its accuracy."""
     result = json.loads((folder / "metrics.json").read_text())
     result["metrics"]["accuracy"] |= metric
-    (folder / "metrics.json").write_text(json.dumps(result))
+    rewrite(folder / "metrics.json", json.dumps(result))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -166,7 +189,7 @@ def test_fail_if_worse_refuses_a_metric_that_cant_be_tested(refused, pair, tmp_p
     for folder in pair:
         change(tmp_path / folder, direction="higher")
         config = tmp_path / folder / "config.yaml"
-        config.write_text(config.read_text().replace("name: sentiment", "name: gone"))
+        rewrite(config, config.read_text().replace("name: sentiment", "name: gone"))
     assert "accuracy can't be tested: not tested: unknown task 'gone'" in refused("compare", *pair, "--fail-if-worse")
 
 
@@ -175,7 +198,7 @@ def test_fail_if_worse_refuses_damaged_predictions(refused, pair, tmp_path):
     file.write_text(file.read_text()[:-40])
     message = refused("compare", *pair, "--fail-if-worse")
     assert "outputs/sentiment/bad" in message
-    assert "line 500 is no JSON" in message
+    assert "predictions.jsonl has" in message
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -196,10 +219,10 @@ def test_lines_to_a_pipe_are_not_wrapped(run_command, pair, monkeypatch):
     assert "this model is worse" in line
 
 
-def test_csv_lists_damaged_runs_on_standard_error(run_command, pair, tmp_path):
-    (tmp_path / pair[1] / "metrics.json").write_text("{")
+def test_csv_lists_unfinished_runs_on_standard_error(run_command, pair, tmp_path):
+    (tmp_path / pair[1] / "manifest.json").unlink()
     ended = run_command("compare", "outputs", "--format", "csv")
-    assert "not compared: outputs/sentiment/bad: damaged" in ended.err
+    assert "not compared: outputs/sentiment/bad: unfinished" in ended.err
     assert {row["run"] for row in csv.DictReader(io.StringIO(ended.out))} == {pair[0]}
 
 
@@ -227,8 +250,8 @@ def test_a_leaderboard_lies_above_the_runs(run_command, pair, tmp_path, places, 
 
 def test_a_leaderboard_lists_the_runs_left_out(run_command, refused, pair, tmp_path):
     for number, folder in enumerate(pair):
-        (tmp_path / folder / "metrics.json").write_text("{")
+        (tmp_path / folder / "manifest.json").unlink()
         if not number:
             ended = run_command("compare", "outputs", "--leaderboard")
-            assert "not compared: outputs/sentiment/good: damaged" in ended.err
-    assert "no run can be ranked" in refused("compare", "outputs", "--leaderboard")
+            assert "not compared: outputs/sentiment/good: unfinished" in ended.err
+    assert "no run can be compared" in refused("compare", "outputs", "--leaderboard")

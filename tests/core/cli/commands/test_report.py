@@ -2,7 +2,7 @@
 
 from gptask.cli.commands import report as module
 
-from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
+from tests.support.run_folders import hotel_reviews, rewrite, write_chinese_run, write_review_run
 
 
 def test_the_page_of_one_run_lies_in_its_folder(run_command, tmp_path):
@@ -24,7 +24,7 @@ def test_the_page_of_several_runs_lies_above_them(run_command, tmp_path):
 def test_half_a_surrogate_pair_becomes_a_question_mark(run_command, tmp_path):
     folder = write_review_run(tmp_path / "a")
     text = (folder / "predictions.jsonl").read_text()
-    (folder / "predictions.jsonl").write_text(text.replace('"text": "', '"text": "half \\ud800 pair '))
+    rewrite(folder / "predictions.jsonl", text.replace('"text": "', '"text": "half \\ud800 pair '))
     assert run_command("report", "a").code == 0
     assert "half ? pair" in (folder / "report.html").read_text()
 
@@ -36,8 +36,8 @@ def test_mistakes_are_refused_with_a_reason(refused, tmp_path):
     write_review_run(tmp_path / "a")
     assert "choose another place" in refused("report", "a", "--output", "missing/page.html")
     assert "Did you mean 'sentiment'?" in refused("report", "a", "--task", "sentimet")
-    (tmp_path / "a" / "metrics.json").unlink()
-    assert "a: unfinished: no metrics.json" in refused("report", "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert "a: unfinished: no manifest.json" in refused("report", "a")
 
 
 def test_too_many_runs_are_refused(refused, tmp_path, monkeypatch):

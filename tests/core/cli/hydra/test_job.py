@@ -11,9 +11,9 @@ from pathlib import Path
 import gptask.cli
 import pytest
 from gptask.cli.hydra.job import log, log_to_console
-from gptask.runs.atomic_write import write_json
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
+from gptask.runs.manifest import write_manifest
 from gptask.training import fingerprint
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
@@ -28,13 +28,11 @@ def contents(folder):
 
 
 def finish(ran):
-    """An action that leaves the files of a finished training."""
+    """An action that leaves the manifest of a finished training."""
 
     def action(config):
         folder = create_run_folder(config.outputs, "sentiment", config.folder)
-        write_json(folder / "metrics.json", {"fingerprint": fingerprint.run_fingerprint(config)})
-        (folder / "model").mkdir()
-        (folder / "model" / "backbone.json").touch()
+        write_manifest(folder, fingerprint.run_fingerprint(config), "train", {})
         ran.append((config.seed, str(folder)))
 
     return action
@@ -45,7 +43,7 @@ def test_finished_jobs_are_skipped_and_unfinished_ones_get_new_folders(run_comma
     line = ["train", "-m", "seed=1,2", "folder=runs/${seed}"]
     assert run_command(*line, action=finish(ran)).code == 0
     assert [folder for _, folder in ran] == ["runs/1", "runs/2"]
-    (tmp_path / "runs/2/metrics.json").unlink()  # as if killed
+    (tmp_path / "runs/2/manifest.json").rename(tmp_path / "runs/2/train.log")  # as if killed
     before = contents(tmp_path / "runs")
     again = run_command(*line, action=finish(ran))
     assert ran[2:] == [(2, "runs/2_1")]
@@ -147,9 +145,9 @@ def test_a_killed_multirun_is_continued_by_the_same_command(tmp_path, monkeypatc
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished, killed = sorted((tmp_path / "outputs/sentiment").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    if not (finished / "metrics.json").exists():
+    if not (finished / "manifest.json").exists():
         finished, killed = killed, finished
-    assert not (killed / "metrics.json").exists()
+    assert not (killed / "manifest.json").exists()
     before = contents(tmp_path / "outputs")
     assert call(*line) == 0
     assert f"skipped, already finished: outputs/sentiment/{finished.name}" in capsys.readouterr().err

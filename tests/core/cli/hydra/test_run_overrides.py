@@ -101,7 +101,7 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("answer: span", "answer: spam", ["task.answer (from", "expected one of"]),
         ("seed: 7", "seed: x", ["seed (from"]),
         ("kind: scratch", "kind: scrtch", ["is damaged: backbone.kind is 'scrtch'"]),
-        ("format: 2", "format: 1", ["run format 1", "reads format 2", "train again"]),
+        ("format: 3", "format: 1", ["run format 1", "reads format 3", "train again"]),
         ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
         ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),

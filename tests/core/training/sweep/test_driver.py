@@ -6,8 +6,8 @@ from pathlib import Path
 import optuna
 import pytest
 from gptask import UserError
-from gptask.runs.atomic_write import write_json
 from gptask.runs.folder import create_run_folder
+from gptask.runs.manifest import write_manifest
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.sweep import driver
 from gptask.training.sweep.driver import SweepPlan, run_sweep
@@ -42,9 +42,7 @@ class SimulatedTrainings:
         for value in (-options.tuning.lr, -options.tuning.lr / 2):
             pruning.values.append(value)
             pruning.trial.report(value, len(pruning.values))
-        write_json(folder / "metrics.json", {"fingerprint": run_fingerprint(options)})
-        (folder / "model").mkdir()
-        (folder / "model" / "backbone.json").touch()
+        write_manifest(folder, run_fingerprint(options), "train", {})
 
     def report(self, error, where):
         self.errors.append(f"{where}{error}")

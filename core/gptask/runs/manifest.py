@@ -1,0 +1,147 @@
+"""manifest.json: the files of a finished run with their hashes. Whoever reads a run checks what it reads against it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gptask.errors import UserError, listing
+from gptask.runs.atomic_write import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RUN_FORMAT = 3  # of manifest.json and config.yaml
+MANIFEST = "manifest.json"
+SPLITS_FILE = "splits.safetensors"
+MODEL = "model/"
+# Listed beside model/. Not listed is what no reader relies on: README.md, which users edit, checkpoints/, logs, reports
+FILES = ("config.yaml", "metrics.json", "predictions.jsonl", SPLITS_FILE)
+CACHED_FROM = 2**20  # bytes of a file whose hash is remembered, about a millisecond's work
+
+
+class FileEntry(NamedTuple):
+    """A file as the run wrote it."""
+
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of the finished run in ``folder``; paths are relative to it and have forward slashes."""
+
+    folder: Path
+    fingerprint: str
+    parent: dict[str, str] | None  # the run that was evaluated: its folder, and the SHA-256 of its manifest
+    method: str  # the verb that made the run
+    files: dict[str, FileEntry]
+    splits: dict[str, dict[str, Any]]  # by name: examples (n), SHA-256 of their input digests, the file of these
+
+    def problems(self, *names: str) -> list[str]:
+        """How files differ from what the run wrote, a phrase each; ``model/`` stands for all files in it."""
+        expanded = dict.fromkeys(path for name in names for path in (self._model_files() if name == MODEL else [name]))
+        return [problem for name in expanded if (problem := self._problem(name))]
+
+    def verify(self, *names: str) -> None:
+        """Raise `UserError` if any of these files, of all files without names, differs from what the run wrote."""
+        if problems := self.problems(*(names or self.files)):
+            raise UserError(
+                f"{self.folder} is damaged, by its {MANIFEST}: {listing(problems, 3)}. Restore what differs from a "
+                f"copy, or {self.method} again"
+            )
+
+    def _model_files(self) -> list[str]:
+        """The files listed of the model, and files added to it, which a loader might read."""
+        return [*(name for name in self.files if name.startswith(MODEL)), *_model_files(self.folder)]
+
+    def _problem(self, name: str) -> str:
+        entry, path = self.files.get(name), self.folder / name
+        if entry is None:
+            return f"{name} is not listed"
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != entry.size:
+            return f"{name} has {size:,} instead of {entry.size:,} bytes"
+        return "" if _sha256(path) == entry.sha256 else f"{name} has other content (SHA-256)"
+
+
+def write_manifest(
+    folder: Path, fingerprint: str, method: str, splits: Mapping[str, np.ndarray], parent: str | None = None
+) -> None:
+    """Write splits.safetensors and, last of a run's files, manifest.json: from then on the run is finished.
+
+    ``splits`` are the 64-bit input digests (N,) of each split's N examples; ``parent`` is the evaluated run's folder.
+    """
+    from safetensors.numpy import save  # for start-up time, as numpy
+
+    tensors = {name: digests.astype("int64") for name, digests in splits.items()}
+    if tensors:
+        (folder / SPLITS_FILE).write_bytes(save(tensors))
+    names = [*(name for name in FILES if (folder / name).is_file()), *_model_files(folder)]
+    values = {
+        "format": RUN_FORMAT,
+        "fingerprint": fingerprint,
+        "parent": parent and {"folder": parent, "manifest": _sha256(read_manifest(parent).folder / MANIFEST)},
+        "method": method,
+        "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
+        "splits": {
+            name: {"n": len(tensor), "sha256": hashlib.sha256(tensor.tobytes()).hexdigest(), "file": SPLITS_FILE}
+            for name, tensor in tensors.items()
+        },
+    }
+    write_json(folder / MANIFEST, values)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a finished run.
+
+    Raises `UserError` for an unfinished run, which has none, for a damaged manifest and for another run format.
+    """
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        raise UserError(f"{folder} is unfinished, it has no {MANIFEST}: {way_to_finish(file.parent)}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if (found := values["format"]) != RUN_FORMAT:
+            raise UserError(f"{folder} has run format {found}; gptask {version('gptask')} reads format {RUN_FORMAT}")
+        files = {name: FileEntry(int(entry["bytes"]), entry["sha256"]) for name, entry in values["files"].items()}
+        parent, splits = values["parent"] and dict(values["parent"]), dict(values["splits"])
+        return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
+
+
+def way_to_finish(folder: Path) -> str:
+    """How the user gets an unfinished run finished: from its checkpoints, which several tasks of a run share."""
+    for path in (folder, folder.parent):
+        if any((path / "checkpoints").glob("*.ckpt")):
+            return f"finish it with: gptask train resume={path}"
+    return "it has no checkpoint to go on from, so start it again"
+
+
+def _model_files(folder: Path) -> Iterator[str]:
+    """The paths of the files in ``model/``, without hidden ones: a file manager writes such, no loader reads them."""
+    for path in sorted((folder / MODEL).rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix()
+
+
+def _sha256(path: Path) -> str:
+    """The SHA-256 of a file; a large one that has not changed since is not read again by this process."""
+    state = path.stat()
+    hasher = _remembered_sha256 if state.st_size >= CACHED_FROM else _remembered_sha256.__wrapped__
+    return hasher(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _remembered_sha256(path: Path, *state: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
