@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,32 @@ RUN_FORMAT = 2
 CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
 # columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
-# the command line that started this run; None for a run started from Python
-command_line: ContextVar[str | None] = ContextVar("command_line", default=None)
 
 
-def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:
-    """Write config.yaml: resolved values, each group with the name of its schema, and the plugin that reads them.
+def config_values(
+    config: Any, plugin: Plugin | None = None, command: str | None = None, **extra: Any
+) -> dict[str, Any]:
+    """What config.yaml holds: resolved values, each group with the name of its schema, and the plugin that reads them.
 
-    In a run of several tasks, each task's values name its own plugin. ``extra`` holds more top-level entries.
+    In a run of several tasks, each task's values name its own plugin. ``command`` is the command line that started the
+    run, None for a run from Python; ``extra`` holds more top-level entries.
     """
-    from omegaconf import OmegaConf
-
     plain = to_plain(config)
     for name, task_values in plain.get("tasks", {}).items():
         plain["tasks"][name] = {"plugin": _plugin_entry(plugin_of(config.tasks[name].task)), **task_values}
-    header: dict[str, Any] = {"format": RUN_FORMAT, "command": command_line.get()}
+    header: dict[str, Any] = {"format": RUN_FORMAT, "command": command}
     if not plain.get("tasks"):
         header["plugin"] = _plugin_entry(plugin or plugin_of(config.task))
-    OmegaConf.save(OmegaConf.create(header | extra | plain), folder / "config.yaml")
+    return header | extra | plain
+
+
+def write_config(
+    folder: Path, config: Any, plugin: Plugin | None = None, command: str | None = None, **extra: Any
+) -> None:
+    """Write config.yaml with `config_values`."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(config_values(config, plugin, command, **extra)), folder / "config.yaml")
 
 
 def _plugin_entry(plugin: Plugin) -> dict[str, Any]:
