@@ -79,7 +79,7 @@ def prepared_options(task: Task, train: Iterable[Example]) -> dict[str, Any]:
     if isinstance(values, dict) and values.keys() <= set(names):
         return values
     problem = "no option of the task" if isinstance(values, dict) else "no dictionary"
-    returned = listing(values.keys() - set(names)) if isinstance(values, dict) else repr(values)[:60]
+    returned = listing(name for name in values if name not in names) if isinstance(values, dict) else repr(values)[:60]
     raise UserError(
         f"the plugin '{plugin_of(task).name}': {type(task).__name__}.prepare() returned {returned}, {problem}; it must "
         f"return the options that it chooses with their values, {{}} for none. There are {listing(names)}. "

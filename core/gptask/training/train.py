@@ -19,7 +19,7 @@ from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
-from gptask.training.resolve import log_chosen, prepare_tasks, resolve_options, resolve_schedule
+from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from gptask.data.corpus import CachedCorpus
+    from gptask.model.backbone.backbone import GPTBackbone
     from gptask.training.module import GPTModule
 
 log = logging.getLogger("gptask")
@@ -111,17 +112,11 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = load_or_build_backbone(config.backbone, origin, texts)
     resolved = resolve_options(config, corpora, backbone)
-    config, runtimes = resolved.config, []
-    for name, one in builder.task_configs(config).items():
-        data = builder.build_data(one.task, corpora[name], one.data, backbone, config.seed)
-        head, weight = resolved.heads[name], one.weight
-        runtimes.append(TaskRuntime(name, one.task, head, data, weight, single_task=not config.tasks))
+    config, runtimes = resolved.config, _build_runtimes(resolved, corpora, backbone)
     tuning.drop_upper_layers(backbone, config.tuning)
     backbone.peft = tuning.apply_tuning(backbone.peft, config.tuning)
     if config.compile:
         backbone.compile()
-        for runtime in runtimes:
-            runtime.data.shares_prefixes = False
     data = runtimes[0].data
     if config.tasks:
         data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
@@ -131,6 +126,19 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     if origin:
         _cache_activations(module, config)
     return module, data, config
+
+
+def _build_runtimes(
+    resolved: Resolved, corpora: Mapping[str, CachedCorpus], backbone: GPTBackbone
+) -> list[TaskRuntime]:
+    """Build the data module of each task beside its head; a compiled backbone computes no shared prefixes."""
+    config, runtimes = resolved.config, []
+    for name, one in builder.task_configs(config).items():
+        data = builder.build_data(one.task, corpora[name], one.data, backbone, config.seed)
+        data.shares_prefixes = data.shares_prefixes and not config.compile
+        head, single_task = resolved.heads[name], not config.tasks
+        runtimes.append(TaskRuntime(name, one.task, head, data, one.weight, single_task))
+    return runtimes
 
 
 def _cache_activations(module: GPTModule, config: Train) -> None:

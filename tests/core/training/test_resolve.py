@@ -150,7 +150,8 @@ TUNED = Classification(multi_label=True)  # its threshold is chosen by validatio
 
 
 @pytest.mark.parametrize("name", [*sorted(discover(())), "multi_label"])
-def test_a_training_changes_no_option_but_what_validation_chooses(name, tmp_path):
+def test_a_training_changes_no_option_but_what_validation_chooses(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptask.training.train.validated_copy", lambda config: config)  # the config itself is used
     task = TUNED if name == "multi_label" else discover({name})[name].load().task()
     data = Sample(limit=Limit(train=16, validation=4, test=4), max_tokens=512, batch_size=8)  # more than the context
     backbone = dataclasses.replace(small_config(tmp_path).backbone, context=256)
@@ -173,7 +174,8 @@ def test_a_training_changes_no_option_but_what_validation_chooses(name, tmp_path
     assert run.config["tuned_options"] == runtime.tuned_options
 
 
-def test_an_evaluation_changes_no_option(tmp_path):
+def test_an_evaluation_changes_no_option(tmp_path, monkeypatch):
+    monkeypatch.setattr("gptask.training.evaluate.validated_copy", lambda config: config)
     from gptask.config.schemas import Evaluate
     from gptask.runs.config_file import read_config
     from gptask.training.evaluate import evaluate
