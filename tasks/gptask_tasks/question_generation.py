@@ -76,10 +76,11 @@ class QuestionGeneration(GenerativeTask):
             return self.ANSWER_FIRST_PROMPTS[self.language]
         return super().template
 
-    def prepare(self, train: Iterable[Example]) -> None:
-        """Load the task of the qa run, so that a wrong one is refused before anything is trained."""
+    def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
+        """Load the task of the qa run, so that a wrong one is refused before anything is trained; choose no option."""
         if self.qa_run is not None:
             qa_task(self.qa_run)
+        return {}
 
     def check(self, example: Example) -> None:
         """Refuse an answer that is to be marked and is not in its context."""

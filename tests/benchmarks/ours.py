@@ -23,7 +23,7 @@ def config(verb: str, overrides: list[str]) -> Any:
     from gptask.cli.hydra.launch import launch
 
     configs: list[Any] = []
-    if code := launch(verb, overrides, configs.append):
+    if code := launch(verb, overrides, lambda config, command: configs.append(config)):
         raise SystemExit(code)
     return configs[0]
 
@@ -42,7 +42,7 @@ class Training:
         from gptask.training.train import build_module
 
         self.config = config("train", overrides)
-        self.module, self.data = build_module(self.config, builder.build_corpora(self.config))
+        self.module, self.data, _ = build_module(self.config, builder.build_corpora(self.config))
         self.examples = [dict(example) for example in self.data.examples("train")]
         self.tokens = int(self.data.items("train").column("length").sum())
 

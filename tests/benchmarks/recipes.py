@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import reference
@@ -67,9 +68,8 @@ def score(experiment: str, kind: str, minutes: float, rate: float | None) -> str
     from gptask.training import builder
 
     experiment_config = config("train", options(experiment))
-    task = experiment_config.task
-    corpus = builder.build_corpus(task, experiment_config.data, experiment_config.seed)
-    task.prepare(corpus.all_rows("train"))
+    corpus = builder.build_corpus(experiment_config.task, experiment_config.data, experiment_config.seed)
+    task = replace(corpus.task, **corpus.task.prepare(corpus.all_rows("train")))
     rows, test = list(corpus.split("train")), list(corpus.split("test"))
     origin = locate(experiment_config.backbone)
     assert origin is not None

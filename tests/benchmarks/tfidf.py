@@ -6,6 +6,7 @@ python tests/benchmarks/tfidf.py [experiment ...]
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,8 @@ def score(experiment: str) -> str:
     from gptask.training import builder
 
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
-    task = options.task
-    corpus = builder.build_corpus(task, options.data, options.seed)
-    task.prepare(corpus.all_rows("train"))
+    corpus = builder.build_corpus(options.task, options.data, options.seed)
+    task = replace(corpus.task, **corpus.task.prepare(corpus.all_rows("train")))
     splits = {name: list(corpus.split(name)) for name in ("train", "validation", "test")}
     texts = {name: [example["text"] for example in rows] for name, rows in splits.items()}
 
@@ -37,12 +37,12 @@ def score(experiment: str) -> str:
             return np.asarray([task.label_vector(example) for example in splits[name]])
         return np.asarray([task.labels.index(example["label"]) for example in splits[name]])
 
-    def predict(model: Any, name: str) -> list[Prediction]:
+    def predict(task: Any, model: Any, name: str) -> list[Prediction]:
         table = model.predict_proba(texts[name])
         return [task.prediction(e, [row.tolist()]) for e, row in zip(splits[name], table, strict=True)]
 
-    def main_score(model: Any, name: str) -> Any:
-        return score_all(task.metrics()[:1], predict(model, name), splits[name])[0][0]
+    def main_score(task: Any, model: Any, name: str) -> Any:
+        return score_all(task.metrics()[:1], predict(task, model, name), splits[name])[0][0]
 
     candidates = []
     for strength in STRENGTHS:
@@ -52,14 +52,11 @@ def score(experiment: str) -> str:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
         letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=2)
         model = make_pipeline(make_union(words, letters), regression).fit(texts["train"], truth("train"))
-        chosen = task.tune_on_validation(predict(model, "validation"), splits["validation"])
-        for name, value in chosen.items():
-            setattr(task, name, value)
-        candidates.append((main_score(model, "validation").value, strength, chosen, model))
+        chosen = task.tune_on_validation(predict(task, model, "validation"), splits["validation"])
+        tuned = replace(task, **chosen)
+        candidates.append((main_score(tuned, model, "validation").value, strength, chosen, model))
     _, strength, chosen, model = max(candidates, key=lambda item: item[0])
-    for name, value in chosen.items():
-        setattr(task, name, value)
-    result = main_score(model, "test")
+    result = main_score(replace(task, **chosen), model, "test")
     low, high = result.low, result.high
     return f"{experiment}: {result.name} {result.value:.1f} ({low:.1f} to {high:.1f}), C={strength:g} {chosen or ''}"
 

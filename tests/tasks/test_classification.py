@@ -161,11 +161,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_labels_come_from_training_data_unless_given() -> None:
     train = [{"text": "x", "label": name} for name in ("b", "a", "b")]
-    task, with_labels = Classification(), Classification(labels=["b", "a", "c"])
-    task.prepare(train)
-    with_labels.prepare(train)
-    assert task.labels == ["a", "b"]
-    assert with_labels.labels == ["b", "a", "c"]
+    assert Classification().prepare(train) == {"labels": ["a", "b"]}
+    assert Classification(labels=["b", "a", "c"]).prepare(train) == {}
     with pytest.raises(DataError, match="at least two are needed"):
         Classification().prepare(train[:1])
 

@@ -260,13 +260,13 @@ def test_shorter_sequences_in_a_batch_change_nothing(context: Context, backbone:
 
 def test_types_come_from_training_data_unless_given() -> None:
     rows = [{"id": "a.conll:1", "tags": ["I-PER", "O"]}, {"id": "a.conll:4", "tags": ["O", "S-LOC"]}]
-    task, plain, with_types = TokenTagging(), TokenTagging(), TokenTagging(types=["PER", "LOC"], plain=False)
-    task.prepare(rows)
-    plain.prepare([{"id": "", "tags": ["VERB", "NOUN"]}])
-    with_types.prepare([])
-    assert (task.types, task.plain, task.tags) == (["LOC", "PER"], False, ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"])
-    assert (plain.types, plain.plain, plain.tags) == (["NOUN", "VERB"], True, ["NOUN", "VERB"])
-    assert with_types.types == ["PER", "LOC"]
+    spans, plain = TokenTagging().prepare(rows), TokenTagging().prepare([{"id": "", "tags": ["VERB", "NOUN"]}])
+    assert spans == {"types": ["LOC", "PER"], "plain": False}
+    assert TokenTagging(**spans).tags == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert plain == {"types": ["NOUN", "VERB"], "plain": True}
+    assert TokenTagging(**plain).tags == ["NOUN", "VERB"]
+    assert TokenTagging(types=["PER", "LOC"]).prepare(rows) == {"types": ["PER", "LOC"], "plain": False}
+    assert TokenTagging(types=["PER", "LOC"], plain=False).prepare([]) == {}
     with pytest.raises(DataError, match="marks no span"):
         TokenTagging(plain=False).prepare([{"id": "", "tags": ["O"]}])
     with pytest.raises(DataError, match=r"a\.conll:9: tag 'PER' is neither"):

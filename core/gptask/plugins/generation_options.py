@@ -37,20 +37,19 @@ class GenerationOptions:
         """The most tokens that are generated for a prompt."""
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
-    def resolve_max_new_tokens(self, lengths: np.ndarray, max_tokens: int) -> None:
-        """Set ``max_new_tokens``, if it is null, from the ``lengths`` (N,) of the training targets in tokens, with EOS.
+    def covering_limit(self, lengths: np.ndarray, max_tokens: int) -> int:
+        """Return the ``max_new_tokens`` for training targets of ``lengths`` (N,), N > 0, in tokens, with EOS.
 
         The value covers all but the longest 1% of the targets, but is at most a quarter of ``max_tokens``, since tokens
         reserved for an answer are lost to its prompt.
         """
-        if self.max_new_tokens is None and len(lengths):
-            covering = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8
-            self.max_new_tokens = max(min(covering, max_tokens // 4), self.min_new_tokens, MIN_NEW_TOKENS)
-            log.info("chosen for this data: task.generation.max_new_tokens=%d (target lengths)", self.max_new_tokens)
-            if self.max_new_tokens < covering:
-                longer = np.count_nonzero(lengths > self.max_new_tokens)
-                message = "%d of %d training targets exceed max_new_tokens; raise it or data.max_tokens"
-                log.warning(message, longer, len(lengths))
+        covering = ceil(np.quantile(lengths, 0.99, method="nearest") / 8) * 8
+        limit: int = max(min(covering, max_tokens // 4), self.min_new_tokens, MIN_NEW_TOKENS)
+        if limit < covering:
+            longer = np.count_nonzero(lengths > limit)
+            message = "%d of %d training targets exceed max_new_tokens; raise it or data.max_tokens"
+            log.warning(message, longer, len(lengths))
+        return limit
 
     def validate(self) -> None:
         """Raise `UserError` for values out of range and for options that contradict each other."""

@@ -37,7 +37,7 @@ class Task(ABC):
     """
 
     contract_version: ClassVar[str] = CONTRACT_VERSION  # a plugin states the version it is made for
-    demonstrations: ClassVar[str] = ""  # solved examples before every prompt (`evaluate shots=k` sets it)
+    demonstrations: ClassVar[str] = ""  # solved examples before every prompt (`evaluate shots=k` sets it on a copy)
     supervised: ClassVar[bool] = True  # False: no field is a target, the model learns the inputs
     documents: ClassVar[Documents] = Documents.line  # how plain text files split into examples
     examples_per_step: ClassVar[int] = 16  # least number of examples in an optimizer step
@@ -69,8 +69,12 @@ class Task(ABC):
     def validate(self) -> None:  # noqa: B027 (a hook, not an oversight)
         """Raise `UserError` for invalid options that their types allow; called before anything is loaded."""
 
-    def prepare(self, train: Iterable[Example]) -> None:  # noqa: B027
-        """Choose options that depend on all training data (such as a label set), before anything is encoded."""
+    def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
+        """Return values of options that depend on all training data (such as a label set), before anything is encoded.
+
+        The task stays as it is: the run goes on with a copy of it that has these values.
+        """
+        return {}
 
     def convert_row(self, row: Any) -> Any:
         """Turn a row (named cells, cells by position or a line of text) into cells named like the fields.
@@ -168,7 +172,8 @@ class Task(ABC):
     def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Choose values for unset options (such as a threshold) from the validation split's predictions.
 
-        They are set as options before that split is scored, stored with its checkpoint, and saved with the run.
+        A copy of the task with these values predicts from then on; they are stored with the checkpoint, and saved with
+        the run. Each validation chooses anew, on the task as it was configured.
         """
         return {}
 

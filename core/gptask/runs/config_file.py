@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,38 @@ from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
 CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
 # columns that predictions.jsonl has besides them
 PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
-# the command line that started this run; None for a run started from Python
-command_line: ContextVar[str | None] = ContextVar("command_line", default=None)
 
 
-def write_config(folder: Path, config: Any, plugin: Plugin | None = None, **extra: Any) -> None:
-    """Write config.yaml: resolved values, each group with the name of its schema, and the plugin that reads them.
+def config_values(
+    config: Any, plugin: Plugin | None = None, command: str | None = None, **extra: Any
+) -> dict[str, Any]:
+    """What config.yaml holds: resolved values, each group with the name of its schema, and the plugin that reads them.
 
-    In a run of several tasks, each task's values name its own plugin. ``extra`` holds more top-level entries. Manifests
-    in the folder are removed: a finished run that goes on is not finished any more.
+    In a run of several tasks, each task's values name its own plugin. ``command`` is the command line that started the
+    run, None for a run from Python; ``extra`` holds more top-level entries.
     """
-    from omegaconf import OmegaConf
-
     plain = to_plain(config)
     for name, task_values in plain.get("tasks", {}).items():
         plain["tasks"][name] = {"plugin": _plugin_entry(plugin_of(config.tasks[name].task)), **task_values}
-    for run_folder in (folder, *(folder / name for name in plain.get("tasks", {}))):
-        (run_folder / MANIFEST).unlink(missing_ok=True)
-    header: dict[str, Any] = {"format": RUN_FORMAT, "command": command_line.get()}
+    header: dict[str, Any] = {"format": RUN_FORMAT, "command": command}
     if not plain.get("tasks"):
         header["plugin"] = _plugin_entry(plugin or plugin_of(config.task))
-    OmegaConf.save(OmegaConf.create(header | extra | plain), folder / "config.yaml")
+    return header | extra | plain
+
+
+def write_config(
+    folder: Path, config: Any, plugin: Plugin | None = None, command: str | None = None, **extra: Any
+) -> None:
+    """Write config.yaml with `config_values`.
+
+    Manifests in the folder are removed first: a finished run that goes on is not finished any more.
+    """
+    from omegaconf import OmegaConf
+
+    values = config_values(config, plugin, command, **extra)
+    for run_folder in (folder, *(folder / name for name in values.get("tasks", {}))):
+        (run_folder / MANIFEST).unlink(missing_ok=True)
+    OmegaConf.save(OmegaConf.create(values), folder / "config.yaml")
 
 
 def _plugin_entry(plugin: Plugin) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def check_task(task: Task | type[Task]) -> list[str]:
 
 
 def check_results(task: Task) -> Iterator[Result]:
-    """Yield the result of each clause as soon as it has run; the task may be changed (by `Task.prepare`)."""
+    """Yield the result of each clause as soon as it has run."""
     with _temporary_process_state():
         trial, failed = Trial(task), False
         for stage in STAGES:

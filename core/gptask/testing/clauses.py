@@ -159,6 +159,13 @@ def sample_readable(trial: Trial) -> None:
             _expect(other == name, f"splits must not overlap; {other} and {name} share an input; look at Task.sample()")
 
 
+def prepare_returns_options(trial: Trial) -> None:
+    """`Task.prepare` returns the options it chooses and leaves the task as it is."""
+    before, chosen = deepcopy(vars(trial.task)), trial.chosen_options
+    changed = [name for name, value in vars(trial.task).items() if name not in before or before[name] != value]
+    _expect(not changed, f"Task.prepare() must return {listing(changed)} and set nothing; it returned {chosen!r}")
+
+
 def parts_build(trial: Trial) -> None:
     """Data module, head and metrics can be built; a backward pass reaches every weight of the head."""
     import torch
@@ -374,6 +381,7 @@ Clause = Callable[[Trial], None]
 STAGES: tuple[tuple[Clause, ...], ...] = (
     (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),
+    (prepare_returns_options,),
     (parts_build,),
     (head_owns_its_weights,),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +18,7 @@ from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
 from gptask.training import builder
+from gptask.training.resolve import prepared_options
 
 if TYPE_CHECKING:
     from gptask.data.datamodule import PaddedBatch
@@ -27,11 +28,20 @@ if TYPE_CHECKING:
 BATCH_SIZE, CONTEXT, MAX_STEPS = 4, 512, 200
 
 
+@dataclass
+class Parts:
+    """The parts of a run."""
+
+    backbone: GPTBackbone
+    head: Head
+    data: Any  # the data module
+
+
 class Trial:
     """One task with the objects that the clauses examine, each built on first use."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task = task  # with the options that `Task.prepare` chooses, once `parts` are built
 
     @cached_property
     def corpus(self) -> CachedCorpus:
@@ -39,17 +49,24 @@ class Trial:
         return builder.build_corpus(self.task, schemas.Sample(max_tokens=CONTEXT, batch_size=BATCH_SIZE), seed=0)
 
     @cached_property
-    def parts(self) -> builder.Parts:
+    def chosen_options(self) -> dict[str, Any]:
+        """The options that `Task.prepare` chooses."""
+        return prepared_options(self.task, self.corpus.split("train"))
+
+    @cached_property
+    def parts(self) -> Parts:
         """The parts of a run on a random backbone."""
         import torch
 
         from gptask.model.backbone.backbone import load_or_build_backbone
 
-        self.task.prepare(self.corpus.split("train"))
+        self.task = replace(self.task, **self.chosen_options)
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
         backbone = load_or_build_backbone(options, None, lambda: builder.training_texts(self.task, self.corpus))
-        return builder.build_parts(self.task, self.corpus, self.corpus.options, backbone, seed=0)
+        head = cast("Head", self.task.head(backbone))
+        data = builder.build_data(self.task, self.corpus, self.corpus.options, backbone, seed=0)
+        return Parts(backbone, head, data)
 
     @cached_property
     def examples(self) -> list[Example]:

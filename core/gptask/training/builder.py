@@ -1,11 +1,10 @@
-"""Builds the parts of a run: corpus, data module, head."""
+"""Builds the parts of a run: corpora, data modules."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptask.config import multitask
 from gptask.config.schemas import Data, Evaluate, TaskConfig, Train
@@ -16,39 +15,38 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Kind
 
 if TYPE_CHECKING:
-    from gptask.data.datamodule import DataModule
     from gptask.model.backbone.backbone import GPTBackbone
-    from gptask.model.heads import Head
 
-log = logging.getLogger("gptask")
-
-
-@dataclass
-class Parts:
-    """The parts of one task's run."""
-
-    task: Task
-    backbone: GPTBackbone
-    head: Head
-    data: DataModule
+Config = TypeVar("Config", Train, Evaluate)
 
 
 def task_configs(config: Train | Evaluate) -> dict[str, TaskConfig]:
-    """The tasks of a run by name: several, or the one under its plugin's name; raises `UserError` for none or both."""
+    """The tasks of a run by name: several, or the one under its plugin's name."""
+    if isinstance(config, Train) and config.tasks:
+        return config.tasks
+    return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
+
+
+def with_task_configs(config: Config, tasks: dict[str, TaskConfig]) -> Config:
+    """The config with other values of its tasks, which have the names that `task_configs` gives them."""
+    changes: dict[str, Any] = {"tasks": tasks}
+    if not (isinstance(config, Train) and config.tasks):
+        (only,) = tasks.values()
+        changes = {"task": only.task, "data": only.data}
+    return replace(config, **changes)
+
+
+def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
+    """Build the corpus of each task by name, after a check of the tasks' options.
+
+    Raises `UserError` for no task, for one task beside several, for an option out of range, for a missing file, and for
+    a training without training data.
+    """
     tasks = config.tasks if isinstance(config, Train) else {}
     if bool(tasks) == (config.task is not None):
         raise UserError(f"a run has one task or several: set task=<name> or tasks=[...]{', not both' * bool(tasks)}")
     if isinstance(config, Train) and tasks:
         multitask.check_tasks(tasks, config.mixing)
-        return tasks
-    return {plugin_of(config.task).name: TaskConfig(config.task, config.data)}
-
-
-def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
-    """Build the corpus of each task by name, from checked options.
-
-    Raises `UserError` for an option out of range, for a missing file, and for a training without training data.
-    """
     corpora = {}
     for name, task_config in task_configs(config).items():
         try:
@@ -81,15 +79,12 @@ def training_texts(task: Task, corpus: CachedCorpus) -> Iterator[str]:
             yield from example[field.name] if field.kind is Kind.TEXTS else [example[field.name]]
 
 
-def build_parts(task: Task, corpus: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Parts:
-    """Build data module and head on a loaded backbone; lowers ``options.max_tokens`` to the backbone's context."""
+def build_data(task: Task, corpus: CachedCorpus, options: Data, backbone: GPTBackbone, seed: int) -> Any:
+    """Build the data module of a task on a loaded backbone: the task's own, else gptask's."""
     from gptask.data.datamodule import DataModule
 
-    if options.max_tokens > backbone.context:
-        log.warning("data.max_tokens=%d is cut to the backbone's context %d", options.max_tokens, backbone.context)
-        options.max_tokens = backbone.context
     data = task.datamodule(corpus, backbone.tokenizer, options, seed)
     if data is None:
         data = DataModule(task, corpus, backbone.tokenizer, options, seed)
     data.shares_prefixes = backbone.engine.can_pack(options.max_tokens)
-    return Parts(task, backbone, cast("Head", task.head(backbone)), data)
+    return data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,60 +13,68 @@ from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
-from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
-from gptask.runs.config_file import write_config
-from gptask.runs.folder import is_main_process, open_run_folder
+from gptask.runs.folder import is_main_process, open_run_folder, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
+from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
+from gptask.training.resolve import ChosenOption, log_chosen, prepare_tasks, resolve_data
 from gptask.training.results import write_results
 
 
-def evaluate(config: Evaluate) -> Path:
-    """Evaluate from a config; return the new run folder, which names its parent."""
+def evaluate(config: Evaluate, command: str | None = None) -> Path:
+    """Evaluate from a config, which is not changed; return the new run folder, which names its parent.
+
+    ``command`` is the command line that the config comes from, if any.
+    """
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
-    plugin = plugin_of(config.task)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)
-    with open_run_folder(config.outputs, plugin.name, config.folder) as folder:
-        _evaluate(config, plugin, corpora[plugin.name], folder, fingerprint)
+    with open_run_folder(config.outputs, run_title(config), config.folder) as folder:
+        _evaluate(RunContext(config, command, corpora, fingerprint, folder, extra={"parent": config.run}))
     return folder
 
 
-def _evaluate(config: Evaluate, plugin: Plugin, corpus: CachedCorpus, folder: Path, fingerprint: str) -> None:
-    started = time.time()
-    task: Task = config.task
+def _evaluate(context: RunContext[Evaluate]) -> None:
+    config = context.config
+    ((name, corpus),) = context.corpora.items()
     corpus.split(config.split)  # a missing split is an error before a model is loaded
-    trained_run = run.load_run(config.run, task) if config.run else None
-    if trained_run:
-        backbone = trained_run.backbone
+    chosen: list[ChosenOption] = []
+    if config.run:
+        trained_run = run.load_run(config.run, config.task)
+        backbone, head = trained_run.backbone, trained_run.head
     else:
         from gptask.model.backbone.backbone import load_or_build_backbone
 
         origin = locate_backbone(config.backbone)
-        task.prepare(corpus.all_rows("train" if corpus.split_source("train") else config.split))
+        config, chosen = prepare_tasks(config, context.corpora)
         backbone = load_or_build_backbone(
-            config.backbone, origin, lambda: builder.training_texts(task, corpus), config.engine
+            config.backbone, origin, lambda: builder.training_texts(corpus.task, corpus), config.engine
         )
-        task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
+        head = config.task.head(backbone)
+    config, chosen_data = resolve_data(config, backbone)
+    log_chosen([*chosen, *chosen_data])
+
     from gptask.training.module import GPTModule
     from gptask.training.task_runtime import TaskRuntime
     from gptask.training.trainer import build_trainer
 
-    parts = builder.build_parts(task, corpus, config.data, backbone, config.seed)
-    runtime = TaskRuntime(plugin.name, task, trained_run.head if trained_run else parts.head, parts.data)
+    task: Task = copy(config.task)
+    task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
+    data = builder.build_data(task, corpus, config.data, backbone, config.seed)
+    runtime = TaskRuntime(name, task, head, data)
     module = GPTModule(backbone, [runtime]).requires_grad_(False)
-    trainer = build_trainer(folder, config.trainer, logger=False)
-    trainer.test(module, dataloaders=parts.data.eval_dataloader(config.split), verbose=False)
-    if not is_main_process():
-        return
-    write_config(folder, config, plugin, parent=config.run)
-    write_results(folder, module, runtime, config.split, config, started, 0.0, fingerprint)
+    trainer = build_trainer(context.folder, config.trainer, logger=False)
+    trainer.test(module, dataloaders=data.eval_dataloader(config.split), verbose=False)
+    if is_main_process():
+        context = replace(context, config=config)
+        context.write_config()
+        write_results(context, module, runtime, config.split)
 
 
 def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptask.config.conversion import to_plain, validated_copy
+from gptask.config.conversion import to_plain
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
@@ -61,6 +61,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.runs.predictions_file",
     "gptask.runs.saved_model",
     "gptask.training.builder",
+    "gptask.training.context",
     "gptask.training.evaluate",
     "gptask.training.module",
     "gptask.training.optim",
@@ -74,11 +75,10 @@ NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger", "engine")  # o
 
 
 def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:
-    """A digest of what decides the result of a config's run, taken before the run fills in what the config leaves open.
+    """A digest of what decides the result of a valid config's run, with the options left open that the run chooses.
 
     ``corpora`` are built from the config where the caller has none. Raises `UserError` as the run itself would.
     """
-    config = validated_copy(config)
     corpora = corpora or builder.build_corpora(config)
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]

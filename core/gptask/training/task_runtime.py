@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskRuntime:
-    """What a trainer needs of one task; one of several tasks logs its metrics under its name (``val/qa/f1``)."""
+    """What a trainer needs of one task; one of several tasks logs its metrics under its name (``val/qa/f1``).
+
+    ``task`` predicts: it is a copy with the options that validation chose, once there are any.
+    """
 
     name: str
     task: Task
@@ -32,6 +35,10 @@ class TaskRuntime:
     outputs: dict[int, Any] = field(default_factory=dict)  # row of the encoded item -> the head's output
     tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
+
+    def __post_init__(self) -> None:
+        """Keep the task as it was configured."""
+        self.configured_task = self.task
 
     @property
     def prefix(self) -> str:
@@ -45,13 +52,13 @@ class TaskRuntime:
         )
 
     def set_tuned_options(self, options: dict[str, Any]) -> None:
-        """Set options of the task that validation chose."""
+        """Let a task with options that validation chose predict from now on; none: the task as it was configured."""
         self.tuned_options = options
-        for name, value in options.items():
-            setattr(self.task, name, value)
+        self.task = replace(self.configured_task, **options) if options else self.configured_task
 
     def validation_scores(self) -> Iterator[tuple[Metric, float]]:
         """The task's metrics on validation, the main one first, after its options were tuned on that split."""
+        self.set_tuned_options({})
         examples, predictions = self.predictions("validation")
         if examples and (tuned_options := self.task.tune_on_validation(predictions, examples)):
             self.set_tuned_options(tuned_options)

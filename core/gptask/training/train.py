@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import validated_copy
-from gptask.config.schemas import Full, HeadOnly, TaskConfig, Train
+from gptask.config.schemas import HeadOnly, Train
 from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError, listing
-from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
-from gptask.runs.config_file import read_config, write_config
 from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
+from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
-from gptask.training.resolve import resolve_schedule, resolve_tuning
-from gptask.training.results import write_run_results
+from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
+from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
 
 if TYPE_CHECKING:
@@ -35,121 +34,111 @@ log = logging.getLogger("gptask")
 FULL_PRECISIONS = (None, "32-true", "32", 32)  # with these the trainer keeps the backbone's own number format
 
 
-def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
+def train(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | None = None) -> run.Run:
     """Train one task from a config, which is not changed; return the run with its best model loaded.
 
     ``callbacks`` are Lightning callbacks beside gptask's own; an exception in a callback aborts training.
-    Raises `UserError` for whatever the user can fix.
+    ``command`` is the command line that the config comes from, if any. Raises `UserError` for whatever the user can
+    fix.
     """
     if config.tasks:
         raise UserError(f"train() takes one task and got {listing(config.tasks)}: gptask.train_tasks trains them")
-    (only_run,) = train_tasks(config, callbacks).tasks.values()
+    (only_run,) = train_tasks(config, callbacks, command).tasks.values()
     return only_run
 
 
-def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Runs:
+def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | None = None) -> run.Runs:
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     loggers.require_logger(config.logger)
     corpora = builder.build_corpora(config)
-    fingerprint = run_fingerprint(config, corpora)  # before the training fills in the options that are left open
+    fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
     with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-        return _train(config, corpora, folder, fingerprint, callbacks)
+        return _train(RunContext(config, command, corpora, fingerprint, folder), callbacks)
 
 
-def _train(
-    config: Train,
-    corpora: dict[str, CachedCorpus],
-    folder: Path,
-    fingerprint: str,
-    callbacks: Sequence[pl.Callback],
-) -> run.Runs:
-    started = time.time()
-    module, data = build_module(config, corpora)
-    config.trainer = resolve_schedule(config.trainer, data, full=isinstance(config.tuning, Full))
+def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.Runs:
+    module, data, config = build_module(context.config, context.corpora)
+    context = replace(context, config=config)
 
     from gptask.training.cost_probe import probe_cost
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
-    trainer = build_training_trainer(folder, config, callbacks)
-    with loggers.tracking(trainer, config, folder):
+    trainer = build_training_trainer(context.folder, config, callbacks)
+    with loggers.tracking(trainer, config, context.folder):
         if writes:
-            write_config(folder, config)
+            context.write_config()
             if config.probe and not config.resume:
                 probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
-        _fit(trainer, module, data, folder, config.resume)
+        _fit(trainer, module, data, context.folder, config.resume)
         _load_best(trainer, module)
+        context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
+        context = replace(context, extra={"tuned_options": module.tuned_options})
         if writes:
-            write_config(folder, config, tuned_options=module.tuned_options)  # again, with what validation chose
+            context.write_config()  # again, with what validation chose
             tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}
-            saved_model.save_model(folder, module.backbone, tasks, config.tuning)
-        fit_seconds = time.time() - started
+            saved_model.save_model(context.folder, module.backbone, tasks, config.tuning)
+        context = replace(context, fit_seconds=time.time() - context.started)
         trainer.test(module, datamodule=data, verbose=False)
         if writes:
-            write_run_results(folder, module, config, started, fit_seconds, fingerprint)
+            write_run_results(context, module)
     module.eval()
-    return _loaded_runs(folder, module, config)
+    return _finished_runs(context, module)
 
 
-def build_module(config: Train, corpora: dict[str, CachedCorpus]) -> tuple[GPTModule, Any]:
-    """Return the module to train and its data module; no file is written yet."""
+def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GPTModule, Any, Train]:
+    """Return the module to train, its data module, and the config with the options that were left open chosen.
+
+    No file is written yet.
+    """
     origin = locate_backbone(config.backbone)
-    task_configs = builder.task_configs(config)
-    for name, corpus in corpora.items():
-        task_configs[name].task.prepare(corpus.all_rows("train"))
+    config, chosen = prepare_tasks(config, corpora)
+    for corpus in corpora.values():
         corpus.warn_overlap()
 
     import pytorch_lightning as pl
 
     from gptask.data.mixture import Mixture
+    from gptask.model.backbone import tuning
     from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.module import GPTModule
 
     def texts() -> Iterator[str]:
-        for name, corpus in corpora.items():
-            yield from builder.training_texts(task_configs[name].task, corpus)
+        for corpus in corpora.values():
+            yield from builder.training_texts(corpus.task, corpus)
 
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = load_or_build_backbone(config.backbone, origin, texts, config.engine)
-    runtimes = [_build_runtime(config, name, task_configs[name], corpora[name], backbone) for name in task_configs]
-    _tune(config, backbone, runtimes)
-    optimizer = config.optimizer
-    if optimizer.lr is None:
-        optimizer = replace(optimizer, lr=config.tuning.lr)
-    module = GPTModule(backbone, runtimes, optimizer, config.schedule)
-    if origin:
-        _cache_activations(module, config)
-    if not config.tasks:
-        return module, runtimes[0].data
-    return module, Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
-
-
-def _build_runtime(
-    config: Train, name: str, task_config: TaskConfig, corpus: CachedCorpus, backbone: GPTBackbone
-) -> TaskRuntime:
-    from gptask.data.datamodule import DataModule
-    from gptask.model.heads import GenerationHead
-
-    data_options = task_config.data
-    parts = builder.build_parts(task_config.task, corpus, data_options, backbone, config.seed)
-    if isinstance(parts.head, GenerationHead) and isinstance(parts.data, DataModule):
-        parts.head.options.resolve_max_new_tokens(parts.data.items("train").lengths("target"), data_options.max_tokens)
-    return TaskRuntime(name, parts.task, parts.head, parts.data, task_config.weight, single_task=not config.tasks)
-
-
-def _tune(config: Train, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime]) -> None:
-    """Leave in the backbone the layers that are used, mark the weights that learn, compile it if the config says so."""
-    from gptask.model.backbone import tuning
-
+    resolved = resolve_options(config, corpora, backbone)
+    config, runtimes = resolved.config, _build_runtimes(resolved, corpora, backbone)
     tuning.drop_upper_layers(backbone, config.tuning)
-    resolve_tuning(config.tuning, [runtime.head for runtime in runtimes], backbone)
     backbone.set_model(tuning.apply_tuning(backbone.peft, config.tuning))
     if config.compile:
         backbone.compile()
-        for runtime in runtimes:
-            runtime.data.shares_prefixes = False
+    data = runtimes[0].data
+    if config.tasks:
+        data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
+    config, chosen_schedule = resolve_schedule(config, data)
+    log_chosen([*chosen, *resolved.chosen, *chosen_schedule])
+    module = GPTModule(backbone, runtimes, config.optimizer, config.schedule)
+    if origin:
+        _cache_activations(module, config)
+    return module, data, config
+
+
+def _build_runtimes(
+    resolved: Resolved, corpora: Mapping[str, CachedCorpus], backbone: GPTBackbone
+) -> list[TaskRuntime]:
+    """Build the data module of each task beside its head; a compiled backbone computes no shared prefixes."""
+    config, runtimes = resolved.config, []
+    for name, one in builder.task_configs(config).items():
+        data = builder.build_data(one.task, corpora[name], one.data, backbone, config.seed)
+        data.shares_prefixes = data.shares_prefixes and not config.compile
+        head, single_task = resolved.heads[name], not config.tasks
+        runtimes.append(TaskRuntime(name, one.task, head, data, one.weight, single_task))
+    return runtimes
 
 
 def _cache_activations(module: GPTModule, config: Train) -> None:
@@ -202,11 +191,10 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
     log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))
 
 
-def _loaded_runs(folder: Path, module: GPTModule, config: Train) -> run.Runs:
+def _finished_runs(context: RunContext[Train], module: GPTModule) -> run.Runs:
     """Return the finished run as `gptask.load_runs` would load it."""
     runs = {}
     for runtime in module.runtimes:
-        task_folder = folder / runtime.name if config.tasks else folder
-        plugin, values = plugin_of(runtime.task), read_config(task_folder)
-        runs[runtime.name] = run.Run(task_folder, plugin, runtime.task, module.backbone, runtime.head, values)
-    return run.Runs(folder, runs)
+        task = task_context(context, runtime)
+        runs[runtime.name] = run.Run(task.folder, task.plugin, runtime.task, module.backbone, runtime.head, task.values)
+    return run.Runs(context.folder, runs)

@@ -34,8 +34,6 @@ class Classification(PromptedTask):
     contract_version = "1.0"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
-    threshold_is_tuned = False  # True once `tune_on_validation` has chosen the threshold: it may choose again
-
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
     multi_label: bool = option(False, "a text may have any number of labels, each predicted from task.threshold on")
@@ -65,12 +63,14 @@ class Classification(PromptedTask):
             if not self.label_words[name].strip():
                 raise UserError(f"task.label_words.{name} is empty; give the word that stands for the label")
 
-    def prepare(self, train: Iterable[Example]) -> None:
+    def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Take the label set of the training data unless it is given."""
-        if not self.labels:
-            self.labels = sorted({name for example in train for name in self.gold_labels(example)})
-            if len(self.labels) < 2:
-                raise DataError(f"training data has the label(s) {listing(self.labels)}; at least two are needed")
+        if self.labels:
+            return {}
+        labels = sorted({name for example in train for name in self.gold_labels(example)})
+        if len(labels) < 2:
+            raise DataError(f"training data has the label(s) {listing(labels)}; at least two are needed")
+        return {"labels": labels}
 
     def label_vector(self, example: Example) -> list[float]:
         """Return the labels of an example as K zeros and ones."""
@@ -145,11 +145,10 @@ class Classification(PromptedTask):
 
     def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Choose the threshold of the best micro-F1 unless the user set one."""
-        if not self.multi_label or not (self.threshold is None or self.threshold_is_tuned):
+        if not self.multi_label or self.threshold is not None:
             return {}
         from gptask_tasks.classification.metrics import best_threshold
 
-        self.threshold_is_tuned = True
         probabilities = [list((p.probabilities or {}).values()) for p in predictions]
         return {"threshold": best_threshold(probabilities, [self.label_vector(e) for e in examples])}
 

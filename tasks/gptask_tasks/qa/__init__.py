@@ -124,6 +124,10 @@ class QuestionAnswering(GenerativeTask):
         around = (before.format(question=question), after.format(question=question))
         return context_windows(example, around, tokenizer, max_tokens, self.stride)
 
+    def reserved_tokens(self) -> int:
+        """Return the room for a generated answer; a span needs none."""
+        return super().reserved_tokens() if self.answer is AnswerForm.generate else 0
+
     def head(self, backbone: Backbone) -> Head:
         """Build the language model itself, or the head that scores spans."""
         if self.answer is AnswerForm.generate:

@@ -65,19 +65,18 @@ class TokenTagging(Task):
         if len(set(self.types)) < len(self.types):
             raise UserError(f"task.types must be different names, got {self.types}")
 
-    def prepare(self, train: Iterable[Example]) -> None:
+    def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Take the types, and whether tags are plain, from the training data unless they are given."""
         from gptask_tasks.token_tagging.spans import are_plain
 
         if self.types and self.plain is not None:
-            return
+            return {}
         tags = {tag: example["id"] for example in train for tag in example["tags"]}  # with the file and line of each
-        if self.plain is None:
-            self.plain = are_plain(tags)
-        if not self.types:
-            self.types = sorted(tags if self.plain else {_type_of(tag, source) for tag, source in tags.items()} - {""})
-        if not self.types:
+        plain = are_plain(tags) if self.plain is None else self.plain
+        types = self.types or sorted(tags if plain else {_type_of(tag, source) for tag, source in tags.items()} - {""})
+        if not types:
             raise DataError("training data marks no span: every tag is O")
+        return {"types": types, "plain": plain}
 
     def check(self, example: Example) -> None:
         """Refuse a predicate outside its sentence, and a type outside the set where that is known."""

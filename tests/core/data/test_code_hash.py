@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -77,7 +78,7 @@ def test_all_code_that_reads_and_encodes_a_built_in_task_is_listed(
     corpus = build_corpus(task, options, 13)
     known = {"gptask", "gptask.data.code_hash"}  # lazy public names, and the lists themselves
     assert not unlisted(executed(lambda: corpus.split("train")), {*CODE_OF_EXAMPLES, *known})
-    task.prepare(corpus.all_rows("train"))
+    task = replace(task, **task.prepare(corpus.all_rows("train")))
     data = DataModule(task, corpus, tokenizer, options, 13)
     assert not unlisted(executed(lambda: data.items("train")), {*CODE_OF_ENCODING, *known})
 

@@ -50,10 +50,8 @@ def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
 
 
 def test_config_keeps_the_typed_command(run_command, tmp_path):
-    def action(config):
-        write_config(tmp_path, config, plugin_of(config.task))
-
-    run_command("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
+    ended = run_command("train", "experiment=sst2", "task.prompt=It's {text}")
+    write_config(tmp_path, ended.config, command=ended.commands[0])
     words = split(reproduce_command(read_config(tmp_path)))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
     assert run_command(*words[1:]).config.task.prompt == "It's {text}"

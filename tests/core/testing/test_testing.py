@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -160,6 +160,23 @@ class RefusesItsSample(Toy):
 
         if example["colour"] == "red":
             raise DataError("no colour like red")
+
+
+@dataclass
+class SetsInPrepare(Toy):
+    """prepare_returns_options: must return language and set nothing"""
+
+    def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
+        self.language = "zh"
+        return {}
+
+
+@dataclass
+class ReturnsNothing(Toy):
+    """prepare_returns_options: prepare() returned None, no dictionary; it must return the options"""
+
+    def prepare(self, train: Iterable[Example]) -> Any:
+        pass
 
 
 @dataclass
@@ -403,8 +420,9 @@ def heavy(folder: Path) -> type:
 
 BROKEN = [
     *(TruncatedTarget, NoTarget, TargetOfNothing, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
-    *(Overlaps, RefusesItsSample, Exits, Detached, DeadWeight, SameName, CopiesTheBackbone),
+    *(Overlaps, RefusesItsSample, SetsInPrepare, ReturnsNothing, Exits, Detached, DeadWeight, SameName),
     *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable, Forgets),
+    CopiesTheBackbone,
     *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),
 ]
 CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
@@ -449,7 +467,7 @@ def test_check_results_yields_every_clause_and_prints_nothing(folder: str, capfd
     outcomes = {result.clause: result.outcome for result in check_results(Loud(folder=folder))}
     assert list(outcomes) == CLAUSES
     assert (outcomes["fields_well_formed"], outcomes["sample_readable"]) == ("ok", "failed")
-    assert {outcomes[clause] for clause in CLAUSES[CLAUSES.index("parts_build") :]} == {"not run"}
+    assert {outcomes[clause] for clause in CLAUSES[CLAUSES.index("prepare_returns_options") :]} == {"not run"}
     out, err = capfd.readouterr()
     assert (out, "loud" in err) == ("", True)
 

@@ -1,5 +1,7 @@
 """The cost probe leaves no trace in weights, gradients or random state."""
 
+import dataclasses
+
 import pytorch_lightning as pl
 import torch
 from gptask.config.schemas import AdamW, Sample, Schedule, Scratch
@@ -14,11 +16,12 @@ from gptask_tasks.sentiment import Sentiment
 def test_the_probe_estimates_the_cost_and_leaves_weights_gradients_and_random_state_unchanged(tmp_path):
     task, options = Sentiment(), Sample(max_tokens=64)
     corpus = builder.build_corpus(task, options, 13)
-    task.prepare(corpus.split("train"))
+    task = dataclasses.replace(task, **task.prepare(corpus.split("train")))
     shape = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300, dropout=0.5)
     backbone = load_or_build_backbone(shape, None, lambda: builder.training_texts(task, corpus))
-    parts = builder.build_parts(task, corpus, options, backbone, 13)
-    module = GPTModule(backbone, [TaskRuntime("sentiment", task, parts.head, parts.data)], AdamW(lr=1e-3), Schedule())
+    data = builder.build_data(task, corpus, options, backbone, 13)
+    runtime = TaskRuntime("sentiment", task, task.head(backbone), data)
+    module = GPTModule(backbone, [runtime], AdamW(lr=1e-3), Schedule())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random_state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)

@@ -21,7 +21,6 @@ from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
 from gptask.training.evaluate import evaluate
 from gptask.training.fingerprint import _weights_hash, run_fingerprint
-from gptask.training.resolve import resolve_schedule
 from gptask.training.train import build_module
 from gptask.training.trainer import monitor
 from gptask_tasks.classification import Classification
@@ -216,7 +215,7 @@ def test_resume_continues_all_tasks(tmp_path):
 
 
 def test_a_batch_trains_only_the_head_of_its_task(tmp_path):
-    module, mixture = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
+    module, mixture, _ = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
     task_index, batch = next(iter(mixture.train_dataloader()))
     module.runtimes[task_index].head.loss(module.backbone.hidden(batch.input_ids, batch.lengths), batch).backward()
     for runtime in module.runtimes:
@@ -227,7 +226,7 @@ def test_a_batch_trains_only_the_head_of_its_task(tmp_path):
 
 
 def test_the_loss_is_multiplied_by_the_weight_of_the_task(tmp_path, monkeypatch):
-    module, mixture = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
+    module, mixture, _ = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     task_batch = next(one for one in mixture.train_dataloader() if module.runtimes[one.task_index].name == "topic")
     batch = task_batch.batch
@@ -245,10 +244,10 @@ def test_the_mean_score_or_the_metric_of_one_task_chooses_the_checkpoint(best, e
 def test_the_largest_adapter_share_the_lowest_learning_rate_and_the_smallest_batches_decide(tmp_path):
     tasks = multitask_config(tmp_path).tasks
     tasks["qa"] = TaskConfig(QuestionAnswering(), sample_data(batch_size=2, limit=Limit(train=8)))
-    settings = multitask_config(tmp_path, tasks=tasks, tuning=Lora(rank=2))
-    module, mixture = build_module(settings, builder.build_corpora(settings))
-    assert (settings.tuning.top, settings.tuning.lr) == (1.0, 5.5e-4)
-    assert resolve_schedule({}, mixture)["accumulate_grad_batches"] == 8
+    settings = multitask_config(tmp_path, tasks=tasks, tuning=Lora(rank=2), trainer={"accelerator": "cpu"})
+    module, _, resolved = build_module(settings, builder.build_corpora(settings))
+    assert (resolved.tuning.top, resolved.tuning.lr) == (1.0, 5.5e-4)
+    assert resolved.trainer["accumulate_grad_batches"] == 8
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trainable} == {"backbone", "mood_head", "topic_head"}
 

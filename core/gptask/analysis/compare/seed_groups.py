@@ -111,6 +111,8 @@ def seed_groups(records: Sequence[RunRecord]) -> list[SeedGroup]:
 def _method_config(record: RunRecord) -> dict[str, Any]:
     """A run's config without the keys that do not define its method."""
     config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
+    if isinstance(data := config.get("data"), dict):
+        config["data"] = {key: value for key, value in data.items() if key != "seed"}  # the run's, unless it is set
     tuned = record.config.get("tuned_options") or {}  # on validation, so these values follow from the seed
     return config | {"task": {key: value for key, value in config["task"].items() if key not in tuned}}
 

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     return launch("export", arguments, run)
 
 
-def run(config: Export) -> None:
+def run(config: Export, command: str | None) -> None:
     """Export and name the folder on standard error."""
     from gptask.runs.export import export  # for start-up time
 

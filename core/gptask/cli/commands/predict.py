@@ -13,7 +13,7 @@ def main(arguments: Sequence[str]) -> int:
     return launch("predict", arguments, run)
 
 
-def run(config: Predict) -> None:
+def run(config: Predict, command: str | None) -> None:
     """Write the predictions to the config's output."""
     from gptask.runs.predict_file import predict  # for start-up time
 

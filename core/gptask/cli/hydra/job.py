@@ -14,7 +14,6 @@ from typing import Any
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
-from gptask.runs.config_file import command_line
 from gptask.runs.folder import is_main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
@@ -25,7 +24,7 @@ class Job:
     """A verb's action on the composed config, called by Hydra. Launchers pickle it, so it holds no open resources."""
 
     command_line: CommandLine
-    action: Callable[[Any], None]
+    action: Callable[[Any, str | None], None]  # gets the config, and the command line unless it resumes a run
     program: str  # sys.argv[0] of the process that read the command line
     multirun: bool
 
@@ -36,15 +35,13 @@ class Job:
         verb = self.command_line.verb
         sys.argv = [self.program, verb, *self.command_line.typed, *_job_overrides()]  # Lightning starts processes by it
         resumed = self.command_line.run and verb == "train"
-        token = command_line.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
+        command = None if resumed else shlex.join(["gptask", *sys.argv[1:]])
         try:
             validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
             if not (self.multirun and self._is_finished(validated)):
-                self.action(validated)
+                self.action(validated, command)
         except Exception as error:
             return report_error(error, where)
-        finally:
-            command_line.reset(token)
         return 0
 
     def _is_finished(self, config: Any) -> bool:

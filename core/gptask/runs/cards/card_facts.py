@@ -28,6 +28,7 @@ class CardFacts:
     data: Any  # the task's data module
     config: Any
     result: dict[str, Any]
+    command: str  # repeats the run
     single_task: bool = True  # False for one of several tasks on one backbone
 
     @property

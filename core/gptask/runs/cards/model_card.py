@@ -12,9 +12,7 @@ from gptask.data.messages import parse_messages
 from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
-from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
-from gptask.runs.reproduce import reproduce_command
 
 CARD = """# {title}
 
@@ -148,7 +146,7 @@ class ModelCard(CardFacts):
         git_commit, version = self.result["git_commit"], self.result["versions"].get("gptask", "")
         commit = f", commit {code_span(git_commit)}" if git_commit else ""
         return (
-            f"{fenced('bash', reproduce_command(read_config(self.folder)))}\n\n"
+            f"{fenced('bash', self.command)}\n\n"
             f"`config.yaml` holds every option, including the seed {self.result['seed']}. `metrics.json` lists the "
             f"versions of the packages used: gptask {version}{commit}."
         )

@@ -6,9 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.runs.config_file import read_config
 from gptask.runs.markdown import code_span, escaped, fenced, table
-from gptask.runs.reproduce import reproduce_command
 
 if TYPE_CHECKING:
     from gptask.config.schemas import Train
@@ -40,8 +38,8 @@ for name, run in runs.tasks.items():
 """
 
 
-def multitask_card(folder: Path, config: Train, result: dict[str, Any]) -> str:
-    """The text of README.md; ``result`` is the content of metrics.json."""
+def multitask_card(folder: Path, config: Train, result: dict[str, Any], command: str) -> str:
+    """The text of README.md; ``result`` is the content of metrics.json, ``command`` repeats the run."""
     rows = []
     for name, scores in result["tasks"].items():
         value = ", ".join(  # results hold each task's main metric only
@@ -60,7 +58,7 @@ def multitask_card(folder: Path, config: Train, result: dict[str, Any]) -> str:
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),
         trained=result["trainable_parameters"],
         parameters=result["parameters"],
-        command=fenced("bash", reproduce_command(read_config(folder))),
+        command=fenced("bash", command),
         use=fenced("bash", example),
         folder=str(folder),
     )

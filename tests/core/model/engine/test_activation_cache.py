@@ -37,7 +37,7 @@ def config(tiny_model, task, outputs="outputs", seed=0):
 def module_cache_and_batch(tiny_model, task, seed=0):
     """A module, its cache of the training split, and a batch of three training items."""
     options = config(tiny_model, task, seed=seed)
-    module, data = build_module(options, builder.build_corpora(options))
+    module, data, _ = build_module(options, builder.build_corpora(options))
     items = data.items("train")
     batch = collate([items[row] | {"row": row} for row in (2, 0, 5)])
     return module, module.runtimes[0].activation_caches["train"], batch
@@ -218,5 +218,5 @@ def test_training_reads_the_lower_half_from_its_second_epoch_on(tiny_model, tmp_
 )
 def test_nothing_is_cached_that_no_epoch_could_read(tiny_model, tmp_path, changes):
     options = lora_config(tiny_model, tmp_path, **changes)
-    module, _ = build_module(options, builder.build_corpora(options))
+    module, _, _ = build_module(options, builder.build_corpora(options))
     assert not module.runtimes[0].activation_caches

@@ -133,7 +133,8 @@ def test_what_learns_and_what_the_mode_is_stays_as_it_was(backbone_of, adapter_f
     learning = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     digest = backbone.engine.add_adapter(adapter_folders("llama")[0])
     assert {name for name, parameter in backbone.named_parameters() if parameter.requires_grad} == learning
-    assert backbone.peft.training and backbone.peft.active_adapters == ["default"]
+    assert backbone.peft.training
+    assert backbone.peft.active_adapters == ["default"]
     backbone.engine.remove_adapter(digest)
     assert {name for name, parameter in backbone.named_parameters() if parameter.requires_grad} == learning
 

@@ -151,7 +151,8 @@ def test_in_float32_the_engines_are_equal(family, off, adapted, reference):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     texts, log_probabilities = decode(backbone)
     expected_texts, expected_log_probabilities = expected[decode]
-    assert texts == expected_texts and all(texts)
+    assert texts == expected_texts
+    assert all(texts)
     assert distance(log_probabilities, expected_log_probabilities) <= 1e-4
 
 
