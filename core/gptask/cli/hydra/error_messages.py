@@ -37,6 +37,7 @@ class CommandLine:
     overrides: Sequence[str] = ()
     run: str | None = None  # the run folder whose values lie between the defaults and the overrides
     typed: Sequence[str] = ()  # overrides about ``tasks=`` as typed; ``overrides`` has their translation for Hydra
+    environment: Sequence[str] = ()  # the first of the overrides: those that stand for environment variables
 
     @cached_property
     def groups(self) -> list[str]:

@@ -61,12 +61,13 @@ class Job:
         return 0
 
     def _arguments(self, overrides: Sequence[str]) -> list[str]:
-        """The arguments of this job alone, without the overrides that a saved run or ``tasks=`` put before the user's.
+        """The arguments of this job alone: the user's overrides, without those put before them.
 
-        Hydra's own options are not among them, but where to search for configs.
+        These are of the environment, a saved run or ``tasks=``. Of Hydra's own options the search path is there alone.
         """
         search = search_path(self.command_line.overrides)
         start = next((number for number, o in enumerate(overrides, 1) if re.match(r"\+?saved[@=]", o)), 0)
+        start = max(start, len(self.command_line.environment))
         others = [override for override in overrides[start:] if override not in search]
         return [self.command_line.verb, *search, *self.command_line.typed, *others]
 

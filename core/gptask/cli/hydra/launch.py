@@ -22,6 +22,7 @@ from gptask.cli.hydra.task_list import read_task_list
 from gptask.cli.verbs import MULTIRUN, VERBS
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
+from gptask.config.engine import environment_overrides
 from gptask.config.overrides import normalize_overrides, values_of
 from gptask.errors import UserError, listing
 from gptask.plugins.config_group import register_task_group, stored_configs
@@ -100,17 +101,19 @@ def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine,
     overrides = normalize_overrides(overrides, several, top_keys, open_keys())
     overrides = with_config_folder(config_folder, overrides) if config_folder else overrides
     check_launcher(overrides)
+    environment = environment_overrides(overrides)
     overrides += _reset_preset_license(overrides)
     task_list = read_task_list(overrides, plugins) if verb == "train" else None
     overrides = task_list.hydra_overrides() if task_list else overrides
     run, overrides = locate_run(verb, overrides)
     if run:
-        overrides = with_run_overrides(verb, run, overrides)
-    command_line = CommandLine(verb, overrides, run, task_list.typed if task_list else ())
+        overrides = with_run_overrides(verb, run, overrides, environment)
+    typed = task_list.typed if task_list else ()
+    command_line = CommandLine(verb, [*environment, *overrides], run, typed, environment)
     _load_chosen_tasks(command_line, plugins)
     _load_default_task(command_line)
     # Once more: only now are the dictionaries among the tasks' options known.
-    command_line.overrides = normalize_overrides(overrides, several, (), open_keys())
+    command_line.overrides = normalize_overrides(command_line.overrides, several, (), open_keys())
     return command_line, flags
 
 

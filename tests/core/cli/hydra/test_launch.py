@@ -4,6 +4,7 @@ import shlex
 import sys
 
 import pytest
+from gptask import Fast, Reference
 from gptask.config.schemas import Files, Full, Scratch
 from gptask.runs.config_file import command_line
 from hydra.core.global_hydra import GlobalHydra
@@ -225,3 +226,63 @@ def test_further_processes_are_started_with_the_overrides_of_their_job(run_comma
         action=lambda _: commands.append(sys.argv[1:]),
     )
     assert commands == [["train", "task=qa", f"seed={n}", "task.prompt='${outputs} {context}'"] for n in (1, 2)]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """``environment("reference")`` sets GPTASK_ENGINE."""
+    monkeypatch.delenv("GPTASK_ENGINE", raising=False)
+    return lambda text: monkeypatch.setenv("GPTASK_ENGINE", text)
+
+
+@pytest.mark.parametrize("line", [["train"], ["export", "run=x", "output=y"]], ids=lambda line: line[0])
+def test_every_verb_has_an_engine(run_command, environment, line):
+    assert run_command(*line).config.engine == Fast()
+    assert run_command(*line, "engine=reference").config.engine == Reference()
+    assert run_command(*line, "engine.attention=off", "engine.loss=no").config.engine == Fast(
+        attention=False, loss=False
+    )
+    environment("reference")
+    assert run_command(*line).config.engine == Reference()
+    environment("fast,packing=off,norm=off")
+    assert run_command(*line, "engine.norm=on").config.engine == Fast(packing=False)
+    assert run_command(*line, "engine=fast").config.engine == Fast()
+
+
+def test_the_environment_goes_over_a_preset(run_command, environment, mine):
+    (mine / "experiment" / "careful.yaml").write_text("# @package _global_\nengine: {packing: off, norm: off}\n")
+    line = ["train", "--config-dir", "mine", "experiment=careful"]
+    assert run_command(*line).config.engine == Fast(packing=False, norm=False)
+    environment("fast,loss=off")
+    assert run_command(*line, "engine.rotary=off").config.engine == Fast(loss=False, rotary=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "message"),
+    [
+        ("", "engine=fsat", "unknown engine 'fsat'; available: fast, reference. Did you mean 'fast'?"),
+        ("", "engine.pakcing=off", "unknown option 'engine.pakcing'"),
+        ("", "engine.packing=maybe", "engine.packing=maybe: expected true or false, got 'maybe'"),
+        ("fsat", "seed=3", "GPTASK_ENGINE=fsat: unknown engine"),
+        ("reference", "engine.packing=off", "engine.packing=off: the reference engine (from GPTASK_ENGINE) has no"),
+    ],
+)
+def test_a_wrong_engine_is_refused(refused, environment, variable, option, message):
+    environment(variable)
+    assert message in refused("train", option)
+
+
+def test_the_environments_engine_is_not_recorded_as_typed(run_command, environment):
+    environment("fast,norm=off")
+    for line in (["seed=3"], ["-m", "seed=3,4"]):
+        commands = []
+        run_command("train", *line, action=lambda config: commands.append((config.engine, command_line.get())))  # noqa: B023
+        assert commands[0] == (Fast(norm=False), "gptask train seed=3")
+
+
+def test_an_engine_can_be_one_of_a_multiruns_values(run_command, environment):
+    environment("fast,norm=off")
+    engines = [config.engine for config in run_command("train", "-m", "engine=fast,reference").configs]
+    assert engines == [Fast(), Reference()]
+    engines = [config.engine for config in run_command("train", "-m", "engine.packing=on,off").configs]
+    assert engines == [Fast(norm=False), Fast(norm=False, packing=False)]
