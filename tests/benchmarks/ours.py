@@ -23,7 +23,7 @@ def config(verb: str, overrides: list[str]) -> Any:
     from gptask.cli.hydra.launch import launch
 
     configs: list[Any] = []
-    if code := launch(verb, overrides, configs.append):
+    if code := launch(verb, overrides, lambda config, command: configs.append(config)):
         raise SystemExit(code)
     return configs[0]
 

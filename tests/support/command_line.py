@@ -19,6 +19,7 @@ class Ended:
     out: str
     err: str
     configs: list[Any]
+    commands: list[str | None]  # what each job would record
 
     @property
     def config(self) -> Any:
@@ -34,15 +35,21 @@ def run_command(monkeypatch, capsys, tmp_path):
 
     def call(*arguments, action=None):
         configs: list[Any] = []
+        commands: list[str | None] = []
+
+        def run(config, command=None):
+            commands.append(command)
+            (action or configs.append)(config)
+
         for verb in (verb for verb in VERBS.values() if verb.composed):
-            monkeypatch.setattr(f"{verb.module}.run", action or configs.append)
+            monkeypatch.setattr(f"{verb.module}.run", run)
         capsys.readouterr()
         handlers, level = logging.root.handlers[:], logging.root.level
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         logging.root.handlers[:], logging.root.level = handlers, level  # Hydra's --info changes them
         assert not GlobalHydra.instance().is_initialized()
-        return Ended(stop.value.code, *capsys.readouterr(), configs)
+        return Ended(stop.value.code, *capsys.readouterr(), configs, commands)
 
     return call
 

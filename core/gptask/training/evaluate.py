@@ -15,7 +15,7 @@ from gptask.errors import UserError
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import Task
 from gptask.runs import run
-from gptask.runs.config_file import write_config
+from gptask.runs.config_file import command_line, write_config
 from gptask.runs.folder import is_main_process, open_run_folder
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
@@ -23,8 +23,8 @@ from gptask.training.fingerprint import run_fingerprint
 from gptask.training.results import write_results
 
 
-def evaluate(config: Evaluate) -> Path:
-    """Evaluate from a config; return the new run folder, which names its parent."""
+def evaluate(config: Evaluate, command: str | None = None) -> Path:
+    """Evaluate from a config; return the new run folder, which names its parent and the ``command`` line."""
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     if config.run and config.shots:
@@ -32,8 +32,12 @@ def evaluate(config: Evaluate) -> Path:
     plugin = plugin_of(config.task)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)
-    with open_run_folder(config.outputs, plugin.name, config.folder) as folder:
-        _evaluate(config, plugin, corpora[plugin.name], folder, fingerprint)
+    token = command_line.set(command)
+    try:
+        with open_run_folder(config.outputs, plugin.name, config.folder) as folder:
+            _evaluate(config, plugin, corpora[plugin.name], folder, fingerprint)
+    finally:
+        command_line.reset(token)
     return folder
 
 

@@ -15,7 +15,7 @@ from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs import run, saved_model
-from gptask.runs.config_file import read_config, write_config
+from gptask.runs.config_file import command_line, read_config, write_config
 from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
@@ -35,27 +35,32 @@ log = logging.getLogger("gptask")
 FULL_PRECISIONS = (None, "32-true", "32", 32)  # with these the trainer keeps the backbone's own number format
 
 
-def train(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Run:
+def train(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | None = None) -> run.Run:
     """Train one task from a config, which is not changed; return the run with its best model loaded.
 
     ``callbacks`` are Lightning callbacks beside gptask's own; an exception in a callback aborts training.
+    ``command`` is the command line that asked for the run; it is recorded in config.yaml.
     Raises `UserError` for whatever the user can fix.
     """
     if config.tasks:
         raise UserError(f"train() takes one task and got {listing(config.tasks)}: gptask.train_tasks trains them")
-    (only_run,) = train_tasks(config, callbacks).tasks.values()
+    (only_run,) = train_tasks(config, callbacks, command).tasks.values()
     return only_run
 
 
-def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = ()) -> run.Runs:
+def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | None = None) -> run.Runs:
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     loggers.require_logger(config.logger)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)  # before the training fills in the options that are left open
-    with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-        return _train(config, corpora, folder, fingerprint, callbacks)
+    token = command_line.set(command)
+    try:
+        with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+            return _train(config, corpora, folder, fingerprint, callbacks)
+    finally:
+        command_line.reset(token)
 
 
 def _train(

@@ -58,12 +58,9 @@ def test_the_engine_of_another_machine_is_no_part_of_the_command(tmp_path):
     assert commands == ["gptask train task=sentiment"] * 3
 
 
-def test_config_keeps_the_typed_command(run_command, tmp_path):
-    def action(config):
-        write_config(tmp_path, config, plugin_of(config.task))
-
-    run_command("train", "experiment=sst2", "task.prompt=It's {text}", action=action)
-    words = split(reproduce_command(read_config(tmp_path)))
+def test_a_typed_command_is_the_one_that_repeats_the_run(run_command):
+    (command,) = run_command("train", "experiment=sst2", "task.prompt=It's {text}").commands
+    words = split(reproduce_command({"command": command}))
     assert words[:3] == ["gptask", "train", "experiment=sst2"]
     assert run_command(*words[1:]).config.task.prompt == "It's {text}"
 

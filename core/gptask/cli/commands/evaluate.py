@@ -13,9 +13,9 @@ def main(arguments: Sequence[str]) -> int:
     return launch("evaluate", arguments, run)
 
 
-def run(config: Evaluate) -> None:
+def run(config: Evaluate, command: str | None) -> None:
     """Evaluate, then print the result."""
     from gptask.cli.run_summary import show_run  # for start-up time
     from gptask.training.evaluate import evaluate
 
-    show_run(evaluate(config))
+    show_run(evaluate(config, command=command))

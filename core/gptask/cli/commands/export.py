@@ -11,7 +11,7 @@ from gptask.config.schemas import Export
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
-    return launch("export", arguments, run)
+    return launch("export", arguments, lambda config, command: run(config))
 
 
 def run(config: Export) -> None:

@@ -10,7 +10,7 @@ from gptask.config.schemas import Predict
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
-    return launch("predict", arguments, run)
+    return launch("predict", arguments, lambda config, command: run(config))
 
 
 def run(config: Predict) -> None:

@@ -13,10 +13,10 @@ def main(arguments: Sequence[str]) -> int:
     return launch("train", arguments, run)
 
 
-def run(config: Train) -> None:
+def run(config: Train, command: str | None) -> None:
     """Train, then print the test result of every task."""
     from gptask.cli.run_summary import show_run  # for start-up time
     from gptask.training.train import train_tasks
 
-    for task_run in train_tasks(config).tasks.values():
+    for task_run in train_tasks(config, command=command).tasks.values():
         show_run(task_run.folder)

@@ -15,7 +15,6 @@ from gptask.cli.hydra.compose import search_path
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
-from gptask.runs.config_file import command_line
 from gptask.runs.folder import is_main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
@@ -26,7 +25,7 @@ class Job:
     """A verb's action on a composed config. Hydra's launchers pickle it, so it holds no open resources."""
 
     command_line: CommandLine
-    action: Callable[[Any], None]
+    action: Callable[[Any, str | None], None]
     program: str  # sys.argv[0] of the process that read the command line
 
     def __call__(self, config: Any) -> int:
@@ -48,15 +47,14 @@ class Job:
         original_argv = sys.argv
         sys.argv = [self.program, *self._arguments(overrides)]  # Lightning starts further processes with it
         resumed = self.command_line.run and self.command_line.verb == "train"
-        token = command_line.set(None if resumed else shlex.join(["gptask", *sys.argv[1:]]))
+        command = None if resumed else shlex.join(["gptask", *sys.argv[1:]])
         try:
             validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
             if not (label and self._is_finished(validated)):
-                self.action(validated)
+                self.action(validated, command)
         except Exception as error:
             return report_error(error, label)
         finally:
-            command_line.reset(token)
             sys.argv = original_argv
         return 0
 

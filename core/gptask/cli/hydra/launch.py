@@ -32,9 +32,10 @@ log = logging.getLogger("gptask")
 DISPLAY_FLAGS = ("--cfg", "--info", "--hydra-help")  # Hydra prints something instead of running a job
 
 
-def launch(verb: str, arguments: Sequence[str], action: Callable[[Any], None]) -> int:
+def launch(verb: str, arguments: Sequence[str], action: Callable[[Any, str | None], None]) -> int:
     """Compose, validate and run every job of a command line; return the highest exit code.
 
+    ``action`` gets the config, and the command line that is recorded with the run (None for a resumed one).
     A failing job of a multirun doesn't stop the others, and a job that an earlier start finished is skipped.
     """
     command_line, flags = read_command_line(verb, arguments)

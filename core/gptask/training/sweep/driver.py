@@ -16,7 +16,6 @@ from gptask.config.schemas import Train
 from gptask.errors import UserError
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.atomic_write import write_json
-from gptask.runs.config_file import command_line
 from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
 from gptask.training.sweep.space import Dimension
 from gptask.training.sweep.study import Study, lock_study
@@ -128,15 +127,14 @@ def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: 
     trial.set_user_attr("folder", config.folder)
     original_argv = sys.argv
     sys.argv = [original_argv[0], "train", *overrides]  # what Lightning starts further processes with
-    token = command_line.set(shlex.join(["gptask", *sys.argv[1:]]))
+    command = shlex.join(["gptask", *sys.argv[1:]])
     try:
-        return study.best_value(_train(config, trial, study.about["metric"]))
+        return study.best_value(_train(config, trial, study.about["metric"], command))
     finally:
         sys.argv = original_argv
-        command_line.reset(token)
 
 
-def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
+def _train(config: Train, trial: optuna.Trial, metric: str, command: str) -> list[float]:
     """Train, and return the metric of every validation; pruned.json marks the folder of a pruned run."""
     import optuna
 
@@ -145,7 +143,7 @@ def _train(config: Train, trial: optuna.Trial, metric: str) -> list[float]:
 
     pruning = OptunaPruning(trial, metric)
     try:
-        train(config, [pruning])
+        train(config, [pruning], command)
     except optuna.TrialPruned as pruned:
         facts = {"trial": trial.number, "metric": f"val/{metric}", "values": pruning.values, "why": str(pruned)}
         write_json(Path(str(config.folder)) / "pruned.json", facts)

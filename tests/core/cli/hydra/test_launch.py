@@ -6,7 +6,6 @@ import sys
 import pytest
 from gptask import Fast, Reference
 from gptask.config.schemas import Files, Full, Scratch
-from gptask.runs.config_file import command_line
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -128,18 +127,12 @@ def test_a_config_of_the_user_that_gptasks_would_hide_is_refused(refused, mine):
 
 def test_further_processes_and_the_record_of_a_run_know_the_users_folder(run_command, mine):
     for flag, seeds in ((), ["7"]), (("-m",), ["7", "8"]):
-        commands = []
-        run_command(
-            "train",
-            *flag,
-            "--config-dir=mine",
-            "experiment=big",
-            f"seed={','.join(seeds)}",
-            action=lambda _: commands.append((sys.argv[1:], command_line.get())),  # noqa: B023
-        )
+        started: list = []
+        line = ["train", *flag, "--config-dir=mine", "experiment=big", f"seed={','.join(seeds)}"]
+        ended = run_command(*line, action=lambda _: started.append(sys.argv[1:]))  # noqa: B023
         search = f"hydra.searchpath=[file://{mine}]"
-        arguments = [["train", search, "experiment=big", f"seed={seed}"] for seed in seeds]
-        assert commands == [(words, shlex.join(["gptask", *words])) for words in arguments]
+        assert started == [["train", search, "experiment=big", f"seed={seed}"] for seed in seeds]
+        assert ended.commands == [shlex.join(["gptask", *words]) for words in started]
 
 
 def test_hydra_has_no_part_in_a_single_job(run_command, monkeypatch):
@@ -275,9 +268,8 @@ def test_a_wrong_engine_is_refused(refused, environment, variable, option, messa
 def test_the_environments_engine_is_not_recorded_as_typed(run_command, environment):
     environment("fast,norm=off")
     for line in (["seed=3"], ["-m", "seed=3,4"]):
-        commands = []
-        run_command("train", *line, action=lambda config: commands.append((config.engine, command_line.get())))  # noqa: B023
-        assert commands[0] == (Fast(norm=False), "gptask train seed=3")
+        ended = run_command("train", *line)
+        assert (ended.configs[0].engine, ended.commands[0]) == (Fast(norm=False), "gptask train seed=3")
 
 
 def test_an_engine_can_be_one_of_a_multiruns_values(run_command, environment):

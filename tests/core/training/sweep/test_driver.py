@@ -7,6 +7,7 @@ import optuna
 import pytest
 from gptask import UserError
 from gptask.runs.atomic_write import write_json
+from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.sweep import driver
@@ -34,7 +35,8 @@ class SimulatedTrainings:
         options.tuning.lr = float(values.get("lr", 0.5))
         return options
 
-    def train(self, options, callbacks):
+    def train(self, options, callbacks, command):
+        assert command.startswith("gptask train")
         (pruning,) = callbacks
         folder = create_run_folder("", "", options.folder)
         self.trained.append((folder.name, options.seed, options.tuning.lr))
@@ -202,7 +204,7 @@ def test_a_pruned_training_leaves_no_finished_run(tmp_path):
     trial = study.ask()
     options = small_config(tmp_path, folder=str(tmp_path / "trial_0"), trainer={"max_epochs": 5, "accelerator": "cpu"})
     with pytest.raises(optuna.TrialPruned, match=r"accuracy .* after validation 2"):
-        driver._train(options, trial, "accuracy")
+        driver._train(options, trial, "accuracy", "gptask train")
     names = {path.name for path in Path(options.folder).iterdir()}
     assert names >= {"config.yaml", "train.log", "pruned.json"}
     assert not names & {"metrics.json", "predictions.jsonl", "model"}
@@ -214,7 +216,8 @@ def test_a_pruned_training_leaves_no_finished_run(tmp_path):
 def test_a_training_that_is_not_pruned_reports_every_validation(tmp_path):
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
     options = small_config(tmp_path, folder=str(tmp_path / "trial_0"))
-    values = driver._train(options, study.ask(), "accuracy")
+    values = driver._train(options, study.ask(), "accuracy", "gptask train lr=1")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
+    assert read_config(tmp_path / "trial_0")["command"] == "gptask train lr=1"
     assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["fingerprint"] == run_fingerprint(options)
