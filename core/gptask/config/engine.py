@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
+from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
 
 VARIABLE = "GPTASK_ENGINE"
-SYNTAX = "expected 'reference', 'fast', or 'fast' without components: 'fast,packing=off,norm=off'"
 TRUTH_VALUES = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 
 
@@ -32,30 +33,67 @@ class Reference:
     """transformers, PEFT and torch as they are."""
 
 
+ENGINES: dict[str, type[Fast] | type[Reference]] = {"fast": Fast, "reference": Reference}
 COMPONENTS = tuple(f.name for f in fields(Fast))
+SYNTAX = f"expected fast or reference ({VARIABLE} takes fast,packing=off too)"
 
 
 def engine_from_environment() -> Fast | Reference:
     """The engine that ``GPTASK_ENGINE`` names, the fast one without it; raises `UserError` for what names none."""
     text = os.environ.get(VARIABLE, "").strip()
     name, *components = (part.strip() for part in (text or "fast").split(","))
-    if name not in ("fast", "reference"):
-        raise UserError(f"{VARIABLE}={text}: unknown engine '{name}'; {SYNTAX}.{nearest(name, ('fast', 'reference'))}")
-    if name == "reference":
-        if components:
-            raise UserError(
-                f"{VARIABLE}={text}: the reference engine has no components, got '{components[0]}'; {SYNTAX}"
-            )
-        return Reference()
-    return Fast(**dict(_component(text, component) for component in components))
+    where = f"{VARIABLE}={text}"
+    return _with_components(_engine(name, where), components, where)
 
 
-def _component(text: str, component: str) -> tuple[str, bool]:
-    """The name of a component and whether it is on, of a part such as ``packing=off``."""
-    name, _, value = (part.strip() for part in component.partition("="))
-    if name not in COMPONENTS:
-        hint = nearest(name, COMPONENTS)
-        raise UserError(f"{VARIABLE}={text}: unknown component '{name}'; available: {listing(COMPONENTS)}.{hint}")
-    if value.lower() not in TRUTH_VALUES:
-        raise UserError(f"{VARIABLE}={text}: {name} takes {listing(TRUTH_VALUES)}, got '{value}'")
-    return name, TRUTH_VALUES[value.lower()]
+def engine_from_overrides(overrides: Sequence[str]) -> Fast | Reference:
+    """The engine of ``engine=<name>`` and ``engine.<component>=<truth value>``, for verbs that Hydra doesn't compose.
+
+    Without ``engine=`` it is the environment's, as the overrides change it. Raises `UserError` for what names none.
+    """
+    names = [override.partition("=")[2] for override in overrides if override.startswith("engine=")]
+    engine = _engine(names[-1], f"engine={names[-1]}") if names else engine_from_environment()
+    for override in (override for override in overrides if override.startswith("engine.")):
+        origin = "" if names else f" (from {VARIABLE})"
+        engine = _with_components(engine, [override.removeprefix("engine.")], override, origin)
+    return engine
+
+
+def environment_overrides(overrides: Sequence[str]) -> list[str]:
+    """The environment's engine as overrides to be put before the user's, none where the user chooses an engine.
+
+    They name every component, so that they replace those of a preset. Raises `UserError` where the user sets one and
+    the environment names the reference engine, which has none.
+    """
+    if not os.environ.get(VARIABLE, "").strip() or values_of(overrides, "engine"):
+        return []
+    engine = engine_from_environment()
+    if isinstance(engine, Fast):
+        return ["engine=fast", *(f"engine.{name}={str(value).lower()}" for name, value in asdict(engine).items())]
+    for override in overrides:
+        if override.lstrip("+~").startswith("engine."):
+            _with_components(engine, [override.lstrip("+~").removeprefix("engine.")], override, f" (from {VARIABLE})")
+    return ["engine=reference"]
+
+
+def _engine(name: str, where: str) -> Fast | Reference:
+    if name not in ENGINES:
+        raise UserError(f"{where}: unknown engine '{name}'; {SYNTAX}.{nearest(name, ENGINES)}")
+    return ENGINES[name]()
+
+
+def _with_components(
+    engine: Fast | Reference, components: Sequence[str], where: str, origin: str = ""
+) -> Fast | Reference:
+    """The engine with components set by texts such as ``packing=off``."""
+    for component in components:
+        name, _, value = (part.strip() for part in component.partition("="))
+        if isinstance(engine, Reference):
+            raise UserError(f"{where}: the reference engine{origin} has no components, as engine=fast has")
+        if name not in COMPONENTS:
+            hint = nearest(name, COMPONENTS)
+            raise UserError(f"{where}: unknown component '{name}'; available: {listing(COMPONENTS)}.{hint}")
+        if value.lower() not in TRUTH_VALUES:
+            raise UserError(f"{where}: {name} takes {listing(TRUTH_VALUES)}, got '{value}'")
+        engine = replace(engine, **{name: TRUTH_VALUES[value.lower()]})
+    return engine

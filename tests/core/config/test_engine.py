@@ -2,7 +2,7 @@
 
 import pytest
 from gptask import Fast, Reference, UserError
-from gptask.config.engine import engine_from_environment
+from gptask.config.engine import engine_from_environment, engine_from_overrides, environment_overrides
 from gptask.config.schemas import Evaluate, Export, Predict, Train
 
 
@@ -29,10 +29,10 @@ def test_without_the_variable_the_engine_is_the_fast_one(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fsat", "GPTASK_ENGINE=fsat: unknown engine 'fsat'; expected 'reference', 'fast', or 'fast' without"),
+        ("fsat", "GPTASK_ENGINE=fsat: unknown engine 'fsat'; expected fast or reference (GPTASK_ENGINE takes fast,"),
         ("fsat", "Did you mean 'fast'?"),
         ("packing=off", "unknown engine 'packing=off'"),
-        ("reference,packing=off", "the reference engine has no components, got 'packing=off'"),
+        ("reference,packing=off", "GPTASK_ENGINE=reference,packing=off: the reference engine has no components"),
         ("fast,pakcing=off", "unknown component 'pakcing'; available: attention, packing"),
         ("fast,pakcing=off", "Did you mean 'packing'?"),
         ("fast,packing=0", "packing takes on, true, yes, off, false, no, got '0'"),
@@ -52,3 +52,45 @@ def test_every_verb_takes_the_environments_engine_unless_python_names_one(verb, 
     monkeypatch.setenv("GPTASK_ENGINE", "reference")
     assert verb().engine == Reference()
     assert verb(engine=Fast(norm=False)).engine == Fast(norm=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "engine"),
+    [
+        ("", [], Fast()),
+        ("reference", [], Reference()),
+        ("reference", ["engine=fast"], Fast()),
+        ("fast,norm=off", ["engine=fast"], Fast()),
+        ("fast,norm=off", ["engine.packing=off"], Fast(norm=False, packing=False)),
+        ("fast,norm=off", ["engine.norm=on"], Fast()),
+        ("nonsense", ["engine.loss=no", "engine=reference", "engine=fast"], Fast(loss=False)),
+    ],
+)
+def test_overrides_go_over_the_environment(environment, overrides, engine, monkeypatch):
+    monkeypatch.setenv("GPTASK_ENGINE", environment)
+    assert engine_from_overrides(overrides) == engine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine=fsat"], "engine=fsat: unknown engine 'fsat'; expected fast or reference"),
+        (["engine.packing=7"], "engine.packing=7: packing takes on, true"),
+        (["engine.pack=off"], "engine.pack=off: unknown component 'pack'"),
+        (["engine=reference", "engine.packing=off"], "engine.packing=off: the reference engine has no components"),
+    ],
+)
+def test_nonsense_in_overrides_is_refused(overrides, message):
+    with pytest.raises(UserError) as raised:
+        engine_from_overrides(overrides)
+    assert message in str(raised.value)
+
+
+def test_the_environments_overrides_name_every_component(monkeypatch):
+    monkeypatch.setenv("GPTASK_ENGINE", "fast,norm=off")
+    overrides = environment_overrides(["seed=3"])
+    assert engine_from_overrides(overrides) == Fast(norm=False)
+    assert len(overrides) == 10
+    assert environment_overrides(["engine=fast"]) == []
+    monkeypatch.delenv("GPTASK_ENGINE")
+    assert environment_overrides([]) == []

@@ -3,6 +3,7 @@
 import subprocess
 
 import pytest
+from gptask import Fast, Reference
 from gptask.config.schemas import DType, Files, Full, Pretrained, Scratch, Train
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config, write_config
@@ -47,6 +48,14 @@ def test_the_command_composes_to_the_same_config(name, run_command, tmp_path):
     values_again = read_config(tmp_path / "again")
     values_again["trainer"] = {name: value for name, value in values_again["trainer"].items() if value is not None}
     assert values_again == values
+
+
+def test_the_engine_of_another_machine_is_no_part_of_the_command(tmp_path):
+    commands = []
+    for engine in (Fast(), Fast(norm=False), Reference()):
+        write_config(tmp_path, Train(task=Sentiment(), backbone=SMOLLM2, engine=engine))
+        commands.append(reproduce_command(read_config(tmp_path)))
+    assert commands == ["gptask train task=sentiment"] * 3
 
 
 def test_config_keeps_the_typed_command(run_command, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptask.cli.arguments import VerbParser
 from gptask.cli.chat_repl import COMMANDS, ChatRepl
 from gptask.cli.hydra.job import log_to_console
+from gptask.config.engine import Fast, Reference, engine_from_overrides
 from gptask.config.overrides import parse_override, quote_if_needed
 from gptask.config.schemas import Pretrained
 from gptask.errors import UserError, listing, nearest
@@ -39,8 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     """Read the command line, load the model, talk; return the exit code."""
     model, overrides = _split_arguments(_parser().parse_args(list(arguments)).arguments)
     log_to_console()
-    options = _chat_options(overrides)
-    chat = Chat(_load_backbone(model, options), options)
+    engine_overrides = [override for override in overrides if re.match(r"engine[.=]", override)]
+    engine = engine_from_overrides(engine_overrides)
+    options = _chat_options([override for override in overrides if override not in engine_overrides])
+    chat = Chat(_load_backbone(model, options, engine), options)
     if chat.template.text == PLAIN_TEMPLATE:
         log.warning("%s has no chat template: turns are written as 'User: ...' and 'Assistant: ...' lines", model)
     return ChatRepl(chat, sys.stdin.isatty()).run()
@@ -53,6 +57,7 @@ def _parser() -> VerbParser:
         for field in dataclasses.fields(default)
         if field.name not in UNSUPPORTED
     )
+    option_rows += f"  {'engine=fast':<24}fast or reference; components: engine.packing=off (also $GPTASK_ENGINE)\n"
     parser = VerbParser(
         "chat",
         usage="gptask chat [MODEL] [option=value ...]",
@@ -76,7 +81,7 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     from hydra.errors import HydraException  # for start-up time
 
     config = OmegaConf.structured(ChatOptions)
-    available = [f.name for f in dataclasses.fields(ChatOptions) if f.name not in UNSUPPORTED]
+    available = [*(f.name for f in dataclasses.fields(ChatOptions) if f.name not in UNSUPPORTED), "engine"]
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in available:
@@ -93,7 +98,7 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     return options
 
 
-def _load_backbone(model: str, options: ChatOptions) -> GPTBackbone:
+def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference) -> GPTBackbone:
     """The backbone of a run or a pretrained one, on a GPU if there is one."""
     import torch
 

@@ -11,10 +11,10 @@ from gptask.config.schemas import Export
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
-    return launch("export", arguments, run)
+    return launch("export", arguments, lambda config, command: run(config))
 
 
-def run(config: Export, command: str | None) -> None:
+def run(config: Export) -> None:
     """Export and name the folder on standard error."""
     from gptask.runs.export import export  # for start-up time
 

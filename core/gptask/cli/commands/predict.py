@@ -10,10 +10,10 @@ from gptask.config.schemas import Predict
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb and return its exit code."""
-    return launch("predict", arguments, run)
+    return launch("predict", arguments, lambda config, command: run(config))
 
 
-def run(config: Predict, command: str | None) -> None:
+def run(config: Predict) -> None:
     """Write the predictions to the config's output."""
     from gptask.runs.predict_file import predict  # for start-up time
 

@@ -117,6 +117,8 @@ def _refuse_space(space: Sequence[Dimension], fixed: Sequence[str]) -> None:
             raise UserError(f"{key}= is not for a sweep: {REFUSED[key]}")
     if varying := [d.key for d in space if d.key in CONSTANT]:
         raise UserError(f"{varying[0]} has one value in a sweep, so that the scores of its trials are comparable")
+    if engines := [d.key for d in space if d.key.split(".")[0] == "engine"]:
+        raise UserError(f"{engines[0]} has one value in a sweep: it decides how fast a trial is, not how good")
     if any(d.key == "seed" for d in space) and not any(o.lstrip("+").startswith("data.seed=") for o in fixed):
         raise UserError("seed decides what is validation data: data.seed=<number> fixes that, so that trials compare")
 

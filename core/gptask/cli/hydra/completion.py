@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from gptask.cli.hydra.compose import choices, compose, loader
+from gptask.cli.hydra.private import child_node, complete_overrides
 from gptask.cli.verbs import VERBS
 from gptask.config import trainer_options
 from gptask.errors import UserError, listing
@@ -89,8 +90,6 @@ def _sweep_candidates(before: Sequence[str], word: str) -> list[str]:
 
 def _override_candidates(verb: str, before: Sequence[str], word: str) -> Iterator[str]:
     """Hydra's candidates behind a verb, and what Hydra can't list: Trainer options and the values of enumerations."""
-    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-
     from gptask.cli.hydra.launch import read_command_line  # for start-up time
 
     command_line, _ = read_command_line(verb, before)
@@ -99,10 +98,12 @@ def _override_candidates(verb: str, before: Sequence[str], word: str) -> Iterato
     key, equals, _ = word.partition("=")
     with loader() as configs:
         if equals:
-            values = choices(configs, key) if key in command_line.groups else _values(configs, verb, overrides, key)
+            values = _values(configs, verb, overrides, key)
+            if key in command_line.groups:
+                values = choices(configs, key, overrides)
             yield from _starting_with(word, [f"{key}={value} " for value in values])
             return
-        for candidate in DefaultCompletionPlugin(configs)._query(config_name=verb, line=hydra_line):
+        for candidate in complete_overrides(configs, verb, hydra_line):
             if not candidate.startswith(("hydra", "saved")):
                 yield "tasks=" if candidate == "tasks." else candidate  # no task of a list has a name yet
     if verb in ("train", "evaluate") and word.startswith("trainer."):
@@ -116,7 +117,7 @@ def _values(configs: Any, verb: str, overrides: Sequence[str], key: str) -> list
     parent, _, name = key.rpartition(".")
     config = compose(configs, verb, overrides)
     node = OmegaConf.select(config, parent) if parent else config
-    node = node._get_node(name) if OmegaConf.is_dict(node) else None
+    node = child_node(node, name) if OmegaConf.is_dict(node) else None
     if isinstance(node, EnumNode):
         enum_type: type[Enum] = node.enum_type
         return list(enum_type.__members__)

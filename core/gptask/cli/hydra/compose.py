@@ -4,47 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gptask.config.overrides import quote_if_needed, values_of
 from gptask.errors import UserError
+
+CONFIG_MODULE = "gptask_conf"
+SEARCH_PATH = "hydra.searchpath"
+
+
+@contextmanager
+def initialized() -> Iterator[None]:
+    """Initialize Hydra on gptask's configs."""
+    from hydra import initialize_config_module
+
+    with initialize_config_module(CONFIG_MODULE, "gptask", version_base="1.3"):
+        yield
 
 
 @contextmanager
 def loader() -> Iterator[Any]:
     """Hydra's config loader on gptask's configs."""
-    from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
-    if GlobalHydra.instance().is_initialized():  # within a job
+    if GlobalHydra.instance().is_initialized():  # within a job of a multirun
         yield GlobalHydra.instance().config_loader()
         return
-    with initialize_config_module("gptask_conf", version_base="1.3"):
+    with initialized():
         yield GlobalHydra.instance().config_loader()
 
 
-@contextmanager
-def hydra_instance(config_folder: str | None) -> Iterator[Any]:
-    """Hydra's main object on gptask's configs; the configs in ``config_folder`` (the user's) take precedence."""
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
+def with_config_folder(folder: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with the user's folder in ``hydra.searchpath``: its configs are found behind gptask's.
 
-    version.setbase("1.3")
-    path = create_config_search_path("pkg://gptask_conf")
-    if config_folder:
-        if not Path(config_folder).is_dir():
-            raise UserError(f"--config-dir {config_folder}: no such folder")
-        path.prepend("command-line", f"file://{Path(config_folder).absolute()}", SearchPathQuery(provider="schema"))
-    try:
-        yield Hydra.create_main_hydra2("gptask", path)
-    finally:
-        GlobalHydra.instance().clear()
+    Raises `UserError` for a folder that is none, and for a config that gptask's of the same name would hide.
+    """
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder; it holds configs of your own: experiment/mine.yaml")
+    shipped = Path(str(files(CONFIG_MODULE)))
+    names = (config.relative_to(shipped) for config in sorted(shipped.rglob("*.yaml")))
+    if hidden := next((name for name in names if (path / name).is_file()), None):
+        raise UserError(f"--config-dir {folder}: gptask has a {hidden} too, which would hide yours; rename yours")
+    typed = [value for value in values_of(overrides, SEARCH_PATH) if isinstance(value, list)]
+    folders = [f"file://{path}", *(str(source) for value in typed for source in value)]
+    others = [override for override in overrides if override not in search_path(overrides)]
+    return [f"{SEARCH_PATH}=[{','.join(map(quote_if_needed, folders))}]", *others]
 
 
-def groups(configs: Any, verb: str) -> dict[str, list[str]]:
+def search_path(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say where Hydra searches for configs besides gptask's."""
+    return [override for override in overrides if override.partition("=")[0].lstrip("+") == SEARCH_PATH]
+
+
+def groups(configs: Any, verb: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
     """Each config group of a verb with its choices; groups that users don't choose from are left out."""
     from hydra.types import RunMode
 
@@ -52,12 +67,13 @@ def groups(configs: Any, verb: str) -> dict[str, list[str]]:
     names = [
         name for name, choice in defaults.items() if not name.startswith("hydra/") and (choice or name == "experiment")
     ]
-    return {name: choices(configs, name) for name in names}
+    return {name: choices(configs, name, overrides) for name in names}
 
 
-def choices(configs: Any, group: str) -> list[str]:
-    """The configs of a group that users choose from."""
-    return [name for name in configs.get_group_options(group) if not name.endswith("_schema")]
+def choices(configs: Any, group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """The configs of a group that users choose from, on the search path of the overrides."""
+    names = configs.get_group_options(group, overrides=search_path(overrides))
+    return [name for name in names if not name.endswith("_schema")]
 
 
 def compose(configs: Any, verb: str, overrides: Sequence[str]) -> Any:

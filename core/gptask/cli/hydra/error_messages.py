@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from gptask.cli.hydra.compose import choices, compose, loader
+from gptask.cli.hydra.compose import choices, compose, loader, search_path
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.config_group import stored_configs
 from gptask.plugins.discovery import discover, load_task_class
@@ -37,6 +37,7 @@ class CommandLine:
     overrides: Sequence[str] = ()
     run: str | None = None  # the run folder whose values lie between the defaults and the overrides
     typed: Sequence[str] = ()  # overrides about ``tasks=`` as typed; ``overrides`` has their translation for Hydra
+    environment: Sequence[str] = ()  # the first of the overrides: those that stand for environment variables
 
     @cached_property
     def groups(self) -> list[str]:
@@ -47,7 +48,7 @@ class CommandLine:
     def choices(self, group: str) -> list[str]:
         """The choices of a config group."""
         with loader() as configs:
-            return choices(configs, group)
+            return choices(configs, group, self.overrides)
 
     def user_error(self, error: Exception) -> Exception:
         """The `UserError` for an error of Hydra or OmegaConf; any other error is returned as it is."""
@@ -86,6 +87,7 @@ class CommandLine:
         from omegaconf.errors import OmegaConfBaseException
 
         group_choices = [o for o in self.overrides if re.split("[=@]", o.lstrip("+~"))[0] in self.groups]
+        group_choices += search_path(self.overrides)
         without_preset = [o for o in group_choices if not o.startswith("experiment=")]  # the preset may be wrong
         with loader() as configs:
             for overrides in (group_choices, without_preset):

@@ -30,7 +30,7 @@ def help_text(verb: Verb, overrides: Sequence[str]) -> str:
 
     with loader() as configs:
         config = compose(configs, verb.name, overrides)
-        available = groups(configs, verb.name)
+        available = groups(configs, verb.name, overrides)
         chosen = configs.compute_defaults_list(verb.name, list(overrides), RunMode.RUN).overrides.known_choices
     config = OmegaConf.masked_copy(config, [key for key in config.keys() if key != "hydra"])  # noqa: SIM118
     task = OmegaConf.get_type(config.task) if "task" in config else None

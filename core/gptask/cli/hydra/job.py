@@ -6,11 +6,12 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptask.cli.hydra.compose import search_path
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
@@ -21,28 +22,52 @@ log = logging.getLogger("gptask")
 
 @dataclass(frozen=True)
 class Job:
-    """A verb's action on the composed config, called by Hydra. Launchers pickle it, so it holds no open resources."""
+    """A verb's action on a composed config. Hydra's launchers pickle it, so it holds no open resources."""
 
     command_line: CommandLine
     action: Callable[[Any, str | None], None]  # gets the config, and the command line unless it resumes a run
     program: str  # sys.argv[0] of the process that read the command line
-    multirun: bool
 
     def __call__(self, config: Any) -> int:
-        """Run the job and return its exit code; an error is reported, so that it doesn't stop the other jobs."""
-        log_to_console()
-        where = _job_label() if self.multirun else ""
-        verb = self.command_line.verb
-        sys.argv = [self.program, verb, *self.command_line.typed, *_job_overrides()]  # Lightning starts processes by it
-        resumed = self.command_line.run and verb == "train"
+        """Run one job of a multirun, which Hydra calls; return its exit code."""
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        log_to_console()  # a launcher may have started this process
+        job = HydraConfig.get().job
+        overrides: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
+        log.info("job %d: %s", job.num, job.override_dirname)
+        return self.run(config, overrides, f"job {job.num} ({job.override_dirname}): ")
+
+    def run(self, config: Any, overrides: Sequence[str], label: str = "") -> int:
+        """Run the action and return the exit code; an error is reported, so that it doesn't stop other jobs.
+
+        ``label`` names a job of a multirun in error messages.
+        """
+        original_argv = sys.argv
+        sys.argv = [self.program, *self._arguments(overrides)]  # Lightning starts further processes with it
+        resumed = self.command_line.run and self.command_line.verb == "train"
         command = None if resumed else shlex.join(["gptask", *sys.argv[1:]])
         try:
             validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
-            if not (self.multirun and self._is_finished(validated)):
+            if not (label and self._is_finished(validated)):
                 self.action(validated, command)
         except Exception as error:
-            return report_error(error, where)
+            return report_error(error, label)
+        finally:
+            sys.argv = original_argv
         return 0
+
+    def _arguments(self, overrides: Sequence[str]) -> list[str]:
+        """The arguments of this job alone: the user's overrides, without those put before them.
+
+        These are of the environment, a saved run or ``tasks=``. Of Hydra's own options the search path is there alone.
+        """
+        search = search_path(self.command_line.overrides)
+        start = next((number for number, o in enumerate(overrides, 1) if re.match(r"\+?saved[@=]", o)), 0)
+        start = max(start, len(self.command_line.environment))
+        others = [override for override in overrides[start:] if override not in search]
+        return [self.command_line.verb, *search, *self.command_line.typed, *others]
 
     def _is_finished(self, config: Any) -> bool:
         """Whether an earlier start of the multirun finished this job; an unfinished job gets a new folder."""
@@ -55,25 +80,6 @@ class Job:
         if config.folder and is_main_process() and Path(config.folder).exists():
             config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
-
-
-def _job_label() -> str:
-    """The number and the overrides of the present job, for error messages."""
-    from hydra.core.hydra_config import HydraConfig
-
-    job = HydraConfig.get().job
-    log.info("job %d: %s", job.num, job.override_dirname)
-    return f"job {job.num} ({job.override_dirname}): "
-
-
-def _job_overrides() -> list[str]:
-    """The overrides of the present job, without those that a saved run or ``tasks=`` put before them."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    overrides: list[Any] = OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[assignment]
-    start = next((number for number, o in enumerate(overrides, 1) if re.match(r"\+?saved[@=]", o)), 0)
-    return overrides[start:]
 
 
 def log_to_console() -> None:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from gptask.cli.hydra.compose import hydra_instance, loader
+from gptask.cli.hydra.compose import CONFIG_MODULE, initialized, loader, search_path, with_config_folder
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.help import help_text
 from gptask.cli.hydra.job import Job, log_to_console
 from gptask.cli.hydra.launchers import check_launcher
+from gptask.cli.hydra.private import argument_parser, child_node, multirun
 from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides
 from gptask.cli.hydra.task_list import read_task_list
 from gptask.cli.verbs import MULTIRUN, VERBS
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
+from gptask.config.engine import environment_overrides
 from gptask.config.overrides import normalize_overrides, values_of
 from gptask.errors import UserError, listing
 from gptask.plugins.config_group import register_task_group, stored_configs
@@ -32,6 +35,7 @@ DISPLAY_FLAGS = ("--cfg", "--info", "--hydra-help")  # Hydra prints something in
 def launch(verb: str, arguments: Sequence[str], action: Callable[[Any, str | None], None]) -> int:
     """Compose, validate and run every job of a command line; return the highest exit code.
 
+    ``action`` gets the config, and the command line that is recorded with the run (None for a resumed one).
     A failing job of a multirun doesn't stop the others, and a job that an earlier start finished is skipped.
     """
     command_line, flags = read_command_line(verb, arguments)
@@ -39,44 +43,51 @@ def launch(verb: str, arguments: Sequence[str], action: Callable[[Any, str | Non
         text = with_user_errors(command_line, lambda: help_text(VERBS[verb], command_line.overrides))
         sys.stdout.write(text)
         return 0
-    job = Job(command_line, action, sys.argv[0], "--multirun" in flags)
-    with _hydra_process([*command_line.overrides, *flags]):
-        return with_user_errors(command_line, lambda: _run(job, flags))
-
-
-def _run(job: Job, flags: Sequence[str]) -> int:
-    """Show what the flags ask for, or run the jobs through Hydra's own object, since `hydra.main` returns nothing."""
-    verb, overrides = job.command_line.verb, job.command_line.overrides
     if any(flag.startswith(DISPLAY_FLAGS) for flag in flags):
-        import hydra
-
-        hydra.main(version_base="1.3", config_path="pkg://gptask_conf", config_name=verb)(job)()
+        with_user_errors(command_line, lambda: _display(command_line, flags))
         return 0
-    with hydra_instance(_config_folder(flags)) as instance:
-        if job.multirun:
-            return _multirun(job, instance)
-        code: int = instance.run(verb, job, [*overrides, "hydra.mode=RUN"]).return_value
-        return code
+    job = Job(command_line, action, sys.argv[0])
+    if "--multirun" in flags:
+        return with_user_errors(command_line, lambda: _multirun(job))
+    return job.run(with_user_errors(command_line, lambda: _composed(command_line)), command_line.overrides)
 
 
-def _multirun(job: Job, hydra: Any) -> int:
+def _composed(command_line: CommandLine) -> Any:
+    """The config of a single run, without Hydra's own options, of which only ``hydra.searchpath`` bears on it."""
+    from hydra import compose
+
+    for override in command_line.overrides:
+        if re.match(r"[~+]*hydra\b", override) and not search_path([override]):
+            raise UserError(
+                f"{override} has no effect on a single run: of Hydra's own options it takes only hydra.searchpath, the "
+                "others are for -m (a run for each combination of values). Leave this out"
+            )
+    with initialized():
+        return compose(command_line.verb, list(command_line.overrides))
+
+
+def _multirun(job: Job) -> int:
     """Run every combination of values; return the highest exit code."""
     command_line = job.command_line
     check_launcher(command_line.overrides, about_to_run=True)
     try:
-        batches = hydra.multirun(command_line.verb, job, [*command_line.overrides, "hydra.mode=MULTIRUN"])
+        with initialized():
+            codes = multirun(command_line.verb, job, command_line.overrides)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop or 'stopped'}\nThe same command again skips the finished jobs.") from stop
-    codes: list[int] = [result.return_value for batch in batches for result in batch]
     if failed := [number for number, code in enumerate(codes) if code]:
         log.warning("%d of %d jobs failed: %s. The same command again runs only these", len(failed), len(codes),
                     listing(failed))  # fmt: skip
     return max(codes)
 
 
-def _config_folder(flags: Sequence[str]) -> str | None:
-    """The folder with the user's own configs, if ``--config-dir`` names one."""
-    return next((flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")), None)
+def _display(command_line: CommandLine, flags: Sequence[str]) -> None:
+    """Let Hydra print what the flags ask for."""
+    import hydra
+
+    main = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=command_line.verb)
+    with _hydra_process([*command_line.overrides, *flags]):
+        main(lambda config: None)()
 
 
 def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine, list[str]]:
@@ -85,22 +96,25 @@ def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine,
     register_task_group(plugins)
     register_schemas()
     log_to_console()
-    overrides, flags = _split_flags(verb, arguments)
-    multirun = "--multirun" in flags
+    overrides, flags, config_folder = _split_flags(verb, arguments)
+    several = "--multirun" in flags
     top_keys = {*(f.name for f in fields(schemas.VERB_SCHEMAS[verb])), "experiment"}
-    overrides = normalize_overrides(overrides, multirun, top_keys, open_keys())
+    overrides = normalize_overrides(overrides, several, top_keys, open_keys())
+    overrides = with_config_folder(config_folder, overrides) if config_folder else overrides
     check_launcher(overrides)
+    environment = environment_overrides(overrides)
     overrides += _reset_preset_license(overrides)
-    task_list = read_task_list(overrides, plugins, _config_folder(flags)) if verb == "train" else None
+    task_list = read_task_list(overrides, plugins) if verb == "train" else None
     overrides = task_list.hydra_overrides() if task_list else overrides
     run, overrides = locate_run(verb, overrides)
     if run:
-        overrides = with_run_overrides(verb, run, overrides)
-    command_line = CommandLine(verb, overrides, run, task_list.typed if task_list else ())
+        overrides = with_run_overrides(verb, run, overrides, environment)
+    typed = task_list.typed if task_list else ()
+    command_line = CommandLine(verb, [*environment, *overrides], run, typed, environment)
     _load_chosen_tasks(command_line, plugins)
     _load_default_task(command_line)
     # Once more: only now are the dictionaries among the tasks' options known.
-    command_line.overrides = normalize_overrides(overrides, multirun, (), open_keys())
+    command_line.overrides = normalize_overrides(command_line.overrides, several, (), open_keys())
     return command_line, flags
 
 
@@ -142,11 +156,12 @@ def _reset_preset_license(overrides: list[str]) -> list[str]:
     return [f"{name}=null" for name in ("backbone.license", "backbone.install") if name not in keys]
 
 
-def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides and Hydra's flags, the latter in their long form; raises `UserError` for anything else."""
-    from hydra._internal.utils import get_args_parser
+def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str], str | None]:
+    """Overrides, Hydra's flags in their long form, and the folder of --config-dir.
 
-    parser = get_args_parser()
+    Raises `UserError` for anything else.
+    """
+    parser = argument_parser()
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; `gptask {verb} --help` shows the options")
@@ -166,9 +181,9 @@ def _split_flags(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[s
     flags = [
         f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}"
         for name, value in vars(parsed).items()
-        if value and name not in ("overrides", "run")
+        if value and name not in ("overrides", "run", "config_dir")
     ]
-    return parsed.overrides, flags
+    return parsed.overrides, flags, parsed.config_dir
 
 
 def open_keys() -> set[str]:
@@ -183,7 +198,7 @@ def _open_dictionaries(node: Any, prefix: str) -> Iterator[str]:
     from omegaconf import AnyNode, OmegaConf
 
     for name in node:
-        child, key = node._get_node(name), f"{prefix}.{name}"
+        child, key = child_node(node, name), f"{prefix}.{name}"
         if OmegaConf.is_dict(child) and is_dataclass(OmegaConf.get_type(child)):
             yield from _open_dictionaries(child, key)
         elif OmegaConf.is_dict(child) or isinstance(child, AnyNode):

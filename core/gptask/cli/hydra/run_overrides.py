@@ -40,8 +40,11 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
     return task_folder, [f"run={quote_if_needed(task_folder)}", *others]
 
 
-def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list[str]:
-    """The user's overrides behind those for the run's groups and values, so that Hydra checks both alike."""
+def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environment: Sequence[str]) -> list[str]:
+    """The user's overrides behind those for the run's groups and values, so that Hydra checks both alike.
+
+    The user's choice of a group, or the ``environment``'s, replaces the run's with all its values.
+    """
     from hydra.core.config_store import ConfigStore
 
     config = read_config(folder)
@@ -58,7 +61,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str]) -> list
     for key in (key for key in INHERITED[verb] if key in config):
         if key not in schemas.GROUP_SCHEMAS:
             values[key] = config[key]
-        elif not values_of(overrides, key):  # the user's choice of a group replaces the run's with all its values
+        elif not values_of([*environment, *overrides], key):
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
     if verb == "predict":
         values["data"] = {"max_tokens": config["data"]["max_tokens"], "labels": None}

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptask.cli.hydra.compose import hydra_instance
+from gptask.cli.hydra.compose import loader, search_path
+from gptask.cli.hydra.private import read_preset
 from gptask.config.multitask import check_task_names
 from gptask.config.overrides import values_of
 from gptask.errors import UserError, listing, nearest
@@ -75,12 +76,10 @@ def set_for_every_task(overrides: Iterable[str], names: Iterable[str]) -> list[s
     return for_every_task + others
 
 
-def read_task_list(
-    overrides: Sequence[str], plugins: Mapping[str, Plugin], config_folder: str | None
-) -> TaskList | None:
+def read_task_list(overrides: Sequence[str], plugins: Mapping[str, Plugin]) -> TaskList | None:
     """The tasks that ``tasks=`` in normalized overrides names, None without it.
 
-    ``config_folder`` holds the user's own configs. Raises `UserError` for a name that is neither a task nor a preset.
+    Raises `UserError` for a name that is neither a task nor a preset.
     """
     if not (values := values_of(overrides, "tasks")):
         return None
@@ -91,8 +90,8 @@ def read_task_list(
         o for o in every_override if GROUP_OF_TASK.fullmatch(o) or o.partition("=")[0].lstrip("+") in ("tasks", "data")
     ]
     groups = _chosen_groups(typed, sources)
-    with hydra_instance(config_folder) as instance:
-        presets = _ExperimentPresets(instance.config_loader)
+    with loader() as configs:
+        presets = _ExperimentPresets(configs, search_path(overrides))
         choices = {name: _task_choice(what, groups[name], plugins, presets) for name, what in sources.items()}
     return TaskList(choices, typed, [o for o in every_override if o not in typed])
 
@@ -155,15 +154,15 @@ def _task_choice(
 class _ExperimentPresets:
     """The presets of ``experiment=`` by name: the task and the data of each."""
 
-    def __init__(self, configs: Any) -> None:
-        self.configs = configs
-        self.names: list[str] = configs.get_group_options("experiment")
+    def __init__(self, configs: Any, search: list[str]) -> None:
+        self.configs, self.search = configs, search
+        self.names: list[str] = configs.get_group_options("experiment", overrides=search)
 
     def task_choice(self, name: str) -> TaskChoice:
         """The task and the data of a preset; its other values are for a run of one task and are logged."""
         from omegaconf import OmegaConf
 
-        preset = self.configs.repository.load_config(f"experiment/{name}")
+        preset = read_preset(self.configs, f"experiment/{name}", self.search)
         groups = {str(default.group).lstrip("/"): default.value for default in preset.defaults_list}
         values: dict[str, Any] = OmegaConf.to_container(preset.config)  # type: ignore[assignment]
         if unused := sorted({*values, *groups} - {"task", "data"}):

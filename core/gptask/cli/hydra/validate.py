@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gptask.cli.hydra.error_messages import CommandLine
+from gptask.cli.hydra.private import child_node
 from gptask.errors import UserError
 
 
@@ -29,7 +30,7 @@ def _refuse_unknown_options(node: Any, prefix: str, command_line: CommandLine) -
         return
     if not is_dataclass(schema := OmegaConf.get_type(node)):
         for key in node:
-            _refuse_unknown_options(node._get_node(key), f"{prefix}{key}.", command_line)
+            _refuse_unknown_options(child_node(node, key), f"{prefix}{key}.", command_line)
         return
     option_names = {f.name for f in fields(schema)}
     for key in node.keys() - option_names:
@@ -37,7 +38,7 @@ def _refuse_unknown_options(node: Any, prefix: str, command_line: CommandLine) -
     for key in option_names - node.keys():
         raise UserError(f"~{prefix}{key}: this option can't be removed; set it to null or leave it out")
     for key in option_names:
-        _refuse_unknown_options(node._get_node(key), f"{prefix}{key}.", command_line)
+        _refuse_unknown_options(child_node(node, key), f"{prefix}{key}.", command_line)
 
 
 def _resolve_interpolations(node: Any) -> None:

@@ -127,8 +127,9 @@ def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: 
     trial.set_user_attr("folder", config.folder)
     original_argv = sys.argv
     sys.argv = [original_argv[0], "train", *overrides]  # what Lightning starts further processes with
+    command = shlex.join(["gptask", *sys.argv[1:]])
     try:
-        return study.best_value(_train(config, trial, study.about["metric"], shlex.join(["gptask", *sys.argv[1:]])))
+        return study.best_value(_train(config, trial, study.about["metric"], command))
     finally:
         sys.argv = original_argv
 

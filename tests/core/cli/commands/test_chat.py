@@ -7,6 +7,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+from gptask import Fast, Reference
 from gptask.cli import chat_repl
 from gptask.cli.chat_repl import ChatRepl, DeferredInterrupt
 from gptask.config.schemas import Full
@@ -70,6 +71,9 @@ def test_models_that_cant_chat_are_refused(refused, random_run, tmp_path):
         ("temperature=-1", "temperature=-1.0 must be 0 or more"),
         ("top_p=2", "top_p=2.0 must be above 0"),
         ("num_beams=2", "no option 'num_beams'"),
+        ("engine=fsat", "engine=fsat: unknown engine 'fsat'"),
+        ("engine.pakcing=off", "Did you mean 'packing'?"),
+        ("engin=fast", "Did you mean 'engine'?"),
         ("--temperature", "unrecognized arguments"),
     ],
 )
@@ -81,16 +85,28 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, re
 def test_a_system_message_needs_no_quotes_of_hydras(run_command, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        "gptask.cli.commands.chat._load_backbone", lambda model, options: loaded.append(options) or exit(0)
+        "gptask.cli.commands.chat._load_backbone", lambda model, options, engine: loaded.append(options) or exit(0)
     )
     run_command("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert loaded[0].system == "You are terse, yes: [very]"
     assert loaded[0].stop == ["a", "b c"]
 
 
+def test_an_engine_is_chosen_by_option_or_environment(run_command, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "gptask.cli.commands.chat._load_backbone", lambda model, options, engine: loaded.append(engine) or exit(0)
+    )
+    monkeypatch.setenv("GPTASK_ENGINE", "fast,norm=off")
+    for options in ([], ["engine=reference"], ["temperature=1", "engine.packing=off"]):
+        run_command("chat", *options)
+    assert loaded == [Fast(norm=False), Reference(), Fast(norm=False, packing=False)]
+
+
 def test_help_lists_options_and_commands(run_command):
     out = run_command("chat", "--help").out
     assert "temperature=0.7" in out
+    assert "engine.packing=off" in out
     assert "/save FILE" in out
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from gptask import Fast, Reference
 from gptask.cli import main
 from gptask.cli.hydra.launch import read_command_line
 
@@ -37,6 +38,8 @@ def contents(folder):
         ("tuning.rank=4,8 task=sentimen", "Did you mean 'sentiment'?"),
         ("task=qa,sentiment", "task has one value in a sweep"),
         ("experiment=sst2,dialogsum", "of another task"),
+        ("engine=fast,reference", "engine has one value in a sweep"),
+        ("engine.packing=on,off", "engine.packing has one value in a sweep"),
         ("outputs=a,b", "outputs has one value in a sweep"),
         ("data.limit.validation=4,8", "data.limit.validation has one value in a sweep"),
         ("seed=1,2", "data.seed=<number> fixes that"),
@@ -97,6 +100,11 @@ def test_overrides_and_a_space_file_make_the_plan(run_command, monkeypatch, tmp_
     assert plan.name.startswith("qa_")
     other = planned(monkeypatch, run_command, *line, "--trials", "9", "--timeout", "5", "probe=false")[0].name
     assert other == plan.name  # more of the same
+    plan, first = planned(monkeypatch, run_command, *line, "engine=reference")
+    assert (plan.name, first.engine) == (other, Reference())  # on another machine
+    monkeypatch.setenv("GPTASK_ENGINE", "fast,norm=off")
+    plan, first = planned(monkeypatch, run_command, *line, "engine.loss=off")
+    assert (plan.name, first.engine) == (other, Fast(norm=False, loss=False))
     assert planned(monkeypatch, run_command, *line, "seed=2")[0].name != plan.name
     assert planned(monkeypatch, run_command, *line, "--study", "mine")[0].name == "mine"
 

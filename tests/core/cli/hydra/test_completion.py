@@ -32,6 +32,9 @@ SCRIPTS = Path(sys.executable).parent
             ["tuning=full ", "tuning=head ", "tuning=lora ", "tuning=lora_half ", "tuning=lora_short "],
         ),  # no schemas
         ("gptask train schedule.name=c", ["schedule.name=constant ", "schedule.name=cosine "]),
+        ("gptask train engine=", ["engine=fast ", "engine=reference "]),
+        ("gptask export engine.pa", ["engine.packing="]),
+        ("gptask train engine.packing=", ["engine.packing=false ", "engine.packing=true "]),
         ("gptask train probe=", ["probe=false ", "probe=true "]),
         ("gptask train trainer.devices=2 'task.prompt={text}: it'\"'s\" tuning.r", ["tuning.rank="]),
         ("gptask evaluate sh", ["shots="]),

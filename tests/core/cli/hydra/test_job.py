@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def test_a_killed_multirun_is_continued_by_the_same_command(tmp_path, monkeypatc
     assert before.items() <= contents(tmp_path / "outputs").items()
     (new,) = {*(tmp_path / "outputs/sentiment").iterdir()} - {finished, killed}
     assert read_config(new)["seed"] == 2
+    assert read_config(new)["command"].endswith(" seed=2 ++trainer.max_epochs=4")
     assert call(*line) == 0
     assert len(list((tmp_path / "outputs/sentiment").iterdir())) == 3
 
@@ -168,6 +170,8 @@ def test_joblib_runs_the_jobs_in_other_processes(tmp_path, monkeypatch, capfd):
     assert "split=dev" in err
     assert "1 of 2 jobs failed: 1" in err
     (metrics,) = Path("outputs/sentiment").glob("*/metrics.json")
+    command = read_config(metrics.parent)["command"]
+    assert command.replace(" ++", " ") == shlex.join(["gptask", "evaluate", *TINY, "split=test"])
     before = contents(metrics.parent)
     assert call(*line) == 2
     assert f"skipped, already finished: {metrics.parent}" in capfd.readouterr().err

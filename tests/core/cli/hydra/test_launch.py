@@ -1,7 +1,13 @@
 """From a command line to the validated config of every job."""
 
+import shlex
+import sys
+
 import pytest
+from gptask import Fast, Reference
 from gptask.config.schemas import Files, Full, Scratch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 
 def test_a_verb_alone_composes_its_defaults(run_command):
@@ -76,14 +82,91 @@ def test_nano_is_tuned_fully_unless_tuning_is_set(run_command):
     assert isinstance(run_command("evaluate", "backbone=nano").config.backbone, Scratch)
 
 
-def test_config_dir_adds_the_users_presets(run_command, tmp_path):
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with a preset of the user's own, ``experiment=big``."""
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     preset = "# @package _global_\ndefaults:\n  - override /task: qa\nseed: 99\ntrainer: {max_epochs: 7}\n"
     (tmp_path / "mine" / "experiment" / "big.yaml").write_text(preset)
+    return tmp_path / "mine"
+
+
+def test_config_dir_adds_the_users_presets(run_command, mine):
     config = run_command("train", "--config-dir", "mine", "experiment=big").config
     assert (config.seed, config.trainer["max_epochs"]) == (99, 7)
     assert type(config.task).__name__ == "QuestionAnswering"
     assert run_command("train", "--config-dir", "mine", "experiment=big", "seed=1").config.seed == 1
+    ended = run_command("train", "-m", "--config-dir", "mine", "experiment=big", "seed=1,2")
+    assert [(config.seed, config.trainer["max_epochs"]) for config in ended.configs] == [(1, 7), (2, 7)]
+    tasks = run_command("train", "--config-dir", "mine", "tasks=[big,trec]").config.tasks
+    assert type(tasks["big"].task).__name__ == "QuestionAnswering"
+
+
+def test_the_users_presets_are_known_to_help_display_and_messages(run_command, refused, mine):
+    for flags in (["--help"], ["--cfg", "job"]):
+        ended = run_command("train", "--config-dir", "mine", "experiment=big", *flags)
+        assert (ended.code, ended.err) == (0, "")
+        assert "seed: 99" in ended.out
+    assert "Did you mean 'big'?" in refused("train", "--config-dir", "mine", "experiment=bigg")
+    assert "trainer" in refused("train", "--config-dir", "mine", "experiment=big", "trainr=3")
+
+
+def test_config_dir_goes_with_a_search_path_of_hydra(run_command, mine, tmp_path):
+    (tmp_path / "more, of mine" / "data").mkdir(parents=True)
+    (tmp_path / "more, of mine" / "data" / "reviews.yaml").write_text("defaults: [files_schema]\ntrain: reviews.csv\n")
+    typed = f"hydra.searchpath=['file://{tmp_path}/more, of mine']"
+    config = run_command("train", "--config-dir", "mine", typed, "data=reviews", "experiment=big").config
+    assert (config.seed, config.data.train) == (99, "reviews.csv")
+
+
+def test_a_config_of_the_user_that_gptasks_would_hide_is_refused(refused, mine):
+    (mine / "data").mkdir()
+    (mine / "data" / "sst2.yaml").write_text("defaults: [files_schema]\n")
+    assert "--config-dir mine: gptask has a data/sst2.yaml too" in refused("train", "--config-dir", "mine", "data=sst2")
+
+
+def test_further_processes_and_the_record_of_a_run_know_the_users_folder(run_command, mine):
+    for flag, seeds in ((), ["7"]), (("-m",), ["7", "8"]):
+        started: list = []
+        line = ["train", *flag, "--config-dir=mine", "experiment=big", f"seed={','.join(seeds)}"]
+        ended = run_command(*line, action=lambda _: started.append(sys.argv[1:]))  # noqa: B023
+        search = f"hydra.searchpath=[file://{mine}]"
+        assert started == [["train", search, "experiment=big", f"seed={seed}"] for seed in seeds]
+        assert ended.commands == [shlex.join(["gptask", *words]) for words in started]
+
+
+def test_hydra_has_no_part_in_a_single_job(run_command, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # --cfg leaves it behind in this process
+
+    def action(config):
+        assert not HydraConfig.initialized()
+        assert not GlobalHydra.instance().is_initialized()
+        ran.append(config)
+
+    ran: list = []
+    assert run_command("train", action=action).code == 0
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "hydra.run.dir=x",
+        "hydra.verbose=true",
+        "++hydra.job.chdir=true",
+        "hydra/job_logging=disabled",
+        "hydra.mode=MULTIRUN",
+    ],
+)
+def test_options_of_hydra_without_effect_on_a_single_run_are_refused(refused, run_command, option):
+    assert f"{option} has no effect on a single run" in refused("train", option)
+    assert run_command("train", option, "--cfg", "job").code == 0
+
+
+def test_options_of_hydra_act_on_a_multirun(run_command, tmp_path):
+    ended = run_command("train", "-m", "hydra.sweep.dir=sweep", "seed=1,2")
+    assert len(ended.configs) == 2
+    assert (tmp_path / "sweep").is_dir()
 
 
 def test_cfg_prints_the_config_and_runs_nothing(run_command):
@@ -98,7 +181,6 @@ def test_a_run_leaves_no_file_and_no_setting_of_hydra(run_command, tmp_path, mon
     run_command("train")
     assert not list(tmp_path.iterdir())
     import os
-    import sys
 
     assert "HYDRA_FULL_ERROR" not in os.environ
     assert sys.argv == ["pytest"]
@@ -127,8 +209,6 @@ def test_file_and_folder_names_of_digits_need_no_quotes(run_command):
 
 
 def test_further_processes_are_started_with_the_overrides_of_their_job(run_command):
-    import sys
-
     commands = []
     run_command(
         "train",
@@ -139,3 +219,62 @@ def test_further_processes_are_started_with_the_overrides_of_their_job(run_comma
         action=lambda _: commands.append(sys.argv[1:]),
     )
     assert commands == [["train", "task=qa", f"seed={n}", "task.prompt='${outputs} {context}'"] for n in (1, 2)]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """``environment("reference")`` sets GPTASK_ENGINE."""
+    monkeypatch.delenv("GPTASK_ENGINE", raising=False)
+    return lambda text: monkeypatch.setenv("GPTASK_ENGINE", text)
+
+
+@pytest.mark.parametrize("line", [["train"], ["export", "run=x", "output=y"]], ids=lambda line: line[0])
+def test_every_verb_has_an_engine(run_command, environment, line):
+    assert run_command(*line).config.engine == Fast()
+    assert run_command(*line, "engine=reference").config.engine == Reference()
+    assert run_command(*line, "engine.attention=off", "engine.loss=no").config.engine == Fast(
+        attention=False, loss=False
+    )
+    environment("reference")
+    assert run_command(*line).config.engine == Reference()
+    environment("fast,packing=off,norm=off")
+    assert run_command(*line, "engine.norm=on").config.engine == Fast(packing=False)
+    assert run_command(*line, "engine=fast").config.engine == Fast()
+
+
+def test_the_environment_goes_over_a_preset(run_command, environment, mine):
+    (mine / "experiment" / "careful.yaml").write_text("# @package _global_\nengine: {packing: off, norm: off}\n")
+    line = ["train", "--config-dir", "mine", "experiment=careful"]
+    assert run_command(*line).config.engine == Fast(packing=False, norm=False)
+    environment("fast,loss=off")
+    assert run_command(*line, "engine.rotary=off").config.engine == Fast(loss=False, rotary=False)
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "message"),
+    [
+        ("", "engine=fsat", "unknown engine 'fsat'; available: fast, reference. Did you mean 'fast'?"),
+        ("", "engine.pakcing=off", "unknown option 'engine.pakcing'"),
+        ("", "engine.packing=maybe", "engine.packing=maybe: expected true or false, got 'maybe'"),
+        ("fsat", "seed=3", "GPTASK_ENGINE=fsat: unknown engine"),
+        ("reference", "engine.packing=off", "engine.packing=off: the reference engine (from GPTASK_ENGINE) has no"),
+    ],
+)
+def test_a_wrong_engine_is_refused(refused, environment, variable, option, message):
+    environment(variable)
+    assert message in refused("train", option)
+
+
+def test_the_environments_engine_is_not_recorded_as_typed(run_command, environment):
+    environment("fast,norm=off")
+    for line in (["seed=3"], ["-m", "seed=3,4"]):
+        ended = run_command("train", *line)
+        assert (ended.configs[0].engine, ended.commands[0]) == (Fast(norm=False), "gptask train seed=3")
+
+
+def test_an_engine_can_be_one_of_a_multiruns_values(run_command, environment):
+    environment("fast,norm=off")
+    engines = [config.engine for config in run_command("train", "-m", "engine=fast,reference").configs]
+    assert engines == [Fast(), Reference()]
+    engines = [config.engine for config in run_command("train", "-m", "engine.packing=on,off").configs]
+    assert engines == [Fast(norm=False), Fast(norm=False, packing=False)]

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from gptask import Config
+from gptask import Config, Fast, Reference
 from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
-from gptask.runs.config_file import write_config
+from gptask.runs.config_file import read_config, write_config
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
+from omegaconf import OmegaConf
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,31 @@ def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expect
 def test_an_evaluation_cannot_be_resumed(refused, saved):
     shutil.rmtree(saved / "checkpoints")
     assert "no checkpoint to resume from" in refused("train", f"resume={saved}")
+
+
+def test_a_resumed_run_keeps_its_engine_under_environment_and_user(run_command, saved, monkeypatch):
+    monkeypatch.delenv("GPTASK_ENGINE", raising=False)
+    values = read_config(saved)
+    values["engine"]["norm"] = False
+    OmegaConf.save(OmegaConf.create(values), saved / "config.yaml")
+    assert run_command("train", f"resume={saved}").config.engine == Fast(norm=False)
+    assert run_command("train", f"resume={saved}", "engine.loss=off").config.engine == Fast(norm=False, loss=False)
+    assert run_command("train", f"resume={saved}", "engine=reference").config.engine == Reference()
+    monkeypatch.setenv("GPTASK_ENGINE", "fast,packing=off")
+    assert run_command("train", f"resume={saved}").config.engine == Fast(packing=False)
+    assert run_command("train", f"resume={saved}", "engine=fast").config.engine == Fast()
+    monkeypatch.setenv("GPTASK_ENGINE", "reference")
+    assert run_command("train", f"resume={saved}").config.engine == Reference()
+
+
+def test_an_engine_belongs_to_the_machine_not_to_the_run(run_command, saved, monkeypatch):
+    monkeypatch.delenv("GPTASK_ENGINE", raising=False)
+    values = read_config(saved)
+    values["engine"] = {"kind": "reference_schema"}
+    OmegaConf.save(OmegaConf.create(values), saved / "config.yaml")
+    for line in (["evaluate"], ["predict", "input=x"], ["export", "output=y"]):
+        assert run_command(*line, f"run={saved}").config.engine == Fast()
+        assert run_command(*line, f"run={saved}", "engine=reference").config.engine == Reference()
+    monkeypatch.setenv("GPTASK_ENGINE", "fast,norm=off")
+    for line in (["evaluate"], ["predict", "input=x"], ["export", "output=y"]):
+        assert run_command(*line, f"run={saved}", "engine.loss=off").config.engine == Fast(norm=False, loss=False)

@@ -168,5 +168,6 @@ def test_the_typed_command_is_recorded_and_a_config_from_python_has_an_equal_one
     again = run_command(*words[1:]).config
     assert again.tasks == config.tasks
     assert again.mixing == config.mixing
+
     typed = ["tasks=[qa,mood:sentiment]", "tasks.mood.weight=0.5", "seed=3"]
     assert run_command("train", *typed).commands == [shlex.join(["gptask", "train", *typed])]

@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from gptask import UserError
+from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
 from gptask.runs.manifest import write_manifest
 from gptask.training.fingerprint import run_fingerprint
@@ -35,6 +36,7 @@ class SimulatedTrainings:
         return options
 
     def train(self, options, callbacks, command):
+        assert command.startswith("gptask train")
         (pruning,) = callbacks
         folder = create_run_folder("", "", options.folder)
         self.trained.append((folder.name, options.seed, options.tuning.lr))
@@ -212,7 +214,8 @@ def test_a_pruned_training_leaves_no_finished_run(tmp_path):
 def test_a_training_that_is_not_pruned_reports_every_validation(tmp_path):
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
     options = small_config(tmp_path, folder=str(tmp_path / "trial_0"))
-    values = driver._train(options, study.ask(), "accuracy", "gptask train")
+    values = driver._train(options, study.ask(), "accuracy", "gptask train lr=1")
     assert len(values) == 2
     assert list(study.trials[0].intermediate_values.values()) == values
+    assert read_config(tmp_path / "trial_0")["command"] == "gptask train lr=1"
     assert json.loads((tmp_path / "trial_0/metrics.json").read_text())["fingerprint"] == run_fingerprint(options)
