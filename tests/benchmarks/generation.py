@@ -30,6 +30,7 @@ def prompts(experiment: str, name: str, count: int, new: int, tier: str) -> list
     ours = Training(options(experiment, "data.limit.train=16", f"data.limit.test={count}"))
     backbone, head = ours.module.backbone, ours.module.head
     assert isinstance(head, GenerationHead)
+    backbone.eval()  # weights are merged and packed for inference alone
     head.options.max_new_tokens = new
     loader = ours.data.eval_dataloader("test")
     ids = [item["ids"] for item in ours.data.items("test")]

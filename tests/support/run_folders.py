@@ -237,7 +237,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         backbone = load_or_build_backbone(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)
         head = task.head(backbone)
         drop_upper_layers(backbone, tuning)
-        backbone.peft = apply_tuning(backbone.peft, tuning)
+        backbone.set_model(apply_tuning(backbone.peft, tuning))
         for parameter in [*backbone.parameters(), *head.parameters()]:
             if parameter.requires_grad and parameter.ndim > 1:
                 parameter.data.normal_(0, 0.2)

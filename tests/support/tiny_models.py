@@ -80,6 +80,26 @@ def backbone_of(tiny_model: Callable[..., Path]) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture(scope="session")
+def adapted_backbone_of(backbone_of: Callable[..., Any]) -> Callable[..., Any]:
+    """``adapted_backbone_of("llama")``: the same with adapters in all layers that change something, and no dropout."""
+
+    def load(family: str) -> Any:
+        import torch
+        from gptask.config.schemas import Lora
+        from gptask.model.backbone.tuning import apply_tuning
+
+        backbone = backbone_of(family)
+        backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval())
+        torch.manual_seed(0)
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_()
+        return backbone
+
+    return load
+
+
 @pytest.fixture
 def chat(backbone_of: Callable[..., Any]) -> Callable[..., Any]:
     """``chat("llama", temperature=1.0)``: a conversation with such a backbone, greedy and short by default."""

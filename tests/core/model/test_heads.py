@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gptask.data.datamodule import collate
-from gptask.model.backbone import backbone as backbone_module
+from gptask.model.engine import loss
 from gptask.model.heads import GenerationHead, Head
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -51,27 +51,10 @@ def test_a_loss_in_chunks_equals_the_loss_in_one_piece(backbone, monkeypatch):
     chunk_sizes = []
     logits = type(backbone).logits
     monkeypatch.setattr(type(backbone), "logits", lambda self, h: chunk_sizes.append(len(h)) or logits(self, h))
-    monkeypatch.setattr(backbone_module, "MAX_LOGITS", 2 * 320)
+    monkeypatch.setattr(loss, "MAX_LOGITS", 2 * 320)
     torch.testing.assert_close(loss_of(backbone, batch), expected_loss)
     assert chunk_sizes == [2, 2, 2, 2, 1]  # nine target tokens
     torch.testing.assert_close(gradient(backbone, batch), expected_gradient)
-
-
-def test_only_a_frozen_plain_projection_uses_the_chunked_loss(backbone):
-    batch, weight = collate(ITEMS), backbone.model.get_output_embeddings().weight
-    hidden = backbone.hidden(batch.input_ids).detach().requires_grad_()
-    head = GenerationHead(backbone, GenerationOptions())
-    assert backbone.frozen_projection(hidden) is None
-    plain_loss = head.loss(hidden, batch)
-    weight.requires_grad_(False)
-    assert backbone.frozen_projection(hidden) is weight
-    loss = head.loss(hidden, batch)
-    torch.testing.assert_close(loss, plain_loss)
-    torch.testing.assert_close(torch.autograd.grad(loss, hidden), torch.autograd.grad(plain_loss, hidden))
-    assert backbone.frozen_projection(hidden.bfloat16()) is None
-    backbone.model.config.final_logit_softcapping = 5.0
-    assert backbone.frozen_projection(hidden) is None
-    assert abs(head.loss(hidden, batch) - plain_loss) > 1e-3
 
 
 def test_the_loss_depends_on_eos_but_not_on_prompt_or_pads(backbone):

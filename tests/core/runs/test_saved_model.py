@@ -57,9 +57,9 @@ def test_an_adapter_loads_in_plain_peft_and_transformers(family, random_run):
     model = run.folder / "model"
     location = json.loads((model / "backbone.json").read_text())["location"] or model / "base"
     base = AutoModelForCausalLM.from_pretrained(location)
-    plain = PeftModel.from_pretrained(base, model).eval()
+    plain, backbone = PeftModel.from_pretrained(base, model).eval().double(), run.backbone.double()
     ids = torch.tensor([AutoTokenizer.from_pretrained(model)("the lazy dog")["input_ids"]])
-    expected = run.backbone.logits(run.backbone.hidden(ids))
+    expected = backbone.logits(backbone.hidden(ids))
     torch.testing.assert_close(plain(ids).logits, expected, atol=1e-5, rtol=1e-5)
     with plain.disable_adapter():
         assert not torch.allclose(plain(ids).logits, expected, atol=1e-2)

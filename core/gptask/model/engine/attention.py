@@ -1,4 +1,4 @@
-"""Attention as plain matrix products, registered with transformers under the name "gptask".
+"""Attention as plain matrix products, registered with transformers under the names "gptask" and "gptask_padded".
 
 On a CPU and at short lengths it is faster than the fused kernel, whose blocks are made for long sequences
 (tests/benchmarks/attention.py).
@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from gptask.model.engine import private
 from gptask.model.engine.forward_state import current_state
 
-ATTENTION_NAME, MODEL_ATTENTION = "gptask", "sdpa"  # for transformers
+ATTENTION_NAME, PADDED_NAME, MODEL_ATTENTION = "gptask", "gptask_padded", "sdpa"  # for transformers
 MASKED_SCORE = -1e30  # added to the score of a hidden key; not -inf: the row of a pad may see no key at all
 MAX_POSITIONS = 512  # queries and keys up to which the products pay; beyond, their (T, S) scores fill memory
 BLOCK_QUERIES = 128  # approximate queries per block: with fewer, the products take longer than they save
@@ -197,23 +197,27 @@ def additive_mask(real_BS: Tensor, t: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden_B1TS.shape, dtype=dtype, device=real_BS.device).masked_fill_(hidden_B1TS, MASKED_SCORE)
 
 
-def install(model: Any) -> str | None:
-    """Make a model use this attention; return the reason where it does not fit."""
+def install(model: Any, compiled: bool = False) -> str | None:
+    """Make a model use this attention; return the reason where it does not fit.
+
+    A ``compiled`` model attends in padded batches alone: torch.compile can't trace the ContextVar that has the layout.
+    """
     found = private.attention_implementation(model)
-    if found not in (MODEL_ATTENTION, ATTENTION_NAME):
+    if found not in (MODEL_ATTENTION, ATTENTION_NAME, PADDED_NAME):
         return f"the model computes its own ({found})"  # Gemma 2's caps, gpt-oss's sinks: no fused kernel does
-    AttentionInterface.register(ATTENTION_NAME, attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-    model.set_attn_implementation(ATTENTION_NAME)
+    for name, function in ((ATTENTION_NAME, attention), (PADDED_NAME, padded_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(PADDED_NAME if compiled else ATTENTION_NAME)
     return None
 
 
 def uninstall(model: Any) -> None:
     """Give a model the attention back that `install` replaced."""
-    if is_installed(model):
+    if private.attention_implementation(model) in (ATTENTION_NAME, PADDED_NAME):
         model.set_attn_implementation(MODEL_ATTENTION)
 
 
 def is_installed(model: Any) -> bool:
-    """Whether a model uses this attention."""
+    """Whether a model uses this attention, packed rows included."""
     return private.attention_implementation(model) == ATTENTION_NAME

@@ -22,7 +22,8 @@ from gptask.model.engine.inference_weights import InferenceWeights
 from gptask.model.engine.interface import Adapters, DecodingBatch, EngineBackbone
 from gptask.model.engine.reference import ReferenceEngine
 
-NOT_COMPILED = ("linear", "norm", "packing")  # components that torch.compile takes the place of
+# components that torch.compile takes the place of, or whose forward functions it can't trace
+NOT_COMPILED = ("packing", "rotary", "linear", "norm", "last_layer")
 
 
 class FastEngine(ReferenceEngine):
@@ -46,7 +47,7 @@ class FastEngine(ReferenceEngine):
         self.uninstall()
         backbone, last = self.backbone, self.backbone.layers[-1:]
         installers: dict[str, Callable[[], str | None]] = {
-            "attention": lambda: attention.install(backbone.model),
+            "attention": lambda: attention.install(backbone.model, self.compiled is not None),
             "rotary": lambda: rotary.install(backbone.model),
             "linear": lambda: linear.install(backbone.peft),
             "norm": lambda: norm.install(backbone.model),

@@ -172,10 +172,10 @@ class LoraGroup:
         """States (..., N) that one layer of the group makes of states (..., C)."""
         read, outputs = state.lora_outputs.get(self, (None, {}))  # outputs of layers that have not been called yet
         if x is not read or layer not in outputs:
+            if state.lora_outputs.pop(self, None):  # the layers do not all read the same states in this model
+                self.layers = self.layers[:1]
             if layer is not self.layers[0] or not all(map(_is_fusible, self.layers)):
                 return _fused_lora([layer], x)[0]
-            if outputs:  # the other layers read something else in this model
-                self.layers = self.layers[:1]
             outputs = dict(zip(self.layers, _fused_lora(self.layers, x), strict=True))
             state.lora_outputs[self] = x, outputs
         out: Tensor = outputs.pop(layer)

@@ -47,6 +47,7 @@ class NormForward:
 
     def _take_scale(self, module: Any) -> None:
         self.identity = tensor_identity(module.weight)
+        self.source = module.weight.detach()  # while it lives, no other tensor gets its address
         with torch.no_grad():
             self.scale_C = original_forward(module)(torch.ones_like(module.weight)[None])[0]
 

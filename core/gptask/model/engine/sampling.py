@@ -90,7 +90,7 @@ class SampledBatch(DecodingBatch):
     """A batch that samples what its subclass computes."""
 
     def __init__(self, backbone: EngineBackbone) -> None:
-        self.backbone, self.stop_ids = backbone, backbone.stop_ids
+        self.backbone = backbone
         self.stop_tests: dict[tuple[str, ...], Callable[[list[int]], bool]] = {}
 
     @abstractmethod
@@ -109,12 +109,12 @@ class SampledBatch(DecodingBatch):
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
         """Write the next token of every row; return the rows that end with it, which leave."""
-        rows = self.rows
+        rows, stop_ids = self.rows, self.backbone.stop_ids
         if not rows:
             return []
-        for row, token, log_probability in self._sample(rows, self.next_logits()):
+        for row, token, log_probability in self._sample(rows, self.next_logits(), stop_ids):
             row.log_probabilities.append(log_probability)
-            if token in self.stop_ids:
+            if token in stop_ids:
                 row.finish = "stop"
                 continue
             row.new_ids.append(token)
@@ -126,7 +126,9 @@ class SampledBatch(DecodingBatch):
         self.remove(ended)
         return ended
 
-    def _sample(self, rows: list[DecodingRow], logits_BV: Tensor) -> list[tuple[DecodingRow, int, float]]:
+    def _sample(
+        self, rows: list[DecodingRow], logits_BV: Tensor, stop_ids: set[int]
+    ) -> list[tuple[DecodingRow, int, float]]:
         """The rows with their next tokens and the tokens' log-probabilities; rows of the same options together."""
         groups: list[tuple[GenerationOptions, list[int]]] = []
         for place, row in enumerate(rows):
@@ -139,7 +141,7 @@ class SampledBatch(DecodingBatch):
         sampled: list[tuple[DecodingRow, int, float]] = []
         for options, places in groups:
             group, logits = [rows[place] for place in places], logits_BV if len(groups) == 1 else logits_BV[places]
-            sampled += zip(group, *Sampler(options, self.stop_ids)(group, logits), strict=True)
+            sampled += zip(group, *Sampler(options, stop_ids)(group, logits), strict=True)
         return sampled
 
     def _is_stopped(self, row: DecodingRow) -> bool:

@@ -194,11 +194,11 @@ def test_number_format_follows_the_option(backbone_of):
 
 
 def test_a_compiled_backbone_learns_the_same(backbone_of, monkeypatch):
-    """The backend ``aot_eager`` captures and differentiates the graph, but needs no C++ compiler to run it."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    """The backend ``aot_eager`` captures and differentiates one graph, but needs no C++ compiler to run it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     monkeypatch.setattr("gptask.model.backbone.backbone.shutil.which", lambda name: name)
     backbone = backbone_of("llama")
-    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval()
+    backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval())
     ids, results = torch.arange(5, 26).view(3, 7), []
     keys = list(backbone.state_dict())
     for _ in range(2):

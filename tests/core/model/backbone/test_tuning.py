@@ -29,7 +29,7 @@ def adapted_names(model):
 def test_lora_starts_equal_to_the_backbone_and_only_its_factors_learn(family, backbone_of):
     backbone = backbone_of(family)
     before = backbone.logits(backbone.hidden(IDS))
-    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2)).eval()
+    backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2)).eval())
     assert torch.equal(backbone.logits(backbone.hidden(IDS)), before)
     names = learning(backbone)
     assert names
@@ -40,7 +40,7 @@ def test_lora_starts_equal_to_the_backbone_and_only_its_factors_learn(family, ba
 def test_lora_factors_change_the_states_of_the_backbone(backbone_of):
     backbone = backbone_of("llama")
     before = backbone.hidden(IDS)
-    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2))
+    backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2)))
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.5)

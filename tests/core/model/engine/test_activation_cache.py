@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gptask import Config
+from gptask import Config, Fast
 from gptask.config.schemas import DType, HeadOnly, Limit, Lora, Pretrained, Sample
 from gptask.data.datamodule import collate
 from gptask.model.backbone.tuning import apply_tuning
@@ -114,7 +114,7 @@ def adapted(backbone_of, family, dropout=0.0, **lora):
     for name in ("attn_pdrop", "attention_dropout"):
         if hasattr(backbone.model.config, name):
             setattr(backbone.model.config, name, dropout)
-    backbone.peft = apply_tuning(backbone.peft, Lora(**({"rank": 2, "top": 0.5} | lora)))
+    backbone.set_model(apply_tuning(backbone.peft, Lora(**({"rank": 2, "top": 0.5} | lora))))
     torch.manual_seed(1)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
@@ -130,7 +130,7 @@ def batch_of(prompts):
 @pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
 def test_upper_layers_resume_from_cached_states(backbone_of, family, packed):
     backbone = adapted(backbone_of, family)
-    backbone.packs_correctly = packed
+    backbone.use_engine(Fast(packing=packed))
     lower = activation_cache.cacheable_layers(backbone)
     assert len(lower) == backbone.model.config.num_hidden_layers // 2
     batch = batch_of(PROMPTS)

@@ -5,10 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from gptask.config.schemas import Lora
 from gptask.data import prefixes
-from gptask.model.backbone.tuning import apply_tuning
-from gptask.model.engine import attention, linear, packing
+from gptask.model.engine import attention, packing
 
 from tests.support.tiny_models import FAMILIES
 
@@ -86,20 +84,10 @@ def padded(rows):
     return ids, lengths, torch.arange(ids.shape[1])[None] < lengths[:, None]
 
 
-def adapted(backbone):
-    """The backbone with adapters in all layers that change something, and no dropout."""
-    backbone.peft = apply_tuning(backbone.peft, Lora(rank=2, top=1.0)).eval()
-    torch.manual_seed(0)
-    for name, parameter in backbone.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_()
-    return backbone
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
+def test_states_and_gradients_are_those_of_whole_sequences(family, adapted_backbone_of):
     ids, lengths, real = padded(ROWS)
-    backbone = adapted(backbone_of(family))
+    backbone = adapted_backbone_of(family)
     weights = torch.randn(*ids.shape, backbone.channels)[real]
     shapes, results = [], []
     backbone.body.register_forward_pre_hook(
@@ -116,39 +104,6 @@ def test_states_and_gradients_are_those_of_whole_sequences(family, backbone_of):
     torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.parametrize("packed", [True, False], ids=["one row", "padded"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_needed_states_and_gradients_are_the_same_and_the_last_mlp_skips_other_states(family, packed, backbone_of):
-    ids, lengths, real = padded(ROWS)
-    backbone = adapted(backbone_of(family))
-    mlp = backbone.layers[-1].mlp
-    needed = torch.arange(ids.shape[1]) == lengths[:, None] - 1
-    needed[0, 1:3] = True
-    weights, rows, results = torch.randn(int(needed.sum()), backbone.channels), [], []
-    getattr(mlp, "c_proj" if family == "gpt2" else "down_proj").register_forward_pre_hook(
-        lambda module, args: rows.append(args[0].shape[:-1].numel())
-    )
-    for needed_states in (None, needed):
-        backbone.zero_grad()
-        states = backbone.hidden(ids, lengths if packed else None, needed_states)
-        assert torch.isfinite(states[real]).all()
-        (states[needed] * weights).sum().backward()
-        results.append((states[needed].detach(), [p.grad.clone() for p in backbone.parameters() if p.requires_grad]))
-    (expected_states, expected_gradients), (states, gradients) = results
-    torch.testing.assert_close(states, expected_states, atol=1e-5, rtol=1e-4)
-    for gradient, expected in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
-    assert rows == [packing.split_prefixes(ROWS).size if packed else ids.numel(), needed.sum()]
-
-
-def test_a_feed_forward_part_that_mixes_positions_is_computed_for_all(backbone_of):
-    layer = backbone_of("llama").layers[-1]
-    del layer.mlp.forward
-    layer.mlp.act_fn = torch.nn.Softmax(dim=1)  # over positions
-    linear.install_last_mlp(layer, 32)
-    assert "forward" not in vars(layer.mlp)
 
 
 @pytest.mark.parametrize(
@@ -178,9 +133,11 @@ def test_packing_is_supported_unless_layers_mix_tokens_by_other_means(backbone_o
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
     torch.manual_seed(0)
-    backbone.peft = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads))
-    attention.install(backbone.peft)
+    backbone.set_model(Lfm2ForCausalLM(Lfm2Config(**sizes, **heads)))
+    assert attention.is_installed(backbone.model)
     assert not packing.supports_packing(backbone)
+    assert "by other means" in backbone.engine.off["packing"]
+    assert not backbone.engine.can_pack(6)
 
 
 def mistral(**settings):
@@ -197,15 +154,14 @@ def mistral(**settings):
 def test_packed_layers_with_a_window_see_no_farther_than_in_whole_sequences(family, prefix, backbone_of):
     backbone = backbone_of("llama" if family == "mistral" else family)
     if family == "mistral":
-        backbone.peft = mistral(sliding_window=5, tie_word_embeddings=True)
-        attention.install(backbone.peft)
+        backbone.set_model(mistral(sliding_window=5, tie_word_embeddings=True))
     rows = [[*range(5, 5 + prefix), *range(40 + row, 41 + 4 * row)] for row in range(4)]
     assert backbone.config.sliding_window < max(map(len, rows))
     ids, lengths, real = padded(rows)
     weights = torch.randn(*ids.shape, backbone.channels)[real]
     results = []
-    for backbone.packs_windows in (False, True):
-        assert backbone.can_pack(99) is backbone.packs_windows
+    for backbone.engine.packs_windows in (False, True):
+        assert backbone.engine.can_pack(99) is backbone.engine.packs_windows
         backbone.zero_grad()
         states = backbone.hidden(ids, lengths)[real]
         (states * weights).sum().backward()
@@ -219,10 +175,10 @@ def test_packed_layers_with_a_window_see_no_farther_than_in_whole_sequences(fami
 def test_a_model_that_does_not_pass_its_window_is_detected(backbone_of):
     assert all(packing.passes_window(backbone_of(family)) for family in FAMILIES)
     backbone = backbone_of("gemma3")
-    assert backbone.can_pack(99)
+    assert backbone.engine.can_pack(99)
     for layer in backbone.layers:
         layer.self_attn.sliding_window = None  # as if the layer did not pass it
     assert not packing.passes_window(backbone)
-    backbone.packs_windows = False
-    assert backbone.can_pack(8)
-    assert not backbone.can_pack(9)
+    backbone.engine.packs_windows = False
+    assert backbone.engine.can_pack(8)
+    assert not backbone.engine.can_pack(9)

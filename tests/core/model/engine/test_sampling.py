@@ -1,7 +1,8 @@
-"""Sampled tokens have the probabilities that the options promise, and a seed repeats them."""
+"""Sampled tokens have the probabilities that the options promise, a seed repeats them, and stop texts end a text."""
 
 import pytest
 import torch
+from gptask.model.engine.sampling import stop_test
 from gptask.model.generation.generate import generate
 from gptask.plugins.generation_options import GenerationOptions
 from scipy.stats import chisquare
@@ -130,3 +131,57 @@ def test_eos_waits_for_min_new_tokens(llama):
     assert len(long.split()) >= 6
     expected_ids = [token for token in expected[0, 3:].tolist() if token not in (0, end)]
     assert long.split() == list(map(str, expected_ids))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A tokenizer of bytes, and of a few words of several letters."""
+    from gptask.model.backbone.scratch import train_tokenizer
+
+    return train_tokenizer(["good film, good film\n\n"] * 3, 270)
+
+
+STOPS = [
+    ("a good film is on END of it", ["ND o"]),  # several tokens
+    ("a good film, good film", ["oo"]),  # inside a token
+    ("a good film, good film", ["m, go"]),  # starts and ends inside tokens
+    ("good\n\nfilm", ["\n"]),
+    ("电影很好。这部电影", ["。"]),  # three bytes, a token each
+    ("这部电影很好", ["影很"]),
+    ("so 这部电影讲的是龙凤龟麟虎豹狮象的事", ["这部电影讲的是龙凤龟麟虎豹狮象"]),  # more tokens than letters
+    ("film 🙂 good", ["🙂"]),
+    ("a good film", ["never", "film", " good"]),
+]
+
+
+@pytest.mark.parametrize(("text", "stops"), STOPS)
+def test_a_stop_text_is_found_with_its_last_token_and_not_before(text, stops, tokenizer):
+    is_stopped = stop_test(tokenizer, stops)
+    ids = tokenizer(text)["input_ids"]
+    first = next(n for n in range(len(ids)) if any(stop in tokenizer.decode(ids[: n + 1]) for stop in stops))
+    assert next(n for n in range(len(ids)) if is_stopped(ids[: n + 1])) == first
+
+
+@pytest.mark.parametrize(("text", "stops"), [("这部电影很好", ["影好", "龙"]), ("a good film", ["x", "filmy"])])
+def test_a_stop_text_that_is_not_there_is_not_found(text, stops, tokenizer):
+    is_stopped = stop_test(tokenizer, stops)
+    ids = tokenizer(text)["input_ids"]
+    assert not any(is_stopped(ids[: n + 1]) for n in range(len(ids)))
+
+
+@pytest.mark.parametrize(("text", "stops"), STOPS)
+def test_a_stop_text_ends_a_generated_text(text, stops, tokenizer, backbone_of, monkeypatch):
+    backbone, ids = backbone_of("llama"), tokenizer(text)["input_ids"]
+    backbone.tokenizer = tokenizer
+    dictated = iter(ids)
+
+    def logits(hidden):
+        return torch.nn.functional.one_hot(torch.tensor([next(dictated)]), 320)
+
+    monkeypatch.setattr(backbone, "logits", logits)
+    (generated,) = generate(backbone, [[5, 6]], GenerationOptions(max_new_tokens=len(ids), stop=stops))
+    end = min(text.index(stop) for stop in stops if stop in text)
+    assert generated.text == text[:end]
+    rest = tokenizer.decode(list(dictated))
+    assert text.endswith(rest)
+    assert len(rest) <= len(text) - end - min(len(stop) for stop in stops if stop in text)

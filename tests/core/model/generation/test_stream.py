@@ -110,13 +110,16 @@ def test_only_new_tokens_are_read_and_the_text_stays_the_same(family, second, ne
     assert set(token_counts[1:]) <= {1}
 
 
-def test_a_long_prompt_is_read_in_chunks(backbone_of, reads, monkeypatch):
+@pytest.mark.parametrize(("long_prompt", "reads_expected"), [(len(PROMPT), [20]), (len(PROMPT) - 1, [7, 7, 6])])
+def test_a_long_prompt_is_read_in_chunks(long_prompt, reads_expected, backbone_of, reads, monkeypatch):
     backbone, options = backbone_of("gemma3"), GenerationOptions(max_new_tokens=6)
     expected = "".join(Stream(backbone).text(PROMPT, options))
-    monkeypatch.setattr("gptask.model.generation.stream.PROMPT_CHUNK", 7)
+    monkeypatch.setattr("gptask.model.engine.decoding.LONG_PROMPT", long_prompt)
+    monkeypatch.setattr("gptask.model.engine.length_bucket.PROMPT_CHUNK", 7)
     token_counts = reads(backbone)
     assert "".join(Stream(backbone).text(PROMPT, options)) == expected
-    assert token_counts[:3] == [7, 7, 6]
+    assert token_counts[: len(reads_expected)] == reads_expected
+    assert set(token_counts[len(reads_expected) :]) == {1}
 
 
 def test_after_an_interrupted_text_the_next_one_is_right(backbone_of, monkeypatch):
