@@ -51,7 +51,7 @@ def export(config: Export) -> Path:
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={output} exists and is not an empty folder; choose another")
-    run = load_run(config.run, dtype=DType.float32)
+    run = load_run(config.run, dtype=DType.float32, engine=config.engine)
     model = exported_model(run)
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:

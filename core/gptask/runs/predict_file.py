@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,8 @@ from gptask.runs.predictions_file import prediction_fields
 from gptask.runs.predictor import Predictor, read_examples
 from gptask.runs.run import load_run
 
+log = logging.getLogger("gptask")
+
 
 def predict(config: Predict) -> None:
     """Write a JSON line to ``config.output`` for each row of ``config.input``, in order.
@@ -28,7 +31,8 @@ def predict(config: Predict) -> None:
     target = None if config.output == "-" else Path(config.output)
     if target and source and target.exists() and target.samefile(source.path):
         raise UserError(f"output={target} is the input; choose another file")
-    run = load_run(config.run, config.task)
+    run = load_run(config.run, config.task, engine=config.engine)
+    log.info("%s", run.backbone.engine.summary())
     columns = Columns(run.task, config.data, run.task.inputs())
     options = options_for_task(config.data, run.task)
     rows = read(source, options, columns.header_names) if source else read_stream(stdin(), options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
+from gptask.config.engine import Fast, Reference
 from gptask.errors import UserError
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import Plugin, discover, load_task_class
@@ -107,36 +108,48 @@ def weights_hash(folder: str | Path) -> str:
     return folder_hash(verified_model(folder))
 
 
-def load_run(folder: str | Path, task: type[Task] | Task | None = None, dtype: schemas.DType | None = None) -> Run:
+def load_run(
+    folder: str | Path,
+    task: type[Task] | Task | None = None,
+    dtype: schemas.DType | None = None,
+    engine: Fast | Reference | None = None,
+) -> Run:
     """Load a run folder's model for prediction; of a run of several tasks, the folder of one task.
 
     ``task`` is a class that no entry point names, or an instance, which replaces the run's options; ``dtype`` replaces
-    the number format the run was trained with. Raises `UserError` where there is no such run, where it is unfinished or
-    damaged, where its backbone is missing or another than the run was trained on, and where its files don't fit.
+    the number format the run was trained with; ``engine`` is that of ``GPTASK_ENGINE`` where it is None. Raises
+    `UserError` where there is no such run, where it is unfinished or damaged, where its backbone is missing or another
+    than the run was trained on, and where its files don't fit.
     """
-    return _load_task_run(Path(folder), task, dtype, None)
+    return _load_task_run(Path(folder), task, dtype, None, engine)
 
 
 def load_runs(
     folder: str | Path,
     tasks: Mapping[str, type[Task] | Task] | None = None,
     dtype: schemas.DType | None = None,
+    engine: Fast | Reference | None = None,
 ) -> Runs:
     """Load every task of a run folder, and the backbone they share once.
 
-    ``tasks`` are classes or instances by name; they, ``dtype`` and the errors raised are those of `load_run`.
+    ``tasks`` are classes or instances by name; they, ``dtype``, ``engine`` and the errors raised are those of
+    `load_run`.
     """
     folder, runs = Path(folder), dict[str, Run]()
     values = read_config(folder)
     folders = {name: folder / name for name in values.get("tasks", {})} or {values["plugin"]["name"]: folder}
     for name, task_folder in folders.items():
         backbone = next((run.backbone for run in runs.values()), None)
-        runs[name] = _load_task_run(task_folder, (tasks or {}).get(name), dtype, backbone)
+        runs[name] = _load_task_run(task_folder, (tasks or {}).get(name), dtype, backbone, engine)
     return Runs(folder, runs)
 
 
 def _load_task_run(
-    folder: Path, task: type[Task] | Task | None, dtype: schemas.DType | None, backbone: GPTBackbone | None
+    folder: Path,
+    task: type[Task] | Task | None,
+    dtype: schemas.DType | None,
+    backbone: GPTBackbone | None,
+    engine: Fast | Reference | None,
 ) -> Run:
     """Load one task's run; a ``backbone`` that is in memory already is shared."""
     values = read_config(folder)
@@ -146,7 +159,7 @@ def _load_task_run(
     instance.validate()
     model = verified_model(folder)
     saved_model.load_assets(instance, model, values.get("task_name"))
-    backbone = backbone or saved_model.load_backbone(model, values, dtype)
+    backbone = backbone or saved_model.load_backbone(model, values, dtype, engine)
     head = cast("Head", instance.head(backbone))
     saved_model.load_head(head, model, values.get("task_name"))
     backbone.eval()

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from gptask.plugins.isolation import isolated
 from gptask.plugins.source_location import class_location, class_source
 from gptask.plugins.task import Task
-from gptask.testing.clauses import STAGES, Clause, NotApplicable
+from gptask.testing.clauses import ON_BOTH_ENGINES, STAGES, Clause, NotApplicable
 from gptask.testing.trial import Trial
 
 __all__ = ["ContractError", "Result", "check_results", "check_task"]
@@ -45,7 +45,7 @@ class Result:
 
 
 def check_task(task: Task | type[Task]) -> list[str]:
-    """Run the plugin contract on a tiny random GPT-2 in fp32; return the names of the clauses that passed.
+    """Run the plugin contract on a tiny random GPT-2 in fp32, on both engines; return the names of the passed clauses.
 
     The instance is not changed, and nothing is left on disk. After a failure the clauses of later stages, which depend
     on it, are skipped; those of the same stage all run, so that an author sees every failure at once. Raises
@@ -65,8 +65,12 @@ def check_results(task: Task) -> Iterator[Result]:
         for stage in STAGES:
             results = []
             for clause in stage:
-                results.append(Result(clause.__name__, "not run") if failed else _run_clause(clause, trial))
-                yield results[-1]
+                result = Result(clause.__name__, "not run") if failed else _run_clause(clause, trial)
+                if result.outcome == "ok" and clause in ON_BOTH_ENGINES:
+                    result = _run_clause(clause, trial.on_reference_engine)
+                    result.message = result.message and f"on the reference engine: {result.message}"
+                results.append(result)
+                yield result
             failed = failed or any(result.outcome == "failed" for result in results)
 
 

@@ -378,6 +378,14 @@ def _checked_value(metric: Metric, predictions: Sequence[Prediction], examples: 
 
 
 Clause = Callable[[Trial], None]
+# what the engine computes: these run on the fast engine, then on the reference engine
+ON_BOTH_ENGINES: tuple[Clause, ...] = (
+    padding_invariant,
+    loss_ignores_prompt_and_pads,
+    learns_to_stop,
+    overfits_one_batch,
+    predicts_without_targets,
+)
 STAGES: tuple[tuple[Clause, ...], ...] = (
     (fields_well_formed, options_round_trip, version_stated, module_imports_no_torch),
     (sample_readable,),

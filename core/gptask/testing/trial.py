@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from gptask.config import schemas
+from gptask.config.engine import Fast, Reference
 from gptask.data.corpus import CachedCorpus
 from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
@@ -63,10 +64,21 @@ class Trial:
         self.task = replace(self.task, **self.chosen_options)
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
-        backbone = load_or_build_backbone(options, None, lambda: builder.training_texts(self.task, self.corpus))
+        backbone = load_or_build_backbone(options, None, lambda: builder.training_texts(self.task, self.corpus), Fast())
         head = cast("Head", self.task.head(backbone))
         data = builder.build_data(self.task, self.corpus, self.corpus.options, backbone, seed=0)
         return Parts(backbone, head, data)
+
+    @cached_property
+    def on_reference_engine(self) -> Trial:
+        """The same task and backbone, computed and trained by the reference engine."""
+        other = copy(self)
+        for name in ("trained", "predictions", "untrained"):
+            vars(other).pop(name, None)
+        backbone, head = deepcopy((self.parts.backbone, self.parts.head))
+        backbone.use_engine(Reference())
+        other.parts = Parts(backbone, head, self.parts.data)
+        return other
 
     @cached_property
     def examples(self) -> list[Example]:

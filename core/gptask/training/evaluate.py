@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.resolve import ChosenOption, log_chosen, prepare_tasks, resolve_data
 from gptask.training.results import write_results
+
+log = logging.getLogger("gptask")
 
 
 def evaluate(config: Evaluate, command: str | None = None) -> Path:
@@ -46,7 +49,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     corpus.split(config.split)  # a missing split is an error before a model is loaded
     chosen: list[ChosenOption] = []
     if config.run:
-        trained_run = run.load_run(config.run, config.task)
+        trained_run = run.load_run(config.run, config.task, engine=config.engine)
         backbone, head = trained_run.backbone, trained_run.head
     else:
         from gptask.model.backbone.backbone import load_or_build_backbone
@@ -59,6 +62,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
         head = config.task.head(backbone)
     config, chosen_data = resolve_data(config, backbone)
     log_chosen([*chosen, *chosen_data])
+    log.info("%s", backbone.engine.summary())
 
     from gptask.training.module import GPTModule
     from gptask.training.task_runtime import TaskRuntime

@@ -139,6 +139,7 @@ def run_cost(module: GPTModule, context: RunContext[Any]) -> dict[str, Any]:
 
     return {
         "backbone": module.backbone.origin.kind,
+        "engine": module.backbone.engine.describe(),
         "weights_hash": module.backbone.origin.weights_hash,
         "wall_seconds": round(time.time() - context.started, 2),
         "fit_seconds": round(context.fit_seconds, 2),

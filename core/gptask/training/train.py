@@ -117,6 +117,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     backbone.set_model(tuning.apply_tuning(backbone.peft, config.tuning))
     if config.compile:
         backbone.compile()
+    log.info("%s", backbone.engine.summary())
     data = runtimes[0].data
     if config.tasks:
         data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)

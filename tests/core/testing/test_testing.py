@@ -491,6 +491,23 @@ def test_a_task_with_a_file_of_its_own_passes_every_clause(folder: str) -> None:
     assert check_task(Synonyms(folder=folder, file=f"{folder}/synonyms")) == CLAUSES
 
 
+def test_a_failure_on_the_reference_engine_alone_is_reported(folder: str) -> None:
+    @dataclass
+    class FastOnly(Toy):
+        """Learns nothing where the engine is another."""
+
+        def head(self, backbone: Any) -> Any:
+            def loss(head: Any, hidden: Any, batch: Any) -> Any:
+                states = hidden if head.backbone.engine.name == "fast" else hidden * 0
+                return language_model_loss(head, states, batch, batch.predicting())
+
+            return with_head(self, backbone, loss=loss)
+
+    with pytest.raises(ContractError, match="on the reference engine: ") as error:
+        check_task(FastOnly(folder=folder))
+    assert "overfits_one_batch" in error.value.failures
+
+
 def test_independent_failures_are_reported_together(folder: str) -> None:
     @dataclass
     class Twice(Measured, NeverStops):

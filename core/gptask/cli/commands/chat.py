@@ -104,22 +104,23 @@ def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference) -
 
     path = Path(model).expanduser()
     is_run = path.is_dir() and not (path / "config.json").exists()
-    backbone = _run_backbone(path, options) if is_run else _pretrained_backbone(model)
+    backbone = _run_backbone(path, options, engine) if is_run else _pretrained_backbone(model, engine)
+    log.info("%s", backbone.engine.summary())
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _run_backbone(path: Path, options: ChatOptions) -> GPTBackbone:
+def _run_backbone(path: Path, options: ChatOptions, engine: Fast | Reference) -> GPTBackbone:
     """The backbone of a run; sets the texts that end an answer to those of the run's task, unless the user did."""
     from gptask.model.heads import GenerationHead  # imports torch
 
-    run = load_run(path)
+    run = load_run(path, engine=engine)
     if not isinstance(run.head, GenerationHead):
         raise UserError(f"{path} is a run of task '{run.plugin.name}', which generates no text; choose another run")
     options.stop = options.stop or list(run.head.options.stop)
     return run.backbone
 
 
-def _pretrained_backbone(model: str) -> GPTBackbone:
+def _pretrained_backbone(model: str, engine: Fast | Reference) -> GPTBackbone:
     """The backbone of a preset, or of a source such as a folder, a GGUF file or a hub id."""
     from gptask.model.backbone.backbone import load_or_build_backbone  # imports torch
 
@@ -137,6 +138,6 @@ def _pretrained_backbone(model: str) -> GPTBackbone:
             )
         options = Pretrained(**values)
     try:
-        return load_or_build_backbone(options, locate_backbone(options), list)
+        return load_or_build_backbone(options, locate_backbone(options), list, engine)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gptask.config.engine import Fast
+from gptask.errors import listing
 from gptask.model.engine import attention, last_layer, linear, loss, norm, packing, rotary
 from gptask.model.engine.decoding import FastBatch
 from gptask.model.engine.forward_registry import restore_forwards
@@ -161,6 +162,12 @@ class FastEngine(ReferenceEngine):
             weights = self.weights
         with forward_state(adapter=adapter, inference_weights=weights):
             yield
+
+    def summary(self) -> str:
+        """See `Engine`."""
+        on = listing(f.name for f in fields(self.options) if self.has(f.name))
+        off = "".join(f"; {name} is off: {reason}" for name, reason in self.off.items())
+        return f"engine: fast, with {on}{off}"
 
     def drop_inference_weights(self) -> None:
         """Forget what was made of the weights for inference: they may have changed."""

@@ -238,3 +238,7 @@ class Engine(ABC):
     def describe(self) -> dict[str, Any]:
         """The engine's name, and the reason of each component that is off."""
         return {"name": self.name, "off": self.off}
+
+    def summary(self) -> str:
+        """The same as a line of the log."""
+        return f"engine: {self.name}"

@@ -72,15 +72,16 @@ def install(model: Any) -> str | None:
     frozen = [module for module in norms if not module.weight.requires_grad]
     if not frozen:
         return "the model's norms learn"
-    installed = [_install(module) for module in frozen]
+    forwards = [(module, _fitting_forward(module)) for module in frozen]
+    installed = [replace_forward(module, forward, wraps=True) for module, forward in forwards if forward]
     return None if any(installed) else "the model's norms have a gradient of another form"
 
 
-def _install(module: Any) -> bool:
-    """Use `FrozenRMSNorm` where its gradient is that of the module's own formula, tried on random states."""
+def _fitting_forward(module: Any) -> NormForward | None:
+    """The replacement, where its gradient is that of the module's own formula, tried on random states."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if eps is None:
-        return False
+        return None
     forward = NormForward(module, eps)
     generator = torch.Generator(module.weight.device).manual_seed(0)
     shape, options = (4, len(forward.scale_C)), {"dtype": module.weight.dtype, "device": module.weight.device}
@@ -88,5 +89,4 @@ def _install(module: Any) -> bool:
     direction = torch.randn(shape, generator=generator, **options)
     (expected,) = torch.autograd.grad(original_forward(module)(x), x, direction)
     (got,) = torch.autograd.grad(forward(module, x), x, direction)
-    fits = bool((got - expected).abs().max() <= 0.03 * expected.abs().max())
-    return fits and replace_forward(module, forward, wraps=True)
+    return forward if (got - expected).abs().max() <= 0.03 * expected.abs().max() else None

@@ -77,15 +77,11 @@ def install(model: Any) -> str | None:
 
     The transformers module, which other models use too, stays as it is. Returns the reason where no layer gets one.
     """
-    copies: dict[Any, FunctionType | None] = {}  # forward function of a class -> its copy
-    installed = 0
-    for module in model.modules():
-        forward = type(module).forward
-        if forward not in copies:
-            copies[forward] = _copy_with_rotate(forward)
-        if copy := copies[forward]:
-            installed += replace_forward(module, copy)
-    return None if installed else "no layer rotates all channels of its heads by halves"
+    functions: set[Any] = {type(module).forward for module in model.modules()}
+    copies = {function: _copy_with_rotate(function) for function in functions}
+    pairs = ((module, copies[type(module).forward]) for module in model.modules())
+    installed = [replace_forward(module, copy) for module, copy in pairs if copy]
+    return None if any(installed) else "no layer rotates all channels of its heads by halves"
 
 
 def _copy_with_rotate(forward: Any) -> FunctionType | None:
