@@ -11,8 +11,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -194,6 +195,20 @@ class Task(ABC):
     def targets(self) -> list[Field]:
         """Return the fields that a prediction is compared with."""
         return [f for f in self.fields() if f.target]
+
+
+def with_options(task: Task, values: dict[str, Any]) -> Any:
+    """Return a copy of a task with other values of some options.
+
+    What else its hooks have put on it comes along (such as words that `Task.prepare` collects for `Task.save_assets`),
+    but for cached properties, which may follow from the options.
+    """
+    copy = replace(task, **values)
+    options, derived = {f.name for f in fields(task)}, {*vars(copy)}
+    for name, value in vars(task).items():
+        if name not in options | derived and not isinstance(getattr(type(task), name, None), cached_property):
+            setattr(copy, name, value)
+    return copy
 
 
 def option(default: Any, help: str) -> Any:

@@ -66,7 +66,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
         if scratch:
             _save_base(backbone, partial / "base")
         backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
-        backbone.peft.save_pretrained(partial, save_embedding_layers=False)
+        backbone.peft.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)
     elif isinstance(tuning, Full) or scratch:
         backbone.model.save_pretrained(partial)

@@ -16,7 +16,7 @@ from gptask.config import schemas
 from gptask.config.engine import Fast, Reference
 from gptask.data.corpus import CachedCorpus
 from gptask.model.predictions import predictions_by_example
-from gptask.plugins.task import Task
+from gptask.plugins.task import Task, with_options
 from gptask.plugins.types import Example, Prediction
 from gptask.training import builder
 from gptask.training.resolve import prepared_options
@@ -61,7 +61,7 @@ class Trial:
 
         from gptask.model.backbone.backbone import load_or_build_backbone
 
-        self.task = replace(self.task, **self.chosen_options)
+        self.task = with_options(self.task, self.chosen_options)
         torch.manual_seed(0)
         options = schemas.Scratch(n_layer=2, n_head=2, n_embd=64, context=CONTEXT, vocab_size=512)
         backbone = load_or_build_backbone(options, None, lambda: builder.training_texts(self.task, self.corpus), Fast())

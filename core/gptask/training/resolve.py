@@ -20,7 +20,7 @@ from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError, listing
 from gptask.model.text_task import WritingTask
 from gptask.plugins.discovery import plugin_of
-from gptask.plugins.task import Task
+from gptask.plugins.task import Task, with_options
 from gptask.plugins.types import Example
 from gptask.training.builder import Config, task_configs, with_task_configs
 
@@ -143,7 +143,7 @@ def _with_max_new_tokens(
     limit = task.generation.covering_limit(lengths, max_tokens)
     values = {"max_new_tokens": (limit, "99 of 100 training targets, at most a quarter of data.max_tokens")}
     generation, chosen = _with_values(task.generation, f"{path}.generation", values)
-    return replace(task, generation=generation), chosen
+    return with_options(task, {"generation": generation}), chosen
 
 
 def target_lengths(task: Task, examples: Iterable[Example], tokenizer: Any) -> np.ndarray:
@@ -222,7 +222,8 @@ def _prefix(config: Train | Evaluate, task: str) -> str:
 def _with_values(options: Any, path: str, values: dict[str, tuple[Any, str]]) -> tuple[Any, list[ChosenOption]]:
     """Return a copy of a group of options with ``values``, each given with its reason, and those that are new."""
     chosen = {name: choice for name, choice in values.items() if getattr(options, name) != choice[0]}
-    copy = replace(options, **{name: value for name, (value, _) in chosen.items()}) if chosen else options
+    new_values = {name: value for name, (value, _) in chosen.items()}
+    copy = with_options(options, new_values) if isinstance(options, Task) else replace(options, **new_values)
     return copy, [ChosenOption(f"{path}.{name}", *choice) for name, choice in chosen.items()]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gptask.model.predictions import predictions_by_example
 from gptask.plugins.metric import Metric
-from gptask.plugins.task import Task
+from gptask.plugins.task import Task, with_options
 from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TaskRuntime:
     def set_tuned_options(self, options: dict[str, Any]) -> None:
         """Let a task with options that validation chose predict from now on; none: the task as it was configured."""
         self.tuned_options = options
-        self.task = replace(self.configured_task, **options) if options else self.configured_task
+        self.task = with_options(self.configured_task, options) if options else self.configured_task
 
     def validation_scores(self) -> Iterator[tuple[Metric, float]]:
         """The task's metrics on validation, the main one first, after its options were tuned on that split."""

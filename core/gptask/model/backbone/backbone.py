@@ -59,8 +59,9 @@ class GPTBackbone(nn.Module):
         self.engine.install()
 
     def train(self, mode: bool = True) -> GPTBackbone:
-        """Set training or inference; what the engine made of the weights for inference is made anew."""
-        self.engine.drop_inference_weights()
+        """Set training or inference; training drops what the engine made of the weights for inference."""
+        if mode:
+            self.engine.drop_inference_weights()
         return super().train(mode)
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gptask.model.engine import attention
 from gptask.model.engine.forward_state import forward_state
+from gptask.model.engine.inference_weights import tensor_identity
 from gptask.model.engine.interface import DecodingRow, Engine, EngineBackbone
 from gptask.model.engine.kv_cache import capacity
 from gptask.model.engine.left_padding import decoding_mask, next_token_logits
@@ -35,6 +36,7 @@ class FastBatch(SampledBatch):
         self.engine, self.keep = engine, keep
         self.buckets: list[LengthBucket] = []
         self.kept: list[KeptText] = []  # the latest last
+        self.weights: list[tuple[int, int]] = []  # that read them
 
     @property
     def rows(self) -> list[DecodingRow]:
@@ -44,6 +46,7 @@ class FastBatch(SampledBatch):
     @torch.inference_mode()
     def admit(self, rows: Sequence[DecodingRow]) -> None:
         """Read the prompts of more rows, what is kept of their beginnings left out."""
+        self._forget_outdated()
         together: dict[str | None, list[DecodingRow]] = {}
         buckets = []
         for row in rows:
@@ -62,6 +65,12 @@ class FastBatch(SampledBatch):
                 bucket.read_in_parts(kept) if kept or bucket.end > LONG_PROMPT else bucket.read_prompts()
         everything = [*self.buckets, *(bucket for bucket, _ in buckets)]
         self.buckets = sorted(everything, key=lambda bucket: (bucket.packs, bucket.adapter or ""))
+
+    def _forget_outdated(self) -> None:
+        """Drop what other weights than the model's have read; torch cannot see edits through ``.data``."""
+        weights = [tensor_identity(parameter) for parameter in self.backbone.peft.parameters()] if self.keep else []
+        if weights != self.weights:
+            self.kept, self.weights = [], weights
 
     def next_logits(self) -> Tensor:
         """Read the rows' newest tokens; return logits (B, V) of the tokens that follow."""

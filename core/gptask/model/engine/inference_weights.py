@@ -42,9 +42,9 @@ class InferenceWeight:
 class InferenceWeights:
     """The inference weights of a model's layers, each made when it is first needed.
 
-    The engine drops all of them when the model changes between training and inference, and before every pass those
-    whose parts have changed. Torch cannot see an edit through ``.data`` (``p.data.normal_()``): after one, call
-    ``backbone.train()`` and ``backbone.eval()``, or edit ``p`` itself under `torch.no_grad`.
+    The engine drops all of them when the model is set to training, and before every pass those whose parts have
+    changed. Torch cannot see an edit through ``.data`` (``p.data.normal_()``): after one, call ``backbone.train()`` and
+    ``backbone.eval()``, or edit ``p`` itself under `torch.no_grad`.
     """
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ class Sampler:
         too_short = [place for place, row in enumerate(rows) if len(row.new_ids) < options.min_new_tokens]
         if too_short:
             scores_bV = scores_bV.clone()
-            scores_bV[torch.tensor(too_short)[:, None], torch.tensor(self.stop_ids)] = float("-inf")
+            scores_bV[torch.tensor(too_short)[:, None], torch.tensor(self.stop_ids, dtype=torch.long)] = float("-inf")
         if options.repetition_penalty != 1.0:
             ids_bT, _ = left_padded([row.ids for row in rows], logits_bV.device)
             scores_bV = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)(ids_bT, scores_bV)

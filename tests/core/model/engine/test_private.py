@@ -10,10 +10,10 @@ from gptask.model.engine import private
 ROOT = Path(__file__).parents[4]
 FILES = [path for folder in ("core", "tasks", "conf") for path in sorted((ROOT / folder).rglob("*.py"))]
 OWN = {"self", "cls"}
-# names of other libraries, which are no part of torch, PEFT or transformers: omegaconf's and argparse's in cli,
+# names of other libraries, which are no part of torch, PEFT or transformers: argparse's in cli,
 # datasets' fingerprint, sacrebleu's statistics, namedtuple's _asdict, Lightning's flag of optimizers in training/optim
-OTHERS = {"_get_node", "_actions", "_fingerprint", "_extract_corpus_statistics", "_compute_score_from_stats"}
-OTHERS |= {"_asdict", "_step_supports_amp_scaling", "_query"}
+OTHERS = {"_actions", "_fingerprint", "_extract_corpus_statistics", "_compute_score_from_stats"}
+OTHERS |= {"_asdict", "_step_supports_amp_scaling"}
 
 
 def private_names(path: Path) -> set[str]:
