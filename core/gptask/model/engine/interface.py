@@ -17,26 +17,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import torch
+from gptask.plugins.protocols import Backbone
 
+if TYPE_CHECKING:
     from gptask.plugins.generation_options import GenerationOptions
 
 log = logging.getLogger("gptask")
 Adapters = Sequence[str | None]  # the digest of each row's adapter, None for the model as it is
 
 
-class EngineBackbone(Protocol):
-    """What an engine needs of a backbone: a decoder whose layers it may replace."""
+class EngineBackbone(Backbone, Protocol):
+    """A decoder whose passes an engine computes, and whose layers it may replace."""
 
     peft: Any  # the model, PEFT-wrapped where it has adapters
-    tokenizer: Any
     origin: Any  # where its weights came from, with their hash
     engine: Engine
-
-    @property
-    def model(self) -> Any:
-        """The transformers model, with its adapters if there are any."""
 
     @property
     def config(self) -> Any:
@@ -51,30 +46,8 @@ class EngineBackbone(Protocol):
         """The decoder's layers; empty where the model holds them in no plain list."""
 
     @property
-    def device(self) -> torch.device:
-        """The device that holds the weights."""
-
-    @property
-    def channels(self) -> int:
-        """C, the size of a hidden state."""
-
-    @property
-    def context(self) -> int:
-        """The most positions the model can attend to."""
-
-    @property
-    def stop_ids(self) -> set[int]:
-        """The token ids that end a text."""
-
-    @property
     def softcap(self) -> float | None:
         """The bound of the logits, None for most models."""
-
-    def hidden(self, input_ids: Tensor, lengths: Tensor | None = None, needed: Tensor | None = None) -> Tensor:
-        """Return the last hidden states (B, T, C)."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the vocabulary scores (..., V) of hidden states (..., C)."""
 
     def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
