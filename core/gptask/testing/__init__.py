@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from gptask.plugins.isolation import isolated
 from gptask.plugins.source_location import class_location, class_source
 from gptask.plugins.task import Task
-from gptask.testing.clauses import ON_BOTH_ENGINES, STAGES, Clause, NotApplicable
+from gptask.testing.clauses import ON_BOTH_ENGINES, STAGES, Clause
+from gptask.testing.expectations import NotApplicable
 from gptask.testing.trial import Trial
 
 __all__ = ["ContractError", "Result", "check_results", "check_task"]

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gptask.config.conversion import from_plain
 from gptask.data.corpus import SPLITS
 from gptask.errors import listing
-from gptask.model.generation.generate import GeneratedText, generate
+from gptask.model.generation.generate import generate
 from gptask.plugins.compatibility import contract_version_of, refuse_other_version
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION, Task
-from gptask.plugins.types import Example, Field, Kind, Prediction
+from gptask.plugins.types import Field, Kind
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.predictions_file import prediction_fields
+from gptask.testing.expectations import LEARNED_SHARE, NotApplicable, expect, nearly_equal
+from gptask.testing.metric_clauses import metrics_rank
 from gptask.testing.trial import BATCH_SIZE, Trial, padded
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from gptask.data.datamodule import PaddedBatch
 
 EXTRA_PADS = 3
-LEARNED_SHARE = 0.1  # of the first loss: a batch is memorized once its loss is no more than this
 HEAVY_PACKAGES = ("torch", "transformers", "pytorch_lightning", "peft", "datasets")
 IMPORT_SCRIPT = """
 import importlib, runpy, sys
@@ -52,45 +49,26 @@ PADDING_HINT = (
 )
 
 
-class NotApplicable(Exception):
-    """A clause does not apply to this task."""
-
-
-def _expect(condition: Any, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
-
-
-def _nearly_equal(a: Any, b: Any) -> bool:
-    if is_dataclass(a) and not isinstance(a, type):
-        return type(a) is type(b) and _nearly_equal(asdict(a), asdict(b))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_nearly_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_nearly_equal, a, b))
-    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) if isinstance(a, float) else a == b
-
-
 # --- what a task declares ----------------------------------------------------------------------------------------
 
 
 def fields_well_formed(trial: Trial) -> None:
     """Field names are free and distinct; there is an input and a target; the marks fit the kinds."""
     fields = trial.task.fields()
-    _expect(all(isinstance(f, Field) for f in fields), f"Task.fields() must list gptask.Field, got {fields!r}")
+    expect(all(isinstance(f, Field) for f in fields), f"Task.fields() must list gptask.Field, got {fields!r}")
     names = [f.name for f in fields]
-    _expect(len(set(names)) == len(names), f"field names must differ, got {listing(names)}; look at Task.fields()")
+    expect(len(set(names)) == len(names), f"field names must differ, got {listing(names)}; look at Task.fields()")
     for f in fields:
         taken = f.name in CORE_COLUMNS or (f.name in PREDICTION_COLUMNS and not f.target)
-        _expect(
+        expect(
             f.name.isidentifier() and not taken,
             f"the field name '{f.name}' is not an identifier, or is reserved by gptask",
         )
         text_input = not f.target and f.kind is Kind.TEXT
-        _expect(text_input or not f.truncate, f"field '{f.name}' is marked truncate: only an input of kind TEXT can be")
-        _expect(not (f.group and f.target), f"field '{f.name}' is marked group: only an input can be")
-    _expect(trial.task.inputs(), "every field is marked target, so a prediction has no input; look at Task.fields()")
-    _expect(
+        expect(text_input or not f.truncate, f"field '{f.name}' is marked truncate: only an input of kind TEXT can be")
+        expect(not (f.group and f.target), f"field '{f.name}' is marked group: only an input can be")
+    expect(trial.task.inputs(), "every field is marked target, so a prediction has no input; look at Task.fields()")
+    expect(
         bool(trial.task.targets()) == trial.task.supervised,
         "no field is marked target, so there is nothing to predict; look at Task.fields()"
         if trial.task.supervised
@@ -102,9 +80,9 @@ def options_round_trip(trial: Trial) -> None:
     """A run's config.yaml restores the same task: the options are typed, and none exists outside the fields."""
     cls = type(trial.task)
     decorated = "__dataclass_fields__" in vars(cls)
-    _expect(decorated, f"{cls.__name__} must be decorated with @dataclass, or its options are its parent's")
+    expect(decorated, f"{cls.__name__} must be decorated with @dataclass, or its options are its parent's")
     restored = _task_from_options(trial.task)
-    _expect(
+    expect(
         restored == trial.task and vars(restored) == vars(trial.task),
         f"the options written and read again must make the same task, {trial.task!r}, got {restored!r}; look at the "
         "types of the dataclass's fields, and at __init__ or __post_init__",
@@ -125,7 +103,7 @@ def version_stated(trial: Trial) -> None:
     """The task states the contract it is made for, so that another contract can refuse or support it."""
     task = type(trial.task)
     statement = f'contract_version = "{CONTRACT_VERSION}"'
-    _expect(
+    expect(
         contract_version_of(task),
         f"{task.__name__} must state the contract it is made for: write {statement} in the class",
     )
@@ -136,8 +114,8 @@ def module_imports_no_torch(trial: Trial) -> None:
     """A task's module imports heavy packages inside its methods, since `gptask tasks` and --help answer at once."""
     module = type(trial.task).__module__
     loaded = _heavy_imports(module, str(getattr(sys.modules.get(module), "__file__", "")))
-    _expect("Traceback" not in loaded, f"{module} must be importable on its own: {loaded[-300:]}")
-    _expect(not loaded, f"importing {module} must not import {loaded}: import it inside the methods")
+    expect("Traceback" not in loaded, f"{module} must be importable on its own: {loaded[-300:]}")
+    expect(not loaded, f"importing {module} must not import {loaded}: import it inside the methods")
 
 
 @cache
@@ -156,14 +134,14 @@ def sample_readable(trial: Trial) -> None:
         split = trial.corpus.split(name)
         for group in set(split.store.column("group")[split.rows].tolist()):
             other = split_of.setdefault(group, name)
-            _expect(other == name, f"splits must not overlap; {other} and {name} share an input; look at Task.sample()")
+            expect(other == name, f"splits must not overlap; {other} and {name} share an input; look at Task.sample()")
 
 
 def prepare_returns_options(trial: Trial) -> None:
     """`Task.prepare` returns the options it chooses and leaves the task as it is."""
     before, chosen = deepcopy(vars(trial.task)), trial.chosen_options
     changed = [name for name, value in vars(trial.task).items() if name not in before or before[name] != value]
-    _expect(not changed, f"Task.prepare() must return {listing(changed)} and set nothing; it returned {chosen!r}")
+    expect(not changed, f"Task.prepare() must return {listing(changed)} and set nothing; it returned {chosen!r}")
 
 
 def parts_build(trial: Trial) -> None:
@@ -173,25 +151,25 @@ def parts_build(trial: Trial) -> None:
     from gptask.model.heads import Head
 
     parts, metrics = trial.parts, trial.task.metrics()
-    _expect(
+    expect(
         isinstance(parts.head, Head),
         f"Task.head() must return a gptask.Head, got {type(parts.head).__name__}",
     )
     are_metrics = metrics and all(isinstance(metric, Metric) for metric in metrics)
-    _expect(are_metrics, f"Task.metrics() must list at least one gptask.Metric, got {metrics!r}")
+    expect(are_metrics, f"Task.metrics() must list at least one gptask.Metric, got {metrics!r}")
     names = [metric.name for metric in metrics]
-    _expect(len(set(names)) == len(names), f"metric names must differ, got {listing(names)}; look at Task.metrics()")
+    expect(len(set(names)) == len(names), f"metric names must differ, got {listing(names)}; look at Task.metrics()")
     backbone, head = deepcopy((parts.backbone, parts.head))
     batch = next(iter(parts.data.train_dataloader()))
     hidden = backbone.hidden(batch.input_ids)
     hidden.retain_grad()
     loss = head.loss(hidden, batch)
     is_finite_scalar = isinstance(loss, torch.Tensor) and loss.ndim == 0 and bool(torch.isfinite(loss))
-    _expect(is_finite_scalar, f"Head.loss() must be one finite number, got {loss!r}")
+    expect(is_finite_scalar, f"Head.loss() must be one finite number, got {loss!r}")
     torch.autograd.backward(loss)
     missed = [name for name, weight in head.named_parameters() if weight.requires_grad and weight.grad is None]
-    _expect(not missed, f"the loss must reach every weight of the head, but misses {listing(missed)}; see Head.loss()")
-    _expect(hidden.grad is not None, "the loss must reach the backbone: Head.loss() must not detach the hidden states")
+    expect(not missed, f"the loss must reach every weight of the head, but misses {listing(missed)}; see Head.loss()")
+    expect(hidden.grad is not None, "the loss must reach the backbone: Head.loss() must not detach the hidden states")
 
 
 def head_owns_its_weights(trial: Trial) -> None:
@@ -199,7 +177,7 @@ def head_owns_its_weights(trial: Trial) -> None:
     backbone, head = trial.parts.backbone, trial.parts.head
     backbone_weights = {*backbone.parameters(), *backbone.buffers()}
     shared = [name for name, weight in head.state_dict(keep_vars=True).items() if weight in backbone_weights]
-    _expect(
+    expect(
         not shared,
         f"Head.state_dict() must hold no weights of the backbone, but has {listing(shared, 3)}; use self.backbone "
         "(super().__init__(backbone) sets it), and assign no part of it to an attribute of the head",
@@ -224,12 +202,12 @@ def padding_invariant(trial: Trial) -> None:
             loss, padded_loss = (head.loss(backbone.hidden(batch.input_ids), batch) for batch in batches)
             change = f"the loss of one sequence from {loss:.5f} to {padded_loss:.5f}"
             close = torch.allclose(loss, padded_loss, rtol=1e-3, atol=1e-4)
-            _expect(close, f"{EXTRA_PADS} pads change {change}; {PADDING_HINT}")
+            expect(close, f"{EXTRA_PADS} pads change {change}; {PADDING_HINT}")
     batch_outputs = trial.outputs(trial.batch(EXTRA_PADS, pad_id=items[0]["ids"][0]), packed=False)
     for item, batch_output in zip(items, batch_outputs, strict=True):
         (output,) = trial.outputs(collate([item]))
-        same = _nearly_equal(output, batch_output)
-        _expect(same, f"a sequence alone gives {output!r}, in a padded batch {batch_output!r}; {PADDING_HINT}")
+        same = nearly_equal(output, batch_output)
+        expect(same, f"a sequence alone gives {output!r}, in a padded batch {batch_output!r}; {PADDING_HINT}")
 
 
 def _states_in_loss(trial: Trial) -> tuple[PaddedBatch, Tensor]:
@@ -252,17 +230,17 @@ def loss_ignores_prompt_and_pads(trial: Trial) -> None:
     is_pad = in_loss.new_tensor(
         [[position >= length for position in range(in_loss.shape[1])] for length in batch.lengths]
     )
-    _expect(not (in_loss & is_pad).any(), f"the loss depends on states of pads; {PADDING_HINT}")
+    expect(not (in_loss & is_pad).any(), f"the loss depends on states of pads; {PADDING_HINT}")
     if trial.generates:
         prompt_states = int((in_loss & ~batch.predicting()).sum())
-        _expect(
+        expect(
             not prompt_states,
             f"the loss must see target tokens only, but it depends on {prompt_states} states of prompts; pick "
             "hidden[batch.predicting()] in Head.loss()",
         )
     needed = trial.parts.head.needed_positions(batch)
     undeclared = 0 if needed is None else int((in_loss & ~needed).sum())
-    _expect(
+    expect(
         not undeclared,
         f"the loss depends on {undeclared} states that Head.needed_positions() (or last_only) excludes; add them there",
     )
@@ -274,7 +252,7 @@ def learns_to_stop(trial: Trial) -> None:
         raise NotApplicable
     batch, in_loss = _states_in_loss(trial)
     predicts_eos = in_loss[range(len(in_loss)), batch.lengths - 2]
-    _expect(predicts_eos.all(), "EOS must be in the loss (masking pads by id masks it too); use batch.predicting()")
+    expect(predicts_eos.all(), "EOS must be in the loss (masking pads by id masks it too); use batch.predicting()")
     backbone, _, losses = trial.trained
     if losses[-1] > LEARNED_SHARE * losses[0]:
         return  # overfits_one_batch reports that nothing was learned, so neither was EOS
@@ -282,13 +260,13 @@ def learns_to_stop(trial: Trial) -> None:
     options = GenerationOptions(max_new_tokens=max(map(len, targets)) + 8)
     for generated, target in zip(generate(backbone, batch.prompts(), options), targets, strict=True):
         text, expected = generated.text, backbone.tokenizer.decode(target, skip_special_tokens=True)
-        _expect(text == expected, f"generation should end after {expected!r}, got {text!r}; look at Head.loss()")
+        expect(text == expected, f"generation should end after {expected!r}, got {text!r}; look at Head.loss()")
 
 
 def overfits_one_batch(trial: Trial) -> None:
     """The model memorizes four examples; if it can't, the loss does not train it."""
     *_, losses = trial.trained
-    _expect(
+    expect(
         losses[-1] <= LEARNED_SHARE * losses[0],
         f"{len(losses)} steps on {BATCH_SIZE} examples should bring the loss to a tenth, got {losses[0]:.4f} -> "
         f"{losses[-1]:.4f}; look at the labels in Task.encode() and at Head.loss()",
@@ -300,9 +278,9 @@ def predicts_without_targets(trial: Trial) -> None:
     no_answer = {f.name: None for f in trial.task.targets()}
     answered, unanswered = trial.items(trial.examples), trial.items([example | no_answer for example in trial.examples])
     same = [item["ids"] for item in answered] == [item["ids"] for item in unanswered]
-    _expect(same, "the prompt must be the same with and without the answer (it leaks otherwise); look at Task.encode()")
+    expect(same, "the prompt must be the same with and without the answer (it leaks otherwise); look at Task.encode()")
     no_targets = all(item["target"] is None and item["label"] is None for item in unanswered)
-    _expect(no_targets, "without an answer, Encoded.target and Encoded.label must be None; look at Task.encode()")
+    expect(no_targets, "without an answer, Encoded.target and Encoded.label must be None; look at Task.encode()")
     for prediction in trial.predictions:
         json.dumps(prediction_fields(prediction))
 
@@ -317,64 +295,11 @@ def assets_restored(trial: Trial) -> None:
         restored = _task_from_options(trial.task)
         restored.load_assets(folder)
         for expected, got in zip(trial.predictions, trial.predictions_of(restored), strict=True):
-            _expect(
-                _nearly_equal(expected, got),
+            expect(
+                nearly_equal(expected, got),
                 f"with the saved files the task should predict {expected!r}, got {got!r}; look at Task.save_assets() "
                 "and Task.load_assets()",
             )
-
-
-def metrics_rank(trial: Trial) -> None:
-    """Right predictions (of the memorized batch) score better than the same ones assigned to other examples.
-
-    A metric that ignores the example (such as the likelihood of a text) must rank them above untrained predictions.
-    """
-    from gptask.model.heads import GenerationHead
-
-    right, examples = trial.predictions, trial.examples
-    swapped = right[1:] + right[:1] if trial.task.supervised else trial.untrained
-    empty = []
-    if isinstance(trial.parts.head, GenerationHead):
-        empty = [trial.task.prediction(example, [GeneratedText("", 0.0)]) for example in examples]
-    *_, losses = trial.trained
-    learned = losses[-1] <= LEARNED_SHARE * losses[0]  # if not, overfits_one_batch reports it
-    for metric in trial.task.metrics():
-        wrong = trial.untrained if _ignores_examples(metric, right, examples) else swapped
-        right_value, wrong_value = (_checked_value(metric, predictions, examples) for predictions in (right, wrong))
-        if empty:
-            _checked_value(metric, empty, examples)
-        better = {True: right_value > wrong_value, False: right_value < wrong_value, None: True}
-        _expect(
-            better[metric.higher_is_better] or not learned,
-            f"{metric.name} gives {right_value:.4f} to right predictions and {wrong_value:.4f} to wrong ones, with "
-            f"higher_is_better={metric.higher_is_better}; look at statistics(), aggregate() and Task.prediction()",
-        )
-
-
-def _ignores_examples(metric: Metric, predictions: Sequence[Prediction], examples: Sequence[Example]) -> bool:
-    """Whether the statistics differ between predictions, but not between the examples they are compared with."""
-    table = [[list(metric.statistics(prediction, example)) for example in examples] for prediction in predictions]
-    return table[0] != table[-1] and all(row == [row[0]] * len(row) for row in table)
-
-
-def _checked_value(metric: Metric, predictions: Sequence[Prediction], examples: Sequence[Example]) -> float:
-    """Return a metric's value after checks of its statistics, its range and its resamples."""
-    name, pairs = metric.name, zip(predictions, examples, strict=True)
-    statistics = [list(map(float, metric.statistics(prediction, example))) for prediction, example in pairs]
-    lengths = sorted(set(map(len, statistics)))
-    _expect(len(lengths) == 1, f"{name}.statistics() must give equally many numbers for every example, got {lengths}")
-    rows = np.asarray(statistics)
-    _expect(np.isfinite(rows).all(), f"{name}.statistics() must be finite, got {statistics}")
-    resamples = [rows, *(rows[[number] * len(rows)] for number in range(len(rows)))]
-    values = [float(metric.aggregate(resample)) for resample in resamples]
-    low, high = metric.range
-    in_range = all(math.isfinite(value) and low - 1e-6 <= value <= high + 1e-6 for value in values)
-    _expect(in_range, f"{name} must lie in its range {metric.range} for every resample of the examples, got {values}")
-    counts = np.vstack([np.ones(len(rows)), len(rows) * np.eye(len(rows))])  # of the same resamples
-    resampled = np.asarray(metric.resampled(rows, counts), dtype=float)
-    same = resampled.shape == (len(counts),) and np.allclose(resampled, values, atol=1e-4)
-    _expect(same, f"{name}.resampled() must give what aggregate() gives of each resample, {values}; got {resampled}")
-    return values[0]
 
 
 Clause = Callable[[Trial], None]
