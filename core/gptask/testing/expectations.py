@@ -14,11 +14,13 @@ class NotApplicable(Exception):
 
 
 def expect(condition: Any, message: str) -> None:
+    """Raise `AssertionError` with the message unless the condition holds."""
     if not condition:
         raise AssertionError(message)
 
 
 def nearly_equal(a: Any, b: Any) -> bool:
+    """Whether two outputs are equal but for the rounding of their numbers."""
     if is_dataclass(a) and not isinstance(a, type):
         return type(a) is type(b) and nearly_equal(asdict(a), asdict(b))
     if isinstance(a, dict):
