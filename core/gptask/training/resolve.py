@@ -95,7 +95,7 @@ def resolve_data(config: Config, backbone: GPTBackbone) -> tuple[Config, list[Ch
         if data.max_tokens > backbone.context:
             values["max_tokens"] = (backbone.context, f"the backbone's context is shorter than {data.max_tokens}")
         if data.seed is None:
-            values["seed"] = (config.seed, "seed")
+            values["seed"] = (config.seed, "the seed of the run")
         data, chosen = _with_values(data, f"{_prefix(config, name)}data", values)
         tasks[name] = replace(task_config, data=data)
         all_chosen += chosen

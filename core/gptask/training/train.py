@@ -15,6 +15,7 @@ from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
 from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
+from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers
 from gptask.training.context import RunContext
@@ -52,10 +53,32 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     loggers.require_logger(config.logger)
+    if config.resume:
+        _refuse_resume_without_training(Path(config.resume), config.trainer)
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
     with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
         return _train(RunContext(config, command, corpora, fingerprint, folder), callbacks)
+
+
+def _refuse_resume_without_training(folder: Path, options: dict[str, Any]) -> None:
+    """Raise `UserError` for a run that has trained longer than the options allow, or is finished and may not go on.
+
+    This comes before anything in the folder is changed. A run that only lacks its test goes on with that.
+    """
+    import torch
+
+    checkpoint = torch.load(latest_checkpoint(folder), map_location="cpu", weights_only=True, mmap=True)
+    finished = (folder / MANIFEST).is_file()
+    for option, trained in (("max_epochs", checkpoint["epoch"] + 1), ("max_steps", checkpoint["global_step"])):
+        limit = options.get(option)
+        if limit is None or limit < 0 or trained < limit or (trained == limit and not finished):
+            continue
+        state = "is finished" if finished else "was stopped"
+        raise UserError(
+            f"{folder} {state} after {trained} {option.removeprefix('max_')}, and trainer.{option}={limit} allows no "
+            f"more: set trainer.{option} above {trained}"
+        )
 
 
 def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.Runs:
@@ -188,8 +211,9 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
     checkpoint = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     module.set_tuned_options(checkpoint["tuned_options"])
-    score = callback.best_model_score
-    log.info("best checkpoint: %s (%s %.4f)", Path(callback.best_model_path).name, callback.monitor, float(score))
+    score = callback.best_model_score  # None where the run was resumed after its last epoch
+    value = "" if score is None else f" ({callback.monitor} {float(score):.4f})"
+    log.info("best checkpoint: %s%s", Path(callback.best_model_path).name, value)
 
 
 def _finished_runs(context: RunContext[Train], module: GPTModule) -> run.Runs:

@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
 def test_metrics_name_the_engine_and_the_fingerprint_does_not(runs):
     fast, reference = (runs[name].metrics["engine"] for name in ("fast", "reference"))
     assert fast["name"] == "fast"
-    assert fast["off"]["loss"] == "engine.loss=off"
+    assert fast["off"]["loss"] == "switched off"
     assert "RMS norms" in fast["off"]["norm"]
     assert reference == {"name": "reference", "off": {}}
     assert len({read_manifest(run.folder).fingerprint for run in runs.values()}) == 1
@@ -69,4 +69,4 @@ def test_a_verb_on_a_run_computes_by_the_engine_of_its_config(verb, runs, tmp_pa
 def test_python_takes_the_engine_of_the_environment_where_none_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTASK_ENGINE", "fast, norm=off")
     run = train(small_config(tmp_path, trainer=ONE_STEP))
-    assert run.metrics["engine"]["off"]["norm"] == "engine.norm=off"
+    assert run.metrics["engine"]["off"]["norm"] == "switched off"

@@ -243,7 +243,7 @@ def test_one_table_names_what_was_chosen_and_why(tmp_path, caplog):
         "  option                           value                          why",
         "  task.labels                      [negative, neutral, positive]  all train data",
         "  data.max_tokens                  128                            the backbone's context is shorter than 200",
-        "  data.seed                        13                             seed",
+        "  data.seed                        13                             the seed of the run",
         "  tuning.top                       1.0                            recommended by the head",
         "  tuning.lr                        0.00055                        "
         "recommended by the head, for gpt2 with 16 channels",

@@ -34,6 +34,34 @@ def test_resume_without_a_checkpoint_is_an_error(tmp_path):
         train(small_config(tmp_path, resume=str(tmp_path / "empty")))
 
 
+def test_a_run_that_may_not_train_longer_is_refused_and_stays_as_it_is(tmp_path):
+    run = train(small_config(tmp_path))
+    files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    for epochs, message in [
+        (2, "is finished after 2 epochs, and trainer.max_epochs=2 allows no more: set trainer.max_epochs above 2"),
+        (1, "is finished after 2 epochs, and trainer.max_epochs=1 allows no more: set trainer.max_epochs above 2"),
+    ]:
+        options = {"max_epochs": epochs, "accelerator": "cpu", "accumulate_grad_batches": 1}
+        with pytest.raises(UserError, match=message):
+            train(small_config(tmp_path, resume=str(run.folder), trainer=options))
+    (run.folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match="was stopped after 2 epochs, and trainer.max_epochs=1 allows no more"):
+        train(small_config(tmp_path, resume=str(run.folder), trainer=options))
+    assert {path for path in run.folder.rglob("*") if path.is_file()} == {*files} - {run.folder / "manifest.json"}
+    for path, content in files.items():
+        assert path.name == "manifest.json" or path.read_bytes() == content
+
+
+def test_a_run_that_lacks_its_test_only_is_finished_by_resume(tmp_path):
+    run = train(small_config(tmp_path))
+    expected, predictions = run.metrics["metrics"], (run.folder / "predictions.jsonl").read_bytes()
+    (run.folder / "manifest.json").unlink()
+    again = train(small_config(tmp_path, resume=str(run.folder)))
+    read_manifest(again.folder).verify()
+    assert again.metrics["metrics"] == expected
+    assert (again.folder / "predictions.jsonl").read_bytes() == predictions
+
+
 def test_a_finished_run_without_checkpoints_stays_as_it_is(tmp_path):
     folder = write_review_run(tmp_path / "run")
     with pytest.raises(UserError, match="no checkpoint to go on from"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
-IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "tuned_options", "command", "run"}
+IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "engine", "tuned_options", "command", "run"}
 
 
 @dataclass
@@ -85,7 +85,10 @@ def _number(value: float | None) -> str:
 
 def options(groups: Sequence[SeedGroup]) -> list[str]:
     """For each group the options in which it differs from the others, unless a column shows the difference."""
+    configs = [group.records[0].config for group in groups]
     flat = [dict(_leaves(_method_config(group.records[0]))) for group in groups]
+    for values, config in zip(flat, configs, strict=True):
+        values["engine"] = engine_of(config.get("engine") or {})
     shown = {name for name in ("data", "backbone", "tuning") if len({group.facts[name] for group in groups}) > 1}
     names = sorted({name for values in flat for name in values if name.partition(".")[0] not in shown})
     differing = [name for name in names if len({repr(values.get(name)) for values in flat}) > 1]
@@ -148,6 +151,12 @@ def backbone_of(backbone: dict[str, Any]) -> str:
         return f"scratch {backbone.get('n_layer')}×{backbone.get('n_embd')}"
     source = str(backbone.get("source", "?"))
     return Path(source).name if "/" in source and Path(source).exists() else source
+
+
+def engine_of(engine: dict[str, Any]) -> str:
+    """The engine as `GPTASK_ENGINE` names it."""
+    components = [f"{name}=off" for name, value in engine.items() if value is False]
+    return ",".join([str(engine.get("kind", "fast")).removesuffix("_schema"), *components])
 
 
 def tuning_of(config: dict[str, Any]) -> str:

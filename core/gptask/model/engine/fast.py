@@ -46,19 +46,19 @@ class FastEngine(ReferenceEngine):
     def install(self) -> None:
         """Replace forward functions, after putting back what an earlier call replaced."""
         self.uninstall()
-        backbone, last = self.backbone, self.backbone.layers[-1:]
+        backbone, last, training = self.backbone, self.backbone.layers[-1:], self.backbone.peft.training
         installers: dict[str, Callable[[], str | None]] = {
             "attention": lambda: attention.install(backbone.model, self.compiled is not None),
             "rotary": lambda: rotary.install(backbone.model),
             "linear": lambda: linear.install(backbone.peft),
-            "norm": lambda: norm.install(backbone.model),
+            "norm": lambda: norm.install(backbone.model, training),
             "last_layer": lambda: last_layer.install(last[0] if last else None, backbone.channels),
             "packing": self._install_packing,
         }
         self.off = {} if self.compiled is None else dict.fromkeys(NOT_COMPILED, "compile=true")
         for name in (f.name for f in fields(self.options)):
             if not getattr(self.options, name):
-                self.off[name] = f"engine.{name}=off"
+                self.off[name] = "switched off"
         with _inference_mode_of(backbone.peft):
             for name, install in installers.items():
                 self.fits(name, install)

@@ -53,23 +53,29 @@ class NormForward:
 
     def __call__(self, module: Any, x: Tensor) -> Tensor:
         """Normalise states (..., C)."""
-        norm = original_forward(module)
         if not x.requires_grad or module.weight.requires_grad:
-            out: Tensor = norm(x)
+            out: Tensor = original_forward(module)(x)
             return out
+        return self.fast(module, x)
+
+    def fast(self, module: Any, x: Tensor) -> Tensor:
+        """The same by `FrozenRMSNorm`, which has no gradient of the scale."""
         if self.identity != tensor_identity(module.weight):
             self._take_scale(module)
         apply: Callable[..., Tensor] = FrozenRMSNorm.apply
-        return apply(x, norm, self.scale_C, self.eps)
+        return apply(x, original_forward(module), self.scale_C, self.eps)
 
 
-def install(model: Any) -> str | None:
-    """Replace the forward functions of a model's frozen RMS norms; return the reason where there is none that fits."""
+def install(model: Any, training: bool = True) -> str | None:
+    """Replace the forward functions of a model's RMS norms; return the reason where there is none that fits.
+
+    In ``training``, norms that learn stay as they are.
+    """
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     norms = [module for module in norms if getattr(module, "weight", None) is not None]  # some have no scale
     if not norms:
         return "the model has no RMS norms"
-    frozen = [module for module in norms if not module.weight.requires_grad]
+    frozen = [module for module in norms if not (training and module.weight.requires_grad)]
     if not frozen:
         return "the model's norms learn"
     forwards = [(module, _fitting_forward(module)) for module in frozen]
@@ -88,5 +94,5 @@ def _fitting_forward(module: Any) -> NormForward | None:
     x = torch.randn(shape, generator=generator, **options).requires_grad_()
     direction = torch.randn(shape, generator=generator, **options)
     (expected,) = torch.autograd.grad(original_forward(module)(x), x, direction)
-    (got,) = torch.autograd.grad(forward(module, x), x, direction)
+    (got,) = torch.autograd.grad(forward.fast(module, x), x, direction)
     return forward if (got - expected).abs().max() <= 0.03 * expected.abs().max() else None

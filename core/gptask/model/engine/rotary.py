@@ -81,7 +81,7 @@ def install(model: Any) -> str | None:
     copies = {function: _copy_with_rotate(function) for function in functions}
     pairs = ((module, copies[type(module).forward]) for module in model.modules())
     installed = [replace_forward(module, copy) for module, copy in pairs if copy]
-    return None if any(installed) else "no layer rotates all channels of its heads by halves"
+    return None if any(installed) else "the model has no rotary positions of the common form"
 
 
 def _copy_with_rotate(forward: Any) -> FunctionType | None:
