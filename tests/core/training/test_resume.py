@@ -45,7 +45,7 @@ def test_a_run_that_may_not_train_longer_is_refused_and_stays_as_it_is(tmp_path)
         with pytest.raises(UserError, match=message):
             train(small_config(tmp_path, resume=str(run.folder), trainer=options))
     (run.folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="was stopped after 2 epochs, and trainer.max_epochs=1 allows no more"):
+    with pytest.raises(UserError, match=r"was stopped after 2 epochs, and trainer\.max_epochs=1 allows no more"):
         train(small_config(tmp_path, resume=str(run.folder), trainer=options))
     assert {path for path in run.folder.rglob("*") if path.is_file()} == {*files} - {run.folder / "manifest.json"}
     for path, content in files.items():
