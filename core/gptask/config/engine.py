@@ -42,6 +42,7 @@ def engine_from_environment() -> Fast | Reference:
     """The engine that ``GPTASK_ENGINE`` names, the fast one without it; raises `UserError` for what names none."""
     text = os.environ.get(VARIABLE, "").strip()
     name, *components = (part.strip() for part in (text or "fast").split(","))
+    name = name.lower()
     where = f"{VARIABLE}={text}"
     return _with_components(_engine(name, where), components, where)
 

@@ -100,6 +100,9 @@ class GPTBackbone(nn.Module):
         if layers >= old_count:
             return
         path, old_layers = self._layers_path, self.layers
+        old_config = {
+            key: value for key, value in vars(config).items() if key == "num_hidden_layers" or isinstance(value, list)
+        }
         try:
             if path is None:
                 raise ValueError("they are no plain list")
@@ -113,6 +116,10 @@ class GPTBackbone(nn.Module):
                 self.body(input_ids=torch.arange(4, device=self.device)[None], use_cache=False)
             self.engine.install()
         except Exception as error:  # models that need all their layers raise whatever they like
+            if path is not None:
+                self.body.set_submodule(path, nn.ModuleList(old_layers))
+                vars(config).update(old_config)
+                self.engine.install()
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
 

@@ -15,6 +15,14 @@ from gptask.errors import UserError, listing
 if TYPE_CHECKING:
     from gptask.model.engine.interface import EngineBackbone
 
+MORE_THAN_FACTORS = (  # options of an adapter that changes the model for every row
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "use_dora",
+    "lora_bias",
+)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -42,6 +50,7 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
     model: Any = backbone.peft
     if digest in getattr(model, "peft_config", {}):
         return digest
+    _refuse_other_kinds(folder)
     learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     try:
         if not hasattr(model, "peft_config"):
@@ -52,6 +61,8 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
         problem = _unused_tensors(model, folder, digest)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[-1]
+        if model is not backbone.peft:
+            model.unload()
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learning)
     model.train(training)
@@ -60,6 +71,26 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
             remove_adapter(backbone, digest)
         raise UserError(f"the adapter in {folder} does not fit the model: {problem}")
     return digest
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Raise `UserError` for an adapter that is more than low-rank factors: it would change the model for every row."""
+    from peft import PeftConfig
+
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(f"{folder} holds no LoRA adapter: {str(error).strip().splitlines()[-1]}") from error
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    more = [name for name in MORE_THAN_FACTORS if getattr(config, name, None)]
+    more += [f"bias={config.bias}"] if getattr(config, "bias", "none") != "none" else []
+    start = getattr(config, "init_lora_weights", True)
+    more += [] if start in (True, False, "gaussian") else [f"init_lora_weights={start}"]
+    if kind != "LORA" or more:
+        reason = kind if kind != "LORA" else listing(more)
+        raise UserError(
+            f"the adapter in {folder} is not of low-rank factors alone ({reason}); rows can't have one each"
+        )
 
 
 def _unused_tensors(model: Any, folder: Path, digest: str) -> str:
@@ -76,7 +107,7 @@ def _unused_tensors(model: Any, folder: Path, digest: str) -> str:
 def remove_adapter(backbone: EngineBackbone, digest: str) -> None:
     """Unload an adapter from the backbone's model."""
     model = backbone.peft
-    if digest not in getattr(model, "peft_config", {}):
+    if digest not in getattr(model, "peft_config", {}).keys() - {"default"}:
         raise KeyError(f"no adapter {digest}")
     others = [name for name in model.peft_config if name != digest]
     if not others:

@@ -67,13 +67,18 @@ class FastBatch(SampledBatch):
         self.buckets = sorted(everything, key=lambda bucket: (bucket.packs, bucket.adapter or ""))
 
     def _forget_outdated(self) -> None:
-        """Drop what other weights than the model's have read; torch cannot see edits through ``.data``."""
-        weights = [tensor_identity(parameter) for parameter in self.backbone.peft.parameters()] if self.keep else []
+        """Drop what other weights than the model's have read."""
+        if self.backbone.engine is not self.engine:
+            raise RuntimeError("the backbone computes by another engine now: open a new decoding batch")
+        parameters = self.backbone.peft.parameters() if self.keep else ()
+        weights = [(self.engine.weight_drops, 0), *map(tensor_identity, parameters)]
         if weights != self.weights:
             self.kept, self.weights = [], weights
 
     def next_logits(self) -> Tensor:
         """Read the rows' newest tokens; return logits (B, V) of the tokens that follow."""
+        if self.backbone.engine is not self.engine:
+            raise RuntimeError("the backbone computes by another engine now: open a new decoding batch")
         logits = []
         for (unread, packs, adapter), group in groupby(self.buckets, LengthBucket.reading_group):
             buckets = [*group]

@@ -17,7 +17,7 @@ from gptask.config.engine import Fast
 from gptask.errors import listing
 from gptask.model.engine import attention, last_layer, linear, loss, norm, packing, rotary
 from gptask.model.engine.decoding import FastBatch
-from gptask.model.engine.forward_registry import restore_forwards
+from gptask.model.engine.forward_registry import replaced_by, restore_forwards
 from gptask.model.engine.forward_state import forward_state
 from gptask.model.engine.inference_weights import InferenceWeights
 from gptask.model.engine.interface import Adapters, DecodingBatch, EngineBackbone
@@ -41,11 +41,11 @@ class FastEngine(ReferenceEngine):
         self.options = options
         self.weights = InferenceWeights()
         self.packs_windows = False  # whether packed sequences see no farther than others in layers with a window
-        self.adapts_rows = False  # whether the engine computes every layer that has adapters
 
     def install(self) -> None:
         """Replace forward functions, after putting back what an earlier call replaced."""
         self.uninstall()
+        super().install()
         backbone, last, training = self.backbone, self.backbone.layers[-1:], self.backbone.peft.training
         installers: dict[str, Callable[[], str | None]] = {
             "attention": lambda: attention.install(backbone.model, self.compiled is not None),
@@ -59,7 +59,7 @@ class FastEngine(ReferenceEngine):
         for name in (f.name for f in fields(self.options)):
             if not getattr(self.options, name):
                 self.off[name] = "switched off"
-        with _inference_mode_of(backbone.peft):
+        with torch.inference_mode(False), torch.enable_grad(), _inference_mode_of(backbone.peft):
             for name, install in installers.items():
                 self.fits(name, install)
         self.adapts_rows = self.has("linear") and linear.computes_adapters(backbone.peft)
@@ -102,10 +102,13 @@ class FastEngine(ReferenceEngine):
     ) -> Tensor:
         """See `Engine`; prefixes that rows of one adapter share are computed once, rows of each adapter together."""
         if adapters is None:
-            return self._hidden(None, ids, embeds, lengths, needed)
-        self.require_adapters(adapters)
+            with self.beside_adapters():
+                return self._hidden(None, ids, embeds, lengths, needed)
+        self.require_adapters(adapters, len(ids if embeds is None else embeds))  # type: ignore[arg-type]
         if any(adapters) and not self.adapts_rows:
             return super().hidden(ids, lengths, needed, embeds=embeds, adapters=adapters)
+        if not any(adapters):
+            return self.hidden(ids, lengths, needed, embeds=embeds)
         states, order = [], []
         for adapter in dict.fromkeys(adapters):
             rows = [row for row, name in enumerate(adapters) if name == adapter]
@@ -123,9 +126,14 @@ class FastEngine(ReferenceEngine):
         needed: Tensor | None,
     ) -> Tensor:
         """Last hidden states (B, T, C) of rows that have one adapter."""
-        width = (ids if embeds is None else embeds).shape[1]  # type: ignore[union-attr]
+        given: Tensor = ids if embeds is None else embeds  # type: ignore[assignment]
+        width = given.shape[1]
+        if torch.is_grad_enabled() and any(
+            getattr(layer, "gradient_checkpointing", False) for layer in self.backbone.layers
+        ):
+            return super().hidden(ids, embeds=embeds, adapters=adapter and [adapter] * len(given))  # runs layers twice
         with self.running(adapter):
-            if lengths is not None and self.can_pack(width):
+            if lengths is not None and self.can_pack(width) and len(lengths) and int(lengths.min()) > 0:
                 rows = ids.tolist() if embeds is None else _embedding_numbers(embeds)  # type: ignore[union-attr]
                 sequences = [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
                 packed_BTC = packing.packed_hidden(self.backbone, sequences, width, needed, embeds)
@@ -154,7 +162,9 @@ class FastEngine(ReferenceEngine):
         """See `Engine`; weights for inference are made anew where the model's have changed."""
         if adapter is not None and not self.adapts_rows:
             raise ValueError("the model's own methods run without added adapters")
-        if self.backbone.peft.training:
+        if adapter is not None:
+            self.require_adapters([adapter])
+        if self.backbone.peft.training or torch.is_grad_enabled():
             self.weights.clear()  # a step of a fused optimizer changes no version
         weights = None
         if self.has("linear") and not self.backbone.peft.training and not torch.is_grad_enabled():
@@ -172,6 +182,14 @@ class FastEngine(ReferenceEngine):
     def drop_inference_weights(self) -> None:
         """Forget what was made of the weights for inference: they may have changed."""
         self.weights.clear()
+        for module in self.backbone.peft.modules():
+            if isinstance(forward := replaced_by(module), norm.NormForward):
+                forward.identity = None
+
+    @property
+    def weight_drops(self) -> int:
+        """See `Engine`."""
+        return self.weights.drops
 
     def compile(self) -> None:
         """See `Engine`; what torch.compile makes itself is off."""

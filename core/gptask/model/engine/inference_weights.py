@@ -26,8 +26,8 @@ def tensor_identity(tensor: Tensor) -> tuple[int, int]:
 class InferenceWeight:
     """A weight (N, C) for inference, packed if that helps; ``identity`` tells what it was made of."""
 
-    def __init__(self, weight: Tensor, parts: Sequence[Tensor]) -> None:
-        self.identity = [tensor_identity(part) for part in parts]
+    def __init__(self, weight: Tensor, layer: Any, parts: Sequence[Tensor]) -> None:
+        self.identity = _identity(layer)
         self.sources = [part.detach() for part in parts]  # while these live, no other tensor gets their addresses
         self.packed = private.can_prepack(weight)
         self.weight = private.prepack(weight, PACKED_MAX_ROWS) if self.packed else weight
@@ -48,6 +48,7 @@ class InferenceWeights:
     """
 
     def __init__(self) -> None:
+        self.drops = 0  # how often all were dropped
         self._made: dict[nn.Module, InferenceWeight] = {}
         self._factors: dict[tuple[nn.Module, str], tuple[Tensor, Tensor]] = {}
 
@@ -56,15 +57,12 @@ class InferenceWeights:
 
     def clear(self) -> None:
         """Drop all."""
+        self.drops += 1
         self._made, self._factors = {}, {}
 
     def drop_outdated(self) -> None:
         """Drop those whose layer's parts are others than they were made of, or have been edited."""
-        outdated = [
-            layer
-            for layer, made in list(self._made.items())
-            if made.identity != [tensor_identity(part) for part in _parts(layer)]
-        ]
+        outdated = [layer for layer, made in list(self._made.items()) if made.identity != _identity(layer)]
         for layer in outdated:
             self._made.pop(layer, None)  # another thread may have been faster
 
@@ -75,7 +73,7 @@ class InferenceWeights:
     def packed(self, layer: Any) -> InferenceWeight | None:
         """A linear layer's weight in oneDNN's layout, None where it has no such form."""
         if layer not in self._made and private.can_prepack(layer.weight):
-            self._made[layer] = InferenceWeight(layer.weight, _parts(layer))
+            self._made[layer] = InferenceWeight(layer.weight, layer, _parts(layer))
         return self._made.get(layer)
 
     def merged(self, layer: Any) -> InferenceWeight:
@@ -83,7 +81,7 @@ class InferenceWeights:
         if layer not in self._made:
             weight_NC, a_rC, b_Nr = _parts(layer)
             merged = weight_NC.float() + layer.scaling["default"] * (b_Nr.float() @ a_rC.float())
-            self._made[layer] = InferenceWeight(merged.to(weight_NC.dtype), (weight_NC, a_rC, b_Nr))
+            self._made[layer] = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr))
         return self._made[layer]
 
     def factors(self, layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +96,11 @@ def scaled_factors(layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tens
     """A (r, C) and ``scale · B`` (N, r) of a LoRA layer's adapter, in the number format of ``like``."""
     a_rC, b_Nr = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     return a_rC.to(like.dtype), (layer.scaling[adapter] * b_Nr).to(like.dtype)
+
+
+def _identity(layer: Any) -> list[Any]:
+    """What changes when a layer's parts, or the scale of its adapter, are others."""
+    return [*map(tensor_identity, _parts(layer)), getattr(layer, "scaling", {}).get("default")]
 
 
 def _parts(layer: Any) -> tuple[Tensor, ...]:

@@ -107,7 +107,10 @@ class DecodingBatch(ABC):
 
 
 class Engine(ABC):
-    """Computes the passes of one backbone; several threads may call it at the same time."""
+    """Computes the passes of one backbone; several threads may call it at the same time.
+
+    What changes the model or the engine (adapters added or removed, another engine, training) must not run beside them.
+    """
 
     name: ClassVar[str]
 
@@ -166,6 +169,11 @@ class Engine(ABC):
     @abstractmethod
     def compile(self) -> None:
         """Let torch.compile make `hidden`."""
+
+    @property
+    def weight_drops(self) -> int:
+        """A number that grows when the weights may have changed unseen."""
+        return 0
 
     def decode(self, rows: Sequence[DecodingRow]) -> None:
         """Write the texts of all rows to their end."""

@@ -52,7 +52,7 @@ class FusedLora(torch.autograd.Function):
         outputs = []
         for layer, low_Mr, b_Nr in zip(layers, low_rank, scaled_b, strict=True):
             out_MN = nn.functional.linear(x_MC, layer.weight_NC, layer.bias_N).addmm_(low_Mr, b_Nr.T)
-            outputs.append(out_MN.view(*x.shape[:-1], -1))
+            outputs.append(out_MN.view(*x.shape[:-1], out_MN.shape[-1]))
         return tuple(outputs)
 
     @staticmethod
@@ -68,7 +68,7 @@ class FusedLora(torch.autograd.Function):
             x_grad_MC = low_grad_MR @ a_RC
             for grad_MN, layer in zip(flat_grads, ctx.layers, strict=True):
                 x_grad_MC.addmm_(grad_MN, layer.weight_NC)
-            x_grad = x_grad_MC.view(*grads[0].shape[:-1], -1)
+            x_grad = x_grad_MC.view(*grads[0].shape[:-1], x_grad_MC.shape[-1])
         a_grads = (low_grad_MR.T @ x_MC).float().split([low_Mr.shape[1] for low_Mr in low_rank])
         pairs = zip(flat_grads, low_rank, ctx.layers, strict=True)
         b_grads = [(grad_MN.T @ low_Mr).float().mul_(layer.scale) for grad_MN, low_Mr, layer in pairs]
@@ -104,7 +104,8 @@ def computes_adapters(model: Any) -> bool:
 
 
 def _is_plain_lora(module: Any, lora_class: Any) -> bool:
-    return isinstance(module, lora_class) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
+    plain = isinstance(module, lora_class) and isinstance(module.base_layer, nn.Linear) and not module.lora_variant
+    return plain and all(factor.bias is None for factor in module.lora_B.values())
 
 
 def linear_forward(layer: Any, x: Tensor) -> Tensor:
@@ -139,6 +140,8 @@ class LoraForward:
 
 def _with_added_adapter(layer: Any, x: Tensor, adapter: str, weights: Any) -> Tensor:
     """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` by an adapter beside the model's own, whose weight is not merged."""
+    if layer.merged:
+        raise RuntimeError("the model's own adapter is merged into its weights: unmerge it before adding others")
     base: Tensor = layer.base_layer(x)
     if adapter not in layer.lora_A:
         return base
@@ -150,6 +153,8 @@ def _is_fusible(layer: Any) -> bool:
     """Whether a LoRA layer in its present state computes what `FusedLora` computes."""
     plain = not layer.disable_adapters and not layer.merged and layer.active_adapters == ["default"]
     plain = plain and "default" in layer.lora_A
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in layer.base_layer.parameters()):
+        return False  # a weight that learns beside its adapter
     return plain and (not layer.training or isinstance(layer.lora_dropout["default"], nn.Identity))
 
 

@@ -31,6 +31,7 @@ class FrozenRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         """Gradient of x: with n = x / rms, g' = scale · g, it is ``(g' - n · mean(g' n)) / rms``."""
         x, scale_C = ctx.saved_tensors
+        grad = grad.to(x.dtype)  # autocast may have computed in another number format
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse_rms = (norm.square() / x.shape[-1] + ctx.eps).rsqrt().to(x.dtype)
         normed, scaled_grad = x * inverse_rms, grad * scale_C
@@ -46,7 +47,7 @@ class NormForward:
         self._take_scale(module)
 
     def _take_scale(self, module: Any) -> None:
-        self.identity = tensor_identity(module.weight)
+        self.identity: tuple[int, int] | None = tensor_identity(module.weight)
         self.source = module.weight.detach()  # while it lives, no other tensor gets its address
         with torch.no_grad():
             self.scale_C = original_forward(module)(torch.ones_like(module.weight)[None])[0]

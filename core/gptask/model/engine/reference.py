@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,15 @@ class ReferenceEngine(Engine):
     def __init__(self, backbone: EngineBackbone) -> None:
         super().__init__(backbone)
         self.compiled: Callable[..., Any] | None = None
+        self.adapts_rows = False  # whether the layers know the adapters of a pass by other means than PEFT's
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"compiled": None}  # a copy would compute with the weights that were compiled
 
     def install(self) -> None:
-        """Do nothing: the model stays as it is."""
+        """Leave the model as it is, and compile it again if it is another one."""
+        if self.compiled is not None:
+            self.compiled = self._compiled_body()
 
     def uninstall(self) -> None:
         """Do nothing."""
@@ -57,16 +63,28 @@ class ReferenceEngine(Engine):
 
     def states(self, **inputs: Any) -> Tensor:
         """The decoder's last hidden states (B, T, C)."""
-        states_BTC: Tensor = (self.compiled or self.backbone.body)(use_cache=False, **inputs).last_hidden_state
+        with self.beside_adapters():
+            states_BTC: Tensor = (self.compiled or self.backbone.body)(use_cache=False, **inputs).last_hidden_state
         return states_BTC
+
+    def beside_adapters(self) -> AbstractContextManager[Any]:
+        """A context in which no other thread's pass tells the layers its adapters."""
+        added = getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"}
+        return PEFT_LOCK if added and not self.adapts_rows else nullcontext()
 
     def adapted_states(self, adapters: Adapters, **inputs: Any) -> Tensor:
         """The same with an adapter for each row, by PEFT's batches of several adapters."""
+        given = next(value for value in inputs.values() if isinstance(value, Tensor))
+        self.require_adapters(adapters, len(given))
         if not any(adapters):
-            states_BTC: Tensor = self.backbone.body(**inputs).last_hidden_state
+            with PEFT_LOCK:
+                states_BTC: Tensor = self.backbone.body(**inputs).last_hidden_state
             return states_BTC
         peft, own = self.backbone.peft, self.backbone.peft.active_adapters or ["__base__"]
-        self.require_adapters(adapters)
+        if len(own) > 1:
+            raise ValueError(
+                f"the model uses {len(own)} adapters of its own at once, so no others can be added to rows"
+            )
         with PEFT_LOCK:
             output = peft(
                 **inputs,
@@ -77,12 +95,12 @@ class ReferenceEngine(Engine):
         states_BTC = output.hidden_states[-1]
         return states_BTC
 
-    def require_adapters(self, adapters: Adapters) -> None:
-        """Raise `KeyError` for an adapter that was not added."""
-        if (
-            unknown := {adapter for adapter in adapters if adapter}
-            - getattr(self.backbone.peft, "peft_config", {}).keys()
-        ):
+    def require_adapters(self, adapters: Adapters, rows: int | None = None) -> None:
+        """Raise `KeyError` for an adapter that was not added, `ValueError` for another number than that of the rows."""
+        if rows is not None and len(adapters) != rows:
+            raise ValueError(f"{rows} rows need {rows} adapters (None for the model as it is), got {len(adapters)}")
+        added = getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"}
+        if unknown := {adapter for adapter in adapters if adapter} - added:
             raise KeyError(f"no adapter {sorted(unknown)[0]}: add_adapter(folder) returns the name of each")
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
@@ -113,8 +131,12 @@ class ReferenceEngine(Engine):
 
     def compile(self) -> None:
         """See `Engine`."""
+        self.compiled = self._compiled_body()
+
+    def _compiled_body(self) -> Callable[..., Any]:
         body = self.backbone.body
-        self.compiled = torch.compile(lambda **inputs: body(**inputs), dynamic=True)
+        compiled: Callable[..., Any] = torch.compile(lambda **inputs: body(**inputs), dynamic=True)
+        return compiled
 
 
 class ReferenceBatch(SampledBatch):

@@ -92,6 +92,7 @@ class SampledBatch(DecodingBatch):
     def __init__(self, backbone: EngineBackbone) -> None:
         self.backbone = backbone
         self.stop_tests: dict[tuple[str, ...], Callable[[list[int]], bool]] = {}
+        self.interrupted = False  # whether a pass ended within the layers, which then hold different numbers of tokens
 
     @abstractmethod
     def next_logits(self) -> Tensor:
@@ -101,6 +102,7 @@ class SampledBatch(DecodingBatch):
     def remove(self, rows: Sequence[DecodingRow]) -> None:
         """Let rows leave."""
 
+    @torch.inference_mode()
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
         if row in self.rows:
@@ -112,7 +114,12 @@ class SampledBatch(DecodingBatch):
         rows, stop_ids = self.rows, self.backbone.stop_ids
         if not rows:
             return []
-        for row, token, log_probability in self._sample(rows, self.next_logits(), stop_ids):
+        if self.interrupted:
+            raise RuntimeError("an earlier step of this batch was interrupted: open a new one")
+        self.interrupted = True
+        logits_BV = self.next_logits()
+        self.interrupted = False
+        for row, token, log_probability in self._sample(rows, logits_BV, stop_ids):
             row.log_probabilities.append(log_probability)
             if token in stop_ids:
                 row.finish = "stop"

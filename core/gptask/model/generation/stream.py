@@ -58,8 +58,13 @@ class Stream:
     """Continues one prompt at a time; the tokens with which the previous one begins too are not read again."""
 
     def __init__(self, backbone: GPTBackbone) -> None:
-        self.backbone, self.batch = backbone, backbone.engine.decoding_batch(keep=1)
+        self.backbone = backbone
+        self._open_batch()
         self.reached_limit = False  # whether the last text ended because no further token was allowed
+
+    def _open_batch(self) -> None:
+        self.batch_engine = self.backbone.engine
+        self.batch = self.batch_engine.decoding_batch(keep=1)
 
     def text(self, prompt: list[int], options: GenerationOptions) -> Iterator[str]:
         """Continue a prompt until EOS, a stop text or the last token there is room for; yield one piece per token.
@@ -67,6 +72,8 @@ class Stream:
         A piece may be empty. Decoding is greedy or by sampling; `GenerationOptions.samples` and beams are ignored.
         Raises `UserError` for a prompt that is empty or longer than the context.
         """
+        if self.batch_engine is not self.backbone.engine:  # it was changed
+            self._open_batch()
         row = DecodingRow(prompt, new_tokens_limit(self.backbone, prompt, options), options)
         text = StreamedText(self.backbone.tokenizer, options.stop)
         self.reached_limit = False

@@ -173,3 +173,61 @@ def test_a_tensor_that_no_layer_takes_is_refused(backbone_of, adapter_folders, t
     save_file(tensors | more, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"tensors of one and not of the other: .*layers\.9"):
         backbone_of("llama").engine.add_adapter(folder)
+
+
+OTHER_KINDS = {
+    "bias": ({"bias": "all"}, "bias=all"),
+    "lora_bias": ({"lora_bias": True}, "lora_bias"),
+    "dora": ({"use_dora": True}, "use_dora"),
+    "initial": ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+    "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    "tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+}
+
+
+@pytest.mark.parametrize(("options", "reason"), OTHER_KINDS.values(), ids=OTHER_KINDS)
+def test_an_adapter_that_would_change_the_model_for_every_row_is_refused(
+    options, reason, backbone_of, adapter_folders, tmp_path
+):
+    backbone = backbone_of("llama").eval()
+    before = states_of(backbone, None)
+    folder = tmp_path / "other"
+    shutil.copytree(adapter_folders("llama")[0], folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | options))
+    with pytest.raises(UserError, match=rf"low-rank factors alone \({reason}\)"):
+        backbone.engine.add_adapter(folder)
+    backbone.engine.add_adapter(adapter_folders("llama")[0])
+    for got, expected in zip(states_of(backbone, [None] * 4), before, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [Fast(), Reference()], ids=["fast", "reference"])
+def test_a_row_whose_adapter_is_gone_is_an_error(engine, backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    backbone.use_engine(engine)
+    first, second = (backbone.engine.add_adapter(folder) for folder in adapter_folders("llama"))
+    batch = backbone.engine.decoding_batch()
+    batch.admit([DecodingRow([5, 6], 9, GenerationOptions(), first)])
+    batch.step()
+    backbone.engine.remove_adapter(first)
+    with pytest.raises(KeyError, match=f"no adapter {first}"):
+        batch.step()
+    with pytest.raises(ValueError, match="4 rows need 4 adapters"):
+        backbone.hidden(IDS, LENGTHS, adapters=[second])
+
+
+def test_passes_beside_one_with_adapters_are_as_without(backbone_of, adapter_folders):
+    from concurrent.futures import ThreadPoolExecutor
+
+    backbone = backbone_of("gpt2").eval()
+    digest = backbone.engine.add_adapter(adapter_folders("gpt2")[0])
+    choices = ([digest] * 4, None, [None] * 4)
+    for engine in (Fast(), Reference()):
+        backbone.use_engine(engine)
+        alone = [states_of(backbone, adapters) for adapters in choices]
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(lambda number: states_of(backbone, choices[number % 3]), range(45)))
+        for number, got in enumerate(results):
+            for row, expected in zip(got, alone[number % 3], strict=True):
+                torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)

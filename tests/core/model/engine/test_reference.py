@@ -104,6 +104,46 @@ def test_what_is_kept_of_a_text_is_read_again_by_no_one_but_its_adapter(engine, 
         assert one.new_ids == expected[adapter].new_ids
 
 
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_any_row_of_a_bucket_may_leave(engine, backbone):
+    backbone.use_engine(engine)
+    alone = row(3)
+    backbone.engine.decode([alone])
+    rows = [row(0), row(3), row(0)]
+    batch = backbone.engine.decoding_batch()
+    batch.admit(rows)
+    batch.step()
+    batch.leave(rows[0])
+    while batch.rows:
+        batch.step()
+    assert rows[1].new_ids == alone.new_ids
+    assert len(rows[0].new_ids) == 1
+
+
+def test_a_batch_does_not_outlive_its_engine(backbone):
+    batch = backbone.engine.decoding_batch()
+    batch.admit([row(0)])
+    backbone.use_engine(Reference())
+    with pytest.raises(RuntimeError, match="open a new decoding batch"):
+        batch.step()
+
+
+def test_an_interrupted_step_ends_its_batch(backbone, monkeypatch):
+    batch = backbone.engine.decoding_batch()
+    batch.admit([row(0)])
+    batch.step()
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as changed:
+        changed.setattr("gptask.model.engine.decoding.next_token_logits", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            batch.step()
+    with pytest.raises(RuntimeError, match="was interrupted"):
+        batch.step()
+
+
 def test_nothing_that_was_kept_outlives_an_edit_of_the_weights(backbone):
     batch = backbone.engine.decoding_batch(keep=1)
 
@@ -115,12 +155,17 @@ def test_nothing_that_was_kept_outlives_an_edit_of_the_weights(backbone):
         return one.new_ids
 
     write()
-    with torch.no_grad():
-        next(p for name, p in backbone.named_parameters() if "layers.0" in name and "lora_B" in name).neg_()
-    after_edit, alone = write(), row(1)
-    backbone.engine.decode([alone])
-    assert after_edit == alone.new_ids
-    assert write() == alone.new_ids
+    edited = next(p for name, p in backbone.named_parameters() if "layers.0" in name and "lora_B" in name)
+    for through_data in (False, True):
+        with torch.no_grad():
+            (edited.data if through_data else edited).mul_(-3)
+        if through_data:
+            backbone.train()
+            backbone.eval()
+        after_edit, alone = write(), row(1)
+        backbone.engine.decode([alone])
+        assert after_edit == alone.new_ids
+        assert write() == alone.new_ids
 
 
 def test_the_reference_has_nothing_to_switch_off(backbone):

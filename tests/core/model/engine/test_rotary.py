@@ -101,5 +101,5 @@ def test_the_transformers_module_stays_as_it_is(backbone_of):
 
 def test_a_model_without_rotation_stays_as_it_is(backbone_of):
     model = backbone_of("gpt2").peft
-    assert "no layer rotates" in rotary.install(model)
+    assert "no rotary positions" in rotary.install(model)
     assert not any("forward" in vars(module) for name, module in model.named_modules() if name.endswith("attn"))
