@@ -196,7 +196,9 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume
     try:
         with gc_frozen():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    except SystemExit as stop:  # Lightning turns Ctrl-C into exit(1)
+    except (SystemExit, RuntimeError) as stop:  # Lightning turns Ctrl-C into exit(1)
+        if isinstance(stop, RuntimeError) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # it also fails in its teardown where Ctrl-C comes between two epochs
         raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {resume_hint(folder)}") from stop
     (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
 

@@ -34,6 +34,25 @@ def test_resume_without_a_checkpoint_is_an_error(tmp_path):
         train(small_config(tmp_path, resume=str(tmp_path / "empty")))
 
 
+def test_ctrl_c_that_lightning_fails_to_handle_is_ctrl_c(tmp_path, monkeypatch):
+    def fit(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("Please call `iter(combined_loader)` first.")  # noqa: B904
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", fit)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 0"):
+        train(small_config(tmp_path))
+
+    def fail(*_, **__):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", fail)
+    with pytest.raises(RuntimeError, match="another"):
+        train(small_config(tmp_path))
+
+
 def test_a_run_that_may_not_train_longer_is_refused_and_stays_as_it_is(tmp_path):
     run = train(small_config(tmp_path))
     files = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
