@@ -38,6 +38,11 @@ def adapter_digest(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
+def added_adapters(backbone: EngineBackbone) -> set[str]:
+    """The digests of the adapters that were added to the model's own."""
+    return set(getattr(backbone.peft, "peft_config", {})) - {"default"}
+
+
 def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
     """Load an adapter into the backbone's model; return its digest. One that is there already is not loaded again.
 
@@ -48,7 +53,7 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
 
     digest, training = adapter_digest(folder), backbone.peft.training
     model: Any = backbone.peft
-    if digest in getattr(model, "peft_config", {}):
+    if digest in added_adapters(backbone):
         return digest
     _refuse_other_kinds(folder)
     learning = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -67,7 +72,7 @@ def add_adapter(backbone: EngineBackbone, folder: Path) -> str:
         parameter.requires_grad_(id(parameter) in learning)
     model.train(training)
     if problem:
-        if digest in getattr(backbone.peft, "peft_config", {}):
+        if digest in added_adapters(backbone):
             remove_adapter(backbone, digest)
         raise UserError(f"the adapter in {folder} does not fit the model: {problem}")
     return digest
@@ -107,7 +112,7 @@ def _unused_tensors(model: Any, folder: Path, digest: str) -> str:
 def remove_adapter(backbone: EngineBackbone, digest: str) -> None:
     """Unload an adapter from the backbone's model."""
     model = backbone.peft
-    if digest not in getattr(model, "peft_config", {}).keys() - {"default"}:
+    if digest not in added_adapters(backbone):
         raise KeyError(f"no adapter {digest}")
     others = [name for name in model.peft_config if name != digest]
     if not others:

@@ -66,10 +66,14 @@ class FastBatch(SampledBatch):
         everything = [*self.buckets, *(bucket for bucket, _ in buckets)]
         self.buckets = sorted(everything, key=lambda bucket: (bucket.packs, bucket.adapter or ""))
 
-    def _forget_outdated(self) -> None:
-        """Drop what other weights than the model's have read."""
+    def _require_engine(self) -> None:
+        """Raise `RuntimeError` where the backbone computes by another engine than the one that read the rows."""
         if self.backbone.engine is not self.engine:
             raise RuntimeError("the backbone computes by another engine now: open a new decoding batch")
+
+    def _forget_outdated(self) -> None:
+        """Drop what other weights than the model's have read."""
+        self._require_engine()
         parameters = self.backbone.peft.parameters() if self.keep else ()
         weights = [(self.engine.weight_drops, 0), *map(tensor_identity, parameters)]
         if weights != self.weights:
@@ -77,8 +81,7 @@ class FastBatch(SampledBatch):
 
     def next_logits(self) -> Tensor:
         """Read the rows' newest tokens; return logits (B, V) of the tokens that follow."""
-        if self.backbone.engine is not self.engine:
-            raise RuntimeError("the backbone computes by another engine now: open a new decoding batch")
+        self._require_engine()
         logits = []
         for (unread, packs, adapter), group in groupby(self.buckets, LengthBucket.reading_group):
             buckets = [*group]

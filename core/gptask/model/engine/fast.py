@@ -16,6 +16,7 @@ from torch import Tensor
 from gptask.config.engine import Fast
 from gptask.errors import listing
 from gptask.model.engine import attention, last_layer, linear, loss, norm, packing, rotary
+from gptask.model.engine.adapters import added_adapters
 from gptask.model.engine.decoding import FastBatch
 from gptask.model.engine.forward_registry import replaced_by, restore_forwards
 from gptask.model.engine.forward_state import forward_state
@@ -150,12 +151,9 @@ class FastEngine(ReferenceEngine):
 
     def decoding_batch(self, keep: int = 0) -> DecodingBatch:
         """See `Engine`."""
-        if self.has("decoding") and (self.adapts_rows or not self._has_added_adapters()):
+        if self.has("decoding") and (self.adapts_rows or not added_adapters(self.backbone)):
             return FastBatch(self, keep)
         return super().decoding_batch(keep)
-
-    def _has_added_adapters(self) -> bool:
-        return bool(getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"})
 
     @contextmanager
     def running(self, adapter: str | None = None) -> Iterator[None]:

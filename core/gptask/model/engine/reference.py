@@ -69,15 +69,15 @@ class ReferenceEngine(Engine):
 
     def beside_adapters(self) -> AbstractContextManager[Any]:
         """A context in which no other thread's pass tells the layers its adapters."""
-        added = getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"}
-        return PEFT_LOCK if added and not self.adapts_rows else nullcontext()
+        hooked = not self.adapts_rows and adapters_of_model.added_adapters(self.backbone)
+        return PEFT_LOCK if hooked else nullcontext()
 
     def adapted_states(self, adapters: Adapters, **inputs: Any) -> Tensor:
         """The same with an adapter for each row, by PEFT's batches of several adapters."""
         given = next(value for value in inputs.values() if isinstance(value, Tensor))
         self.require_adapters(adapters, len(given))
         if not any(adapters):
-            with PEFT_LOCK:
+            with self.beside_adapters():
                 states_BTC: Tensor = self.backbone.body(**inputs).last_hidden_state
             return states_BTC
         peft, own = self.backbone.peft, self.backbone.peft.active_adapters or ["__base__"]
@@ -99,8 +99,7 @@ class ReferenceEngine(Engine):
         """Raise `KeyError` for an adapter that was not added, `ValueError` for another number than that of the rows."""
         if rows is not None and len(adapters) != rows:
             raise ValueError(f"{rows} rows need {rows} adapters (None for the model as it is), got {len(adapters)}")
-        added = getattr(self.backbone.peft, "peft_config", {}).keys() - {"default"}
-        if unknown := {adapter for adapter in adapters if adapter} - added:
+        if unknown := {adapter for adapter in adapters if adapter} - adapters_of_model.added_adapters(self.backbone):
             raise KeyError(f"no adapter {sorted(unknown)[0]}: add_adapter(folder) returns the name of each")
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
