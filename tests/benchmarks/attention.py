@@ -32,6 +32,7 @@ def run(tier: str) -> list[Result]:
         sides = {kind: (lambda kind=kind, shape=shape: step(kind, shape)) for kind in (ATTENTION_NAME, "sdpa")}
         rates = alternate(sides, 8 if tier == FULL else 3)
         name = f"training step, {shape[0]} x {shape[1]} tokens"
-        results.append(Result(name, "tokens/s", rates[ATTENTION_NAME], rates["sdpa"], "fused attention (sdpa)"))
+        sides_rates = rates[ATTENTION_NAME], rates["sdpa"]
+        results.append(Result(f"attention_{shape[0]}x{shape[1]}", name, "tokens/s", *sides_rates, "fused (sdpa)"))
     model.set_attn_implementation(ATTENTION_NAME)
     return results

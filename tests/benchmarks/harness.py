@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -24,14 +25,15 @@ FULL = "full"
 class Result:
     """One comparison: the values of both sides in each round, where higher is better unless ``lower``."""
 
+    id: str  # names the comparison in docs/results.json
     measure: str
     unit: str
     ours: list[float]
     reference: list[float]
     against: str  # name of the reference
-    least: float | None = None  # the ratio to reach
     lower: bool = False  # seconds and megabytes: the reference is divided by ours, so that above 1 is better
     quality: tuple[float, float] | None = None  # ours, reference: a ratio counts only if ours is as good
+    shares: tuple[float | None, float | None] = (None, None)  # ours, reference: of the machine's matrix peak
     note: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -48,14 +50,24 @@ class Result:
 
     def row(self) -> list[str]:
         """Cells of the Markdown table."""
-        asked = "" if self.least is None else f"{self.least:g}×"
         quality = "" if self.quality is None else f"{self.quality[0]:.1f} / {self.quality[1]:.1f}"
         ratio = f"**{self.ratio:.2f}×**" if self.counts else f"({self.ratio:.2f}×: worse result)"
-        cells = [self.measure, self.against, _span(self.ours), _span(self.reference), self.unit, ratio, asked]
-        return [*cells, quality, self.note]
+        shares = " / ".join("" if share is None else f"{share:.0%}" for share in self.shares).strip(" /")
+        cells = [self.measure, self.against, _span(self.ours), _span(self.reference), self.unit, ratio]
+        return [*cells, quality, shares, self.note]
 
 
-HEADER = ["measure", "against", "gptask", "reference", "unit", "ratio", "asked", "quality (ours / ref.)", "note"]
+HEADER = [
+    "measure",
+    "against",
+    "gptask",
+    "reference",
+    "unit",
+    "ratio",
+    "quality (ours / ref.)",
+    "matrix peak (ours / ref.)",
+]
+HEADER += ["note"]
 
 
 def _span(values: list[float]) -> str:
@@ -118,14 +130,14 @@ def memory_rate(size: int = 1 << 28, tries: int = 8) -> float:
     return 4 * size / best / 1e9
 
 
-def training_flops(model: Any, top: float) -> float:
-    """FLOPs per token of LoRA on the top share of layers: forward everywhere, gradients of states in that share."""
-    return 2.0 * matrix_weights(model) * (1 + top)
-
-
 def matrix_weights(model: Any) -> int:
     """Weights in the matrices of a model's layers."""
     return sum(weights.numel() for weights in model.get_decoder().layers.parameters() if weights.ndim == 2)
+
+
+def vocabulary_weights(model: Any) -> int:
+    """Weights of the matrix that scores the vocabulary."""
+    return int(model.get_output_embeddings().weight.numel())
 
 
 def subprocess_rate(*arguments: str) -> dict[str, Any]:
@@ -157,9 +169,13 @@ def report(results: list[Result], tier: str, folder: Path) -> Path:
     """Write ``<date>.json`` and ``<date>.md``; return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    from gptask.runs.provenance import git_commit
+
     facts = machine()
     rows = [asdict(result) | {"ratio": result.ratio, "counts": result.counts} for result in results]
-    content = {"tier": tier, "machine": facts, "results": rows}
+    command = shlex.join(["python", "tests/benchmarks/bench.py", *sys.argv[1:]])
+    content = {"tier": tier, "commit": git_commit(), "date": stamp[:10], "command": command, "machine": facts}
+    content["results"] = rows
     (folder / f"{stamp}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     lines = [" | ".join(cells) for cells in (HEADER, ["---"] * len(HEADER), *(result.row() for result in results))]
     head = f"`make bench TIER={tier}`, {stamp}; " + ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -1,4 +1,4 @@
-"""Classification of texts: gptask's evaluation loop against pipeline("text-classification", batch_size=32)."""
+"""Classification of texts: gptask's evaluation loop against pipeline("text-classification"), stock and tuned."""
 
 from __future__ import annotations
 
@@ -6,38 +6,58 @@ import tempfile
 from pathlib import Path
 
 import reference
-from harness import FULL, Result, alternate
+import torch
+from harness import FULL, Result, alternate, bf16, matrix_peak, matrix_weights
 from ours import Training, options
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
 
 def run(tier: str) -> list[Result]:
-    """Examples/s on the test split. The pipeline reads the bare texts, gptask its prompt around them too.
+    """Examples/s on the test split. The pipelines read the bare texts, gptask its prompt around them too.
 
     Quality: accuracy without any training, ours against the same weights in float32 on the same prompts.
     """
-    count, rounds = (872, 3) if tier == FULL else (128, 1)
+    count, rounds = (512, 3) if tier == FULL else (128, 1)
     limits = "data.limit.train=16", f"data.limit.test={count}"
-    ours = Training(options("sst2", "tuning=lora", *limits))  # all layers, as in the pipeline
+    ours = Training(options("sst2", "tuning=lora", *limits))  # all layers, as in the pipelines
     head = ours.module.head
     examples = [dict(example) for example in ours.data.examples("test")]
-    model = reference.classifier(ours.location, head.labels)
-    model.score.weight.data.copy_(head.linear.weight.data)
+    texts = [example["text"] for example in examples]
     words = reference.tokenizer(ours.location)
-    classify = pipeline("text-classification", model=model, tokenizer=words, batch_size=32)
+    names = dict(enumerate(head.labels))
+
+    def build_pipeline(dtype: torch.dtype, attention: str) -> object:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            ours.location, dtype=dtype, attn_implementation=attention, id2label=names,
+            label2id={name: n for n, name in names.items()}, pad_token_id=words.pad_token_id,
+        )  # fmt: skip
+        model.score.weight.data.copy_(head.linear.weight.data)
+        return pipeline("text-classification", model=model, tokenizer=words, batch_size=32)
+
+    pipelines = {"float32": build_pipeline(torch.float32, "sdpa")}
+    if bf16():
+        pipelines["bfloat16, sorted"] = build_pipeline(torch.bfloat16, "eager")
     folder = Path(tempfile.mkdtemp())
 
-    def run_pipeline() -> float:
-        classify([example["text"] for example in examples])
-        return len(examples)
+    def run_pipeline(name: str) -> float:
+        pipelines[name](sorted(texts, key=len) if "sorted" in name else texts)
+        return len(texts)
 
-    rates = alternate({"ours": lambda: ours.test(folder), "pipeline": run_pipeline}, rounds)
-    prompted = classify([ours.config.task.format_prompt(example) for example in examples])
+    sides = {"ours": lambda: ours.test(folder)}
+    sides |= {name: lambda name=name: run_pipeline(name) for name in pipelines}
+    rates = alternate(sides, rounds)
+    prompted = pipelines["float32"]([ours.config.task.format_prompt(example) for example in examples])
     correct = sum(output["label"] == example["label"] for output, example in zip(prompted, examples, strict=True))
     quality = (ours.accuracy(), 100 * correct / len(examples))
-    against = "pipeline, batch 32"
+    peak, weights = matrix_peak(), matrix_weights(ours.module.backbone.model)
+    tokens = {"ours": float(ours.data.items("test").column("length").mean())}
+    raw_tokens = sum(map(len, words(texts)["input_ids"])) / len(texts)
+    shares = {name: max(rates[name]) * 2.0 * weights * tokens.get(name, raw_tokens) / 1e9 / peak for name in rates}
     return [
         Result(
-            "classification inference", "examples/s", rates["ours"], rates["pipeline"], against, 4.0, quality=quality
+            f"classification_{'float32' if name == 'float32' else 'bfloat16'}", "classification, SST-2", "examples/s",
+            rates["ours"], rates[name], f"pipeline(), {name}, batch 32", quality=quality,
+            shares=(shares["ours"], shares[name]),
         )
-    ]
+        for name in pipelines
+    ]  # fmt: skip

@@ -17,7 +17,8 @@ def run(tier: str) -> list[Result]:
     for experiment in ("sst2", "dialogsum") if tier == FULL else ("sst2",):
         peaks = {side: subprocess_rate(__file__, side, experiment, str(count))["mb"] for side in ("ours", "tuned")}
         name = f"peak memory of LoRA training, {experiment}"
-        results.append(Result(name, "MB", [peaks["ours"]], [peaks["tuned"]], "tuned Trainer", 1.25, lower=True))
+        peaks_of = [peaks["ours"]], [peaks["tuned"]]
+        results.append(Result(f"memory_{experiment}", name, "MB", *peaks_of, "tuned Trainer", lower=True))
     return results
 
 
@@ -49,10 +50,8 @@ def train_reference(overrides: list[str]) -> None:
         rows = labelled(corpus.split("train"), task.labels)
         reference.classification(model, location, *rows, **reference.TUNED).train()
         return
-    data = task.datamodule(corpus, reference.tokenizer(location), options.data, options.seed)
-    pairs = [(item["ids"], item["target"]) for item in data.items("train")]
-    settings = reference.TUNED | {"per_device_train_batch_size": 8}
-    reference.sequence_trainer(reference.generator(location), location, pairs, **settings).train()
+    pairs = reference.pairs(reference.tokenizer(location), "summarization", list(corpus.split("train")))
+    reference.sequence_trainer(reference.generator(location), location, pairs, **reference.TUNED_LM).train()
 
 
 if __name__ == "__main__":

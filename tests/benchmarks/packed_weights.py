@@ -37,5 +37,6 @@ def run(tier: str) -> list[Result]:
 
         rates = alternate({"packed": packed, "plain": plain}, 8 if tier == FULL else 3)
         name = f"linear layers, {m} rows"
-        results.append(Result(name, "products/s", rates["packed"], rates["plain"], "torch's linear"))
+        sides_rates = rates["packed"], rates["plain"]
+        results.append(Result(f"packed_weights_{m}", name, "products/s", *sides_rates, "torch's linear"))
     return results

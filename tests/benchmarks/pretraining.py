@@ -67,7 +67,8 @@ def run(tier: str) -> list[Result]:
         f"{sum(turns.ours) / 60:.2f} and {sum(turns.reference) / 60:.2f} minutes; {torch.get_num_threads()} threads"
     )
     rates = [[TURN / seconds for seconds in side[1:]] for side in (turns.ours, turns.reference)]  # the first warms up
-    return [Result("pre-training, tiny Shakespeare", "steps/s", *rates, "nanoGPT-like loop", 1.0, note=note)]
+    name = "pre-training, tiny Shakespeare by characters"
+    return [Result("pretraining", name, "steps/s", *rates, "nanoGPT-like loop, float32", note=note)]
 
 
 def options(folder: Path, steps: int) -> list[str]:

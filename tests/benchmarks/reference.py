@@ -1,9 +1,14 @@
-"""What an informed user of transformers would write: Trainer, pipeline() and generate(), on the same weights."""
+"""What an informed user of transformers would write: Trainer, pipeline() and generate(), on the same weights.
+
+The stock side takes the defaults: float32 and all weights. The tuned side is the fastest we know that learns as well:
+weights loaded in bfloat16, LoRA on query and value, batches by length, the user's own short prompts, and eager
+attention, which on a CPU trains on short texts 1.2 to 1.5 times as fast as the default (sdpa).
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +32,17 @@ TUNED: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.06,
 }
+TUNED_LM = TUNED | {
+    "per_device_train_batch_size": 16
+}  # the scores of a larger batch's vocabulary cost more than it saves
+LONG_BATCH = 8  # of texts with more than LONG tokens
+LONG = 100
+MAX_TOKENS = 512
+PROMPTS = {
+    "translation": "German: {source}\nEnglish:",
+    "qa": "Context: {context}\nQuestion: {question}\nAnswer:",
+    "summarization": "{document}\nSummary:",
+}
 
 
 def tokenizer(location: str) -> Any:
@@ -37,11 +53,25 @@ def tokenizer(location: str) -> Any:
     return words
 
 
-def _lora(model: Any, task_type: str) -> Any:
+def _load(model_class: Any, location: str, task_type: str, lora: bool, **settings: Any) -> Any:
+    """The stock model in float32, or the tuned one with its adapter."""
+    if not lora:
+        return model_class.from_pretrained(location, dtype=torch.float32, **settings)
     from peft import LoraConfig, get_peft_model
 
+    dtype = torch.bfloat16 if bf16() else torch.float32
+    base = model_class.from_pretrained(location, dtype=dtype, attn_implementation="eager", **settings)
     targets = ["q_proj", "v_proj"]
-    return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type=task_type))
+    model: Any = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type=task_type))
+    for weights in model.parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.float()  # small steps vanish in a head of bfloat16 numbers
+    return model
+
+
+def autocast(model: Any) -> Any:
+    """Compute a bfloat16 model's float32 adapters and head in bfloat16 too, as its Trainer does."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=next(model.parameters()).dtype is torch.bfloat16)
 
 
 def _trainer(
@@ -63,20 +93,18 @@ def _trainer(
 
 
 def classifier(location: str, labels: Sequence[str], lora: bool = False) -> Any:
-    """A sequence classifier, in float32, with a new head."""
+    """A sequence classifier with a new head."""
     names = dict(enumerate(labels))
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        location, dtype=torch.float32, id2label=names, label2id={name: n for n, name in names.items()}
-    )
-    model.config.pad_token_id = tokenizer(location).pad_token_id
-    return _lora(model, "SEQ_CLS") if lora else model
+    settings: dict[str, Any] = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
+    settings["pad_token_id"] = tokenizer(location).pad_token_id
+    return _load(AutoModelForSequenceClassification, location, "SEQ_CLS", lora, **settings)
 
 
 def classification(model: Any, location: str, texts: Sequence[str], labels: Sequence[int], **settings: Any) -> Trainer:
     """A Trainer on texts and label numbers, dynamically padded."""
     words = tokenizer(location)
     rows = [
-        {**words(text, truncation=True, max_length=512), "labels": label}
+        {**words(text, truncation=True, max_length=MAX_TOKENS), "labels": label}
         for text, label in zip(texts, labels, strict=True)
     ]
     return _trainer(model, words, rows, DataCollatorWithPadding(words), settings)
@@ -88,11 +116,11 @@ def classified(model: Any, location: str, texts: Sequence[str]) -> list[list[flo
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
     probabilities: dict[int, list[float]] = {}
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(model):
         for start in range(0, len(order), 32):
             part = order[start : start + 32]
             batch = words([texts[n] for n in part], padding=True, truncation=True, return_tensors="pt")
-            probabilities |= dict(zip(part, model(**batch).logits.softmax(-1).tolist(), strict=True))
+            probabilities |= dict(zip(part, model(**batch).logits.float().softmax(-1).tolist(), strict=True))
     model.train()
     return [probabilities[n] for n in range(len(texts))]
 
@@ -104,15 +132,34 @@ def accuracy(model: Any, location: str, texts: Sequence[str], labels: Sequence[i
 
 
 def generator(location: str, lora: bool = True) -> Any:
-    """A causal language model in float32."""
-    model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
-    return _lora(model, "CAUSAL_LM") if lora else model
+    """A causal language model."""
+    return _load(AutoModelForCausalLM, location, "CAUSAL_LM", lora)
+
+
+def prompt_ids(words: Any, task_name: str, example: Mapping[str, Any]) -> list[int]:
+    """Token ids of the user's prompt, without the beginning of one that is too long."""
+    ids: list[int] = words(PROMPTS[task_name].format(**example))["input_ids"]
+    return ids[-MAX_TOKENS:]
+
+
+def pairs(words: Any, task_name: str, examples: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of prompts and of what is to be written behind them."""
+    targets = [
+        example["answers"][0] if task_name == "qa" else example["target" if task_name == "translation" else "summary"]
+        for example in examples
+    ]
+    return [
+        (prompt_ids(words, task_name, example), [*words(f" {target}")["input_ids"], words.eos_token_id])
+        for example, target in zip(examples, targets, strict=True)
+    ]
 
 
 def sequence_trainer(model: Any, location: str, pairs: Sequence[Any], **settings: Any) -> Trainer:
     """A Trainer on pairs of prompt ids and target ids, the prompt masked from the loss."""
     words = tokenizer(location)
     rows = [{"input_ids": a + b, "attention_mask": [1] * len(a + b), "labels": [-100] * len(a) + b} for a, b in pairs]
+    if sum(len(a) + len(b) for a, b in pairs) > LONG * len(pairs):
+        settings = settings | {"per_device_train_batch_size": LONG_BATCH}
     return _trainer(model, words, rows, DataCollatorForSeq2Seq(words, padding=True), settings)
 
 
@@ -130,26 +177,26 @@ def certainty(model: Any, pairs: Sequence[Any]) -> float:
 
 
 class Generator:
-    """``generate()``, greedy, left-padded, prompts sorted by length."""
+    """``generate()``, greedy, left-padded, prompts sorted by length, with adapters merged."""
 
     def __init__(self, location: str, dtype: torch.dtype, model: Any = None) -> None:
         self.words = tokenizer(location)
         self.words.padding_side = "left"
         self.model: Any = model or AutoModelForCausalLM.from_pretrained(location)
-        self.model.to(dtype)
+        self.model.to(dtype).eval()
 
-    def __call__(self, prompts: Sequence[list[int]], batch: int, new: int, stop: list[str]) -> list[str]:
+    def __call__(self, prompts: Sequence[list[int]], batch: int, new: int, stop: Sequence[str] = ()) -> list[str]:
         """Texts of all prompts."""
         order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
         answers = [""] * len(prompts)
+        settings: dict[str, Any] = {"stop_strings": list(stop), "tokenizer": self.words} if stop else {}
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
             inputs = self.words.pad({"input_ids": [prompts[n] for n in part]}, return_tensors="pt")
             with torch.inference_mode():
                 ids = self.model.generate(
-                    **inputs, max_new_tokens=new, do_sample=False, stop_strings=stop, tokenizer=self.words,
-                    pad_token_id=self.words.pad_token_id,
-                )  # fmt: skip
+                    **inputs, max_new_tokens=new, do_sample=False, pad_token_id=self.words.pad_token_id, **settings
+                )
             texts = self.words.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for n, text in zip(part, texts, strict=True):
                 answers[n] = text

@@ -3,19 +3,20 @@
 import json
 
 import pytest
+from gptask.runs.provenance import git_commit
 
 from tests.benchmarks import harness
 from tests.benchmarks.harness import Result, alternate, report
 
 
 def test_a_ratio_above_one_is_better_in_either_direction():
-    assert Result("speed", "tokens/s", [8.0, 6.0, 4.0], [2.0, 2.0, 2.0], "Trainer").ratio == 3.0
-    assert Result("time", "s", [2.0], [5.0], "Trainer", lower=True).ratio == 2.5
+    assert Result("s", "speed", "tokens/s", [8.0, 6.0, 4.0], [2.0, 2.0, 2.0], "Trainer").ratio == 3.0
+    assert Result("t", "time", "s", [2.0], [5.0], "Trainer", lower=True).ratio == 2.5
 
 
 @pytest.mark.parametrize(("quality", "counts"), [(None, True), ((90.0, 90.0), True), ((89.9, 90.0), False)])
 def test_a_ratio_counts_only_with_as_good_a_result(quality, counts):
-    result = Result("speed", "tokens/s", [8.0], [2.0], "Trainer", 3.0, quality=quality)
+    result = Result("s", "speed", "tokens/s", [8.0], [2.0], "Trainer", quality=quality)
     assert result.counts is counts
     assert ("**4.00×**" in result.row()) is counts
 
@@ -28,11 +29,15 @@ def test_sides_take_turns_and_the_first_round_is_not_counted():
     assert [len(rates[name]) for name in "ab"] == [2, 2]
 
 
-def test_the_report_has_values_machine_and_required_ratio(tmp_path, monkeypatch):
+def test_the_report_has_values_machine_and_shares(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "machine", lambda: {"processor": "P", "bf16_peak_gflops": 400})
-    page = report([Result("speed", "tokens/s", [8.0, 9.0], [2.0, 3.0], "Trainer", 6.0)], "quick", tmp_path)
+    page = report(
+        [Result("s", "speed", "tokens/s", [8.0, 9.0], [2.0, 3.0], "Trainer", shares=(0.5, 0.25))], "quick", tmp_path
+    )
     assert "processor P, bf16_peak_gflops 400" in page.read_text()
-    assert "| speed | Trainer | 8.5 (8 to 9) | 2.5 (2 to 3) | tokens/s | **3.50×** | 6× |" in page.read_text()
-    (row,) = json.loads(page.with_suffix(".json").read_text())["results"]
+    assert "| speed | Trainer | 8.5 (8 to 9) | 2.5 (2 to 3) | tokens/s | **3.50×** |  | 50% / 25% |" in page.read_text()
+    content = json.loads(page.with_suffix(".json").read_text())
+    assert content["commit"] == git_commit()
+    (row,) = content["results"]
     assert row["ratio"] == 3.5
     assert row["counts"] is True

@@ -1,130 +1,126 @@
 """Training speed: sentiment against the stock and the tuned Trainer; QA and summarization against the tuned one.
 
-Quality is measured when a side has learned from the examples once (in the round that is not counted).
+Both sides learn from the same examples, each by its own prompt. Quality is measured when a side has learned from them
+once (in the round that is not counted).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import reference
-from harness import FULL, Result, alternate, matrix_peak, training_flops
+from harness import FULL, Result, alternate, matrix_peak, matrix_weights, vocabulary_weights
 from ours import Training, labelled, options
 
-HALF = "tuning.top=0.5"  # adapters in the upper half of the layers
+STOCK_SHARE = 4  # the stock Trainer gets one example in four: its rate is as certain, and it takes most of the time
 
 
 def run(tier: str) -> list[Result]:
-    """Examples/s on SST-2 sentences, tokens/s on SQuAD questions and DialogSum dialogues."""
-    qa = sequences("xquad_en", "QA", tier, ["tuning=lora"], "task.answer=generate")
-    return [*sentiment(tier), *qa, *sequences("dialogsum", "summarization", tier, ["", HALF])]
+    """Examples/s on SST-2 sentences, SQuAD questions and DialogSum dialogues."""
+    qa = sequences("xquad_en", "qa", "question answering", tier, "tuning=lora", "task.answer=generate")
+    return [*sentiment(tier), qa, sequences("dialogsum", "summarization", "summarization", tier)]
 
 
 def sentiment(tier: str) -> list[Result]:
     """All in turn on the same sentences; quality is accuracy on the test split."""
-    count, tested, rounds = (480, 872, 3) if tier == FULL else (128, 128, 1)
-    limits = f"data.limit.train={count}", f"data.limit.test={tested}"
-    sides = {name: Training(options("sst2", *limits, *filter(None, [name]))) for name in ("", HALF)}
-    ours = sides[""]
+    count, tested, rounds = (960, 872, 3) if tier == FULL else (128, 128, 1)
+    ours = Training(options("sst2", f"data.limit.train={count}", f"data.limit.test={tested}"))
     labels = ours.config.task.labels
     texts, numbers = labelled(ours.examples, labels)
-    tuned = reference.classifier(ours.location, labels, lora=True)
-    stock = reference.classifier(ours.location, labels)
-    folder = Path(tempfile.mkdtemp())
+    models = {"stock": reference.classifier(ours.location, labels)}
+    models["tuned"] = reference.classifier(ours.location, labels, lora=True)
+    settings = {"stock": reference.STOCK, "tuned": reference.TUNED}
+    counts = {"ours": count, "stock": count // STOCK_SHARE, "tuned": count}
+    folder, quality = Path(tempfile.mkdtemp()), dict[str, float]()
 
-    def train_ours(side: Training) -> float:
-        side.epoch(folder)
-        return len(texts)
+    def train_ours() -> float:
+        ours.epoch(folder)
+        return counts["ours"]
 
-    def train_reference(model: object, settings: dict[str, object]) -> float:
-        reference.classification(model, ours.location, texts, numbers, **settings).train()
-        return len(texts)
-
-    quality: dict[str, float] = {}
+    def train_reference(name: str) -> float:
+        part = slice(counts[name])
+        trainer = reference.classification(models[name], ours.location, texts[part], numbers[part], **settings[name])
+        trainer.train()
+        return counts[name]
 
     def check() -> None:
-        for name, side in sides.items():
-            side.test(folder)
-            quality[name] = side.accuracy()
+        ours.test(folder)
+        quality["ours"] = ours.accuracy()
         dev = labelled(ours.data.examples("test"), labels)
-        for name, model in (("tuned", tuned), ("stock", stock)):
-            quality[name] = reference.accuracy(model, ours.location, *dev)
+        quality.update({name: reference.accuracy(model, ours.location, *dev) for name, model in models.items()})
 
-    rates = alternate(
-        {name: lambda side=side: train_ours(side) for name, side in sides.items()}
-        | {
-            "tuned": lambda: train_reference(tuned, reference.TUNED),
-            "stock": lambda: train_reference(stock, reference.STOCK),
-        },
-        rounds,
-        check,
-    )
-    peak = matrix_peak()
-
-    def note(name: str, side: Training) -> str:
-        speed = max(rates[name]) * side.tokens / len(texts)
-        share = speed * training_flops(side.module.backbone.model, side.config.tuning.top) / 1e9 / peak
-        return f"{speed:.0f} tokens/s, {100 * share:.0f}% of the matrix peak {peak:.0f} GFLOP/s"
-
+    sides = {"ours": train_ours} | {name: lambda name=name: train_reference(name) for name in models}
+    rates = alternate(sides, rounds, check)
+    peak, words = matrix_peak(), reference.tokenizer(ours.location)
+    raw_tokens = sum(len(ids) for ids in words(texts)["input_ids"]) / count
+    weights = matrix_weights(models["stock"])
+    operations = {  # per example: forward, gradients of the states and, in the stock Trainer, of the weights
+        "ours": 4.0 * matrix_weights(ours.module.backbone.model) * ours.tokens / count,
+        "stock": 6.0 * weights * raw_tokens,
+        "tuned": 4.0 * weights * raw_tokens,
+    }
+    shares = {name: max(rates[name]) * operations[name] / 1e9 / peak for name in sides}
+    note = f"{ours.tokens / count:.1f} tokens a sentence with our prompt, {raw_tokens:.1f} without"
     return [
         Result(
-            f"sentiment training {name}".strip(), "examples/s", rates[name], rates[other], f"{other} Trainer", least,
-            quality=(quality[name], quality[other]), note=note(name, side),
+            f"sentiment_training_{name}", "sentiment training, SST-2, preset", "examples/s", rates["ours"],
+            rates[name], f"{name} Trainer", quality=(quality["ours"], quality[name]),
+            shares=(shares["ours"], shares[name]), note=note,
         )
-        for name, side in sides.items()
-        for other, least in (("stock", 6.0), ("tuned", 2.5))
+        for name in models
     ]  # fmt: skip
 
 
-def sequences(experiment: str, name: str, tier: str, tunings: list[str], *more: str) -> list[Result]:
-    """Tokens/s of prompts and targets, with each of the tunings.
+def sequences(experiment: str, task_name: str, measure: str, tier: str, *more: str) -> Result:
+    """Examples/s of prompts and targets, those of gptask's first batches.
 
-    All sides read the same ids, those of gptask's first batches. Quality is how likely the targets of the validation
-    split become (a geometric mean, in percent).
+    Quality is how likely the targets of the validation split become (a geometric mean, in percent).
     """
+    from gptask.model.engine.packing import split_prefixes
+
     count, tested, rounds = (8, 64, 3) if tier == FULL else (4, 16, 1)
-    sides = {tuning: Training(options(experiment, *more, *filter(None, [tuning]))) for tuning in tunings}
-    ours = sides[tunings[0]]
+    ours = Training(options(experiment, *more))
     items, held = ours.data.items("train"), ours.data.items("validation")
     batches = list(ours.data.train_dataloader().batch_sampler)[:count]
-    pairs = _pairs(items, [row for batch in batches for row in batch])
-    held_pairs = _pairs(held, range(min(tested, len(held))))
-    tokens = sum(len(prompt) + len(target) for prompt, target in pairs)
-    folder = Path(tempfile.mkdtemp())
-    settings = reference.TUNED | {"per_device_train_batch_size": 8}
-    model = reference.generator(ours.location)  # loaded before the clock starts, as gptask's is
+    rows = [row for batch in batches for row in batch]
+    examples = [ours.examples[int(items[row]["example"])] for row in rows]
+    words = reference.tokenizer(ours.location)
+    pairs = reference.pairs(words, task_name, examples)
+    held_rows = range(min(tested, len(held)))
+    held_examples = [dict(ours.data.examples("validation")[int(held[row]["example"])]) for row in held_rows]
+    folder, model = Path(tempfile.mkdtemp()), reference.generator(ours.location)  # loaded before the clock, as ours is
+    quality: list[float] = []
 
-    def train_ours(side: Training) -> float:
-        side.epoch(folder, limit_train_batches=count)
-        return tokens
+    def train_ours() -> float:
+        ours.epoch(folder, limit_train_batches=count)
+        return len(rows)
 
     def train_reference() -> float:
-        reference.sequence_trainer(model, ours.location, pairs, **settings).train()
-        return tokens
-
-    quality: dict[str, float] = {}
+        reference.sequence_trainer(model, ours.location, pairs, **reference.TUNED_LM).train()
+        return len(rows)
 
     def check() -> None:
-        models = {tuning: side.module.backbone.model for tuning, side in sides.items()} | {"tuned": model}
-        quality.update({side: reference.certainty(each, held_pairs) for side, each in models.items()})
+        ours_held = [(held[row]["ids"], held[row]["target"]) for row in held_rows]
+        quality.append(reference.certainty(ours.module.backbone.model, ours_held))
+        with reference.autocast(model):
+            quality.append(reference.certainty(model, reference.pairs(words, task_name, held_examples)))
 
-    rates = alternate(
-        {tuning: lambda side=side: train_ours(side) for tuning, side in sides.items()} | {"tuned": train_reference},
-        rounds,
-        check,
-    )
-    return [
-        Result(
-            f"{name} training {tuning}".strip(), "tokens/s", rates[tuning], rates["tuned"], "tuned Trainer", 4.0,
-            quality=(quality[tuning], quality["tuned"]),
-        )
-        for tuning in tunings
-    ]  # fmt: skip
-
-
-def _pairs(items: Any, rows: Iterable[int]) -> list[tuple[list[int], list[int]]]:
-    """Ids of prompts and of their targets."""
-    return [(items[row]["ids"], items[row]["target"]) for row in rows]
+    rates = alternate({"ours": train_ours, "tuned": train_reference}, rounds, check)
+    peak = matrix_peak()
+    layers, vocabulary = matrix_weights(ours.module.backbone.model), vocabulary_weights(ours.module.backbone.model)
+    ours_tokens = sum(
+        split_prefixes([items[row]["ids"] + items[row]["target"] for row in batch]).size for batch in batches
+    ) / len(rows)  # what examples have in common at their start is computed once
+    targets = sum(len(items[row]["target"]) for row in rows) / len(rows)
+    tokens = sum(len(prompt) + len(target) for prompt, target in pairs) / len(pairs)
+    operations = {  # per example; the Trainer scores the vocabulary at every token, gptask where there is a target
+        "ours": 4.0 * (layers * ours_tokens + vocabulary * targets),
+        "tuned": 4.0 * (layers + vocabulary) * tokens,
+    }
+    shares = [max(rates[name]) * operations[name] / 1e9 / peak for name in ("ours", "tuned")]
+    note = f"{ours_tokens:.0f} tokens an example (shared ones once), {tokens:.0f} with the user's prompt"
+    return Result(
+        f"{task_name}_training_tuned", f"{measure} training, {experiment}", "examples/s", rates["ours"], rates["tuned"],
+        "tuned Trainer", quality=(quality[0], quality[1]), shares=(shares[0], shares[1]), note=note,
+    )  # fmt: skip
