@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 from results_file import Entry, Machine, Record, Result, Score, Side, Speed, load
@@ -147,3 +148,11 @@ def _write(text: str) -> None:
     import cog  # exists while cogapp runs a block
 
     cog.outl(f"\n{text}\n")
+
+
+def terminal() -> None:
+    """Write the excerpt of a terminal that docs/pictures.py recorded."""
+    import cog
+
+    excerpt = Path(__file__).with_name("images") / "terminal.txt"
+    cog.outl(f"\n```text\n{excerpt.read_text(encoding='utf-8')}```\n")

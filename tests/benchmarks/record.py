@@ -174,7 +174,7 @@ def comparisons(file: Path) -> list[Speed]:
 
 
 def _comparison(row: dict[str, Any], common: dict[str, Any]) -> Speed:
-    qualities, shares = row["quality"] or (None, None), row["share"]
+    qualities, shares = row["quality"] or (None, None), row["shares"]
     names, rounds, notes = ("gptask", row["against"]), (row["ours"], row["reference"]), (row["note"], "")
     sides = [Side(*side) for side in zip(names, rounds, qualities, shares, notes, strict=True)]
     return Speed(

@@ -30,7 +30,7 @@ ROW = {
     "against": "pipeline()",
     "lower": False,
     "quality": [90.04, 90.0],
-    "share": [0.517, None],
+    "shares": [0.517, None],
     "note": "",
     "extra": {},
     "ratio": 1.55,
@@ -170,7 +170,7 @@ def test_a_run_outside_a_checkout_is_refused(refuse, sentiment_run):
 
 
 def test_a_bench_file_becomes_an_entry_a_comparison(add, tmp_path):
-    content = add(write_bench(tmp_path, {}, {"id": "memory", "lower": True, "quality": None, "share": [None, None]}))
+    content = add(write_bench(tmp_path, {}, {"id": "memory", "lower": True, "quality": None, "shares": [None, None]}))
     classification, memory = content["speed"]
     assert classification["sides"][0] == {
         "name": "gptask",
