@@ -137,7 +137,7 @@ def _jsonl_rows(lines: Lines) -> Iterator[Row]:
         try:
             value = json.loads(text)
         except ValueError as error:
-            cause = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            cause = _json_problem(error) if isinstance(error, json.JSONDecodeError) else error
             if text.strip():
                 yield Row(number, DataError(f"broken JSON: {cause}"))
             continue
@@ -244,6 +244,10 @@ def _json_rows(stream: io.BufferedIOBase, source: Source, encoding: str) -> Iter
         yield Row(number, value, "record")
 
 
+def _json_problem(error: json.JSONDecodeError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"  # some of json's messages end in "at"
+
+
 def _parse_json(raw: bytes, path: Path, encoding: str) -> Any:
     try:
         return json.loads(raw.decode(encoding).removeprefix("\ufeff"))
@@ -252,7 +256,7 @@ def _parse_json(raw: bytes, path: Path, encoding: str) -> Any:
         raise DataError(f"{path}:{line}: byte {raw[error.start]:#04x} is not valid {encoding}") from error
     except json.JSONDecodeError as error:
         hint = "; if each line is an object, set data.format=jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}{hint}") from error
+        raise DataError(f"{path}:{error.lineno}: broken JSON: {_json_problem(error)}{hint}") from error
     except LookupError as error:
         raise UserError(f"data.encoding='{encoding}' is unknown: {error}") from error
 

@@ -71,7 +71,7 @@ class TaskRuntime:
 def normalized_score(metric: Metric, value: float) -> float:
     """A value between the metric's worst, 0, and its best, 100, so that those of several metrics have a mean.
 
-    Where one end of its range is infinite, a value at distance 1 from the other end counts half: a perplexity of 2
+    Where one end of its range is infinite, a value at distance 1 from the other end counts half: 1 bit per byte
     is 50.
     """
     low, high = metric.range

@@ -199,6 +199,7 @@ def test_a_list_of_a_json_object_is_read_by_name(write_file: Callable) -> None:
     ("text", "message"),
     [
         ('[{"a": 1},\n {"a": }]', r"a.json:2: broken JSON: Expecting value at column 8"),
+        ('[{"a": "b\tc"}]', r"a.json:1: broken JSON: Invalid control character at column 10"),
         ('{"a": 1}\n{"a": 2}\n', r"a.json:2: broken JSON: Extra data .*data.format=jsonl"),
         ('{"a": {"0": 1}}', "expected a list of objects"),
         ('"text"', "expected a list of objects"),

@@ -166,6 +166,6 @@ class _ExperimentPresets:
         groups = {str(default.group).lstrip("/"): default.value for default in preset.defaults_list}
         values: dict[str, Any] = OmegaConf.to_container(preset.config)  # type: ignore[assignment]
         if unused := sorted({*values, *groups} - {"task", "data"}):
-            log.info("%s: the preset's %s are ignored; they are for a run of this task alone", name, listing(unused))
+            log.info("%s: the preset's options of %s are ignored: they hold for this task alone", name, listing(unused))
         values = {group: value for group, value in values.items() if group in ("task", "data")}
         return TaskChoice(groups.get("task", "sentiment"), groups.get("data", "sample"), values)
