@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from gptask import DataError, Prediction, UserError
+from gptask import DataError, Field, Kind, Prediction, UserError
 from gptask.plugins.metric import score_all
 from gptask_tasks.classification import Classification
 from gptask_tasks.classification.metrics import best_threshold
@@ -183,12 +184,28 @@ def test_a_text_that_fits_stands_in_the_prompt_as_often_as_readings_says(tokeniz
     example = {"text": "a great story about delivery"}
     assert twice.render(example)[0] == f"Text: {example['text']}\nText: {example['text']}\nTopic:"
     assert Classification(labels=LABELS, readings=2, prompt="{text} =").template == "{text}\n{text} ="
+    assert Classification(labels=LABELS, readings=2, prompt="text:").template == "text:"
     single_reading = once.encode(example, tokenizer, 200).ids
     assert twice.encode(example, tokenizer, 200).ids != single_reading
     encoded = twice.encode(example, tokenizer, len(single_reading) + 3)
     assert (encoded.ids, encoded.truncated) == (single_reading, 0)  # rather once and whole than twice and cut
     with pytest.raises(UserError, match=r"task\.readings=0"):
         Classification(labels=LABELS, readings=0).validate()
+
+
+def test_a_pair_of_texts_is_read_again_as_a_pair(tokenizer: Any) -> None:
+    @dataclass
+    class Pair(Classification):
+        PROMPTS: ClassVar[dict[str, str]] = {"en": "A: {first}\nB: {second}\nSame:"}
+
+        def fields(self) -> list[Field]:
+            return [Field("first", truncate=True), Field("second"), Field("label", Kind.LABEL, target=True)]
+
+    example = {"first": "a story", "second": "a tale"}
+    assert Pair(labels=LABELS).render(example)[0] == "A: a story\nB: a tale\nSame:"
+    assert Pair(labels=LABELS, readings=2).render(example)[0] == "A: a story\nB: a tale\n" * 2 + "Same:"
+    with pytest.raises(UserError, match=r"Pair.fields\(\) must keep Classification's target 'labels', got label"):
+        Pair(labels=LABELS, multi_label=True).validate()
 
 
 def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> None:
@@ -200,6 +217,8 @@ def test_a_long_text_is_cut_and_the_prompt_behind_it_is_not(tokenizer: Any) -> N
     assert encoded.truncated == len(untruncated.ids) - 40
     assert untruncated.truncated == 0
     assert tokenizer.decode(encoded.ids).endswith("\nTopic:")
+    with pytest.raises(DataError, match=r"the prompt alone needs \d+ tokens and 2 are left.* shorten the prompt$"):
+        task.encode(example, tokenizer, 2)
     assert encoded.label == 1
 
 

@@ -30,9 +30,9 @@ def show_run(folder: Path) -> None:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
             inputs = [value for name, value in prediction.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
-            text = " | ".join(format_message(value) or str(value) for value in inputs)
+            text = _joined([format_message(value) or str(value) for value in inputs])
             references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
-            console.print(Text(f"  {_short(text)}", style="dim"))
+            console.print(Text(f"  {text}", style="dim"))
             console.print(Text("".join([f"    → {_short(prediction['prediction'])}", *references])))
     console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
@@ -46,6 +46,14 @@ def _metrics_table(result: dict[str, Any]) -> Table:
         arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
         table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
     return table
+
+
+def _joined(texts: list[str], limit: int = 110) -> str:
+    """The inputs of an example on one line of about ``limit`` characters; the longest are cut, so that all are seen."""
+    lengths, width = [len(" ".join(text.split())) for text in texts], limit
+    while sum(min(length, width) for length in lengths) > limit and width > 1:
+        width -= 1
+    return " | ".join(_short(text, width) for text in texts)
 
 
 def _short(value: object, limit: int = 110) -> str:

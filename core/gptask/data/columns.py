@@ -78,6 +78,8 @@ class Columns:
         cells: Any = row.value
         if self.convert_row:
             cells = self.convert_row(cells | self._mapped_cells(cells) if isinstance(cells, dict) else cells)
+            if not isinstance(cells, dict | list | str):
+                raise TypeError(f"Task.convert_row() must return the cells of a row, got {cells!r}")
         example = {field.name: self._value(cells, field, column, convert) for field, column, convert in self.columns}
         lengths = {name: len(example[name]) for name in self.aligned if example[name] is not None}
         if len(set(lengths.values())) > 1:

@@ -3,7 +3,7 @@
 This module does not import torch, and a task's module should not either (its methods import it).
 
 The names in ``__all__`` are stable: a minor version of the contract only adds parts that have a default. A plugin
-states the version it is made for, ``contract_version = "1.0"``; CONTRIBUTING.md has the rules.
+states the version it is made for, ``contract_version = "1.0"``; docs/plugins.md has the rules.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ class Task(ABC):
                 example[name] = example[name][: offsets[remaining - 1][1]] if remaining else ""
                 ids = self._prompt_ids(example, tokenizer)
         if len(ids) > room:
+            shorter_text = ", or lower task.generation.max_new_tokens" if self.reserved_tokens() else ""
             raise DataError(
                 f"the prompt alone needs {len(ids)} tokens and {room} are left for it: "
-                "raise data.max_tokens, shorten the prompt, or lower task.generation.max_new_tokens"
+                f"raise data.max_tokens or shorten the prompt{shorter_text}"
             )
         return ids, truncated
 

@@ -37,7 +37,7 @@ class Classification(PromptedTask):
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
     label_words: dict[str, str] = option(dict, "class name -> word whose embedding its output starts from")
     multi_label: bool = option(False, "a text may have any number of labels, each predicted from task.threshold on")
-    readings: int = option(1, "times a text that fits stands in its prompt: a causal model rereads it knowing its end")
+    readings: int = option(1, "times an input that fits is in its prompt: a causal model rereads it knowing its end")
     threshold: float | None = option(None, "multi_label: lowest probability of a predicted label; null: by validation")
 
     def fields(self) -> list[Field]:
@@ -49,8 +49,13 @@ class Classification(PromptedTask):
         ]
 
     def validate(self) -> None:
-        """Refuse repeated labels, label words of unknown labels, and numbers out of range."""
+        """Refuse repeated labels, label words of unknown labels, numbers out of range, and a renamed target."""
         super().validate()
+        target, targets = "labels" if self.multi_label else "label", [f.name for f in self.targets()]
+        if target not in targets:
+            raise UserError(
+                f"{type(self).__name__}.fields() must keep Classification's target '{target}', got {listing(targets)}"
+            )
         if len(set(self.labels)) < len(self.labels) or len(self.labels) == 1:
             raise UserError(f"task.labels must be at least two different names, got {self.labels}")
         if self.readings < 1:
@@ -97,10 +102,12 @@ class Classification(PromptedTask):
 
     @property
     def template(self) -> str:
-        """The prompt in force; what stands before the text and the text itself are repeated ``readings`` times."""
+        """The prompt in force; all of it up to the last input field is repeated ``readings`` times."""
         template = super().template
-        before, text, _ = template.partition("{text}")
-        return f"{before}{text}\n" * (self.readings - 1 if text else 0) + template
+        places = [f"{{{f.name}}}" for f in self.inputs()]
+        end = max((template.rindex(place) + len(place) for place in places if place in template), default=0)
+        repeated = template[:end]
+        return f"{repeated}\n" * (self.readings - 1 if repeated else 0) + template
 
     def render(self, example: Example) -> tuple[str, str | None]:
         """Return the prompt, and the label words as the text that would follow it."""

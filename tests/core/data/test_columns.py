@@ -48,6 +48,15 @@ def test_a_dotted_name_comes_before_a_path_and_a_path_goes_into_lists() -> None:
         assert example(row, answers, columns={"answers": "answers.text"}) == {"answers": ["one", "two"]}
 
 
+def test_a_task_that_converts_a_row_to_nothing_is_an_error_that_names_the_hook() -> None:
+    class Forgetful(TaskWithFields):
+        def convert_row(self, row: object) -> None:
+            """Return nothing."""
+
+    with pytest.raises(TypeError, match=r"Task\.convert_row\(\) must return the cells of a row, got None"):
+        Columns(Forgetful(TEXT), Files()).example(Row(1, {"text": "good"}))
+
+
 def test_a_number_that_names_a_column_comes_before_a_position() -> None:
     assert example({"1": "good", "0": "pos"}, columns={"text": 1, "label": 0}) == {"text": "good", "label": "pos"}
 
