@@ -2,8 +2,8 @@
 
     python tests/core/analysis/compare/simulation.py [trials]
 
-The script prints the table of the README. Each kind draws two systems' statistics on a test set of n examples;
-``gap`` is the true difference of their metric, 0 for no difference.
+The script prints the table of docs/compare-and-report.md. Each kind draws two systems' statistics on a test set of n
+examples; ``gap`` is the true difference of their metric, 0 for no difference.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def stated(kind: str, n: int, trials: int = 100) -> float:
 
 
 def table(trials: int) -> str:
-    """The README's table."""
+    """The table of docs/compare-and-report.md."""
     lines = ["| metric | test | n | found where there is none | stated detectable difference | found |"]
     lines.append("|" + "---|" * 6)
     for kind, (test, *_) in KINDS.items():

@@ -1,6 +1,6 @@
 """Over many test sets the paired tests keep their 5%, and find the difference they state as detectable.
 
-The fast tier draws a few hundred test sets, the long tier thousands; `simulation.py` prints the README's table.
+The fast tier draws a few hundred test sets, the long tier thousands; `simulation.py` prints the table of the docs.
 """
 
 import pytest
