@@ -1,0 +1,283 @@
+"""Checks of the commands on a page, none of which does its work, and the run of a block that does on a tiny model."""
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gptask.cli.verbs import VERBS
+from gptask.config.schemas import Train
+from gptask.config.trainer_options import check_trainer_options
+from gptask.plugins.discovery import discover, load_task_class
+from gptask.runs.config_file import write_config
+from gptask.runs.folder import numbered_alternatives
+
+from tests.support.pages import ROOT, Block, Command
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+MAKE_TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+TINY = ["backbone=nano", "backbone.n_layer=1", "backbone.n_embd=16", "backbone.n_head=2", "backbone.vocab_size=300"]
+SMALL = ["data.limit.train=16", "data.limit.validation=4", "data.limit.test=4", "trainer.accelerator=cpu"]
+SHELL = {"cat", "cp", "echo", "head", "ls", "mkdir", "printf", "sed", "tail", "wc"}  # a block that is run may use them
+UNCHECKED = {"cd", "eval", "git", "mlflow", "pre-commit", "source", "srun", "tensorboard", "torchrun", "wandb"}
+WORK = {  # what a verb that reads its own arguments calls once it has read and checked them
+    "sweep": "gptask.cli.commands.sweep.run_sweep",
+    "chat": "gptask.cli.commands.chat._load_backbone",
+    "compare": "gptask.cli.commands.compare.find_runs",
+    "report": "gptask.analysis.compare.records.find_runs",
+}
+
+
+class WorkBegins(BaseException):
+    """The arguments are read and checked, and the work would begin; no handler of errors catches it."""
+
+
+class PageCommands:
+    """The commands of a page, in a folder of their own, where ``similarity``, the plugin in tests/plugin, is installed.
+
+    A training that is checked leaves the config of its run, so that what follows on the page is composed with it.
+    """
+
+    def __init__(self, run_command: Any, install_plugin: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.run_command, self.install_plugin = run_command, install_plugin
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.plugins = ["gptask"]
+        self.install(ROOT / "tests/plugin")
+
+    def install(self, folder: Path) -> None:
+        """Make the task plugin in a folder installed, as ``pip install -e`` does."""
+        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+        if project["name"] in self.plugins:
+            return
+        metadata = f"Name: {{}}\nVersion: {project['version']}\n"
+        self.install_plugin(project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
+        self.plugins.append(project["name"])
+        self.monkeypatch.syspath_prepend(folder)
+        self.monkeypatch.setenv("GPTASK_PLUGINS", ",".join(self.plugins))
+
+    def write_files(self, blocks: Sequence[Block]) -> None:
+        """Write the files that blocks of the page show."""
+        for block in blocks:
+            if block.file:
+                Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+                Path(block.file).write_text(block.text, "utf-8")
+
+    # --- check ----------------------------------------------------------------------------------------------------
+
+    def check(self, command: Command) -> None:
+        """Fail for a command that would not work: its options, or what it names in the checkout."""
+        program, *arguments = command.words
+        program = Path(program).name
+        with self.monkeypatch.context() as patch:
+            for name, value in command.variables:
+                patch.setenv(name, value)
+            if program == "gptask":
+                self.check_gptask(arguments)
+            elif program in CHECKS:
+                CHECKS[program](self, arguments)
+            else:
+                assert program in SHELL | UNCHECKED, f"{program} is no program that pages use (tests/support)"
+
+    def check_gptask(self, arguments: list[str]) -> None:
+        """Let gptask read and check its arguments; train and its like compose and validate their config."""
+        verb = VERBS.get(arguments[0]) if arguments else None
+        with self.monkeypatch.context() as patch:
+            patch.setattr("gptask.training.fingerprint.run_fingerprint", lambda config: "")  # -m asks for it
+            patch.setattr("gptask.cli.check.check_results", lambda task: iter(()))
+            for work in WORK.values():
+                patch.setattr(work, _begin)
+            if verb and verb.composed:
+                self._place_runs(arguments)
+                if of_hydra := [word for word in arguments if re.match(r"[+~]*hydra[./]", word)]:
+                    self._call([verb.name, *of_hydra, "--cfg", "hydra"])
+                arguments = [word for word in arguments if word not in of_hydra]
+            self._call(arguments)
+
+    def _call(self, arguments: Sequence[str]) -> None:
+        try:
+            ended = self.run_command(*arguments, action=self._record)
+        except WorkBegins:
+            return
+        assert ended.code == 0, f"gptask {shlex.join(arguments)}\n{ended.err}"
+
+    def _place_runs(self, arguments: Sequence[str]) -> None:
+        """Put a run in place for each that is read and that no command before made: of the task in outputs/<task>/."""
+        for word in arguments:
+            match = re.fullmatch(r"(?:run|resume)=(.+)", word)
+            if not match or match[1] == "null" or (Path(match[1]) / "config.yaml").exists():
+                continue
+            task = Path(match[1]).parent.name
+            assert task in discover(()), f"{word}: no command makes this run, and its folder is not in outputs/<task>"
+            self._call(["train", f"task={task}", f"folder={match[1]}"])
+
+    def _record(self, config: Any) -> None:
+        """Check what only a run itself does, and leave its config."""
+        tasks = [c.task for c in config.tasks.values()] if getattr(config, "tasks", None) else [config]
+        for task in (getattr(task, "task", task) for task in tasks):
+            if hasattr(task, "validate"):
+                task.validate()
+        check_trainer_options(getattr(config, "trainer", {}))
+        if isinstance(config, Train) and config.folder and not config.resume:
+            _leave_config(config)
+
+    # --- run ------------------------------------------------------------------------------------------------------
+
+    def run_block(self, block: Block) -> str:
+        """Run a block marked to be run, and return what gptask prints."""
+        if block.language == "python":
+            self.monkeypatch.setattr("gptask.train", _train_small)
+            exec(compile(block.text, "page", "exec"), {})
+            return str(self.capsys.readouterr().out)
+        printed, given = "", ""
+        for command in block.commands:
+            if Path(command.words[0]).name == "gptask":
+                given = self.run_gptask(command, given if command.piped else "")
+                printed += given
+            elif command.words[0] in SHELL:
+                given = subprocess.run(
+                    ["bash", "-c", command.text], input=given if command.piped else "", capture_output=True, text=True,
+                    check=True,
+                ).stdout  # fmt: skip
+            else:
+                self.check(command)
+        return printed
+
+    def run_gptask(self, command: Command, given: str) -> str:
+        """Run a command on a tiny model and few examples, with ``given`` as standard input; return what it prints."""
+        from gptask.cli import main
+
+        arguments = tiny(command.words[1:])
+        self.capsys.readouterr()
+        with self.monkeypatch.context() as patch:
+            for name, value in command.variables:
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+        out, err = self.capsys.readouterr()
+        assert stop.value.code == 0, f"gptask {shlex.join(arguments)}\n{err}"
+        for file in _written(command.words):
+            assert Path(file).exists(), f"{command} writes no {file}"
+        return str(out)
+
+
+def tiny(words: Sequence[str]) -> list[str]:
+    """Arguments with options that make a training or an evaluation take a second."""
+    verb, *arguments = words
+    if verb == "chat":
+        return [verb, *arguments, "max_new_tokens=4"]
+    if verb not in ("train", "evaluate", "sweep") or any(re.match("run=|resume=", word) for word in arguments):
+        return [verb, *arguments]
+    if not any(word.startswith("backbone.source=") for word in arguments):
+        arguments = [word for word in arguments if not re.match("backbone[.=]", word)] + TINY
+    arguments += SMALL
+    if verb != "evaluate":
+        arguments += ["trainer.max_epochs=1", "probe=false"]
+    task = next((word.removeprefix("task=") for word in words if word.startswith("task=")), "sentiment")
+    if "," not in task and "generation" in {f.name for f in fields(load_task_class(discover(()), task))}:
+        arguments.append("task.generation.max_new_tokens=2")
+    return [verb, *arguments, *(["--trials", "2"] if verb == "sweep" else [])]
+
+
+def _begin(*_: Any, **__: Any) -> None:
+    raise WorkBegins
+
+
+def _leave_config(config: Any) -> None:
+    """Leave what commands that read the run compose with: config.yaml, of each task too, and a checkpoint."""
+    places = (Path(config.folder), *numbered_alternatives(Path(config.folder)))
+    folder = next(path for path in places if not path.exists())
+    parts = {name: replace(config, task=c.task, data=c.data, tasks={}) for name, c in config.tasks.items()}
+    for path, part in {folder: config, **{folder / name: part for name, part in parts.items()}}.items():
+        (path / "checkpoints").mkdir(parents=True)
+        write_config(path, part)
+    (folder / "checkpoints/last.ckpt").touch()
+
+
+def _written(words: Sequence[str]) -> Iterator[str]:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if match := re.fullmatch(r"(?:folder|output)=(.+)", word):
+            yield match[1]
+        elif word == "--output":
+            yield following
+
+
+def _train_small(config: Any) -> Any:
+    """`gptask.train` on a tiny backbone and few examples."""
+    from gptask.config.schemas import Full, Limit, Scratch
+    from gptask.training.train import train
+
+    small = Scratch(n_layer=1, n_embd=16, n_head=2, vocab_size=300)
+    data = replace(config.data, limit=Limit(16, 4, 4))
+    trainer = config.trainer | {"max_epochs": 1, "accelerator": "cpu"}
+    return train(replace(config, backbone=small, tuning=Full(), data=data, trainer=trainer, probe=False))
+
+
+# --- other programs -----------------------------------------------------------------------------------------------
+
+
+def _exists(path: str) -> bool:
+    return (ROOT / path).exists() or Path(path).exists()
+
+
+def _check_make(page: PageCommands, arguments: Sequence[str]) -> None:
+    for target in (word for word in arguments if "=" not in word):
+        assert target in MAKE_TARGETS, f"make has no target {target}"
+
+
+def _check_python(page: PageCommands, arguments: Sequence[str]) -> None:
+    if arguments[0] == "-m":
+        module = arguments[1]
+        assert module in ("build", "pip", "pytest", "venv"), f"python -m {module}"
+        if module in CHECKS:
+            CHECKS[module](page, arguments[2:])
+    else:
+        assert arguments[0].endswith(".py"), f"python {arguments[0]}"
+        assert _exists(arguments[0]), f"there is no {arguments[0]}"
+
+
+def _check_pytest(page: PageCommands, arguments: Sequence[str]) -> None:
+    for path in (word.partition("::")[0] for word in arguments if "/" in word and not word.startswith("-")):
+        assert _exists(path), f"there is no {path}"
+
+
+def _check_pip(page: PageCommands, arguments: Sequence[str]) -> None:
+    """The extras of gptask exist; the folder of a plugin is installed."""
+    for number, word in enumerate(arguments):
+        if match := re.fullmatch(r"(?P<what>gptask|\.)\[(?P<extras>[\w,]+)\]", word):
+            unknown = {*match["extras"].split(",")} - {*PROJECT["optional-dependencies"]}
+            assert not unknown, f"gptask has no extra {unknown}"
+        elif arguments[number - 1] in ("-e", "--editable") and word != ".":
+            name = word.partition("[")[0]
+            folder = next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
+            assert folder, f"there is no folder {name}"
+            page.install(folder.resolve())
+
+
+CHECKS: dict[str, Callable[[PageCommands, Sequence[str]], None]] = {
+    "make": _check_make,
+    "python": _check_python,
+    "python3": _check_python,
+    "pytest": _check_pytest,
+    "pip": _check_pip,
+}
+
+
+@pytest.fixture
+def page_commands(run_command: Any, install_plugin: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
+    """The checks of a page's commands, in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    before = {*sys.modules}
+    yield PageCommands(run_command, install_plugin, monkeypatch, capsys)
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
