@@ -136,7 +136,7 @@ def groups() -> str:
         defaults = configs.compute_defaults_list("train", [], RunMode.RUN).overrides.known_choices
     rows = [
         (_code(group), _code(defaults[group] or "null"), " ".join(map(_code, names)))
-        for group, names in choices.items()
+        for group, names in reversed(choices.items())  # as in the help: what is chosen most comes first
     ]
     return _table(("group", "default", "choices"), rows)
 

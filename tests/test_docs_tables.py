@@ -10,6 +10,7 @@ from gptask.config.schemas import GROUP_SCHEMAS
 from tests.support.distributions import GOOD_TASK
 
 GROUP_MEMBERS = [
+    "backbone=nano",
     "data=files",
     "data=hub",
     "data=sample",

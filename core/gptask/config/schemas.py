@@ -69,6 +69,8 @@ class Sampling(Enum):
     temperature = "temperature"  # between proportional and uniform
 
 
+DTYPES = "number format of the weights: float32 | bfloat16 | auto (bfloat16 on processors that compute in it)"
+
 # --- backbone ---------------------------------------------------------------------------------------------------
 
 
@@ -80,7 +82,7 @@ class Pretrained:
     install: str | None = None
     revision: str | None = None
     license: str | None = None
-    dtype: DType = DType.auto
+    dtype: DType = option(DType.auto, DTYPES)
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Scratch:
     dropout: float = 0.0
     tokenizer: TokenizerKind = TokenizerKind.bpe
     vocab_size: int = 2048  # upper limit
-    dtype: DType = DType.float32
+    dtype: DType = option(DType.float32, DTYPES)
 
 
 # --- data -------------------------------------------------------------------------------------------------------
