@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gptask.cli.verbs import VERBS
 from gptask.config import schemas, trainer_options
 from gptask.config.engine import Fast
 from gptask.plugins.discovery import discover
+from similarity import Similarity
 
 from tests.support.pages import PAGES, ROOT, Command, github_anchors, inline_code, links, parse_commands, read_blocks
 
@@ -158,9 +160,10 @@ def test_a_block_that_fails_when_run_fails(page_commands):
 # --- names, links, pages --------------------------------------------------------------------------------------------
 
 
+@cache
 def known_options() -> set[str]:
     """The full names of all options, and of the dictionaries and groups of options among them."""
-    tasks = [plugin.task for plugin in discover().values() if plugin.task]
+    tasks = [Similarity, *(plugin.task for plugin in discover().values() if plugin.task)]
     names = {f"task.{option.name}" for task in tasks for option in task_options(task)}
     names |= {f"trainer.{name}" for name in trainer_options.trainer_parameters()}
     names |= {f"engine.{f.name}" for f in fields(Fast)}
@@ -185,7 +188,7 @@ FILE = re.compile(r"\.(?:csv|jsonl?|md|py|txt|yaml)$")
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_options_in_the_text_exist(name, page_commands):
+def test_options_in_the_text_exist(name):
     keys = [option["key"] for code in inline_code(TEXTS[name]) if (option := OPTION.fullmatch(code))]
     of_the_page = re.findall(r"^ +(\w+): .*= option\(", TEXTS[name], re.MULTILINE)  # of a plugin that it writes
     known = known_options() | {f"task.{option}" for option in of_the_page}

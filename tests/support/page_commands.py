@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from gptask.config.trainer_options import check_trainer_options
 from gptask.plugins.discovery import discover, load_task_class
 from gptask.runs.config_file import write_config
 from gptask.runs.folder import numbered_alternatives
+from hydra.core.config_store import ConfigStore
 
+from tests.support.distributions import write_distribution
+from tests.support.page_programs import CHECKS, UNCHECKED
 from tests.support.pages import ROOT, Block, Command
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-MAKE_TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
 TINY = ["backbone=nano", "backbone.n_layer=1", "backbone.n_embd=16", "backbone.n_head=2", "backbone.vocab_size=300"]
 SMALL = ["data.limit.train=16", "data.limit.validation=4", "data.limit.test=4", "trainer.accelerator=cpu"]
 SHELL = {"cat", "cp", "echo", "head", "ls", "mkdir", "printf", "sed", "tail", "wc"}  # a block that is run may use them
-UNCHECKED = {"cd", "eval", "git", "mlflow", "pre-commit", "source", "srun", "tensorboard", "torchrun", "wandb"}
 WORK = {  # what a verb that reads its own arguments calls once it has read and checked them
     "sweep": "gptask.cli.commands.sweep.run_sweep",
     "chat": "gptask.cli.commands.chat._load_backbone",
@@ -45,21 +45,21 @@ class PageCommands:
     A training that is checked leaves the config of its run, so that what follows on the page is composed with it.
     """
 
-    def __init__(self, run_command: Any, install_plugin: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        self.run_command, self.install_plugin = run_command, install_plugin
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        self.plugins = ["gptask"]
-        self.install(ROOT / "tests/plugin")
+    def __init__(self, run_command: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, site: Path) -> None:
+        self.run_command, self.monkeypatch, self.capsys = run_command, monkeypatch, capsys
+        self.plugins = ["gptask", "gptask-similarity"]
+        self._put_on_path(site)
 
     def install(self, folder: Path) -> None:
         """Make the task plugin in a folder installed, as ``pip install -e`` does."""
-        project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
-        if project["name"] in self.plugins:
-            return
-        metadata = f"Name: {{}}\nVersion: {project['version']}\n"
-        self.install_plugin(project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
-        self.plugins.append(project["name"])
-        self.monkeypatch.syspath_prepend(folder)
+        name = read_project(folder)["name"]
+        if name not in self.plugins:
+            self.plugins.append(name)
+            self._put_on_path(folder, link_plugin(folder, Path.cwd().with_name(f"site-of-{name}")))
+
+    def _put_on_path(self, *folders: Path) -> None:
+        for folder in folders:
+            self.monkeypatch.syspath_prepend(folder)
         self.monkeypatch.setenv("GPTASK_PLUGINS", ",".join(self.plugins))
 
     def write_files(self, blocks: Sequence[Block]) -> None:
@@ -81,7 +81,7 @@ class PageCommands:
             if program == "gptask":
                 self.check_gptask(arguments)
             elif program in CHECKS:
-                CHECKS[program](self, arguments)
+                CHECKS[program](self.install, arguments)
             else:
                 assert program in SHELL | UNCHECKED, f"{program} is no program that pages use (tests/support)"
 
@@ -220,64 +220,39 @@ def _train_small(config: Any) -> Any:
     return train(replace(config, backbone=small, tuning=Full(), data=data, trainer=trainer, probe=False))
 
 
-# --- other programs -----------------------------------------------------------------------------------------------
+# --- plugins ------------------------------------------------------------------------------------------------------
 
 
-def _exists(path: str) -> bool:
-    return (ROOT / path).exists() or Path(path).exists()
+def read_project(folder: Path) -> dict[str, Any]:
+    """The ``project`` table of a package's pyproject.toml."""
+    project: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    return project
 
 
-def _check_make(page: PageCommands, arguments: Sequence[str]) -> None:
-    for target in (word for word in arguments if "=" not in word):
-        assert target in MAKE_TARGETS, f"make has no target {target}"
+def link_plugin(folder: Path, site: Path) -> Path:
+    """Write what an editable installation of a plugin leaves into a new folder for the path, and return that."""
+    project = read_project(folder)
+    site.mkdir()
+    metadata = f"Name: {{}}\nVersion: {project['version']}\n"
+    write_distribution(site, project["name"], metadata=metadata, **project["entry-points"]["gptask.tasks"])
+    return site
 
 
-def _check_python(page: PageCommands, arguments: Sequence[str]) -> None:
-    if arguments[0] == "-m":
-        module = arguments[1]
-        assert module in ("build", "pip", "pytest", "venv"), f"python -m {module}"
-        if module in CHECKS:
-            CHECKS[module](page, arguments[2:])
-    else:
-        assert arguments[0].endswith(".py"), f"python {arguments[0]}"
-        assert _exists(arguments[0]), f"there is no {arguments[0]}"
-
-
-def _check_pytest(page: PageCommands, arguments: Sequence[str]) -> None:
-    for path in (word.partition("::")[0] for word in arguments if "/" in word and not word.startswith("-")):
-        assert _exists(path), f"there is no {path}"
-
-
-def _check_pip(page: PageCommands, arguments: Sequence[str]) -> None:
-    """The extras of gptask exist; the folder of a plugin is installed."""
-    for number, word in enumerate(arguments):
-        if match := re.fullmatch(r"(?P<what>gptask|\.)\[(?P<extras>[\w,]+)\]", word):
-            unknown = {*match["extras"].split(",")} - {*PROJECT["optional-dependencies"]}
-            assert not unknown, f"gptask has no extra {unknown}"
-        elif arguments[number - 1] in ("-e", "--editable") and word != ".":
-            name = word.partition("[")[0]
-            folder = next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
-            assert folder, f"there is no folder {name}"
-            page.install(folder.resolve())
-
-
-CHECKS: dict[str, Callable[[PageCommands, Sequence[str]], None]] = {
-    "make": _check_make,
-    "python": _check_python,
-    "python3": _check_python,
-    "pytest": _check_pytest,
-    "pip": _check_pip,
-}
+@pytest.fixture(scope="session")
+def example_plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the path with which the plugin in tests/plugin is installed; one, as a scan takes its time."""
+    return link_plugin(ROOT / "tests/plugin", tmp_path_factory.mktemp("plugins") / "site")
 
 
 @pytest.fixture
-def page_commands(run_command: Any, install_plugin: Any, monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
+def page_commands(run_command: Any, example_plugin: Path, monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
     """The checks of a page's commands, in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setitem(ConfigStore.instance().repo, "task", {})
     before = {*sys.modules}
-    yield PageCommands(run_command, install_plugin, monkeypatch, capsys)
+    yield PageCommands(run_command, monkeypatch, capsys, example_plugin)
     for name in {*sys.modules} - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
