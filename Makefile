@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PAGES = README.md $(wildcard docs/*.md)
+COG := $(BIN)/cog -I docs -p "import tables, figures"
 export TOKENIZERS_PARALLELISM := false
 
 help:  ## list the targets
@@ -25,7 +27,16 @@ lint: .venv/tools  ## ruff: rules and format
 types: .venv/tools  ## mypy --strict on core, tasks and conf
 	$(BIN)/mypy
 
-check: lint types test  ## what CI checks: lint, types, tests
+check: lint types docs-check test  ## what CI checks: lint, types, generated parts of the pages, tests
+
+docs: .venv/tools  ## build the pages as a site in site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-tables: .venv/tools  ## write the generated parts of README.md and docs/: help texts, tables, figures
+	$(COG) -r $(PAGES)
+
+docs-check: .venv/tools  ## whether they are up to date
+	$(COG) --check --diff --check-fail-msg "make docs-tables writes them anew" $(PAGES)
 
 bench: .venv/tools  ## measure against Trainer, pipeline() and generate(); TIER=full takes an hour
 	$(BIN)/python tests/benchmarks/bench.py --tier $(or $(TIER),quick)
@@ -34,7 +45,7 @@ wheel: .venv/tools  ## build sdist and wheel, use the wheel in a clean environme
 	bash tests/wheel.sh
 
 clean:  ## remove the environment and build products (run folders stay)
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv dist build site .pytest_cache .mypy_cache .ruff_cache
 
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -51,4 +62,4 @@ clean:  ## remove the environment and build products (run folders stay)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch .venv/tools
 
-.PHONY: help run test long lint types check bench wheel clean
+.PHONY: help run test long lint types check docs docs-tables docs-check bench wheel clean

@@ -21,6 +21,7 @@ pytest_plugins = [  # imported after this module, so that gptask finds the envir
     "tests.support.distributions",
     "tests.support.tiny_models",
     "tests.support.run_folders",
+    "tests.support.page_commands",
 ]
 
 

@@ -32,6 +32,16 @@ class Good(Task):
 '''
 
 
+def write_distribution(path, distribution, metadata="Name: {}\nVersion: 1.2\n", **points):
+    """Write what pip leaves of a distribution in a folder on the path, without its modules."""
+    info = path / f"{distribution}-1.2.dist-info"
+    info.mkdir()
+    if metadata:
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata.format(distribution)}")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
+
+
 @pytest.fixture
 def install_plugin(tmp_path_factory, monkeypatch):
     """``install_plugin("dist", source, name="module:Class")``; returns the folder that is on the path."""
@@ -40,15 +50,11 @@ def install_plugin(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GPTASK_PLUGINS", "")
     monkeypatch.setitem(ConfigStore.instance().repo, "task", {})
 
-    def call(distribution, source=None, metadata="Name: {}\nVersion: 1.2\n", **points):
-        info = path / f"{distribution}-1.2.dist-info"
-        info.mkdir()
-        if metadata:
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata.format(distribution)}")
-        lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-        (info / "entry_points.txt").write_text(f"[gptask.tasks]\n{lines}")
+    def call(distribution, source=None, **options):
+        write_distribution(path, distribution, **options)
         if source is not None:
-            (path / f"{next(iter(points.values())).partition(':')[0]}.py").write_text(textwrap.dedent(source))
+            module = next(value for name, value in options.items() if name != "metadata").partition(":")[0]
+            (path / f"{module}.py").write_text(textwrap.dedent(source))
         discovery._scan_distributions.cache_clear()  # a process scans its distributions once
         return path
 

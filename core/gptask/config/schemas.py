@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from gptask.config.engine import Fast, Reference, engine_from_environment
+from gptask.config.option import option
 
 
 class BadRowPolicy(Enum):
@@ -68,6 +69,8 @@ class Sampling(Enum):
     temperature = "temperature"  # between proportional and uniform
 
 
+DTYPES = "number format of the weights: float32 | bfloat16 | auto (bfloat16 on processors that compute in it)"
+
 # --- backbone ---------------------------------------------------------------------------------------------------
 
 
@@ -79,7 +82,7 @@ class Pretrained:
     install: str | None = None
     revision: str | None = None
     license: str | None = None
-    dtype: DType = DType.auto
+    dtype: DType = option(DType.auto, DTYPES)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Scratch:
     dropout: float = 0.0
     tokenizer: TokenizerKind = TokenizerKind.bpe
     vocab_size: int = 2048  # upper limit
-    dtype: DType = DType.float32
+    dtype: DType = option(DType.float32, DTYPES)
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -103,29 +106,31 @@ class Scratch:
 class Limit:
     """Upper limits on the examples of each split, which are drawn at random by the seed."""
 
-    train: int | None = None
-    validation: int | None = None
-    test: int | None = None
+    train: int | None = option(None, "most training examples, drawn at random")
+    validation: int | None = option(None, "most validation examples, drawn at random")
+    test: int | None = option(None, "most test examples, drawn at random")
 
 
 @dataclass
 class Data:
     """Options that every kind of data has."""
 
-    columns: dict[str, Any] = field(default_factory=dict)  # field of the task -> column name, position or dotted path
-    license: str | None = None  # of the data, for the model card; null: the license of the sample, else not stated
-    labels: Any = None  # label id -> name: a map, a list, or a file
-    label_start: int = 0  # the first label id where labels is a list
-    label_separator: str = ","  # separates several labels in one cell
-    limit: Limit = field(default_factory=Limit)
-    cut: float = 0.1  # share of train that is cut off for each missing split
-    seed: int | None = None  # of cuts and limits; null: the run's seed
-    on_bad: BadRowPolicy = BadRowPolicy.stop
-    max_tokens: int = 512  # upper limit on prompt and target together
-    batch_size: int = 32  # most examples in a training batch
-    batch_tokens: int = 1024  # most padded tokens in a training batch; bounds the memory
-    eval_batch_size: int = 256
-    workers: int = 0  # processes that fetch batches; rarely useful, since data is memory-mapped
+    columns: dict[str, Any] = option(dict, "field of the task -> column name, position or dotted path")
+    license: str | None = option(None, "of the data, for the model card; null: that of the sample, else not stated")
+    labels: Any = option(None, "label id -> name: a map, a list, or a file")
+    label_start: int = option(0, "the first label id where labels is a list")
+    label_separator: str = option(",", "separates several labels in one cell")
+    limit: Limit = option(Limit, "upper limits on the examples of each split")
+    cut: float = option(0.1, "share of train cut off for each missing split, duplicates kept together")
+    seed: int | None = option(
+        None, "of cuts and limits (null: the run's): with it fixed, runs of other seeds have the same test set"
+    )
+    on_bad: BadRowPolicy = option(BadRowPolicy.stop, "stop | skip bad rows (counted)")
+    max_tokens: int = option(512, "upper limit on prompt and target together")
+    batch_size: int = option(32, "most examples in a training batch")
+    batch_tokens: int = option(1024, "most padded tokens in a training batch; bounds the memory")
+    eval_batch_size: int = option(256, "most examples in a batch of validation, test and prediction")
+    workers: int = option(0, "processes that fetch batches; rarely useful, since data is memory-mapped")
 
 
 @dataclass
@@ -154,12 +159,12 @@ class Files(Data):
 class Hub(Data):
     """A data set of the Hugging Face hub, read through ``datasets``."""
 
-    path: str = MISSING
-    name: str | None = None
-    revision: str | None = None
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
+    path: str = option(MISSING, "owner/name on the hub")
+    name: str | None = option(None, "configuration of the data set, where it has several")
+    revision: str | None = option(None, "branch, tag or commit; null: the main branch")
+    train: str | None = option(None, "the split to train on")
+    validation: str | None = option(None, "null: cut from train")
+    test: str | None = option(None, "null: cut from train")
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from enum import Enum
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gptask.config.option import option
 from gptask.config.schemas import Documents
 from gptask.errors import DataError, UserError
 from gptask.plugins.types import Encoded, Example, Field, Prediction
@@ -210,12 +210,3 @@ def with_options(task: Task, values: dict[str, Any]) -> Any:
         if name not in options | derived and not isinstance(getattr(type(task), name, None), cached_property):
             setattr(copy, name, value)
     return copy
-
-
-def option(default: Any, help: str) -> Any:
-    """Declare a task option by its default (a class or function makes a new one each time) and its help line."""
-    if callable(default) and not isinstance(default, Enum):
-        return field(default_factory=default, metadata={"help": help})
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})

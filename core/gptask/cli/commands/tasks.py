@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
-def _command_line_value(value: Any) -> str:
+def command_line_value(value: Any) -> str:
     """A value as it is written on the command line."""
     if value == REQUIRED:
         return "(required)"
@@ -141,11 +141,11 @@ def _show_task(plugin: Plugin, task: type[Task], as_json: bool) -> None:
     sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
     field_rows = [
         [f.name, f.kind.value, "yes" if f.required else "no", "yes" if f.target else "no", f.help]
-        for f in _fields(task)
+        for f in example_fields(task)
     ]
     _show_table(FIELD_COLUMNS, field_rows)
     sys.stdout.write("\n")
-    option_rows = [[f"task.{o.name}", o.type, _command_line_value(o.default), o.help] for o in task_options(task)]
+    option_rows = [[f"task.{o.name}", o.type, command_line_value(o.default), o.help] for o in task_options(task)]
     _show_table(OPTION_COLUMNS, option_rows)
 
 
@@ -153,7 +153,7 @@ def _summary(task: type[Task]) -> str:
     return (task.__doc__ or "").strip().partition("\n")[0]
 
 
-def _fields(task: type[Task]) -> list[Field]:
+def example_fields(task: type[Task]) -> list[Field]:
     """The fields of an example with the default options; raises `UserError` where they depend on required options."""
     required = {f.name: None for f in dataclasses.fields(task) if _default(f) is dataclasses.MISSING}
     try:
@@ -175,7 +175,7 @@ def _description(plugin: Plugin) -> dict[str, Any]:
     if plugin.task:
         description["description"] = _summary(plugin.task)
         with contextlib.suppress(UserError):  # its fields depend on required options
-            fields = _fields(plugin.task)
+            fields = example_fields(plugin.task)
             description["fields"] = [dataclasses.asdict(field) | {"kind": field.kind.value} for field in fields]
         description["options"] = [dataclasses.asdict(option) for option in task_options(plugin.task)]
     return description

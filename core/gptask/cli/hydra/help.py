@@ -8,11 +8,12 @@ from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from typing import Any
 
-from gptask.cli.commands.tasks import task_options
 from gptask.cli.hydra.compose import compose, groups, loader
+from gptask.cli.hydra.private import child_node
 from gptask.cli.verbs import Verb
 
 YAML_KEY = re.compile(r"(?P<indent> *)(?P<name>[\w./-]+):(?: (?P<value>.*?))?(?: +# (?P<comment>.*))?")
+CONTINUED_COMMENT = re.compile(r"\n +# (?=.)")  # an indented line of comment goes on with the one before it
 NOTES = """Values: lists [a,b], dictionaries {{a:b}}, null, true, false. Keys of dictionaries need no +.
   gptask {verb} ... --cfg job    prints the config of a command line without running it
   gptask {verb} ... --info       prints where each part of it comes from
@@ -25,36 +26,54 @@ MULTIRUN_NOTES = """  gptask {verb} -m a=1,2 b=x,y   runs every combination, one
 
 def help_text(verb: Verb, overrides: Sequence[str]) -> str:
     """The help of a verb, its config composed with the overrides; raises Hydra's errors."""
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     with loader() as configs:
-        config = compose(configs, verb.name, overrides)
+        config, comments = commented_config(configs, verb.name, overrides)
         available = groups(configs, verb.name, overrides)
-        chosen = configs.compute_defaults_list(verb.name, list(overrides), RunMode.RUN).overrides.known_choices
-    config = OmegaConf.masked_copy(config, [key for key in config.keys() if key != "hydra"])  # noqa: SIM118
-    task = OmegaConf.get_type(config.task) if "task" in config else None
     group_rows = "".join(f"  {name:<12}{', '.join(choices)}\n" for name, choices in reversed(available.items()))
     notes = NOTES.format(verb=verb.name) + (MULTIRUN_NOTES.format(verb=verb.name) if verb.multirun else "")
     return (
         f"gptask {verb.name} [group=choice ...] [option=value ...]: {verb.summary}\n"
         + (f"\nGroups:\n{group_rows}" if group_rows else "")
         + "\nOptions (trainer.max_epochs=3, and so on) with their present values:\n"
-        + "".join(_annotated(OmegaConf.to_yaml(config), _comments(verb.name, chosen, task)))
+        + "".join(_annotated(OmegaConf.to_yaml(config), comments))
         + f"\n{notes}"
     )
 
 
-def _comments(verb: str, choices: Mapping[str, Any], task: Any) -> dict[str, str]:
-    """Full name of an option -> its comment in the verb's YAML, the chosen groups' YAML or the task's dataclass."""
-    comments = dict(_yaml_comments(f"{verb}.yaml"))
-    for group, choice in choices.items():
+def commented_config(configs: Any, verb: str, overrides: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """The config of a verb with overrides, and the comments on its options by their full names.
+
+    An option's comment stands in the verb's YAML, the YAML of the chosen group or the help of the dataclass's field.
+    Raises Hydra's errors.
+    """
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    config = compose(configs, verb, overrides)
+    config = OmegaConf.masked_copy(config, [key for key in config.keys() if key != "hydra"])  # noqa: SIM118
+    chosen = configs.compute_defaults_list(verb, list(overrides), RunMode.RUN).overrides.known_choices
+    comments = dict(_schema_comments(config)) | dict(_yaml_comments(f"{verb}.yaml"))
+    for group, choice in chosen.items():
         if not group.startswith("hydra/") and isinstance(choice, str):
             for name, comment in _yaml_comments(f"{group}/{choice}.yaml"):
                 comments[name if name.startswith(f"{group}.") else f"{group}.{name}"] = comment
-    if is_dataclass(task) and fields(task):
-        comments |= {f"task.{option.name}": option.help for option in task_options(task)}  # type: ignore[arg-type]
-    return comments
+    return config, comments
+
+
+def _schema_comments(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Full name and help of the options whose dataclass explains them."""
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.is_dict(node):
+        return
+    schema = OmegaConf.get_type(node)
+    for option in fields(schema) if is_dataclass(schema) else ():
+        if comment := option.metadata.get("help"):
+            yield f"{prefix}{option.name}", comment
+    for name in node.keys():  # noqa: SIM118 (none where the value is missing or null)
+        yield from _schema_comments(child_node(node, name), f"{prefix}{name}.")
 
 
 def _annotated(yaml: str, comments: Mapping[str, str]) -> Iterator[str]:
@@ -68,7 +87,8 @@ def _yaml_comments(name: str) -> Iterator[tuple[str, str]]:
     """Full name and comment of the commented keys in a file of gptask_conf."""
     file = files("gptask_conf").joinpath(name)
     if file.is_file():
-        for key, line in _keys(file.read_text(encoding="utf-8")):
+        text = CONTINUED_COMMENT.sub(" ", file.read_text(encoding="utf-8"))
+        for key, line in _keys(text):
             match = YAML_KEY.fullmatch(line)
             if key and match and match["comment"]:
                 yield key, match["comment"]

@@ -22,6 +22,13 @@ def test_comments_of_yaml_and_task_stand_beside_the_values(run_command):
     assert lines["context: 512"] == "positions the model can see"  # a group's YAML
     assert lines["stride: 5"].startswith("span: tokens by which")  # a task's option, as overridden
     assert lines["num_beams: 1"].startswith("beams;")  # one of a nested dataclass
+    assert lines["max_tokens: 512"].startswith("upper limit on prompt")  # the dataclass of the data
+    assert lines["validation: null"].startswith("most validation examples")  # one nested in it
+
+
+def test_a_comment_of_two_lines_is_shown_whole(run_command):
+    (line,) = (line for line in run_command("train", "--help").out.splitlines() if line.strip().startswith("top: null"))
+    assert line.endswith("run no backward pass (null: what the task's head asks for: all, half to tag tokens)")
 
 
 def test_required_options_are_marked(run_command):
