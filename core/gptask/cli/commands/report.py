@@ -38,7 +38,8 @@ def _parser() -> VerbParser:
     parser = VerbParser(
         "report",
         description="Write one HTML page on a run, or on several side by side (each against the first by folder name). "
-        "The page is one file: metrics with intervals, learning curves, calibration, slices, examples, flips, how to reproduce.",
+        "The page is one file: metrics with intervals, learning curves, calibration, slices, examples, flips, "
+        "how to reproduce.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder of run folders, or glob pattern")
     parser.add_argument("--output", metavar="FILE", help="default: report.html in the run, or above all the runs")
