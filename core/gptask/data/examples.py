@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,10 @@ class ExampleReader:
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """Examples, each with a digest of its inputs and one of the fields that must stay in one split (its group)."""
-        for example in self.task.clean(self._examples(reader), self.train, self.cleaning_counts):
+        cleaned = self.task.clean(self._examples(reader), self.train, self.cleaning_counts)
+        if not isinstance(cleaned, Iterable):
+            raise TypeError(f"Task.clean() must yield the examples, got {cleaned!r}")
+        for example in cleaned:
             input_digest = _signed_digest([example[name] for name in self.input_names])
             values = [example[name] for name in self.group_names]
             yield example | {"digest": input_digest, "group": _signed_digest(values) if values else input_digest}

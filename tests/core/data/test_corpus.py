@@ -385,3 +385,12 @@ def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write_file: Calla
     assert not [path for path in cache.rglob("*") if path.is_file()]
     Path(name).write_bytes(gzip.compress(jsonl(5).encode()))
     assert len(corpus(test=name).split("test")) == 5
+
+
+def test_a_task_that_cleans_to_nothing_is_an_error_that_names_the_hook(write_file: Callable) -> None:
+    class Forgetful(Classification):
+        def clean(self, examples: object, train: bool, counts: object) -> None:
+            """Yield nothing."""
+
+    with pytest.raises(TypeError, match=r"Task\.clean\(\) must yield the examples, got None"):
+        corpus(Forgetful(), train=write_file("a.jsonl", jsonl(2))).split("train")
