@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
 BLOCKS = {name: read_blocks(text) for name, text in TEXTS.items()}
 RUN = [(name, block.line) for name, blocks in BLOCKS.items() for block in blocks if block.is_run]
-NO_JOB = {"architecture", "index", "installation", "lab-notes", "performance", "results"}  # pages without a block that is run
+NO_JOB = {"architecture", "index", "installation", "lab-notes", "performance", "results"}  # no block of theirs is run
 
 
 def commands_of(name: str) -> list[Command]:
