@@ -18,9 +18,9 @@ def results(*ids: str) -> None:
     _write(results_table(load(), ids))
 
 
-def speed(*ids: str) -> None:
+def speed(*ids: str, notes: bool = True) -> None:
     """Write the table of these comparisons in this order; of all, sorted by id, without ids."""
-    _write(speed_table(load(), ids))
+    _write(speed_table(load(), ids, notes))
 
 
 def results_table(record: Record, ids: Sequence[str] = ()) -> str:
@@ -41,21 +41,21 @@ def results_table(record: Record, ids: Sequence[str] = ()) -> str:
     return _table(["task", "data", "result (95% interval)", "minutes", "command"], rows) + _caption(chosen)
 
 
-def speed_table(record: Record, ids: Sequence[str] = ()) -> str:
+def speed_table(record: Record, ids: Sequence[str] = (), notes: bool = True) -> str:
     """A row for each reference of each comparison, and below them what they were measured on."""
     chosen = _chosen(record.speed, ids)
-    rows = [_speed_row(comparison, side) for comparison in chosen for side in comparison.sides[1:]]
+    rows = [_speed_row(comparison, side, notes) for comparison in chosen for side in comparison.sides[1:]]
     header = ["measure", "against", "gptask", "reference", "ratio", "share of the matrix peak", "quality"]
     return _table(header, rows) + _caption(chosen)
 
 
-def _speed_row(comparison: Speed, side: Side) -> list[str]:
+def _speed_row(comparison: Speed, side: Side, notes: bool) -> list[str]:
     ours = comparison.sides[0]
     ratio = f"{_two_digits(comparison.ratio(side))}×"
     return [
         f"{comparison.measure}, {comparison.unit}",
-        side.name + (f" ({side.note})" if side.note else ""),
-        _span(ours.values, ours.median) + (f" ({ours.note})" if ours.note else ""),
+        side.name + (f" ({side.note})" if notes and side.note else ""),
+        _span(ours.values, ours.median) + (f" ({ours.note})" if notes and ours.note else ""),
         _span(side.values, side.median),
         f"({ratio}, with worse quality)" if comparison.is_worse(side) else f"**{ratio}**",
         _pair(ours.matrix_peak_share, side.matrix_peak_share, ".0%"),
@@ -150,9 +150,10 @@ def _write(text: str) -> None:
     cog.outl(f"\n{text}\n")
 
 
-def terminal() -> None:
-    """Write the excerpt of a terminal that docs/pictures.py recorded."""
+def terminal(lines: int) -> None:
+    """Write the first lines of the terminal that docs/pictures.py recorded."""
     import cog
 
     excerpt = Path(__file__).with_name("images") / "terminal.txt"
-    cog.outl(f"\n```text\n{excerpt.read_text(encoding='utf-8')}```\n")
+    text = "\n".join(excerpt.read_text(encoding="utf-8").splitlines()[:lines])
+    cog.outl(f"\n```text\n{text}\n```\n")
