@@ -66,8 +66,8 @@ HEADER = [
     "ratio",
     "quality (ours / ref.)",
     "matrix peak (ours / ref.)",
+    "note",
 ]
-HEADER += ["note"]
 
 
 def _span(values: list[float]) -> str:
@@ -167,15 +167,14 @@ def machine() -> dict[str, Any]:
 
 def report(results: list[Result], tier: str, folder: Path) -> Path:
     """Write ``<date>.json`` and ``<date>.md``; return the latter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     from gptask.runs.provenance import git_commit
 
-    facts = machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, facts = datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), machine()
     rows = [asdict(result) | {"ratio": result.ratio, "counts": result.counts} for result in results]
     command = shlex.join(["python", "tests/benchmarks/bench.py", *sys.argv[1:]])
-    content = {"tier": tier, "commit": git_commit(), "date": stamp[:10], "command": command, "machine": facts}
-    content["results"] = rows
+    run = {"tier": tier, "commit": git_commit(), "date": stamp[:10], "command": command, "machine": facts}
+    content = run | {"results": rows}
     (folder / f"{stamp}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False))
     lines = [" | ".join(cells) for cells in (HEADER, ["---"] * len(HEADER), *(result.row() for result in results))]
     head = f"`make bench TIER={tier}`, {stamp}; " + ", ".join(f"{name} {value}" for name, value in facts.items())
