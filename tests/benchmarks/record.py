@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         record = results_file.load(options.file)
         path = Path(options.source)
         entries = comparisons(path) if path.suffix == ".json" else [run_result(path, options, record)]
-    except (RecordError, UserError, ValueError) as error:
+    except (RecordError, UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for entry in entries:

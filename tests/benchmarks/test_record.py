@@ -196,6 +196,11 @@ def test_a_file_of_the_quick_tier_or_of_another_program_is_refused(refuse, tmp_p
     assert "No such file" in refuse(tmp_path / "none.json")
 
 
+def test_a_record_that_is_not_there_is_an_error_without_a_stack_trace(record, tmp_path, capsys):
+    assert record.main([str(write_bench(tmp_path, {})), "--file", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_the_report_of_the_harness_can_be_recorded(add, tmp_path, monkeypatch):
     harness = importlib.import_module("harness")
     monkeypatch.setattr(harness, "machine", lambda: MACHINE)
