@@ -157,9 +157,8 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     code = code_hash(task, CODE_OF_EXAMPLES)
     key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code]))
     path = cache_folder() / "examples" / f"{key}.arrow"
-    if path.exists():
-        store = ArrowStore(path)
-    else:
+    store = ArrowStore.cached(path)
+    if store is None:
         example_reader = ExampleReader(task, columns, options.on_bad, train)
         example_reader.meta["files"] = list(hashes)
         store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))
