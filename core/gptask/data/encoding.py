@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gptask.data.languages import guess_encoding
-from gptask.data.rows import ReadingNotes, Row
+from gptask.data.rows import Lines, ReadingNotes, Row
 from gptask.errors import DataError, UserError
 
 MARK = "\udcff"  # stands for what can't be decoded; no decoder gives it for bytes that it can
@@ -114,28 +114,23 @@ def _sniff_legacy(stream: io.BufferedIOBase, notes: ReadingNotes) -> str:
     return "utf-8"
 
 
-class DecodedLines(Iterator[tuple[int, str]]):
-    """Numbered lines of text, without a byte order mark; what can't be decoded is a `MARK` in its line.
+Undecodable = deque[tuple[int, DataError]]  # the number of each line that can't be decoded, and what is wrong with it
 
-    ``errors`` holds the number of each such line that was read and what is wrong with it.
+
+def decoded_lines(stream: Iterable[bytes], encoding: str, errors: Undecodable) -> Lines:
+    """Numbered lines of text, without a byte order mark.
+
+    What can't be decoded is a `MARK` in its line, and is added to ``errors``.
     """
-
-    def __init__(self, stream: Iterable[bytes], encoding: str) -> None:
-        self.encoding = encoding
-        self.errors: deque[tuple[int, DataError]] = deque()
-        line_end = "\n".encode(encoding)
-        self._raw_lines = iter(stream) if len(line_end) == 1 else _wide_lines(stream, line_end)
-        self._number = 0
-
-    def __next__(self) -> tuple[int, str]:
-        raw = next(self._raw_lines)
-        self._number += 1
+    line_end = "\n".encode(encoding)
+    raw_lines = stream if len(line_end) == 1 else _wide_lines(stream, line_end)
+    for number, raw in enumerate(raw_lines, 1):
         try:
-            text = raw.decode(self.encoding)
+            text = raw.decode(encoding)
         except UnicodeDecodeError as error:
-            self.errors.append((self._number, undecodable(error)))
-            text = raw.decode(self.encoding, "gptask.mark")
-        return self._number, text.removeprefix("\ufeff") if self._number == 1 else text
+            errors.append((number, undecodable(error)))
+            text = raw.decode(encoding, "gptask.mark")
+        yield number, text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _wide_lines(stream: Iterable[bytes], line_end: bytes) -> Iterator[bytes]:
@@ -160,14 +155,14 @@ def undecodable(error: UnicodeDecodeError) -> DataError:
     )
 
 
-def refuse_undecodable(rows: Iterable[Row], lines: DecodedLines) -> Iterator[Row]:
+def refuse_undecodable(rows: Iterable[Row], errors: Undecodable) -> Iterator[Row]:
     """The rows, each with a `MARK` in it, or made of a line with one, replaced by what is wrong with its line."""
     for row in rows:
-        if lines.errors:
-            while lines.errors and lines.errors[0][0] < row.number:
-                lines.errors.popleft()
-            if lines.errors and (has_mark(row.value) or lines.errors[0][0] == row.number):
-                number, error = lines.errors[0]
+        if errors:
+            while errors and errors[0][0] < row.number:
+                errors.popleft()
+            if errors and (has_mark(row.value) or errors[0][0] == row.number):
+                number, error = errors[0]
                 yield row._replace(value=error if number == row.number else DataError(f"line {number}: {error}"))
                 continue
         yield row

@@ -13,11 +13,11 @@ MAX_WORDS_OF_NAME = 3
 HEADER_WORDS = set(
     re.findall(
         r"\w+",
-        "text texts sentence sentences review reviews comment content title body tweet message document dialogue article "
-        "abstract description headline post query utterance question context answer answers passage premise hypothesis "
-        "source target translation summary highlights prompt completion response instruction input output label labels "
-        "class category categories sentiment polarity emotion intent topic tag tags stars rating score grade id idx index "
-        "lang language domain english german french chinese en de fr zh src tgt",
+        "text texts sentence sentences review reviews comment content title body tweet message document dialogue "
+        "article abstract description headline post query utterance question context answer answers passage premise "
+        "hypothesis source target translation summary highlights prompt completion response instruction input output "
+        "label labels class category categories sentiment polarity emotion intent topic tag tags stars rating score "
+        "grade id idx index lang language domain english german french chinese en de fr zh src tgt ",
     )
 )
 MISSING_MARKS = frozenset({"na", "n/a", "nan", "none", "null", "unknown"})

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 MARKS = frozenset("‘’“”„–—…€£§°©®™·•«»¿¡ªº´")  # in texts of any language, but not inside a word
+WORDS = frozenset("àèéóíáåőÀÈÉ")  # letters that are words
 WESTERN = (  # the letters of German, French, Spanish, Portuguese, Italian, Swedish, Danish
     "äöüßÄÖÜ",
     "éèàçêâîôûëïùœæÉÈÀÇÊÂÎÔÛŒ",
@@ -137,10 +138,12 @@ def _misses(text: str, languages: tuple[str, ...]) -> int:
 
 def _is_plausible(around: str, letters: str) -> bool:
     """Whether a character, with those before and after it, occurs so in a language."""
-    before, character, after = around
+    before, character, after = tuple(around)
     in_word = bool(LETTER.match(before)), bool(LETTER.match(after))
-    if character in letters:  # in a word, or a word of its own (à)
-        return not (before.islower() and character.isupper()) and (any(in_word) or before == after == " ")
+    if character in letters:
+        return not (before.islower() and character.isupper()) and (
+            any(in_word) or (before == after == " " and character in WORDS)
+        )
     return character in MARKS and (character in "’–—…·" or not all(in_word))
 
 

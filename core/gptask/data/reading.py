@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from gptask.config.schemas import Files
 from gptask.data import conll
 from gptask.data.documents import documents
-from gptask.data.encoding import DecodedLines, first_bytes_encoding, refuse_undecodable, resolve_encoding
+from gptask.data.encoding import Undecodable, decoded_lines, first_bytes_encoding, refuse_undecodable, resolve_encoding
 from gptask.data.header import is_named_header
 from gptask.data.json_rows import json_lines, json_records
 from gptask.data.opening import COMPRESSED_SUFFIXES, opened, refuse_unreadable
@@ -99,13 +98,14 @@ def _stream_rows(
 
         def all_lines() -> Lines:
             stream.seek(0)
-            return DecodedLines(stream, encoding)
+            return decoded_lines(stream, encoding, Undecodable())
 
         sample = list(islice(all_lines(), SAMPLE_LINES))
         layout = resolve_layout(sample, all_lines, file_format, options, header_names - {EVERY_NAME}, notes)
         stream.seek(0)
-    lines = DecodedLines(stream, encoding)
-    yield from refuse_undecodable(_line_rows(file_format, lines, options, wanted, str(source), layout), lines)
+    errors = Undecodable()
+    lines = decoded_lines(stream, encoding, errors)
+    yield from refuse_undecodable(_line_rows(file_format, lines, options, wanted, str(source), layout), errors)
 
 
 def read_stream(stream: Iterable[bytes], options: Files, header_names: Iterable[str] = ()) -> Iterator[Row]:
@@ -127,7 +127,8 @@ def read_stream(stream: Iterable[bytes], options: Files, header_names: Iterable[
         if first_chunk.startswith(magic):
             raise DataError(f"standard input is {kind}; unpack it first ({tool} FILE | gptask ...)")
     encoding = _stream_encoding(first_chunk, options.encoding)
-    lines = DecodedLines(chain([first_chunk], chunks), encoding)
+    errors = Undecodable()
+    lines = decoded_lines(chain([first_chunk], chunks), encoding, errors)
     first_line = next(lines, None)
     if first_line is None:
         return
@@ -144,8 +145,8 @@ def read_stream(stream: Iterable[bytes], options: Files, header_names: Iterable[
         layout = resolve_layout([first_line], None, file_format, options, names, notes)
         log.info("standard input: %s: %s", file_format, notes.summary())
         log_notes(notes, "standard input")
-    all_lines: Any = chain([first_line], lines)
-    yield from refuse_undecodable(_line_rows(file_format, all_lines, options, wanted, "<stdin>", layout), lines)
+    all_lines = chain([first_line], lines)
+    yield from refuse_undecodable(_line_rows(file_format, all_lines, options, wanted, "<stdin>", layout), errors)
 
 
 def _stream_encoding(head: bytes, told: str | None) -> str:

@@ -111,11 +111,12 @@ def _sniff_delimiter(
     width = 1 + max(positions, default=0)
 
     def fit(delimiter: str) -> tuple[int, bool]:
-        quote = '"' if file_format == "csv" or delimiter in ",;" else ""
+        quote = '"' if file_format == "csv" or delimiter != "\t" else ""
         rows = _sample_rows(texts, delimiter, quote)
         n_named = len(header_names.intersection(cell.strip() for cell in rows[0])) if rows else 0
         widths = {len(row) for row in (rows[:-1] if len(texts) >= SAMPLE_LINES else rows)}  # the last may be cut
-        return n_named, len(widths) == 1 and min(widths) >= max(2, width)
+        needed = width if positions and delimiter == default else max(2, width)  # a single cell needs no delimiter
+        return n_named, len(widths) == 1 and min(widths) >= needed
 
     fits = {delimiter: fit(delimiter) for delimiter in (default, *DELIMITERS.values())}
     best = max(fits, key=lambda delimiter: fits[delimiter])  # of equal ones the first, which is the default
