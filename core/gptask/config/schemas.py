@@ -148,9 +148,10 @@ class Files(Data):
     test: Any = None
     format: str = "auto"
     header: bool | None = None
+    delimiter: str | None = None
     pattern: str | None = None
     quote: str | None = None
-    encoding: str = "utf-8"
+    encoding: str | None = None
     documents: Documents | None = None  # null: the task's own choice, mostly a line
     separator: str | None = None  # instead: regular expression of lines between documents
 
