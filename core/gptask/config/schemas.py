@@ -311,6 +311,7 @@ class Train:
     folder: str | None = None
     resume: str | None = None
     probe: bool = True
+    baseline: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -333,6 +334,7 @@ class Evaluate:
     run: str | None = None
     split: str = "test"
     shots: int = 0
+    baseline: bool = True
     seed: int = 13
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
