@@ -94,3 +94,7 @@ def test_a_prediction_is_the_text_with_its_probability() -> None:
 def test_tasks_do_not_share_generation_options() -> None:
     Count().generation.stop.append("x")
     assert Count().generation.stop == []
+
+
+def test_a_literal_line_break_in_a_stop_text_is_one() -> None:
+    assert GenerationOptions(stop=["\\n", "\\n\\n", "Q:"]).stop == ["\n", "\n\n", "Q:"]
