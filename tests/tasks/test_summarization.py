@@ -51,7 +51,7 @@ def test_rouge_lsum_matches_sentence_by_sentence() -> None:
 def test_rouge_equals_rouge_score_on_any_ascii_text() -> None:
     generator, scorer = random.Random(1), RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     alphabet = string.printable + 12 * "aeinrst " + "ing ed ies -_'"
-    for _ in range(150):
+    for _ in range(60):
         text, reference = ("".join(generator.choices(alphabet, k=80)) for _ in range(2))
         reference += text[20:60]
         for metric in Summarization().metrics()[:3]:
