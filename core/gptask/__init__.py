@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from gptask.config.schemas import Train as Config
     from gptask.data.messages import Message, parse_messages
+    from gptask.data.words import WORDS_SIGNATURE, is_blank, normalized_words, space_characters
     from gptask.errors import DataError, UserError, listing, nearest
     from gptask.model.backbone.chat_template import chat_template_of
     from gptask.model.generation.generate import GeneratedText
@@ -56,6 +57,7 @@ _MODULES = {  # the module that defines each public name
         "TaskConfig",
     ),
     "gptask.data.messages": ("Message", "parse_messages"),
+    "gptask.data.words": ("WORDS_SIGNATURE", "is_blank", "normalized_words", "space_characters"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
     "gptask.model.generation.generate": ("GeneratedText",),
@@ -75,6 +77,7 @@ _LOCATIONS["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
     "IGNORED",
     "RESAMPLES_PER_BLOCK",
+    "WORDS_SIGNATURE",
     "AdditiveMetric",
     "Backbone",
     "Batch",
@@ -116,6 +119,7 @@ __all__ = [
     "UserError",
     "WritingTask",
     "chat_template_of",
+    "is_blank",
     "is_wide",
     "listing",
     "load_run",
@@ -123,8 +127,10 @@ __all__ = [
     "load_task",
     "most_frequent",
     "nearest",
+    "normalized_words",
     "option",
     "parse_messages",
+    "space_characters",
     "train",
     "train_tasks",
     "weights_hash",

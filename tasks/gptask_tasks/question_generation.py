@@ -29,6 +29,7 @@ from gptask import (
 )
 
 from gptask_tasks import sample
+from gptask_tasks.text import published_start
 
 
 class AnswerPlacement(Enum):
@@ -125,8 +126,8 @@ class QuestionGeneration(GenerativeTask):
 
         from gptask_tasks.scores import CorpusScore, Rouge
 
-        bleu = sacrebleu.BLEU(tokenize="zh" if self.language == "zh" else "13a")
-        metrics: list[Metric] = [CorpusScore("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
+        bleu = CorpusScore("bleu", sacrebleu.BLEU(), "question", by_characters=True)
+        metrics: list[Metric] = [bleu, Rouge("rougeL", "question")]
         return metrics if self.qa_run is None else [*metrics, RoundTrip(self.qa_run)]
 
     def annotate_predictions(
@@ -153,12 +154,11 @@ class QuestionGeneration(GenerativeTask):
 def answer_span(example: Example) -> tuple[int, int] | None:
     """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
     text, answer = example["context"], example["answers"][0]
-    published = next(iter(example.get("answer_start") or []), 0)
     starts = [start for start in range(len(text)) if text.startswith(answer, start)]
     if not starts:
         return None
-    nearest = min(starts, key=lambda start: abs(start - published))
-    return nearest, nearest + len(answer)
+    start = published_start(example, 0, starts)
+    return start, start + len(answer)
 
 
 class RoundTrip(MeanMetric):

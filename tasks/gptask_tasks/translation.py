@@ -18,13 +18,15 @@ LANGUAGES = {
     "es": ("Spanish", "西班牙语"), "fi": ("Finnish", "芬兰语"), "fr": ("French", "法语"),
     "he": ("Hebrew", "希伯来语"), "hi": ("Hindi", "印地语"), "hu": ("Hungarian", "匈牙利语"),
     "id": ("Indonesian", "印尼语"), "it": ("Italian", "意大利语"), "ja": ("Japanese", "日语"),
-    "ko": ("Korean", "韩语"), "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"),
+    "km": ("Khmer", "高棉语"), "ko": ("Korean", "韩语"), "lo": ("Lao", "老挝语"),
+    "my": ("Burmese", "缅甸语"), "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"),
     "pl": ("Polish", "波兰语"), "pt": ("Portuguese", "葡萄牙语"), "ro": ("Romanian", "罗马尼亚语"),
     "ru": ("Russian", "俄语"), "sv": ("Swedish", "瑞典语"), "th": ("Thai", "泰语"),
     "tr": ("Turkish", "土耳其语"), "uk": ("Ukrainian", "乌克兰语"), "vi": ("Vietnamese", "越南语"),
     "zh": ("Chinese", "中文"),
 }  # fmt: skip
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # languages written without spaces
+# by characters: languages written without spaces, and Korean, as published
+BLEU_TOKENIZERS = {"zh": "zh"} | dict.fromkeys(("ja", "km", "ko", "lo", "my", "th"), "char")
 
 
 def language_code(language: str) -> str:

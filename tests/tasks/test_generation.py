@@ -170,7 +170,7 @@ def test_options_that_exclude_each_other_and_shots_are_refused():
     with pytest.raises(UserError, match="raw"):
         TextGeneration(raw=True, system="x").validate()
     with pytest.raises(UserError, match="language"):
-        TextGeneration(language="de").validate()
+        TextGeneration(language="German").validate()
     with pytest.raises(UserError, match="shots"):
         TextGeneration().demonstrate(EXAMPLE)
 

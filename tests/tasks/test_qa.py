@@ -44,11 +44,9 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def scores(answer: str, references: list[str], language: str = "en") -> tuple[float, float]:
+def scores(answer: str, references: list[Any]) -> tuple[float, float]:
     """Exact match and F1."""
-    return tuple(
-        m(language).statistics(Prediction(answer), {"answers": references})[0] for m in (AnswerExactMatch, AnswerF1)
-    )  # type: ignore[return-value]
+    return tuple(m().statistics(Prediction(answer), {"answers": references})[0] for m in (AnswerExactMatch, AnswerF1))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +62,11 @@ def scores(answer: str, references: list[str], language: str = "en") -> tuple[fl
         ("", [], 1, 1),  # no answer, and none given
         ("something", [], 0, 0),
         ("", ["something"], 0, 0),
+        ("", ["Oslo", ""], 0, 0),  # a blank member of a list is no answer
+        ("", ["Oslo", None, "\u200b", " "], 0, 0),
+        ("Oslo", ["", "Oslo"], 1, 1),
+        ("", ["", " "], 1, 1),  # all blank: no answer
+        ("Oslo", [""], 0, 0),
     ],
 )
 def test_squad_scores_by_hand(answer: str, references: list[str], em: float, f1: float) -> None:
@@ -72,17 +75,41 @@ def test_squad_scores_by_hand(answer: str, references: list[str], em: float, f1:
 
 def test_squad_scores_equal_the_official_script() -> None:
     generator = random.Random(0)
-    words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", " ", "é", "«x»"]
+    words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", "é", "«x»",
+             "β-carotene", "“Oslo”", "½", "İ", "snake_case", "x²"]  # fmt: skip
     for _ in range(500):
-        answer, *references = (" ".join(generator.choices(words, k=generator.randint(0, 5))) for _ in range(3))
+        answer, *references = (" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(3))
         em = max(int(normalize_answer(r) == normalize_answer(answer)) for r in references)
         assert scores(answer, references) == (em, pytest.approx(max(compute_f1(r, answer) for r in references)))
 
 
 def test_chinese_is_scored_by_characters() -> None:
-    assert scores("《北京》。", ["北京"], "zh") == (1, 1)
-    assert scores("北京大学", ["北京"], "zh") == (0, pytest.approx(2 * 2 / 6))
-    assert scores("2020年ＮＢＡ", ["nba 2020年"], "zh") == (0, 1), "words and numbers end where Chinese begins"
+    assert scores("《北京》。", ["北京"]) == (1, 1)
+    assert scores("北京大学", ["北京"]) == (0, pytest.approx(2 * 2 / 6))
+    assert scores("2020年ＮＢＡ", ["nba 2020年"]) == (0, 1), "words and numbers end where Chinese begins"
+    assert scores("1.5亿", ["15亿"]) == (1, 1), "as SQuAD's and MLQA's normalisation drop punctuation"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "em", "f1"),
+    [
+        ("東京タワー", "東京", 0, 2 * 2 / 7),
+        ("สวัสดี", "สวัสดี ", 1, 1),
+        ("в «Осло»", "Осло", 0, 2 / 3),  # words: в, осло
+        ("दिल्ली।", "दिल्ली", 1, 1),
+        ("دمشق،", "دمشق", 1, 1),
+        ("서울에서", "서울", 0, 0),  # Korean has spaces, as in KorQuAD's exact match
+        ("cafe\u0301", "café", 1, 1),
+    ],
+)
+def test_answers_in_other_scripts_lose_their_punctuation(answer: str, reference: str, em: float, f1: float) -> None:
+    assert scores(answer, [reference]) == (em, pytest.approx(f1))
+
+
+def test_one_signature_serves_all_languages() -> None:
+    english, chinese = ([m.signature for m in QuestionAnswering(language=name).metrics()] for name in ("en", "zh"))
+    assert english == chinese
+    assert english[0] == "SQuAD v1.1 normalisation, characters in scripts without spaces; best reference"
 
 
 # --- prompts, options and checks ------------------------------------------------------------------------------------

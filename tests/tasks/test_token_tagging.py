@@ -114,7 +114,7 @@ def test_aggregates_equal_seqeval(scored: Any) -> None:
     true_bio = [bio(spans(tags), len(tags)) for tags in true]
     assert values["accuracy"] == pytest.approx(100 * reference.accuracy_score(true_bio, predicted))
     assert 0 < values["f1"] < 100
-    assert all(score.low < score.value < score.high for score in scores)
+    assert all(score.interval[0] < score.value < score.interval[1] for score in scores)
     assert len(rows[0]["f1"]) == 3
     assert len(rows[0]["f1_macro"]) == 9
 

@@ -32,7 +32,10 @@ GPTASK_DEBUG=1 shows stack traces.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 success, 1 internal error, 2 user error, 130 Ctrl-C."""
+    """Run a command line and exit: 0 success, 2 user error, 70 internal error, 130 Ctrl-C.
+
+    1 is the bad news that a verb is asked for: `compare --fail-if-worse`, `tasks --check`.
+    """
     try:
         code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import format_message
+from gptask.plugins.metric import interval_text, value_text
 from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import is_main_process
 from gptask.runs.manifest import read_manifest
@@ -45,9 +46,8 @@ def _metrics_table(result: dict[str, Any]) -> Table:
     for column in ("metric", "value", "95% interval", ""):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, metric in result["metrics"].items():
-        low, high = metric["interval"]
         arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
-        table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
+        table.add_row(name, value_text(metric["value"]), interval_text(metric), arrow)
     return table
 
 
@@ -56,9 +56,9 @@ def _baselines_table(result: dict[str, Any]) -> Table:
     for column in ("metric", "value", "95% interval", "the run against it, paired"):
         table.add_column(column, justify="right" if column in ("value", "95% interval") else "left")
     for name, baseline in result["baselines"].items():
-        low, high = baseline["score"]["interval"]
-        value = f"{baseline['score']['value']:.2f}"
-        table.add_row(name, baseline["metric"], value, f"{low:.2f} to {high:.2f}", baseline["verdict"]["sentence"])
+        score = baseline["score"]
+        value, interval = value_text(score["value"]), interval_text(score)
+        table.add_row(name, baseline["metric"], value, interval, baseline["verdict"]["sentence"])
     return table
 
 

@@ -11,7 +11,7 @@ from gptask.config.schemas import Data, Files
 from gptask.data.messages import parse_messages
 from gptask.data.reading import read
 from gptask.data.rows import EVERY_NAME, Row, Source, TableCells
-from gptask.data.words import words
+from gptask.data.words import is_blank, words
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
@@ -221,8 +221,9 @@ def _joined_text(cell: Any) -> str:
 
 
 def _texts(cell: Any) -> list[str]:
-    texts = [_text(part) for part in cell] if isinstance(cell, list) else [_text(cell)]
-    return texts if any(text.strip() for text in texts) else []
+    parts = cell if isinstance(cell, list) else [cell]
+    texts = [_text(part) for part in parts if part is not None and part == part]  # NaN differs from itself
+    return [text for text in texts if not is_blank(text)]
 
 
 def _integers(cell: Any) -> list[int]:

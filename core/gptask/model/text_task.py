@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gptask.data.words import is_blank, is_unspaced
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.task import Task, option
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 
 def is_wide(character: str) -> bool:
-    """Return whether a character is Chinese, Japanese, Korean or full-width punctuation: none has a space beside it."""
-    return unicodedata.east_asian_width(character) in "WF"
+    """Return whether a character has no space beside it: one of a script without spaces, or full-width punctuation.
+
+    Such scripts are Chinese, Japanese, Thai and others; Korean has spaces.
+    """
+    is_korean = unicodedata.name(character, "").startswith("HANGUL")
+    return is_unspaced(character) or (unicodedata.east_asian_width(character) in "WF" and not is_korean)
 
 
 @dataclass
@@ -30,7 +35,7 @@ class PromptedTask(Task):
 
     PROMPTS: ClassVar[dict[str, str]] = {}
 
-    language: str = option("en", "language of the preset prompt and of text normalisation: en or zh")
+    language: str = option("en", "language of the preset prompt: en or zh")
     prompt: str | None = option(None, "prompt with {field} placeholders; null takes the preset of task.language")
 
     def validate(self) -> None:
@@ -116,7 +121,7 @@ class GenerativeTask(PromptedTask, WritingTask):
     def check(self, example: Example) -> None:
         """Raise `DataError` for an empty target: learning it would teach the model to answer nothing."""
         super().check(example)
-        if not (self.target(example) or "").strip():
+        if is_blank(self.target(example) or ""):
             raise DataError(f"the {listing(f.name for f in self.targets() if f.required)} is empty")
 
     def render(self, example: Example) -> tuple[str, str | None]:

@@ -73,4 +73,10 @@ def _checked_value(metric: Metric, predictions: Sequence[Prediction], examples: 
     resampled = np.asarray(metric.resampled(rows, counts), dtype=float)
     same = resampled.shape == (len(counts),) and np.allclose(resampled, values, atol=1e-4)
     expect(same, f"{name}.resampled() must give what aggregate() gives of each resample, {values}; got {resampled}")
+    outcomes = metric.outcomes(rows)
+    expect(
+        outcomes is None
+        or (np.isin(outcomes, (0, 1)).all() and math.isclose(outcomes.mean() * metric.scale, values[0], abs_tol=1e-4)),
+        f"{name}.outcomes() must be zeros and ones whose mean times {metric.scale:g} is {values[0]}, got {outcomes}",
+    )
     return values[0]

@@ -19,6 +19,7 @@ from gptask import (
     Metric,
     Prediction,
     UserError,
+    is_blank,
     option,
 )
 
@@ -91,7 +92,7 @@ class QuestionAnswering(GenerativeTask):
 
     def check(self, example: Example) -> None:
         """Refuse a question without answer (unless allowed), and an answer that is not in its context."""
-        answers = [text for text in example["answers"] if text.strip()]
+        answers = [text for text in example["answers"] if not is_blank(text)]
         if not answers and not self.unanswerable:
             raise DataError("the question has no answer; task.unanswerable=true allows that")
         if answers and self.extractive and not any(text in example["context"] for text in answers):
@@ -105,7 +106,7 @@ class QuestionAnswering(GenerativeTask):
         """Return the first answer, or the word for none."""
         if example.get("answers") is None:
             return None
-        return next((text for text in example["answers"] if text.strip()), self.UNKNOWN[self.language])
+        return next((text for text in example["answers"] if not is_blank(text)), self.UNKNOWN[self.language])
 
     def demonstrate(self, example: Example) -> str:
         """Return prompt and answer; refused for spans, where no answer follows the prompt."""
@@ -152,7 +153,7 @@ class QuestionAnswering(GenerativeTask):
         """List F1, then exact match, with SQuAD's normalisation."""
         from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
-        return [AnswerF1(self.language), AnswerExactMatch(self.language)]
+        return [AnswerF1(), AnswerExactMatch()]
 
     def sample(self) -> dict[str, Any]:
         """Return the sample: short articles with questions, in English."""

@@ -43,9 +43,9 @@ def test_gptask_debug_shows_the_stack_trace_of_a_user_error(run_command, monkeyp
     assert "omegaconf" in ended.err  # the cause of the UserError
 
 
-def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
+def test_an_internal_error_shows_its_stack_trace_and_exits_with_70(run_command):
     ended = run_command("train", action=fail(ZeroDivisionError("ours")))
-    assert ended.code == 1
+    assert ended.code == 70, "1 is what compare --fail-if-worse reports"
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
     assert "internal error in gptask or a plugin; please report it" in ended.err
@@ -54,7 +54,7 @@ def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
 def test_an_omegaconf_error_of_the_action_is_an_internal_error(run_command):
     from omegaconf.errors import ConfigKeyError
 
-    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 1
+    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 70
 
 
 def test_ctrl_c_shows_its_message_and_exits_with_130(run_command):

@@ -104,6 +104,7 @@ def test_an_unknown_field_in_columns_is_an_error() -> None:
         ({"text": "half \ud800", "label": "x"}, (), "half a surrogate pair"),
         ({"target": ["", " "]}, (Field("target", Kind.TEXTS),), "the target is empty"),
         ({"target": []}, (Field("target", Kind.TEXTS),), "the target is empty"),
+        ({"target": [None, "\ufeff"]}, (Field("target", Kind.TEXTS),), "the target is empty"),
         ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be integers"),
         ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'high'"),
         ({"score": "nan"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'nan'"),
@@ -132,8 +133,15 @@ def test_an_optional_field_may_be_absent_unless_a_column_is_set_for_it() -> None
 
 def test_a_blank_field_may_be_empty_but_not_absent() -> None:
     answers = Field("answers", Kind.TEXTS, blank=True)
+    assert example({"answers": [None, " "]}, answers) == example({"answers": ["\u200b"]}, answers) == {"answers": []}
     assert example({"answers": []}, answers) == example({"answers": ""}, answers) == {"answers": []}
     assert "no column 'answers'" in error({"answer": []}, answers)
+
+
+@pytest.mark.parametrize("blank", ["", " \t", "\u200b", None, float("nan")])
+def test_blank_members_of_a_list_of_texts_are_left_out(blank: object) -> None:
+    for field in (Field("answers", Kind.TEXTS), Field("answers", Kind.TEXTS, blank=True)):
+        assert example({"answers": ["Oslo", blank, " a b "]}, field) == {"answers": ["Oslo", " a b "]}
 
 
 def test_a_plain_line_is_the_only_required_field() -> None:

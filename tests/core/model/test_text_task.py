@@ -38,6 +38,8 @@ class Count(GenerativeTask):
         ("{number}：", "one", "one"),
         ("{number} is", "一", "一"),
         ("{number} is", " one \n", " one"),
+        ("{number} is", "하나", " 하나"),  # Korean has spaces
+        ("{number} is", "หนึ่ง", "หนึ่ง"),
         ("{number} is", None, None),
     ],
 )

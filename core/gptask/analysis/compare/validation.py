@@ -17,7 +17,14 @@ OPTIONAL: Kinds = {
     "parent": (str, NOTHING),
 }
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
-METRIC: Kinds = {"value": NUMBER, "interval": list, "n": int, "direction": str, "range": list, "signature": str}
+METRIC: Kinds = {
+    "value": (*NUMBER, NOTHING),  # None: not a finite number
+    "interval": (list, NOTHING),
+    "n": int,
+    "direction": str,
+    "range": list,
+    "signature": str,
+}
 BASELINE: Kinds = {"metric": str, "score": dict, "verdict": dict}
 COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable_parameters")
 DIRECTIONS = ("higher", "lower", "none")
@@ -68,8 +75,9 @@ def _wrong(values: Any, kinds: Kinds, optional: bool = False) -> str:
 
 def _wrong_bounds(entry: dict[str, Any]) -> str:
     """What is wrong with a metric's interval, range or direction; empty if nothing is."""
-    if len(entry["interval"]) != 2 or not all(isinstance(end, int | float) for end in entry["interval"]):
-        return f"interval is {entry['interval']}"
+    interval = entry["interval"]
+    if interval is not None and (len(interval) != 2 or not all(isinstance(end, int | float) for end in interval)):
+        return f"interval is {interval}"
     if len(entry["range"]) != 2 or not all(isinstance(end, int | float | None) for end in entry["range"]):
         return f"range is {entry['range']}"
     return "" if entry["direction"] in DIRECTIONS else f"direction is {entry['direction']!r}"

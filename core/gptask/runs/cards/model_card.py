@@ -9,6 +9,7 @@ from typing import Any
 
 from gptask.config.schemas import Sample, Scratch
 from gptask.data.messages import parse_messages
+from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
@@ -129,8 +130,8 @@ class ModelCard(CardFacts):
         rows = [
             [
                 code_span(name),
-                f"{score['value']:.2f}",
-                "{:.2f} to {:.2f}".format(*score["interval"]),
+                value_text(score["value"]),
+                interval_text(score),
                 score["direction"],
                 f"{score['n']:,}",
                 code_span(score["signature"]) if score["signature"] else "",
