@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TaskConfig,
     )
     from gptask.config.schemas import Train as Config
+    from gptask.data.labels import canonical_label
     from gptask.data.messages import Message, parse_messages
     from gptask.errors import DataError, UserError, listing, nearest
     from gptask.model.backbone.chat_template import chat_template_of
@@ -55,6 +56,7 @@ _MODULES = {  # the module that defines each public name
         "Scratch",
         "TaskConfig",
     ),
+    "gptask.data.labels": ("canonical_label",),
     "gptask.data.messages": ("Message", "parse_messages"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
@@ -115,6 +117,7 @@ __all__ = [
     "TaskHead",
     "UserError",
     "WritingTask",
+    "canonical_label",
     "chat_template_of",
     "is_wide",
     "listing",

@@ -14,6 +14,7 @@ from gptask.plugins.task import Task
 CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.config.schemas",
     "gptask.data.cache",
+    "gptask.data.cells",
     "gptask.data.columns",
     "gptask.data.conll",
     "gptask.data.corpus",
@@ -21,6 +22,8 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.examples",
     "gptask.data.files",
     "gptask.data.hub",
+    "gptask.data.labels",
+    "gptask.data.literals",
     "gptask.data.messages",
     "gptask.data.reading",
     "gptask.data.rows",
