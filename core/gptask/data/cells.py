@@ -26,14 +26,9 @@ EXPECTED = {  # what a message says of each kind
 
 
 def plain_cell(cell: Any) -> Any:
-    """A cell without numpy's and pandas' types: arrays are lists, and every missing value (NaN, NA, NaT) is None.
-
-    Bytes are decoded as UTF-8; those that are not raise `UnicodeDecodeError`, a `ValueError`.
-    """
+    """A cell without numpy's and pandas' types: arrays are lists, and every missing value (NaN, NA, NaT) is None."""
     if isinstance(cell, str | int | list | dict | None):
         return cell
-    if isinstance(cell, bytes):
-        return cell.decode()
     if hasattr(cell, "tolist"):  # an array or a scalar of numpy
         cell = cell.tolist()
     if isinstance(cell, tuple | set | frozenset):
@@ -63,9 +58,11 @@ def wrong_kind(name: str, kind: Kind, column: str, cell: Any) -> DataError:
 
 
 def text(cell: Any) -> str:
-    """A text, or a scalar as JSON writes it; raises `TypeError` for a list or an object."""
+    """A text, bytes that are UTF-8, or a scalar as JSON writes it; raises `TypeError` for a list or an object."""
     if isinstance(cell, list | dict):
         raise TypeError
+    if isinstance(cell, bytes):
+        return cell.decode()  # raises UnicodeDecodeError, a ValueError
     written = str(cell).lower() if isinstance(cell, bool) else str(cell)
     if not written.isascii():
         written.encode()  # raises UnicodeEncodeError for half a surrogate pair
@@ -108,7 +105,7 @@ def _whole_number(cell: Any) -> int:
         if not (match := WHOLE_NUMBER.fullmatch(cell)):
             raise ValueError
         return int(match[1])
-    if cell != int(cell):
+    if not float(cell).is_integer():
         raise ValueError
     return int(cell)
 

@@ -19,7 +19,7 @@ from gptask.plugins.task import Task
 from gptask.plugins.types import Field, Kind
 
 log = logging.getLogger("gptask")
-LABEL_KINDS = {Kind.LABEL: "classes", Kind.LABELS: "labels", Kind.TAGS: "tags"}  # what a table calls them
+LABEL_KINDS = {Kind.LABEL: ("class", "classes"), Kind.LABELS: ("label", "labels"), Kind.TAGS: ("tag", "tags")}
 MAX_ROWS, RAREST_ROWS = 20, 6  # of a table; the rarest labels stand at its end
 MAX_NAME = 40  # characters of a label in a table or a message
 MIN_SUSPICIOUS = 10  # classes: fewer may well have one example each in a small file
@@ -59,7 +59,8 @@ class LabelReport:
         lines = ["  ".join([f"  {row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         if cut:
             lines.insert(1 + MAX_ROWS - RAREST_ROWS, f"  … {len(labels) - MAX_ROWS} more")
-        return "\n".join([f"{self.prefix}{self.field.name}: {len(labels):,} {LABEL_KINDS[self.field.kind]}", *lines])
+        noun = LABEL_KINDS[self.field.kind][len(labels) != 1]
+        return "\n".join([f"{self.prefix}{self.field.name}: {len(labels):,} {noun}", *lines])
 
     def remarks(self) -> Iterator[str]:
         """Sentences on labels that are too rare to be learned or measured, which is common and no mistake."""
@@ -80,7 +81,7 @@ class LabelReport:
     def _variants(self) -> Iterator[str]:
         """Labels that differ only by case, blanks, invisible characters or Unicode form."""
         groups: dict[str, list[str]] = {}
-        for label in self.labels:
+        for label in sorted(self.labels, key=lambda label: escaped(label) != label):  # the first gives its name
             groups.setdefault(folded(label), []).append(label)
         alike = [group for group in groups.values() if len(group) > 1]
         if alike:
@@ -112,8 +113,8 @@ class LabelReport:
         split, classes = next(iter(self.splits)), len(self.all_rows)
         if classes >= MIN_SUSPICIOUS and classes > self.examples / 2:
             yield (
-                f"{split} has {classes:,} labels for {self.examples:,} examples, such as "
-                f"'{_shown(min(self.all_rows))}': does {self.prefix}data.columns.{self.field.name} name the right column?"
+                f"{split} has {classes:,} labels for {self.examples:,} examples, such as '{_shown(min(self.all_rows))}'"
+                f": does {self.prefix}data.columns.{self.field.name} name the right column?"
             )
         if self.field.kind is Kind.LABELS and classes > 1 and min(self.all_rows.values()) == self.examples:
             yield (
@@ -143,7 +144,8 @@ def log_labels(task: Task, corpus: CachedCorpus, splits: Sequence[str], prefix: 
     for field in task.fields():
         if field.kind in LABEL_KINDS:
             counts = {split: _count(field, corpus.split(split))[0] for split in splits}
-            all_rows, examples = _count(field, corpus.all_rows(splits[0]))
+            source = "train" if corpus.split_source(splits[0]) is None else splits[0]  # a split may be cut from train
+            all_rows, examples = _count(field, corpus.all_rows(source))
             report = LabelReport(field, counts, all_rows, examples, names, named, prefix)
             log.info("%s", "\n".join([report.table(), *(f"  {remark}" for remark in report.remarks())]))
             for warning in report.warnings():

@@ -95,7 +95,7 @@ class LabelReader:
             return cell.split()
         parts = cell.split(self.separator or None)
         if len(parts) > 1 and cell.lstrip().startswith(("[", "{")) and cell.rstrip().endswith(("]", "}")):
-            raise DataError(f"a list without quotes, {cell.strip()[:40]!r}: write [\"a\", \"b\"], or a, b without brackets")
+            raise DataError(f"a list without quotes: {cell.strip()[:40]!r}; write ['a', 'b'], or a, b without brackets")
         return parts
 
     def _is_vector(self, parts: list[str]) -> bool:
@@ -152,13 +152,17 @@ class LabelReader:
             if all(len(part) > 1 and part.endswith(",") for part in parts[:-1]):
                 parts = [part.removesuffix(",") for part in parts]
             if len(parts[0]) > 1 and len(parts[-1]) > 1 and parts[0][0] == "[" and parts[-1][-1] == "]":
-                raise DataError(f"a list without quotes, {content.strip()[:40]!r}: write [\"O\", \"O\"], or O O")
+                raise DataError(f"a list without quotes: {content.strip()[:40]!r}; write ['O', 'O'], or O O")
         return [self.name(part) for part in present("tag", parts)]
 
 
 def _content(cell: Any) -> Any:
-    """A cell, or the list or object that it is the written form of."""
-    content = parse_container(cell) if isinstance(cell, str) else None
+    """A cell, or the list or object that it is the written form of; raises `DataError` for one that is not closed."""
+    if not isinstance(cell, str):
+        return cell
+    content = parse_container(cell)
+    if content is None and re.match(r"\s*[\[{]\s*['\"]", cell):
+        raise DataError(f"a list written as text is neither JSON nor a Python literal: {cell.strip()[:40]!r}")
     return cell if content is None else content
 
 

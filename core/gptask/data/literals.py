@@ -18,8 +18,9 @@ VALUE = re.compile(
     rf"""({STRING})(\s*(?=['"\w.+\-\[({{]))?  |  ([^\s'"\[\](){{}},:=]+|[\])}}])(\s+(?=['"\w.+\-\[({{]))?""",
     re.DOTALL | re.VERBOSE,
 )
-BROKEN = re.compile(r"""\[\s*['"].*['"]\s*\]|\[\s*\{\s*['"].*\}\s*\]""", re.DOTALL)  # no prose begins and ends like this
-CONSTANTS = {"nan": None, "NaN": None, "null": None, "true": True, "false": False}
+# no prose begins and ends like this
+BROKEN = re.compile(r"""\[\s*['"].*['"]\s*\]|\[\s*\{\s*['"].*\}\s*\]""", re.DOTALL)
+CONSTANTS = {"nan": None, "NaN": None, "null": None, "true": True, "false": False, "True_": True, "False_": False}
 
 
 def parse_container(text: str) -> list[Any] | dict[Any, Any] | None:
@@ -70,7 +71,7 @@ def _evaluate(node: ast.expr) -> Any:
             return {key.value: _evaluate(value) for key, value in zip(keys, values, strict=True)}  # type: ignore[union-attr]
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as number)):
             return -number if isinstance(sign, ast.USub) else number
-        case ast.Name(id=name) if name in CONSTANTS:
+        case ast.Name(id=name) | ast.Attribute(value=ast.Name(id="np"), attr=name) if name in CONSTANTS:
             return CONSTANTS[name]
         case ast.Call(func=ast.Name(id="array") | ast.Attribute(value=ast.Name(id="np")), args=[content, *_]):
             return _evaluate(content)
