@@ -12,7 +12,7 @@ from gptask.data.cells import is_blank, plain_cell, wrong_kind
 from gptask.data.labels import LabelReader
 from gptask.data.literals import parse_container
 from gptask.data.messages import parse_messages
-from gptask.data.rows import Row
+from gptask.data.rows import EVERY_NAME, Row, TableCells
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
@@ -76,9 +76,13 @@ class Columns:
 
     @property
     def header_names(self) -> list[str]:
-        """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
+        """The names that are looked for in a file: fields and their columns, but no number (it may be a label).
+
+        Where the task converts rows itself, it may look at any name.
+        """
         names = [name for field, column, _ in self.columns for name in (field.name, *_as_list(column))]
-        return [name for name in names if not name.isdigit()]
+        names = [name for name in names if not name.isdigit()]
+        return [*names, EVERY_NAME] if self.convert_row else names
 
     def example(self, row: Row) -> Example:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
@@ -163,16 +167,18 @@ class Columns:
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
                 "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
-        hint = " The row has a single cell: is data.format right?" if len(row) == 1 else ""
+        hint = " The row has a single cell: is data.format or data.delimiter right?" if len(row) == 1 else ""
         if isinstance(row, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
                 f"set data.columns.{name}=<position from 0>.{hint}"
             )
         columns = [str(key)[:40] for key in row]
+        in_table = isinstance(row, TableCells)
+        no_header = f", or for a table without header data.header=false and positions.{hint}" if in_table else "."
         return (
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
-            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{hint}"
+            f"data.columns.{name}=<column>{no_header}"
         )
 
 

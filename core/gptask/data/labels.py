@@ -208,7 +208,9 @@ def _read_label_file(file_name: str, options: Data) -> Any:
             return json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise UserError(f"data.labels: {path} is not valid JSON: {error}") from error
-    rows = read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", "utf-8")), ())
+    rows = list(read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", None)), ()))
+    if bad := next((row for row in rows if isinstance(row.value, DataError)), None):
+        raise DataError(f"data.labels: {bad.location(path)}: {bad.value}")
     lines = [line for row in rows if (line := str(row.value).strip())]
     pairs = [line.split("\t", 1) for line in lines]
     return {key: name.strip() for key, name in pairs} if all(len(pair) == 2 for pair in pairs) else lines
