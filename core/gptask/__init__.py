@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TaskConfig,
     )
     from gptask.config.schemas import Train as Config
+    from gptask.data.labels import canonical_label
     from gptask.data.messages import Message, parse_messages
     from gptask.data.words import WORDS_SIGNATURE, is_blank, normalized_words, space_characters
     from gptask.errors import DataError, UserError, listing, nearest
@@ -56,6 +57,7 @@ _MODULES = {  # the module that defines each public name
         "Scratch",
         "TaskConfig",
     ),
+    "gptask.data.labels": ("canonical_label",),
     "gptask.data.messages": ("Message", "parse_messages"),
     "gptask.data.words": ("WORDS_SIGNATURE", "is_blank", "normalized_words", "space_characters"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
@@ -118,6 +120,7 @@ __all__ = [
     "TaskHead",
     "UserError",
     "WritingTask",
+    "canonical_label",
     "chat_template_of",
     "is_blank",
     "is_wide",

@@ -28,8 +28,8 @@ def show_run(folder: Path) -> None:
     console = Console()
     result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     console.print(_metrics_table(result))
-    if result["baselines"]:
-        console.print(_baselines_table(result))
+    if baselines := result.get("baselines"):
+        console.print(_baselines_table(baselines))
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
@@ -51,11 +51,11 @@ def _metrics_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _baselines_table(result: dict[str, Any]) -> Table:
+def _baselines_table(baselines: dict[str, Any]) -> Table:
     table = Table("baseline", title="the same test examples without this model")
     for column in ("metric", "value", "95% interval", "the run against it, paired"):
         table.add_column(column, justify="right" if column in ("value", "95% interval") else "left")
-    for name, baseline in result["baselines"].items():
+    for name, baseline in baselines.items():
         score = baseline["score"]
         value, interval = value_text(score["value"]), interval_text(score)
         table.add_row(name, baseline["metric"], value, interval, baseline["verdict"]["sentence"])

@@ -117,7 +117,7 @@ class Data:
 
     columns: dict[str, Any] = option(dict, "field of the task -> column name, position or dotted path")
     license: str | None = option(None, "of the data, for the model card; null: that of the sample, else not stated")
-    labels: Any = option(None, "label id -> name: a map, a list, or a file")
+    labels: Any = option(None, "label id -> name: a map, a list, one of both as JSON, or a file")
     label_start: int = option(0, "the first label id where labels is a list")
     label_separator: str = option(",", "separates several labels in one cell")
     limit: Limit = option(Limit, "upper limits on the examples of each split")

@@ -14,6 +14,7 @@ from gptask.plugins.task import Task
 CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.config.schemas",
     "gptask.data.cache",
+    "gptask.data.cells",
     "gptask.data.columns",
     "gptask.data.conll",
     "gptask.data.corpus",
@@ -24,7 +25,9 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.header",
     "gptask.data.hub",
     "gptask.data.json_rows",
+    "gptask.data.labels",
     "gptask.data.languages",
+    "gptask.data.literals",
     "gptask.data.messages",
     "gptask.data.opening",
     "gptask.data.parquet",

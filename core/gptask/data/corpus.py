@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from gptask.config.schemas import Data, Files, Hub, Sample
-from gptask.data.columns import label_names
 from gptask.data.documents import options_for_task
 from gptask.data.examples import Examples, cached_examples
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.labels import label_names
 from gptask.data.opening import COMPRESSED_SUFFIXES
 from gptask.data.reading import FORMAT_OF_SUFFIX
 from gptask.data.store import ArrowStore

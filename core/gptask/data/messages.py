@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptask.data.literals import parse_container
 from gptask.errors import DataError, listing
 
 Message = dict[str, str]  # role and content
@@ -25,9 +26,13 @@ ROLE_AND_CONTENT_KEYS = (("role", "content"), ("from", "value"))  # of the chat 
 def parse_messages(cell: Any) -> list[Message]:
     """Messages in the chat format (``role``, ``content``) or ShareGPT's (``from``, ``value``); a text is a user's.
 
+    A text that is the written form of such a list (JSON, Python's or numpy's) is that list; other JSON is a prompt.
     Raises `DataError` that names the message: its keys are others, its role is unknown, its text is empty, or it is a
     system message that is not the first.
     """
+    if isinstance(cell, str):
+        content = parse_container(cell)
+        cell = content if content == [] or _are_messages(content) else cell
     if isinstance(cell, str):
         return [{"role": "user", "content": cell}] if cell.strip() else []
     if not isinstance(cell, list):
@@ -37,6 +42,12 @@ def parse_messages(cell: Any) -> list[Message]:
         if message["role"] == "system":
             raise DataError(f"message {number} is a system message, which must come first")
     return [message for message in messages if message["content"].strip()]  # a system message may be empty
+
+
+def _are_messages(content: Any) -> bool:
+    """Whether a list holds objects of which the first says who speaks."""
+    is_list = isinstance(content, list) and all(isinstance(message, dict) for message in content)
+    return is_list and any(keys[0] in content[0] for keys in ROLE_AND_CONTENT_KEYS)
 
 
 def format_message(value: Any) -> str | None:

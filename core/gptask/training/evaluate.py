@@ -13,6 +13,7 @@ from gptask.config.conversion import validated_copy
 from gptask.config.schemas import Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus
+from gptask.data.label_report import log_labels
 from gptask.errors import UserError
 from gptask.plugins.task import Task
 from gptask.runs import run
@@ -47,6 +48,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     config = context.config
     ((name, corpus),) = context.corpora.items()
     corpus.split(config.split)  # a missing split is an error before a model is loaded
+    given_task = config.task
     chosen: list[ChosenOption] = []
     if config.run:
         trained_run = run.load_run(config.run, config.task, engine=config.engine)
@@ -61,6 +63,8 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
         )
         head = config.task.head(backbone)
     config, chosen_data = resolve_data(config, backbone)
+    if is_main_process():
+        log_labels(given_task, corpus, [config.split])
     log_chosen([*chosen, *chosen_data])
     log.info("%s", backbone.engine.summary())
 

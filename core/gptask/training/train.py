@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.conversion import validated_copy
 from gptask.config.schemas import HeadOnly, Train
 from gptask.config.trainer_options import check_trainer_options
+from gptask.data.corpus import SPLITS
+from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
 from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
@@ -117,9 +119,11 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     No file is written yet.
     """
     origin = locate_backbone(config.backbone)
-    config, chosen = prepare_tasks(config, corpora)
-    for corpus in corpora.values():
+    given_tasks, (config, chosen) = builder.task_configs(config), prepare_tasks(config, corpora)
+    for name, corpus in corpora.items():
         corpus.warn_overlap()
+        if is_main_process():
+            log_labels(given_tasks[name].task, corpus, SPLITS, builder.option_prefix(config, name))
 
     import pytorch_lightning as pl
 

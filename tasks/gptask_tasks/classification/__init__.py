@@ -16,6 +16,7 @@ from gptask import (
     Prediction,
     PromptedTask,
     UserError,
+    canonical_label,
     listing,
     most_frequent,
     nearest,
@@ -51,8 +52,13 @@ class Classification(PromptedTask):
         ]
 
     def validate(self) -> None:
-        """Refuse repeated labels, label words of unknown labels, numbers out of range, and a renamed target."""
+        """Refuse repeated labels, label words of unknown labels, numbers out of range, and a renamed target.
+
+        Labels are spelled as they are read from data: `canonical_label`.
+        """
         super().validate()
+        self.labels = [canonical_label(name) for name in self.labels]
+        self.label_words = {canonical_label(name): word for name, word in self.label_words.items()}
         target, targets = "labels" if self.multi_label else "label", [f.name for f in self.targets()]
         if target not in targets:
             raise UserError(
@@ -93,8 +99,11 @@ class Classification(PromptedTask):
         for name in self.gold_labels(example):
             if self.labels and name not in self.labels:
                 hint = nearest(name, self.labels)
+                names = {name.lower(), *(label.lower() for label in self.labels)}
+                if names & {"yes", "no", "on", "off"} and names & {"true", "false"}:
+                    hint = " YAML reads yes, no, on and off without quotes as true and false: put quotes around them."
                 raise DataError(
-                    f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
+                    f"label {name!r} is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
                 )
 
     def label_word(self, label: str) -> str:
@@ -129,7 +138,7 @@ class Classification(PromptedTask):
         gold = self.gold_labels(example)
         for name in gold:
             if name not in self.labels:
-                raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
+                raise DataError(f"label {name!r} does not occur in the training data: {listing(self.labels)}")
         if self.multi_label:
             return Encoded(ids, label=self.label_vector(example), truncated=tokens_cut)
         return Encoded(ids, label=self.labels.index(gold[0]), truncated=tokens_cut)

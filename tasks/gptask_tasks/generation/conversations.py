@@ -44,12 +44,20 @@ def _turns(row: dict[str, Any]) -> list[Message]:
     if "instruction" in row:
         texts = [_text(row, "instruction"), *(_text(row, name) for name in INPUTS if name in row)]
         return _exchange(row, "\n\n".join(text for text in texts if text.strip()), "instruction", OUTPUTS)
-    if isinstance(row.get("prompt"), list):
+    if _holds_messages(row.get("prompt")):
         name = _first_filled(row, COMPLETIONS)
-        return parse_messages(row["prompt"] + (row[name] if name and isinstance(row[name], list) else []))
+        completion = parse_messages(row[name]) if name and _holds_messages(row[name]) else []
+        return [*parse_messages(row["prompt"]), *completion]
     if "prompt" in row:
         return _exchange(row, _text(row, "prompt"), "prompt", COMPLETIONS)
     raise DataError(f"the columns {listing(row)} hold no conversation: {EXPECTED}")
+
+
+def _holds_messages(cell: Any) -> bool:
+    """Whether a cell is a list of messages, be it written as text, and not the text of a single one."""
+    if not isinstance(cell, str):
+        return isinstance(cell, list)
+    return parse_messages(cell) not in ([], [{"role": "user", "content": cell}])
 
 
 def _exchange(row: dict[str, Any], question: str, name: str, answer_columns: Sequence[str]) -> list[Message]:

@@ -60,7 +60,7 @@ def test_the_error_of_a_bad_message_names_it(cell, message):
 
 @pytest.mark.parametrize("value", [3, {"role": "user", "content": "hi"}])
 def test_a_conversation_must_be_a_list(value):
-    with pytest.raises(DataError, match="the messages must be messages"):
+    with pytest.raises(DataError, match="the messages must be a list of messages"):
         Columns(Dialogue(), Files()).example(Row(1, {"messages": value}))
 
 

@@ -46,13 +46,16 @@ def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
     assert manifest.splits == {"test": read_manifest(run.folder).splits["test"]}
 
 
-def test_another_split_and_another_file_can_be_scored(run, tmp_path):
+def test_another_split_and_another_file_can_be_scored(run, tmp_path, caplog):
+    caplog.set_level("INFO", "gptask")
     task = task_from_config(read_config(run.folder))[1]
     (tmp_path / "mine.jsonl").write_text('{"text": "good", "label": "positive"}\n')
     folder = evaluated(tmp_path, run=str(run.folder), task=task, data=Files(test=str(tmp_path / "mine.jsonl")))
     assert json.loads((folder / "metrics.json").read_text())["n"] == 1
+    assert "label: 1 class\n  label     test\n  positive     1" in caplog.messages
     folder = evaluated(tmp_path, run=str(run.folder), task=task, split="validation")
     assert json.loads((folder / "metrics.json").read_text())["n"] == 8
+    assert any(text.startswith("label: 3 classes\n  label     validation\n") for text in caplog.messages)
     with pytest.raises(UserError, match="there are train, validation, test"):
         evaluated(tmp_path, run=str(run.folder), task=task, split="dev")
 

@@ -265,12 +265,18 @@ def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path
     assert (tmp_path / "run/metrics.json").exists()
 
 
-def test_labels_come_from_all_training_data_even_if_it_is_limited(tmp_path):
+def test_labels_come_from_all_training_data_even_if_it_is_limited_and_the_log_counts_them(tmp_path, caplog):
+    caplog.set_level("INFO", "gptask")
     rows = [{"text": f"{label} {n}", "label": label} for n in range(9) for label in "abcdef"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, limit=Limit(train=3, validation=4), max_tokens=128)
     run = train(small_config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert run.task.labels == list("abcdef")
+    (table,) = [text for text in caplog.messages if text.startswith("label: 6 classes\n")]
+    header, *rows = [line.split() for line in table.splitlines()[1:8]]
+    assert header == ["label", "train", "validation", "test"]
+    assert sorted(name for name, *_ in rows) == list("abcdef")
+    assert [sum(int(row[split]) for row in rows) for split in (1, 2)] == [3, 4]
 
 
 @pytest.mark.slow
@@ -283,4 +289,5 @@ def test_two_processes_write_one_run_folder(tmp_path):
     (folder,) = (tmp_path / "outputs/sentiment").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["n"] == 100
     assert done.stdout.count("run folder:") == 1
+    assert (done.stdout + done.stderr).count("label: 3 classes") == 1
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
