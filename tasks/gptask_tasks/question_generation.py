@@ -76,6 +76,10 @@ class QuestionGeneration(GenerativeTask):
             return self.ANSWER_FIRST_PROMPTS[self.language]
         return super().template
 
+    def needed_inputs(self) -> set[str]:
+        """Return what marks the answer, and what the qa run reads."""
+        return {"context", "answers"} if self.answer is AnswerPlacement.marked or self.qa_run is not None else set()
+
     def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Load the task of the qa run, so that a wrong one is refused before anything is trained; choose no option."""
         if self.qa_run is not None:
@@ -94,11 +98,13 @@ class QuestionGeneration(GenerativeTask):
 
     def format_prompt(self, example: Example) -> str:
         """Return the prompt with the first answer."""
-        answer, span = example["answers"][0].strip(), answer_span(example)
+        span = answer_span(example)
         if self.answer is AnswerPlacement.marked and span:
             text, (start, end) = example["context"], span
             example = example | {"context": f"{text[:start]}[{text[start:end]}]{text[end:]}"}
-        return super().format_prompt(example | {"answers": answer})
+        if "answers" in example:
+            example = example | {"answers": example["answers"][0].strip()}
+        return super().format_prompt(example)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut on both sides of the answer."""
@@ -151,7 +157,12 @@ class QuestionGeneration(GenerativeTask):
 
 
 def answer_span(example: Example) -> tuple[int, int] | None:
-    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
+    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``.
+
+    It is None where the answer is not in the context, or where the prompt shows only one of them.
+    """
+    if not {"context", "answers"} <= example.keys():
+        return None
     text, answer = example["context"], example["answers"][0]
     published = next(iter(example.get("answer_start") or []), 0)
     starts = [start for start in range(len(text)) if text.startswith(answer, start)]

@@ -26,6 +26,7 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.rows",
     "gptask.data.squad",
     "gptask.data.store",
+    "gptask.data.word_rows",
     "gptask.data.words",
     "gptask.errors",
     "gptask.model.text_task",

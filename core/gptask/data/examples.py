@@ -9,6 +9,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.rows import Row
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
 from gptask.plugins.task import Task
@@ -98,7 +101,7 @@ class ExampleReader:
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """The usable examples, each with an id: the row's own, else its file and line."""
-        for file, row in reader.rows(self.columns.header_names):
+        for file, row in self._rows(reader):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
             self.row_counts[file] += 1
@@ -111,6 +114,13 @@ class ExampleReader:
             example.setdefault("id", row.location(os.path.basename(file)))
             self.any_good = True
             yield example
+
+    def _rows(self, reader: FileReader | HubReader) -> Iterator[tuple[str, Row]]:
+        """The rows (of a table with a word a row: the sentences) of each file, with the file's name."""
+        for file, rows_of_file in groupby(reader.rows(self.columns.header_names), key=itemgetter(0)):
+            for row in self.columns.sentences(row for _, row in rows_of_file):
+                yield file, row
+        self.meta["sentence_column"] = self.columns.sentence_column
 
     def _skip_or_raise(self, place: str, error: DataError) -> None:
         if self.on_bad is BadRowPolicy.stop:
@@ -143,13 +153,13 @@ def _schema(task: Task) -> Any:
         Kind.TOKENS: pa.list_(text),
         Kind.TAGS: pa.list_(text),
     }
-    columns = [(field.name, types[field.kind]) for field in task.fields()]
+    columns = [(field.name, types[field.kind]) for field in (*task.inputs(), *task.targets())]
     return pa.schema([("id", text), *columns, ("digest", number), ("group", number)])
 
 
 def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
     """The examples of a split, from the cache if it holds them; logs the rows read, cleaned, skipped and duplicate."""
-    columns = Columns(task, options)
+    columns = Columns(task, options, split=split)
     hashes = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in EXAMPLE_OPTIONS)
     content = [f"{Path(name).name} {content_hash}" for name, content_hash in hashes.items()]
@@ -181,6 +191,8 @@ def _log_quality(store: ArrowStore, split: str, files: str) -> None:
     if not len(store):
         cause = f"; all {skipped} rows are bad: {first_errors}" if skipped else ""
         raise DataError(f"{split}: there is no example in {files}{cause}")
+    if column := store.meta.get("sentence_column"):
+        log.info("%s: a word a row; the column '%s' parts the sentences (data.columns.sentence)", split, column)
     if store.meta["cleaned"]:
         actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["cleaned"].items())
         log.info("%s: cleaned: %s", split, actions)

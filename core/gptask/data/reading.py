@@ -168,7 +168,8 @@ def _table_rows(lines: Lines, file_format: str, options: Files, header_names: se
     Where ``data.header`` is open, the first row is the header if ``data.columns`` does not give every column by its
     position, or if the row holds one of ``header_names``.
     """
-    by_position = bool(options.columns) and all(str(column).isdigit() for column in options.columns.values())
+    columns = [column if isinstance(column, list) else [column] for column in options.columns.values()]
+    by_position = bool(columns) and all(str(column).isdigit() for column in chain(*columns))
     has_header, names = options.header, None
     for number, cells in _table_cells(lines, "\t" if file_format == "tsv" else ",", _quote(file_format, options)):
         if isinstance(cells, DataError):

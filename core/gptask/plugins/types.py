@@ -7,6 +7,9 @@ from enum import Enum
 from typing import Any
 
 IGNORED = -100  # marks a missing label in a list of labels, as in torch's cross-entropy
+CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
+# columns that predictions.jsonl has besides them
+PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 Example = dict[str, Any]
 
 
