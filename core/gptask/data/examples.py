@@ -22,6 +22,7 @@ from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.messages import unused_members
 from gptask.data.rows import Row
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
@@ -81,12 +82,14 @@ class ExampleReader:
         self.group_names = [field.name for field in task.inputs() if field.group]
         self.row_counts: Counter[str] = Counter()  # by file
         self.cleaning_counts: Counter[str] = Counter()  # by what `Task.clean` does
+        self.has_messages = any(field.kind is Kind.MESSAGES for field in task.inputs())
         self.any_good = False
         self.meta: dict[str, Any] = {
             "rows": self.row_counts,
             "skipped": 0,
             "first": [],
             "cleaned": self.cleaning_counts,
+            "unused_members": Counter[str](),  # of messages
         }
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
@@ -111,6 +114,8 @@ class ExampleReader:
             except DataError as error:
                 self._skip_or_raise(row.location(file), error)
                 continue
+            if self.has_messages:
+                self.meta["unused_members"].update(unused_members(row.value))
             example.setdefault("id", row.location(os.path.basename(file)))
             self.any_good = True
             yield example
@@ -149,7 +154,7 @@ def _schema(task: Task) -> Any:
         Kind.LABELS: pa.list_(text),
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
-        Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
+        Kind.MESSAGES: pa.list_(pa.map_(text, text)),  # a map has the members of each message, a struct those of all
         Kind.TOKENS: pa.list_(text),
         Kind.TAGS: pa.list_(text),
     }
@@ -193,6 +198,9 @@ def _log_quality(store: ArrowStore, split: str, files: str) -> None:
         raise DataError(f"{split}: there is no example in {files}{cause}")
     if column := store.meta.get("sentence_column"):
         log.info("%s: a word a row; the column '%s' parts the sentences (data.columns.sentence)", split, column)
+    if store.meta["unused_members"]:
+        counts = ", ".join(f"{name} ({count:,})" for name, count in store.meta["unused_members"].items())
+        log.info("%s: members of messages that are not used: %s", split, counts)
     if store.meta["cleaned"]:
         actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["cleaned"].items())
         log.info("%s: cleaned: %s", split, actions)

@@ -22,7 +22,9 @@ class Kind(Enum):
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
     NUMBER = "number"  # finite
-    MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
+    # the turns of a conversation, each {"role": system | user | assistant, "content": text}; an answer that is not
+    # learned has {"weight": "0"} too
+    MESSAGES = "messages"
     TOKENS = "tokens"  # the words of a text
     TAGS = "tags"  # one label for each word of TOKENS
 
