@@ -109,13 +109,17 @@ class QuestionGeneration(GenerativeTask):
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut on both sides of the answer."""
         encoded, span = self._encode(example, tokenizer, max_tokens), answer_span(example)
-        if not encoded.truncated or not span:
+        order = self.truncation_order()
+        cut_before = [example[name] for name in order[: order.index("context")]] if span else []
+        lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in cut_before]
+        excess = encoded.truncated - sum(lengths)  # tokens that the context loses
+        if excess <= 0 or not span:
             return encoded
         text = example["context"]
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         tokens_before = sum(left < span[0] for left, _ in offsets)
-        tokens_kept = len(offsets) - encoded.truncated
-        first_token = max(0, min(tokens_before - tokens_kept // 2, encoded.truncated))
+        tokens_kept = len(offsets) - excess
+        first_token = max(0, min(tokens_before - tokens_kept // 2, excess))
         first = offsets[first_token][0]
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)

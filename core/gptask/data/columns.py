@@ -32,7 +32,8 @@ class Columns:
     """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields.
 
     ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone. ``split`` is
-    named in messages. ``trained_columns`` has columns by field that are tried where a row lacks the field's own.
+    named in messages. ``trained_columns`` has columns by field that are tried where ``data.columns`` names none and
+    a row has none of the field's name.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Columns:
             self._check_column(name, column, task_fields)
         self.prompt_columns = task_fields.keys() - self.task_names  # fields that only the prompt names
         self._refuse_targets_in_prompt(task)
-        self.split, self.trained_columns = split, trained_columns or {}
+        self.split = split
+        trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
+        self.trained_columns: Mapping[str, list[str]] = trained_columns
         self.id_required = "id" in self.column_of and fields is None  # a row to be predicted needs no id
         self.label_separator = options.label_separator
         self.names = label_names(options)  # label id → name

@@ -140,9 +140,9 @@ class PromptedTask(Task):
 
     def format_prompt(self, example: Example) -> str:
         """Return the prompt of an example."""
-        return self.fill(self.template, example)
+        return self.fill_template(self.template, example)
 
-    def fill(self, template: str, example: Example) -> str:
+    def fill_template(self, template: str, example: Example) -> str:
         """Return a template with the values of an example in place of its placeholders."""
         values = {f.name: "" if example.get(f.name) is None else example[f.name] for f in self.inputs()}
         return PromptFormatter().vformat(template, (), values | self.placeholders(example))

@@ -123,7 +123,7 @@ class QuestionAnswering(GenerativeTask):
             return super().encode(example, tokenizer, max_tokens)
         from gptask_tasks.qa.span import context_windows
 
-        before, after = (self.fill(part, example) for part in self.template.split("{context}"))
+        before, after = (self.fill_template(part, example) for part in self.template.split("{context}"))
         return context_windows(example, (before, after), tokenizer, max_tokens, self.stride)
 
     def reserved_tokens(self) -> int:

@@ -44,7 +44,7 @@ def refuse_foreign_tags(tags: Collection[str]) -> None:
     """Raise `DataError` for all tags of a training set that mark spans in a form that is not read, or are numbers."""
     if all(re.fullmatch(r"-?\d+", tag) for tag in tags):
         raise DataError(
-            f"the tags are numbers ({listing(sorted(tags, key=lambda tag: int(tag)))}): name them in the order of their ids, "
+            f"the tags are numbers ({listing(sorted(map(int, tags)))}): name them in the order of their ids, "
             "data.labels=[O,B-PER,I-PER,...], or set task.plain=true if each number is a class of words"
         )
     names = {tag: OUTSIDE if tag.upper() == OUTSIDE else tag.upper() for tag in tags}

@@ -319,3 +319,6 @@ def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> 
     assert columns.example(Row(1, both)) == {"text": "own"}
     with pytest.raises(DataError, match="no column 'text' for text; there are: other"):
         columns.example(Row(1, {"other": "x"}))
+    named = Columns(TaskWithFields(TEXT), Files(columns={"text": "contxt"}), trained_columns=trained_columns(trained))
+    with pytest.raises(DataError, match=r"no column 'contxt' for text; there are: context\. Did you mean 'context'"):
+        named.example(Row(1, {"context": "good"}))

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 from gptask import DataError, Field, GenerativeTask, Kind, UserError, load_run, train
-from gptask.config.schemas import Evaluate, Files
+from gptask.config.schemas import Evaluate, Files, Predict
 from gptask.data.corpus import CachedCorpus
 from gptask.plugins.types import Example
+from gptask.runs.predict_file import predict
 from gptask.training.evaluate import evaluate
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
@@ -211,6 +212,10 @@ def test_a_run_reads_the_columns_of_its_prompt_at_training_evaluation_and_predic
     assert predictions[0].probabilities == predictions[1].probabilities
     with pytest.raises(DataError, match=r"which task\.prompt names as \{title\}"):
         list(loaded.predict([{"place": "x"}]))
+    output = tmp_path / "predictions.jsonl"
+    files = Files(max_tokens=64, columns={"title": "stars"})
+    predict(Predict(task=loaded.task, run=str(run.folder), input=file, output=str(output), data=files))
+    assert '"title": "bad", "place": "dirty place 0"' in output.read_text().splitlines()[0]
     values = Evaluate(task=loaded.task, run=str(run.folder), data=data, outputs=str(tmp_path / "out"))
     folder = evaluate(values)
     line = (folder / "predictions.jsonl").read_text().splitlines()[0]
