@@ -126,11 +126,12 @@ class Columns:
         rows = iter(rows)
         if not self.aligned:
             return rows
-        word_columns = [str(column) for field, column, _ in self.columns if field.name in self.aligned]
+        columns = {field.name: _as_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
         column = self.sentence_column
         if column is None:
             peeked = list(islice(rows, 1))
-            if candidate := word_rows.sentence_column(peeked):
+            if candidate := word_rows.sentence_column(peeked, self.trained_columns.get("sentence", [])):
                 peeked += islice(rows, PEEKED_ROWS)
                 column = candidate if word_rows.has_a_word_a_row(peeked, candidate, word_columns) else None
             rows = chain(peeked, rows)
@@ -171,7 +172,7 @@ class Columns:
         cells = {
             name: self._first_cell(row, [*own, *self.trained_columns.get(name, [])])
             for name, own in columns.items()
-            if name not in ("id", "sentence")
+            if name in self.task_names | self.prompt_columns
         }
         return {name: cell for name, cell in cells.items() if cell is not MISSING}
 
@@ -328,7 +329,7 @@ def trained_columns(data: Mapping[str, Any]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for option in ("columns", "validation_columns", "test_columns"):
         for name, column in _columns_by_name(data.get(option) or {}).items():
-            if isinstance(column, str) and not column.isdigit() and name not in ("id", "sentence"):
+            if isinstance(column, str) and not column.isdigit() and name != "id":
                 columns.setdefault(name, []).append(column)
     return columns
 

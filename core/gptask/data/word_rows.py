@@ -17,10 +17,11 @@ SPANS_HINT = (
 )
 
 
-def sentence_column(rows: Sequence[Row]) -> str | None:
-    """The column whose name says that it parts sentences, by the first row; None if there is none."""
+def sentence_column(rows: Sequence[Row], known_names: Collection[str] = ()) -> str | None:
+    """The column of the first row that is known to part sentences, or whose name says so; None if there is none."""
     names = rows[0].value if rows and isinstance(rows[0].value, dict) else {}
-    return next((name for name in names if SENTENCE_NAME.fullmatch(re.sub("[^a-z]", "", str(name).lower()))), None)
+    telling_names = [name for name in names if SENTENCE_NAME.fullmatch(re.sub("[^a-z]", "", str(name).lower()))]
+    return next((name for name in (*known_names, *telling_names) if name in names), None)
 
 
 def has_a_word_a_row(rows: Iterable[Row], column: str, word_columns: Collection[str]) -> bool:
@@ -29,10 +30,10 @@ def has_a_word_a_row(rows: Iterable[Row], column: str, word_columns: Collection[
     The cells of ``word_columns`` are one word each, and ``column`` is blank, or the same, in some rows behind another.
     """
     cells = [row.value for row in rows if isinstance(row.value, dict)]
-    words = [row.get(name) for row in cells for name in word_columns]
+    words = [row[name] for row in cells for name in word_columns if name in row]
     sentences = [row.get(column) for row in cells]
     continues = any(_is_blank(after) or before == after for before, after in pairwise(sentences))
-    return continues and all(isinstance(word, str) and len(word.split()) <= 1 for word in words)
+    return continues and bool(words) and all(isinstance(word, str) and len(word.split()) <= 1 for word in words)
 
 
 def sentences(rows: Iterable[Row], column: str, word_columns: Collection[str]) -> Iterator[Row]:

@@ -312,6 +312,7 @@ def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> 
     trained = {"columns": {"text": "context", "label": "stars", "id": "key"}, "test_columns": {"text": "dialogue"}}
     assert trained_columns(trained) == {"text": ["context", "dialogue"], "label": ["stars"]}
     assert trained_columns({"columns": {"text": 0, "summary": ["a", "b"]}}) == {}
+    assert trained_columns({"columns": {"sentence": "Sentence #"}}) == {"sentence": ["Sentence #"]}
     columns = Columns(TaskWithFields(TEXT, LABEL), Files(), [TEXT], trained_columns=trained_columns(trained))
     for name in ("text", "context", "dialogue"):
         assert columns.example(Row(1, {name: "good", "other": "x"})) == {"text": "good"}

@@ -80,9 +80,12 @@ def test_errors_and_examples_keep_their_places(run):
 
 
 def test_a_table_with_a_word_a_row_is_predicted_by_sentences():
-    cells = [("1", "Ada"), ("", "met"), ("", "Bob"), ("2", "He"), ("", "ran")]
-    rows = [Row(number, {"Sentence #": name, "Word": word}) for number, (name, word) in enumerate(cells, 2)]
-    task = TokenTagging()
-    columns = Columns(task, Files(columns={"tokens": "Word"}), task.inputs())
-    tokens = [example["tokens"] for example in read_examples(rows, columns, "ner.csv")]
-    assert tokens == [["Ada", "met", "Bob"], ["He", "ran"]]
+    task, cells = TokenTagging(), [("1", "Ada"), ("", "met"), ("", "Bob"), ("2", "He"), ("", "ran")]
+    trained = {"tokens": ["Word"], "tags": ["Tag"], "sentence": ["group"]}
+    named = Columns(task, Files(columns={"tokens": "Word"}), task.inputs())
+    as_trained = Columns(task, Files(), task.inputs(), trained_columns=trained)
+    for columns, sentence in ((named, "Sentence #"), (as_trained, "sent_id"), (as_trained, "group")):
+        columns.sentence_column = None
+        rows = [Row(number, {sentence: name, "Word": word}) for number, (name, word) in enumerate(cells, 2)]
+        tokens = [example["tokens"] for example in read_examples(rows, columns, "ner.csv")]
+        assert tokens == [["Ada", "met", "Bob"], ["He", "ran"]]
