@@ -77,6 +77,10 @@ class QuestionGeneration(GenerativeTask):
             return self.ANSWER_FIRST_PROMPTS[self.language]
         return super().template
 
+    def needed_inputs(self) -> set[str]:
+        """Return what marks the answer, and what the qa run reads."""
+        return {"context", "answers"} if self.answer is AnswerPlacement.marked or self.qa_run is not None else set()
+
     def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Load the task of the qa run, so that a wrong one is refused before anything is trained; choose no option."""
         if self.qa_run is not None:
@@ -95,22 +99,28 @@ class QuestionGeneration(GenerativeTask):
 
     def format_prompt(self, example: Example) -> str:
         """Return the prompt with the first answer."""
-        answer, span = example["answers"][0].strip(), answer_span(example)
+        span = answer_span(example)
         if self.answer is AnswerPlacement.marked and span:
             text, (start, end) = example["context"], span
             example = example | {"context": f"{text[:start]}[{text[start:end]}]{text[end:]}"}
-        return super().format_prompt(example | {"answers": answer})
+        if "answers" in example:
+            example = example | {"answers": example["answers"][0].strip()}
+        return super().format_prompt(example)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut on both sides of the answer."""
         encoded, span = self._encode(example, tokenizer, max_tokens), answer_span(example)
-        if not encoded.truncated or not span:
+        order = self.truncation_order()
+        cut_before = [example[name] for name in order[: order.index("context")]] if span else []
+        lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in cut_before]
+        excess = encoded.truncated - sum(lengths)  # tokens that the context loses
+        if excess <= 0 or not span:
             return encoded
         text = example["context"]
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         tokens_before = sum(left < span[0] for left, _ in offsets)
-        tokens_kept = len(offsets) - encoded.truncated
-        first_token = max(0, min(tokens_before - tokens_kept // 2, encoded.truncated))
+        tokens_kept = len(offsets) - excess
+        first_token = max(0, min(tokens_before - tokens_kept // 2, excess))
         first = offsets[first_token][0]
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)
@@ -152,7 +162,12 @@ class QuestionGeneration(GenerativeTask):
 
 
 def answer_span(example: Example) -> tuple[int, int] | None:
-    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
+    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``.
+
+    It is None where the answer is not in the context, or where the prompt shows only one of them.
+    """
+    if not {"context", "answers"} <= example.keys():
+        return None
     text, answer = example["context"], example["answers"][0]
     starts = [start for start in range(len(text)) if text.startswith(answer, start)]
     if not starts:

@@ -143,8 +143,7 @@ def test_braces_in_a_text_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "Review: {txet}"}, r"names \{txet\}; the task's fields are text\. Did you mean 'text'\?"),
-        ({"prompt": "Review: {0}"}, r"names \{0\}"),
+        ({"prompt": "Review: {0}"}, r"holds \{0\}, which is no name"),
         ({"prompt": "Review: {text"}, "is no template"),
         ({"prompt": "Review:"}, r"uses no field; put \{text\} into it"),
         ({"language": "fr"}, "language='fr' has no preset prompt; there are en, zh"),

@@ -129,6 +129,31 @@ def test_prompts_show_context_and_question_in_the_order_that_the_answer_needs() 
     assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before its context, and again"
 
 
+def test_a_prompt_may_show_a_title_beside_every_window_of_a_context(tokenizer: Any) -> None:
+    task = QuestionAnswering(answer=AnswerForm.span, stride=4, prompt="{title}: {question}|{context}|{title}")
+    task.validate()
+    example = {
+        "context": "w " * 60 + "Rome",
+        "question": "q",
+        "answers": ["Rome"],
+        "answer_start": [],
+        "title": "A {b}",
+    }
+    parts = task.encode(example, tokenizer, 40)
+    assert len(parts) > 1
+    for part in parts:
+        text = tokenizer.decode(part.ids)
+        assert (text.startswith("A {b}: q|"), text.endswith("|A {b}")) == (True, True)
+
+
+def test_a_question_without_context_needs_free_answers() -> None:
+    task = QuestionAnswering(prompt="Q: {question}\nA:", extractive=False)
+    task.validate()
+    example = {"question": "Where?", "answers": ["London"], "answer_start": []}
+    task.check(example)
+    assert task.render(example) == ("Q: Where?\nA:", " London")
+
+
 def test_spans_are_learned_in_smaller_steps() -> None:
     assert QuestionAnswering(answer=AnswerForm.span).examples_per_step < QuestionAnswering().examples_per_step
 
@@ -136,7 +161,6 @@ def test_spans_are_learned_in_smaller_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "{context} {qestion}"}, r"names \{qestion\}.*Did you mean 'question'"),
         ({"language": "de"}, "language='de' has no preset prompt"),
         ({"answer": AnswerForm.span, "extractive": False}, "extractive=false needs task.answer=generate"),
         ({"answer": AnswerForm.span, "prompt": "{question}"}, r"must hold \{context\} once"),

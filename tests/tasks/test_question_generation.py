@@ -73,6 +73,32 @@ def test_of_a_long_context_the_part_around_the_answer_is_kept(words: int, tokeni
         assert len(left) == pytest.approx(len(right), rel=0.4), "the answer stands in the middle"
 
 
+@pytest.mark.parametrize("room", [60, 75, 90])
+def test_a_title_behind_the_answer_is_cut_before_the_context_is(room: int, tokenizer: Any) -> None:
+    prompt = "{context}\nAnswer: {answers}\nTitle: {title}\nQuestion:"
+    task = QuestionGeneration(prompt=prompt, generation=GenerationOptions(max_new_tokens=8))
+    filler = "the film is good " * 8
+    example = {"context": f"{filler}in Paris {filler}", "answers": ["Paris"], "answer_start": [], "title": "film " * 8}
+    encoded, whole = (task.encode(example | {"question": ["bad?"]}, tokenizer, limit) for limit in (room, 10_000))
+    text = tokenizer.decode(encoded.ids)
+    assert len(encoded.ids) <= room - 8
+    assert encoded.truncated == pytest.approx(len(whole.ids) - len(encoded.ids), abs=3)
+    context, title = text.partition("\nAnswer: Paris\nTitle: ")[::2]
+    assert (title == "\nQuestion:") or context == example["context"]
+    assert "Paris" in context
+
+
+def test_a_prompt_may_show_the_context_or_the_answer_alone(tokenizer: Any) -> None:
+    from_answer = QuestionGeneration(prompt="{answers} ({topic}):")
+    example = {"answers": ["Paris", "in Paris"], "topic": "rain", "question": ["Where?"]}
+    assert from_answer.render(example) == ("Paris (rain):", " Where?")
+    from_context = QuestionGeneration(prompt="{context}:")
+    assert (
+        tokenizer.decode(from_context.encode({"context": "in Paris", "question": None}, tokenizer, 99).ids)
+        == "in Paris:"
+    )
+
+
 def test_all_questions_are_references() -> None:
     questions, task = ["Where is rain?", "Where?"], QuestionGeneration()
     scores, _ = score_all(task.metrics(), [Prediction(q) for q in questions], [EXAMPLE, EXAMPLE])

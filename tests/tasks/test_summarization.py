@@ -121,8 +121,8 @@ def test_prompts_show_the_document_and_end_where_the_summary_follows() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(UserError, match=r"names \{text\}; the task's fields are document"):
-        Summarization(prompt="{text}").validate()
+    with pytest.raises(UserError, match=r"names \{summary\}, which is what .* to predict.* inputs are document"):
+        Summarization(prompt="{document} {summary}").validate()
 
 
 def test_a_document_is_cut_and_a_summary_is_not(tokenizer: Any) -> None:

@@ -104,7 +104,7 @@ def test_prompts_name_the_languages() -> None:
     ("options", "message"),
     [
         ({"prompt": "{source_language}: "}, r"uses no field; put \{source\} into it"),
-        ({"prompt": "{source} {target_lang}"}, r"names \{target_lang\}.*Did you mean 'target_language'"),
+        ({"prompt": "{source} {target}"}, r"names \{target\}, which is what the model has to predict"),
         ({"language": "fr"}, "has no preset prompt"),
     ],
 )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gptask.data.messages import format_message
 from gptask.plugins.metric import interval_text, value_text
-from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
+from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import is_main_process
 from gptask.runs.manifest import read_manifest
 

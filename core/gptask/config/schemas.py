@@ -115,7 +115,11 @@ class Limit:
 class Data:
     """Options that every kind of data has."""
 
-    columns: dict[str, Any] = option(dict, "field of the task -> column name, position or dotted path")
+    columns: dict[str, Any] = option(
+        dict, "field of the task -> column name, position or dotted path; of references: a column or [several]"
+    )
+    validation_columns: dict[str, Any] = option(dict, "columns of the validation data where they differ from columns")
+    test_columns: dict[str, Any] = option(dict, "columns of the test data where they differ from columns")
     license: str | None = option(None, "of the data, for the model card; null: that of the sample, else not stated")
     labels: Any = option(None, "label id -> name: a map, a list, one of both as JSON, or a file")
     label_start: int = option(0, "the first label id where labels is a list")

@@ -36,6 +36,7 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.squad",
     "gptask.data.store",
     "gptask.data.tables",
+    "gptask.data.word_rows",
     "gptask.data.words",
     "gptask.errors",
     "gptask.model.text_task",

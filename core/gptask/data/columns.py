@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from gptask.config.schemas import Data
 from gptask.data import cells as conversion
+from gptask.data import word_rows
 from gptask.data.cells import is_blank_cell, plain_cell, wrong_kind
 from gptask.data.labels import LabelReader
 from gptask.data.literals import parse_container
@@ -23,43 +25,79 @@ MISSING = object()  # there is no such cell; a cell that is null is None
 EMPTY_VALUES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
 NON_EMPTY_KINDS = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # LABELS may be an empty list
 BLANK_IS_NULL = (Kind.INTEGERS, Kind.NUMBER)  # kinds for which an empty cell of a table is null
-SEVERAL_COLUMNS_KINDS = (Kind.LABELS,)  # of fields that may be read from several columns
 ALIGNED_KINDS = {Kind.TOKENS: 0, Kind.TAGS: -1}  # of equal length; the position of each in rows without names (CoNLL)
+SEVERAL_COLUMNS_KINDS = (Kind.TEXTS, Kind.LABELS)  # of fields that may be read from several columns
+PEEKED_ROWS = 50  # rows that show whether a table has a word a row
 
 
 class Columns:
     """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields.
 
-    ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone.
+    ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone. ``split`` is
+    named in messages. ``trained_columns`` has columns by field that are tried where ``data.columns`` names none and
+    a row has none of the field's name.
     """
 
-    def __init__(self, task: Task, options: Data, fields: list[Field] | None = None) -> None:
-        self.fields = fields if fields is not None else task.fields()
-        kinds = {field.name: field.kind for field in task.fields()}
-        task_names = kinds.keys()
-        for name, column in options.columns.items():
-            if name not in task_names and name != "id":
-                raise UserError(
-                    f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(task_names))}."
-                    f"{nearest(name, task_names)}"
-                )
-            if isinstance(column, list) and kinds.get(name) not in SEVERAL_COLUMNS_KINDS:
-                raise UserError(f"data.columns.{name}={column}: {name} takes one column, not several")
-        self.column_of: dict[str, str | list[str]] = {
-            name: [str(one) for one in column] if isinstance(column, list) else str(column)
-            for name, column in options.columns.items()
-        }
-        self.id_required = "id" in options.columns and fields is None  # a row to be predicted needs no id
+    def __init__(
+        self,
+        task: Task,
+        options: Data,
+        fields: list[Field] | None = None,
+        split: str = "train",
+        trained_columns: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        task_fields = {field.name: field for field in (*task.inputs(), *task.targets())}
+        self.fields = fields if fields is not None else list(task_fields.values())
+        self.task_names = {field.name for field in task.fields()}
+        self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
+        self.column_of = _columns_by_name(options.columns)
+        for name, column in self.column_of.items():
+            self._check_column(name, column, task_fields)
+        self.prompt_columns = task_fields.keys() - self.task_names  # fields that only the prompt names
+        self._refuse_targets_in_prompt(task)
+        self.split = split
+        trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
+        self.trained_columns: Mapping[str, list[str]] = trained_columns
+        self.id_required = "id" in self.column_of and fields is None  # a row to be predicted needs no id
         self.label_reader = LabelReader(options)
         self.names = self.label_reader.names  # label id → name
         self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
+        self.kinds = {name: field.kind for name, field in task_fields.items()}
         converters = self._converters()
         self.columns = [(f, self.column_of.get(f.name, f.name), converters[f.kind]) for f in self.fields]
         self.required = [field.name for field in self.fields if field.required]
         self.non_empty = {f.name for f in self.fields if f.required and not f.blank and f.kind in NON_EMPTY_KINDS}
-        self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
+        self.sentence_column = None if "sentence" in self.task_names else self.column_of.get("sentence")
         converts_rows = getattr(type(task), "convert_row", Task.convert_row) is not Task.convert_row
         self.convert_row: Converter | None = task.convert_row if converts_rows else None
+
+    def _check_column(self, name: str, column: str | list[str], task_fields: Mapping[str, Field]) -> None:
+        """Raise `UserError` for an entry of ``data.columns`` that is no field, or has too many columns."""
+        extra_names = {"id", "sentence"} if self.aligned else {"id"}
+        known_names = self.task_names | task_fields.keys()
+        if name not in known_names | extra_names:
+            raise UserError(
+                f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(known_names))}."
+                f"{nearest(name, known_names)}"
+            )
+        field = task_fields.get(name)
+        if isinstance(column, list) and (field is None or field.kind not in SEVERAL_COLUMNS_KINDS):
+            kind = f" is {field.kind.value}, and" if field else ""
+            raise UserError(
+                f"data.columns.{name}=[{listing(column)}]: {name}{kind} takes one column; several columns are for "
+                f"references (texts) or labels. A prompt may name more: task.prompt='{{{column[0]}}} ...'"
+            )
+
+    def _refuse_targets_in_prompt(self, task: Task) -> None:
+        """Raise `UserError` where the prompt names a column that holds a target, which would give the answer away."""
+        for target in task.targets():
+            columns = self.column_of.get(target.name, target.name)
+            for name in sorted(self.prompt_columns):
+                if self.column_of.get(name, name) in ([columns] if isinstance(columns, str) else columns):
+                    raise UserError(
+                        f"task.prompt names {{{name}}}, whose column holds the {target.name}, which is what the model "
+                        "has to predict: take it out"
+                    )
 
     def _converters(self) -> dict[Kind, Converter]:
         return {
@@ -81,8 +119,32 @@ class Columns:
         Where the task converts rows itself, it may look at any name.
         """
         names = [name for field, column, _ in self.columns for name in (field.name, *_as_list(column))]
+        names += [name for columns in self.trained_columns.values() for name in columns]
         names = [name for name in names if not name.isdigit()]
         return [*names, EVERY_NAME] if self.convert_row else names
+
+    def sentences(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows of one file; where it has a word a row, its sentences instead.
+
+        The column that parts the sentences is that of ``data.columns.sentence``, or one whose name and cells show it;
+        `sentence_column` is set to it.
+        """
+        rows = iter(rows)
+        if not self.aligned:
+            return rows
+        columns = {field.name: _as_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
+        column = self.sentence_column
+        if column is None:
+            peeked = list(islice(rows, 1))
+            if candidate := word_rows.sentence_column(peeked, self.trained_columns.get("sentence", [])):
+                peeked += islice(rows, PEEKED_ROWS)
+                column = candidate if word_rows.has_a_word_a_row(peeked, candidate, word_columns) else None
+            rows = chain(peeked, rows)
+        if column is None:
+            return rows
+        self.sentence_column = str(column)
+        return word_rows.sentences(rows, self.sentence_column, word_columns)
 
     def example(self, row: Row) -> Example:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
@@ -90,12 +152,16 @@ class Columns:
             raise row.value
         cells: Any = row.value
         if self.convert_row:
+            mapped_cells: dict[str, Any] = {}
             if isinstance(cells, dict):
                 cells = {name: plain_cell(cell) for name, cell in cells.items()}
-                cells |= self._mapped_cells(cells)
+                mapped_cells = self._mapped_cells(cells)
+                cells |= mapped_cells
             cells = self.convert_row(cells)
             if not isinstance(cells, dict | list | str):
                 raise TypeError(f"Task.convert_row() must return the cells of a row, got {cells!r}")
+            if isinstance(cells, dict):
+                cells = {name: mapped_cells[name] for name in self.prompt_columns & mapped_cells.keys()} | cells
         example = {field.name: self._value(cells, field, column, convert) for field, column, convert in self.columns}
         lengths = {name: len(example[name]) for name in self.aligned if example[name] is not None}
         if len(set(lengths.values())) > 1:
@@ -110,9 +176,35 @@ class Columns:
         return example
 
     def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The cells that ``data.columns`` names, under the names of their fields."""
-        cells = {name: self._cell_of(row, column) for name, column in self.column_of.items() if name != "id"}
+        """The cells that ``data.columns`` or the prompt name, under the names of their fields."""
+        column_of = {name: name for name in self.prompt_columns} | self.column_of
+        columns = {name: [column_of.get(name, name)] for name in (*self.trained_columns, *column_of)}
+        cells = {
+            name: self._first_cell(row, [*own, *self.trained_columns.get(name, [])])
+            for name, own in columns.items()
+            if name in self.task_names | self.prompt_columns
+        }
         return {name: cell for name, cell in cells.items() if cell is not MISSING}
+
+    def _first_cell(self, row: Any, columns: Iterable[str | list[str]]) -> Any:
+        """The cell of the first of these columns that the row has, or MISSING."""
+        cells = (_cell(row, c) if isinstance(c, str) else self._cell_of_columns(row, c) for c in columns)
+        return next((cell for cell in cells if cell is not MISSING), MISSING)
+
+    def _cell_of_columns(self, row: Any, columns: list[str]) -> Any:
+        """The cells of several columns as one: of texts those that are not blank, of labels an object; or MISSING.
+
+        Raises `DataError` for a row that has some of the columns, but not all.
+        """
+        (name,) = (name for name, value in self.column_of.items() if value is columns)
+        cells = {column: plain_cell(_cell(row, column)) for column in columns}
+        absent = [column for column, cell in cells.items() if cell is MISSING]
+        if absent and len(absent) < len(columns):
+            raise DataError(self._no_column(row, name, absent[0]))
+        if absent or self.kinds[name] is Kind.LABELS:
+            return MISSING if absent else cells
+        texts = [part for cell in cells.values() for part in (cell if isinstance(cell, list) else [cell])]
+        return [text for text in map(plain_cell, texts) if text is not None and not is_blank_cell(text)]
 
     def _value(self, row: Any, field: Field, column: str | list[str], convert: Converter) -> Any:
         """The value of one field; raises `DataError` for a cell that is missing, null, empty or of another kind."""
@@ -128,7 +220,8 @@ class Columns:
         except UnicodeEncodeError as error:
             raise DataError(f"the {field.name} holds half a surrogate pair, which is not a character") from error
         except (TypeError, ValueError) as error:
-            raise wrong_kind(field.name, field.kind, str(column), cell) from error
+            problem = wrong_kind(field.name, field.kind, str(column), cell)
+            raise DataError(f"{problem}. {word_rows.SPANS_HINT}") if field.kind is Kind.TAGS else problem from error
         if field.name in self.non_empty and (not value or is_blank_cell(value)):
             raise DataError(f"the {field.name} is empty")
         return value
@@ -139,26 +232,12 @@ class Columns:
             return row
         cell = _cell(row, field.name) if self.convert_row else MISSING  # a converted row names cells like the fields
         if cell is MISSING:
-            cell = self._cell_of(row, column)
+            cell = self._first_cell(row, [column, *self.trained_columns.get(field.name, [])])
         if cell is MISSING and isinstance(row, list) and field.kind in ALIGNED_KINDS:
             position = ALIGNED_KINDS[field.kind]
             if field.name not in self.column_of and len(row) > -position:
                 return row[position]
         return cell
-
-    def _cell_of(self, row: Any, column: str | list[str]) -> Any:
-        """The cell of a column, or MISSING; of several, an object with the cell of each.
-
-        Raises `DataError` for a row that has some of several columns, but not all.
-        """
-        if isinstance(column, str):
-            return _cell(row, column)
-        cells = {one: _cell(row, one) for one in column}
-        absent = [one for one, cell in cells.items() if cell is MISSING]
-        if absent and len(absent) < len(column):
-            (name,) = (name for name, value in self.column_of.items() if value is column)
-            raise DataError(self._no_column(row, name, absent[0]))
-        return MISSING if absent else cells
 
     def _no_column(self, row: Any, name: str, column: str) -> str:
         """The message for a row without the column of a field, with the columns it has."""
@@ -174,16 +253,23 @@ class Columns:
                 f"set data.columns.{name}=<position from 0>.{hint}"
             )
         columns = [str(key)[:40] for key in row]
+        if name in self.prompt_columns:
+            return (
+                f"no column '{column}', which task.prompt names as {{{name}}}; there are: {listing(columns)}."
+                f"{nearest(column, [*columns, *self.task_names])} Set data.columns.{name}=<column>, or correct the "
+                f"prompt ({{{{ }}}} are literal braces).{hint}"
+            )
+        if name in self.aligned and word_rows.has_character_spans(row):
+            hint = f" {word_rows.SPANS_HINT}"
         in_table = isinstance(row, TableCells)
-        no_header = f", or for a table without header data.header=false and positions.{hint}" if in_table else "."
+        no_header = (
+            f", or for a table without header data.header=false and positions.{hint}" if in_table else f".{hint}"
+        )
+        alone = "" if self.split == "train" else f" (data.{self.split}_columns.{name} for this split alone)"
         return (
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
-            f"data.columns.{name}=<column>{no_header}"
+            f"data.columns.{name}=<column>{alone}{no_header}"
         )
-
-
-def _as_list(column: str | list[str]) -> list[str]:
-    return [column] if isinstance(column, str) else column
 
 
 def _cell(row: Any, column: str) -> Any:
@@ -204,3 +290,29 @@ def _cell(row: Any, column: str) -> Any:
         if row and all(isinstance(part, dict) and column in part for part in row):
             return [part[column] for part in row]
     return MISSING
+
+
+def _as_list(column: str | list[str]) -> list[str]:
+    return [column] if isinstance(column, str) else column
+
+
+def _columns_by_name(columns: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """``data.columns`` with every column as a text; an entry that is null counts as not set."""
+    by_name: dict[str, str | list[str]] = {}
+    for name, value in columns.items():
+        parts = value if isinstance(value, list) else [value]
+        if not parts or not all(isinstance(part, str | int) for part in parts if value is not None):
+            raise UserError(f"data.columns.{name}={value!r}: expected a column's name or position, or a list of them")
+        if value is not None:
+            by_name[name] = [str(part) for part in parts] if isinstance(value, list) else str(value)
+    return by_name
+
+
+def trained_columns(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns, by field, that a run with these options of ``data`` read; positions are left out."""
+    columns: dict[str, list[str]] = {}
+    for option in ("columns", "validation_columns", "test_columns"):
+        for name, column in _columns_by_name(data.get(option) or {}).items():
+            if isinstance(column, str) and not column.isdigit() and name != "id":
+                columns.setdefault(name, []).append(column)
+    return columns

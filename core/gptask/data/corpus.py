@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ class CachedCorpus:
             limit = getattr(options.limit, split)
             if limit is not None and limit < 1:
                 raise UserError(f"data.limit.{split}={limit} must be at least 1")
+        for split in ("validation", "test"):
+            if getattr(options, f"{split}_columns") and getattr(options, split, "") is None:
+                raise UserError(
+                    f"data.{split}_columns is for a file of its own, and data.{split} is not set: the {split} split is "
+                    "cut from train, whose columns data.columns names"
+                )
         self.task, self.seed = task, seed
         self.options = options
         if isinstance(options, Sample):
@@ -82,6 +88,11 @@ class CachedCorpus:
     def split_source(self, name: str) -> Any:
         """The file names (or the hub split) the user gave for a split, None if none."""
         return getattr(self.options, name, None)
+
+    def split_options(self, name: str) -> Data:
+        """The options that read a split: its own columns replace those of all splits, field by field."""
+        columns = getattr(self.options, f"{name}_columns", {})
+        return replace(self.options, columns={**self.options.columns, **columns}) if columns else self.options
 
     def fingerprint(self) -> list[Any]:
         """The identity of the data: per split its files' hashes (or the hub's fingerprint), and the label names."""
@@ -130,7 +141,7 @@ class CachedCorpus:
     def _store(self, name: str) -> ArrowStore:
         if name not in self._stores:
             self.require_split(name)
-            self._stores[name] = cached_examples(self.task, self.options, name, self._reader(name))
+            self._stores[name] = cached_examples(self.task, self.split_options(name), name, self._reader(name))
         return self._stores[name]
 
     def _is_hub_split(self, name: str) -> bool:
@@ -147,7 +158,7 @@ class CachedCorpus:
         return self._readers[name]
 
     def _new_reader(self, name: str) -> FileReader | HubReader:
-        options = self.options
+        options = self.split_options(name)
         if isinstance(options, Hub) and self._is_hub_split(name):
             return HubReader(options, self.split_source(name))
         file_options = options if isinstance(options, Files) else _as_file_options(options)

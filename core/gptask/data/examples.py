@@ -9,6 +9,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
-from gptask.data.rows import ReadingNotes
+from gptask.data.messages import unused_members
+from gptask.data.rows import ReadingNotes, Row
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
 from gptask.plugins.task import Task
@@ -79,12 +82,14 @@ class ExampleReader:
         self.group_names = [field.name for field in task.inputs() if field.group]
         self.row_counts: Counter[str] = Counter()  # by file
         self.cleaning_counts: Counter[str] = Counter()  # by what `Task.clean` does
+        self.has_messages = any(field.kind is Kind.MESSAGES for field in task.inputs())
         self.any_good = False
         self.meta: dict[str, Any] = {
             "rows": self.row_counts,
             "skipped": 0,
             "first": [],
             "cleaned": self.cleaning_counts,
+            "unused_members": Counter[str](),  # of messages
         }
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
@@ -99,7 +104,7 @@ class ExampleReader:
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """The usable examples, each with an id: the row's own, else its file and line."""
-        for file, row in reader.rows(self.columns.header_names):
+        for file, row in self._rows(reader):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
             self.row_counts[file] += 1
@@ -109,9 +114,18 @@ class ExampleReader:
             except DataError as error:
                 self._skip_or_raise(row.location(file), error)
                 continue
+            if self.has_messages:
+                self.meta["unused_members"].update(unused_members(row.value))
             example.setdefault("id", row.location(os.path.basename(file)))
             self.any_good = True
             yield example
+
+    def _rows(self, reader: FileReader | HubReader) -> Iterator[tuple[str, Row]]:
+        """The rows (of a table with a word a row: the sentences) of each file, with the file's name."""
+        for file, rows_of_file in groupby(reader.rows(self.columns.header_names), key=itemgetter(0)):
+            for row in self.columns.sentences(row for _, row in rows_of_file):
+                yield file, row
+        self.meta["sentence_column"] = self.columns.sentence_column
 
     def _skip_or_raise(self, place: str, error: DataError) -> None:
         if self.on_bad is BadRowPolicy.stop:
@@ -140,17 +154,17 @@ def _schema(task: Task) -> Any:
         Kind.LABELS: pa.list_(text),
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
-        Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
+        Kind.MESSAGES: pa.list_(pa.map_(text, text)),  # a map has the members of each message, a struct those of all
         Kind.TOKENS: pa.list_(text),
         Kind.TAGS: pa.list_(text),
     }
-    columns = [(field.name, types[field.kind]) for field in task.fields()]
+    columns = [(field.name, types[field.kind]) for field in (*task.inputs(), *task.targets())]
     return pa.schema([("id", text), *columns, ("digest", number), ("group", number)])
 
 
 def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
     """The examples of a split, from the cache if it holds them; logs the rows read, cleaned, skipped and duplicate."""
-    columns = Columns(task, options)
+    columns = Columns(task, options, split=split)
     hashes = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in EXAMPLE_OPTIONS)
     content = [f"{Path(name).name} {content_hash}" for name, content_hash in hashes.items()]
@@ -188,6 +202,11 @@ def _log_quality(store: ArrowStore, split: str, files: str) -> None:
     if not len(store):
         cause = f"; all {skipped} rows are bad: {first_errors}" if skipped else ""
         raise DataError(f"{split}: there is no example in {files}{cause}")
+    if column := store.meta.get("sentence_column"):
+        log.info("%s: a word a row; the column '%s' parts the sentences (data.columns.sentence)", split, column)
+    if store.meta["unused_members"]:
+        counts = ", ".join(f"{name} ({count:,})" for name, count in store.meta["unused_members"].items())
+        log.info("%s: members of messages that are not used: %s", split, counts)
     if store.meta["cleaned"]:
         actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["cleaned"].items())
         log.info("%s: cleaned: %s", split, actions)

@@ -69,7 +69,7 @@ class ArrowStore(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         chunk, row = divmod(range(len(self))[index], CHUNK_ROWS)
-        return self.chunks[chunk].slice(row, 1).to_pylist()[0]
+        return self.chunks[chunk].slice(row, 1).to_pylist(maps_as_pydicts="strict")[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.records_at(np.arange(len(self)))
@@ -84,7 +84,8 @@ class ArrowStore(Sequence[dict[str, Any]]):
         ends = np.searchsorted(rows, CHUNK_ROWS * np.arange(1, len(self.chunks)))
         for number, chunk_rows in enumerate(np.split(rows, ends)):
             if len(chunk_rows):
-                yield from self.chunks[number].take(pa.array(chunk_rows - number * CHUNK_ROWS)).to_pylist()
+                chunk = self.chunks[number].take(pa.array(chunk_rows - number * CHUNK_ROWS))
+                yield from chunk.to_pylist(maps_as_pydicts="strict")
 
 
 def _infer_schema(records: list[dict[str, Any]]) -> Any:

@@ -131,7 +131,7 @@ class Task(ABC):
         """
         ids = self._prompt_ids(example, tokenizer)
         truncated, example = max(len(ids) - room, 0), dict(example)
-        for name in [f.name for f in self.fields() if f.truncate and not f.target]:
+        for name in self.truncation_order():
             for _ in range(4):  # tokens that merge at the cut may leave one or two too many
                 excess = len(ids) - room
                 if excess <= 0 or not example[name]:
@@ -148,6 +148,10 @@ class Task(ABC):
                 f"raise data.max_tokens or shorten the prompt{shorter_text}"
             )
         return ids, truncated
+
+    def truncation_order(self) -> list[str]:
+        """Return the text inputs that may be shortened when a prompt is too long, in the order in which they are."""
+        return [f.name for f in self.inputs() if f.truncate]
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
         ids: list[int] = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]

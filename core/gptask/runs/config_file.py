@@ -12,10 +12,6 @@ from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
 
-CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
-# columns that predictions.jsonl has besides them
-PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
-
 
 def config_values(
     config: Any, plugin: Plugin | None = None, command: str | None = None, **extra: Any

@@ -122,7 +122,8 @@ def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, 
 
 def readme(run: Run, output: Path) -> str:
     """README.md: how to load the folder, and the prompt template."""
-    template, _ = run.task.render({field.name: _placeholder(field) for field in run.task.fields()})
+    fields = [*run.task.inputs(), *run.task.targets()]
+    template, _ = run.task.render({field.name: _placeholder(field) for field in fields})
     auto, backbone = str(run.head.export_class), run.config["backbone"]
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
     return README.format(

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from gptask.config.schemas import BadRowPolicy, Predict
-from gptask.data.columns import Columns
+from gptask.data.columns import Columns, trained_columns
 from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
@@ -33,7 +33,9 @@ def predict(config: Predict) -> None:
         raise UserError(f"output={target} is the input; choose another file")
     run = load_run(config.run, config.task, engine=config.engine)
     log.info("%s", run.backbone.engine.summary())
-    columns = Columns(run.task, config.data, run.task.inputs())
+    columns = Columns(
+        run.task, config.data, run.task.inputs(), trained_columns=trained_columns(run.config.get("data") or {})
+    )
     options = options_for_task(config.data, run.task)
     names = columns.header_names
     rows = read(source, options, names) if source else read_stream(stdin(), options, names)

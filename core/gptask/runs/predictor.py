@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.config.schemas import Data
-from gptask.data.columns import Columns
+from gptask.data.columns import Columns, trained_columns
 from gptask.data.rows import Row
 from gptask.errors import DataError
 from gptask.model.predictions import predictions_by_example
@@ -37,7 +37,9 @@ class Predictor:
 
     def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
         """Predict dictionaries of input fields, lazily and in order; raise `DataError` for one that can't be used."""
-        columns = Columns(self.task, Data(labels=None), self.task.inputs())
+        columns = Columns(
+            self.task, Data(labels=None), self.task.inputs(), trained_columns=trained_columns(vars(self.options))
+        )
         rows = (Row(number, example) for number, example in enumerate(examples, 1))
         for _, prediction in self.predict_each(read_examples(rows, columns, "example")):
             if isinstance(prediction, DataError):
@@ -113,7 +115,7 @@ class Predictor:
 
 def read_examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[Example | DataError]:
     """Rows of the file ``name`` as examples, blank lines left out; for a bad row, the error is yielded."""
-    for row in rows:
+    for row in columns.sentences(rows):
         if isinstance(row.value, str) and not row.value.strip():
             continue
         try:

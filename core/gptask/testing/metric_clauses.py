@@ -13,6 +13,7 @@ from gptask.plugins.metric import Metric
 from gptask.plugins.types import Example, Prediction
 from gptask.testing.expectations import LEARNED_SHARE, expect
 from gptask.testing.trial import Trial
+from gptask.training.baseline import baseline_metric
 
 
 def metrics_rank(trial: Trial) -> None:
@@ -35,9 +36,9 @@ def metrics_rank(trial: Trial) -> None:
         found in (["NoneType"], ["Prediction"]),
         f"baseline_prediction() must return a Prediction, or always None; got {found}",
     )
+    if baselines[0] and (compared_metric := baseline_metric(trial.task)):
+        _checked_value(compared_metric, baselines, examples)
     for metric in trial.task.metrics():
-        if baselines[0] and not metric.final:
-            _checked_value(metric, baselines, examples)
         wrong = trial.untrained if _ignores_examples(metric, right, examples) else swapped
         right_value, wrong_value = (_checked_value(metric, predictions, examples) for predictions in (right, wrong))
         if empty:

@@ -25,6 +25,12 @@ STRENGTHS = (1.0, 10.0, 100.0)  # inverse regularisation, C; the middle one wher
 THRESHOLDS = np.arange(0.1, 0.65, 0.05)  # of a label's probability, for texts with any number of labels
 
 
+def baseline_metric(task: Task) -> Metric | None:
+    """The metric that baselines are scored by: the first one that ranks and needs no annotated predictions."""
+    ranking = (metric for metric in task.metrics() if metric.higher_is_better is not None and not metric.final)
+    return next(ranking, None)
+
+
 def baseline_scores(
     task: Task, metric: Metric, rows: np.ndarray, examples: Sequence[Example], splits: Mapping[str, Sequence[Example]]
 ) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gptask.runs.manifest import write_manifest
 from gptask.runs.predictions_file import write_predictions
 from gptask.runs.provenance import git_commit, peak_memory_mb, versions
 from gptask.training import loggers
-from gptask.training.baseline import baseline_scores
+from gptask.training.baseline import baseline_metric, baseline_scores
 from gptask.training.context import RunContext
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _baselines(
     """The baselines of the main metric; none without training data, or with ``baseline=false``."""
     (corpus,) = context.corpora.values()
     task = runtime.task
-    metric = next((m for m in task.metrics() if not m.final and m.higher_is_better is not None), None)
+    metric = baseline_metric(task)
     if not (context.config.baseline and examples and metric and corpus.split_source("train") is not None):
         return {}
     rows = np.asarray([row[metric.name] for row in statistics])

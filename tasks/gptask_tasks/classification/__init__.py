@@ -113,9 +113,9 @@ class Classification(PromptedTask):
 
     @property
     def template(self) -> str:
-        """The prompt in force; all of it up to the last input field is repeated ``readings`` times."""
+        """The prompt in force; all of it up to the last input is repeated ``readings`` times."""
         template = super().template
-        places = [f"{{{f.name}}}" for f in self.inputs()]
+        places = [f"{{{name}}}" for name in self.shown_inputs(template)]
         end = max((template.rindex(place) + len(place) for place in places if place in template), default=0)
         repeated = template[:end]
         return f"{repeated}\n" * (self.readings - 1 if repeated else 0) + template

@@ -66,7 +66,10 @@ class TextGeneration(WritingTask):
         """Refuse a conversation without an answer at its end."""
         super().check(example)
         if not example["answer"]:
-            raise DataError("there is no answer to learn: the last message must be the assistant's, and not empty")
+            raise DataError(
+                "there is no answer to learn: the last message must be the assistant's, and not empty, and its weight "
+                "not 0 unless an earlier answer is learned"
+            )
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return the ids of the conversation by its template; every answer is learned, with what ends it.

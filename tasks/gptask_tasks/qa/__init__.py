@@ -75,6 +75,10 @@ class QuestionAnswering(GenerativeTask):
             return self.SPAN_PROMPTS[self.language]
         return super().template
 
+    def needed_inputs(self) -> set[str]:
+        """Return the context where answers are looked for in it."""
+        return {"context"} if self.extractive or self.answer is AnswerForm.span else set()
+
     @property
     def examples_per_step(self) -> int:  # type: ignore[override]
         """4 for spans: with 1,400 questions, steps of 4 reach F1 65 and steps of 8 reach 60 (XQuAD English)."""
@@ -120,10 +124,8 @@ class QuestionAnswering(GenerativeTask):
             return super().encode(example, tokenizer, max_tokens)
         from gptask_tasks.qa.span import context_windows
 
-        before, after = self.template.split("{context}")
-        question = example["question"]
-        around = (before.format(question=question), after.format(question=question))
-        return context_windows(example, around, tokenizer, max_tokens, self.stride)
+        before, after = (self.fill_template(part, example) for part in self.template.split("{context}"))
+        return context_windows(example, (before, after), tokenizer, max_tokens, self.stride)
 
     def reserved_tokens(self) -> int:
         """Return the room for a generated answer; a span needs none."""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
-from gptask.data.columns import EMPTY_VALUES, Columns
+from gptask.data.columns import EMPTY_VALUES, Columns, trained_columns
 from gptask.data.rows import Row, TableCells
 from gptask.errors import DataError, UserError
 
@@ -276,10 +276,86 @@ def test_a_label_column_with_something_else_is_an_error_that_names_it() -> None:
     assert "3 labels, but their names are needed: set data.labels=[<name>, ...]" in error(
         ["a", 1, 0, 1], TEXT, LABELS, columns={"text": 0, "labels": [1, 2, 3]}
     )
-    with pytest.raises(UserError, match=r"data\.columns\.label=\['a', 'b'\]: label takes one column, not several"):
+    with pytest.raises(UserError, match=r"data\.columns\.label=\[a, b\]: label is label, and takes one column"):
         example({}, columns={"label": ["a", "b"]})
 
 
 def test_the_columns_of_labels_mark_a_header() -> None:
     columns = Columns(TaskWithFields(TEXT, LABELS), Files(columns={"text": 0, **FLAGS}))
     assert columns.header_names == ["text", "labels", "toxic", "insult", "threat"]
+
+
+# --- several columns of one field -----------------------------------------------------------------------------------
+
+SUMMARY = Field("summary", Kind.TEXTS, target=True)
+SUMMARIES = {"summary": ["summary1", "summary2", "summary3"]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["one", "two", "three"], ["one", "two", "three"]),
+        (["", "two", None], ["two"]),
+        (["one", float("nan"), " "], ["one"]),
+        ([["one", ""], "two", []], ["one", "two"]),
+        ([1, "two", None], ["1", "two"]),
+    ],
+)
+def test_several_columns_are_the_texts_of_one_field_without_blank_ones(cells: list, expected: list) -> None:
+    row = dict(zip(SUMMARIES["summary"], cells, strict=True))
+    assert example(row, SUMMARY, columns=SUMMARIES) == {"summary": expected}
+    assert example(["x", *cells], SUMMARY, columns={"summary": [1, 2, "3"]}) == {"summary": expected}
+
+
+def test_a_field_of_several_columns_may_not_be_blank_altogether_nor_lack_a_column() -> None:
+    row = {"summary1": "", "summary2": None, "summary3": " "}
+    assert error(row, SUMMARY, columns=SUMMARIES) == "the summary is empty"
+    message = error({"summary1": "one", "summry2": "two"}, SUMMARY, columns=SUMMARIES)
+    assert "no column 'summary2' for summary; there are: summary1, summry2. Did you mean 'summry2'?" in message
+
+
+def test_a_task_that_converts_rows_gets_the_texts_of_several_columns() -> None:
+    class Converts(TaskWithFields):
+        def convert_row(self, row: dict) -> dict:
+            return {"summary": [text.upper() for text in row["summary"]]}
+
+    columns = Columns(Converts(SUMMARY), Files(columns={"summary": ["a", "b"]}))
+    assert columns.example(Row(1, {"a": "one", "b": ""})) == {"summary": ["ONE"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", "b"]}, r"data\.columns\.text=\[a, b\]: text is text, and takes one column; several columns are "
+         r"for references \(texts\) or labels\. A prompt may name more: task\.prompt='\{a\} \.\.\.'"),
+        ({"label": ["a", "b"]}, "label is label, and takes one column"),
+        ({"id": ["a", "b"]}, "id takes one column"),
+        ({"text": []}, r"data\.columns\.text=\[\]: expected a column's name or position, or a list of them"),
+        ({"text": {"a": 1}}, "expected a column's name or position"),
+        ({"text": [["a"]]}, "expected a column's name or position"),
+    ],
+)  # fmt: skip
+def test_several_columns_are_refused_where_one_is_needed(columns: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        example({}, columns=columns)
+
+
+def test_a_column_that_is_null_is_that_of_the_field() -> None:
+    assert example({"text": "good", "label": "pos"}, columns={"text": None, "id": None})["text"] == "good"
+
+
+def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> None:
+    trained = {"columns": {"text": "context", "label": "stars", "id": "key"}, "test_columns": {"text": "dialogue"}}
+    assert trained_columns(trained) == {"text": ["context", "dialogue"], "label": ["stars"]}
+    assert trained_columns({"columns": {"text": 0, "summary": ["a", "b"]}}) == {}
+    assert trained_columns({"columns": {"sentence": "Sentence #"}}) == {"sentence": ["Sentence #"]}
+    columns = Columns(TaskWithFields(TEXT, LABEL), Files(), [TEXT], trained_columns=trained_columns(trained))
+    for name in ("text", "context", "dialogue"):
+        assert columns.example(Row(1, {name: "good", "other": "x"})) == {"text": "good"}
+    both = {"text": "own", "context": "trained"}
+    assert columns.example(Row(1, both)) == {"text": "own"}
+    with pytest.raises(DataError, match="no column 'text' for text; there are: other"):
+        columns.example(Row(1, {"other": "x"}))
+    named = Columns(TaskWithFields(TEXT), Files(columns={"text": "contxt"}), trained_columns=trained_columns(trained))
+    with pytest.raises(DataError, match=r"no column 'contxt' for text; there are: context\. Did you mean 'context'"):
+        named.example(Row(1, {"context": "good"}))

@@ -15,6 +15,8 @@ from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.summarization import Summarization
+from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
 
 
@@ -115,6 +117,151 @@ def test_squad_with_and_without_unanswerable_questions(write_file: Callable) -> 
     assert (second["id"], second["answers"]) == ("2", [])
     with pytest.raises(DataError, match=r"squad\.json record 2: the question has no answer; task.unanswerable=true"):
         corpus(QuestionAnswering(), test=name).split("test")
+
+
+# --- a split with columns of its own ------------------------------------------------------------------------------
+
+DIALOGSUM_TRAIN = [
+    {"fname": f"train_{n}", "dialogue": f"#Person1#: {n}", "summary": f"s {n}", "topic": "t"} for n in range(4)
+]
+DIALOGSUM_TEST = [
+    {"fname": f"test_{n}", "dialogue": f"#Person1#: {n}?", "summary1": f"a {n}", "topic1": "t", "summary2": f"b {n}",
+     "topic2": "u", "summary3": "" if n else "c 0", "topic3": "v"} for n in range(2)
+]  # fmt: skip
+
+
+def json_lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_dialogsum_as_published_has_one_summary_in_train_and_three_in_the_test(write_file: Callable) -> None:
+    files = {"train": write_file("train.jsonl", json_lines(DIALOGSUM_TRAIN)),
+             "test": write_file("test.jsonl", json_lines(DIALOGSUM_TEST))}  # fmt: skip
+    columns = {"document": "dialogue", "id": "fname"}
+    data = corpus(
+        Summarization(), **files, columns=columns, test_columns={"summary": ["summary1", "summary2", "summary3"]}
+    )
+    assert texts(data.all_rows("train"), "summary") == [[f"s {n}"] for n in range(4)]
+    assert texts(data.split("test"), "summary") == [["a 0", "b 0", "c 0"], ["a 1", "b 1"]]
+    assert texts(data.split("test"), "id") == ["test_0", "test_1"]
+    with pytest.raises(
+        DataError, match=r"no column 'summary'.*Set data\.columns\.summary=<column> \(data\.test_columns\."
+    ):
+        corpus(Summarization(), **files, columns=columns).split("test")
+
+
+def test_samsum_has_other_names_in_the_test_than_in_train_and_validation(write_file: Callable) -> None:
+    ours = json_lines([{"context": f"A: {n}", "response": f"s {n}"} for n in range(2)])
+    files = {
+        "train": write_file("train.jsonl", ours),
+        "validation": write_file("val.csv", "talk,response\nA: 3,s 3\n"),
+        "test": write_file("test.csv", "id,dialogue,summary\n7,A: 2,s 2\n"),
+    }
+    columns = {"document": "context", "summary": "response"}
+    others = {
+        "test_columns": {"document": "dialogue", "summary": "summary"},
+        "validation_columns": {"document": "talk"},
+    }
+    data = corpus(Summarization(), **files, columns=columns, **others)
+    splits = {name: [(e["document"], e["summary"]) for e in data.split(name)] for name in corpora.SPLITS}
+    assert splits == {
+        "train": [("A: 0", ["s 0"]), ("A: 1", ["s 1"])],
+        "validation": [("A: 3", ["s 3"])],
+        "test": [("A: 2", ["s 2"])],
+    }
+
+
+def test_positions_without_a_header_may_be_several_too(write_file: Callable) -> None:
+    file = write_file("test.tsv", "a talk\tone\ttwo\n")
+    data = corpus(Summarization(), test=file, test_columns={"document": 0, "summary": [1, 2]})
+    assert texts(data.split("test"), "summary") == [["one", "two"]]
+
+
+def test_columns_of_a_split_that_is_cut_from_train_are_refused(write_file: Callable) -> None:
+    file = write_file("train.jsonl", jsonl(20))
+    with pytest.raises(UserError, match=r"data\.test_columns is for a file of its own, and data\.test is not set"):
+        corpus(train=file, test_columns={"text": "review"})
+    assert corpus(train=file, test=file, test_columns={"text": "text"}).split("test")
+
+
+# --- a word a row ---------------------------------------------------------------------------------------------------
+
+KAGGLE = (  # the form of the "Annotated Corpus for Named Entity Recognition" on Kaggle
+    "Sentence #,Word,POS,Tag\n"
+    "Sentence: 1,Thousands,NNS,O\n,of,IN,O\n,London,NNP,B-geo\n,.,.,O\n"
+    'Sentence: 2,"They",PRP,O\n,say,VBP,O\n,"""",``,O\n,New,NNP,B-geo\n,York,NNP,I-geo\n'
+)
+SENTENCES = [
+    (["Thousands", "of", "London", "."], ["O", "O", "B-geo", "O"]),
+    (["They", "say", '"', "New", "York"], ["O", "O", "O", "B-geo", "I-geo"]),
+]
+TAGGED_COLUMNS = {"tokens": "Word", "tags": "Tag"}
+
+
+def tagged(file: str, **columns: object) -> list[tuple[list[str], list[str]]]:
+    examples = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS | columns).split("test")
+    return [(example["tokens"], example["tags"]) for example in examples]
+
+
+def test_a_table_with_a_word_a_row_is_read_by_sentences(write_file: Callable, logged: list) -> None:
+    file = write_file("ner.csv", KAGGLE)
+    for _ in range(2):  # the second time from the cache
+        assert tagged(file) == SENTENCES
+        assert "INFO test: a word a row; the column 'Sentence #' parts the sentences (data.columns.sentence)" in logged
+        logged.clear()
+    examples = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS | {"id": "Sentence #"}).split("test")
+    assert texts(examples, "id") == ["Sentence: 1", "Sentence: 2"]
+    assert texts(corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS).split("test"), "id") == [
+        "ner.csv:2",
+        "ner.csv:6",
+    ]
+
+
+def test_the_sentence_may_stand_on_every_row_and_its_column_have_any_name_or_none(write_file: Callable) -> None:
+    rows, current = [], ""
+    for line in KAGGLE.splitlines():
+        current = line.split(",")[0] or current
+        rows.append(f"{current},{line.split(',', 1)[1]}\n")
+    assert tagged(write_file("every.csv", "".join(rows))) == SENTENCES
+    renamed = KAGGLE.replace("Sentence #", "group")
+    assert tagged(write_file("named.csv", renamed), sentence="group") == SENTENCES
+    headless = "".join(rows[1:])
+    assert tagged(write_file("bare.csv", headless), sentence=0, tokens=1, tags=3) == SENTENCES
+
+
+def test_the_last_sentence_of_a_file_ends_with_it(write_file: Callable) -> None:
+    header = "sentence_id,Word,Tag\n"
+    files = [write_file("a.csv", f"{header}1,a,O\n1,b,O\n"), write_file("b.csv", f"{header}1,c,O\n1,d,O\n")]
+    examples = corpus(TokenTagging(), test=files, columns=TAGGED_COLUMNS).split("test")
+    assert texts(examples, "tokens") == [["a", "b"], ["c", "d"]]
+
+
+def test_a_table_with_a_sentence_a_row_stays_one(write_file: Callable) -> None:
+    assert tagged(write_file("a.csv", "Sentence #,Word,Tag\n1,a b,O O\n1,c d,O O\n")) == [
+        (["a", "b"], ["O", "O"]),
+        (["c", "d"], ["O", "O"]),
+    ]
+    one_word_each = "sentence,Word,Tag\nHello,Hello,O\nBye,Bye,O\n"
+    assert tagged(write_file("b.csv", one_word_each)) == [(["Hello"], ["O"]), (["Bye"], ["O"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("Sentence #,Word,Tag\n1,a,O\n,b\n2,c,O\n2,d,O\n", {}, r"ner\.csv:3: 2 cells, but the header has 3"),
+        ("Sentence #,Word,Tag\n1,a,O\n,,O\n", {}, r"ner\.csv:2: token 2 of 2 is empty"),
+        ("n,Word,Tag\n1,a,O\n", {"sentence": "nr"}, r"no column 'nr' that parts sentences .*there are: n, Word, Tag"),
+    ],
+)
+def test_a_bad_row_makes_its_sentence_a_bad_one(write_file: Callable, text: str, columns: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tagged(write_file("ner.csv", text), **columns)
+
+
+def test_a_bad_word_leaves_the_other_sentences_of_the_file(write_file: Callable) -> None:
+    file = write_file("ner.csv", "Sentence #,Word,Tag\n1,a,O\n,b\n2,c,O\n2,d,O\n")
+    data = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS, on_bad=BadRowPolicy.skip)
+    assert texts(data.split("test"), "tokens") == [["c", "d"]]
 
 
 @pytest.mark.parametrize("files", [3, [], {}, [1], [{"text": "a"}]])

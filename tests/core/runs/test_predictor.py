@@ -5,7 +5,10 @@ import threading
 import pytest
 from gptask import DataError, UserError, load_run
 from gptask.config.schemas import Files
-from gptask.runs.predictor import Predictor
+from gptask.data.columns import Columns
+from gptask.data.rows import Row
+from gptask.runs.predictor import Predictor, read_examples
+from gptask_tasks.token_tagging import TokenTagging
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +77,15 @@ def test_errors_and_examples_keep_their_places(run):
     assert [getattr(prediction, "value", None) in run.task.labels for _, prediction in results] == [
         True, False, True, True,
     ]  # fmt: skip
+
+
+def test_a_table_with_a_word_a_row_is_predicted_by_sentences():
+    task, cells = TokenTagging(), [("1", "Ada"), ("", "met"), ("", "Bob"), ("2", "He"), ("", "ran")]
+    trained = {"tokens": ["Word"], "tags": ["Tag"], "sentence": ["group"]}
+    named = Columns(task, Files(columns={"tokens": "Word"}), task.inputs())
+    as_trained = Columns(task, Files(), task.inputs(), trained_columns=trained)
+    for columns, sentence in ((named, "Sentence #"), (as_trained, "sent_id"), (as_trained, "group")):
+        columns.sentence_column = None
+        rows = [Row(number, {sentence: name, "Word": word}) for number, (name, word) in enumerate(cells, 2)]
+        tokens = [example["tokens"] for example in read_examples(rows, columns, "ner.csv")]
+        assert tokens == [["Ada", "met", "Bob"], ["He", "ran"]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gptask.data.messages import Message
+from gptask.data.messages import Message, is_learned
 from gptask.errors import DataError, UserError
 
 log = logging.getLogger("gptask")
@@ -28,7 +28,7 @@ PROBE_QUESTION, PROBE_ANSWER = "one", "two"
 
 @dataclass
 class TokenizedConversation:
-    """Token ids of a conversation up to the next answer, and the spans (start, end) of its earlier answers."""
+    """Token ids of a conversation up to the next answer, and the spans (start, end) of earlier answers to learn."""
 
     ids: list[int]
     answer_spans: list[tuple[int, int]]
@@ -80,11 +80,12 @@ class ChatTemplate:
         """Tokenize messages up to the answer that follows them."""
         text = self._render(messages, answer_due=True)
         conversation, position = TokenizedConversation([], []), 0
-        for start, end in self._answer_spans(messages, text):
+        for start, end, learned in self._answer_spans(messages, text):
             self._append(conversation, text[position:start])
             first_id = len(conversation.ids)
             self._append(conversation, text[start:end])
-            conversation.answer_spans.append((first_id, len(conversation.ids)))
+            if learned:
+                conversation.answer_spans.append((first_id, len(conversation.ids)))
             position = end
         self._append(conversation, text[position:])
         return conversation
@@ -97,9 +98,9 @@ class ChatTemplate:
             ids = ids[:-1]
         conversation.ids += ids
 
-    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each answer in the rendered text, except of answers that the template rewrites once
-        messages follow them."""
+    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int, bool]]:
+        """Yield start and end of each answer in the rendered text, and whether it is learned, except of answers that
+        the template rewrites once messages follow them."""
         position = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -108,7 +109,7 @@ class ChatTemplate:
             through = self._render(messages[: number + 1], answer_due=False).removesuffix(self.separator)
             if text.startswith(through) and through.startswith(before) and position <= len(before):
                 position = len(through)
-                yield len(before), position
+                yield len(before), position, is_learned(message)
             else:
                 _warn_once_of_rewritten_answers()
 
