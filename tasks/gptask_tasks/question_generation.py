@@ -105,7 +105,7 @@ class QuestionGeneration(GenerativeTask):
         encoded, span = self._encode(example, tokenizer, max_tokens), answer_span(example)
         if not encoded.truncated or not span:
             return encoded
-        text = example["context"]
+        text, length = example["context"], len(encoded.ids) + encoded.truncated
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         tokens_before = sum(left < span[0] for left, _ in offsets)
         tokens_kept = len(offsets) - encoded.truncated
@@ -113,7 +113,7 @@ class QuestionGeneration(GenerativeTask):
         first = offsets[first_token][0]
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)
-        return replace(encoded, truncated=encoded.truncated + first_token)
+        return replace(encoded, truncated=length - len(encoded.ids))
 
     def _encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut at its end."""
