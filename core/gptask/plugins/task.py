@@ -153,12 +153,7 @@ class Task(ABC):
         return ids, length - len(ids)
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
-        tokenizer = text_tokenizer(tokenizer)
-        prompt = self.demonstrations + self.render(example)[0]
-        if tokenizer.mentions_control(prompt):  # of the template, which stays one, or of the data
-            ids = tokenizer.encode_marked(self.demonstrations + self.render(tokenizer.mark(example))[0])
-        else:
-            ids = tokenizer.encode(prompt)
+        ids = text_tokenizer(tokenizer).encode_template(lambda e: self.demonstrations + self.render(e)[0], example)
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS, but a prompt continues
             ids = ids[:-1]
         return ids

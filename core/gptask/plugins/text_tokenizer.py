@@ -1,12 +1,13 @@
 """A tokenizer to which text is text: the string of a control token, such as ``<|im_end|>``, never becomes that token.
 
-Who writes control tokens on purpose (a chat template, ``task.prompt``) marks the texts that come from data before they
-go into the template, and has the result tokenized by `TextTokenizer.encode_marked`.
+Who writes control tokens on purpose (a chat template, ``task.prompt``) has it tokenize what the template makes of texts
+that are marked as data: `TextTokenizer.encode_template`, or `mark` and `encode_marked`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -68,11 +69,10 @@ class TextTokenizer:
         if args or not options.keys() <= {"split_special_tokens", "add_special_tokens"}:
             raise UserError(f"a text with a control token of this tokenizer can't be tokenized with {sorted(options)}")
         rows = [self._without_leaks(row, options) for row in ([text] if isinstance(text, str) else text)]
-        columns: dict[str, Any] = {
-            "input_ids": [ids for ids, _ in rows],
-            "attention_mask": [[1] * len(i) for i, _ in rows],
-        }
-        columns |= {"offset_mapping": [offsets for _, offsets in rows]} if with_offsets else {}
+        columns: dict[str, list[Any]] = {"input_ids": [ids for ids, _ in rows]}
+        columns["attention_mask"] = [[1] * len(ids) for ids, _ in rows]
+        if with_offsets:
+            columns["offset_mapping"] = [offsets for _, offsets in rows]
         return type(encoding)({name: rows[0] if isinstance(text, str) else rows for name, rows in columns.items()})
 
     def encode(self, text: str, **kwargs: Any) -> list[int]:
@@ -126,8 +126,7 @@ class TextTokenizer:
         """
         texts = [context.format(string) for context in LEAK_CONTEXTS for string in self.control_ids]
         rows = self.raw(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
-        unknown = getattr(self.raw, "unk_token_id", None)
-        return frozenset({*self.control_ids.values()} & {token for row in rows for token in row} - {unknown})
+        return frozenset({*self.control_ids.values()} & {token for row in rows for token in row})
 
     def mentions_control(self, text: Any) -> bool:
         """Return whether a text, or one of a list, holds the string of a control token."""
@@ -136,7 +135,8 @@ class TextTokenizer:
     def _without_leaks(self, text: str, options: dict[str, Any]) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text and their offsets; each token that stands for a control string has the string's."""
         encoding = self.raw(text, return_offsets_mapping=True, **options)
-        ids, offsets = [], []
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
         for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
             string = text[start:end]
             leaked = token in self._leaks and self._control_pattern.search(string)
@@ -155,11 +155,38 @@ class TextTokenizer:
             return {name: self.mark(part) for name, part in value.items()}
         return [self.mark(part) for part in value] if isinstance(value, list | tuple) else value
 
+    def encode_template(self, render: Callable[[Any], str], values: Any) -> list[int]:
+        """Return the ids of ``render(values)``, in which control tokens are only those that ``render`` itself writes.
+
+        ``values`` is a text, or a list or dict of them.
+        """
+        text = render(values)
+        if not self.mentions_control(text):
+            return self.encode(text)
+        marked, apart = render(self.mark(values)), render(self._set_apart(values))
+        if self._unmarked_control(marked) == self._unmarked_control(apart):
+            return self.encode_marked(marked)
+        if not self._unmarked_control(apart):  # a value and the text around it form the string of a control token
+            return self.encode(text)
+        return [*self._first_ids, *self._encode_unjoined(apart)]
+
+    def _set_apart(self, value: Any) -> Any:
+        """As `mark`, but that no text forms a control string together with what stands around it."""
+        if isinstance(value, str):
+            text, mark = value.strip(), self._marks[0]
+            return value.replace(text, f"{mark}{self.mark(text)}{mark}", 1) if text else value
+        if isinstance(value, dict):
+            return {name: self._set_apart(part) for name, part in value.items()}
+        return [self._set_apart(part) for part in value] if isinstance(value, list | tuple) else value
+
+    def _unmarked_control(self, text: str) -> list[str]:
+        return self._control_pattern.findall(self._marked_string.sub("\0", text))
+
     def encode_marked(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text whose marked strings are data, while other control strings are control tokens."""
         if not self._marked_string.search(text):
             return self.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=False)
-        if not self._control_pattern.search(self._marked_string.sub("\0", text)):
+        if not self._unmarked_control(text):
             return self.encode(text.translate(self._without_marks), add_special_tokens=add_special_tokens)
         first_ids = self._first_ids if add_special_tokens else []
         return [*first_ids, *self._encode_unjoined(text)]

@@ -15,9 +15,9 @@ GUIDED_PROBES = 4  # cuts that follow from the surplus of tokens; after them the
 def longest_prefix(text: str, offsets: Sequence[tuple[int, int]], excess: int, surplus: Callable[[str], int]) -> str:
     """Return the longest prefix of a text with at most 0 surplus tokens, the empty text where no other has.
 
-    ``surplus`` tells how many tokens too many (negative: too few) there are with a prefix; ``excess``, above 0, is that
-    of the whole text. ``offsets`` are the characters (start, end) of the text's own tokens. Cuts are tried behind these
-    tokens first; only if room is left, within the next one. Tokens may merge at a cut, and a character may have several.
+    ``surplus`` tells how many tokens too many (negative: too few) there are with a prefix; ``excess`` (> 0) is that of
+    the whole text. ``offsets`` are the characters (start, end) of the text's own tokens. Cuts are tried behind these
+    tokens first; only if room is left, within the next one. Tokens may merge at a cut; a character may have several.
     """
     low, high = 0, len(offsets)  # tokens: ``low`` of them fit, ``high`` don't
     tokens = high - excess
