@@ -110,7 +110,9 @@ class QuestionGeneration(GenerativeTask):
         tokens_before = sum(left < span[0] for left, _ in offsets)
         tokens_kept = len(offsets) - encoded.truncated
         first_token = max(0, min(tokens_before - tokens_kept // 2, encoded.truncated))
-        first = offsets[first_token][0]
+        left, right = offsets[first_token]
+        together = [token for token, span in enumerate(offsets) if span == (left, right)]  # of unknown characters
+        first = left + (right - left) * together.index(first_token) // len(together)
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)
         return replace(encoded, truncated=length - len(encoded.ids))

@@ -60,9 +60,9 @@ class TextTokenizer:
 
     def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
         """Tokenize a text or a list of texts with the arguments of transformers' tokenizers."""
-        options = {"split_special_tokens": True} | kwargs
+        options = ({"split_special_tokens": True} if self.control_ids else {}) | kwargs
         encoding = self.raw(text, *args, **options)
-        if not options["split_special_tokens"] or not self._leaks or not self.mentions_control(text):
+        if not options.get("split_special_tokens") or not self._leaks or not self.mentions_control(text):
             return encoding
         options.pop("return_attention_mask", None)
         with_offsets = options.pop("return_offsets_mapping", False)

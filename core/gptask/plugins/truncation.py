@@ -51,7 +51,7 @@ def _cut_behind(text: str, offsets: Sequence[tuple[int, int]], tokens: int) -> i
         return 0
     # tokens of one character have its offsets; between others there may be spaces that belong to neither
     cut = min(offsets[tokens - 1][1], offsets[tokens][0])
-    if text[cut : cut + 1] < "\u0300":  # a character begins there
+    if text[cut : cut + 1] < "\u0300" and text[cut : cut + 1] != "\n":  # a character begins there
         return cut
     start = max(0, cut - GRAPHEME_WINDOW)
     window = text[start : cut + GRAPHEME_WINDOW]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from gptask.model.engine.interface import DecodingRow
 
 MAX_KV_BYTES = 2**30  # bytes of keys and values that are held at once
-HALF_CHARACTER = "\ufffd"  # at the end of a text whose last character would have needed more tokens
 
 
 @dataclass
@@ -83,10 +82,7 @@ def _continue_prompts(
     else:
         backbone.engine.decode(rows)
     texts = backbone.tokenizer.batch_decode([row.new_ids for row in rows], skip_special_tokens=True)
-    return [
-        GeneratedText(_cut_at_stop(text.rstrip(HALF_CHARACTER), options.stop), row.score)
-        for text, row in zip(texts, rows, strict=True)
-    ]
+    return [GeneratedText(_cut_at_stop(text, options.stop), row.score) for text, row in zip(texts, rows, strict=True)]
 
 
 def _best_of(samples: Sequence[GeneratedText]) -> GeneratedText:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptask.model.engine.interface import DecodingRow
-from gptask.model.generation.generate import HALF_CHARACTER, new_tokens_limit
+from gptask.model.generation.generate import new_tokens_limit
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -39,9 +39,9 @@ class StreamedText:
         return "" if self.stopped else self._emit(self._decode())
 
     def _decode(self) -> str:
-        """Return all text so far, without an incomplete character at its end."""
+        """Return all text so far, without U+FFFD at its end, which stands for an incomplete character."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text).rstrip(HALF_CHARACTER)
+        return str(text).rstrip("\ufffd")
 
     def _held_back(self, text: str) -> int:
         """Return the length of the longest end of the text with which a stop text begins."""
