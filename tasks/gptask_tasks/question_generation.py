@@ -116,15 +116,17 @@ class QuestionGeneration(GenerativeTask):
         excess = encoded.truncated - sum(lengths)  # tokens that the context loses
         if excess <= 0 or not span:
             return encoded
-        text = example["context"]
+        text, length = example["context"], len(encoded.ids) + encoded.truncated
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         tokens_before = sum(left < span[0] for left, _ in offsets)
         tokens_kept = len(offsets) - excess
         first_token = max(0, min(tokens_before - tokens_kept // 2, excess))
-        first = offsets[first_token][0]
+        left, right = offsets[first_token]
+        together = [token for token, span in enumerate(offsets) if span == (left, right)]  # of unknown characters
+        first = left + (right - left) * together.index(first_token) // len(together)
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)
-        return replace(encoded, truncated=encoded.truncated + first_token)
+        return replace(encoded, truncated=length - len(encoded.ids))
 
     def _encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut at its end."""

@@ -14,6 +14,8 @@ from gptask.model.generation.generate import GeneratedText
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
+from tests.support.tokenizers import tokenizer_of
+
 # --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
 
 
@@ -344,3 +346,18 @@ def test_the_sample_holds_its_answers_at_their_offsets(sample_rows: Any, assert_
         assert example["answers"]
         for answer, start in zip(example["answers"], example["answer_start"], strict=True):
             assert example["context"][start : start + len(answer)] == answer
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "characters", "sentencepiece-first"])
+def test_a_window_that_ends_within_a_character_marks_the_whole_answer(kind):
+    tokenizer, answer = tokenizer_of(kind), "龘😀"
+    task = QuestionAnswering(answer=AnswerForm.span, stride=12, prompt="{question}{context}")
+    for shift in range(8):
+        context = f"{'x' * shift}{'好看' * 12}{answer}{'𠮷退' * 12}"
+        example = {"context": context, "question": "?", "answers": [answer], "answer_start": [context.index(answer)]}
+        windows = task.encode(example, tokenizer, 40)
+        marked = [w for w in windows if w.label[0] != len(w.ids) - 1]
+        assert marked
+        for window in marked:
+            start, end = (place - window.extra["first"] for place in window.label)
+            assert context[window.extra["left"][start] : window.extra["right"][end]] == answer

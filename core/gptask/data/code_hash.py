@@ -48,6 +48,8 @@ CODE_OF_ENCODING = (  # from examples to token ids
     "gptask.data.datamodule",
     "gptask.model.backbone.chat_template",
     "gptask.plugins.generation_options",
+    "gptask.plugins.text_tokenizer",
+    "gptask.plugins.truncation",
 )
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask.config.option import option
 from gptask.config.schemas import Documents
 from gptask.errors import DataError, UserError
+from gptask.plugins.text_tokenizer import text_tokenizer
+from gptask.plugins.truncation import longest_prefix
 from gptask.plugins.types import Encoded, Example, Field, Prediction
 
 if TYPE_CHECKING:
@@ -130,31 +132,33 @@ class Task(ABC):
         Returns the prompt's ids and the number of tokens cut. Raises `DataError` if the prompt does not fit.
         """
         ids = self._prompt_ids(example, tokenizer)
-        truncated, example = max(len(ids) - room, 0), dict(example)
+        length, example = len(ids), dict(example)
         for name in self.truncation_order():
-            for _ in range(4):  # tokens that merge at the cut may leave one or two too many
-                excess = len(ids) - room
-                if excess <= 0 or not example[name]:
-                    break
-                encoding = tokenizer(example[name], add_special_tokens=False, return_offsets_mapping=True)
-                offsets = encoding["offset_mapping"]
-                remaining = max(len(offsets) - excess, 0)
-                example[name] = example[name][: offsets[remaining - 1][1]] if remaining else ""
-                ids = self._prompt_ids(example, tokenizer)
+            if len(ids) <= room or not example[name]:
+                continue
+            tried: dict[str, list[int]] = {}  # prompts by the text they hold
+
+            def surplus(text: str, name: str = name, tried: dict[str, list[int]] = tried) -> int:
+                tried[text] = self._prompt_ids(example | {name: text}, tokenizer)
+                return len(tried[text]) - room
+
+            encoding = tokenizer(example[name], add_special_tokens=False, return_offsets_mapping=True)
+            example[name] = longest_prefix(example[name], encoding["offset_mapping"], len(ids) - room, surplus)
+            ids = tried.get(example[name]) or self._prompt_ids(example, tokenizer)
         if len(ids) > room:
             shorter_text = ", or lower task.generation.max_new_tokens" if self.reserved_tokens() else ""
             raise DataError(
                 f"the prompt alone needs {len(ids)} tokens and {room} are left for it: "
                 f"raise data.max_tokens or shorten the prompt{shorter_text}"
             )
-        return ids, truncated
+        return ids, length - len(ids)
 
     def truncation_order(self) -> list[str]:
         """Return the text inputs that may be shortened when a prompt is too long, in the order in which they are."""
         return [f.name for f in self.inputs() if f.truncate]
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
-        ids: list[int] = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]
+        ids = text_tokenizer(tokenizer).encode_template(lambda e: self.demonstrations + self.render(e)[0], example)
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS, but a prompt continues
             ids = ids[:-1]
         return ids

@@ -11,6 +11,7 @@ from typing import Any
 from gptask.config.schemas import DType, Export
 from gptask.errors import UserError
 from gptask.plugins.types import Field, Kind
+from gptask.runs.markdown import control_tokens_note
 from gptask.runs.run import Run, load_run
 
 README = """# {title}
@@ -33,6 +34,8 @@ with torch.inference_mode():
 ```text
 {template}
 ```
+
+{note}
 """
 USAGE_LINES = {
     "AutoModelForCausalLM": """    ids = model.generate(**batch{stop})
@@ -135,6 +138,7 @@ def readme(run: Run, output: Path) -> str:
         folder=json.dumps(str(output), ensure_ascii=False),
         use=usage(run, auto),
         template=template,
+        note=control_tokens_note(run.backbone.tokenizer, template),
     )
 
 

@@ -6,6 +6,7 @@ import logging
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from gptask.data.corpus import CachedCorpus
 from gptask.data.label_report import log_labels
 from gptask.errors import UserError
 from gptask.plugins.task import Task
+from gptask.plugins.text_tokenizer import text_tokenizer
 from gptask.runs import run
 from gptask.runs.folder import is_main_process, open_run_folder, run_title
 from gptask.runs.saved_model import locate_backbone
@@ -73,7 +75,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     from gptask.training.trainer import build_trainer
 
     task: Task = copy(config.task)
-    task.demonstrations = demonstrations(task, corpus, config.shots, config.seed)  # type: ignore[misc]
+    task.demonstrations = demonstrations(task, corpus, config.shots, config.seed, backbone.tokenizer)  # type: ignore[misc]
     data = builder.build_data(task, corpus, config.data, backbone, config.seed)
     runtime = TaskRuntime(name, task, head, data)
     module = GPTModule(backbone, [runtime]).requires_grad_(False)
@@ -85,12 +87,12 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
         write_results(context, module, runtime, config.split)
 
 
-def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int) -> str:
-    """``shots`` solved training examples as text, drawn by the seed."""
+def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int, tokenizer: Any) -> str:
+    """``shots`` solved training examples as text, drawn by the seed; control strings of the data are marked as such."""
     if shots < 0:
         raise UserError(f"shots={shots} must be 0 or more")
     if not shots:
         return ""
-    examples = corpus.split("train")
+    examples, mark = corpus.split("train"), text_tokenizer(tokenizer).mark
     drawn_rows = np.random.default_rng(seed).permutation(len(examples))[:shots]
-    return "".join(f"{task.demonstrate(examples[row])}\n\n" for row in drawn_rows)
+    return "".join(f"{task.demonstrate(mark(examples[row]))}\n\n" for row in drawn_rows)

@@ -11,6 +11,7 @@ from gptask_tasks.classification import Classification
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
+from transformers import AutoTokenizer
 
 LABELS = ["negative", "neutral", "positive"]
 TEXTS = ["good", "the quick brown fox jumps over the lazy dog", "bad film", "这部电影很好"]
@@ -45,6 +46,19 @@ def test_an_exported_classifier_gives_the_runs_probabilities_in_a_padded_batch(f
     assert names["names"] == LABELS
     assert names["model"].config.problem_type == "single_label_classification"
     assert type(names["model"]).__name__.endswith("ForSequenceClassification")
+
+
+def test_the_readme_tells_how_the_exported_tokenizer_reads_special_tokens(random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
+    folder = exported(run, tmp_path / "out")
+    text, eos = (folder / "README.md").read_text(encoding="utf-8"), run.backbone.tokenizer.eos_token
+    assert (
+        f"`{eos}`, is text to gptask, and the token itself to this tokenizer. Pass `split_special_tokens=True`" in text
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(f"good{eos}")["input_ids"][-1] == tokenizer.eos_token_id
+    safe_ids = tokenizer(f"good{eos}", split_special_tokens=True)["input_ids"]
+    assert safe_ids == run.backbone.tokenizer(f"good{eos}")["input_ids"]
 
 
 @pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])

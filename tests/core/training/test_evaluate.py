@@ -7,6 +7,7 @@ import pytest
 import yaml
 from gptask import UserError, train
 from gptask.config.schemas import Evaluate, Files, Limit, Sample
+from gptask.model.backbone.scratch import train_tokenizer
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask.runs.run import task_from_config
@@ -16,6 +17,7 @@ from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
 from tests.support.configs import small_config
+from tests.support.tiny_models import TEXT
 
 SAMPLE = Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=128)
 
@@ -71,11 +73,11 @@ def test_the_folder_of_an_evaluation_cannot_be_loaded(run, tmp_path):
 def test_shots_put_solved_examples_before_every_prompt():
     from gptask.training.builder import build_corpus
 
-    task = Sentiment()
-    prompt_start = demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13)
+    task, tokenizer = Sentiment(), train_tokenizer([TEXT], 300)
+    prompt_start = demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13, tokenizer)
     assert prompt_start.count("Review:") == prompt_start.count("Sentiment: ") == 2
     assert prompt_start.endswith("\n\n")
-    assert demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13) == prompt_start
+    assert demonstrations(task, build_corpus(task, SAMPLE, 13), 2, 13, tokenizer) == prompt_start
     task.demonstrations = prompt_start
     assert task.format_prompt({"text": "x"}) == "Review: x\nSentiment:"
 

@@ -26,6 +26,7 @@ from gptask.model.engine import private
 from gptask.model.engine.fast import FastEngine
 from gptask.model.engine.interface import Adapters, Engine
 from gptask.model.engine.reference import ReferenceEngine
+from gptask.plugins.text_tokenizer import text_tokenizer
 
 log = logging.getLogger("gptask")
 
@@ -41,7 +42,7 @@ class GPTBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.peft = model
-        self.tokenizer = tokenizer
+        self.tokenizer = text_tokenizer(tokenizer)
         self.origin = origin
         self.engine: Engine = ReferenceEngine(self)
         self.use_engine(engine or engine_from_environment())

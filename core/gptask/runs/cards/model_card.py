@@ -13,7 +13,7 @@ from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
-from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
+from gptask.runs.markdown import code_span, control_tokens_note, escaped, fenced, one_line, table
 
 CARD = """# {title}
 
@@ -169,6 +169,7 @@ class ModelCard(CardFacts):
         elif self.auto_class == "AutoModelForCausalLM" and self.library and has_all_layers:
             parts += ["With plain transformers:", fenced("python", self.loading_code())]
             parts += ["Prompts follow this template:", fenced("text", self.template())]
+            parts.append(control_tokens_note(self.backbone.tokenizer, self.template()))
         else:
             command = code_span(f"gptask export {folder} output=<new folder>")
             parts.append(
