@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _repair_standard_streams() -> None:
-    """Streams that the shell has closed (``>&-``) take and give nothing; a character that the terminal lacks is escaped."""
+    """Streams that the shell has closed (``>&-``) take and give nothing; a terminal gets what it lacks escaped."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115

@@ -57,7 +57,8 @@ def _input_file(config: Predict) -> Source | None:
 
 def _write(config: Predict, columns: Columns, predictions: Iterator[tuple[InputRow, Prediction | DataError]]) -> None:
     rows = blank = errors = 0
-    where = "standard output" if config.output == "-" else config.output
+    name = "standard output" if config.output == "-" else config.output
+    ending = ""
     try:
         with open_writer(config.output, with_errors=config.on_error is BadRowPolicy.skip) as writer:
             for rows_before, (entry, prediction) in enumerate(predictions):
@@ -65,14 +66,14 @@ def _write(config: Predict, columns: Columns, predictions: Iterator[tuple[InputR
                 writer.write(line)
                 rows, blank, errors = rows + 1, blank + (entry.example is None), errors + (line.error is not None)
     except BrokenPipeError:  # `gptask predict ... | head`
-        where += ", whose reader has closed it"
+        ending = ", whose reader has closed it"
         if config.output == "-":  # what Python still holds of it must not fail when it is flushed at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        raise UserError(f"{config.output} can't be written: {error.strerror}") from error
+        raise UserError(f"{name} can't be written: {error.strerror}") from error
     finally:
-        details = f" ({blank:,} blank, {errors:,} with an error)" if blank or errors else ""
-        log.info("%s rows written to %s%s", f"{rows:,}", where, details)
+        ending += f" ({blank:,} blank, {errors:,} with an error)" if blank or errors else ""
+        log.info("%s %s written to %s%s", f"{rows:,}", "row" if rows == 1 else "rows", name, ending)
 
 
 def _line(number: int, entry: InputRow, prediction: Prediction | DataError, columns: Columns, config: Predict) -> Line:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
@@ -59,7 +60,8 @@ def open_writer(output: str, with_errors: bool) -> Iterator[Writer]:
     ``with_errors``: a table has a column for errors. Lines of text are written whole and at once.
     """
     if output == "-":
-        yield JsonLines(_write_to_stdout)
+        utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+        yield JsonLines(_write_to_stdout, ascii_only=not utf8)
         return
     file_format = output_format(output)
     with open(output, "wb", buffering=0) as stream:
@@ -76,7 +78,6 @@ def open_writer(output: str, with_errors: bool) -> Iterator[Writer]:
 
 
 def _write_to_stdout(text: str) -> None:
-    text.encode(sys.stdout.encoding or "utf-8")  # the stream itself may replace what it can't encode
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -95,8 +96,9 @@ class WholeLines:
             while data:
                 data = data[self.stream.write(data) :]
         except BaseException:
-            if start is not None:
-                self.stream.truncate(start)
+            with suppress(OSError):  # a device has no length
+                if start is not None:
+                    self.stream.truncate(start)
             raise
 
 
@@ -112,19 +114,16 @@ def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, A
 
 
 class JsonLines:
-    """JSON objects, one a line; in ASCII where the output has an encoding that lacks a character."""
+    """JSON objects, one a line; ``ascii_only`` makes them readable whatever encoding a terminal has."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[str], None], ascii_only: bool = False) -> None:
+        self._write, self.ascii_only = write, ascii_only
 
     def write(self, line: Line) -> None:
         """Write a line."""
         values = {"row": line.number, **renamed_cells(line.cells, NAMES), **line.fields}
         values |= {} if line.error is None else {"error": line.error}
-        try:
-            self._write(as_json(values) + "\n")
-        except UnicodeEncodeError:  # a terminal that isn't UTF-8, or half a surrogate pair
-            self._write(as_json(values, ascii_only=True) + "\n")
+        self._write(as_json(_encodable(values), self.ascii_only) + "\n")
 
 
 class Table:
@@ -287,18 +286,18 @@ class ParquetTable(Table):
 
         if any(name in json_names for _, json_names in self.groups):
             return None
-        types = {schema.field(name).type for schema in schemas if name in schema.names} - {pa.null()}
-        if len(types) == 1 or not types:
-            return types.pop() if types else pa.null()
-        if types != {pa.int64(), pa.float64()}:
-            return None
+        owners = [
+            (path, schema) for (path, _), schema in zip(self.groups, schemas, strict=True) if name in schema.names
+        ]
+        parts = [pa.schema([schema.field(name).remove_metadata()]) for _, schema in owners]
         try:
-            for (path, _), schema in zip(self.groups, schemas, strict=True):
-                if name in schema.names:
-                    pq.read_table(path, columns=[name]).column(name).cast(pa.float64())
-        except pa.ArrowInvalid:  # a whole number that float64 can't hold
+            common = pa.unify_schemas(parts, promote_options="permissive").field(name).type
+            for path, schema in owners:
+                if schema.field(name).type != common:  # a whole number may be too large for float64
+                    pq.read_table(path, columns=[name]).column(name).cast(common)
+        except pa.ArrowException:
             return None
-        return pa.float64()
+        return common
 
 
 def _json_array(values: Sequence[Any]) -> Any:
@@ -308,7 +307,7 @@ def _json_array(values: Sequence[Any]) -> Any:
 
 
 def as_json(value: Any, ascii_only: bool = False) -> str:
-    """A value as JSON: dates in ISO form, decimal numbers and other kinds as text, null for a number that isn't finite."""
+    """JSON with dates in ISO form, decimal numbers and other kinds as text, and null for a number that isn't finite."""
     return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_text_of, allow_nan=False)
 
 

@@ -5,6 +5,9 @@ import datetime
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import pyarrow as pa
@@ -210,3 +213,51 @@ def test_an_unwritable_output_is_a_user_error(run, tmp_path):
     (tmp_path / "in.txt").write_text("good\n")
     with pytest.raises(UserError, match="can't be written"):
         call(run, tmp_path / "in.txt", output=str(tmp_path / "no/such/folder/out.jsonl"))
+
+
+# --- streams as shells make them ----------------------------------------------------------------------------------
+
+
+def test_a_reader_that_stops_ends_the_command_quietly(run, tmp_path, monkeypatch, caplog):
+    (tmp_path / "in.txt").write_text("good\nbad\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as stdout, caplog.at_level("INFO", "gptask"):
+        monkeypatch.setattr("sys.stdout", stdout)
+        call(run, tmp_path / "in.txt")
+    assert "0 rows written to standard output, whose reader has closed it" in caplog.messages
+
+
+@pytest.mark.parametrize(("name", "message"), [("__stdout__", "output is closed"), ("__stdin__", "input is closed")])
+def test_a_closed_stream_is_a_user_error(name, message, run, monkeypatch):
+    monkeypatch.setattr(f"sys.{name}", None)
+    with pytest.raises(UserError, match=message):
+        call(run, "-")
+
+
+@pytest.mark.long
+def test_no_stream_that_a_shell_makes_loses_rows_or_shows_a_stack_trace(run, tmp_path):
+    (tmp_path / "in.txt").write_text("good é\n\n很好\n", encoding="utf-8")
+    (tmp_path / "many.txt").write_text("good\n" * 2000)
+    program = f"{sys.executable} -c 'from gptask.cli import main; main()'"
+
+    def shell(options, variables="", after=""):
+        command = f"{variables} {program} predict run={run.folder} {options} {after}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=tmp_path, check=False)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        assert b"Fatal" not in done.stderr, done.stderr.decode()
+        return done.returncode, done.stdout
+
+    for variables in ("PYTHONIOENCODING=ascii", "LANG=C LC_ALL=C", "PYTHONIOENCODING=cp1252",
+                      "PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 LC_ALL=POSIX"):  # fmt: skip
+        code, out = shell("input=in.txt", variables)
+        assert (code, [json.loads(line)["text"] for line in out.splitlines()]) == (0, ["good é", "", "很好"])
+    for closed in (">&-", "2>&-", "<&-", "<&- >&- 2>&-"):
+        code, _ = shell("input=in.txt output=out.csv", after=closed)
+        assert (code, len(read_all(tmp_path / "out.csv"))) == (0, 3)
+    assert shell("input=in.txt", after=">&-")[0] == 2
+    assert shell("input=in.txt", after="> /dev/full")[0] == 2
+    code, out = shell("input=many.txt", after="| head -2")
+    assert (code, len(out.splitlines())) == (0, 2)
+    code, out = shell("input=-", "(echo good; echo bad; sleep 1; echo fine) |", "| head -1")
+    assert (code, len(out.splitlines())) == (0, 1)

@@ -143,7 +143,8 @@ def test_other_tasks_take_their_own_dictionaries_and_texts():
 
 def test_pandas_is_not_imported_for_it():
     script = (
-        "import json, sys\nfrom gptask.runs.rows_in_memory import rows_in_memory\nfrom gptask.data.columns import Columns\n"
+        "import json, sys\nfrom gptask.runs.rows_in_memory import rows_in_memory\n"
+        "from gptask.data.columns import Columns\n"
         "from gptask.config.schemas import Data\nfrom gptask_tasks.sentiment import Sentiment\ntask = Sentiment()\n"
         "rows = rows_in_memory(['good'], Columns(task, Data(), task.inputs()))\n"
         "print(json.dumps([next(rows).value, 'pandas' in sys.modules]))"
