@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,18 @@ from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.types import Kind, Prediction
-from gptask.runs.prediction_writers import Line, open_writer, output_format, renamed_cells
+from gptask.runs.prediction_lines import JsonLines, Line, WholeLines, renamed_cells
+from gptask.runs.prediction_tables import CsvTable, ParquetTable
 from gptask.runs.predictions_file import prediction_fields
 from gptask.runs.predictor import InputRow, Predictor, read_inputs
 from gptask.runs.run import load_run
 
 log = logging.getLogger("gptask")
+JSON_LINES, CSV, PARQUET = ".jsonl", ".csv", ".parquet"
+OTHER_FORMATS = """
+    .tsv .json .xlsx .xls .xlsm .ods .xml .html .yaml .yml .feather .arrow .orc .avro .pkl .pickle .npy .npz .db .sqlite
+    .gz .zip .bz2 .xz .zst .7z .tar .docx .pdf .md
+"""  # endings that promise a format which isn't written
 
 
 def predict(config: Predict) -> None:
@@ -84,6 +92,46 @@ def _line(number: int, entry: InputRow, prediction: Prediction | DataError, colu
     if config.on_error is BadRowPolicy.stop:
         raise DataError(f"{prediction} (on_error=skip writes the error in place of the prediction and continues)")
     return Line(number, cells, prediction_fields(Prediction(None)), str(prediction))
+
+
+def output_format(output: str) -> str:
+    """The format that the ending of a file's name asks for; JSON lines for any that names no format.
+
+    Raises `UserError` for the ending of another format.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix in OTHER_FORMATS.split():
+        raise UserError(f"output={output}: predict writes .csv, .parquet and .jsonl, not {suffix}; choose one of these")
+    return suffix if suffix in (CSV, PARQUET) else JSON_LINES
+
+
+@contextmanager
+def open_writer(output: str, with_errors: bool) -> Iterator[JsonLines | CsvTable | ParquetTable]:
+    """The writer for a file, or for standard output (``-``); what it holds back is written at the end.
+
+    ``with_errors``: a table has a column for errors. Lines of text are written whole and at once.
+    """
+    if output == "-":
+        utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+        yield JsonLines(_write_to_stdout, ascii_only=not utf8)
+        return
+    file_format = output_format(output)
+    with open(output, "wb", buffering=0) as stream:
+        whole_lines = WholeLines(stream)
+        if file_format == JSON_LINES:
+            yield JsonLines(whole_lines.write)
+            return
+        names = ["rest", *(["error"] if with_errors else [])]
+        table = CsvTable(whole_lines.write, names) if file_format == CSV else ParquetTable(stream, output, names)
+        try:
+            yield table
+        finally:
+            table.close()
+
+
+def _write_to_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> dict[str, Any]:

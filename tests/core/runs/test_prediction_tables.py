@@ -1,16 +1,14 @@
-"""What predict writes: whole lines, one set of columns, types that all row groups share."""
+"""Tables of predictions: one set of columns, every value readable again, types that all row groups share."""
 
 import csv
-import errno
-import io
 import json
-import math
 
 import pyarrow.parquet as pq
 import pytest
 from gptask import UserError
-from gptask.runs import prediction_writers
-from gptask.runs.prediction_writers import Line, WholeLines, as_json, open_writer, output_format
+from gptask.runs import prediction_tables
+from gptask.runs.predict_file import open_writer, output_format
+from gptask.runs.prediction_lines import Line
 
 PREDICTED = {"prediction": "good", "score": 0.5}
 
@@ -43,7 +41,7 @@ def test_rows_before_the_first_prediction_get_its_columns(tmp_path):
 
 
 def test_rows_without_any_prediction_do_not_wait_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_writers, "MAX_HELD", 3)
+    monkeypatch.setattr(prediction_tables, "MAX_HELD", 3)
     with open_writer(str(tmp_path / "out.csv"), True) as writer:
         for number in range(1, 6):
             writer.write(Line(number, {"text": ""}, {"prediction": None}, "bad"))
@@ -77,7 +75,7 @@ def test_any_text_comes_back_from_csv_and_json(text, tmp_path):
 
 
 def test_row_groups_of_different_types_share_one_schema(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_writers, "ROW_GROUP", 2)
+    monkeypatch.setattr(prediction_tables, "ROW_GROUP", 2)
     columns = {
         "same": [1, 2, None, None, 3],
         "number": [1, 2, 1.5, None, 3],
@@ -121,32 +119,3 @@ def test_what_was_written_before_an_interruption_stays(suffix, tmp_path):
         ".parquet": lambda p: pq.read_table(p).to_pylist(),
     }[suffix](path)
     assert [row["text"] for row in rows] == ["x"]
-
-
-def test_a_full_disk_leaves_no_part_of_a_line(tmp_path):
-    class SmallDisk(io.FileIO):
-        def write(self, data):
-            room = 10 - self.tell()
-            if room <= 0:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return super().write(data[:room])
-
-    with SmallDisk(tmp_path / "out", "wb") as stream:
-        lines = WholeLines(stream)
-        lines.write("12345\n")
-        with pytest.raises(OSError, match="No space"):
-            lines.write("67890\n")
-    assert (tmp_path / "out").read_text() == "12345\n"
-
-
-@pytest.mark.parametrize(("encoding", "escaped"), [("utf-8", False), ("ascii", True), ("cp1252", True)])
-def test_standard_output_is_json_in_any_encoding(encoding, escaped, monkeypatch):
-    buffer = io.BytesIO()
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding=encoding))
-    write("-", [({"text": "é 很好"}, PREDICTED)])
-    assert json.loads(buffer.getvalue().decode("utf-8"))["text"] == "é 很好"
-    assert (b"\\u" in buffer.getvalue()) == escaped
-
-
-def test_json_holds_no_number_that_json_lacks():
-    assert as_json({"a": math.nan, "b": [math.inf], "c": b"x\xff"}) == '{"a": null, "b": [null], "c": "x\\\\xff"}'

@@ -1,129 +1,19 @@
-"""What `gptask predict` writes: JSON lines, CSV or Parquet, one line or row for each row of the input."""
+"""The tables that `gptask predict` writes: CSV, line by line, and Parquet."""
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import json
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from gptask.errors import UserError
+from gptask.runs.prediction_lines import NAMES, Line, as_json, encodable, renamed_cells
 
-JSON_LINES, CSV, PARQUET = ".jsonl", ".csv", ".parquet"
-OTHER_FORMATS = """
-    .tsv .json .xlsx .xls .xlsm .ods .xml .html .yaml .yml .feather .arrow .orc .avro .pkl .pickle .npy .npz .db .sqlite
-    .gz .zip .bz2 .xz .zst .7z .tar .docx .pdf .md
-"""  # endings that promise a format which isn't written
-NAMES = ("row", "prediction", "score", "samples", "probabilities", "extra", "rest", "error")  # of what is written
 MAX_HELD = 1000  # rows that wait for the first prediction, which names the columns of a table
 ROW_GROUP = 10_000  # rows of a Parquet file that are held in memory
-
-
-class Line(NamedTuple):
-    """One line of output: the input's row number and cells, what was predicted (`prediction_fields`), or the error."""
-
-    number: int
-    cells: Mapping[str, Any]
-    fields: Mapping[str, Any]
-    error: str | None
-
-
-class Writer(Protocol):
-    """Takes the lines one after another."""
-
-    def write(self, line: Line) -> None:
-        """Write a line, or keep it until it can be written."""
-
-
-def output_format(output: str) -> str:
-    """The format that the ending of a file's name asks for; JSON lines for any that names no format.
-
-    Raises `UserError` for the ending of another format.
-    """
-    suffix = Path(output).suffix.lower()
-    if suffix in OTHER_FORMATS.split():
-        raise UserError(f"output={output}: predict writes .csv, .parquet and .jsonl, not {suffix}; choose one of these")
-    return suffix if suffix in (CSV, PARQUET) else JSON_LINES
-
-
-@contextmanager
-def open_writer(output: str, with_errors: bool) -> Iterator[Writer]:
-    """The writer for a file, or for standard output (``-``); what it holds back is written at the end.
-
-    ``with_errors``: a table has a column for errors. Lines of text are written whole and at once.
-    """
-    if output == "-":
-        utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-        yield JsonLines(_write_to_stdout, ascii_only=not utf8)
-        return
-    file_format = output_format(output)
-    with open(output, "wb", buffering=0) as stream:
-        whole_lines = WholeLines(stream)
-        if file_format == JSON_LINES:
-            yield JsonLines(whole_lines.write)
-            return
-        names = ["rest", *(["error"] if with_errors else [])]
-        table = CsvTable(whole_lines.write, names) if file_format == CSV else ParquetTable(stream, output, names)
-        try:
-            yield table
-        finally:
-            table.close()
-
-
-def _write_to_stdout(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-class WholeLines:
-    """Writes lines to a file such that an interruption or a full disk leaves no part of one."""
-
-    def __init__(self, stream: io.FileIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        """Write a line."""
-        data = memoryview(text.encode())
-        start = self.stream.tell() if self.stream.seekable() else None
-        try:
-            while data:
-                data = data[self.stream.write(data) :]
-        except BaseException:
-            with suppress(OSError):  # a device has no length
-                if start is not None:
-                    self.stream.truncate(start)
-            raise
-
-
-def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, Any]:
-    """The input's cells, with ``input_`` before the names that the output needs for itself."""
-    renamed = {}
-    for name, value in cells.items():
-        new_name = name
-        while new_name in taken or (new_name != name and new_name in cells):
-            new_name = f"input_{new_name}"
-        renamed[new_name] = value
-    return renamed
-
-
-class JsonLines:
-    """JSON objects, one a line; ``ascii_only`` makes them readable whatever encoding a terminal has."""
-
-    def __init__(self, write: Callable[[str], None], ascii_only: bool = False) -> None:
-        self._write, self.ascii_only = write, ascii_only
-
-    def write(self, line: Line) -> None:
-        """Write a line."""
-        values = {"row": line.number, **renamed_cells(line.cells, NAMES), **line.fields}
-        values |= {} if line.error is None else {"error": line.error}
-        self._write(as_json(_encodable(values), self.ascii_only) + "\n")
 
 
 class Table:
@@ -201,7 +91,7 @@ class CsvTable(Table):
 
 def _csv_cell(value: Any) -> Any:
     if value is None or isinstance(value, str):
-        return _encodable(value)
+        return encodable(value)
     text = as_json(value)
     return json.loads(text) if text.startswith('"') else "" if text == "null" else text
 
@@ -247,7 +137,7 @@ class ParquetTable(Table):
         names = dict.fromkeys(name for row in self.rows for name in row)
         arrays, json_names = dict[str, Any](), set[str]()
         for name in names or ["row", "prediction", "score", *self.last_names]:
-            values = [_encodable(row.get(name)) for row in self.rows]
+            values = [encodable(row.get(name)) for row in self.rows]
             try:
                 arrays[name] = pa.array(values)
                 if "struct<>" in str(arrays[name].type):
@@ -304,31 +194,3 @@ def _json_array(values: Sequence[Any]) -> Any:
     import pyarrow as pa
 
     return pa.array([None if value is None else as_json(value) for value in values], pa.string())
-
-
-def as_json(value: Any, ascii_only: bool = False) -> str:
-    """JSON with dates in ISO form, decimal numbers and other kinds as text, and null for a number that isn't finite."""
-    return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_text_of, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _text_of(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return str(value.isoformat() if hasattr(value, "isoformat") else value)
-
-
-def _encodable(value: Any) -> Any:
-    """The value; in a text, half a surrogate pair, which UTF-8 lacks, as its number."""
-    if isinstance(value, list):
-        return [_encodable(part) for part in value]
-    if isinstance(value, dict):
-        return {name: _encodable(part) for name, part in value.items()}
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
