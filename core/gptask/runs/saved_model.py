@@ -126,7 +126,10 @@ def load_backbone(
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(model, options, saved)
     backbone = from_folder(origin, torch_dtype, str(model), engine)
-    backbone.keep_first_layers(len(saved["layers"]))
+    layers = saved["layers"]
+    backbone.keep_first_layers(
+        layers if isinstance(layers, int) else len(layers)
+    )  # earlier versions saved their number
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
