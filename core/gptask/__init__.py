@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.plugins.protocols import Backbone, Batch, Corpus, TaskHead
     from gptask.plugins.resampling import RESAMPLES_PER_BLOCK
-    from gptask.plugins.task import Task, option
+    from gptask.plugins.task import Task, most_frequent, option
     from gptask.plugins.types import IGNORED, Encoded, Example, Field, Kind, Prediction
     from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
     from gptask.training.train import train, train_tasks
@@ -65,7 +65,7 @@ _MODULES = {  # the module that defines each public name
     "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
     "gptask.plugins.protocols": ("Backbone", "Batch", "Corpus", "TaskHead"),
     "gptask.plugins.resampling": ("RESAMPLES_PER_BLOCK",),
-    "gptask.plugins.task": ("Task", "option"),
+    "gptask.plugins.task": ("Task", "most_frequent", "option"),
     "gptask.plugins.types": ("IGNORED", "Encoded", "Example", "Field", "Kind", "Prediction"),
     "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
     "gptask.training.train": ("train", "train_tasks"),
@@ -121,6 +121,7 @@ __all__ = [
     "load_run",
     "load_runs",
     "load_task",
+    "most_frequent",
     "nearest",
     "option",
     "parse_messages",

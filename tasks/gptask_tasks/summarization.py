@@ -12,7 +12,7 @@ from gptask import AdditiveMetric, Example, Field, GenerationOptions, Generative
 
 from gptask_tasks import sample
 from gptask_tasks.scores import Rouge
-from gptask_tasks.text import characters
+from gptask_tasks.text import characters, sentences
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Summarization(GenerativeTask):
     """Write a short summary of a document or dialogue."""
 
     contract_version = "1.0"
+    baseline_name = "first three sentences"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "{document}\n\nSummary:", "zh": "{document}\n\n摘要："}
 
     generation: GenerationOptions = option(partial(GenerationOptions, stop=["\n\n"]), "how text is decoded")
@@ -34,6 +35,10 @@ class Summarization(GenerativeTask):
     def target(self, example: Example) -> str | None:
         """Return the first summary, which is learned; all of them are references."""
         return example["summary"][0] if example.get("summary") else None
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the document's first three sentences."""
+        return Prediction("\n".join(sentences(example["document"]).split("\n")[:3]))
 
     def metrics(self) -> list[Metric]:
         """List ROUGE as published, and the ratio of lengths."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from gptask import Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, UserError, option
+from gptask import Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, Prediction, UserError, option
 
 from gptask_tasks import sample
 from gptask_tasks.scores import CorpusScore
@@ -39,6 +40,7 @@ class Translation(GenerativeTask):
     """Translate a text from task.source_lang to task.target_lang."""
 
     contract_version = "1.0"
+    baseline_name = "copy of the source"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Translate {source_language} to {target_language}.\n{source_language}: {source}\n{target_language}:",
         "zh": "把{source_language}翻译成{target_language}。\n{source_language}：{source}\n{target_language}：",
@@ -65,6 +67,10 @@ class Translation(GenerativeTask):
     def target(self, example: Example) -> str | None:
         """Return the first translation, which is learned; all of them are references."""
         return example["target"][0] if example.get("target") else None
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the source as it is."""
+        return Prediction(example["source"])
 
     def metrics(self) -> list[Metric]:
         """List BLEU (Papineni et al. 2002) and chrF (Popović 2015), both by sacreBLEU (Post 2018)."""

@@ -25,7 +25,10 @@ def show_run(folder: Path) -> None:
         return
     read_manifest(folder).verify("metrics.json", "predictions.jsonl")
     console = Console()
-    console.print(_metrics_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))))
+    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    console.print(_metrics_table(result))
+    if result["baselines"]:
+        console.print(_baselines_table(result))
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
@@ -45,6 +48,17 @@ def _metrics_table(result: dict[str, Any]) -> Table:
         low, high = metric["interval"]
         arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
         table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
+    return table
+
+
+def _baselines_table(result: dict[str, Any]) -> Table:
+    table = Table("baseline", title="the same test examples without this model")
+    for column in ("metric", "value", "95% interval", "the run against it, paired"):
+        table.add_column(column, justify="right" if column in ("value", "95% interval") else "left")
+    for name, baseline in result["baselines"].items():
+        low, high = baseline["score"]["interval"]
+        value = f"{baseline['score']['value']:.2f}"
+        table.add_row(name, baseline["metric"], value, f"{low:.2f} to {high:.2f}", baseline["verdict"]["sentence"])
     return table
 
 

@@ -32,6 +32,7 @@ VERBS = {
         Verb("compare", "compare runs: intervals, paired tests, leaderboard"),
         Verb("report", "write one HTML page on a run, or on several side by side"),
         Verb("tasks", "list the installed task plugins and their options, check them"),
+        Verb("cache", "list the sizes of cached backbones and data, remove what is stale"),
         Verb("new-task", "write an installable package for a task of your own"),
     )
 }

@@ -148,9 +148,10 @@ class Files(Data):
     test: Any = None
     format: str = "auto"
     header: bool | None = None
+    delimiter: str | None = None
     pattern: str | None = None
     quote: str | None = None
-    encoding: str = "utf-8"
+    encoding: str | None = None
     documents: Documents | None = None  # null: the task's own choice, mostly a line
     separator: str | None = None  # instead: regular expression of lines between documents
 
@@ -310,6 +311,7 @@ class Train:
     folder: str | None = None
     resume: str | None = None
     probe: bool = True
+    baseline: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -332,6 +334,7 @@ class Evaluate:
     run: str | None = None
     split: str = "test"
     shots: int = 0
+    baseline: bool = True
     seed: int = 13
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"

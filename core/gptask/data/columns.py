@@ -10,7 +10,7 @@ from typing import Any
 from gptask.config.schemas import Data, Files
 from gptask.data.messages import parse_messages
 from gptask.data.reading import read
-from gptask.data.rows import Row, Source
+from gptask.data.rows import EVERY_NAME, Row, Source, TableCells
 from gptask.data.words import words
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
@@ -68,8 +68,12 @@ class Columns:
 
     @property
     def header_names(self) -> list[str]:
-        """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
-        return [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
+        """The names that are looked for in a file: fields and their columns, but no number (it may be a label).
+
+        Where the task converts rows itself, it may look at any name.
+        """
+        names = [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
+        return [*names, EVERY_NAME] if self.convert_row else names
 
     def example(self, row: Row) -> Example:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
@@ -136,16 +140,18 @@ class Columns:
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
                 "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
-        hint = " The row has a single cell: is data.format right?" if len(row) == 1 else ""
+        hint = " The row has a single cell: is data.format or data.delimiter right?" if len(row) == 1 else ""
         if isinstance(row, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
                 f"set data.columns.{name}=<position from 0>.{hint}"
             )
         columns = [str(key)[:40] for key in row]
+        in_table = isinstance(row, TableCells)
+        no_header = f", or for a table without header data.header=false and positions.{hint}" if in_table else "."
         return (
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
-            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{hint}"
+            f"data.columns.{name}=<column>{no_header}"
         )
 
     def label(self, raw: Any) -> str:
@@ -249,7 +255,9 @@ def _read_label_file(file_name: str, options: Data) -> Any:
             return json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise UserError(f"data.labels: {path} is not valid JSON: {error}") from error
-    rows = read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", "utf-8")), ())
+    rows = list(read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", None)), ()))
+    if bad := next((row for row in rows if isinstance(row.value, DataError)), None):
+        raise DataError(f"data.labels: {bad.location(path)}: {bad.value}")
     lines = [line for row in rows if (line := str(row.value).strip())]
     pairs = [line.split("\t", 1) for line in lines]
     return {key: name.strip() for key, name in pairs} if all(len(pair) == 2 for pair in pairs) else lines

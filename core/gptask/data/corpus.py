@@ -15,6 +15,7 @@ from gptask.data.documents import options_for_task
 from gptask.data.examples import Examples, cached_examples
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.opening import COMPRESSED_SUFFIXES
 from gptask.data.reading import FORMAT_OF_SUFFIX
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, UserError, listing
@@ -22,7 +23,7 @@ from gptask.plugins.task import Task
 
 log = logging.getLogger("gptask")
 SPLITS = ("train", "validation", "test")
-LOCAL_SUFFIXES = {*FORMAT_OF_SUFFIX, ".txt", ".gz"}
+LOCAL_SUFFIXES = {*FORMAT_OF_SUFFIX, ".txt", *COMPRESSED_SUFFIXES}
 
 
 class CachedCorpus:

@@ -146,7 +146,9 @@ class DataModule(pl.LightningDataModule):
         parts += [self.task.demonstrations, code_hash(self.task, CODE_OF_ENCODING)]
         path = cache_folder() / "encoded" / f"{digest(repr(parts))}.arrow"
         meta = {"truncated": 0, "tokens_cut": 0}
-        store = ArrowStore(path) if path.exists() else ArrowStore.write(path, self._encode(examples, meta), meta)
+        store = ArrowStore.cached(path)
+        if store is None:
+            store = ArrowStore.write(path, self._encode(examples, meta), meta)
         if store.meta["truncated"]:
             log.warning(
                 "%s: %d of %d inputs were longer than data.max_tokens=%d and lost %d tokens in all",

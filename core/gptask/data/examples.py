@@ -20,6 +20,7 @@ from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.rows import ReadingNotes
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
 from gptask.plugins.task import Task
@@ -28,7 +29,7 @@ from gptask.plugins.types import Example, Kind
 log = logging.getLogger("gptask")
 # options of data that shape examples, and so belong to the key of the cache
 EXAMPLE_OPTIONS = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
-EXAMPLE_OPTIONS |= {"documents", "separator"}
+EXAMPLE_OPTIONS |= {"delimiter", "documents", "separator"}
 MAX_QUOTED_ROWS = 3  # bad rows quoted in the log when they are skipped
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -157,11 +158,11 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     code = code_hash(task, CODE_OF_EXAMPLES)
     key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code]))
     path = cache_folder() / "examples" / f"{key}.arrow"
-    if path.exists():
-        store = ArrowStore(path)
-    else:
+    store = ArrowStore.cached(path)
+    if store is None:
         example_reader = ExampleReader(task, columns, options.on_bad, train)
         example_reader.meta["files"] = list(hashes)
+        example_reader.meta["notes"] = {name: vars(notes) for name, notes in getattr(reader, "notes", {}).items()}
         store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))
     store.sources = hashes
     row_counts = store.meta["rows"]
@@ -170,7 +171,13 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     parallel_rows = row_counts.get("+".join(cached_names), 0)  # parallel files are counted together
     for (name, content_hash), cached_name in zip(hashes.items(), cached_names, strict=True):
         rows = row_counts.get(cached_name, parallel_rows)
-        log.info("%s: %d rows of %s (sha256 %s)", split, rows, name, content_hash[:12])
+        notes = ReadingNotes(**store.meta.get("notes", {}).get(cached_name, {}))
+        how = f"; {notes.summary()}" if notes.options else ""
+        log.info("%s: %d rows of %s (sha256 %s%s)", split, rows, name, content_hash[:12], how)
+        for sentence in notes.decisions:
+            log.info("%s: %s: %s", split, name, sentence)
+        for sentence in notes.warnings:
+            log.warning("%s: %s: %s", split, name, sentence)
     _log_quality(store, split, listing(hashes))
     return store
 

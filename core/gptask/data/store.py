@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gptask.data.cache import replacing, seal, usable
 
 CHUNK_ROWS = 1024
 
@@ -24,7 +25,12 @@ class ArrowStore(Sequence[dict[str, Any]]):
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self.chunks = self.table.to_batches()  # each of CHUNK_ROWS rows, except the last
         self.sources: dict[str, str] = {}  # what this run reads the records from, each with a hash of its content
-        self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.meta: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["meta"]
+
+    @classmethod
+    def cached(cls, path: Path) -> ArrowStore | None:
+        """Open the store at ``path`` in the cache; None where there is none, or a damaged one, which is deleted."""
+        return cls(path) if usable(path, path.with_suffix(".json")) else None
 
     @classmethod
     def write(
@@ -33,23 +39,17 @@ class ArrowStore(Sequence[dict[str, Any]]):
         """Stream records to ``path``; an interrupted write leaves no file. Drawing ``records`` may fill ``meta``."""
         import pyarrow as pa
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_table = path.with_name(f"{path.name}.{os.getpid()}.part")
-        partial_meta = partial_table.with_suffix(".json")
-        try:
-            iterator = iter(records)
-            chunk = list(islice(iterator, CHUNK_ROWS))
-            schema = schema or _infer_schema(chunk)
-            with pa.OSFile(str(partial_table), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        iterator = iter(records)
+        chunk = list(islice(iterator, CHUNK_ROWS))
+        schema = schema or _infer_schema(chunk)
+        with replacing(path) as table:
+            with pa.OSFile(str(table), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 while chunk:
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
                     chunk = list(islice(iterator, CHUNK_ROWS))
-            partial_meta.write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
-            partial_meta.replace(path.with_suffix(".json"))
-            partial_table.replace(path)
-        finally:
-            partial_table.unlink(missing_ok=True)
-            partial_meta.unlink(missing_ok=True)
+            with replacing(path.with_suffix(".json")) as description:
+                text = json.dumps({"meta": meta, "seal": seal(table)}, ensure_ascii=False)
+                description.write_text(text, encoding="utf-8")
         return cls(path)
 
     def column(self, name: str) -> np.ndarray:

@@ -75,6 +75,8 @@ class PromptedTask(Task):
 class WritingTask(Task):
     """A task whose head is the language model itself; it predicts texts."""
 
+    baseline_name: ClassVar[str] = "empty text"
+
     generation: GenerationOptions = option(GenerationOptions, "how text is decoded")
 
     def validate(self) -> None:
@@ -91,6 +93,10 @@ class WritingTask(Task):
         from gptask.model.heads import GenerationHead
 
         return GenerationHead(backbone, self.generation)
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction | None:
+        """Return an empty text."""
+        return Prediction("")
 
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the generated text, the mean probability of its tokens as its score, and all sampled texts."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptask.plugins.metric import Metric
     from gptask.plugins.protocols import Backbone, Corpus, TaskHead
 
-__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "option"]
+__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "most_frequent", "option"]
 CONTRACT_VERSION = "1.0"
 
 
@@ -42,6 +42,7 @@ class Task(ABC):
     supervised: ClassVar[bool] = True  # False: no field is a target, the model learns the inputs
     documents: ClassVar[Documents] = Documents.line  # how plain text files split into examples
     examples_per_step: ClassVar[int] = 16  # least number of examples in an optimizer step
+    baseline_name: ClassVar[str] = "baseline"  # what `baseline_prediction` predicts, in a word or two
 
     @abstractmethod
     def fields(self) -> list[Field]:
@@ -168,6 +169,14 @@ class Task(ABC):
         """
         return predictions
 
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction | None:
+        """Predict an example without a model; the run's main metric is shown beside that of these predictions.
+
+        ``train`` are the training examples, the same object for every example (`most_frequent` counts them once). None:
+        the task has no such baseline.
+        """
+        return None
+
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Return results for metrics.json beyond the metrics, such as per-class scores or a confusion matrix."""
         return {}
@@ -197,6 +206,23 @@ class Task(ABC):
     def targets(self) -> list[Field]:
         """Return the fields that a prediction is compared with."""
         return [f for f in self.fields() if f.target]
+
+
+def most_frequent(train: Sequence[Example], field: str) -> Any:
+    """Return the most frequent value of a field, or member where its values are lists; of equal ones the first seen.
+
+    It is counted once for the same ``train``.
+    """
+    if not _counted or _counted[0] is not train:
+        _counted[:] = [train, {}]
+    if field not in _counted[1]:
+        values = (example[field] for example in train)
+        members = (member for value in values for member in (value if isinstance(value, list) else [value]))
+        _counted[1][field] = Counter(members).most_common(1)[0][0]
+    return _counted[1][field]
+
+
+_counted: list[Any] = []  # the examples that `most_frequent` counted last, and the most frequent values of their fields
 
 
 def with_options(task: Task, values: dict[str, Any]) -> Any:

@@ -42,7 +42,8 @@ def predict(config: Predict) -> None:
     log.info("%s", run.backbone.engine.summary())
     columns = Columns(run.task, config.data, run.task.inputs())
     options = options_for_task(config.data, run.task)
-    rows = read(source, options, columns.header_names) if source else read_stream(stdin(), options)
+    names = columns.header_names
+    rows = read(source, options, names) if source else read_stream(stdin(), options, names)
     predictor = Predictor(run.task, run.backbone, run.head, config.data)
     inputs = read_inputs(rows, columns, str(source.path) if source else "<stdin>")
     _write(config, columns, predictor.predict_each(inputs))

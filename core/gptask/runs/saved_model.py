@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
-from gptask.data.cache import cache_folder
+from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
 from gptask.errors import UserError, listing
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
@@ -254,15 +252,11 @@ def _merge_adapter(model: Path, values: dict[str, Any], name: str) -> BackboneOr
     saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     base_hash = folder_hash(model / "base") if (model / "base").is_dir() else saved["weights_hash"]
     identity = f"{folder_hash(model)} on {base_hash}"
-    folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if not folder.is_dir():
+    folder = cache_folder() / "backbones" / digest(identity)
+    if not usable(folder):
         backbone = load_backbone(model, values, DType.float32)
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        try:
-            backbone.peft.merge_and_unload().save_pretrained(partial)
-            backbone.tokenizer.save_pretrained(partial)
-            if not folder.is_dir():  # another process may have been faster
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with replacing(folder) as part:
+            backbone.peft.merge_and_unload().save_pretrained(part)
+            backbone.tokenizer.save_pretrained(part)
+            seal_folder(part, name)
     return BackboneOrigin(str(folder), f"{name} (adapter merged into {folder})", folder_hash(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,15 @@ def metrics_rank(trial: Trial) -> None:
         empty = [trial.task.prediction(example, [GeneratedText("", 0.0)]) for example in examples]
     *_, losses = trial.trained
     learned = losses[-1] <= LEARNED_SHARE * losses[0]  # if not, overfits_one_batch reports it
+    baselines: list[Any] = [trial.task.baseline_prediction(example, tuple(examples)) for example in examples]
+    found = sorted({type(prediction).__name__ for prediction in baselines})
+    expect(
+        found in (["NoneType"], ["Prediction"]),
+        f"baseline_prediction() must return a Prediction, or always None; got {found}",
+    )
     for metric in trial.task.metrics():
+        if baselines[0] and not metric.final:
+            _checked_value(metric, baselines, examples)
         wrong = trial.untrained if _ignores_examples(metric, right, examples) else swapped
         right_value, wrong_value = (_checked_value(metric, predictions, examples) for predictions in (right, wrong))
         if empty:

@@ -17,6 +17,7 @@ from gptask import (
     PromptedTask,
     UserError,
     listing,
+    most_frequent,
     nearest,
     option,
 )
@@ -32,6 +33,7 @@ class Classification(PromptedTask):
     """Sort texts into classes: one per text, or any number (task.multi_label=true)."""
 
     contract_version = "1.0"
+    baseline_name = "most frequent label"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
@@ -149,6 +151,11 @@ class Classification(PromptedTask):
             return Prediction(labels, probabilities=probabilities)
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(label, probabilities[label], probabilities)
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the most frequent label."""
+        label = most_frequent(train, "labels" if self.multi_label else "label")
+        return Prediction([label] if self.multi_label else label)
 
     def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Choose the threshold of the best micro-F1 unless the user set one."""

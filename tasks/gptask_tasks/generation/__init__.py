@@ -111,6 +111,9 @@ class TextGeneration(WritingTask):
         """Return the generated answer, and the likelihood of the given ones."""
         return replace(super().prediction(example, outputs), extra=getattr(outputs[0], "counts", {}))
 
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> None:
+        """Return None: only a language model has a likelihood, which is the main metric."""
+
     def metrics(self) -> list[Metric]:
         """List the likelihood of the given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the generated one."""
         import sacrebleu

@@ -20,6 +20,7 @@ from gptask import (
     UserError,
     is_wide,
     listing,
+    most_frequent,
     nearest,
     option,
 )
@@ -43,6 +44,7 @@ class TokenTagging(Task):
     """Tag each word of a sentence: named entities, semantic roles (of a predicate), parts of speech."""
 
     contract_version = "1.0"
+    baseline_name = "most frequent tag"
 
     types: list[str] = option(list, "types of spans, or plain tags, in order; empty takes the training data's, sorted")
     plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless training tags have B- or I-")
@@ -154,6 +156,13 @@ class TokenTagging(Task):
             for span in spans(tags, bool(self.plain))
         ]
         return Prediction(value, float(np.exp(chosen).mean()))
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the spans of a text in which every word has the most frequent tag."""
+        from gptask_tasks.token_tagging.spans import spans
+
+        tags = [most_frequent(train, "tags")] * len(example["tokens"])
+        return Prediction([span._asdict() for span in spans(tags, bool(self.plain))])
 
     def metrics(self) -> list[Metric]:
         """List F1 of spans first; accuracy first for plain tags."""

@@ -8,7 +8,7 @@ import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
-from gptask.data.rows import Row
+from gptask.data.rows import Row, TableCells
 from gptask.errors import DataError, UserError
 
 from tests.support.stub_tasks import TaskWithFields
@@ -68,9 +68,15 @@ def test_a_missing_column_is_an_error_with_the_columns_and_the_nearest_name() ->
 
 
 def test_long_column_names_are_cut_in_the_message() -> None:
-    message = error({"word " * 200: "x", "1": "y"})
+    message = error(TableCells({"word " * 200: "x", "1": "y"}))
     assert len(message) < 300
     assert "data.header=false" in message
+
+
+def test_only_a_table_gets_the_hint_at_its_header() -> None:
+    message = error({"txt": "good", "label": "x"})
+    assert message.endswith("Did you mean 'txt'? Set data.columns.text=<column>.")
+    assert "header" not in message
 
 
 def test_a_missing_position_is_an_error_with_the_number_of_cells() -> None:
@@ -78,8 +84,8 @@ def test_a_missing_position_is_an_error_with_the_number_of_cells() -> None:
         ["a", "b"], columns={"text": 2}
     )
     assert "set data.columns.text=<position from 0>" in error(["a", "b"])
-    for row in (["a,b"], {"text,label": "a,b"}):
-        assert "The row has a single cell: is data.format right?" in error(row)
+    for row in (["a,b"], TableCells({"text,label": "a,b"})):
+        assert "The row has a single cell: is data.format or data.delimiter right?" in error(row)
 
 
 def test_an_unknown_field_in_columns_is_an_error() -> None:

@@ -380,7 +380,7 @@ def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write_file: Calla
     name = write_file("a.jsonl.gz", jsonl(20_000))
     raw = Path(name).read_bytes()
     Path(name).write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz ends early, after line \d+: .*gzip"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is not a complete gzip file"):
         corpus(test=name).split("test")
     assert not [path for path in cache.rglob("*") if path.is_file()]
     Path(name).write_bytes(gzip.compress(jsonl(5).encode()))

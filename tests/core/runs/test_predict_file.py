@@ -188,12 +188,20 @@ def test_columns_of_every_input_format_are_kept(run, tmp_path):
     assert not {"key", "review"} & {*row}
 
 
-def test_csv_on_standard_input_is_a_table(run, monkeypatch, capsys):
-    content = b"n,text\n1,good\n2,bad\n"
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"n,text\n1,good\n2,bad\n",
+        b"n;text\n1;good\n2;bad\n",
+        b'[{"n": "1", "text": "good"},\n {"n": "2", "text": "bad"}]\n',
+        b'{"n": "1", "text": "good"}\n{"n": "2", "text": "bad"}\n',
+    ],
+)
+def test_tables_and_json_arrays_on_standard_input_are_rows(content, run, monkeypatch, capsys):
     monkeypatch.setattr("gptask.runs.predict_file.stdin", lambda: io.BytesIO(content))
-    call(run, "-", data=Files(format="csv"))
+    call(run, "-")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["n"], line["text"]) for line in lines] == [("1", "good"), ("2", "bad")]
+    assert [(line["row"], line["n"], line["text"]) for line in lines] == [(1, "1", "good"), (2, "2", "bad")]
 
 
 def test_the_input_is_never_overwritten(run, tmp_path):

@@ -15,11 +15,10 @@ from typing import Any
 
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, seed_groups
-from gptask.data.cache import cache_folder, digest
+from gptask.data.cache import cache_folder, digest, replacing, usable
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.resampling import bootstrap
-from gptask.runs.atomic_write import write_text
 from gptask.runs.significance import RESAMPLES, Difference, difference, holm
 from gptask.runs.verdict import Verdict
 
@@ -216,9 +215,10 @@ def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Diffe
     sides = [[record.predictions_hash for record in side.records] for side in (candidate, baseline)]
     key = [RESAMPLES, metric, first.config["task"], _code_hash(type(first.metric(metric))), sides]
     cached = cache_folder() / "verdicts" / f"{digest(repr(key))}.json"
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        values = json.loads(cached.read_text(encoding="utf-8"))
-        return Difference(**values | {"seeds": tuple(values["seeds"])})
+    if usable(cached):
+        with suppress(ValueError, TypeError, KeyError):  # written by another version
+            values = json.loads(cached.read_text(encoding="utf-8"))
+            return Difference(**values | {"seeds": tuple(values["seeds"])})
     like = first.predictions
     rows = [side.statistics(metric, like) for side in (candidate, baseline)]
     if len({table.shape for side in rows for table in side}) > 1:
@@ -226,9 +226,8 @@ def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Diffe
             f"'{metric}' has other statistics in {candidate.name} than in {baseline.name}: the options differ"
         )
     result = difference(first.metric(metric), rows[0], rows[1], like.groups)
-    with suppress(OSError):  # a cache that can't be written only costs time
-        cached.parent.mkdir(exist_ok=True)
-        write_text(cached, json.dumps(asdict(result)))
+    with suppress(OSError), replacing(cached) as part:  # a cache that can't be written only costs time
+        part.write_text(json.dumps(asdict(result)), encoding="utf-8")
     return result
 
 

@@ -18,6 +18,7 @@ OPTIONAL: Kinds = {
 }
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
 METRIC: Kinds = {"value": NUMBER, "interval": list, "n": int, "direction": str, "range": list, "signature": str}
+BASELINE: Kinds = {"metric": str, "score": dict, "verdict": dict}
 COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable_parameters")
 DIRECTIONS = ("higher", "lower", "none")
 
@@ -36,13 +37,20 @@ def problem_of_config(config: Any) -> str:
 def problem_of_result(result: Any) -> str:
     """Why a run with this content of metrics.json can't be compared; empty where it can."""
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
-    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict}, True):
+    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict, "baselines": dict}, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"
     if not result["metrics"]:
         return "no example was scored"
     for name, entry in result["metrics"].items():
         if wrong := _wrong(entry, METRIC) or _wrong_bounds(entry):
             return f"damaged: the entry of '{name}' in metrics.json is not that of a gptask run ({wrong})"
+    for name, entry in result.get("baselines", {}).items():
+        if (
+            wrong := _wrong(entry, BASELINE)
+            or _wrong(entry["score"], METRIC)
+            or _wrong(entry["verdict"], {"sentence": str})
+        ):
+            return f"damaged: the baseline '{name}' in metrics.json is not that of a gptask run ({wrong})"
     return ""
 
 

@@ -60,6 +60,11 @@ def _metric_value(entry: dict[str, Any] | None) -> MetricValue | None:
     return MetricValue(value, low, high, entry["n"], bar(low, value, high, *entry["range"]))
 
 
+def baseline_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, str, dict[str, Any]]]:
+    """Each run's baselines: the run, the baseline's name, and what metrics.json holds of it."""
+    return [(run, name, entry) for run in runs for name, entry in (run.record.result.get("baselines") or {}).items()]
+
+
 def verdict_rows(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
     """Paired tests within groups of runs on the same test examples, each run against the first of its group."""
     for group in groups:

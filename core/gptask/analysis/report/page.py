@@ -70,6 +70,7 @@ def _overview(runs: Sequence[ReportRun]) -> dict[str, Any]:
         "facts": facts.run_facts(runs),
         "code_facts": facts.code_facts(runs),
         "tasks": [(task, task_runs, measures.metric_rows(task_runs)) for task, task_runs in runs_by_task],
+        "baselines": measures.baseline_rows(runs),
         "verdicts": list(measures.verdict_rows(groups_on_same_examples(runs))),
         "hashes": {str(run.record.result.get("test_data_hash")) for run in runs},
         "differences": settings.config_differences(runs),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from gptask.data.cache import replacing, seal_folder
 from gptask.errors import UserError
 from gptask.model.backbone.hf_logging import quiet_transformers
 
@@ -20,18 +18,10 @@ def convert(file: Path, folder: Path) -> None:
     Raises `UserError` for a file that transformers can't read.
     """
     model, tokenizer = _load_gguf(file)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        with file.open("rb") as stream:
-            weights_hash = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-        (partial / "gptask.json").write_text(json.dumps({"source": file.name, "weights_hash": weights_hash}))
-        if not (folder / "gptask.json").exists():  # another process may have written it meanwhile
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        seal_folder(part, file.name)
 
 
 def _load_gguf(file: Path) -> tuple[Any, Any]:

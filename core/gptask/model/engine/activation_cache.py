@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptask.data.cache import cache_folder, digest
+from gptask.data.cache import cache_folder, digest, part_suffix, remove, usable
 from gptask.data.datamodule import DataModule, PaddedBatch
 from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
 from gptask.model.engine.forward_state import current_state, forward_state
@@ -57,8 +58,12 @@ class ActivationCache(ABC):
             return self.compute_or_resume(batch, self.table[slots].to(batch.input_ids.device))[0]
         hidden_BTC, states = self.compute_or_resume(batch, None)
         self.table[slots] = states.cpu()
-        self.done[items] = True
+        self.mark_done(items)
         return hidden_BTC
+
+    def mark_done(self, items: np.ndarray) -> None:
+        """Note the numbers of the items whose states have just been written to the table."""
+        self.done[items] = True
 
     @abstractmethod
     def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,8 @@ class ActivationCache(ABC):
 class FinalStates(ActivationCache):
     """Last hidden states of a frozen backbone: of each item's last token if the head reads no other, else of all.
 
-    They lie in the cache folder under a key of the encoded items, the backbone's weights and number format.
+    They lie in the cache folder under a key of the encoded items, the backbone's weights and number format. A checksum
+    of each item's states tells whether they are as they were written.
     """
 
     def __init__(self, data: DataModule, split: str, backbone: EngineBackbone, head: TaskHead) -> None:
@@ -79,11 +85,32 @@ class FinalStates(ActivationCache):
         lengths = items.column("length")
         super().__init__(backbone, head, np.ones_like(lengths) if head.last_only else lengths)
         key = [items.path.stem, backbone.origin.weights_hash, str(self.dtype), head.last_only]
-        path = cache_folder() / "states" / f"{digest(repr(key))}.bin"
-        path.parent.mkdir(exist_ok=True)
-        self.table = self._map_table(path)
-        done_path = str(path.with_suffix(".done"))
-        self.done = torch.from_file(done_path, shared=True, size=len(lengths), dtype=torch.bool)
+        table_file = cache_folder() / "states" / f"{digest(repr(key))}.bin"
+        checksum_file = table_file.with_suffix(".crc")
+        table_file.parent.mkdir(exist_ok=True)
+        sizes = [int(self.starts[-1]) * backbone.channels * self.dtype.itemsize, 8 * len(lengths)]  # bytes
+        files = [table_file, checksum_file]
+        if not usable(*files) or [file.stat().st_size for file in files] != sizes:
+            for file in files:
+                remove(file)
+        self.table = self._map_table(table_file)
+        # 0 where the states of an item are not in the table, else 1 more than their CRC-32
+        self.checksums = torch.from_file(str(checksum_file), shared=True, size=len(lengths), dtype=torch.int64)
+        written = self.checksums.nonzero()[:, 0]
+        self.done = torch.zeros(len(lengths), dtype=torch.bool)
+        self.done[written] = self.checksums[written] == self._computed_checksums(written.numpy())
+        if damaged := len(written) - int(self.done.sum()):
+            log.warning("%s: the states of %d items are damaged and are computed again", table_file, damaged)
+
+    def mark_done(self, items: np.ndarray) -> None:
+        """See `ActivationCache`; writes down the checksums of the states, too."""
+        super().mark_done(items)
+        self.checksums[items] = self._computed_checksums(items)
+
+    def _computed_checksums(self, items: np.ndarray) -> Tensor:
+        table_bytes = self.table.view(torch.uint8).numpy()
+        rows = [table_bytes[self.starts[item] : self.starts[item + 1]] for item in items]
+        return torch.tensor([zlib.crc32(row.data) + 1 for row in rows], dtype=torch.int64)
 
     def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `ActivationCache`; states (B, C) of last tokens, or (N, C) of all."""
@@ -111,7 +138,7 @@ class LowerLayerStates(ActivationCache):
         super().__init__(backbone, head, lengths)
         self.layers = layers
         self.done = torch.zeros(len(lengths), dtype=torch.bool)
-        with tempfile.NamedTemporaryFile(dir=cache_folder()) as file:
+        with tempfile.NamedTemporaryFile(dir=cache_folder(), suffix=part_suffix()) as file:
             self.table = self._map_table(Path(file.name))
 
     def compute_or_resume(self, batch: PaddedBatch, states: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """A GGUF file is converted to a Hugging Face folder that computes the same."""
 
 import json
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -81,14 +82,26 @@ def test_the_converted_model_computes_the_same(file, backbone_of, no_network):
     assert converted.tokenizer.eos_token_id == 0
     text = "the quick brown fox, 电影"
     assert converted.tokenizer.decode(converted.tokenizer(text)["input_ids"]) == text
-    description = json.loads((Path(origin.location) / "gptask.json").read_text())
-    assert origin.weights_hash == description["weights_hash"]
+    weights = (Path(origin.location) / "model.safetensors").read_bytes()
+    assert origin.weights_hash == sha256(sha256(weights).digest()).hexdigest()[:16]
 
 
 def test_the_second_load_converts_nothing(file, monkeypatch):
     first = locate(Pretrained(source=str(file)))
     monkeypatch.setattr(conversion, "convert", None)
     assert locate(Pretrained(source=str(file))) == first
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "gptask.json"])
+def test_a_damaged_conversion_is_made_anew(file, name, caplog):
+    origin = locate(Pretrained(source=str(file)))
+    damaged = Path(origin.location) / name
+    sound = damaged.read_bytes()
+    damaged.write_bytes(sound[:-100])
+    assert locate(Pretrained(source=str(file))) == origin
+    assert f"{origin.location} is damaged" in caplog.text
+    if name != "gptask.json":
+        assert damaged.read_bytes() == sound
 
 
 def test_a_conversion_that_fails_leaves_no_files(file, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from gptask.config.schemas import Pretrained, Scratch
+from gptask.data.cache import seal_folder
 from gptask.errors import UserError
 from gptask.model.backbone import gguf, locate
 from gptask.runs.saved_model import locate_backbone
@@ -39,7 +40,8 @@ def converted(monkeypatch):
         assert file.is_file()
         files.append(file)
         folder.mkdir(parents=True)
-        (folder / "gptask.json").write_text('{"weights_hash": "1234"}')
+        (folder / "model.safetensors").write_text("converted")
+        seal_folder(folder, str(file))
 
     monkeypatch.setattr(gguf, "convert", convert)
     return files
@@ -78,7 +80,7 @@ def test_a_gguf_file_is_converted_once(converted, no_network, tmp_path):
     first = locate.locate(Pretrained(source=str(file)))
     assert locate.locate(Pretrained(source=str(file))) == first
     assert converted == [file]
-    assert first.weights_hash == "1234"
+    assert first.weights_hash == locate.folder_hash(Path(first.location))
     assert str(file) in first.kind
     os.utime(file, (1, 1))  # another file under the same name
     assert locate.locate(Pretrained(source=str(file))).location != first.location
@@ -206,6 +208,14 @@ def test_the_hash_depends_on_the_weights_alone(tiny_model, tmp_path):
     data[-1] ^= 1
     file.write_bytes(data)
     assert locate.locate(Pretrained(source=str(folder))).weights_hash != before
+
+
+@pytest.mark.parametrize("damage", ["", "12ab", "no hash at all!!"])
+def test_a_damaged_hash_is_computed_again(tiny_model, tmp_path, damage):
+    before = locate.folder_hash(tiny_model("llama"))
+    (cached,) = (tmp_path / "cache" / "hashes").iterdir()
+    cached.write_text(damage)
+    assert locate.folder_hash(tiny_model("llama")) == before == cached.read_text()
 
 
 def test_a_scratch_backbone_is_not_located_and_a_pretrained_one_is_logged(tiny_model, caplog, no_network):

@@ -81,6 +81,37 @@ def test_another_backbone_has_its_own_states(tiny_model):
     assert not module_cache_and_batch(tiny_model, Sentiment(), seed=1)[1].done.any()
 
 
+def truncate(content):
+    return content[:-8]
+
+
+def zero(content):
+    return bytes(len(content))
+
+
+def flip_a_bit(content):
+    return content[:9] + bytes([content[9] ^ 4]) + content[10:]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "left"),
+    [("bin", truncate, 0), ("crc", truncate, 0), ("bin", zero, 0), ("bin", flip_a_bit, 2), ("crc", flip_a_bit, 2)],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_damaged_states_are_computed_again(tiny_model, tmp_path, caplog, suffix, damage, left):
+    _, cache, batch = module_cache_and_batch(tiny_model, Sentiment())
+    expected = cache.hidden(batch)
+    batch.rows = [0, 1, 2]  # the first item's states come first in the file
+    cache.hidden(batch)
+    file = max((tmp_path / "cache" / "states").glob(f"*.{suffix}"), key=lambda path: path.stat().st_size)  # of train
+    file.write_bytes(damage(file.read_bytes()))
+    again = module_cache_and_batch(tiny_model, Sentiment())[1]
+    assert int(again.done[[0, 1, 2]].sum()) == left
+    assert torch.equal(again.hidden(batch), expected)
+    assert again.done[[0, 1, 2]].all()
+    assert ("damaged" in caplog.text) == (damage is not truncate)
+
+
 def test_a_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):
     first = train(config(tiny_model, Sentiment(), tmp_path / "a"))
     computed = []
