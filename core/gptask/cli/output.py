@@ -52,5 +52,10 @@ def user_message(error: BaseException) -> str | None:
 
 
 def print_json(value: Any) -> None:
-    """Write a value as JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    """Write a value as JSON to standard output, in ASCII where its encoding lacks a character."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, default=str)
+    sys.stdout.write(text + "\n")

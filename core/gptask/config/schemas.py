@@ -374,6 +374,7 @@ class Export:
 
     run: str = MISSING
     output: str = MISSING
+    dtype: DType | None = option(None, "float32 | bfloat16; null: what the run predicts in")
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
     def __post_init__(self) -> None:

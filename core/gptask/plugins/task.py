@@ -94,7 +94,8 @@ class Task(ABC):
     def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
         """Clean the examples that passed `check`, and drop those that a model should not learn from.
 
-        Called once with all rows of a file, in order. Only training data (from which missing splits are cut) may lose
+        Called once with all rows of a file, in order; in prediction once for each example, with ``train=False`` and
+        None for its targets. Only training data (from which missing splits are cut) may lose
         examples; a test set must keep them all, so that scores stay comparable. ``counts`` collects how often each kind
         of change was made, for the log.
         """

@@ -272,6 +272,8 @@ def from_folder(
         raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
+    if unused := sorted(loading_info["unexpected_keys"]):
+        log.warning("%s has weights that %s does not use: %s", folder, type(model).__name__, listing(unused, 4))
     if loaded_tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)

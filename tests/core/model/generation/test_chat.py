@@ -69,3 +69,10 @@ def test_raw_texts_are_continued_independently(chat):
     (fresh,) = generate(talk.stream.backbone, [talk.stream.backbone.tokenizer("the quick brown")["input_ids"]],
                         GenerationOptions(max_new_tokens=6))  # fmt: skip
     assert first == fresh.text.rstrip("\ufffd").lstrip()
+
+
+def test_a_message_that_is_no_text_is_refused(chat):
+    conversation = chat()
+    with pytest.raises(UserError, match=r"takes a user's message, a text; got list \"\['Hi', 'Ho'\]\""):
+        list(conversation.say(["Hi", "Ho"]))
+    assert conversation.messages == []
