@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from gptask.config import schemas
-from gptask.config.conversion import to_plain
+from gptask.config.conversion import escaped, to_plain
 from gptask.config.overrides import quote_if_needed
 from gptask.plugins.discovery import discover
 
@@ -99,7 +99,7 @@ def _override_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_override_value, value))}]"
-    return quote_if_needed(str(value)) if isinstance(value, str) else str(value)
+    return quote_if_needed(escaped(value)) if isinstance(value, str) else str(value)
 
 
 def _shell_word(word: str) -> str:

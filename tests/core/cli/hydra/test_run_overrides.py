@@ -107,7 +107,8 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
         ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),
         ("seed: 7", "seed: [", ["is damaged"]),
-        ("seed: 7", "seed: ${", ["is damaged"]),
+        ("seed: 7", "seed: ${", ["seed", "expected a whole number, got '${'"]),
+        ("name: qa", "name: ${oc.env:SECRET}", ["is damaged: it names no task plugin"]),
     ],
 )
 def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expected):
