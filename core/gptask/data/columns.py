@@ -41,6 +41,7 @@ class Columns:
                 )
         self.column_of = {name: str(column) for name, column in options.columns.items()}
         self.id_required = "id" in options.columns and fields is None  # a row to be predicted needs no id
+        self.group = options.group if fields is None else None
         self.label_separator = options.label_separator
         self.names = label_names(options)  # label id → name
         self.unambiguous_names = set(self.names.values()) - set(self.names)  # names that are not an id as well
@@ -69,7 +70,8 @@ class Columns:
     @property
     def header_names(self) -> list[str]:
         """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
-        return [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
+        names = [name for field, column, _ in self.columns for name in (field.name, column)]
+        return [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
 
     def example(self, row: Row) -> Example:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
@@ -90,7 +92,22 @@ class Columns:
             raise DataError(self._no_column(row.value, "id", self.column_of["id"]))
         if example_id is not MISSING and example_id not in (None, ""):
             example["id"] = str(example_id)
+        if self.group:
+            example["group"] = self._group_value(row.value, self.group)
         return example
+
+    def _group_value(self, row: Any, column: str) -> str:
+        """The text in the column ``data.group``; raises `DataError` for a row without it."""
+        cell = _cell(row, column)
+        if cell is MISSING:
+            names = [str(name)[:40] for name in row] if isinstance(row, dict) else []
+            there = f"there are: {listing(names)}.{nearest(column, names)}" if names else "the cells have no names"
+            raise DataError(f"no column '{column}' for data.group; {there}")
+        if isinstance(cell, list | dict):
+            raise DataError(f"the {column} (data.group) must be one value, got {str(cell)[:40]!r}")
+        if cell is None or cell != cell or not (text := _text(cell).strip()):  # not even equal to itself: NaN
+            raise DataError(f"the {column} (data.group) is empty")
+        return text
 
     def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
         """The cells that ``data.columns`` names, under the names of their fields."""

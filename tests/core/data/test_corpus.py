@@ -216,7 +216,7 @@ def test_missing_splits_are_cut_from_train_and_logged(write_file: Callable, logg
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
     assert (
-        "INFO validation: no file given, so 20 examples are cut from train (seed 13); duplicates stay in one split"
+        "INFO validation: no file given, so 20 examples are cut from train (seed 13, stratified by label); duplicates stay in one split"
         in logged
     )
 

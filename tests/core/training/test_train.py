@@ -131,10 +131,8 @@ def test_the_same_seed_gives_the_same_metrics(finished, tmp_path):
     assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
 
 
-@pytest.mark.parametrize("scratch", [True, False])
-def test_a_run_without_the_upper_layers_loads_without_them(scratch, tiny_model, tmp_path):
-    options = Scratch(n_layer=4, n_head=2, n_embd=16, context=128, vocab_size=300)
-    backbone = options if scratch else Pretrained(source=str(tiny_model("llama", 128, layers=4)), dtype=DType.float32)
+def test_a_run_without_the_upper_layers_loads_without_them(tiny_model, tmp_path):
+    backbone = Pretrained(source=str(tiny_model("llama", 128, layers=4)), dtype=DType.float32)
     finished = train(small_config(tmp_path, tuning=Lora(rank=2, layers=0.75), backbone=backbone))
     again = load_run(finished.folder)
     assert len(finished.backbone.layers) == len(again.backbone.layers) == 3
@@ -224,10 +222,11 @@ def test_a_threshold_from_the_config_is_not_tuned(tmp_path):
     assert run.task.threshold == 0.4
 
 
-def test_a_lora_run_saves_the_adapter_and_the_frozen_weights_of_a_backbone_from_scratch(tmp_path):
-    run = train(small_config(tmp_path, tuning=Lora(rank=2)))
+def test_a_lora_run_saves_the_adapter_alone(tiny_model, tmp_path):
+    backbone = Pretrained(source=str(tiny_model("llama", 128)), dtype=DType.float32)
+    run = train(small_config(tmp_path, backbone=backbone, tuning=Lora(rank=2)))
     assert (run.folder / "model/adapter_model.safetensors").exists()
-    assert (run.folder / "model/base/model.safetensors").exists()
+    assert not (run.folder / "model/model.safetensors").exists()
     assert run.metrics["trainable_parameters"] < run.metrics["parameters"]
     texts = [{"text": "good"}, {"text": "a long and dull evening"}]
     assert [p.score for p in load_run(run.folder).predict(texts)] == pytest.approx(

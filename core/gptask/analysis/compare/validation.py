@@ -36,7 +36,7 @@ def problem_of_config(config: Any) -> str:
 def problem_of_result(result: Any) -> str:
     """Why a run with this content of metrics.json can't be compared; empty where it can."""
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
-    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict}, True):
+    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict, "overlap": OPTIONAL_MAPPING}, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"
     if not result["metrics"]:
         return "no example was scored"

@@ -105,6 +105,8 @@ def _group_choice(where: str, group: str, value: Any) -> tuple[str, dict[str, An
     kind = values.pop("kind", None)
     if kind not in schemas.GROUP_SCHEMAS[group]:
         raise UserError(f"{where} is damaged: {group}.kind is {kind!r}")
+    if group == "data":
+        values.setdefault("stratify", False)  # a run of a version without this option was cut like that
     return kind, values
 
 
