@@ -78,7 +78,9 @@ class CommandLine:
         available = self.options_under(parent)
         available = [] if name in available else available  # another job of the multirun lacks it
         rest = f"; available: {listing(available, 40)}.{nearest(name, available)}" if available else "."
-        return f"unknown option '{key}'{origin}{rest}{self._owner_note(key)}"
+        chosen = [o for o in self.overrides if o.partition("=")[0].lstrip("+") == key.partition(".")[0]]
+        way_out = f" Leave {chosen[-1]} out, or the preset." if chosen and "experiment=" in origin else ""
+        return f"unknown option '{key}'{origin}{rest}{self._owner_note(key)}{way_out}"
 
     def options_under(self, parent: str) -> list[str]:
         """The options under a key, composed from the group choices alone, since another override is wrong."""
