@@ -55,9 +55,7 @@ def to_plain(config: Any) -> dict[str, Any]:
         if name == "tasks":
             plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
         elif is_dataclass(value):
-            plain[name] = OmegaConf.to_container(
-                OmegaConf.structured(escaped(value)), resolve=True, enum_to_str=True
-            )
+            plain[name] = OmegaConf.to_container(OmegaConf.structured(escaped(value)), resolve=True, enum_to_str=True)
             kinds = {schema: kind for kind, schema in GROUP_SCHEMAS.get(name, {}).items()}
             if type(value) in kinds:
                 plain[name] = {"kind": kinds[type(value)], **plain[name]}

@@ -121,7 +121,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def read_splits(folder: str | Path) -> dict[str, np.ndarray]:
     """The 64-bit input digests (N,) of each split of a finished run's N examples, by the split's name.
 
-    Raises `UserError` as `read_manifest` and `Manifest.verify` do. A run of several tasks has them in the tasks' folders.
+    A run of several tasks has them in its tasks' folders. Raises `UserError` for a run that is unfinished or damaged.
     """
     from safetensors.numpy import load_file  # for start-up time
 

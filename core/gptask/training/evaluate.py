@@ -59,8 +59,8 @@ def _with_seeds_of_run(config: Evaluate) -> Evaluate:
     data_seed = seed if (saved := values["data"].get("seed")) is None else saved
     if config.data.seed not in (None, data_seed):
         raise UserError(
-            f"data.seed={config.data.seed}: {config.run} is evaluated with its own, {data_seed}, since another cut would "
-            "test examples that it was trained on; leave data.seed out, or name a test file (data.test)"
+            f"data.seed={config.data.seed}: {config.run} is evaluated with its own, {data_seed}, since another cut "
+            "would test examples that it was trained on; leave data.seed out, or name a test file (data.test)"
         )
     if config.seed != seed:
         log.warning("seed=%s has no effect: %s is evaluated with its own, %s", config.seed, config.run, seed)

@@ -70,8 +70,8 @@ def _refuse_random_weights_that_stay(config: Train) -> None:
     if isinstance(config.tuning, Lora | HeadOnly):
         kind = "lora" if isinstance(config.tuning, Lora) else "head"
         raise UserError(
-            f"tuning={kind} keeps the weights of the backbone, and those of backbone=nano are random: set tuning=full, or "
-            "take a pretrained backbone, such as backbone=smollm2 or the run folder of a pre-training (backbone.source=)"
+            f"tuning={kind} keeps the weights of the backbone, and those of backbone=nano are random: set tuning=full, "
+            "or take a pretrained backbone, such as backbone=smollm2 or a run folder (backbone.source=)"
         )
     for option in TRAINING_LIMITS:
         if config.trainer.get(option) == 0:

@@ -219,8 +219,8 @@ def test_missing_splits_are_cut_from_train_and_logged(write_file: Callable, logg
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
     assert (
-        "INFO validation: no file given, so 20 examples are cut from train (seed 13, stratified by label); duplicates stay in one split"
-        in logged
+        "INFO validation: no file given, so 20 examples are cut from train (seed 13, stratified by label); "
+        "duplicates stay in one split" in logged
     )
 
 
@@ -327,7 +327,10 @@ def test_a_context_in_two_groups_joins_them(write_file: Callable) -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ('"users": "u"', r"a\.jsonl:1: no column 'user' for data\.group; there are: text, label, users\. Did you mean 'use"),
+        (
+            '"users": "u"',
+            r"a\.jsonl:1: no column 'user' for data\.group; there are: text, label, users\. Did",
+        ),
         ('"user": null', r"a\.jsonl:1: the user \(data\.group\) is empty"),
         ('"user": " "', r"a\.jsonl:1: the user \(data\.group\) is empty"),
         ('"user": NaN', r"a\.jsonl:1: the user \(data\.group\) is empty"),

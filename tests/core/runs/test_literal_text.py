@@ -1,4 +1,4 @@
-"""`${` in a config that is read back, in labels and in prompts is text: nothing of the environment is put in its place."""
+"""`${` in a config that is read back, in labels and in prompts is text: no value of the environment replaces it."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from tests.support.configs import small_config
 from tests.support.run_folders import rewrite, seal
 
 SECRET = "hunter2-of-the-environment"
-PIECES = ["$", "{", "}", "\\", "a", "${oc.env:SECRET}", "${", " ", "'", '"', "\n", "é", ":", "#", "1e-3", "2024-01-01", "~"]
+PIECES = ["$", "{", "}", "\\", "${oc.env:SECRET}", "${", " ", "'", '"', "\n", "é", ":", "#", "1e-3", "2024-01-01", "~"]
 LABELS = ["${oc.env:SECRET}", "US$ ${price}", "\\${x}", "${"]
 
 
@@ -91,10 +91,10 @@ def test_a_run_from_elsewhere_loads_with_its_texts(strangers_run, run_command):
 
 
 @pytest.mark.long
-def test_no_verb_puts_a_secret_of_the_environment_into_a_run_from_elsewhere(strangers_run, tmp_path, monkeypatch, capsys):
+def test_no_verb_reads_the_environment_for_a_run_from_elsewhere(strangers_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "good"}\n')))
-    small = ["data.on_bad=skip", "data.limit.test=3", "data.limit.train=4", "data.limit.validation=2", "trainer.accelerator=cpu"]
+    small = ["data.on_bad=skip", "data.limit.test=3", "trainer.accelerator=cpu"]
     assert call("evaluate", f"run={strangers_run}", *small, "folder=evaluated") == 0
     assert call("predict", f"run={strangers_run}", "input=-", "output=predicted.jsonl") == 0
     assert call("export", f"run={strangers_run}", "output=exported") == 0
@@ -123,9 +123,9 @@ def test_labels_and_columns_that_look_like_interpolations_are_learned_as_they_ar
     rows = [{"${oc.env:SECRET}": f"text {n}", "label": LABELS[n % 4]} for n in range(48)]
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = ["task=classification", "data=files", "data.train=all.jsonl", r"data.columns.text=\${oc.env:SECRET}"]
-    sizes = ["backbone=nano", "backbone.n_layer=1", "backbone.n_embd=16", "backbone.n_head=2", "backbone.vocab_size=300"]
+    sizes = [f"backbone.{name}" for name in ("n_layer=1", "n_embd=16", "n_head=2", "vocab_size=300")]
     quick = ["trainer.max_steps=1", "trainer.accelerator=cpu", "probe=false", "folder=run"]
-    assert call("train", *line, *sizes, *quick) == 0
+    assert call("train", *line, "backbone=nano", *sizes, *quick) == 0
     assert call("evaluate", "run=run", "folder=again") == 0
     for folder in ("run", "again"):
         metrics = json.loads((tmp_path / folder / "metrics.json").read_text())

@@ -144,7 +144,7 @@ def test_an_evaluation_is_cut_and_limited_by_the_seed_of_its_run(seeds, scored, 
 
 
 def test_another_seed_for_the_cut_is_refused(scored, cut_run):
-    with pytest.raises(UserError, match=rf"data\.seed=99: {cut_run.folder} is evaluated with its own, 7, since another"):
+    with pytest.raises(UserError, match=rf"data\.seed=99: {cut_run.folder} is evaluated with its own, 7"):
         scored(data={"seed": 99})
 
 
@@ -154,7 +154,9 @@ def test_the_overlap_with_train_and_validation_is_counted_warned_of_and_kept(sco
         folder = scored(data={"train": grown})
     tested = {json.loads(line)["text"] for line in (folder / "predictions.jsonl").read_text().splitlines()}
     own = build_corpus(Sentiment(), from_plain("data", read_config(cut_run.folder)["data"]), 7)
-    expected = {split: len(tested & {example["text"] for example in own.split(split)}) for split in ("train", "validation")}
+    expected = {
+        split: len(tested & {example["text"] for example in own.split(split)}) for split in ("train", "validation")
+    }
     overlap = result_of(folder)["overlap"]
     assert overlap == expected
     assert overlap["train"] > 3

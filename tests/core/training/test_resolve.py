@@ -246,9 +246,9 @@ def test_one_table_names_what_was_chosen_and_why(tiny_model, tmp_path, caplog):
         "  data.max_tokens                  128                            the backbone's context is shorter than 200",
         "  data.seed                        13                             the seed of the run",
         "  tuning.top                       1.0                            recommended by the head",
-        "  tuning.lr                        0.00055                        "
+        "  tuning.lr                        0.00052                        "
         "recommended by the head, for gpt2 with 32 channels",
-        "  optimizer.lr                     0.00055                        tuning.lr",
+        "  optimizer.lr                     0.00052                        tuning.lr",
         "  trainer.accumulate_grad_batches  2                              enough examples per optimizer step",
     ]
 

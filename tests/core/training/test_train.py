@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -14,11 +15,13 @@ from gptask.config.schemas import (
     EarlyStopping,
     Files,
     Full,
+    HeadOnly,
     Limit,
     Lora,
     Pretrained,
     Scratch,
 )
+from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask.training.builder import build_corpus
 from gptask.training.module import GPTModule
@@ -283,3 +286,44 @@ def test_two_processes_write_one_run_folder(tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["n"] == 100
     assert done.stdout.count("run folder:") == 1
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+# --- random weights and options that would leave them as they are --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tuning": Lora(rank=2)},
+            "tuning=lora keeps the weights of the backbone, .* are random: set tuning=full",
+        ),
+        ({"tuning": HeadOnly()}, "tuning=head keeps the weights of the backbone"),
+        ({"trainer": {"max_epochs": 0}}, r"trainer\.max_epochs=0 trains nothing, and the weights .* are random"),
+        ({"trainer": {"max_steps": 0}}, r"trainer\.max_steps=0 trains nothing"),
+        ({"trainer": {"limit_train_batches": 0.0}}, r"trainer\.limit_train_batches=0 trains nothing"),
+    ],
+)
+def test_options_that_leave_random_weights_as_they_are_are_refused(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(small_config(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tuning_that_python_leaves_open_is_full_for_random_weights(tmp_path, caplog):
+    config = small_config(tmp_path, tuning=None, trainer={"max_steps": 1, "accelerator": "cpu"})
+    assert config.tuning is None
+    with caplog.at_level(logging.INFO, "gptask"):
+        run = train(config)
+    assert re.search(r"^  tuning +full +random weights have to learn$", caplog.text, re.M)
+    assert read_config(run.folder)["tuning"] == {"kind": "full_schema", "lr": 1e-3}
+    assert run.metrics["trainable_parameters"] == run.metrics["parameters"]
+
+
+def test_no_epoch_on_pretrained_weights_is_said(tiny_model, tmp_path, caplog):
+    backbone = Pretrained(source=str(tiny_model("gpt2", 128)), dtype=DType.float32)
+    settings = small_config(tmp_path, backbone=backbone, trainer={"max_epochs": 0, "accelerator": "cpu"})
+    with caplog.at_level(logging.WARNING, "gptask"):
+        run = train(settings)
+    assert "nothing was trained (trainer.max_epochs=0): backbone and heads are tested as they are" in caplog.text
+    assert run.metrics["n"] == 10

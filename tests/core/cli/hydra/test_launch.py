@@ -84,6 +84,12 @@ def test_nano_is_tuned_fully_unless_tuning_is_set(run_command):
     assert isinstance(run_command("evaluate", "backbone=nano").config.backbone, Scratch)
 
 
+def test_a_preset_with_another_kind_of_data_names_the_way_out(refused):
+    message = refused("train", "experiment=trec", "data=sample")
+    assert "unknown option 'data.root' (from experiment=trec)" in message
+    assert "It belongs to data=files. Leave data=sample out, or the preset." in message
+
+
 @pytest.fixture
 def mine(tmp_path):
     """A folder with a preset of the user's own, ``experiment=big``."""
