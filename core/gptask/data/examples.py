@@ -127,7 +127,7 @@ def _group_names(task: Task) -> list[str]:
 
 
 def task_groups(task: Task, store: ArrowStore) -> np.ndarray:
-    """The groups (N,) that a task itself keeps together, besides ``data.group``: those of its fields, else equal inputs."""
+    """The groups (N,) that a task itself keeps together, besides ``data.group``: by its fields, else equal inputs."""
     if not (names := _group_names(task)):
         return store.column("digest")
     return np.array([_signed_digest([example[name] for name in names]) for example in store])
