@@ -66,6 +66,13 @@ def test_another_kind_of_data_replaces_all_data_options_of_the_run(run_command, 
     assert config.data.limit == Limit()
 
 
+def test_a_run_of_a_version_that_did_not_stratify_is_cut_as_it_was(run_command, saved):
+    assert run_command("evaluate", f"run={saved}").config.data.stratify is None
+    file = saved / "config.yaml"
+    file.write_text(file.read_text().replace("  stratify: null\n", ""))
+    assert run_command("evaluate", f"run={saved}").config.data.stratify is False
+
+
 def test_predict_takes_the_task_and_the_token_limit(run_command, saved):
     config = run_command("predict", f"run={saved}", "input=-", "data.columns.context=text").config
     assert config.task.answer is AnswerForm.span
