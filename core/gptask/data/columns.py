@@ -59,6 +59,7 @@ class Columns:
         trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
         self.trained_columns: Mapping[str, list[str]] = trained_columns
         self.id_required = "id" in self.column_of and fields is None  # a row to be predicted needs no id
+        self.group = options.group if fields is None else None
         self.label_reader = LabelReader(options)
         self.names = self.label_reader.names  # label id → name
         self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
@@ -120,7 +121,7 @@ class Columns:
         """
         names = [name for field, column, _ in self.columns for name in (field.name, *_as_list(column))]
         names += [name for columns in self.trained_columns.values() for name in columns]
-        names = [name for name in names if not name.isdigit()]
+        names = [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
         return [*names, EVERY_NAME] if self.convert_row else names
 
     def sentences(self, rows: Iterable[Row]) -> Iterator[Row]:
@@ -173,7 +174,22 @@ class Columns:
             raise DataError(self._no_column(row.value, "id", id_column))
         if example_id is not MISSING and example_id not in (None, ""):
             example["id"] = str(example_id)
+        if self.group:
+            example["group"] = self._group_value(row.value, self.group)
         return example
+
+    def _group_value(self, row: Any, column: str) -> str:
+        """The text in the column ``data.group``; raises `DataError` for a row without it."""
+        cell = plain_cell(_cell(row, column))
+        if cell is MISSING:
+            names = [str(name)[:40] for name in row] if isinstance(row, dict) else []
+            there = f"there are: {listing(names)}.{nearest(column, names)}" if names else "the cells have no names"
+            raise DataError(f"no column '{column}' for data.group; {there}")
+        if isinstance(cell, list | dict):
+            raise DataError(f"the {column} (data.group) must be one value, got {str(cell)[:40]!r}")
+        if cell is None or is_blank_cell(cell):
+            raise DataError(f"the {column} (data.group) is empty")
+        return conversion.text(cell).strip()
 
     def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
         """The cells that ``data.columns`` or the prompt name, under the names of their fields."""

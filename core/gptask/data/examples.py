@@ -32,7 +32,7 @@ from gptask.plugins.types import Example, Kind
 log = logging.getLogger("gptask")
 # options of data that shape examples, and so belong to the key of the cache
 EXAMPLE_OPTIONS = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
-EXAMPLE_OPTIONS |= {"delimiter", "documents", "separator"}
+EXAMPLE_OPTIONS |= {"delimiter", "documents", "separator", "group"}
 MAX_QUOTED_ROWS = 3  # bad rows quoted in the log when they are skipped
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -79,7 +79,7 @@ class ExampleReader:
     def __init__(self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool) -> None:
         self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
         self.input_names = [field.name for field in task.inputs()]
-        self.group_names = [field.name for field in task.inputs() if field.group]
+        self.group_names = ["group"] if columns.group else _group_names(task)
         self.row_counts: Counter[str] = Counter()  # by file
         self.cleaning_counts: Counter[str] = Counter()  # by what `Task.clean` does
         self.has_messages = any(field.kind is Kind.MESSAGES for field in task.inputs())
@@ -135,6 +135,17 @@ class ExampleReader:
         self.meta["skipped"] += 1
         if len(self.meta["first"]) < MAX_QUOTED_ROWS:
             self.meta["first"].append(f"{place}: {error}")
+
+
+def _group_names(task: Task) -> list[str]:
+    return [field.name for field in task.inputs() if field.group]
+
+
+def task_groups(task: Task, store: ArrowStore) -> np.ndarray:
+    """The groups (N,) that a task itself keeps together, besides ``data.group``: by its fields, else equal inputs."""
+    if not (names := _group_names(task)):
+        return store.column("digest")
+    return np.array([_signed_digest([example[name] for name in names]) for example in store])
 
 
 def _signed_digest(values: list[Any]) -> int:

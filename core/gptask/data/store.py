@@ -57,6 +57,20 @@ class ArrowStore(Sequence[dict[str, Any]]):
         numbers: np.ndarray = self.table.column(name).to_numpy()
         return numbers
 
+    def labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The labels in a column of texts or of lists of them: the row of each (M,), and its number by name (M,)."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.table.column(name).combine_chunks()
+        rows = np.arange(len(column))
+        if pa.types.is_list(column.type):
+            column, rows = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+        rows = rows[column.is_valid().to_numpy(zero_copy_only=False)]
+        encoded = column.drop_null().dictionary_encode()
+        rank = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=str)))
+        return rows, rank[encoded.indices.to_numpy()]
+
     def lengths(self, name: str) -> np.ndarray:
         """Lengths of the lists in a column, without the rows that have none."""
         import pyarrow.compute as pc

@@ -43,8 +43,8 @@ The weights are {dtype}. {expectation}
 """
 SAME_FORMAT = {
     "float32": "The run predicts in float32 too: predictions are the same up to rounding in the last digits.",
-    "bfloat16": "The run predicts in bfloat16 too, rounded elsewhere: a probability may differ by a few hundredths, and "
-    "where two labels or tokens are about equally likely the other one may come first.",
+    "bfloat16": "The run predicts in bfloat16 too, rounded elsewhere: a probability may differ by a few hundredths, "
+    "and where two labels or tokens are about equally likely the other one may come first.",
 }
 OTHER_FORMAT = (
     "The run predicts in {0}, and its figures were measured so: a probability may differ by a tenth and more. "

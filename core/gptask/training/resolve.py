@@ -113,6 +113,9 @@ def resolve_options(config: Train, corpora: Mapping[str, CachedCorpus], backbone
     from gptask.model.backbone.backbone import number_format
 
     config, all_chosen = resolve_data(config, backbone)
+    if config.tuning is None:
+        config = replace(config, tuning=Full())
+        all_chosen.append(ChosenOption("tuning", "full", "random weights have to learn"))
     tasks, heads = {}, {}
     for name, task_config in task_configs(config).items():
         path, limit = f"{option_prefix(config, name)}task", task_config.data.max_tokens

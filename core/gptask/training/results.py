@@ -14,7 +14,7 @@ import numpy as np
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Train
 from gptask.data.cache import digest
-from gptask.data.corpus import SPLITS
+from gptask.data.corpus import SPLITS, count_overlap
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Task
@@ -22,7 +22,7 @@ from gptask.plugins.types import Example, Prediction
 from gptask.runs.atomic_write import write_json, write_text
 from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import multitask_card
-from gptask.runs.manifest import write_manifest
+from gptask.runs.manifest import read_splits, write_manifest
 from gptask.runs.predictions_file import write_predictions
 from gptask.runs.provenance import git_commit, peak_memory_mb, versions
 from gptask.training import loggers
@@ -88,6 +88,10 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     scores, statistics = score_all(task.metrics(), predictions, examples) if examples else ([], [])
     _warn_of_one_answer(predictions, examples, task)
     write_predictions(context.folder / "predictions.jsonl", task, examples, predictions, statistics)
+    method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))
+    splits = {name: data.examples(name).digests for name in names}
+    parent = context.extra.get("parent")
+    trained_on = read_splits(parent) if parent else splits if method == "train" else {}
     result = {
         "fingerprint": context.fingerprint,
         "task": plugin.name,
@@ -98,6 +102,7 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         "baselines": _baselines(context, runtime, examples, statistics),
         "details": task.details(predictions, examples) if examples else {},
         "test_data_hash": data.examples(split).hash,
+        "overlap": count_overlap(splits[split], trained_on),
         "seed": context.config.seed,
         **parameter_counts(module.backbone, runtime.head),
         **run_cost(module, context),
@@ -106,9 +111,7 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
-    method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))
-    splits = {name: data.examples(name).digests for name in names}
-    write_manifest(context.folder, context.fingerprint, method, splits, context.extra.get("parent"))
+    write_manifest(context.folder, context.fingerprint, method, splits, parent)
     return result
 
 

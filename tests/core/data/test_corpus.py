@@ -3,9 +3,11 @@
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
@@ -15,6 +17,7 @@ from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.summarization import Summarization
 from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
@@ -363,8 +366,8 @@ def test_missing_splits_are_cut_from_train_and_logged(write_file: Callable, logg
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
     assert (
-        "INFO validation: no file given, so 20 examples are cut from train (seed 13); duplicates stay in one split"
-        in logged
+        "INFO validation: no file given, so 20 examples are cut from train (seed 13, stratified by label); "
+        "duplicates stay in one split" in logged
     )
 
 
@@ -400,6 +403,91 @@ def test_too_few_examples_to_cut_from_are_an_error(write_file: Callable) -> None
     with pytest.raises(DataError, match="train has 2 different examples, too few to cut validation, test from"):
         small.split("train")
     assert [len(corpus(train=write_file("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
+
+
+def labels_of(name: str, source: CachedCorpus) -> dict[str, int]:
+    return dict(sorted(Counter(example["label"] for example in source.split(name)).items()))
+
+
+def test_each_label_has_its_share_in_a_cut_unless_that_is_switched_off(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "rare" if k % 20 == 0 else "often"} for k in range(200)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(3):
+        for split in ("validation", "test"):
+            assert labels_of(split, corpus(train=name, seed=seed)) == {"often": 19, "rare": 1}
+    assert {labels_of("test", corpus(train=name, seed=s, stratify=False))["often"] for s in range(9)} > {19}
+    graded = CachedCorpus(Sentiment(), Files(train=name, labels={"rare": "1", "often": "2"}, stratify=True), 13)
+    assert labels_of("test", graded) == {"1": 1, "2": 19}
+
+
+def test_a_cut_without_strata_is_the_one_of_earlier_versions(write_file: Callable) -> None:
+    """Published results were measured on it: groups in the order of their digests, shuffled by the seed."""
+    for task, stratify in ((Classification(), False), (Translation(), None)):
+        columns = {} if stratify is False else {"source": "text", "target": "label"}
+        plain = corpus(task, train=write_file("a.jsonl", jsonl(50)), columns=columns, stratify=stratify)
+        by_digest = plain.all_rows("train").digests.argsort()
+        expected = sorted(by_digest[np.random.default_rng(13).permutation(50) // 5 == 1].tolist())
+        assert [int(example["id"].rpartition(":")[2]) - 1 for example in plain.split("test")] == expected
+
+
+def test_stratify_is_for_tasks_with_labels(write_file: Callable) -> None:
+    with pytest.raises(UserError, match=r"data\.stratify=true needs a task whose examples have labels"):
+        corpus(Translation(), train=write_file("a.jsonl", jsonl(9)), stratify=True)
+
+
+def test_a_group_column_keeps_its_rows_in_one_split_and_is_the_examples_group(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "ab"[k % 2], "patient": k % 10} for k in range(60)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    grouped = corpus(train=name, group="patient", cut=0.2)
+    splits = [{int(text.split()[1]) % 10 for text in texts(grouped.split(split))} for split in corpora.SPLITS]
+    assert sorted(map(len, splits)) == [2, 2, 6]
+    assert len(set.union(*splits)) == 10
+    train = list(grouped.split("train"))
+    assert len({example["group"] for example in train}) == 6
+    assert len({example["digest"] for example in train}) == 36
+    assert "patient" not in train[0]
+
+
+def test_a_duplicate_in_two_groups_joins_them(write_file: Callable) -> None:
+    pairs = [(f"only {group} {k}", group) for group in range(12) for k in range(3)]
+    pairs += [("same", 0), ("same", 1), ("other", 1), ("other", 2)]  # so 0, 1 and 2 belong together
+    lines = "".join(f"{text},{'ab'[k % 2]},{group}\n" for k, (text, group) in enumerate(pairs))
+    name = write_file("a.csv", f"text,label,user\n{lines}")
+    for seed in range(5):
+        grouped = corpus(train=name, group="user", cut=0.2, seed=seed)
+        split_of = {split: texts(grouped.split(split)) for split in corpora.SPLITS}
+        (home,) = [split for split, found in split_of.items() if "same" in found]
+        assert [split for split, found in split_of.items() if "other" in found] == [home]
+        assert {f"only {group} 0" for group in (0, 1, 2)} <= set(split_of[home])
+
+
+def test_a_context_in_two_groups_joins_them(write_file: Callable) -> None:
+    rows = [{"context": f"context {k}", "question": "q", "answers": "context", "user": k} for k in range(20)]
+    rows += [{"context": "context 0", "question": "r", "answers": "context", "user": 1}]
+    name = write_file("a.json", json.dumps(rows))
+    for seed in range(5):
+        grouped = corpus(QuestionAnswering(), train=name, group="user", cut=0.2, seed=seed)
+        homes = {n: s for s in corpora.SPLITS for n in texts(grouped.split(s), "context")}
+        assert homes["context 0"] == homes["context 1"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (
+            '"users": "u"',
+            r"a\.jsonl:1: no column 'user' for data\.group; there are: text, label, users\. Did",
+        ),
+        ('"user": null', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": " "', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": NaN', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": [1]', r"a\.jsonl:1: the user \(data\.group\) must be one value, got '\[1\]'"),
+    ],
+)
+def test_a_row_without_its_group_is_an_error(write_file: Callable, cells: str, message: str) -> None:
+    name = write_file("a.jsonl", f'{{"text": "a", "label": "b", {cells}}}\n')
+    with pytest.raises(DataError, match=message):
+        corpus(test=name, group="user").split("test")
 
 
 def test_a_limit_draws_examples_after_the_cut(write_file: Callable, logged: list) -> None:

@@ -73,6 +73,7 @@ class SeedGroup:
             "seconds": _mean([result.get("wall_seconds") for result in results]),
             "tokens/s": _mean([result.get("train_tokens_per_second") for result in results]),
             "MB": _mean([result.get("peak_memory_mb") for result in results]),
+            "overlap": overlap_of(results),
         }
 
 
@@ -145,6 +146,15 @@ def data_of(data: dict[str, Any]) -> str:
     limits = data.get("limit")
     counts = limits.items() if isinstance(limits, dict) else []
     return " ".join([text, *(f"{split}≤{count}" for split, count in counts if count is not None)])
+
+
+def overlap_of(results: Sequence[dict[str, Any]]) -> str:
+    """How many test examples the model was trained or selected on, from metrics.json of runs; empty for none."""
+    texts = []
+    for split in ("train", "validation"):
+        counts = sorted({(result.get("overlap") or {}).get(split, 0) for result in results})
+        texts += [f"{split} {' to '.join(map(str, sorted({counts[0], counts[-1]})))}"] if any(counts) else []
+    return ", ".join(texts)
 
 
 def backbone_of(backbone: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def problem_of_config(config: Any) -> str:
 def problem_of_result(result: Any) -> str:
     """Why a run with this content of metrics.json can't be compared; empty where it can."""
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
-    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict, "baselines": dict}, True):
+    optional: Kinds = costs | {"versions": dict, "baselines": dict, "overlap": OPTIONAL_MAPPING}
+    if wrong := _wrong(result, RESULT) or _wrong(result, optional, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"
     if not result["metrics"]:
         return "no example was scored"

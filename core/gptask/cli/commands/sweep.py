@@ -39,7 +39,8 @@ REFUSED = {  # options that a sweep sets itself, or can't have
     "resume": "the same command runs a stopped trial again",
     "tasks": "a sweep searches for the best options of one task (gptask train -m runs several values)",
 }
-CONSTANT = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # in all trials
+CUT = ("data.seed", "data.validation", "data.cut", "data.stratify", "data.group", "data.limit.validation")
+CONSTANT = ("task", "outputs", *CUT)  # in all trials
 MAX_ROWS = 10  # of the table of trials
 
 

@@ -43,6 +43,7 @@ def contents(folder):
         ("engine=fast,reference", "engine has one value in a sweep"),
         ("engine.packing=on,off", "engine.packing has one value in a sweep"),
         ("outputs=a,b", "outputs has one value in a sweep"),
+        ("data.stratify=true,false", "data.stratify has one value in a sweep"),
         ("data.limit.validation=4,8", "data.limit.validation has one value in a sweep"),
         ("seed=1,2", "data.seed=<number> fixes that"),
         ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
