@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from gptask.data.literals import parse_container
@@ -79,16 +80,24 @@ def joined_text(cell: Any) -> str:
 def texts(cell: Any) -> list[str]:
     """One text or several, also of a list written as text, without members that are null or blank."""
     content = parse_container(cell) if isinstance(cell, str) else cell
-    if isinstance(content, dict) and isinstance(cell, str) and _is_json_text(cell, content):
+    if isinstance(cell, str) and _is_one_text(cell, content):
         content = None
     parts = content if isinstance(content, list) else [cell if content is None else content]
     members = [text(part) for part in map(plain_cell, parts) if part is not None]
     return [member for member in members if not is_blank(member)]
 
 
-def _is_json_text(cell: str, content: dict[Any, Any]) -> bool:
-    """Whether an object may be the very text to write: JSON that holds no list (of answers, say)."""
-    return cell.lstrip("{ \n").startswith(('"', "}")) and not any(isinstance(value, list) for value in content.values())
+def _is_one_text(cell: str, content: list[Any] | dict[Any, Any] | None) -> bool:
+    """Whether brackets may be part of the text to write.
+
+    They are in JSON of an object that holds no list (of answers, say), and around numbers in parentheses or braces,
+    such as the point (1, 2).
+    """
+    if isinstance(content, dict):
+        is_json = cell.lstrip("{ \n").startswith(('"', "}"))
+        return is_json and not any(isinstance(value, list) for value in content.values())
+    is_list = content is None or cell.lstrip().startswith(("[", "array("))
+    return not is_list and not any(isinstance(part, str) for part in content or [])
 
 
 def integers(cell: Any) -> list[int]:
@@ -123,19 +132,20 @@ def number(cell: Any) -> float:
 def tokens(cell: Any, has_tags: bool) -> list[str]:
     """The words of a list (also written as text) or a text; split at spaces where the task has tags, else by `words`.
 
-    Raises `DataError` for a word that is empty or null, which a tag would stand for.
+    Raises `DataError` for a word that is empty or null, which a tag would stand for. One of invisible characters is a
+    word: corpora of posts have such.
     """
     content = parse_container(cell) if isinstance(cell, str) else cell
     has_words = isinstance(content, list) and (not content or any(isinstance(part, str) for part in content))
     if not isinstance(content, list) or (isinstance(cell, str) and not has_words):  # [1] is a text with a number
         return text(cell).split() if has_tags else words(text(cell))
-    return [text(part) for part in present("token", content)]
+    return [text(part) for part in present("token", content, lambda part: isinstance(part, str) and not part.strip())]
 
 
-def present(noun: str, parts: list[Any]) -> list[Any]:
+def present(noun: str, parts: list[Any], is_empty: Callable[[Any], bool] = is_blank_cell) -> list[Any]:
     """The parts of a list, none of which is null or empty; raises `DataError` with the place of one that is."""
     parts = [plain_cell(part) for part in parts]
     for place, part in enumerate(parts, 1):
-        if part is None or is_blank_cell(part):
+        if part is None or is_empty(part):
             raise DataError(f"{noun} {place} of {len(parts)} is {'null' if part is None else 'empty'}")
     return parts

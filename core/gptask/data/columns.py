@@ -54,7 +54,9 @@ class Columns:
         for name, column in self.column_of.items():
             self._check_column(name, column, task_fields)
         self.prompt_columns = task_fields.keys() - self.task_names  # fields that only the prompt names
-        self._refuse_targets_in_prompt(task)
+        targets = {field.name: _as_list(self.column_of.get(field.name, field.name)) for field in task.targets()}
+        self.target_columns = targets if self.prompt_columns else {}
+        self._refuse_targets_in_prompt({})
         self.split = split
         trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
         self.trained_columns: Mapping[str, list[str]] = trained_columns
@@ -89,14 +91,16 @@ class Columns:
                 f"references (texts) or labels. A prompt may name more: task.prompt='{{{column[0]}}} ...'"
             )
 
-    def _refuse_targets_in_prompt(self, task: Task) -> None:
-        """Raise `UserError` where the prompt names a column that holds a target, which would give the answer away."""
-        for target in task.targets():
-            columns = self.column_of.get(target.name, target.name)
+    def _refuse_targets_in_prompt(self, row: Any) -> None:
+        """Raise `UserError` where the prompt names a column that holds a target, which would give the answer away.
+
+        ``row`` tells which names the positions among the columns have.
+        """
+        for target, columns in self.target_columns.items():
             for name in sorted(self.prompt_columns):
-                if self.column_of.get(name, name) in ([columns] if isinstance(columns, str) else columns):
+                if _named(row, str(self.column_of.get(name, name))) in [_named(row, column) for column in columns]:
                     raise UserError(
-                        f"task.prompt names {{{name}}}, whose column holds the {target.name}, which is what the model "
+                        f"task.prompt names {{{name}}}, whose column holds the {target}, which is what the model "
                         "has to predict: take it out"
                     )
 
@@ -151,6 +155,7 @@ class Columns:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
         if isinstance(row.value, DataError):
             raise row.value
+        self._refuse_targets_in_prompt(row.value)
         cells: Any = row.value
         if self.convert_row:
             mapped_cells: dict[str, Any] = {}
@@ -213,6 +218,8 @@ class Columns:
         Raises `DataError` for a row that has some of the columns, but not all.
         """
         (name,) = (name for name, value in self.column_of.items() if value is columns)
+        if not all(column.isdigit() for column in columns):
+            columns = [_named(row, column) for column in columns]
         cells = {column: plain_cell(_cell(row, column)) for column in columns}
         absent = [column for column, cell in cells.items() if cell is MISSING]
         if absent and len(absent) < len(columns):
@@ -306,6 +313,12 @@ def _cell(row: Any, column: str) -> Any:
         if row and all(isinstance(part, dict) and column in part for part in row):
             return [part[column] for part in row]
     return MISSING
+
+
+def _named(row: Any, column: str) -> str:
+    """The name of the column at a position of a row with names; any other column as it is."""
+    is_position = column.isdigit() and isinstance(row, dict) and column not in row and int(column) < len(row)
+    return str(list(row)[int(column)]) if is_position else column
 
 
 def _as_list(column: str | list[str]) -> list[str]:

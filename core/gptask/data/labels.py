@@ -39,10 +39,21 @@ class LabelReader:
         self.separator = options.label_separator
         self.names = label_names(options)  # label id → name
         self.unambiguous_names = set(self.names.values()) - set(self.names)  # names that are not an id as well
+        is_renumbered = all(label.isdigit() and name.isdigit() for label, name in self.names.items())
+        self.both = sorted({*self.names} & {*self.names.values()}, key=int) if is_renumbered else []
 
     def name(self, raw: Any) -> str:
-        """The name of a label, from its id or name in the file; raises `DataError` for an unknown or missing one."""
+        """The name of a label, from its id or name in the file; raises `DataError` for an unknown or missing one.
+
+        Raises `UserError` for a number that is only a name where other numbers are ids and names, and are read as ids.
+        """
         label = canonical_label(text(raw))
+        if self.both and label in self.unambiguous_names:
+            raise UserError(
+                f"the label {label} is a name in data.labels, where {listing(self.both)} are names and ids, and ids go "
+                f"first, by which {self.both[0]} is called {self.names[self.both[0]]}: if the file has ids from 1, set "
+                "data.label_start=1; if it has names, leave data.labels out"
+            )
         if not label or label in self.unambiguous_names:
             return label
         if label in self.names:
@@ -59,6 +70,8 @@ class LabelReader:
         return label
 
     def _hint(self, label: str) -> str:
+        if label in BOOLEANS.values() and self.names.keys() >= BOOLEANS.keys():
+            return "; the file has numbers: name 0 and 1 in place of false and true"
         if label.isdigit():
             return " (ids counted from 1? data.label_start=1)"
         if YAML_BOOLEANS.get(label.lower()) in {*self.names, *self.names.values()}:

@@ -12,7 +12,14 @@ from pathlib import Path
 from gptask.config.schemas import Files
 from gptask.data import conll
 from gptask.data.documents import documents
-from gptask.data.encoding import Undecodable, decoded_lines, first_bytes_encoding, refuse_undecodable, resolve_encoding
+from gptask.data.encoding import (
+    SNIFFED_BYTES,
+    Undecodable,
+    decoded_lines,
+    first_bytes_encoding,
+    refuse_undecodable,
+    resolve_encoding,
+)
 from gptask.data.header import is_named_header
 from gptask.data.json_rows import json_lines, json_records
 from gptask.data.opening import COMPRESSED_SUFFIXES, opened, refuse_unreadable
@@ -25,6 +32,7 @@ PACKED = ((b"\x1f\x8b", "compressed by gzip", "zcat"), (b"PK\x03\x04", "a zip ar
 log = logging.getLogger("gptask")
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "conll", "conllu", "lines")
 TABLES = ("csv", "tsv")
+MAX_LINE_CHARACTERS = 4096  # on average, where lines are taken to end with a carriage return
 FORMAT_OF_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -93,6 +101,7 @@ def _stream_rows(
     if file_format == "json":
         yield from json_records(stream, source, encoding, wanted)
         return
+    _refuse_carriage_returns(stream, encoding, source.path)
     layout = None
     if file_format in TABLES:
 
@@ -106,6 +115,17 @@ def _stream_rows(
     errors = Undecodable()
     lines = decoded_lines(stream, encoding, errors)
     yield from refuse_undecodable(_line_rows(file_format, lines, options, wanted, str(source), layout), errors)
+
+
+def _refuse_carriage_returns(stream: io.BufferedIOBase, encoding: str, path: Path) -> None:
+    """Raise `DataError` for lines that end with a carriage return alone; ``stream`` is read and rewound."""
+    text = stream.read(SNIFFED_BYTES).decode(encoding, "ignore")
+    stream.seek(0)
+    if "\n" not in text and text.rstrip("\r").count("\r") > len(text) // MAX_LINE_CHARACTERS:
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone, as in old Mac files, so the whole file is one line; "
+            "convert it (tr '\\r' '\\n' < old > new), or save it as CSV (UTF-8)"
+        )
 
 
 def read_stream(stream: Iterable[bytes], options: Files, header_names: Iterable[str] = ()) -> Iterator[Row]:

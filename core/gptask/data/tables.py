@@ -104,7 +104,7 @@ def _sniff_delimiter(
     """The format's own delimiter, unless the first lines fit another one better.
 
     A delimiter fits by the wanted names in the header, where columns are named; else by all rows having the same
-    number of cells, enough for the positions asked for.
+    number of cells, enough for the positions asked for. A separator of labels that is told parts no cells.
     """
     default = "\t" if file_format == "tsv" else ","
     positions = wanted_positions(options)
@@ -118,10 +118,11 @@ def _sniff_delimiter(
         needed = width if positions and delimiter == default else max(2, width)  # a single cell needs no delimiter
         return n_named, len(widths) == 1 and min(widths) >= needed
 
-    fits = {delimiter: fit(delimiter) for delimiter in (default, *DELIMITERS.values())}
+    others = [mark for mark in DELIMITERS.values() if mark != options.label_separator or mark == ","]
+    fits = {delimiter: fit(delimiter) for delimiter in (default, *others)}
     best = max(fits, key=lambda delimiter: fits[delimiter])  # of equal ones the first, which is the default
     if positions and fits[best][1] and best == default:
-        rivals = [name for name, value in DELIMITERS.items() if value != default and fits[value] == fits[default]]
+        rivals = [name for name, value in DELIMITERS.items() if value != default and fits.get(value) == fits[default]]
         if rivals:
             notes.warnings.append(
                 f"the rows have as many cells each if parted by {listing(rivals)}: set data.delimiter if they are"

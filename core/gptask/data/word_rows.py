@@ -40,7 +40,7 @@ def sentences(rows: Iterable[Row], column: str, word_columns: Collection[str]) -
     """Join rows to sentences: the cells of ``word_columns`` become lists, of others the first row's are taken.
 
     A sentence begins where the cell of ``column`` is neither blank nor that of the row before. A bad row makes its
-    sentence a bad one.
+    sentence a bad one; between two sentences it may belong to either, and makes both bad.
     """
     words: list[Row] = []
     current: Any = None
@@ -48,7 +48,7 @@ def sentences(rows: Iterable[Row], column: str, word_columns: Collection[str]) -
         name = _named_cells(row).get(column)
         if words and not _is_blank(name) and name != current:
             yield _joined(words, column, word_columns)
-            words = []
+            words = [words[-1]] if isinstance(words[-1].value, DataError) else []
         words.append(row)
         current = current if _is_blank(name) else name
     if words:

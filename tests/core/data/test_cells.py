@@ -41,7 +41,10 @@ def test_a_text_stays_a_text(cell: str) -> None:
     assert value(cell, Kind.TEXT) == cell
 
 
-@pytest.mark.parametrize("cell", ["[sic] he said", "(laughs)", "nan", "None", '{"name": "Ann"}', "{}", "[laughs]"])
+@pytest.mark.parametrize(
+    "cell",
+    ["[sic] he said", "(laughs)", "nan", "None", '{"name": "Ann"}', "{}", "[laughs]", "(1, 2)", "{3}", "((1, 2), 3)"],
+)
 def test_one_reference_stays_a_text(cell: str) -> None:
     assert value(cell, Kind.TEXTS) == [cell]
 
@@ -105,6 +108,10 @@ def test_anything_else_is_no_number(cell: object) -> None:
 @pytest.mark.parametrize("cell", ["[1]", "[sic]", "( )"])
 def test_a_sentence_with_brackets_is_no_list_of_words(cell: str) -> None:
     assert "".join(value(cell, Kind.TOKENS)) == cell.replace(" ", "")
+
+
+def test_a_word_of_invisible_characters_is_a_word() -> None:
+    assert value(["heart", "\ufe0f", "\u200b"], Kind.TOKENS) == ["heart", "\ufe0f", "\u200b"], "as in WNUT 2017"
 
 
 def test_a_word_that_is_null_is_an_error_with_its_place() -> None:

@@ -265,6 +265,11 @@ def test_labels_may_have_a_column_each(cells: tuple, expected: list) -> None:
     assert example(["a", *cells], TEXT, LABELS, columns=positions, labels=["A", "B", "C"])["labels"] == renamed
 
 
+def test_a_label_column_named_by_position_beside_names_has_the_name_of_its_header() -> None:
+    row = {"text": "a", "toxic": 0, "insult": 1}
+    assert example(row, TEXT, LABELS, columns={"labels": ["toxic", 2]})["labels"] == ["insult"]
+
+
 def test_a_label_column_with_something_else_is_an_error_that_names_it() -> None:
     row = {"text": "a", "toxic": 1, "insult": "0.7", "threat": 0}
     assert "the label 'insult' has '0.7'; expected 0, 1, true, false or nothing" in error(

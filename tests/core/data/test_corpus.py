@@ -232,6 +232,13 @@ def test_the_sentence_may_stand_on_every_row_and_its_column_have_any_name_or_non
     assert tagged(write_file("bare.csv", headless), sentence=0, tokens=1, tags=3) == SENTENCES
 
 
+def test_a_bad_row_between_two_sentences_makes_both_bad(write_file: Callable) -> None:
+    rows = ["sent_id,tokens,tags", "0,a,O", "0,b,B-X", 'broken"', "1,d,I-X", "2,e,O", "2,f,O", ""]
+    options = Files(train=write_file("a.csv", "\n".join(rows)), on_bad=BadRowPolicy.skip)
+    (sentence,) = CachedCorpus(TokenTagging(), options, 0).all_rows("train")
+    assert sentence["tokens"] == ["e", "f"], "the broken row may be the first word of sentence 1"
+
+
 def test_the_last_sentence_of_a_file_ends_with_it(write_file: Callable) -> None:
     header = "sentence_id,Word,Tag\n"
     files = [write_file("a.csv", f"{header}1,a,O\n1,b,O\n"), write_file("b.csv", f"{header}1,c,O\n1,d,O\n")]
@@ -262,7 +269,7 @@ def test_a_bad_row_makes_its_sentence_a_bad_one(write_file: Callable, text: str,
 
 
 def test_a_bad_word_leaves_the_other_sentences_of_the_file(write_file: Callable) -> None:
-    file = write_file("ner.csv", "Sentence #,Word,Tag\n1,a,O\n,b\n2,c,O\n2,d,O\n")
+    file = write_file("ner.csv", "Sentence #,Word,Tag\n1,a,O\n,b\n1,b,O\n2,c,O\n2,d,O\n")
     data = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS, on_bad=BadRowPolicy.skip)
     assert texts(data.split("test"), "tokens") == [["c", "d"]]
 

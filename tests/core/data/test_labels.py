@@ -170,6 +170,15 @@ def test_a_label_that_is_both_an_id_and_a_name_is_an_id() -> None:
     assert [names.label(raw) for raw in ("1", "2", "x", "3")] == ["2", "1", "3", "3"]
 
 
+def test_numbers_that_name_other_numbers_are_not_taken_for_ids_unseen() -> None:
+    stars = [1, 2, 3, 4, 5]
+    assert [reader(stars).label(raw) for raw in range(5)] == ["1", "2", "3", "4", "5"]
+    assert [reader(stars, label_start=1).label(raw) for raw in stars] == ["1", "2", "3", "4", "5"]
+    with pytest.raises(UserError, match=r"label 5 is a name .* where 1, 2, 3, 4 are .* data\.label_start=1") as caught:
+        reader(stars).label("5")
+    assert not isinstance(caught.value, DataError), "on_bad=skip must not hide it"
+
+
 def test_label_names_of_another_form_are_an_error(write_file: Callable) -> None:
     with pytest.raises(UserError, match=r"data.labels must be a map, a list or a file"):
         reader(3)
@@ -177,6 +186,10 @@ def test_label_names_of_another_form_are_an_error(write_file: Callable) -> None:
         reader("nowhere.txt")
     with pytest.raises(UserError, match=r"names.json is not valid JSON"):
         reader(write_file("names.json", "[1,"))
+
+
+def test_numbers_are_no_booleans_and_the_message_says_what_to_name() -> None:
+    assert "the file has numbers: name 0 and 1 in place of" in error(reader({"true": "a", "false": "b"}).label, "1")
 
 
 # --- one label in a cell ------------------------------------------------------------------------------------------

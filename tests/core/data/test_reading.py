@@ -72,6 +72,14 @@ def test_tables_without_header_are_read_by_position(write_file: Callable, kind: 
     assert values(name, header=False) == cells
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.conll", "a.txt"])
+def test_lines_that_end_with_a_carriage_return_are_refused(write_file: Callable, name: str, encoding: str) -> None:
+    with pytest.raises(DataError, match="its lines end with a carriage return alone"):
+        values(write_file(name, "text,label\rgood,1\rbad,0\r".encode(encoding)))
+    assert values(write_file("one.txt", b"a line\r")) == ["a line"]
+
+
 def test_the_format_option_overrides_the_suffix(write_file: Callable) -> None:
     assert values(write_file("a.data", content("jsonl")), format="jsonl") == RECORDS
     assert values(write_file("a.json", content("jsonl")), format="jsonl") == RECORDS

@@ -160,6 +160,15 @@ def test_two_delimiters_that_fit_alike_are_a_warning(write_file: Callable) -> No
     assert any("as many cells each if parted by semicolon: set data.delimiter" in line for line in notes.warnings)
 
 
+def test_the_separator_of_labels_parts_no_cells(write_file: Callable) -> None:
+    notes, options = ReadingNotes(), {"columns": {"text": 0, "labels": 1}, "label_separator": "|"}
+    rows = read_all(write_file("a.csv", "good,a|b\nbad,c|a\n"), notes, **options)
+    assert [row.value for row in rows] == [["good", "a|b"], ["bad", "c|a"]]
+    assert not notes.warnings
+    uneven = write_file("b.csv", "good, really,a|b\nbad,c|a\n")
+    assert values(uneven, **options) == [["good", " really", "a|b"], ["bad", "c|a"]], "not ['good, really,a', 'b']"
+
+
 def test_the_first_line_of_excel_names_the_delimiter(write_file: Callable) -> None:
     (row,) = read_all(write_file("a.csv", "sep=;\ntext;label\na;b\n"))
     assert (row.number, row.value) == (3, {"text": "a", "label": "b"})

@@ -182,6 +182,8 @@ WRONG_NAMES: list[tuple[str, dict[str, str], str]] = [
     ("{title}", {"titel": "body"}, r"no field 'titel'; it has label, text, title\. Did you mean 'title'"),
     ("{title}: {stars}", {}, r"names \{stars\}, whose column holds the label, which is what the model has to predict"),
     ("{a} {b}", {"a": "title", "b": "stars"}, r"names \{b\}, whose column holds the label"),
+    ("{title}: {stars}", {"label": 2}, r"names \{stars\}, whose column holds the label"),
+    ("{title}: {b}", {"b": 2}, r"names \{b\}, whose column holds the label"),
     ("{text}", {}, "the text is empty"),
 ]
 
