@@ -128,6 +128,10 @@ class Columns:
         names = [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
         return [*names, EVERY_NAME] if self.convert_row else names
 
+    def accepted_names(self, field: str) -> list[str]:
+        """The names under which a row may have a field that ``data.columns`` does not map."""
+        return [field, *self.trained_columns.get(field, [])]
+
     def sentences(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows of one file; where it has a word a row, its sentences instead.
 

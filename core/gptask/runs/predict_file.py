@@ -150,7 +150,8 @@ def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> d
         others = {columns.required[0] if len(columns.required) == 1 else "line": value}
     names, cells = list(others), dict[str, Any]()
     for field in columns.fields:
-        default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else field.name
+        named = (name for name in columns.accepted_names(field.name) if name in others)
+        default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
         column = str(column_names.get(field.name, default))
         column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
         cell = others.pop(column, None)

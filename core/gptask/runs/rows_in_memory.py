@@ -29,7 +29,7 @@ def rows_in_memory(examples: Any, columns: Columns) -> Iterator[Row]:
     if (
         pandas
         and isinstance(examples, pandas.Series)
-        and not {f.name for f in columns.fields}.isdisjoint(examples.index)
+        and not {name for f in columns.fields for name in columns.accepted_names(f.name)}.isdisjoint(examples.index)
     ):
         examples = examples.to_dict()  # one row of a DataFrame
     values: Iterable[Any]
@@ -77,12 +77,13 @@ def _single_example(example: Any, columns: Columns) -> Any:
             )
         return example
     for field in columns.fields:
-        value = _plain(example.get(field.name))
-        if field.kind is Kind.TEXT and isinstance(value, list):
-            raise UserError(
-                f"a dictionary is one example, but its '{field.name}' is a list of {len(value)}; for several examples "
-                "give a list of dictionaries, a DataFrame or a datasets.Dataset"
-            )
+        for name in columns.accepted_names(field.name):
+            value = _plain(example.get(name))
+            if field.kind is Kind.TEXT and isinstance(value, list):
+                raise UserError(
+                    f"a dictionary is one example, but its '{name}' is a list of {len(value)}; for several examples "
+                    "give a list of dictionaries, a DataFrame or a datasets.Dataset"
+                )
     return example
 
 
@@ -100,13 +101,19 @@ def _row_value(example: Any, columns: Columns) -> dict[str, Any] | str | DataErr
 
 
 def _missing_field(names: Iterable[str], columns: Columns) -> DataError | None:
-    """The error for a row or table without a required field, None where it has all."""
+    """The error for a row or table without a required field, or its column in training; None where it has all."""
     names = list(names)
-    missing = [name for name in columns.required if name not in names]
+
+    def is_there(path: str) -> bool:
+        return path in names or path.partition(".")[0] in names
+
+    missing = [name for name in columns.required if not any(map(is_there, columns.accepted_names(name)))]
     if not missing:
         return None
+    in_prompt = f", which task.prompt names as {{{missing[0]}}}," if missing[0] in columns.prompt_columns else ""
     return DataError(
-        f"no '{missing[0]}' among {listing(names)}; rename the column that holds it.{nearest(missing[0], names)}"
+        f"no '{missing[0]}'{in_prompt} among {listing(names)}; rename the column that holds it."
+        f"{nearest(missing[0], names)}"
     )
 
 

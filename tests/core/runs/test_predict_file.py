@@ -58,6 +58,14 @@ def test_columns_are_mapped_and_plain_lines_are_texts(run, tmp_path, capsys):
     assert lines[0]["score"] == pytest.approx(lines[2]["score"], abs=1e-5)
 
 
+def test_a_column_that_training_read_for_a_field_is_not_repeated(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda data: {"text": ["body", "review"]})
+    (tmp_path / "a.csv").write_text("n,review\n1,good\n")
+    call(run, tmp_path / "a.csv")
+    line = json.loads(capsys.readouterr().out)
+    assert (line["text"], line["n"], "review" in line) == ("good", "1", False)
+
+
 def test_a_bad_row_ends_with_its_file_and_line_after_the_rows_before_it(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"txet": "bad"}\n{"text": "fine"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl:2: no column 'text'.*Did you mean 'txet'.*on_error=skip"):

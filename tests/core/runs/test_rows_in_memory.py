@@ -141,6 +141,18 @@ def test_other_tasks_take_their_own_dictionaries_and_texts():
     assert values({"instruction": "Say", "input": "hi"}, TextGeneration()) == [{"instruction": "Say", "input": "hi"}]
 
 
+def test_a_field_may_have_the_name_of_its_column_in_training():
+    trained = {"context": ["passage"], "question": ["meta.question"]}
+    task = QuestionAnswering()
+    columns = Columns(task, Data(), task.inputs(), trained_columns=trained)
+    row = {"passage": "Oslo is big", "meta": {"question": "What is?"}}
+    for examples in (row, [row], pd.DataFrame([row]), pd.Series(row), Dataset.from_list([row])):
+        (read,) = rows_in_memory(examples, columns)
+        assert columns.example(read) == {"context": "Oslo is big", "question": "What is?"}
+    with pytest.raises(UserError, match="its 'passage' is a list of 2"):
+        rows_in_memory({"passage": ["a", "b"], "question": ["c", "d"]}, columns)
+
+
 def test_pandas_is_not_imported_for_it():
     script = (
         "import json, sys\nfrom gptask.runs.rows_in_memory import rows_in_memory\n"
