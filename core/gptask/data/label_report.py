@@ -23,6 +23,7 @@ LABEL_KINDS = {Kind.LABEL: ("class", "classes"), Kind.LABELS: ("label", "labels"
 MAX_ROWS, RAREST_ROWS = 20, 6  # of a table; the rarest labels stand at its end
 MAX_NAME = 40  # characters of a label in a table or a message
 MIN_SUSPICIOUS = 10  # classes: fewer may well have one example each in a small file
+SEPARATORS = ";|,"  # of labels, which may stand within one where data.label_separator is another
 MISSING_NAMES = {"None", "NONE", "NA", "N/A", "n/a"}  # maybe a missing value, maybe a class
 
 
@@ -76,6 +77,7 @@ class LabelReport:
         yield from self._variants()
         yield from self._booleans_and_numbers()
         yield from self._missing_names()
+        yield from self._unseparated()
         yield from self._no_labels()
 
     def _variants(self) -> Iterator[str]:
@@ -107,6 +109,22 @@ class LabelReport:
                 f"the label '{names[0]}' may stand for a missing one; leave out such rows then. If it is a class, "
                 f"set {self._option({})}"
             )
+
+    def _unseparated(self) -> Iterator[str]:
+        """Labels that are several ones, parted by another mark than ``data.label_separator``."""
+        if self.field.kind is not Kind.LABELS or self.named:
+            return
+        for mark in SEPARATORS:
+            parts = {label: [part.strip() for part in label.split(mark)] for label in self.labels}
+            counts = Counter(part for label in parts for part in parts[label])
+            joined = [
+                label for label in self.labels if len(parts[label]) > 1 and any(counts[p] > 1 for p in parts[label])
+            ]
+            if joined:
+                yield (
+                    f"the label '{_shown(joined[0])}' seems to be several, parted by '{mark}'; set "
+                    f"{self.prefix}data.label_separator='{mark}' if it is"
+                )
 
     def _no_labels(self) -> Iterator[str]:
         """Signs that the column does not hold what is learned, in all rows of the first split."""

@@ -70,15 +70,20 @@ def table_rows(lines: Lines, layout: Layout, wanted: set[str], name: str) -> Ite
         if isinstance(cells, DataError) or not layout.has_header:
             yield Row(number, cells)
         elif header is None:
-            header = cells
-            names = unique_names([cell.strip() for cell in cells], wanted, f"{name}:{number}")
-        elif cells == header:
+            header = [cell.strip() for cell in cells]
+            names = unique_names(header, wanted, f"{name}:{number}")
+        elif len(cells) == len(header) and all(map(_is_name, cells, header)):
             yield Row(number, DataError("the row repeats the header; remove it (files put together?)"))
         elif len(cells) != len(names):
             shown_names = listing(name[:40] for name in names)
             yield Row(number, DataError(f"{len(cells)} cells, but the header has {len(names)} ({shown_names})"))
         else:
             yield Row(number, TableCells(zip(names, cells, strict=True)))
+
+
+def _is_name(cell: str, name: str) -> bool:
+    """Whether a cell is a name of the header; a file that is put behind another may begin with a byte order mark."""
+    return cell.strip() == name or cell in (f"\ufeff{name}", f'\ufeff"{name}"')
 
 
 def _told_delimiter(options: Files) -> str | None:

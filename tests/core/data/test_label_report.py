@@ -181,6 +181,17 @@ def test_vectors_read_as_ids_are_a_warning(report: Log) -> None:
     assert not report(Classification(multi_label=True), [*rows, {"labels": []}])[1]
 
 
+def test_labels_that_another_mark_parts_are_a_warning(report: Log) -> None:
+    rows = [{"labels": labels} for labels in ("spam;rude", "rude", "", "kind;spam") * 2]
+    _, (warning,) = report(Classification(multi_label=True), rows)
+    advice = "set data.label_separator=';' if it is"
+    assert warning == f"labels: the label 'kind;spam' seems to be several, parted by ';'; {advice}"
+    assert parse_override(f"data.label_separator={quote_if_needed(';')}").value() == ";"
+    assert not report(Classification(multi_label=True), rows, label_separator=";")[1]
+    alone = [{"labels": labels} for labels in (["sad; lonely"], ["glad"], [])] * 2
+    assert not report(Classification(multi_label=True), alone)[1], "a mark may be part of a name"
+
+
 def test_tags_are_counted_by_words(report: Log) -> None:
     rows = [{"tokens": ["a", "b", "c"], "tags": ["O", "B-PER", tag]} for tag in ("I-PER", "i-per") * 3]
     table, (warning,) = report(TokenTagging(), rows)

@@ -244,6 +244,14 @@ def test_the_header_is_decided_by_evidence(
     assert (not sentences) if said is None else (said in sentences[0] and len(sentences) == 1)
 
 
+@pytest.mark.parametrize("header", ["text,label", "text, label", '"text","label"'])
+def test_the_header_of_a_file_put_behind_another_is_a_bad_row(write_file: Callable, header: str) -> None:
+    part = f"\ufeff{header}\ngood,1\n"
+    rows = values(write_file("a.csv", part + part))
+    assert rows[0] == rows[2] == {"text": "good", "label": "1"}
+    assert str(rows[1]).startswith("the row repeats the header")
+
+
 def test_a_row_that_repeats_the_header_is_a_bad_row(write_file: Callable, logged: list) -> None:
     name = write_file("a.csv", "\n".join([*STARS, *STARS]) + "\n")
     for columns in (BY_NAME, BY_POSITION):
