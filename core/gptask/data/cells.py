@@ -52,7 +52,7 @@ def wrong_kind(name: str, kind: Kind, column: str, cell: Any) -> DataError:
         hint = "; does the task have an option for several labels an example?"
     content = parse_container(cell) if isinstance(cell, str) and kind is not Kind.TEXT else cell
     content = content[0] if isinstance(content, list) and content else content
-    if isinstance(content, dict) and content and kind is not Kind.MESSAGES:
+    if isinstance(content, dict) and content and kind is not Kind.MESSAGES and not {"start", "end"} <= content.keys():
         members = [str(member) for member in content]
         hint = f"; it has the members {listing(members)}: name one by a path, data.columns.{name}={column}.{members[0]}"
     return DataError(f"the {name} must be {EXPECTED[kind]}, got {str(cell)[:40]!r}{hint}")
