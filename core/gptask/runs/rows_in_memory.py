@@ -102,12 +102,13 @@ def _row_value(example: Any, columns: Columns) -> dict[str, Any] | str | DataErr
 def _missing_field(names: Iterable[str], columns: Columns) -> DataError | None:
     """The error for a row or table without a required field, None where it has all."""
     names = list(names)
-    missing = [name for name in columns.required if name not in names]
-    if not missing:
-        return None
-    return DataError(
-        f"no '{missing[0]}' among {listing(names)}; rename the column that holds it.{nearest(missing[0], names)}"
-    )
+    for name in columns.required:
+        paths = [name, *columns.trained_columns.get(name, [])]  # the column of the training may have another name
+        if not any(path in names or path.partition(".")[0] in names for path in paths):
+            hint = f"rename the column that holds it.{nearest(name, names)}"
+            in_prompt = f", which task.prompt names as {{{name}}}," if name in columns.prompt_columns else ""
+            return DataError(f"no '{name}'{in_prompt} among {listing(names)}; {hint}")
+    return None
 
 
 def _check_table(table: Any, names: list[Any], columns: Columns) -> None:
