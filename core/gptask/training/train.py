@@ -94,7 +94,7 @@ def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.
         if writes:
             context.write_config()
             if config.probe and not config.resume:
-                probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
+                probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, context.folder, config.resume)
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
