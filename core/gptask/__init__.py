@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         TaskConfig,
     )
     from gptask.config.schemas import Train as Config
+    from gptask.data.labels import canonical_label
     from gptask.data.messages import Message, parse_messages
+    from gptask.data.words import WORDS_SIGNATURE, is_blank, normalized_words, space_characters
     from gptask.errors import DataError, UserError, listing, nearest
     from gptask.model.backbone.chat_template import chat_template_of
     from gptask.model.generation.generate import GeneratedText
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from gptask.plugins.metric import AdditiveMetric, MeanMetric, Metric
     from gptask.plugins.protocols import Backbone, Batch, Corpus, TaskHead
     from gptask.plugins.resampling import RESAMPLES_PER_BLOCK
-    from gptask.plugins.task import Task, option
+    from gptask.plugins.task import Task, most_frequent, option
     from gptask.plugins.types import IGNORED, Encoded, Example, Field, Kind, Prediction
     from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
     from gptask.training.train import train, train_tasks
@@ -55,7 +57,9 @@ _MODULES = {  # the module that defines each public name
         "Scratch",
         "TaskConfig",
     ),
+    "gptask.data.labels": ("canonical_label",),
     "gptask.data.messages": ("Message", "parse_messages"),
+    "gptask.data.words": ("WORDS_SIGNATURE", "is_blank", "normalized_words", "space_characters"),
     "gptask.errors": ("DataError", "UserError", "listing", "nearest"),
     "gptask.model.backbone.chat_template": ("chat_template_of",),
     "gptask.model.generation.generate": ("GeneratedText",),
@@ -65,7 +69,7 @@ _MODULES = {  # the module that defines each public name
     "gptask.plugins.metric": ("AdditiveMetric", "MeanMetric", "Metric"),
     "gptask.plugins.protocols": ("Backbone", "Batch", "Corpus", "TaskHead"),
     "gptask.plugins.resampling": ("RESAMPLES_PER_BLOCK",),
-    "gptask.plugins.task": ("Task", "option"),
+    "gptask.plugins.task": ("Task", "most_frequent", "option"),
     "gptask.plugins.types": ("IGNORED", "Encoded", "Example", "Field", "Kind", "Prediction"),
     "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
     "gptask.training.train": ("train", "train_tasks"),
@@ -75,6 +79,7 @@ _LOCATIONS["Config"] = ("gptask.config.schemas", "Train")
 __all__ = [
     "IGNORED",
     "RESAMPLES_PER_BLOCK",
+    "WORDS_SIGNATURE",
     "AdditiveMetric",
     "Backbone",
     "Batch",
@@ -115,15 +120,20 @@ __all__ = [
     "TaskHead",
     "UserError",
     "WritingTask",
+    "canonical_label",
     "chat_template_of",
+    "is_blank",
     "is_wide",
     "listing",
     "load_run",
     "load_runs",
     "load_task",
+    "most_frequent",
     "nearest",
+    "normalized_words",
     "option",
     "parse_messages",
+    "space_characters",
     "train",
     "train_tasks",
     "weights_hash",

@@ -29,6 +29,7 @@ from gptask import (
 )
 
 from gptask_tasks import sample
+from gptask_tasks.text import published_start
 
 
 class AnswerPlacement(Enum):
@@ -76,6 +77,10 @@ class QuestionGeneration(GenerativeTask):
             return self.ANSWER_FIRST_PROMPTS[self.language]
         return super().template
 
+    def needed_inputs(self) -> set[str]:
+        """Return what marks the answer, and what the qa run reads."""
+        return {"context", "answers"} if self.answer is AnswerPlacement.marked or self.qa_run is not None else set()
+
     def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Load the task of the qa run, so that a wrong one is refused before anything is trained; choose no option."""
         if self.qa_run is not None:
@@ -94,26 +99,34 @@ class QuestionGeneration(GenerativeTask):
 
     def format_prompt(self, example: Example) -> str:
         """Return the prompt with the first answer."""
-        answer, span = example["answers"][0].strip(), answer_span(example)
+        span = answer_span(example)
         if self.answer is AnswerPlacement.marked and span:
             text, (start, end) = example["context"], span
             example = example | {"context": f"{text[:start]}[{text[start:end]}]{text[end:]}"}
-        return super().format_prompt(example | {"answers": answer})
+        if "answers" in example:
+            example = example | {"answers": example["answers"][0].strip()}
+        return super().format_prompt(example)
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut on both sides of the answer."""
         encoded, span = self._encode(example, tokenizer, max_tokens), answer_span(example)
-        if not encoded.truncated or not span:
+        order = self.truncation_order()
+        cut_before = [example[name] for name in order[: order.index("context")]] if span else []
+        lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in cut_before]
+        excess = encoded.truncated - sum(lengths)  # tokens that the context loses
+        if excess <= 0 or not span:
             return encoded
-        text = example["context"]
+        text, length = example["context"], len(encoded.ids) + encoded.truncated
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         tokens_before = sum(left < span[0] for left, _ in offsets)
-        tokens_kept = len(offsets) - encoded.truncated
-        first_token = max(0, min(tokens_before - tokens_kept // 2, encoded.truncated))
-        first = offsets[first_token][0]
+        tokens_kept = len(offsets) - excess
+        first_token = max(0, min(tokens_before - tokens_kept // 2, excess))
+        left, right = offsets[first_token]
+        together = [token for token, span in enumerate(offsets) if span == (left, right)]  # of unknown characters
+        first = left + (right - left) * together.index(first_token) // len(together)
         shortened = example | {"context": text[first:], "answer_start": [span[0] - first]}
         encoded = self._encode(shortened, tokenizer, max_tokens)
-        return replace(encoded, truncated=encoded.truncated + first_token)
+        return replace(encoded, truncated=length - len(encoded.ids))
 
     def _encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return prompt and question; a context that is too long is cut at its end."""
@@ -125,8 +138,8 @@ class QuestionGeneration(GenerativeTask):
 
         from gptask_tasks.scores import CorpusScore, Rouge
 
-        bleu = sacrebleu.BLEU(tokenize="zh" if self.language == "zh" else "13a")
-        metrics: list[Metric] = [CorpusScore("bleu", bleu, "question"), Rouge("rougeL", self.language, "question")]
+        bleu = CorpusScore("bleu", sacrebleu.BLEU(), "question", by_characters=True)
+        metrics: list[Metric] = [bleu, Rouge("rougeL", "question")]
         return metrics if self.qa_run is None else [*metrics, RoundTrip(self.qa_run)]
 
     def annotate_predictions(
@@ -151,14 +164,18 @@ class QuestionGeneration(GenerativeTask):
 
 
 def answer_span(example: Example) -> tuple[int, int] | None:
-    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``."""
+    """Return the character span of the first answer: of its occurrences the one nearest to ``answer_start``.
+
+    It is None where the answer is not in the context, or where the prompt shows only one of them.
+    """
+    if not {"context", "answers"} <= example.keys():
+        return None
     text, answer = example["context"], example["answers"][0]
-    published = next(iter(example.get("answer_start") or []), 0)
     starts = [start for start in range(len(text)) if text.startswith(answer, start)]
     if not starts:
         return None
-    nearest = min(starts, key=lambda start: abs(start - published))
-    return nearest, nearest + len(answer)
+    start = published_start(example, 0, starts)
+    return start, start + len(answer)
 
 
 class RoundTrip(MeanMetric):

@@ -8,27 +8,44 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from gptask import AdditiveMetric, Example, MeanMetric, Prediction
+from gptask import (
+    WORDS_SIGNATURE,
+    AdditiveMetric,
+    Example,
+    MeanMetric,
+    Prediction,
+    normalized_words,
+    space_characters,
+)
 
-from gptask_tasks.text import characters, sentences
+from gptask_tasks.text import reference_texts, sentences
 
 
-class CharacterTokenizer:
-    """A tokenizer for rouge-score that takes Chinese by characters."""
+class WordTokenizer:
+    """A tokenizer for rouge-score that knows every script; on ASCII it equals rouge-score's own, with its stemmer."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self.ascii = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        """Split a text into Chinese characters and words of other scripts."""
-        return characters(text)
+        """Split a text into words, the ASCII ones stemmed."""
+        return [
+            stem
+            for word in normalized_words(text)
+            for stem in (self.ascii.tokenize(word) if word.isascii() else [word])
+        ]
 
 
 class Rouge(MeanMetric):
     """ROUGE F1 (Lin 2004) by Google's rouge-score, best over the references, in percent."""
 
-    def __init__(self, kind: str, language: str, field: str) -> None:
+    def __init__(self, kind: str, field: str) -> None:
         from importlib.metadata import version
 
-        self.chinese, self.field = language == "zh", field
-        unit = "characters" if self.chinese else "stemmed words"
+        self.field = field
+        unit = f"{WORDS_SIGNATURE}; ASCII words stemmed"
         super().__init__(kind, f"rouge-score {version('rouge-score')}; {kind}; F1; {unit}; best reference")
 
     @cached_property
@@ -36,35 +53,38 @@ class Rouge(MeanMetric):
         """Google's scorer, loaded for statistics only: a comparison aggregates those of finished runs."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        tokenizer = CharacterTokenizer() if self.chinese else None
-        return RougeScorer([self.name], use_stemmer=not self.chinese, tokenizer=tokenizer)
+        return RougeScorer([self.name], tokenizer=WordTokenizer())
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """Return the F1 of one text."""
-        references, text = reference[self.field], str(prediction.value)
+        references, text = reference_texts(reference, self.field), str(prediction.value)
         if self.name == "rougeLsum":
             references, text = [sentences(r) for r in references], sentences(text)
         return [self.scorer.score_multi(references, text)[self.name].fmeasure]
 
 
 class CorpusScore(AdditiveMetric):
-    """A sacreBLEU metric; its statistics are sacreBLEU's own counts, so that it can be resampled."""
+    """A sacreBLEU metric; its statistics are sacreBLEU's own counts, so that it can be resampled.
 
-    def __init__(self, name: str, scorer: Any, field: str) -> None:
-        self.name, self.scorer, self.field = name, scorer, field
+    ``by_characters`` puts spaces around the characters of scripts without spaces, for data in any language.
+    """
+
+    def __init__(self, name: str, scorer: Any, field: str, by_characters: bool = False) -> None:
+        self.name, self.scorer, self.field, self.by_characters = name, scorer, field, by_characters
         self.reference_counts: set[int] = set()  # different numbers of references of the examples so far
 
     @property
     def signature(self) -> str:  # type: ignore[override]
         """sacreBLEU's signature, with the number of references of an example (``var`` where that varies)."""
         self.scorer.num_refs = next(iter(self.reference_counts)) if len(self.reference_counts) == 1 else -1
-        return str(self.scorer.get_signature())
+        return f"{self.scorer.get_signature()}{'; ' + WORDS_SIGNATURE if self.by_characters else ''}"
 
     def statistics(self, prediction: Prediction, reference: Example) -> Sequence[float]:
         """Return sacreBLEU's counts of one segment (matches and totals per n-gram order, lengths)."""
-        references = [[text] for text in reference[self.field]]
+        texts = [str(prediction.value), *reference_texts(reference, self.field)]
+        text, *references = map(space_characters, texts) if self.by_characters else texts
         self.reference_counts.add(len(references))
-        counts: list[float] = self.scorer._extract_corpus_statistics([str(prediction.value)], references)[0]
+        counts: list[float] = self.scorer._extract_corpus_statistics([text], [[one] for one in references])[0]
         return counts
 
     def aggregate(self, rows: np.ndarray) -> float:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
+import regex
+from gptask import Example, is_blank
 
-CHINESE = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-CHARACTER_OR_WORD = re.compile(rf"{CHINESE}|(?:(?!{CHINESE})[^\W_])+")
-
-
-def characters(text: str) -> list[str]:
-    """Split Chinese into characters and other scripts into words, lower-cased and without punctuation."""
-    return CHARACTER_OR_WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("_", " "))
+SENTENCE_END = regex.compile(r"(?<=\p{Sentence_Terminal})\s+|(?<=(?![.!?])\p{Sentence_Terminal})(?=\S)")
 
 
 def sentences(text: str) -> str:
-    """Put each sentence on a line of its own, as ROUGE-Lsum wants it; it ends with . ! ? or their full-width forms."""
-    return re.sub(r"(?<=[.!?])\s+|(?<=[。！？])\s*(?=\S)", "\n", text.strip())
+    """Put each sentence on a line of its own, as ROUGE-Lsum wants it.
+
+    It ends with ``.``, ``!`` or ``?`` and a space, or with another script's mark, such as ``。`` or ``।``.
+    """
+    return str(SENTENCE_END.sub("\n", text.strip()))
+
+
+def reference_texts(example: Example, field: str) -> list[str]:
+    """Return the references of an example that say something; one empty text where none does."""
+    return [text for text in example[field] or [] if text is not None and not is_blank(text)] or [""]
+
+
+def published_start(example: Example, number: int, starts: list[int]) -> int:
+    """Return which of the occurrences ``starts`` of an answer its offset in ``answer_start`` means: the nearest.
+
+    Where the numbers of offsets and answers differ, as after a blank answer was dropped, an offset that fits counts.
+    """
+    offsets, answers = example.get("answer_start") or [], example["answers"]
+    fitting = [offset for offset in offsets if offset in starts]
+    if len(offsets) != len(answers) and fitting:
+        return int(fitting[0])
+    published = offsets[number] if number < len(offsets) else 0
+    return min(starts, key=lambda start: abs(start - published))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from gptask import Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, UserError, option
+from gptask import Example, Field, GenerationOptions, GenerativeTask, Kind, Metric, Prediction, UserError, option
 
 from gptask_tasks import sample
 from gptask_tasks.scores import CorpusScore
@@ -17,13 +18,15 @@ LANGUAGES = {
     "es": ("Spanish", "西班牙语"), "fi": ("Finnish", "芬兰语"), "fr": ("French", "法语"),
     "he": ("Hebrew", "希伯来语"), "hi": ("Hindi", "印地语"), "hu": ("Hungarian", "匈牙利语"),
     "id": ("Indonesian", "印尼语"), "it": ("Italian", "意大利语"), "ja": ("Japanese", "日语"),
-    "ko": ("Korean", "韩语"), "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"),
+    "km": ("Khmer", "高棉语"), "ko": ("Korean", "韩语"), "lo": ("Lao", "老挝语"),
+    "my": ("Burmese", "缅甸语"), "nl": ("Dutch", "荷兰语"), "no": ("Norwegian", "挪威语"),
     "pl": ("Polish", "波兰语"), "pt": ("Portuguese", "葡萄牙语"), "ro": ("Romanian", "罗马尼亚语"),
     "ru": ("Russian", "俄语"), "sv": ("Swedish", "瑞典语"), "th": ("Thai", "泰语"),
     "tr": ("Turkish", "土耳其语"), "uk": ("Ukrainian", "乌克兰语"), "vi": ("Vietnamese", "越南语"),
     "zh": ("Chinese", "中文"),
 }  # fmt: skip
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}  # languages written without spaces
+# by characters: languages written without spaces, and Korean, as published
+BLEU_TOKENIZERS = {"zh": "zh"} | dict.fromkeys(("ja", "km", "ko", "lo", "my", "th"), "char")
 
 
 def language_code(language: str) -> str:
@@ -39,6 +42,7 @@ class Translation(GenerativeTask):
     """Translate a text from task.source_lang to task.target_lang."""
 
     contract_version = "1.0"
+    baseline_name = "copy of the source"
     PROMPTS: ClassVar[dict[str, str]] = {
         "en": "Translate {source_language} to {target_language}.\n{source_language}: {source}\n{target_language}:",
         "zh": "把{source_language}翻译成{target_language}。\n{source_language}：{source}\n{target_language}：",
@@ -65,6 +69,10 @@ class Translation(GenerativeTask):
     def target(self, example: Example) -> str | None:
         """Return the first translation, which is learned; all of them are references."""
         return example["target"][0] if example.get("target") else None
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the source as it is."""
+        return Prediction(example["source"])
 
     def metrics(self) -> list[Metric]:
         """List BLEU (Papineni et al. 2002) and chrF (Popović 2015), both by sacreBLEU (Post 2018)."""

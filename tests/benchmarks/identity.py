@@ -36,9 +36,9 @@ SPAN = ["task.answer=span", *LONG]
 WRITE = ["task.generation.max_new_tokens=16", *SHORT]
 CASES = [
     ["backbone=nano", "task=classification", "tuning=full", *SHORT],
-    ["backbone=nano", "task=qa", "tuning=lora", *SPAN],
+    ["backbone=nano", "task=qa", "tuning=full", *SPAN],
     ["backbone=nano", "task=translation", "tuning=full", *WRITE],
-    ["backbone=nano", "task=token_tagging", "tuning=head", *SHORT],
+    ["backbone=nano", "task=token_tagging", "tuning=full", *SHORT],
     ["backbone=nano", "task=language_modeling", "tuning=full", *DOCUMENTS],
     ["backbone=smollm2", "task=classification", "tuning=head", *SHORT],
     ["backbone=smollm2", "task=qa", "tuning=lora_short", *SPAN],

@@ -95,7 +95,11 @@ def run_result(folder: Path, options: argparse.Namespace, record: Record) -> Res
         seed=values["seed"],
         task=values["task"],
         data=data,
-        metrics={name: _score(metric) for name, metric in values["metrics"].items() if isfinite(metric["value"])},
+        metrics={
+            name: _score(metric)
+            for name, metric in values["metrics"].items()
+            if metric["value"] is not None and isfinite(metric["value"])
+        },
         main_metric=next(iter(values["metrics"])),
         n=values["n"],
         wall_seconds=round(values["wall_seconds"] if options.wall is None else options.wall, 1),
@@ -142,7 +146,7 @@ def _new_id(command: str) -> str:
 
 def _score(metric: dict[str, Any]) -> Score:
     """A metric of metrics.json, rounded: the interval of a few hundred examples knows no third digit."""
-    low, high = (round(bound, 2) if isfinite(bound) else None for bound in metric["interval"])
+    low, high = (round(bound, 2) for bound in metric["interval"]) if metric["interval"] else (None, None)
     return Score(round(metric["value"], 2), low, high)
 
 

@@ -23,7 +23,7 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 def score(experiment: str) -> str:
     """The task's main metric on the test split, with its interval."""
     from gptask import Prediction
-    from gptask.plugins.metric import score_all
+    from gptask.plugins.metric import interval_text, score_all
     from gptask.training import builder
 
     options = config("train", [f"experiment={experiment}", f"data.root={DATA}"])
@@ -57,8 +57,8 @@ def score(experiment: str) -> str:
         candidates.append((main_score(tuned, model, "validation").value, strength, chosen, model))
     _, strength, chosen, model = max(candidates, key=lambda item: item[0])
     result = main_score(replace(task, **chosen), model, "test")
-    low, high = result.low, result.high
-    return f"{experiment}: {result.name} {result.value:.1f} ({low:.1f} to {high:.1f}), C={strength:g} {chosen or ''}"
+    value, interval = f"{result.value:.1f}", interval_text(result.to_dict(), 1)
+    return f"{experiment}: {result.name} {value} ({interval}), C={strength:g} {chosen or ''}"
 
 
 if __name__ == "__main__":

@@ -18,5 +18,6 @@ def small_config(outputs: Path, **changes: Any) -> Config:
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "accumulate_grad_batches": 1},
         "outputs": str(outputs),
         "probe": False,
+        "baseline": False,
     }
     return Config(**(options | changes))

@@ -177,6 +177,7 @@ def tiny(words: Sequence[str]) -> list[str]:
         return [verb, *arguments]
     if not any(word.startswith("backbone.source=") for word in arguments):
         arguments = [word for word in arguments if not re.match("backbone[.=]", word)] + TINY
+        arguments = ["tuning.lr=1e-2" if re.match("tuning=(head|lora)", word) else word for word in arguments]
     arguments += SMALL
     if verb != "evaluate":
         arguments += ["trainer.max_epochs=1", "probe=false"]

@@ -11,3 +11,9 @@ class TaskWithFields:
 
     def fields(self) -> list[Field]:
         return self.task_fields
+
+    def inputs(self) -> list[Field]:
+        return [field for field in self.task_fields if not field.target]
+
+    def targets(self) -> list[Field]:
+        return [field for field in self.task_fields if field.target]

@@ -143,8 +143,7 @@ def test_braces_in_a_text_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "Review: {txet}"}, r"names \{txet\}; the task's fields are text\. Did you mean 'text'\?"),
-        ({"prompt": "Review: {0}"}, r"names \{0\}"),
+        ({"prompt": "Review: {0}"}, r"holds \{0\}, which is no name"),
         ({"prompt": "Review: {text"}, "is no template"),
         ({"prompt": "Review:"}, r"uses no field; put \{text\} into it"),
         ({"language": "fr"}, "language='fr' has no preset prompt; there are en, zh"),
@@ -177,6 +176,32 @@ def test_a_label_outside_the_set_is_refused(tokenizer: Any) -> None:
         task.check(example)
     with pytest.raises(DataError, match="does not occur in the training data"):
         task.encode(example, tokenizer, 64)
+
+
+def test_labels_are_spelled_as_they_are_read_from_data() -> None:
+    task = Classification(labels=["True", "False", "1.0", "maybe"], label_words={"True": "right", "1.0": "one"})
+    task.validate()
+    assert task.labels == ["true", "false", "1", "maybe"]
+    assert task.label_words == {"true": "right", "1": "one"}
+    with pytest.raises(UserError, match="at least two different names"):
+        Classification(labels=["True", "true"]).validate()
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"), [(["False", "True"], "no"), (["False", "True"], "On"), (["no", "yes"], "false")]
+)
+def test_booleans_that_yaml_makes_of_yes_and_no_are_hinted_at(labels: list[str], name: str) -> None:
+    task = Classification(labels=labels)
+    task.validate()
+    with pytest.raises(DataError, match=f"label '{name}' is not in .* YAML reads yes, no, on and off without quotes"):
+        task.check({"text": "x", "label": name})
+
+
+def test_a_label_with_characters_that_can_not_be_seen_is_refused_with_their_escapes() -> None:
+    with pytest.raises(
+        DataError, match=r"label 'billing\\u200b' is not in task.labels: billing, .*Did you mean 'billing'"
+    ):
+        Classification(labels=["billing", "delivery"]).check({"text": "x", "label": "billing\u200b"})
 
 
 def test_a_text_that_fits_stands_in_the_prompt_as_often_as_readings_says(tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """The task generation: published forms of data, which tokens are learned, the metrics, a run."""
 
 import json
+import logging
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from gptask import Config, DataError, UserError, load_run, train
 from gptask.config.schemas import Files, Full, Scratch
 from gptask.data.columns import Columns
+from gptask.data.corpus import CachedCorpus
 from gptask.data.datamodule import collate, encode
 from gptask.data.rows import Row
 from gptask.plugins.generation_options import GenerationOptions
@@ -28,6 +30,10 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
+def pair(question, answer):
+    return [*user(question), {"role": "assistant", "content": answer}]
+
+
 def read(row):
     return Columns(TextGeneration(), Files()).example(Row(1, row))
 
@@ -43,8 +49,32 @@ def read(row):
         ({"instruction": "Why", "context": "It rains", "response": "so"}, user("Why\n\nIt rains"), "so"),
         ({"prompt": "2 + 2 =", "completion": " 4"}, user("2 + 2 ="), " 4"),
         ({"prompt": TALK[:3], "completion": TALK[3:]}, TALK[:3], "the story"),
+        ({"prompt": str(TALK[:3]), "completion": json.dumps(TALK[3:])}, TALK[:3], "the story"),
+        ({"messages": str(TALK)}, TALK[:3], "the story"),
+        ({"conversations": json.dumps(TALK)}, TALK[:3], "the story"),
+        ({"instruction": "a", "input": float("nan"), "output": "b"}, user("a"), "b"),
+        ({"prompt": "[1, 2]", "completion": "[3]"}, user("[1, 2]"), "[3]"),
         ({"system": "Be", "conversations": TALK[:2]}, [{"role": "system", "content": "Be"}, TALK[0]], "a good film"),
         ({"messages": TALK[:3], "answer": "the story"}, TALK[:3], "the story"),
+        (
+            ALPACA | {"history": [["a", "b"], ["c", "d"]]},
+            [*pair("a", "b"), *pair("c", "d"), *user("Translate\n\ngood")],
+            "bon",
+        ),
+        (ALPACA | {"history": "[['a', \"b\"]]"}, [*pair("a", "b"), *user("Translate\n\ngood")], "bon"),
+        (ALPACA | {"history": pair("a", "b")}, [*pair("a", "b"), *user("Translate\n\ngood")], "bon"),
+        (ALPACA | {"history": [], "tools": "[]", "images": None}, user("Translate\n\ngood"), "bon"),
+        (ALPACA | {"history": "[]"}, user("Translate\n\ngood"), "bon"),
+        (
+            {"prompt": "c", "response": "d", "history": [["a", "b"]], "system": "S"},  # ChatGLM
+            [{"role": "system", "content": "S"}, *pair("a", "b"), *user("c")],
+            "d",
+        ),
+        (
+            {"prompt": user("c"), "completion": pair("c", "d")[1:], "history": [["a", "b"]]},
+            [*pair("a", "b"), *user("c")],
+            "d",
+        ),
     ],
 )
 def test_published_forms_become_a_conversation_and_its_last_answer(row, messages, answer):
@@ -71,6 +101,15 @@ def test_a_row_without_an_answer_is_a_prompt_and_can_not_be_learned(row):
         ({"instruction": "a", "output": ["x"]}, "the output must be a text"),
         ({"conversations": [{"from": "tool", "value": "a"}]}, "message 1 has the role 'tool'"),
         ({"messages": [TALK[1]]}, "the messages is empty"),
+        (ALPACA | {"history": [["a"]]}, r"the history must be pairs \[\[question, answer\], ...\], got"),
+        (ALPACA | {"history": "earlier"}, "the history must be pairs .*, got 'earlier'"),
+        (ALPACA | {"history": [["a", None]]}, "message 2 holds 'None' instead of a text"),
+        (
+            {"messages": TALK, "history": [["a", "b"]]},
+            "the row has messages and a history: put all turns into messages",
+        ),
+        (ALPACA | {"tools": '[{"name": "f"}]'}, "the row has tools, which gptask does not put into a prompt"),
+        ({"conversations": TALK, "image": "a.png"}, "the row has image"),
     ],
 )
 def test_rows_of_other_forms_are_refused(row, message):
@@ -103,6 +142,45 @@ def test_without_an_answer_nothing_is_learned(tokenizer):
     (item,) = encode(TextGeneration(), EXAMPLE | {"answer": None}, tokenizer, 512)
     assert (item["target"], item["learned"]) == (None, [])
     assert item["ids"] == encode(TextGeneration(), EXAMPLE, tokenizer, 512)[0]["ids"]
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned(tokenizer):
+    weights = [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]
+    row = read({"messages": weights})
+    assert row == {"messages": [TALK[0], TALK[1] | {"weight": "0"}, TALK[2]], "answer": ["the story"]}
+    (item,), (plain,) = (encode(TextGeneration(), e, tokenizer, 512) for e in (row, EXAMPLE))
+    assert item["ids"] + item["target"] == plain["ids"] + plain["target"]
+    assert learned(tokenizer, item) == f" the story{tokenizer.eos_token}"
+    assert learned(tokenizer, plain) == f" a good film{tokenizer.eos_token} the story{tokenizer.eos_token}"
+
+
+def test_what_follows_the_last_answer_to_learn_is_left_out():
+    row = {"messages": [*TALK[:3], TALK[3] | {"weight": 0}]}
+    assert read(row) == {"messages": TALK[:1], "answer": ["a good film"]}
+    sharegpt = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "train": False}]
+    with pytest.raises(
+        DataError, match=r"no answer to learn: .* and its weight not 0 unless an earlier answer is learned"
+    ):
+        TextGeneration().check(read({"conversations": sharegpt}))
+    task = TextGeneration()
+    example = Columns(task, Files(), task.inputs()).example(Row(1, {"conversations": sharegpt}))
+    assert example == {"messages": user("a")}  # a prediction needs no answer
+
+
+def test_weights_and_unused_members_survive_the_cache_and_are_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
+    weighted = [TALK[0] | {"name": "Ann"}, TALK[1] | {"weight": 0}, TALK[2] | {"name": "Ann"}, TALK[3] | {"weight": 1}]
+    file = tmp_path / "talk.jsonl"
+    file.write_text("".join(f"{json.dumps({'messages': turns})}\n" for turns in (weighted, TALK)))
+    for _ in range(2):
+        with caplog.at_level("INFO", "gptask"):
+            first, second = CachedCorpus(TextGeneration(), Files(test=str(file)), 0).split("test")
+        assert "test: members of messages that are not used: name (2)" in caplog.messages
+        caplog.clear()
+        assert first["messages"] == [TALK[0], TALK[1] | {"weight": "0"}, TALK[2]]
+        assert second["messages"] == TALK[:3]
+        assert first["digest"] != second["digest"]
 
 
 def test_raw_texts_are_continued(tokenizer):
@@ -170,7 +248,7 @@ def test_options_that_exclude_each_other_and_shots_are_refused():
     with pytest.raises(UserError, match="raw"):
         TextGeneration(raw=True, system="x").validate()
     with pytest.raises(UserError, match="language"):
-        TextGeneration(language="de").validate()
+        TextGeneration(language="German").validate()
     with pytest.raises(UserError, match="shots"):
         TextGeneration().demonstrate(EXAMPLE)
 

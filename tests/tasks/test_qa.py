@@ -14,6 +14,8 @@ from gptask.model.generation.generate import GeneratedText
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
+from tests.support.tokenizers import tokenizer_of
+
 # --- the official evaluation, squad v2.0's evaluate-v2.0.py (normalize_answer as in v1.1), as published -------------
 
 
@@ -44,11 +46,9 @@ def compute_f1(a_gold: str, a_pred: str) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def scores(answer: str, references: list[str], language: str = "en") -> tuple[float, float]:
+def scores(answer: str, references: list[Any]) -> tuple[float, float]:
     """Exact match and F1."""
-    return tuple(
-        m(language).statistics(Prediction(answer), {"answers": references})[0] for m in (AnswerExactMatch, AnswerF1)
-    )  # type: ignore[return-value]
+    return tuple(m().statistics(Prediction(answer), {"answers": references})[0] for m in (AnswerExactMatch, AnswerF1))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,11 @@ def scores(answer: str, references: list[str], language: str = "en") -> tuple[fl
         ("", [], 1, 1),  # no answer, and none given
         ("something", [], 0, 0),
         ("", ["something"], 0, 0),
+        ("", ["Oslo", ""], 0, 0),  # a blank member of a list is no answer
+        ("", ["Oslo", None, "\u200b", " "], 0, 0),
+        ("Oslo", ["", "Oslo"], 1, 1),
+        ("", ["", " "], 1, 1),  # all blank: no answer
+        ("Oslo", [""], 0, 0),
     ],
 )
 def test_squad_scores_by_hand(answer: str, references: list[str], em: float, f1: float) -> None:
@@ -72,17 +77,41 @@ def test_squad_scores_by_hand(answer: str, references: list[str], em: float, f1:
 
 def test_squad_scores_equal_the_official_script() -> None:
     generator = random.Random(0)
-    words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", " ", "é", "«x»"]
+    words = ["the", "a", "An", "Denver", "denver's", "U.S.", "1,000", "—", "the,", "Broncos", "team", "é", "«x»",
+             "β-carotene", "“Oslo”", "½", "İ", "snake_case", "x²"]  # fmt: skip
     for _ in range(500):
-        answer, *references = (" ".join(generator.choices(words, k=generator.randint(0, 5))) for _ in range(3))
+        answer, *references = (" ".join(generator.choices(words, k=generator.randint(1, 5))) for _ in range(3))
         em = max(int(normalize_answer(r) == normalize_answer(answer)) for r in references)
         assert scores(answer, references) == (em, pytest.approx(max(compute_f1(r, answer) for r in references)))
 
 
 def test_chinese_is_scored_by_characters() -> None:
-    assert scores("《北京》。", ["北京"], "zh") == (1, 1)
-    assert scores("北京大学", ["北京"], "zh") == (0, pytest.approx(2 * 2 / 6))
-    assert scores("2020年ＮＢＡ", ["nba 2020年"], "zh") == (0, 1), "words and numbers end where Chinese begins"
+    assert scores("《北京》。", ["北京"]) == (1, 1)
+    assert scores("北京大学", ["北京"]) == (0, pytest.approx(2 * 2 / 6))
+    assert scores("2020年ＮＢＡ", ["nba 2020年"]) == (0, 1), "words and numbers end where Chinese begins"
+    assert scores("1.5亿", ["15亿"]) == (1, 1), "as SQuAD's and MLQA's normalisation drop punctuation"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "em", "f1"),
+    [
+        ("東京タワー", "東京", 0, 2 * 2 / 7),
+        ("สวัสดี", "สวัสดี ", 1, 1),
+        ("в «Осло»", "Осло", 0, 2 / 3),  # words: в, осло
+        ("दिल्ली।", "दिल्ली", 1, 1),
+        ("دمشق،", "دمشق", 1, 1),
+        ("서울에서", "서울", 0, 0),  # Korean has spaces, as in KorQuAD's exact match
+        ("cafe\u0301", "café", 1, 1),
+    ],
+)
+def test_answers_in_other_scripts_lose_their_punctuation(answer: str, reference: str, em: float, f1: float) -> None:
+    assert scores(answer, [reference]) == (em, pytest.approx(f1))
+
+
+def test_one_signature_serves_all_languages() -> None:
+    english, chinese = ([m.signature for m in QuestionAnswering(language=name).metrics()] for name in ("en", "zh"))
+    assert english == chinese
+    assert english[0] == "SQuAD v1.1 normalisation, characters in scripts without spaces; best reference"
 
 
 # --- prompts, options and checks ------------------------------------------------------------------------------------
@@ -102,6 +131,31 @@ def test_prompts_show_context_and_question_in_the_order_that_the_answer_needs() 
     assert around == ["Question: Where?\nContext: ", "\nQuestion: Where?\nAnswer:"], "before its context, and again"
 
 
+def test_a_prompt_may_show_a_title_beside_every_window_of_a_context(tokenizer: Any) -> None:
+    task = QuestionAnswering(answer=AnswerForm.span, stride=4, prompt="{title}: {question}|{context}|{title}")
+    task.validate()
+    example = {
+        "context": "w " * 60 + "Rome",
+        "question": "q",
+        "answers": ["Rome"],
+        "answer_start": [],
+        "title": "A {b}",
+    }
+    parts = task.encode(example, tokenizer, 40)
+    assert len(parts) > 1
+    for part in parts:
+        text = tokenizer.decode(part.ids)
+        assert (text.startswith("A {b}: q|"), text.endswith("|A {b}")) == (True, True)
+
+
+def test_a_question_without_context_needs_free_answers() -> None:
+    task = QuestionAnswering(prompt="Q: {question}\nA:", extractive=False)
+    task.validate()
+    example = {"question": "Where?", "answers": ["London"], "answer_start": []}
+    task.check(example)
+    assert task.render(example) == ("Q: Where?\nA:", " London")
+
+
 def test_spans_are_learned_in_smaller_steps() -> None:
     assert QuestionAnswering(answer=AnswerForm.span).examples_per_step < QuestionAnswering().examples_per_step
 
@@ -109,7 +163,6 @@ def test_spans_are_learned_in_smaller_steps() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "{context} {qestion}"}, r"names \{qestion\}.*Did you mean 'question'"),
         ({"language": "de"}, "language='de' has no preset prompt"),
         ({"answer": AnswerForm.span, "extractive": False}, "extractive=false needs task.answer=generate"),
         ({"answer": AnswerForm.span, "prompt": "{question}"}, r"must hold \{context\} once"),
@@ -293,3 +346,18 @@ def test_the_sample_holds_its_answers_at_their_offsets(sample_rows: Any, assert_
         assert example["answers"]
         for answer, start in zip(example["answers"], example["answer_start"], strict=True):
             assert example["context"][start : start + len(answer)] == answer
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "characters", "sentencepiece-first"])
+def test_a_window_that_ends_within_a_character_marks_the_whole_answer(kind):
+    tokenizer, answer = tokenizer_of(kind), "龘😀"
+    task = QuestionAnswering(answer=AnswerForm.span, stride=12, prompt="{question}{context}")
+    for shift in range(8):
+        context = f"{'x' * shift}{'好看' * 12}{answer}{'𠮷退' * 12}"
+        example = {"context": context, "question": "?", "answers": [answer], "answer_start": [context.index(answer)]}
+        windows = task.encode(example, tokenizer, 40)
+        marked = [w for w in windows if w.label[0] != len(w.ids) - 1]
+        assert marked
+        for window in marked:
+            start, end = (place - window.extra["first"] for place in window.label)
+            assert context[window.extra["left"][start] : window.extra["right"][end]] == answer

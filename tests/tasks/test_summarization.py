@@ -1,6 +1,8 @@
 """The task summarization: ROUGE against rouge-score, prompts, truncation, the sample."""
 
 import random
+import string
+import unicodedata
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from gptask_tasks.text import sentences
 from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-WORDS = ["Running", "runs", "the", "cats", "cat's", "sat", "mat.", "end!", "U.S.", "why?", "7,000", "é"]
+WORDS = ["Running", "runs", "the", "cats", "cat's", "sat", "mat.", "end!", "U.S.", "why?", "7,000", "e-mail"]
 
 
 def texts(count: int, words: list[str]) -> list[str]:
@@ -46,25 +48,68 @@ def test_rouge_lsum_matches_sentence_by_sentence() -> None:
     assert scores["rougeL"] < 60
 
 
+def test_rouge_equals_rouge_score_on_any_ascii_text() -> None:
+    generator, scorer = random.Random(1), RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    alphabet = string.printable + 12 * "aeinrst " + "ing ed ies -_'"
+    for _ in range(60):
+        text, reference = ("".join(generator.choices(alphabet, k=80)) for _ in range(2))
+        reference += text[20:60]
+        for metric in Summarization().metrics()[:3]:
+            (value,) = metric.statistics(Prediction(text), {"summary": [reference]})
+            assert value == scorer.score(reference, text)[metric.name].fmeasure
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Москва – столица России.",
+        "Das mögen wir.",
+        "東京タワーへ行く。",
+        "北京今天下雨。",
+        "สวัสดีครับ",
+        "यह हिन्दी है।",
+        "هذا كتاب جديد؟",
+        "서울에서 왔다.",
+        "cafe\u0301 noir",
+        "ខ្មែរ",
+    ],
+)
+def test_identical_texts_score_100_in_every_script(text: str) -> None:
+    scores = values(Summarization(), [text, text], [[text], ["", text]])
+    assert [scores[name] for name in ROUGE] == [100] * 4
+    assert scores["length_ratio"] == 1
+    composed = unicodedata.normalize("NFC", text)
+    assert values(Summarization(), [text], [[composed]])["rouge1"] == 100
+
+
+def test_rouge_by_hand_beyond_ascii() -> None:
+    assert values(Summarization(), ["Mögen"], [["Mägen"]])["rouge1"] == 0
+    russian = values(Summarization(), ["Он живёт в Москве"], [["Она живёт в Осло"]])
+    assert (russian["rouge1"], russian["rouge2"]) == (50, pytest.approx(100 / 3))
+    japanese = values(Summarization(), ["東京へ行く"], [["京都へ行く"]])  # 京へ行く of 5; へ行, 行く of 4
+    assert (japanese["rouge1"], japanese["rouge2"]) == (pytest.approx(80), 50)
+
+
 def test_chinese_is_scored_by_characters() -> None:
     summary, reference = "北京今天下雨。", "今天北京下大雨"
     scores = values(Summarization(language="zh"), [summary], [[reference]])
     hits, pairs = 6, 2  # all of 北京今天下雨; 北京 and 今天
     assert scores["rouge1"] == pytest.approx(100 * 2 * hits / (6 + 7))
     assert scores["rouge2"] == pytest.approx(100 * 2 * pairs / (5 + 6))
-    assert values(Summarization(), [summary], [[reference]])["rouge1"] == 0, "rouge-score's own tokenizer drops Chinese"
+    assert values(Summarization(), [summary], [[reference]]) == scores, "the text decides, not task.language"
 
 
 def test_the_length_ratio_divides_sums_of_lengths() -> None:
     assert values(Summarization(), ["one two", ""], [["one two three"], ["one"]])["length_ratio"] == 0.5
-    assert values(Summarization(language="zh"), ["北京，雨"], [["北京下雨了"]])["length_ratio"] == pytest.approx(0.6)
+    assert values(Summarization(), ["北京，雨"], [["", "北京下雨了"]])["length_ratio"] == pytest.approx(0.6)
 
 
-def test_signatures_name_the_unit_of_comparison() -> None:
-    english, chinese = (Summarization(language=language).metrics()[0].signature for language in ("en", "zh"))
-    assert "rouge-score" in english
-    assert "stemmed words" in english
-    assert "characters" in chinese
+def test_signatures_name_the_rule_and_do_not_depend_on_options() -> None:
+    english, chinese = ([m.signature for m in Summarization(language=name).metrics()] for name in ("en", "zh"))
+    assert english == chinese
+    rule = "words; characters in scripts without spaces"
+    assert english[0] == f"rouge-score 0.1.2; rouge1; F1; {rule}; ASCII words stemmed; best reference"
+    assert english[-1] == rule
 
 
 def test_prompts_show_the_document_and_end_where_the_summary_follows() -> None:
@@ -76,8 +121,8 @@ def test_prompts_show_the_document_and_end_where_the_summary_follows() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(UserError, match=r"names \{text\}; the task's fields are document"):
-        Summarization(prompt="{text}").validate()
+    with pytest.raises(UserError, match=r"names \{summary\}, which is what .* to predict.* inputs are document"):
+        Summarization(prompt="{document} {summary}").validate()
 
 
 def test_a_document_is_cut_and_a_summary_is_not(tokenizer: Any) -> None:

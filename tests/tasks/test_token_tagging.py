@@ -13,8 +13,11 @@ import pytest
 import seqeval.metrics as reference
 import torch
 from gptask import Config, DataError, Prediction, UserError, train
+from gptask.config.overrides import parse_override
 from gptask.config.schemas import Files, Sample
+from gptask.data.columns import Columns
 from gptask.data.datamodule import PaddedBatch, collate, encode
+from gptask.data.rows import Row
 from gptask.plugins.metric import score_all
 from gptask.plugins.types import IGNORED, Example
 from gptask_tasks.token_tagging import Context, TokenTagging
@@ -70,6 +73,116 @@ def test_plain_tags_differ_from_tags_that_mark_spans() -> None:
         spans(["O", "PER"])
 
 
+@pytest.mark.parametrize("prefixes", ["BIO", "IO", "BIESO", "IESO"])
+def test_tags_without_a_type_mark_the_spans_that_seqeval_sees(prefixes: str) -> None:
+    generator = random.Random(prefixes)
+    for _ in range(300):
+        tags = generator.choices(prefixes, k=generator.randint(1, 12))
+        assert spans(tags) == [(kind, start, end + 1) for kind, start, end in get_entities(tags)], tags
+
+
+def test_tags_without_a_type_make_one_type_and_equal_seqevals_f1() -> None:
+    true = [["B", "I", "O", "B", "B", "I", "O"], ["O", "I", "I", "O", "B"]]
+    predicted = [["B", "I", "O", "B", "I", "I", "O"], ["O", "I", "O", "O", "B"]]
+    chosen = TokenTagging().prepare({"id": "", "tags": tags} for tags in true)
+    assert chosen == {"types": ["_"], "plain": False}
+    task = TokenTagging(**chosen)
+    assert task.tags == ["O", "B-_", "I-_"]
+    predictions = [Prediction([span._asdict() for span in spans(tags)]) for tags in predicted]
+    scores, _ = score_all(task.metrics(), predictions, [{"tags": tags} for tags in true])
+    values = {score.name: score.value for score in scores}
+    assert values["f1"] == pytest.approx(100 * reference.f1_score(true, predicted))
+    assert values["f1"] == pytest.approx(100 * 2 * 2 / (4 + 5))  # of 4 and 5 spans, 2 are the same
+    assert reference.f1_score(true, predicted) < 1
+    segments = TokenTagging().prepare([{"id": "", "tags": list("BMESBE")}])  # words of a Chinese text
+    assert segments == {"types": ["_"], "plain": False}
+
+
+@pytest.mark.parametrize(
+    ("tags", "labels"),
+    [
+        ("O PER-B PER-I LOC-B", {"O": "O", "PER-B": "B-PER", "PER-I": "I-PER", "LOC-B": "B-LOC"}),
+        ("O B_PER I_PER", {"O": "O", "B_PER": "B-PER", "I_PER": "I-PER"}),
+        ("o b-PER i-PER", {"o": "O", "b-PER": "B-PER", "i-PER": "I-PER"}),
+        ("O per_b per_i", {"O": "O", "per_b": "B-per", "per_i": "I-per"}),
+        ("o b i", {"o": "O", "b": "B", "i": "I"}),
+        ("O B_R-ARG0 B_V", {"O": "O", "B_R-ARG0": "B-R-ARG0", "B_V": "B-V"}),
+    ],
+)
+def test_spans_in_another_form_are_refused_with_the_option_that_reads_them(tags: str, labels: dict[str, str]) -> None:
+    rows = [{"id": "", "tags": tags.split()}]
+    with pytest.raises(
+        DataError, match=r"mark spans, but not as B-TYPE, I-TYPE and O: map them, 'data\.labels="
+    ) as caught:
+        TokenTagging().prepare(rows)
+    command = str(caught.value).split("'")[1]
+    assert parse_override(command).value() == labels
+    mapped = TokenTagging().prepare([{"id": "", "tags": [labels[tag] for tag in tags.split()]}])
+    assert mapped["plain"] is False
+    assert TokenTagging(plain=True).prepare(rows) == {"types": sorted(tags.split()), "plain": True}
+
+
+@pytest.mark.parametrize("tags", ["0 1 2", "0 3 -100"])
+def test_numbers_without_names_are_refused(tags: str) -> None:
+    rows = [{"id": "", "tags": tags.split()}]
+    with pytest.raises(
+        DataError, match=r"the tags are numbers \(.*0.*data\.labels=\[O,B-PER,I-PER,\.\.\.\].*task\.plain=true"
+    ):
+        TokenTagging().prepare(rows)
+    assert TokenTagging(plain=True).prepare(rows)["plain"] is True
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        "NN VBZ -LRB- PRP$ . `` O",
+        "NOUN VERB ADP O",
+        "NN-TL FW-IN O",  # Brown
+        "A B O AB",  # blood groups
+        "S M L XL",
+        "N V I",
+        "LOC PER O",  # a class a word, without prefixes: nothing to convert
+        "X_B Y O",
+    ],
+)
+def test_plain_tags_stay_plain(tags: str) -> None:
+    assert TokenTagging().prepare([{"id": "", "tags": tags.split()}]) == {"types": sorted(tags.split()), "plain": True}
+
+
+def test_tags_that_teach_nothing_or_differ_in_form_are_refused() -> None:
+    with pytest.raises(DataError, match="marks no span: every tag is O"):
+        TokenTagging().prepare([{"id": "", "tags": ["O", "O"]}])
+    with pytest.raises(
+        DataError, match=r"a\.conll:3: tag 'I' has no type, but others have one; data\.labels maps tags"
+    ):
+        TokenTagging().prepare([{"id": "a.conll:1", "tags": ["B-PER"]}, {"id": "a.conll:3", "tags": ["I"]}])
+    with pytest.raises(DataError, match=r"tag 'I' has no type; data\.labels maps it: B to B-PER"):
+        TokenTagging(types=["PER"], plain=False).check({"tokens": ["a"], "tags": ["I"]})
+
+
+def test_a_word_a_row_without_a_column_that_tells_sentences_apart_is_refused() -> None:
+    words = [{"id": "", "tags": [tag]} for tag in ["O", "B-PER"] * 5]
+    with pytest.raises(DataError, match=r"each of the 10 rows .* one token.*data\.columns\.sentence=<column>"):
+        TokenTagging().prepare(words)
+    assert TokenTagging().prepare([*words, {"id": "", "tags": ["O", "O"]}])["types"] == ["PER"]
+    assert TokenTagging().prepare(words[:9])["types"] == ["PER"]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"text": "Ada met Bob", "entities": [[0, 3, "PER"]]}, {"tokens": "text"}),  # spaCy, doccano
+        ({"text": "Ada met Bob", "spans": [{"start": 0, "end": 3, "label": "PER"}]}, {"tokens": "text"}),
+        ({"text": "Ada met Bob", "entities": [[0, 3, "PER"]]}, {"tokens": "text", "tags": "entities"}),
+        ({"text": "Ada", "tags": [{"start": 0, "end": 3, "label": "PER"}]}, {"tokens": "text"}),
+        ({"text": "Ada", "tags": {"start": [0], "end": [3], "label": ["PER"]}}, {"tokens": "text"}),
+    ],
+)
+def test_spans_of_characters_are_refused_with_the_way_to_convert_them(row: Any, columns: dict[str, str]) -> None:
+    with pytest.raises(DataError, match=r"one for each token; spans of characters are converted by spacy\.training"):
+        Columns(TokenTagging(), Files(columns=columns)).example(Row(1, row))
+
+
 def test_decoding_finds_the_likeliest_of_all_consistent_sequences() -> None:
     tags = TokenTagging(types=["A", "B"], plain=False).tags
     generator = np.random.default_rng(0)
@@ -114,7 +227,7 @@ def test_aggregates_equal_seqeval(scored: Any) -> None:
     true_bio = [bio(spans(tags), len(tags)) for tags in true]
     assert values["accuracy"] == pytest.approx(100 * reference.accuracy_score(true_bio, predicted))
     assert 0 < values["f1"] < 100
-    assert all(score.low < score.value < score.high for score in scores)
+    assert all(score.interval[0] < score.value < score.interval[1] for score in scores)
     assert len(rows[0]["f1"]) == 3
     assert len(rows[0]["f1_macro"]) == 9
 
@@ -309,7 +422,8 @@ def test_a_run_on_conll_files_predicts_texts_tokens_and_files(tmp_path: Path) ->
     assert set(run.metrics["details"]["per_type"]) == set(run.task.types)
     rows = [{"tokens": "It's in Paris."}, {"tokens": ["It", "'s", "in", "Paris", "."]}, {"tokens": "北京" * 30}]
     predictions = list(run.predict(rows))
-    assert predictions[0] == predictions[1]
+    assert predictions[0].value == predictions[1].value
+    assert predictions[0].score == pytest.approx(predictions[1].score, abs=1e-6)  # they may be in different batches
     for prediction in predictions:
         json.dumps(prediction.value)
         assert 0 < (prediction.score or 0) <= 1

@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
 from gptask import DataError, Prediction, UserError
@@ -45,13 +46,27 @@ def test_scores_and_signatures_equal_sacrebleu(language: str, tokenizer: str, ma
         expected = scorer.corpus_score(hypotheses, streams)  # type: ignore[arg-type]
         assert score.value == pytest.approx(expected.score)
         assert score.signature == str(scorer.get_signature())
-        assert score.low < score.value < score.high
+        assert score.interval is not None
+        assert score.interval[0] < score.value < score.interval[1]
 
 
 def test_empty_translations_score_zero() -> None:
     scores, _ = score_all(Translation().metrics(), [Prediction("")] * 3, [{"target": ["le chat dort ici"]}] * 3)
     assert [score.value for score in scores] == [0.0, 0.0]
-    assert [score.high for score in scores] == [0.0, 0.0]
+    assert [score.interval for score in scores] == [None, None]
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\u200b", None])
+def test_a_blank_reference_does_not_shorten_the_closest_reference(blank: Any) -> None:
+    text, long = "the cat sat on the mat", "the cat sat on the mat and then it looked at the dog"
+    for metric, scorer in zip(Translation().metrics(), (sacrebleu.BLEU(), sacrebleu.CHRF()), strict=True):
+        value = metric.aggregate(np.array([metric.statistics(Prediction(text), {"target": [long, blank]})]))
+        assert value == pytest.approx(scorer.corpus_score([text], [[long]]).score)
+        assert metric.signature.startswith("nrefs:1|")
+    bleu = Translation().metrics()[0]
+    assert bleu.aggregate(np.array([bleu.statistics(Prediction(text), {"target": [long, blank]})])) == pytest.approx(
+        31.14, abs=0.005
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,6 +78,8 @@ def test_empty_translations_score_zero() -> None:
         ("Chinese", "zh"),
         ("中文", "zh"),
         ("ja", "char"),
+        ("Khmer", "char"),
+        ("lo", "char"),
         ("Klingon", "13a"),
     ],
 )
@@ -87,7 +104,7 @@ def test_prompts_name_the_languages() -> None:
     ("options", "message"),
     [
         ({"prompt": "{source_language}: "}, r"uses no field; put \{source\} into it"),
-        ({"prompt": "{source} {target_lang}"}, r"names \{target_lang\}.*Did you mean 'target_language'"),
+        ({"prompt": "{source} {target}"}, r"names \{target\}, which is what the model has to predict"),
         ({"language": "fr"}, "has no preset prompt"),
     ],
 )

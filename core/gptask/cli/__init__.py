@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,16 +33,29 @@ GPTASK_DEBUG=1 shows stack traces.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 success, 1 internal error, 2 user error, 130 Ctrl-C."""
+    """Run a command line and exit: 0 success, 2 user error, 70 internal error, 130 Ctrl-C.
+
+    1 is the bad news that a verb is asked for: `compare --fail-if-worse`, `tasks --check`.
+    """
+    _repair_standard_streams()
     try:
         code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # `gptask tasks | head`: the reader is gone, and flushing at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        code = 141  # as a shell reports a program that SIGPIPE ended
     except (Exception, KeyboardInterrupt) as error:
         code = report_error(error)
     sys.exit(code)
+
+
+def _repair_standard_streams() -> None:
+    """Streams that the shell has closed (``>&-``) take and give nothing; a terminal gets what it lacks escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

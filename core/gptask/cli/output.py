@@ -12,6 +12,8 @@ from typing import Any
 
 from gptask.errors import UserError
 
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h; 1 is what `compare --fail-if-worse` reports
+
 
 def report_error(error: BaseException, where: str = "") -> int:
     """Write the message of an error to standard error and return the exit code.
@@ -28,7 +30,7 @@ def report_error(error: BaseException, where: str = "") -> int:
         return 130
     if message is None:
         sys.stderr.write(f"gptask: {where}internal error in gptask or a plugin; please report it\n")
-        return 1
+        return INTERNAL_ERROR
     sys.stderr.write(f"gptask: {where}{message}\n")
     return 2
 
@@ -50,5 +52,10 @@ def user_message(error: BaseException) -> str | None:
 
 
 def print_json(value: Any) -> None:
-    """Write a value as JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    """Write a value as JSON to standard output, in ASCII where its encoding lacks a character."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, default=str)
+    sys.stdout.write(text + "\n")

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gptask.data.messages import format_message
-from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
+from gptask.plugins.metric import interval_text, value_text
+from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS
 from gptask.runs.folder import is_main_process
 from gptask.runs.manifest import read_manifest
 
@@ -25,7 +26,10 @@ def show_run(folder: Path) -> None:
         return
     read_manifest(folder).verify("metrics.json", "predictions.jsonl")
     console = Console()
-    console.print(_metrics_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))))
+    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    console.print(_metrics_table(result))
+    if baselines := result.get("baselines"):
+        console.print(_baselines_table(baselines))
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
@@ -42,9 +46,19 @@ def _metrics_table(result: dict[str, Any]) -> Table:
     for column in ("metric", "value", "95% interval", ""):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, metric in result["metrics"].items():
-        low, high = metric["interval"]
         arrow = {"higher": "↑", "lower": "↓"}.get(metric["direction"], "")
-        table.add_row(name, f"{metric['value']:.2f}", f"{low:.2f} to {high:.2f}", arrow)
+        table.add_row(name, value_text(metric["value"]), interval_text(metric), arrow)
+    return table
+
+
+def _baselines_table(baselines: dict[str, Any]) -> Table:
+    table = Table("baseline", title="the same test examples without this model")
+    for column in ("metric", "value", "95% interval", "the run against it, paired"):
+        table.add_column(column, justify="right" if column in ("value", "95% interval") else "left")
+    for name, baseline in baselines.items():
+        score = baseline["score"]
+        value, interval = value_text(score["value"]), interval_text(score)
+        table.add_row(name, baseline["metric"], value, interval, baseline["verdict"]["sentence"])
     return table
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from copy import copy
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 from gptask.config.schemas import GROUP_SCHEMAS, VERB_SCHEMAS, Train
@@ -30,7 +33,7 @@ def validated_copy(config: Any) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_object(OmegaConf.structured(config))
+        return OmegaConf.to_object(OmegaConf.structured(escaped(config)))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or type(config).__name__}: {str(error).splitlines()[0]}") from error
 
@@ -52,7 +55,7 @@ def to_plain(config: Any) -> dict[str, Any]:
         if name == "tasks":
             plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
         elif is_dataclass(value):
-            plain[name] = OmegaConf.to_container(OmegaConf.structured(value), enum_to_str=True)
+            plain[name] = OmegaConf.to_container(OmegaConf.structured(escaped(value)), resolve=True, enum_to_str=True)
             kinds = {schema: kind for kind, schema in GROUP_SCHEMAS.get(name, {}).items()}
             if type(value) in kinds:
                 plain[name] = {"kind": kinds[type(value)], **plain[name]}
@@ -66,4 +69,24 @@ def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) ->
     values = dict(plain)
     kind = values.pop("kind", None)
     schema = schema or GROUP_SCHEMAS[group][str(kind)]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), escaped(values)))
+
+
+def escaped(value: Any) -> Any:
+    """A copy of plain values or of a config object that OmegaConf resolves to these values, whatever texts they hold.
+
+    A ``${`` in it, of a label or of a run from elsewhere, is text: only command lines and presets have interpolations.
+    """
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if "${" in value else value
+    if isinstance(value, PurePath):
+        return escaped(str(value))
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        value = copy(value)
+        for f in fields(value):
+            setattr(value, f.name, escaped(getattr(value, f.name)))
+    return value

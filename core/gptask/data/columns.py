@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
-from gptask.config.schemas import Data, Files
+from gptask.config.schemas import Data
+from gptask.data import cells as conversion
+from gptask.data import word_rows
+from gptask.data.cells import is_blank_cell, plain_cell, wrong_kind
+from gptask.data.labels import LabelReader
+from gptask.data.literals import parse_container
 from gptask.data.messages import parse_messages
-from gptask.data.reading import read
-from gptask.data.rows import Row, Source
-from gptask.data.words import words
+from gptask.data.rows import EVERY_NAME, Row, TableCells
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
@@ -21,55 +24,128 @@ Converter = Callable[[Any], Any]  # a cell to a field's value; raises TypeError 
 MISSING = object()  # there is no such cell; a cell that is null is None
 EMPTY_VALUES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
 NON_EMPTY_KINDS = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # LABELS may be an empty list
+BLANK_IS_NULL = (Kind.INTEGERS, Kind.NUMBER)  # kinds for which an empty cell of a table is null
 ALIGNED_KINDS = {Kind.TOKENS: 0, Kind.TAGS: -1}  # of equal length; the position of each in rows without names (CoNLL)
+SEVERAL_COLUMNS_KINDS = (Kind.TEXTS, Kind.LABELS)  # of fields that may be read from several columns
+PEEKED_ROWS = 50  # rows that show whether a table has a word a row
 
 
 class Columns:
     """Turns rows into examples of one task, by ``data.columns``, ``data.labels`` and the task's fields.
 
-    ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone.
+    ``fields`` are the fields to read, all of the task's by default; prediction reads the inputs alone. ``split`` is
+    named in messages. ``trained_columns`` has columns by field that are tried where ``data.columns`` names none and
+    a row has none of the field's name.
     """
 
-    def __init__(self, task: Task, options: Data, fields: list[Field] | None = None) -> None:
-        self.fields = fields if fields is not None else task.fields()
-        task_names = {field.name for field in task.fields()}
-        for name in options.columns:
-            if name not in task_names and name != "id":
-                raise UserError(
-                    f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(task_names))}."
-                    f"{nearest(name, task_names)}"
-                )
-        self.column_of = {name: str(column) for name, column in options.columns.items()}
-        self.id_required = "id" in options.columns and fields is None  # a row to be predicted needs no id
-        self.label_separator = options.label_separator
-        self.names = label_names(options)  # label id → name
-        self.unambiguous_names = set(self.names.values()) - set(self.names)  # names that are not an id as well
+    def __init__(
+        self,
+        task: Task,
+        options: Data,
+        fields: list[Field] | None = None,
+        split: str = "train",
+        trained_columns: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        task_fields = {field.name: field for field in (*task.inputs(), *task.targets())}
+        self.fields = fields if fields is not None else list(task_fields.values())
+        self.task_names = {field.name for field in task.fields()}
+        self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
+        self.column_of = _columns_by_name(options.columns)
+        for name, column in self.column_of.items():
+            self._check_column(name, column, task_fields)
+        self.prompt_columns = task_fields.keys() - self.task_names  # fields that only the prompt names
+        self._refuse_targets_in_prompt(task)
+        self.split = split
+        trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
+        self.trained_columns: Mapping[str, list[str]] = trained_columns
+        self.id_required = "id" in self.column_of and fields is None  # a row to be predicted needs no id
+        self.group = options.group if fields is None else None
+        self.label_reader = LabelReader(options)
+        self.names = self.label_reader.names  # label id → name
+        self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
+        self.kinds = {name: field.kind for name, field in task_fields.items()}
         converters = self._converters()
         self.columns = [(f, self.column_of.get(f.name, f.name), converters[f.kind]) for f in self.fields]
         self.required = [field.name for field in self.fields if field.required]
         self.non_empty = {f.name for f in self.fields if f.required and not f.blank and f.kind in NON_EMPTY_KINDS}
-        self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
-        self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
+        self.sentence_column = None if "sentence" in self.task_names else self.column_of.get("sentence")
         converts_rows = getattr(type(task), "convert_row", Task.convert_row) is not Task.convert_row
         self.convert_row: Converter | None = task.convert_row if converts_rows else None
 
+    def _check_column(self, name: str, column: str | list[str], task_fields: Mapping[str, Field]) -> None:
+        """Raise `UserError` for an entry of ``data.columns`` that is no field, or has too many columns."""
+        extra_names = {"id", "sentence"} if self.aligned else {"id"}
+        known_names = self.task_names | task_fields.keys()
+        if name not in known_names | extra_names:
+            raise UserError(
+                f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(known_names))}."
+                f"{nearest(name, known_names)}"
+            )
+        field = task_fields.get(name)
+        if isinstance(column, list) and (field is None or field.kind not in SEVERAL_COLUMNS_KINDS):
+            kind = f" is {field.kind.value}, and" if field else ""
+            raise UserError(
+                f"data.columns.{name}=[{listing(column)}]: {name}{kind} takes one column; several columns are for "
+                f"references (texts) or labels. A prompt may name more: task.prompt='{{{column[0]}}} ...'"
+            )
+
+    def _refuse_targets_in_prompt(self, task: Task) -> None:
+        """Raise `UserError` where the prompt names a column that holds a target, which would give the answer away."""
+        for target in task.targets():
+            columns = self.column_of.get(target.name, target.name)
+            for name in sorted(self.prompt_columns):
+                if self.column_of.get(name, name) in ([columns] if isinstance(columns, str) else columns):
+                    raise UserError(
+                        f"task.prompt names {{{name}}}, whose column holds the {target.name}, which is what the model "
+                        "has to predict: take it out"
+                    )
+
     def _converters(self) -> dict[Kind, Converter]:
         return {
-            Kind.TEXT: _joined_text,
-            Kind.TEXTS: _texts,
-            Kind.LABEL: self.label,
-            Kind.LABELS: self.labels,
-            Kind.INTEGERS: _integers,
-            Kind.NUMBER: _finite_number,
+            Kind.TEXT: conversion.joined_text,
+            Kind.TEXTS: conversion.texts,
+            Kind.LABEL: self.label_reader.label,
+            Kind.LABELS: self.label_reader.labels,
+            Kind.INTEGERS: conversion.integers,
+            Kind.NUMBER: conversion.number,
             Kind.MESSAGES: parse_messages,
-            Kind.TOKENS: self.tokens,
-            Kind.TAGS: self.tags,
+            Kind.TOKENS: partial(conversion.tokens, has_tags=self.has_tags),
+            Kind.TAGS: self.label_reader.tags,
         }
 
     @property
     def header_names(self) -> list[str]:
-        """The names that mark a row as the header: fields and their columns, but no number (it may be a label)."""
-        return [name for field, column, _ in self.columns for name in (field.name, column) if not name.isdigit()]
+        """The names that are looked for in a file: fields and their columns, but no number (it may be a label).
+
+        Where the task converts rows itself, it may look at any name.
+        """
+        names = [name for field, column, _ in self.columns for name in (field.name, *_as_list(column))]
+        names += [name for columns in self.trained_columns.values() for name in columns]
+        names = [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
+        return [*names, EVERY_NAME] if self.convert_row else names
+
+    def sentences(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows of one file; where it has a word a row, its sentences instead.
+
+        The column that parts the sentences is that of ``data.columns.sentence``, or one whose name and cells show it;
+        `sentence_column` is set to it.
+        """
+        rows = iter(rows)
+        if not self.aligned:
+            return rows
+        columns = {field.name: _as_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
+        column = self.sentence_column
+        if column is None:
+            peeked = list(islice(rows, 1))
+            if candidate := word_rows.sentence_column(peeked, self.trained_columns.get("sentence", [])):
+                peeked += islice(rows, PEEKED_ROWS)
+                column = candidate if word_rows.has_a_word_a_row(peeked, candidate, word_columns) else None
+            rows = chain(peeked, rows)
+        if column is None:
+            return rows
+        self.sentence_column = str(column)
+        return word_rows.sentences(rows, self.sentence_column, word_columns)
 
     def example(self, row: Row) -> Example:
         """Turn a row into an example; the caller adds the file and line to a `DataError`."""
@@ -77,32 +153,81 @@ class Columns:
             raise row.value
         cells: Any = row.value
         if self.convert_row:
-            cells = self.convert_row(cells | self._mapped_cells(cells) if isinstance(cells, dict) else cells)
+            mapped_cells: dict[str, Any] = {}
+            if isinstance(cells, dict):
+                cells = {name: plain_cell(cell) for name, cell in cells.items()}
+                mapped_cells = self._mapped_cells(cells)
+                cells |= mapped_cells
+            cells = self.convert_row(cells)
             if not isinstance(cells, dict | list | str):
                 raise TypeError(f"Task.convert_row() must return the cells of a row, got {cells!r}")
+            if isinstance(cells, dict):
+                cells = {name: mapped_cells[name] for name in self.prompt_columns & mapped_cells.keys()} | cells
         example = {field.name: self._value(cells, field, column, convert) for field, column, convert in self.columns}
         lengths = {name: len(example[name]) for name in self.aligned if example[name] is not None}
         if len(set(lengths.values())) > 1:
             counts = listing(f"{length} {name}" for name, length in lengths.items())
             raise DataError(f"{listing(lengths)} must have the same length, got {counts}")
-        example_id = _cell(row.value, self.column_of.get("id", "id"))
+        id_column = str(self.column_of.get("id", "id"))
+        example_id = plain_cell(_cell(row.value, id_column))
         if example_id is MISSING and self.id_required:
-            raise DataError(self._no_column(row.value, "id", self.column_of["id"]))
+            raise DataError(self._no_column(row.value, "id", id_column))
         if example_id is not MISSING and example_id not in (None, ""):
             example["id"] = str(example_id)
+        if self.group:
+            example["group"] = self._group_value(row.value, self.group)
         return example
 
+    def _group_value(self, row: Any, column: str) -> str:
+        """The text in the column ``data.group``; raises `DataError` for a row without it."""
+        cell = plain_cell(_cell(row, column))
+        if cell is MISSING:
+            names = [str(name)[:40] for name in row] if isinstance(row, dict) else []
+            there = f"there are: {listing(names)}.{nearest(column, names)}" if names else "the cells have no names"
+            raise DataError(f"no column '{column}' for data.group; {there}")
+        if isinstance(cell, list | dict):
+            raise DataError(f"the {column} (data.group) must be one value, got {str(cell)[:40]!r}")
+        if cell is None or is_blank_cell(cell):
+            raise DataError(f"the {column} (data.group) is empty")
+        return conversion.text(cell).strip()
+
     def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The cells that ``data.columns`` names, under the names of their fields."""
-        cells = {name: _cell(row, column) for name, column in self.column_of.items() if name != "id"}
+        """The cells that ``data.columns`` or the prompt name, under the names of their fields."""
+        column_of = {name: name for name in self.prompt_columns} | self.column_of
+        columns = {name: [column_of.get(name, name)] for name in (*self.trained_columns, *column_of)}
+        cells = {
+            name: self._first_cell(row, [*own, *self.trained_columns.get(name, [])])
+            for name, own in columns.items()
+            if name in self.task_names | self.prompt_columns
+        }
         return {name: cell for name, cell in cells.items() if cell is not MISSING}
 
-    def _value(self, row: Any, field: Field, column: str, convert: Converter) -> Any:
+    def _first_cell(self, row: Any, columns: Iterable[str | list[str]]) -> Any:
+        """The cell of the first of these columns that the row has, or MISSING."""
+        cells = (_cell(row, c) if isinstance(c, str) else self._cell_of_columns(row, c) for c in columns)
+        return next((cell for cell in cells if cell is not MISSING), MISSING)
+
+    def _cell_of_columns(self, row: Any, columns: list[str]) -> Any:
+        """The cells of several columns as one: of texts those that are not blank, of labels an object; or MISSING.
+
+        Raises `DataError` for a row that has some of the columns, but not all.
+        """
+        (name,) = (name for name, value in self.column_of.items() if value is columns)
+        cells = {column: plain_cell(_cell(row, column)) for column in columns}
+        absent = [column for column, cell in cells.items() if cell is MISSING]
+        if absent and len(absent) < len(columns):
+            raise DataError(self._no_column(row, name, absent[0]))
+        if absent or self.kinds[name] is Kind.LABELS:
+            return MISSING if absent else cells
+        texts = [part for cell in cells.values() for part in (cell if isinstance(cell, list) else [cell])]
+        return [text for text in map(plain_cell, texts) if text is not None and not is_blank_cell(text)]
+
+    def _value(self, row: Any, field: Field, column: str | list[str], convert: Converter) -> Any:
         """The value of one field; raises `DataError` for a cell that is missing, null, empty or of another kind."""
-        cell = self._field_cell(row, field, column)
+        cell = plain_cell(self._field_cell(row, field, column))
         if cell is MISSING and (field.name in self.column_of or field.required):
-            raise DataError(self._no_column(row, field.name, column))
-        if cell is MISSING or cell is None:
+            raise DataError(self._no_column(row, field.name, str(column)))
+        if cell is MISSING or cell is None or (field.kind in BLANK_IS_NULL and is_blank_cell(cell)):
             if field.required:
                 raise DataError(f"the {field.name} is null")
             return EMPTY_VALUES.get(field.kind)
@@ -111,18 +236,19 @@ class Columns:
         except UnicodeEncodeError as error:
             raise DataError(f"the {field.name} holds half a surrogate pair, which is not a character") from error
         except (TypeError, ValueError) as error:
-            raise DataError(f"the {field.name} must be {field.kind.value}, got {str(cell)[:40]!r}") from error
-        if field.name in self.non_empty and (not value or (isinstance(value, str) and value.isspace())):
+            problem = wrong_kind(field.name, field.kind, str(column), cell)
+            raise DataError(f"{problem}. {word_rows.SPANS_HINT}") if field.kind is Kind.TAGS else problem from error
+        if field.name in self.non_empty and (not value or is_blank_cell(value)):
             raise DataError(f"the {field.name} is empty")
         return value
 
-    def _field_cell(self, row: Any, field: Field, column: str) -> Any:
+    def _field_cell(self, row: Any, field: Field, column: str | list[str]) -> Any:
         """The cell of a field, or MISSING."""
         if isinstance(row, str) and field.required and len(self.required) == 1:
             return row
         cell = _cell(row, field.name) if self.convert_row else MISSING  # a converted row names cells like the fields
         if cell is MISSING:
-            cell = _cell(row, column)
+            cell = self._first_cell(row, [column, *self.trained_columns.get(field.name, [])])
         if cell is MISSING and isinstance(row, list) and field.kind in ALIGNED_KINDS:
             position = ALIGNED_KINDS[field.kind]
             if field.name not in self.column_of and len(row) > -position:
@@ -136,52 +262,30 @@ class Columns:
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
                 "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
-        hint = " The row has a single cell: is data.format right?" if len(row) == 1 else ""
+        hint = " The row has a single cell: is data.format or data.delimiter right?" if len(row) == 1 else ""
         if isinstance(row, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
                 f"set data.columns.{name}=<position from 0>.{hint}"
             )
         columns = [str(key)[:40] for key in row]
+        if name in self.prompt_columns:
+            return (
+                f"no column '{column}', which task.prompt names as {{{name}}}; there are: {listing(columns)}."
+                f"{nearest(column, [*columns, *self.task_names])} Set data.columns.{name}=<column>, or correct the "
+                f"prompt ({{{{ }}}} are literal braces).{hint}"
+            )
+        if name in self.aligned and word_rows.has_character_spans(row):
+            hint = f" {word_rows.SPANS_HINT}"
+        in_table = isinstance(row, TableCells)
+        no_header = (
+            f", or for a table without header data.header=false and positions.{hint}" if in_table else f".{hint}"
+        )
+        alone = "" if self.split == "train" else f" (data.{self.split}_columns.{name} for this split alone)"
         return (
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
-            f"data.columns.{name}=<column>, or for a table without header data.header=false and positions.{hint}"
+            f"data.columns.{name}=<column>{alone}{no_header}"
         )
-
-    def label(self, raw: Any) -> str:
-        """The name of a label, from its id or name in the file."""
-        if isinstance(raw, bool) or (isinstance(raw, float) and raw.is_integer()):
-            raw = int(raw)
-        text = _text(raw).strip()
-        if not text or not self.names or text in self.unambiguous_names:
-            return text
-        if text not in self.names:
-            hint = " (ids counted from 1? data.label_start=1)" if text.isdigit() else ""
-            raise DataError(f"label '{text[:40]}' is not in data.labels: {listing(self.names)}{hint}")
-        return self.names[text]
-
-    def labels(self, raw: Any) -> list[str]:
-        """The names of a row's labels, from a list or a separated string."""
-        parts = raw if isinstance(raw, list) else str(raw).split(self.label_separator or None)
-        return [self.label(part) for part in parts if str(part).strip()]
-
-    def tokens(self, raw: Any) -> list[str]:
-        """The words of a list or a text; a text is split at spaces where the task has tags, else by `words`."""
-        if not isinstance(raw, list):
-            return _text(raw).split() if self.has_tags else words(_text(raw))
-        return _require_non_empty("token", [_text(part) for part in raw])
-
-    def tags(self, raw: Any) -> list[str]:
-        """The names of the words' labels, from a list or from a text with spaces between them."""
-        parts = raw if isinstance(raw, list) else _text(raw).split()
-        return _require_non_empty("tag", [self.label(part) for part in parts])
-
-
-def _require_non_empty(noun: str, texts: list[str]) -> list[str]:
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            raise DataError(f"{noun} {number} of {len(texts)} is empty")
-    return texts
 
 
 def _cell(row: Any, column: str) -> Any:
@@ -192,7 +296,10 @@ def _cell(row: Any, column: str) -> Any:
         if column.isdigit() and int(column) < len(row):
             return list(row.values())[int(column)]
         name, dot, path = column.partition(".")
-        return _cell(row[name], path) if dot and name in row else MISSING
+        if not dot or name not in row:
+            return MISSING
+        content = parse_container(row[name]) if isinstance(row[name], str) else plain_cell(row[name])
+        return _cell(content, path)
     if isinstance(row, list):
         if column.isdigit():
             return row[int(column)] if int(column) < len(row) else MISSING
@@ -201,55 +308,27 @@ def _cell(row: Any, column: str) -> Any:
     return MISSING
 
 
-def _text(cell: Any) -> str:
-    if isinstance(cell, list | dict):
-        raise TypeError
-    text = str(cell)
-    if not text.isascii():
-        text.encode()  # raises UnicodeEncodeError for half a surrogate pair
-    return text
+def _as_list(column: str | list[str]) -> list[str]:
+    return [column] if isinstance(column, str) else column
 
 
-def _joined_text(cell: Any) -> str:
-    return " ".join(map(_text, cell)) if isinstance(cell, list) else _text(cell)
+def _columns_by_name(columns: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """``data.columns`` with every column as a text; an entry that is null counts as not set."""
+    by_name: dict[str, str | list[str]] = {}
+    for name, value in columns.items():
+        parts = value if isinstance(value, list) else [value]
+        if not parts or not all(isinstance(part, str | int) for part in parts if value is not None):
+            raise UserError(f"data.columns.{name}={value!r}: expected a column's name or position, or a list of them")
+        if value is not None:
+            by_name[name] = [str(part) for part in parts] if isinstance(value, list) else str(value)
+    return by_name
 
 
-def _texts(cell: Any) -> list[str]:
-    texts = [_text(part) for part in cell] if isinstance(cell, list) else [_text(cell)]
-    return texts if any(text.strip() for text in texts) else []
-
-
-def _integers(cell: Any) -> list[int]:
-    return [int(part) for part in (cell if isinstance(cell, list) else [cell])]
-
-
-def _finite_number(cell: Any) -> float:
-    number = float(cell)
-    if not math.isfinite(number):  # one NaN makes the loss and every mean NaN
-        raise ValueError
-    return number
-
-
-def label_names(options: Data) -> dict[str, str]:
-    """``data.labels`` as id → name: a map, a list, or a file (JSON, ``id TAB name`` or a name a line)."""
-    labels = options.labels
-    if isinstance(labels, str):
-        labels = _read_label_file(labels, options)
-    if isinstance(labels, Mapping):
-        return {str(key): str(name) for key, name in labels.items()}
-    if not isinstance(labels, list | None):
-        raise UserError(f"data.labels must be a map, a list or a file with one, got {str(options.labels)[:40]!r}")
-    return {str(number): str(name) for number, name in enumerate(labels or [], options.label_start)}
-
-
-def _read_label_file(file_name: str, options: Data) -> Any:
-    path = Source.parse(file_name, getattr(options, "root", None)).path
-    if path.suffix.lower() == ".json":
-        try:
-            return json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"data.labels: {path} is not valid JSON: {error}") from error
-    rows = read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", "utf-8")), ())
-    lines = [line for row in rows if (line := str(row.value).strip())]
-    pairs = [line.split("\t", 1) for line in lines]
-    return {key: name.strip() for key, name in pairs} if all(len(pair) == 2 for pair in pairs) else lines
+def trained_columns(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The columns, by field, that a run with these options of ``data`` read; positions are left out."""
+    columns: dict[str, list[str]] = {}
+    for option in ("columns", "validation_columns", "test_columns"):
+        for name, column in _columns_by_name(data.get(option) or {}).items():
+            if isinstance(column, str) and not column.isdigit() and name != "id":
+                columns.setdefault(name, []).append(column)
+    return columns

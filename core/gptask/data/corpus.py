@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gptask.config.schemas import Data, Files, Hub, Sample
-from gptask.data.columns import label_names
 from gptask.data.documents import options_for_task
-from gptask.data.examples import Examples, cached_examples
+from gptask.data.examples import Examples, cached_examples, task_groups
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.labels import label_names
+from gptask.data.opening import COMPRESSED_SUFFIXES
 from gptask.data.reading import FORMAT_OF_SUFFIX
+from gptask.data.splitting import joined_groups, stratified_splits
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, UserError, listing
 from gptask.plugins.task import Task
+from gptask.plugins.types import Field, Kind
 
 log = logging.getLogger("gptask")
 SPLITS = ("train", "validation", "test")
-LOCAL_SUFFIXES = {*FORMAT_OF_SUFFIX, ".txt", ".gz"}
+LOCAL_SUFFIXES = {*FORMAT_OF_SUFFIX, ".txt", *COMPRESSED_SUFFIXES}
 
 
 class CachedCorpus:
@@ -35,6 +40,14 @@ class CachedCorpus:
             limit = getattr(options.limit, split)
             if limit is not None and limit < 1:
                 raise UserError(f"data.limit.{split}={limit} must be at least 1")
+        for split in ("validation", "test"):
+            if getattr(options, f"{split}_columns") and getattr(options, split, "") is None:
+                raise UserError(
+                    f"data.{split}_columns is for a file of its own, and data.{split} is not set: the {split} split is "
+                    "cut from train, whose columns data.columns names"
+                )
+        if options.stratify and not _label_field(task):
+            raise UserError("data.stratify=true needs a task whose examples have labels; leave it out (null) or false")
         self.task, self.seed = task, seed
         self.options = options
         if isinstance(options, Sample):
@@ -71,16 +84,23 @@ class CachedCorpus:
             raise UserError(f"no {name} data: set data.{name}=<file> (with data=files), or take data=sample")
 
     def warn_overlap(self) -> None:
-        """Log how many validation and test inputs also occur in train."""
-        train_digests = self.split("train").digests
+        """Log how many validation and test inputs also occur in train, and how many test inputs in validation."""
+        seen = {"train": self.split("train").digests}
         for name in ("validation", "test"):
-            overlap = int(np.isin(self.split(name).digests, train_digests).sum())
-            if overlap:
-                log.warning("%d of %d %s inputs also occur in train", overlap, len(self.split(name)), name)
+            digests = self.split(name).digests
+            for other, overlap in count_overlap(digests, seen).items():
+                if overlap:
+                    log.warning("%d of %d %s inputs also occur in %s", overlap, len(digests), name, other)
+            seen[name] = digests
 
     def split_source(self, name: str) -> Any:
         """The file names (or the hub split) the user gave for a split, None if none."""
         return getattr(self.options, name, None)
+
+    def split_options(self, name: str) -> Data:
+        """The options that read a split: its own columns replace those of all splits, field by field."""
+        columns = getattr(self.options, f"{name}_columns", {})
+        return replace(self.options, columns={**self.options.columns, **columns}) if columns else self.options
 
     def fingerprint(self) -> list[Any]:
         """The identity of the data: per split its files' hashes (or the hub's fingerprint), and the label names."""
@@ -92,32 +112,57 @@ class CachedCorpus:
 
     def _choose_rows(self, name: str) -> tuple[ArrowStore, np.ndarray]:
         """The store that holds a split, and the split's rows in it."""
-        missing = [split for split in ("validation", "test") if self.split_source(split) is None]
-        if name in missing:
+        if name in self._missing:
             if self.split_source("train") is None:
                 self.require_split(name)
-            rows = self._cut_train(missing)[name]
-            log.info("%s: no file given, so %d examples are cut from train (seed %d); duplicates stay in one split",
-                     name, len(rows), self.seed)  # fmt: skip
+            rows = self._cut[name]
+            together = f"duplicates and equal values of {self.options.group}" if self.options.group else "duplicates"
+            log.info("%s: no file given, so %d examples are cut from train (seed %d%s); %s stay in one split",
+                     name, len(rows), self.seed, ", stratified by label" * self._stratified, together)  # fmt: skip
             return self._store("train"), rows
         store = self._store(name)
-        if name == "train" and missing:
-            return store, self._cut_train(missing)["train"]
+        if name == "train" and self._missing:
+            return store, self._cut["train"]
         return store, np.arange(len(store))
 
-    def _cut_train(self, missing: list[str]) -> dict[str, np.ndarray]:
-        """Divide train by its groups, so that duplicates and questions on one context stay in one split."""
-        groups, group_of_row = np.unique(self._store("train").column("group"), return_inverse=True)
+    @property
+    def _missing(self) -> list[str]:
+        """The splits that are cut from train."""
+        return [split for split in ("validation", "test") if self.split_source(split) is None]
+
+    @property
+    def _stratified(self) -> bool:
+        """Whether a cut takes the same share of every label."""
+        return self.options.stratify is not False and _label_field(self.task) is not None
+
+    @cached_property
+    def _cut(self) -> dict[str, np.ndarray]:
+        """The rows of train that each missing split gets, and those that stay, divided by groups.
+
+        Duplicates, questions on one context and equal values of the column ``data.group`` stay in one split.
+        """
+        store, missing = self._store("train"), self._missing
+        values = store.column("group")
+        if self.options.group:
+            values = joined_groups(values, task_groups(self.task, store))
+        groups, group_of_row = np.unique(values, return_inverse=True)
         groups_per_split = max(1, round(self.options.cut * len(groups)))
         if len(groups) < groups_per_split * len(missing) + 1:
             raise DataError(
                 f"train has {len(groups)} different examples, too few to cut {listing(missing)} from; "
                 "add rows or name a file for each split"
             )
-        split_of_group = np.random.default_rng(self.seed).permutation(len(groups)) // groups_per_split
+        generator, field = np.random.default_rng(self.seed), _label_field(self.task)
+        if self._stratified and field:
+            rows, labels = store.labels(field.name)
+            by_rarest = field.kind is Kind.LABELS
+            sizes = len(groups), len(missing), groups_per_split
+            split_of_group = stratified_splits(group_of_row[rows], labels, *sizes, by_rarest, generator)
+        else:
+            split_of_group = generator.permutation(len(groups)) // groups_per_split
         split_of_row = split_of_group[group_of_row]
-        rows = {split: np.flatnonzero(split_of_row == number) for number, split in enumerate(missing)}
-        return rows | {"train": np.flatnonzero(split_of_row >= len(missing))}
+        cut = {split: np.flatnonzero(split_of_row == number) for number, split in enumerate(missing)}
+        return cut | {"train": np.flatnonzero(split_of_row >= len(missing))}
 
     def _limited(self, name: str, store: ArrowStore, rows: np.ndarray) -> Examples:
         limit, total = getattr(self.options.limit, name), len(rows)
@@ -129,7 +174,7 @@ class CachedCorpus:
     def _store(self, name: str) -> ArrowStore:
         if name not in self._stores:
             self.require_split(name)
-            self._stores[name] = cached_examples(self.task, self.options, name, self._reader(name))
+            self._stores[name] = cached_examples(self.task, self.split_options(name), name, self._reader(name))
         return self._stores[name]
 
     def _is_hub_split(self, name: str) -> bool:
@@ -146,11 +191,22 @@ class CachedCorpus:
         return self._readers[name]
 
     def _new_reader(self, name: str) -> FileReader | HubReader:
-        options = self.options
+        options = self.split_options(name)
         if isinstance(options, Hub) and self._is_hub_split(name):
             return HubReader(options, self.split_source(name))
         file_options = options if isinstance(options, Files) else _as_file_options(options)
         return FileReader(options_for_task(file_options, self.task), self.split_source(name))
+
+
+def count_overlap(digests: np.ndarray, splits: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many of the input digests (N,) are among those of each split that a model was trained or selected on."""
+    return {name: int(np.isin(digests, splits[name]).sum()) for name in ("train", "validation") if name in splits}
+
+
+def _label_field(task: Task) -> Field | None:
+    """The field that holds the label or the labels of an example, None for a task without or with several such."""
+    label_fields = [field for field in task.targets() if field.kind in (Kind.LABEL, Kind.LABELS)]
+    return label_fields[0] if len(label_fields) == 1 else None
 
 
 def _as_file_options(options: Data, **overrides: Any) -> Files:

@@ -23,6 +23,7 @@ from gptask.data.prefixes import shared_prefixes
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError
 from gptask.plugins.task import Task
+from gptask.plugins.text_tokenizer import text_tokenizer
 from gptask.plugins.types import IGNORED, Encoded, Example
 
 log = logging.getLogger("gptask")
@@ -243,7 +244,7 @@ def encode(task: Task, example: Example, tokenizer: Any, max_tokens: int) -> lis
 
     Raises `DataError` for an item of more than ``max_tokens`` tokens.
     """
-    encoded = task.encode(example, tokenizer, max_tokens)
+    encoded = task.encode(example, text_tokenizer(tokenizer), max_tokens)
     items = []
     for part in [encoded] if isinstance(encoded, Encoded) else encoded:
         target = None if part.target is None else [*part.target, tokenizer.eos_token_id]

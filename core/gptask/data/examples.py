@@ -9,6 +9,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
 from gptask.data.files import FileReader
 from gptask.data.hub import HubReader
+from gptask.data.messages import unused_members
+from gptask.data.rows import ReadingNotes, Row
 from gptask.data.store import ArrowStore
 from gptask.errors import DataError, listing
 from gptask.plugins.task import Task
@@ -28,7 +32,7 @@ from gptask.plugins.types import Example, Kind
 log = logging.getLogger("gptask")
 # options of data that shape examples, and so belong to the key of the cache
 EXAMPLE_OPTIONS = {"columns", "label_separator", "on_bad", "format", "header", "pattern", "quote", "encoding"}
-EXAMPLE_OPTIONS |= {"documents", "separator"}
+EXAMPLE_OPTIONS |= {"delimiter", "documents", "separator", "group"}
 MAX_QUOTED_ROWS = 3  # bad rows quoted in the log when they are skipped
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -75,15 +79,17 @@ class ExampleReader:
     def __init__(self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool) -> None:
         self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
         self.input_names = [field.name for field in task.inputs()]
-        self.group_names = [field.name for field in task.inputs() if field.group]
+        self.group_names = ["group"] if columns.group else _group_names(task)
         self.row_counts: Counter[str] = Counter()  # by file
         self.cleaning_counts: Counter[str] = Counter()  # by what `Task.clean` does
+        self.has_messages = any(field.kind is Kind.MESSAGES for field in task.inputs())
         self.any_good = False
         self.meta: dict[str, Any] = {
             "rows": self.row_counts,
             "skipped": 0,
             "first": [],
             "cleaned": self.cleaning_counts,
+            "unused_members": Counter[str](),  # of messages
         }
 
     def records(self, reader: FileReader | HubReader) -> Iterator[Example]:
@@ -98,7 +104,7 @@ class ExampleReader:
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """The usable examples, each with an id: the row's own, else its file and line."""
-        for file, row in reader.rows(self.columns.header_names):
+        for file, row in self._rows(reader):
             if isinstance(row.value, str) and not row.value.strip():
                 continue
             self.row_counts[file] += 1
@@ -108,9 +114,18 @@ class ExampleReader:
             except DataError as error:
                 self._skip_or_raise(row.location(file), error)
                 continue
+            if self.has_messages:
+                self.meta["unused_members"].update(unused_members(row.value))
             example.setdefault("id", row.location(os.path.basename(file)))
             self.any_good = True
             yield example
+
+    def _rows(self, reader: FileReader | HubReader) -> Iterator[tuple[str, Row]]:
+        """The rows (of a table with a word a row: the sentences) of each file, with the file's name."""
+        for file, rows_of_file in groupby(reader.rows(self.columns.header_names), key=itemgetter(0)):
+            for row in self.columns.sentences(row for _, row in rows_of_file):
+                yield file, row
+        self.meta["sentence_column"] = self.columns.sentence_column
 
     def _skip_or_raise(self, place: str, error: DataError) -> None:
         if self.on_bad is BadRowPolicy.stop:
@@ -120,6 +135,17 @@ class ExampleReader:
         self.meta["skipped"] += 1
         if len(self.meta["first"]) < MAX_QUOTED_ROWS:
             self.meta["first"].append(f"{place}: {error}")
+
+
+def _group_names(task: Task) -> list[str]:
+    return [field.name for field in task.inputs() if field.group]
+
+
+def task_groups(task: Task, store: ArrowStore) -> np.ndarray:
+    """The groups (N,) that a task itself keeps together, besides ``data.group``: by its fields, else equal inputs."""
+    if not (names := _group_names(task)):
+        return store.column("digest")
+    return np.array([_signed_digest([example[name] for name in names]) for example in store])
 
 
 def _signed_digest(values: list[Any]) -> int:
@@ -139,17 +165,17 @@ def _schema(task: Task) -> Any:
         Kind.LABELS: pa.list_(text),
         Kind.INTEGERS: pa.list_(number),
         Kind.NUMBER: pa.float64(),
-        Kind.MESSAGES: pa.list_(pa.struct([("role", text), ("content", text)])),
+        Kind.MESSAGES: pa.list_(pa.map_(text, text)),  # a map has the members of each message, a struct those of all
         Kind.TOKENS: pa.list_(text),
         Kind.TAGS: pa.list_(text),
     }
-    columns = [(field.name, types[field.kind]) for field in task.fields()]
+    columns = [(field.name, types[field.kind]) for field in (*task.inputs(), *task.targets())]
     return pa.schema([("id", text), *columns, ("digest", number), ("group", number)])
 
 
 def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
     """The examples of a split, from the cache if it holds them; logs the rows read, cleaned, skipped and duplicate."""
-    columns = Columns(task, options)
+    columns = Columns(task, options, split=split)
     hashes = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in EXAMPLE_OPTIONS)
     content = [f"{Path(name).name} {content_hash}" for name, content_hash in hashes.items()]
@@ -161,6 +187,7 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     if store is None:
         example_reader = ExampleReader(task, columns, options.on_bad, train)
         example_reader.meta["files"] = list(hashes)
+        example_reader.meta["notes"] = {name: vars(notes) for name, notes in getattr(reader, "notes", {}).items()}
         store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))
     store.sources = hashes
     row_counts = store.meta["rows"]
@@ -169,7 +196,13 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     parallel_rows = row_counts.get("+".join(cached_names), 0)  # parallel files are counted together
     for (name, content_hash), cached_name in zip(hashes.items(), cached_names, strict=True):
         rows = row_counts.get(cached_name, parallel_rows)
-        log.info("%s: %d rows of %s (sha256 %s)", split, rows, name, content_hash[:12])
+        notes = ReadingNotes(**store.meta.get("notes", {}).get(cached_name, {}))
+        how = f"; {notes.summary()}" if notes.options else ""
+        log.info("%s: %d rows of %s (sha256 %s%s)", split, rows, name, content_hash[:12], how)
+        for sentence in notes.decisions:
+            log.info("%s: %s: %s", split, name, sentence)
+        for sentence in notes.warnings:
+            log.warning("%s: %s: %s", split, name, sentence)
     _log_quality(store, split, listing(hashes))
     return store
 
@@ -180,6 +213,11 @@ def _log_quality(store: ArrowStore, split: str, files: str) -> None:
     if not len(store):
         cause = f"; all {skipped} rows are bad: {first_errors}" if skipped else ""
         raise DataError(f"{split}: there is no example in {files}{cause}")
+    if column := store.meta.get("sentence_column"):
+        log.info("%s: a word a row; the column '%s' parts the sentences (data.columns.sentence)", split, column)
+    if store.meta["unused_members"]:
+        counts = ", ".join(f"{name} ({count:,})" for name, count in store.meta["unused_members"].items())
+        log.info("%s: members of messages that are not used: %s", split, counts)
     if store.meta["cleaned"]:
         actions = ", ".join(f"{count:,} {action}" for action, count in store.meta["cleaned"].items())
         log.info("%s: cleaned: %s", split, actions)

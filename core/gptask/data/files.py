@@ -9,8 +9,8 @@ from itertools import zip_longest
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
-from gptask.data.reading import read
-from gptask.data.rows import Row, Source
+from gptask.data.reading import FORMAT_OF_SUFFIX, content_suffix, read
+from gptask.data.rows import ReadingNotes, Row, Source
 from gptask.errors import DataError, UserError, listing
 
 
@@ -23,7 +23,22 @@ class FileReader:
         names = list(files.values()) if self.fields else [files] if isinstance(files, str) else files
         if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"data files must be a name, a list of names or field: name pairs, got {files!r}")
-        self.sources = [Source.parse(name, options.root) for name in names]
+        expanded = [Source.parse_all(name, options.root) for name in names]
+        for name, sources in zip(names, expanded, strict=True):
+            self._require_one_kind(name, sources)
+        self.sources = [source for sources in expanded for source in sources]
+        self.notes = {str(source): ReadingNotes() for source in self.sources}  # complete when the rows were read
+
+    def _require_one_kind(self, name: str, sources: list[Source]) -> None:
+        """Raise `UserError` for a pattern or folder of files of several kinds, or of several parallel files."""
+        if self.fields and len(sources) > 1:
+            raise UserError(f"'{name}' stands for {len(sources)} files, but of parallel files each field has one")
+        suffixes = {content_suffix(source.path) for source in sources}
+        if len({FORMAT_OF_SUFFIX.get(suffix, suffix) for suffix in suffixes}) > 1:
+            raise UserError(
+                f"'{name}' stands for files of several kinds: {listing(source.path.name for source in sources)}; "
+                "name those of one kind by a pattern, such as data.train='folder/*.csv'"
+            )
 
     def fingerprint(self) -> dict[str, str]:
         """The SHA-256 of each file's content, by its name."""
@@ -40,20 +55,25 @@ class FileReader:
             return
         for source in self.sources:
             name = str(source)
-            for row in read(source, self.options, header_names):
+            for row in read(source, self.options, header_names, self.notes[name]):
                 yield name, row
 
     def _parallel_rows(self) -> Iterator[tuple[str, Row]]:
-        as_lines = replace(self.options, format="lines", pattern=None, documents=Documents.line, separator=None)
+        as_lines = replace(
+            self.options, format="lines", pattern=None, delimiter=None, documents=Documents.line, separator=None
+        )
         name = "+".join(map(str, self.sources))
-        streams = [read(source, as_lines, ()) for source in self.sources]
+        streams = [read(source, as_lines, (), self.notes[str(source)]) for source in self.sources]
         for number, rows in enumerate(zip_longest(*streams), 1):
             if None in rows:
+                n_lines = [sum(1 for _ in read(source, as_lines, (), ReadingNotes())) for source in self.sources]
                 counts = listing(
-                    f"{source.path.name} {sum(1 for _ in read(source, as_lines, ()))}" for source in self.sources
+                    f"{source.path.name} {count}" for source, count in zip(self.sources, n_lines, strict=True)
                 )
                 raise DataError(
                     f"{self.sources[rows.index(None)]} ends after line {number - 1}, but parallel files must have the "
                     f"same number of lines: {counts}"
                 )
-            yield name, Row(number, dict(zip(self.fields, (row.value for row in rows), strict=True)))
+            values = {field: row.value for field, row in zip(self.fields, rows, strict=True)}
+            bad = next((field for field, value in values.items() if isinstance(value, DataError)), None)
+            yield name, Row(number, values if bad is None else DataError(f"the {bad}: {values[bad]}"))

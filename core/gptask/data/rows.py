@@ -1,16 +1,18 @@
-"""A row as a file has it, and the source it is read from."""
+"""A row as a file has it, the source it is read from, and how it was read."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gptask.errors import DataError, UserError, listing
 
 Lines = Iterator[tuple[int, str]]  # the number of each line, from 1, and its text with the line break
+EVERY_NAME = "*"  # among the wanted names: a task that converts rows itself may look at any of them
 
 
 class Row(NamedTuple):
@@ -28,6 +30,29 @@ class Row(NamedTuple):
         return f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
 
 
+class RepeatedNames(dict[str, Any]):
+    """A JSON object in which the names ``repeated`` occur twice or more; it holds the last value of each."""
+
+    repeated: set[str] = set()
+
+
+class TableCells(dict[str, Any]):
+    """The cells of a table's row under the names of its header."""
+
+
+@dataclass
+class ReadingNotes:
+    """How a file is read, for the log: the options used, and sentences on what evidence decided."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    decisions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """``encoding utf-8, delimiter comma, header true``."""
+        return ", ".join(f"{name} {value}" for name, value in self.options.items())
+
+
 @dataclass(frozen=True)
 class Source:
     """A file to read; ``part`` picks a member of a JSON object of lists (``file.json#train``)."""
@@ -38,11 +63,7 @@ class Source:
     @classmethod
     def parse(cls, name: str, root: str | None = None) -> Source:
         """Resolve a file name against ``root``; the `UserError` for a missing file lists the files of its folder."""
-        path = Path(root or ".").expanduser() / Path(name).expanduser()
-        part = None
-        if not path.exists() and "#" in path.name:
-            stem, _, part = path.name.rpartition("#")
-            path = path.with_name(stem)
+        path, part = _resolve(name, root)
         if path.is_dir():
             raise UserError(f"{path} is a folder; expected a file, such as {_files_in(path)}")
         if not path.parent.is_dir():
@@ -51,12 +72,53 @@ class Source:
             raise UserError(f"no such file: {path} (files in its folder: {_files_in(path.parent)})")
         return cls(path, part)
 
+    @classmethod
+    def parse_all(cls, name: str, root: str | None = None) -> list[Source]:
+        """The files that a name, a pattern (``parts/*.csv``) or a folder stands for, sorted; hidden files left out."""
+        path, part = _resolve(name, root)
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            if not files:
+                folders = sorted(inner.name for inner in path.iterdir() if inner.is_dir())
+                hint = f"; it has the folders {listing(folders)}: name one, or a pattern such as {path}/*/*.csv"
+                raise UserError(f"{path} is a folder without files{hint if folders else ''}")
+            return [cls(file, part) for file in files]
+        if path.exists() or not any(character in str(path) for character in "*?["):
+            return [cls.parse(name, root)]
+        matches = (Path(match) for match in glob(str(path), recursive=True))
+        files = sorted(match for match in matches if match.is_file())
+        if not files:
+            folder = path.parent
+            there = f" (files in its folder: {_files_in(folder)})" if folder.is_dir() else ""
+            raise UserError(f"no file matches {path}{there}")
+        return [cls(file, part) for file in files]
+
     def __str__(self) -> str:
         return f"{self.path}#{self.part}" if self.part else str(self.path)
 
 
+def _resolve(name: str, root: str | None) -> tuple[Path, str | None]:
+    """The path of a name, and the part behind its number sign unless the file's own name has one."""
+    path = Path(root or ".").expanduser() / Path(name).expanduser()
+    if path.exists() or "#" not in path.name:
+        return path, None
+    stem, _, part = path.name.rpartition("#")
+    return path.with_name(stem), part
+
+
 def _files_in(folder: Path) -> str:
     return listing(sorted(path.name for path in folder.iterdir() if path.is_file()))
+
+
+def column_list(column: Any) -> list[str]:
+    """The columns of one field, of which ``data.columns`` may name several."""
+    return [str(part) for part in column] if isinstance(column, list | tuple) else [str(column)]
+
+
+def wanted_columns(header_names: Iterable[str], columns: Mapping[str, Any]) -> set[str]:
+    """The columns (names or dotted paths) that are read of a row: those of the task's fields, and the id's."""
+    names = {*header_names, "id"}
+    return {part for name in names for part in column_list(columns.get(name, name))}
 
 
 def stdin() -> IO[bytes]:

@@ -57,6 +57,20 @@ class ArrowStore(Sequence[dict[str, Any]]):
         numbers: np.ndarray = self.table.column(name).to_numpy()
         return numbers
 
+    def labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The labels in a column of texts or of lists of them: the row of each (M,), and its number by name (M,)."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.table.column(name).combine_chunks()
+        rows = np.arange(len(column))
+        if pa.types.is_list(column.type):
+            column, rows = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+        rows = rows[column.is_valid().to_numpy(zero_copy_only=False)]
+        encoded = column.drop_null().dictionary_encode()
+        rank = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist(), dtype=str)))
+        return rows, rank[encoded.indices.to_numpy()]
+
     def lengths(self, name: str) -> np.ndarray:
         """Lengths of the lists in a column, without the rows that have none."""
         import pyarrow.compute as pc
@@ -69,7 +83,7 @@ class ArrowStore(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         chunk, row = divmod(range(len(self))[index], CHUNK_ROWS)
-        return self.chunks[chunk].slice(row, 1).to_pylist()[0]
+        return self.chunks[chunk].slice(row, 1).to_pylist(maps_as_pydicts="strict")[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.records_at(np.arange(len(self)))
@@ -84,7 +98,8 @@ class ArrowStore(Sequence[dict[str, Any]]):
         ends = np.searchsorted(rows, CHUNK_ROWS * np.arange(1, len(self.chunks)))
         for number, chunk_rows in enumerate(np.split(rows, ends)):
             if len(chunk_rows):
-                yield from self.chunks[number].take(pa.array(chunk_rows - number * CHUNK_ROWS)).to_pylist()
+                chunk = self.chunks[number].take(pa.array(chunk_rows - number * CHUNK_ROWS))
+                yield from chunk.to_pylist(maps_as_pydicts="strict")
 
 
 def _infer_schema(records: list[dict[str, Any]]) -> Any:

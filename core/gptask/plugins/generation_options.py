@@ -32,6 +32,10 @@ class GenerationOptions:
     samples: int = option(1, "texts to draw for each prompt; the likeliest is the answer, all are written")
     seed: int | None = option(None, "random seed of each prompt's draws; null: continue the process's random state")
 
+    def __post_init__(self) -> None:
+        r"""Read a literal ``\n`` in a stop text, as a shell passes it, as a line break, like in ``task.prompt``."""
+        self.stop = [text.replace("\\n", "\n") for text in self.stop]
+
     @property
     def limit(self) -> int:
         """The most tokens that are generated for a prompt."""

@@ -1,16 +1,16 @@
-"""Comparable metrics: statistics per example, their aggregate, and its bootstrap interval."""
+"""Comparable metrics: statistics per example, their aggregate, and its 95% interval."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.plugins.resampling import bootstrap, number_groups
+from gptask.plugins.resampling import bootstrap, number_groups, percentile_interval
 
 if TYPE_CHECKING:
     from gptask.plugins.types import Example, Prediction
@@ -27,6 +27,7 @@ class Metric(ABC):
     higher_is_better: bool | None = True  # None: the metric is descriptive and ranks nothing
     range: tuple[float, float] = (0.0, 100.0)
     signature: str = ""
+    scale: float = 100.0  # the value of a share of 1, for metrics that have `outcomes`
     final: bool = False  # True: needs `Task.annotate_predictions`, so validation skips it
 
     @abstractmethod
@@ -43,6 +44,13 @@ class Metric(ABC):
         ``counts`` (R, N) holds whole numbers. The default aggregates each resample; override it where that is slow.
         """
         return np.array([self.aggregate(np.repeat(rows, times.astype(int), axis=0)) for times in counts])
+
+    def outcomes(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return zeros and ones (N,) whose mean times `scale` is the metric, None where it is no such share.
+
+        A share has exact methods: its interval is Wilson's, and two runs are compared by McNemar's test.
+        """
+        return None
 
 
 class AdditiveMetric(Metric):
@@ -70,15 +78,21 @@ class MeanMetric(Metric):
         means: np.ndarray = counts @ rows[:, 0] / counts.sum(1)
         return means * self.scale
 
+    def outcomes(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return the column where it holds nothing but zeros and ones, unless a subclass overrides `aggregate`."""
+        is_share = type(self).aggregate is MeanMetric.aggregate and np.isin(rows[:, 0], (0, 1)).all()
+        return rows[:, 0] if is_share else None
+
 
 @dataclass
 class Score:
-    """A metric's value on a test set with its 95% interval."""
+    """A metric's value on a test set with its 95% interval, or the reason why there is none."""
 
     name: str
     value: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    interval_method: str | None  # wilson or bootstrap
+    interval_note: str | None  # why there is no interval
     n: int
     higher_is_better: bool | None
     range: tuple[float, float]
@@ -88,7 +102,9 @@ class Score:
         """Return the form that metrics.json holds."""
         return {
             "value": round(self.value, 4),
-            "interval": [round(self.low, 4), round(self.high, 4)],
+            "interval": [round(bound, 4) for bound in self.interval] if self.interval else None,
+            "interval_method": self.interval_method,
+            "interval_note": self.interval_note,
             "n": self.n,
             "direction": {True: "higher", False: "lower", None: "none"}[self.higher_is_better],
             "range": [bound if math.isfinite(bound) else None for bound in self.range],  # JSON has no infinity
@@ -99,26 +115,50 @@ class Score:
 def score(
     metric: Metric, rows: np.ndarray, groups: np.ndarray | None = None, resamples: int = 1000, seed: int = 12345
 ) -> Score:
-    """Aggregate statistics ``rows`` (N, K) and add a 95% percentile bootstrap interval over examples.
+    """Aggregate statistics ``rows`` (N, K) and add a 95% interval.
 
-    Examples of one group in ``groups`` (N,) are resampled together. Source: Efron & Tibshirani, An Introduction to the
-    Bootstrap (1993), section 13.3. The seed is fixed, so that the interval is a function of the predictions alone.
+    A share of examples, each in a group of its own, has Wilson's interval. Any other metric has that of the bootstrap;
+    the examples of one group in ``groups`` (N,) are resampled together. Where all resamples are equal, as when every
+    answer is right, the bootstrap knows nothing of the spread, and there is no interval. The seed is fixed, so that
+    the interval is a function of the predictions alone.
     """
     n = len(rows)
-    counts = bootstrap(np.arange(n) if groups is None else groups, resamples, seed)
-    values = np.concatenate([metric.resampled(rows, block) for block in counts])
-    defined = values[~np.isnan(values)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan, math.nan)
-    return Score(
-        metric.name,
-        metric.aggregate(rows),
-        float(low),
-        float(high),
-        n,
-        metric.higher_is_better,
-        metric.range,
-        metric.signature,
-    )
+    groups = np.arange(n) if groups is None else groups
+    value, outcomes = float(metric.aggregate(rows)), metric.outcomes(rows)
+    interval, method, note = None, None, None
+    if outcomes is not None and groups.max() + 1 == n:
+        low, high = wilson(int(outcomes.sum()), n)
+        interval, method = (metric.scale * low, metric.scale * high), "wilson"
+    elif not math.isfinite(value):
+        note = "the value is not a number"
+    else:
+        draws = np.concatenate([metric.resampled(rows, counts) for counts in bootstrap(groups, resamples, seed)])
+        interval = percentile_interval(draws, value, metric.range)
+        method = "bootstrap" if interval else None
+        alike = "all examples alike" if groups.max() else "a single group of examples"
+        note = None if interval else f"{alike}, n = {n}"
+    return Score(metric.name, value, interval, method, note, n, metric.higher_is_better, metric.range, metric.signature)
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927); it has a width at 0 and at n hits too."""
+    share, scale = hits / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half_width = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = max(centre - half_width, 0.0), min(centre + half_width, 1.0)
+    return (low if hits else 0.0), (high if hits < n else 1.0)
+
+
+def interval_text(entry: Mapping[str, Any], places: int = 2) -> str:
+    """Return the interval of a metric's entry in metrics.json as text, or the reason why it has none."""
+    if entry["interval"] is None:
+        return str(entry.get("interval_note") or "no interval")
+    return "{:.{p}f} to {:.{p}f}".format(*entry["interval"], p=places)
+
+
+def value_text(value: float | None, places: int = 2) -> str:
+    """Return a metric's value as text; metrics.json has null for one that is not a finite number."""
+    return "not a number" if value is None or not math.isfinite(value) else f"{value:.{places}f}"
 
 
 def score_all(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Backbone(Protocol):
     """The shared GPT: a causal language model and its tokenizer."""
 
-    tokenizer: Any
+    tokenizer: Any  # of transformers, but that it reads the string of a control token as text
 
     @property
     def model(self) -> Any:

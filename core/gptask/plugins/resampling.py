@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,6 +28,23 @@ def bootstrap(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndar
         draws += np.arange(size)[:, None] * n_groups  # a range of numbers for each resample: one bincount serves all
         counts = np.bincount(draws.ravel(), minlength=size * n_groups).reshape(size, n_groups)
         yield counts[:, groups].astype(float)
+
+
+def percentile_interval(
+    draws: np.ndarray, value: float, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float] | None:
+    """Return the 95% interval of a ``value`` from its resamples ``draws`` (R,), None where they are all equal.
+
+    It has the percentiles of the draws (Efron & Tibshirani 1993, section 13.3), within ``bounds``. Where resampling
+    shifts the metric by more than the draws' own noise, the interval is shifted back: calibration error rises with
+    noise, so that the interval would otherwise lie above its own value.
+    """
+    draws = draws[np.isfinite(draws)]
+    if not len(draws) or np.ptp(draws) <= 1e-9 * max(1.0, abs(value)):
+        return None
+    bias, noise = draws.mean() - value, draws.std() / len(draws) ** 0.5
+    low, high = np.percentile(draws, [2.5, 97.5]) - (bias if abs(bias) > 3 * noise else 0)
+    return float(np.clip(low, bounds[0], value)), float(np.clip(high, value, bounds[1]))
 
 
 def swap_masks(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:

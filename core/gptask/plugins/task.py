@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptask.config.option import option
 from gptask.config.schemas import Documents
 from gptask.errors import DataError, UserError
+from gptask.plugins.text_tokenizer import text_tokenizer
+from gptask.plugins.truncation import longest_prefix
 from gptask.plugins.types import Encoded, Example, Field, Prediction
 
 if TYPE_CHECKING:
     from gptask.plugins.metric import Metric
     from gptask.plugins.protocols import Backbone, Corpus, TaskHead
 
-__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "option"]
+__all__ = ["CONTRACT_VERSION", "Encoded", "Example", "Field", "Prediction", "Task", "most_frequent", "option"]
 CONTRACT_VERSION = "1.0"
 
 
@@ -42,6 +44,7 @@ class Task(ABC):
     supervised: ClassVar[bool] = True  # False: no field is a target, the model learns the inputs
     documents: ClassVar[Documents] = Documents.line  # how plain text files split into examples
     examples_per_step: ClassVar[int] = 16  # least number of examples in an optimizer step
+    baseline_name: ClassVar[str] = "baseline"  # what `baseline_prediction` predicts, in a word or two
 
     @abstractmethod
     def fields(self) -> list[Field]:
@@ -91,7 +94,8 @@ class Task(ABC):
     def clean(self, examples: Iterable[Example], train: bool, counts: Counter[str]) -> Iterator[Example]:
         """Clean the examples that passed `check`, and drop those that a model should not learn from.
 
-        Called once with all rows of a file, in order. Only training data (from which missing splits are cut) may lose
+        Called once with all rows of a file, in order; in prediction once for each example, with ``train=False`` and
+        None for its targets. Only training data (from which missing splits are cut) may lose
         examples; a test set must keep them all, so that scores stay comparable. ``counts`` collects how often each kind
         of change was made, for the log.
         """
@@ -129,27 +133,33 @@ class Task(ABC):
         Returns the prompt's ids and the number of tokens cut. Raises `DataError` if the prompt does not fit.
         """
         ids = self._prompt_ids(example, tokenizer)
-        truncated, example = max(len(ids) - room, 0), dict(example)
-        for name in [f.name for f in self.fields() if f.truncate and not f.target]:
-            for _ in range(4):  # tokens that merge at the cut may leave one or two too many
-                excess = len(ids) - room
-                if excess <= 0 or not example[name]:
-                    break
-                encoding = tokenizer(example[name], add_special_tokens=False, return_offsets_mapping=True)
-                offsets = encoding["offset_mapping"]
-                remaining = max(len(offsets) - excess, 0)
-                example[name] = example[name][: offsets[remaining - 1][1]] if remaining else ""
-                ids = self._prompt_ids(example, tokenizer)
+        length, example = len(ids), dict(example)
+        for name in self.truncation_order():
+            if len(ids) <= room or not example[name]:
+                continue
+            tried: dict[str, list[int]] = {}  # prompts by the text they hold
+
+            def surplus(text: str, name: str = name, tried: dict[str, list[int]] = tried) -> int:
+                tried[text] = self._prompt_ids(example | {name: text}, tokenizer)
+                return len(tried[text]) - room
+
+            encoding = tokenizer(example[name], add_special_tokens=False, return_offsets_mapping=True)
+            example[name] = longest_prefix(example[name], encoding["offset_mapping"], len(ids) - room, surplus)
+            ids = tried.get(example[name]) or self._prompt_ids(example, tokenizer)
         if len(ids) > room:
             shorter_text = ", or lower task.generation.max_new_tokens" if self.reserved_tokens() else ""
             raise DataError(
                 f"the prompt alone needs {len(ids)} tokens and {room} are left for it: "
                 f"raise data.max_tokens or shorten the prompt{shorter_text}"
             )
-        return ids, truncated
+        return ids, length - len(ids)
+
+    def truncation_order(self) -> list[str]:
+        """Return the text inputs that may be shortened when a prompt is too long, in the order in which they are."""
+        return [f.name for f in self.inputs() if f.truncate]
 
     def _prompt_ids(self, example: Example, tokenizer: Any) -> list[int]:
-        ids: list[int] = tokenizer(self.demonstrations + self.render(example)[0])["input_ids"]
+        ids = text_tokenizer(tokenizer).encode_template(lambda e: self.demonstrations + self.render(e)[0], example)
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers append EOS, but a prompt continues
             ids = ids[:-1]
         return ids
@@ -166,6 +176,14 @@ class Task(ABC):
         A task can query another model here, for its ``final`` metrics; the answers belong in `Prediction.extra`.
         """
         return predictions
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction | None:
+        """Predict an example without a model; the run's main metric is shown beside that of these predictions.
+
+        ``train`` are the training examples, the same object for every example (`most_frequent` counts them once). None:
+        the task has no such baseline.
+        """
+        return None
 
     def details(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Return results for metrics.json beyond the metrics, such as per-class scores or a confusion matrix."""
@@ -196,6 +214,23 @@ class Task(ABC):
     def targets(self) -> list[Field]:
         """Return the fields that a prediction is compared with."""
         return [f for f in self.fields() if f.target]
+
+
+def most_frequent(train: Sequence[Example], field: str) -> Any:
+    """Return the most frequent value of a field, or member where its values are lists; of equal ones the first seen.
+
+    It is counted once for the same ``train``.
+    """
+    if not _counted or _counted[0] is not train:
+        _counted[:] = [train, {}]
+    if field not in _counted[1]:
+        values = (example[field] for example in train)
+        members = (member for value in values for member in (value if isinstance(value, list) else [value]))
+        _counted[1][field] = Counter(members).most_common(1)[0][0]
+    return _counted[1][field]
+
+
+_counted: list[Any] = []  # the examples that `most_frequent` counted last, and the most frequent values of their fields
 
 
 def with_options(task: Task, values: dict[str, Any]) -> Any:

@@ -7,6 +7,9 @@ from enum import Enum
 from typing import Any
 
 IGNORED = -100  # marks a missing label in a list of labels, as in torch's cross-entropy
+CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
+# columns that predictions.jsonl has besides them
+PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 Example = dict[str, Any]
 
 
@@ -19,7 +22,9 @@ class Kind(Enum):
     LABELS = "labels"  # any number of labels, none included
     INTEGERS = "integers"
     NUMBER = "number"  # finite
-    MESSAGES = "messages"  # the turns of a conversation, each {"role": system | user | assistant, "content": text}
+    # the turns of a conversation, each {"role": system | user | assistant, "content": text}; an answer that is not
+    # learned has {"weight": "0"} too
+    MESSAGES = "messages"
     TOKENS = "tokens"  # the words of a text
     TAGS = "tags"  # one label for each word of TOKENS
 

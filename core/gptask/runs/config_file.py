@@ -6,15 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gptask.config.conversion import to_plain
+from gptask.config.conversion import escaped, to_plain
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
-
-CORE_COLUMNS = {"id", "digest", "group"}  # columns that core adds to a task's fields
-# columns that predictions.jsonl has besides them
-PREDICTION_COLUMNS = {"references", "prediction", "score", "samples", "probabilities", "extra", "statistics"}
 
 
 def config_values(
@@ -46,7 +42,7 @@ def write_config(
     values = config_values(config, plugin, command, **extra)
     for run_folder in (folder, *(folder / name for name in values.get("tasks", {}))):
         (run_folder / MANIFEST).unlink(missing_ok=True)
-    OmegaConf.save(OmegaConf.create(values), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(escaped(values)), folder / "config.yaml", resolve=True)
 
 
 def _plugin_entry(plugin: Plugin) -> dict[str, Any]:
@@ -55,14 +51,12 @@ def _plugin_entry(plugin: Plugin) -> dict[str, Any]:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read config.yaml of a run folder.
+    """Read config.yaml of a run folder; what looks like an interpolation in it is text.
 
     Raises `UserError` where there is none, where it is damaged or, in a finished run, edited, and where it has another
     run format.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    import yaml  # for start-up time
 
     folder = Path(folder)
     file = folder / "config.yaml"
@@ -75,8 +69,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"The latest run folders: {listing(nearby[-4:])}"
         )
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        values = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
         raise UserError(f"{file} is not the config of a gptask run")

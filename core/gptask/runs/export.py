@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptask.config.schemas import DType, Export
+from gptask.config.schemas import Export
 from gptask.errors import UserError
 from gptask.plugins.types import Field, Kind
+from gptask.runs import saved_model
+from gptask.runs.folder import model_folder
+from gptask.runs.markdown import control_tokens_note
 from gptask.runs.run import Run, load_run
 
 README = """# {title}
@@ -22,7 +25,7 @@ import torch
 from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({folder})
-model = {auto}.from_pretrained({folder})
+model = {auto}.from_pretrained({folder}, dtype="{dtype}")
 batch = tokenizer(prompts, padding=True, return_tensors="pt")
 with torch.inference_mode():
 {use}
@@ -33,7 +36,20 @@ with torch.inference_mode():
 ```text
 {template}
 ```
+
+{note}
+
+The weights are {dtype}. {expectation}
 """
+SAME_FORMAT = {
+    "float32": "The run predicts in float32 too: predictions are the same up to rounding in the last digits.",
+    "bfloat16": "The run predicts in bfloat16 too, rounded elsewhere: a probability may differ by a few hundredths, "
+    "and where two labels or tokens are about equally likely the other one may come first.",
+}
+OTHER_FORMAT = (
+    "The run predicts in {0}, and its figures were measured so: a probability may differ by a tenth and more. "
+    "`dtype={0}` exports what the run predicts in."
+)
 USAGE_LINES = {
     "AutoModelForCausalLM": """    ids = model.generate(**batch{stop})
 texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True){cut}""",
@@ -44,15 +60,16 @@ names = [model.config.id2label[number] for number in range(model.config.num_labe
 
 
 def export(config: Export) -> Path:
-    """Write the run's model to a new folder: adapter merged, float32, with tokenizer, generation config and README.
+    """Write the run's model to a new folder: adapter merged, with tokenizer, generation config and README.
 
-    Raises `UserError` where the folder is not empty or can't be written, and where no transformers class fits the head.
+    Its number format is ``config.dtype``, by default what the run predicts in on this machine. Raises `UserError` where
+    the folder is not empty or can't be written, and where no transformers class fits the head.
     """
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={output} exists and is not an empty folder; choose another")
-    run = load_run(config.run, dtype=DType.float32, engine=config.engine)
-    model = exported_model(run)
+    run = load_run(config.run, dtype=config.dtype, engine=config.engine)
+    model = exported_model(run).to(run.backbone.model.dtype)
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
@@ -122,8 +139,10 @@ def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, 
 
 def readme(run: Run, output: Path) -> str:
     """README.md: how to load the folder, and the prompt template."""
-    template, _ = run.task.render({field.name: _placeholder(field) for field in run.task.fields()})
-    auto, backbone = str(run.head.export_class), run.config["backbone"]
+    fields = [*run.task.inputs(), *run.task.targets()]
+    template, _ = run.task.render({field.name: _placeholder(field) for field in fields})
+    auto, backbone, dtype = str(run.head.export_class), run.config["backbone"], _name(run.backbone.model.dtype)
+    predicts_in = _name(saved_model.prediction_format(model_folder(run.folder), run.config))
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
     return README.format(
         title=output.name,
@@ -134,7 +153,14 @@ def readme(run: Run, output: Path) -> str:
         folder=json.dumps(str(output), ensure_ascii=False),
         use=usage(run, auto),
         template=template,
+        note=control_tokens_note(run.backbone.tokenizer, template),
+        dtype=dtype,
+        expectation=SAME_FORMAT[dtype] if dtype == predicts_in else OTHER_FORMAT.format(predicts_in),
     )
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _placeholder(field: Field) -> Any:

@@ -118,6 +118,20 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
 
 
+def read_splits(folder: str | Path) -> dict[str, np.ndarray]:
+    """The 64-bit input digests (N,) of each split of a finished run's N examples, by the split's name.
+
+    A run of several tasks has them in its tasks' folders. Raises `UserError` for a run that is unfinished or damaged.
+    """
+    from safetensors.numpy import load_file  # for start-up time
+
+    manifest = read_manifest(folder)
+    if not manifest.splits:
+        return {}
+    manifest.verify(SPLITS_FILE)
+    return dict(load_file(manifest.folder / SPLITS_FILE))
+
+
 def way_to_finish(folder: Path) -> str:
     """How the user gets an unfinished run finished: from its checkpoints, which several tasks of a run share."""
     for path in (folder, folder.parent):

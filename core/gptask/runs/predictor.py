@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gptask.config.schemas import Data
-from gptask.data.columns import Columns
+from gptask.data.columns import Columns, trained_columns
 from gptask.data.rows import Row
 from gptask.errors import DataError
 from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
+from gptask.runs.rows_in_memory import rows_in_memory
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 MAX_CHUNK = 256  # most rows that are sorted by length together
 END = object()
+
+
+class InputRow(NamedTuple):
+    """A row to predict: as it was read, and the example it holds, its error, or None for a blank row."""
+
+    row: Row
+    example: Example | DataError | None
 
 
 @dataclass
@@ -35,61 +44,77 @@ class Predictor:
     head: Head
     options: Data
 
-    def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
-        """Predict dictionaries of input fields, lazily and in order; raise `DataError` for one that can't be used."""
-        columns = Columns(self.task, Data(labels=None), self.task.inputs())
-        rows = (Row(number, example) for number, example in enumerate(examples, 1))
-        for _, prediction in self.predict_each(read_examples(rows, columns, "example")):
+    def predict(self, examples: Any) -> Iterator[Prediction]:
+        """Predict what `rows_in_memory` reads, lazily and in order, one prediction for each example.
+
+        Raises `UserError` at once for what holds no examples, and `DataError` in the place of one that can't be used.
+        """
+        trained = trained_columns(vars(self.options))
+        columns = Columns(self.task, Data(labels=None), self.task.inputs(), trained_columns=trained)
+        return self._predict_rows(read_inputs(rows_in_memory(examples, columns), columns, "example"))
+
+    def _predict_rows(self, inputs: Iterable[InputRow]) -> Iterator[Prediction]:
+        for (row, example), prediction in self.predict_each(inputs):
+            if example is None:
+                raise DataError(f"{row.location('example')}: it is empty")
             if isinstance(prediction, DataError):
                 raise prediction
             yield prediction
 
-    def predict_each(
-        self, examples: Iterable[Example | DataError]
-    ) -> Iterator[tuple[Example | DataError, Prediction | DataError]]:
-        """Yield each example with its prediction, in order.
+    def predict_each(self, inputs: Iterable[InputRow]) -> Iterator[tuple[InputRow, Prediction | DataError]]:
+        """Yield each row with its prediction, in order.
 
-        An error that stands for an unreadable example is its own prediction; an example that can't be encoded has the
-        error as its prediction.
+        A blank row's prediction is None. The error of an unreadable row is its own prediction; a row whose example
+        can't be encoded has the error as its prediction.
         """
         import torch
 
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
-        for chunk in _chunks(examples):
+        for chunk in _chunks(inputs):
             yield from zip(chunk, self._predict_chunk(chunk), strict=True)
 
-    def _predict_chunk(self, chunk: list[Example | DataError]) -> list[Prediction | DataError]:
-        """One prediction or error for each entry of a chunk."""
-        items, errors = self._encode_chunk(chunk)
+    def _predict_chunk(self, chunk: list[InputRow]) -> list[Prediction | DataError]:
+        """One prediction or error for each row of a chunk."""
+        examples, items, errors = self._encode_chunk(chunk)
         outputs = self._predict_items(items)
         # the places in the chunk of the encoded examples, several items of one example counted once
         places = list(dict.fromkeys(item["example"] for item in items))
         owners = np.array([item["example"] for item in items], dtype=int)
-        _, predictions = predictions_by_example(self.task, chunk, owners, outputs)  # type: ignore[arg-type]
+        _, predictions = predictions_by_example(self.task, examples, owners, outputs)
         results = errors | dict(zip(places, predictions, strict=True))
         return [results.get(place, Prediction(None)) for place in range(len(chunk))]
 
     def _encode_chunk(
-        self, chunk: list[Example | DataError]
-    ) -> tuple[list[dict[str, Any]], dict[int, Prediction | DataError]]:
-        """The items of all examples, each with its example's place in the chunk, and the errors by place."""
+        self, chunk: list[InputRow]
+    ) -> tuple[list[Example], list[dict[str, Any]], dict[int, Prediction | DataError]]:
+        """The examples as the task reads them, by place in the chunk; the items of all; the errors by place."""
         from gptask.data.datamodule import encode
 
+        examples: list[Example] = []
         items: list[dict[str, Any]] = []
         errors: dict[int, Prediction | DataError] = {}
         max_tokens = min(self.options.max_tokens, self.backbone.context)
-        no_targets = {f.name: None for f in self.task.targets()}
-        for place, example in enumerate(chunk):
+        for place, (row, example) in enumerate(chunk):
+            examples.append({})
             if isinstance(example, DataError):
                 errors[place] = example
-                continue
-            try:
-                parts = encode(self.task, no_targets | example, self.backbone.tokenizer, max_tokens)
+            elif example is not None:
+                try:
+                    examples[place] = self._clean({"id": str(row.number)} | example)
+                    parts = encode(self.task, examples[place], self.backbone.tokenizer, max_tokens)
+                except DataError as error:
+                    errors[place] = error
+                    continue
                 items += [part | {"example": place, "row": len(items) + number} for number, part in enumerate(parts)]
-            except DataError as error:
-                errors[place] = error
-        return items, errors
+        return examples, items, errors
+
+    def _clean(self, example: Example) -> Example:
+        """The example without targets, cleaned as those of a test set: scores hold for cleaned inputs."""
+        example = {f.name: None for f in self.task.targets()} | example
+        for cleaned in self.task.clean([example], False, Counter()):
+            return cleaned
+        raise DataError("nothing is left of it after the task's cleaning")
 
     def _predict_items(self, items: list[dict[str, Any]]) -> dict[int, Any]:
         """The head's output for each item, by the item's number; items of one batch have about the same length."""
@@ -111,42 +136,52 @@ class Predictor:
         return outputs
 
 
-def read_examples(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[Example | DataError]:
-    """Rows of the file ``name`` as examples, blank lines left out; for a bad row, the error is yielded."""
-    for row in rows:
-        if isinstance(row.value, str) and not row.value.strip():
-            continue
+def read_inputs(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[InputRow]:
+    """Rows of the file ``name`` (of a table with a word a row, its sentences), each with its example, its error, or
+    None where the row is blank."""
+    for row in columns.sentences(rows):
+        example: Example | DataError | None
         try:
-            yield columns.example(row)
+            example = columns.example(row)
         except DataError as error:
-            yield DataError(f"{row.location(name)}: {error}")
+            example = None if _is_blank(row.value) else DataError(f"{row.location(name)}: {error}")
+        yield InputRow(row, example)
 
 
-def _chunks(examples: Iterable[Example | DataError]) -> Iterator[list[Example | DataError]]:
-    """Chunks of what has been read so far, 1 to CHUNK_ROWS examples: a row from a slow pipe does not wait for others.
+def _is_blank(value: Any) -> bool:
+    """Whether a row holds nothing: a line of white space, or cells that are all empty."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, dict | list):
+        return all(map(_is_blank, value.values() if isinstance(value, dict) else value))
+    return value is None
 
-    A thread reads ahead; an exception that reading raises is raised here, after the examples before it.
+
+def _chunks(inputs: Iterable[InputRow]) -> Iterator[list[InputRow]]:
+    """Chunks of what has been read so far, 1 to MAX_CHUNK rows: a row from a slow pipe does not wait for others.
+
+    A thread reads ahead; an exception that reading raises is raised here, after the rows before it.
     """
     waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * MAX_CHUNK)
 
     def read_ahead() -> None:
         try:
-            for example in examples:
-                waiting.put((example, None))
+            for entry in inputs:
+                waiting.put((entry, None))
             waiting.put((END, None))
         except Exception as error:
             waiting.put((END, error))
 
     threading.Thread(target=read_ahead, daemon=True).start()
-    chunk: list[Example | DataError] = []
+    chunk: list[InputRow] = []
     while True:
-        example, error = waiting.get()
-        if example is not END:
-            chunk.append(example)
-        if chunk and (example is END or waiting.empty() or len(chunk) == MAX_CHUNK):
+        entry, error = waiting.get()
+        if entry is not END:
+            chunk.append(entry)
+        if chunk and (entry is END or waiting.empty() or len(chunk) == MAX_CHUNK):
             yield chunk
             chunk = []
         if error is not None:
             raise error
-        if example is END:
+        if entry is END:
             return

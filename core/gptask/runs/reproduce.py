@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from gptask.config import schemas
-from gptask.config.conversion import to_plain
-from gptask.config.overrides import quote_if_needed
+from gptask.config.conversion import escaped, to_plain
+from gptask.config.overrides import quote_if_needed, quoted
 from gptask.plugins.discovery import discover
 
 # options that belong to one run or machine only (folder to engine), or that the command states in another way
@@ -99,7 +99,10 @@ def _override_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_override_value, value))}]"
-    return quote_if_needed(str(value)) if isinstance(value, str) else str(value)
+    if not isinstance(value, str):
+        return str(value)
+    text = escaped(value)
+    return quoted(text) if "\\" in text else quote_if_needed(text)  # the grammar reads backslashes only in quotes
 
 
 def _shell_word(word: str) -> str:

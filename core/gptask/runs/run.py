@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,8 +43,14 @@ class Run:
         """metrics.json."""
         return _read_metrics(self.folder)
 
-    def predict(self, examples: Iterable[dict[str, Any]]) -> Iterator[Prediction]:
-        """Predict examples given as dictionaries of the task's input fields; lazily, in order."""
+    def predict(self, examples: Any) -> Iterator[Prediction]:
+        """Yield a `Prediction` for each example, in order and as the iterator is drawn from.
+
+        ``examples`` is one example or an iterable of examples (a list, a generator): dictionaries of the task's input
+        fields, or texts where the task reads a single field. It may be a table too, whose columns are named like the
+        fields (others are left out): a pandas DataFrame, a `datasets.Dataset`, a pyarrow Table or anything that offers
+        Arrow's stream. Raises `UserError` at once for anything else, and `DataError` for an example that can't be used.
+        """
         data = from_plain("data", self.config["data"])
         return Predictor(self.task, self.backbone, self.head, data).predict(examples)
 

@@ -14,7 +14,7 @@ from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
-from gptask.errors import UserError
+from gptask.errors import UserError, listing
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
@@ -24,6 +24,8 @@ from gptask.runs.folder import resume_hint, verified_model
 from gptask.runs.manifest import MANIFEST
 
 if TYPE_CHECKING:
+    import torch
+
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
 
@@ -31,7 +33,7 @@ log = logging.getLogger("gptask")
 
 
 def save_model(folder: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Task, Head]], tuning: Any) -> None:
-    """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's source and hash.
+    """Write ``model/``: adapter (PEFT format) or full weights, heads, tokenizer, the backbone's config, source, hash.
 
     ``tasks`` have their heads beside them, and their own files in ``assets``; the only task of a run has the empty
     name. A save that fails leaves the model saved earlier as it was. Raises `UserError` for a task that can't save.
@@ -68,6 +70,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
         (partial / "README.md").unlink(missing_ok=True)
     elif isinstance(tuning, Full) or scratch:
         backbone.model.save_pretrained(partial)
+    backbone.model.config.save_pretrained(partial)  # of the kept layers, which a loader of the adapter needs
     backbone.tokenizer.save_pretrained(partial)
     for name, (task, head) in tasks.items():
         if state := {key: value.contiguous() for key, value in head.state_dict().items()}:
@@ -84,7 +87,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
             "source": backbone.origin.kind,
             "location": backbone.origin.location,
             "weights_hash": backbone.origin.weights_hash,
-            "layers": backbone.config.num_hidden_layers,
+            "layers": list(range(backbone.config.num_hidden_layers)),  # the backbone's layers that are kept
         },
     )
 
@@ -114,29 +117,44 @@ def load_backbone(
     from gptask.model.backbone.backbone import from_folder, number_format
 
     saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    if _has_full_weights(model):
+    torch_dtype = number_format(dtype) if dtype else prediction_format(model, values)
+    if has_full_weights(model):
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
-        return from_folder(
-            origin, number_format(dtype or DType.float32), engine=engine
-        )  # full tuning works, and tests, in float32
+        return from_folder(origin, torch_dtype, engine=engine)
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(model, options, saved)
-    backbone = from_folder(origin, number_format(dtype or options.dtype), str(model), engine)
-    if "layers" in saved:
-        backbone.keep_first_layers(saved["layers"])
+    backbone = from_folder(origin, torch_dtype, str(model), engine)
+    layers = saved["layers"]
+    backbone.keep_first_layers(
+        layers if isinstance(layers, int) else len(layers)
+    )  # earlier versions saved their number
     if not (model / "adapter_config.json").exists():
         return backbone
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
     try:
         backbone.set_model(PeftModel.from_pretrained(backbone.model, str(model)))
+        with safe_open(model / "adapter_model.safetensors", "pt") as file:
+            saved_names = {*file.keys()}
+        if different := saved_names ^ {*get_peft_model_state_dict(backbone.peft, save_embedding_layers=False)}:
+            raise ValueError(f"it has other weights than the backbone's layers need: {listing(sorted(different), 3)}")
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
     return backbone
 
 
-def _has_full_weights(model: Path) -> bool:
+def prediction_format(model: Path, values: dict[str, Any]) -> torch.dtype:
+    """The number format in which a run predicts on this machine; ``values`` are the run's config."""
+    from gptask.model.backbone.backbone import number_format
+
+    if has_full_weights(model):
+        return number_format(DType.float32)  # full tuning works, and tests, in float32
+    return number_format(from_plain("backbone", values["backbone"]).dtype)
+
+
+def has_full_weights(model: Path) -> bool:
+    """Whether the folder of a model holds all weights, no adapter or head alone."""
     return (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists()
 
 
@@ -219,7 +237,7 @@ def _locate_run(folder: Path) -> BackboneOrigin:
     """
     values, model = read_config(folder), verified_model(folder)
     name = f"run {folder}"
-    if _has_full_weights(model):
+    if has_full_weights(model):
         return BackboneOrigin(str(model), name, folder_hash(model))
     if (model / "adapter_config.json").exists():
         return _merge_adapter(model, values, name)

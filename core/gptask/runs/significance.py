@@ -9,8 +9,8 @@ from math import ceil, inf, isfinite, log2, nan
 
 import numpy as np
 
-from gptask.plugins.metric import MeanMetric, Metric
-from gptask.plugins.resampling import bootstrap, swap_masks
+from gptask.plugins.metric import Metric
+from gptask.plugins.resampling import bootstrap, percentile_interval, swap_masks
 
 RESAMPLES = 10_000
 SEED = 12345  # fixed, so that a verdict is a function of the predictions alone
@@ -52,7 +52,7 @@ class Difference:
         """The true difference that `POWER` of all such test sets find, at `ALPHA` corrected for ``tests`` tests.
 
         Two single runs must also differ on enough groups: even if all favour one side, a few may do so by chance.
-        Infinite where the test set has fewer groups than that.
+        Infinite where the test set has fewer groups than that, and where no resample says how much it varies.
         """
         standard_errors = _quantile(1 - ALPHA / tests / 2, self.freedom) + _quantile(POWER, self.freedom)
         if self.seeds == (1, 1):
@@ -61,7 +61,7 @@ class Difference:
                 return inf
             expected_differing = _poisson_mean_reaching(min_differing)
             standard_errors = max(standard_errors, expected_differing / max(self.differing, 1) ** 0.5)
-        return self.error * standard_errors if self.groups > 1 else inf
+        return self.error * standard_errors if self.groups > 1 and self.error > 0 else inf
 
 
 def difference(
@@ -73,7 +73,7 @@ def difference(
 ) -> Difference:
     """Compare two methods, each by the statistics (N, K) of one run or of several that differ only in seed.
 
-    The interval is the paired bootstrap's (percentiles). The test is McNemar's for right and wrong answers, else
+    The interval is the paired bootstrap's. The test is McNemar's for right and wrong answers, else
     approximate randomisation; groups (N,) are resampled and swapped as units. `_test_over_seeds` tests several seeds.
     Where the metric is not a number, neither is the difference, and p is 1.
     """
@@ -150,14 +150,16 @@ def _test_single_runs(
     metric: Metric, candidate: np.ndarray, baseline: np.ndarray, groups: np.ndarray, observed: float, draws: np.ndarray
 ) -> _TestResult:
     """Test two runs' statistics (N, K) against each other; ``draws`` (R,) are their differences on R resamples."""
-    low, high = np.nanpercentile(draws, [100 * ALPHA / 2, 100 - 100 * ALPHA / 2])
-    ungrouped, is_mean = len(groups) == groups.max() + 1, type(metric).aggregate is MeanMetric.aggregate
-    if is_mean and ungrouped and np.isin([candidate, baseline], (0, 1)).all():
-        p, test = mcnemar(int((candidate > baseline).sum()), int((candidate < baseline).sum())), MCNEMAR
+    interval = percentile_interval(draws, observed)
+    low, high = interval or (observed, observed)
+    right, baseline_right = metric.outcomes(candidate), metric.outcomes(baseline)
+    if right is not None and baseline_right is not None and len(groups) == groups.max() + 1:
+        p, test = mcnemar(int((right > baseline_right).sum()), int((right < baseline_right).sum())), MCNEMAR
     else:
         p, test = randomisation(metric, candidate, baseline, groups, len(draws)), "approximate randomisation"
     p_bootstrap = _share_reaching(np.abs(draws - np.nanmean(draws)), abs(observed))
-    return _TestResult(float(low), float(high), float(np.nanstd(draws)), None, p, test, p_bootstrap)
+    error = float(np.nanstd(draws)) if interval else 0.0
+    return _TestResult(low, high, error, None, p, test, p_bootstrap)
 
 
 def mcnemar(better: int, worse: int) -> float:

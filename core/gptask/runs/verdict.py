@@ -45,6 +45,8 @@ class Verdict:
         if self.word == "none":
             return "no number to compare"
         if self.word == "inconclusive":
+            if self.difference.error == 0 and self.difference.groups > 1:
+                return "not enough data to tell (the difference is the same in every resample)"
             detectable = self.difference.detectable(self.test_count)
             if detectable < self.range_width:
                 return f"not enough data to tell (this test set detects differences above {detectable:.2g})"
@@ -53,8 +55,10 @@ class Verdict:
 
     @property
     def value_with_interval(self) -> str:
-        """The difference with its interval."""
+        """The difference with its interval, unless it is the same in every resample."""
         places = decimal_places(self.range_width) + 1
+        if self.difference.error == 0 and self.difference.groups > 1:
+            return f"{self.difference.value:+.{places}f} in every resample"
         numbers = (self.difference.value, self.difference.low, self.difference.high)
         value, low, high = (f"{number:+.{places}f}" for number in numbers)
         return f"{value} ({low} to {high})"

@@ -21,8 +21,7 @@ from gptask.plugins.compatibility import contract_version_of, refuse_other_versi
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import CONTRACT_VERSION, Task
-from gptask.plugins.types import Field, Kind
-from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
+from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS, Field, Kind
 from gptask.runs.predictions_file import prediction_fields
 from gptask.testing.expectations import LEARNED_SHARE, NotApplicable, expect, nearly_equal
 from gptask.testing.metric_clauses import metrics_rank

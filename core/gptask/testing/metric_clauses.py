@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gptask.plugins.metric import Metric
 from gptask.plugins.types import Example, Prediction
 from gptask.testing.expectations import LEARNED_SHARE, expect
 from gptask.testing.trial import Trial
+from gptask.training.baseline import baseline_metric
 
 
 def metrics_rank(trial: Trial) -> None:
@@ -28,6 +30,14 @@ def metrics_rank(trial: Trial) -> None:
         empty = [trial.task.prediction(example, [GeneratedText("", 0.0)]) for example in examples]
     *_, losses = trial.trained
     learned = losses[-1] <= LEARNED_SHARE * losses[0]  # if not, overfits_one_batch reports it
+    baselines: list[Any] = [trial.task.baseline_prediction(example, tuple(examples)) for example in examples]
+    found = sorted({type(prediction).__name__ for prediction in baselines})
+    expect(
+        found in (["NoneType"], ["Prediction"]),
+        f"baseline_prediction() must return a Prediction, or always None; got {found}",
+    )
+    if baselines[0] and (compared_metric := baseline_metric(trial.task)):
+        _checked_value(compared_metric, baselines, examples)
     for metric in trial.task.metrics():
         wrong = trial.untrained if _ignores_examples(metric, right, examples) else swapped
         right_value, wrong_value = (_checked_value(metric, predictions, examples) for predictions in (right, wrong))
@@ -64,4 +74,10 @@ def _checked_value(metric: Metric, predictions: Sequence[Prediction], examples: 
     resampled = np.asarray(metric.resampled(rows, counts), dtype=float)
     same = resampled.shape == (len(counts),) and np.allclose(resampled, values, atol=1e-4)
     expect(same, f"{name}.resampled() must give what aggregate() gives of each resample, {values}; got {resampled}")
+    outcomes = metric.outcomes(rows)
+    expect(
+        outcomes is None
+        or (np.isin(outcomes, (0, 1)).all() and math.isclose(outcomes.mean() * metric.scale, values[0], abs_tol=1e-4)),
+        f"{name}.outcomes() must be zeros and ones whose mean times {metric.scale:g} is {values[0]}, got {outcomes}",
+    )
     return values[0]

@@ -36,6 +36,11 @@ def with_task_configs(config: Config, tasks: dict[str, TaskConfig]) -> Config:
     return replace(config, **changes)
 
 
+def option_prefix(config: Train | Evaluate, task: str) -> str:
+    """What stands before the names of a task's options on the command line."""
+    return f"tasks.{task}." if isinstance(config, Train) and config.tasks else ""
+
+
 def build_corpora(config: Train | Evaluate) -> dict[str, CachedCorpus]:
     """Build the corpus of each task by name, after a check of the tasks' options.
 

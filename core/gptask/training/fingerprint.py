@@ -71,7 +71,8 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.train",
     "gptask.training.trainer",
 )
-NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "logger", "engine")  # options that don't change the result
+# options that do not change the result
+NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "engine")
 
 
 def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:

@@ -22,7 +22,7 @@ from gptask.model.text_task import WritingTask
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task, with_options
 from gptask.plugins.types import Example
-from gptask.training.builder import Config, task_configs, with_task_configs
+from gptask.training.builder import Config, option_prefix, task_configs, with_task_configs
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -66,7 +66,7 @@ def prepare_tasks(config: Config, corpora: Mapping[str, CachedCorpus]) -> tuple[
         split = config.split if isinstance(config, Evaluate) and corpus.split_source("train") is None else "train"
         options = prepared_options(task, corpus.all_rows(split))
         values = {option: (value, f"all {split} data") for option, value in options.items()}
-        corpus.task, chosen = _with_values(task, f"{_prefix(config, name)}task", values)
+        corpus.task, chosen = _with_values(task, f"{option_prefix(config, name)}task", values)
         tasks[name] = replace(task_config, task=corpus.task)
         all_chosen += chosen
     return with_task_configs(config, tasks), all_chosen
@@ -96,7 +96,7 @@ def resolve_data(config: Config, backbone: GPTBackbone) -> tuple[Config, list[Ch
             values["max_tokens"] = (backbone.context, f"the backbone's context is shorter than {data.max_tokens}")
         if data.seed is None:
             values["seed"] = (config.seed, "the seed of the run")
-        data, chosen = _with_values(data, f"{_prefix(config, name)}data", values)
+        data, chosen = _with_values(data, f"{option_prefix(config, name)}data", values)
         tasks[name] = replace(task_config, data=data)
         all_chosen += chosen
     return with_task_configs(config, tasks), all_chosen
@@ -113,9 +113,12 @@ def resolve_options(config: Train, corpora: Mapping[str, CachedCorpus], backbone
     from gptask.model.backbone.backbone import number_format
 
     config, all_chosen = resolve_data(config, backbone)
+    if config.tuning is None:
+        config = replace(config, tuning=Full())
+        all_chosen.append(ChosenOption("tuning", "full", "random weights have to learn"))
     tasks, heads = {}, {}
     for name, task_config in task_configs(config).items():
-        path, limit = f"{_prefix(config, name)}task", task_config.data.max_tokens
+        path, limit = f"{option_prefix(config, name)}task", task_config.data.max_tokens
         task, chosen = _with_max_new_tokens(task_config.task, path, corpora[name], backbone.tokenizer, limit)
         tasks[name], heads[name] = replace(task_config, task=task), cast("Head", task.head(backbone))
         all_chosen += chosen
@@ -212,11 +215,6 @@ def _batches_per_step(data: Any) -> int:
         return 1
     batches_per_example = max(1, len(data.train_dataloader())) / max(1, len(data.items("train")))
     return max(1, round(data.task.examples_per_step * batches_per_example))
-
-
-def _prefix(config: Train | Evaluate, task: str) -> str:
-    """What stands before the names of a task's options on the command line."""
-    return f"tasks.{task}." if isinstance(config, Train) and config.tasks else ""
 
 
 def _with_values(options: Any, path: str, values: dict[str, tuple[Any, str]]) -> tuple[Any, list[ChosenOption]]:

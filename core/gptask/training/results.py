@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Train
 from gptask.data.cache import digest
-from gptask.data.corpus import SPLITS
+from gptask.data.corpus import SPLITS, count_overlap
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
+from gptask.plugins.task import Task
+from gptask.plugins.types import Example, Prediction
 from gptask.runs.atomic_write import write_json, write_text
 from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import multitask_card
-from gptask.runs.manifest import write_manifest
+from gptask.runs.manifest import read_splits, write_manifest
 from gptask.runs.predictions_file import write_predictions
 from gptask.runs.provenance import git_commit, peak_memory_mb, versions
 from gptask.training import loggers
+from gptask.training.baseline import baseline_metric, baseline_scores
 from gptask.training.context import RunContext
 
 if TYPE_CHECKING:
@@ -80,7 +86,12 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     else:
         predictions = list(task.annotate_predictions(predictions, examples))
     scores, statistics = score_all(task.metrics(), predictions, examples) if examples else ([], [])
+    _warn_of_one_answer(predictions, examples, task)
     write_predictions(context.folder / "predictions.jsonl", task, examples, predictions, statistics)
+    method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))
+    splits = {name: data.examples(name).digests for name in names}
+    parent = context.extra.get("parent")
+    trained_on = read_splits(parent) if parent else splits if method == "train" else {}
     result = {
         "fingerprint": context.fingerprint,
         "task": plugin.name,
@@ -88,8 +99,10 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         "split": split,
         "n": len(examples),
         "metrics": {score.name: score.to_dict() for score in scores},
+        "baselines": _baselines(context, runtime, examples, statistics),
         "details": task.details(predictions, examples) if examples else {},
         "test_data_hash": data.examples(split).hash,
+        "overlap": count_overlap(splits[split], trained_on),
         "seed": context.config.seed,
         **parameter_counts(module.backbone, runtime.head),
         **run_cost(module, context),
@@ -98,10 +111,31 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
-    method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))
-    splits = {name: data.examples(name).digests for name in names}
-    write_manifest(context.folder, context.fingerprint, method, splits, context.extra.get("parent"))
+    write_manifest(context.folder, context.fingerprint, method, splits, parent)
     return result
+
+
+def _warn_of_one_answer(predictions: Sequence[Prediction], examples: Sequence[Example], task: Task) -> None:
+    """Warn where all predictions are alike though the references are not."""
+    targets = [field.name for field in task.targets()]
+    references = [[example.get(name) for name in targets] for example in examples]
+    alike = len(predictions) > 1 and all(prediction.value == predictions[0].value for prediction in predictions)
+    if alike and any(reference != references[0] for reference in references):
+        log.warning("all %d predictions are the same: %r", len(predictions), str(predictions[0].value)[:60])
+
+
+def _baselines(
+    context: RunContext[Any], runtime: TaskRuntime, examples: Sequence[Example], statistics: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The baselines of the main metric; none without training data, or with ``baseline=false``."""
+    (corpus,) = context.corpora.values()
+    task = runtime.task
+    metric = baseline_metric(task)
+    if not (context.config.baseline and examples and metric and corpus.split_source("train") is not None):
+        return {}
+    rows = np.asarray([row[metric.name] for row in statistics])
+    splits = {name: corpus.split(name) for name in ("train", "validation")}
+    return baseline_scores(task, metric, rows, examples, splits)
 
 
 def write_multitask_results(context: RunContext[Train], module: GPTModule, results: dict[str, dict[str, Any]]) -> None:

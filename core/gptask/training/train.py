@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import validated_copy
-from gptask.config.schemas import HeadOnly, Train
+from gptask.config.schemas import HeadOnly, Lora, Scratch, Train
 from gptask.config.trainer_options import check_trainer_options
+from gptask.data.corpus import SPLITS
+from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
 from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from gptask.training.module import GPTModule
 
 log = logging.getLogger("gptask")
+TRAINING_LIMITS = ("max_epochs", "max_steps", "limit_train_batches")  # Trainer options that at 0 train nothing
 FULL_PRECISIONS = (None, "32-true", "32", 32)  # with these the trainer keeps the backbone's own number format
 
 
@@ -52,6 +55,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
     config = validated_copy(config)
     check_trainer_options(config.trainer)
+    _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
     if config.resume:
         _refuse_resume_without_training(Path(config.resume), config.trainer)
@@ -59,6 +63,21 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
     with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
         return _train(RunContext(config, command, corpora, fingerprint, folder), callbacks)
+
+
+def _refuse_random_weights_that_stay(config: Train) -> None:
+    """Raise `UserError` for a backbone from scratch that the options leave as it is drawn."""
+    if not isinstance(config.backbone, Scratch):
+        return
+    if isinstance(config.tuning, Lora | HeadOnly):
+        kind = "lora" if isinstance(config.tuning, Lora) else "head"
+        raise UserError(
+            f"tuning={kind} keeps the weights of the backbone, and those of backbone=nano are random: set tuning=full, "
+            "or take a pretrained backbone, such as backbone=smollm2 or a run folder (backbone.source=)"
+        )
+    for option in TRAINING_LIMITS:
+        if config.trainer.get(option) == 0:
+            raise UserError(f"trainer.{option}=0 trains nothing, and the weights of backbone=nano are random: raise it")
 
 
 def _refuse_resume_without_training(folder: Path, options: dict[str, Any]) -> None:
@@ -96,6 +115,10 @@ def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, context.folder, config.resume)
+        if not trainer.global_step:
+            limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
+            log.warning("nothing was trained (%s): backbone and heads are tested as they are",
+                        listing(limits) or "no optimizer step")  # fmt: skip
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
         context = replace(context, extra={"tuned_options": module.tuned_options})
@@ -117,9 +140,11 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     No file is written yet.
     """
     origin = locate_backbone(config.backbone)
-    config, chosen = prepare_tasks(config, corpora)
-    for corpus in corpora.values():
+    given_tasks, (config, chosen) = builder.task_configs(config), prepare_tasks(config, corpora)
+    for name, corpus in corpora.items():
         corpus.warn_overlap()
+        if is_main_process():
+            log_labels(given_tasks[name].task, corpus, SPLITS, builder.option_prefix(config, name))
 
     import pytorch_lightning as pl
 

@@ -16,7 +16,9 @@ from gptask import (
     Prediction,
     PromptedTask,
     UserError,
+    canonical_label,
     listing,
+    most_frequent,
     nearest,
     option,
 )
@@ -32,6 +34,7 @@ class Classification(PromptedTask):
     """Sort texts into classes: one per text, or any number (task.multi_label=true)."""
 
     contract_version = "1.0"
+    baseline_name = "most frequent label"
     PROMPTS: ClassVar[dict[str, str]] = {"en": "Text: {text}\nTopic:", "zh": "文本：{text}\n类别："}
 
     labels: list[str] = option(list, "class names in order; empty takes those of the training data, sorted")
@@ -49,8 +52,13 @@ class Classification(PromptedTask):
         ]
 
     def validate(self) -> None:
-        """Refuse repeated labels, label words of unknown labels, numbers out of range, and a renamed target."""
+        """Refuse repeated labels, label words of unknown labels, numbers out of range, and a renamed target.
+
+        Labels are spelled as they are read from data: `canonical_label`.
+        """
         super().validate()
+        self.labels = [canonical_label(name) for name in self.labels]
+        self.label_words = {canonical_label(name): word for name, word in self.label_words.items()}
         target, targets = "labels" if self.multi_label else "label", [f.name for f in self.targets()]
         if target not in targets:
             raise UserError(
@@ -91,8 +99,11 @@ class Classification(PromptedTask):
         for name in self.gold_labels(example):
             if self.labels and name not in self.labels:
                 hint = nearest(name, self.labels)
+                names = {name.lower(), *(label.lower() for label in self.labels)}
+                if names & {"yes", "no", "on", "off"} and names & {"true", "false"}:
+                    hint = " YAML reads yes, no, on and off without quotes as true and false: put quotes around them."
                 raise DataError(
-                    f"label '{name}' is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
+                    f"label {name!r} is not in task.labels: {listing(self.labels)}.{hint} data.labels maps ids to names"
                 )
 
     def label_word(self, label: str) -> str:
@@ -102,9 +113,9 @@ class Classification(PromptedTask):
 
     @property
     def template(self) -> str:
-        """The prompt in force; all of it up to the last input field is repeated ``readings`` times."""
+        """The prompt in force; all of it up to the last input is repeated ``readings`` times."""
         template = super().template
-        places = [f"{{{f.name}}}" for f in self.inputs()]
+        places = [f"{{{name}}}" for name in self.shown_inputs(template)]
         end = max((template.rindex(place) + len(place) for place in places if place in template), default=0)
         repeated = template[:end]
         return f"{repeated}\n" * (self.readings - 1 if repeated else 0) + template
@@ -127,7 +138,7 @@ class Classification(PromptedTask):
         gold = self.gold_labels(example)
         for name in gold:
             if name not in self.labels:
-                raise DataError(f"label '{name}' does not occur in the training data: {listing(self.labels)}")
+                raise DataError(f"label {name!r} does not occur in the training data: {listing(self.labels)}")
         if self.multi_label:
             return Encoded(ids, label=self.label_vector(example), truncated=tokens_cut)
         return Encoded(ids, label=self.labels.index(gold[0]), truncated=tokens_cut)
@@ -149,6 +160,11 @@ class Classification(PromptedTask):
             return Prediction(labels, probabilities=probabilities)
         label = max(probabilities, key=probabilities.__getitem__)
         return Prediction(label, probabilities[label], probabilities)
+
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the most frequent label."""
+        label = most_frequent(train, "labels" if self.multi_label else "label")
+        return Prediction([label] if self.multi_label else label)
 
     def tune_on_validation(self, predictions: Sequence[Prediction], examples: Sequence[Example]) -> dict[str, Any]:
         """Choose the threshold of the best micro-F1 unless the user set one."""

@@ -118,6 +118,11 @@ class MicroF1(ConfusionMetric):
         shares: np.ndarray = 100 * np.trace(tables, axis1=1, axis2=2) / tables.sum((1, 2))
         return shares
 
+    def outcomes(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return 1 for each right label, else 0."""
+        right: np.ndarray = (rows[:, 0] == rows[:, 1]).astype(float)
+        return right
+
 
 class Matthews(ConfusionMetric):
     """Matthews correlation for K classes (Gorodkin 2004), in percent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,7 +40,7 @@ class TextGeneration(WritingTask):
 
     system: str | None = option(None, "system message of conversations without one")
     raw: bool = option(False, "join texts as they stand, EOS behind each answer, without a chat template")
-    language: str = option("en", "language of ROUGE-L: en stems words, zh compares characters")
+    language: str = option("en", "code of the conversations' language, which the model card names")
     generation: GenerationOptions = option(partial(GenerationOptions, max_new_tokens=128), "how text is decoded")
 
     def validate(self) -> None:
@@ -47,8 +48,8 @@ class TextGeneration(WritingTask):
         super().validate()
         if self.raw and self.system:
             raise UserError("task.raw=true takes texts as they stand, without task.system: unset one of them")
-        if self.language not in ("en", "zh"):
-            raise UserError(f"task.language='{self.language}' is not supported by ROUGE-L; expected en or zh")
+        if not re.fullmatch("[a-z]{2,3}(-.+)?", self.language):
+            raise UserError(f"task.language='{self.language}' is no language code; expected one such as en or pt-BR")
 
     def fields(self) -> list[Field]:
         """Return a conversation up to the answer that is due, and that answer."""
@@ -65,7 +66,10 @@ class TextGeneration(WritingTask):
         """Refuse a conversation without an answer at its end."""
         super().check(example)
         if not example["answer"]:
-            raise DataError("there is no answer to learn: the last message must be the assistant's, and not empty")
+            raise DataError(
+                "there is no answer to learn: the last message must be the assistant's, and not empty, and its weight "
+                "not 0 unless an earlier answer is learned"
+            )
 
     def encode(self, example: Example, tokenizer: Any, max_tokens: int) -> Encoded:
         """Return the ids of the conversation by its template; every answer is learned, with what ends it.
@@ -111,6 +115,9 @@ class TextGeneration(WritingTask):
         """Return the generated answer, and the likelihood of the given ones."""
         return replace(super().prediction(example, outputs), extra=getattr(outputs[0], "counts", {}))
 
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> None:
+        """Return None: only a language model has a likelihood, which is the main metric."""
+
     def metrics(self) -> list[Metric]:
         """List the likelihood of the given answers; chrF (Popović 2015) and ROUGE-L (Lin 2004) of the generated one."""
         import sacrebleu
@@ -121,7 +128,7 @@ class TextGeneration(WritingTask):
             Likelihood("perplexity", f"{turns} token of the backbone's tokenizer"),
             Likelihood("bits_per_byte", f"{turns} UTF-8 byte of the turns"),
             chrf,
-            Rouge("rougeL", self.language, field="answer"),
+            Rouge("rougeL", field="answer"),
         ]
 
     def sample(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gptask import (
     Metric,
     Prediction,
     UserError,
+    is_blank,
     option,
 )
 
@@ -74,6 +75,10 @@ class QuestionAnswering(GenerativeTask):
             return self.SPAN_PROMPTS[self.language]
         return super().template
 
+    def needed_inputs(self) -> set[str]:
+        """Return the context where answers are looked for in it."""
+        return {"context"} if self.extractive or self.answer is AnswerForm.span else set()
+
     @property
     def examples_per_step(self) -> int:  # type: ignore[override]
         """4 for spans: with 1,400 questions, steps of 4 reach F1 65 and steps of 8 reach 60 (XQuAD English)."""
@@ -91,7 +96,7 @@ class QuestionAnswering(GenerativeTask):
 
     def check(self, example: Example) -> None:
         """Refuse a question without answer (unless allowed), and an answer that is not in its context."""
-        answers = [text for text in example["answers"] if text.strip()]
+        answers = [text for text in example["answers"] if not is_blank(text)]
         if not answers and not self.unanswerable:
             raise DataError("the question has no answer; task.unanswerable=true allows that")
         if answers and self.extractive and not any(text in example["context"] for text in answers):
@@ -105,7 +110,7 @@ class QuestionAnswering(GenerativeTask):
         """Return the first answer, or the word for none."""
         if example.get("answers") is None:
             return None
-        return next((text for text in example["answers"] if text.strip()), self.UNKNOWN[self.language])
+        return next((text for text in example["answers"] if not is_blank(text)), self.UNKNOWN[self.language])
 
     def demonstrate(self, example: Example) -> str:
         """Return prompt and answer; refused for spans, where no answer follows the prompt."""
@@ -119,10 +124,8 @@ class QuestionAnswering(GenerativeTask):
             return super().encode(example, tokenizer, max_tokens)
         from gptask_tasks.qa.span import context_windows
 
-        before, after = self.template.split("{context}")
-        question = example["question"]
-        around = (before.format(question=question), after.format(question=question))
-        return context_windows(example, around, tokenizer, max_tokens, self.stride)
+        before, after = (self.fill_template(part, example) for part in self.template.split("{context}"))
+        return context_windows(example, (before, after), tokenizer, max_tokens, self.stride)
 
     def reserved_tokens(self) -> int:
         """Return the room for a generated answer; a span needs none."""
@@ -152,7 +155,7 @@ class QuestionAnswering(GenerativeTask):
         """List F1, then exact match, with SQuAD's normalisation."""
         from gptask_tasks.qa.metrics import AnswerExactMatch, AnswerF1
 
-        return [AnswerF1(self.language), AnswerExactMatch(self.language)]
+        return [AnswerF1(), AnswerExactMatch()]
 
     def sample(self) -> dict[str, Any]:
         """Return the sample: short articles with questions, in English."""

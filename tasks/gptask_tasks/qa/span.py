@@ -15,6 +15,7 @@ from gptask import DataError, Encoded, Example, Head
 from torch import Tensor, nn
 
 from gptask_tasks.bilstm import BiLSTM
+from gptask_tasks.text import published_start
 
 if TYPE_CHECKING:
     from gptask import Backbone, Batch
@@ -63,16 +64,14 @@ def _tokens_inside(spans: Sequence[tuple[int, int]], answer: tuple[int, int]) ->
 
 def _answer_characters(example: Example) -> tuple[int, int] | None:
     """Return the character span of the first answer that the context holds, nearest to its published offset."""
-    offsets = example.get("answer_start") or []
     for number, text in enumerate(example.get("answers") or []):
-        published = offsets[number] if number < len(offsets) else 0
         starts, start = [], example["context"].find(text)
         while start >= 0 and text:
             starts.append(start)
             start = example["context"].find(text, start + 1)
         if starts:
-            nearest = min(starts, key=lambda start: abs(start - published))
-            return nearest, nearest + len(text)
+            start = published_start(example, number, starts)
+            return start, start + len(text)
     return None
 
 

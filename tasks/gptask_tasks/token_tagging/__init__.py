@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from gptask import (
     UserError,
     is_wide,
     listing,
+    most_frequent,
     nearest,
     option,
 )
@@ -38,14 +40,18 @@ class Context(Enum):
     bidirectional = "bidirectional"
 
 
+MIN_ONE_WORD_ROWS = 10  # so many sentences of one word each, and no others, are words
+
+
 @dataclass
 class TokenTagging(Task):
     """Tag each word of a sentence: named entities, semantic roles (of a predicate), parts of speech."""
 
     contract_version = "1.0"
+    baseline_name = "most frequent tag"
 
     types: list[str] = option(list, "types of spans, or plain tags, in order; empty takes the training data's, sorted")
-    plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless training tags have B- or I-")
+    plain: bool | None = option(None, "tags mark no spans (parts of speech); null: unless training tags have B or I")
     context: Context = option(
         Context.bidirectional,
         "how a word sees what follows: none; repeat: the sentence is read twice; bidirectional: by a thin LSTM on top",
@@ -67,14 +73,26 @@ class TokenTagging(Task):
 
     def prepare(self, train: Iterable[Example]) -> dict[str, Any]:
         """Take the types, and whether tags are plain, from the training data unless they are given."""
-        from gptask_tasks.token_tagging.spans import are_plain
+        from gptask_tasks.token_tagging.spans import OUTSIDE, are_plain, refuse_foreign_tags
 
         if self.types and self.plain is not None:
             return {}
-        tags = {tag: example["id"] for example in train for tag in example["tags"]}  # with the file and line of each
+        tags: dict[str, str] = {}  # with the file and line of each
+        lengths: Counter[int] = Counter()
+        for example in train:
+            tags |= dict.fromkeys(example["tags"], example["id"])
+            lengths[len(example["tags"])] += 1
+        if lengths[1] >= MIN_ONE_WORD_ROWS and len(lengths) == 1:
+            raise DataError(
+                f"each of the {lengths[1]} rows of the training data has one token. If each row is a word, name the "
+                "column that tells sentences apart, data.columns.sentence=<column>; tab-separated words with an empty "
+                "line between sentences are data.format=conll"
+            )
         plain = are_plain(tags) if self.plain is None else self.plain
-        types = self.types or sorted(tags if plain else {_type_of(tag, source) for tag, source in tags.items()} - {""})
-        if not types:
+        if plain and self.plain is None:
+            refuse_foreign_tags(tags)
+        types = self.types or sorted(tags if plain else _types_of(tags))
+        if not types or types == [OUTSIDE]:
             raise DataError("training data marks no span: every tag is O")
         return {"types": types, "plain": plain}
 
@@ -100,10 +118,14 @@ class TokenTagging(Task):
 
     def _tag_indices(self, tags: Sequence[str]) -> list[int]:
         """Return tags of any scheme as indices into `tags`."""
-        from gptask_tasks.token_tagging.spans import bio, spans
+        from gptask_tasks.token_tagging.spans import ONLY_TYPE, bio, spans
 
         marked = spans(tags, bool(self.plain))
         if unknown := sorted({span.type for span in marked} - set(self.types)):
+            if unknown[0] == ONLY_TYPE:
+                raise DataError(
+                    f"tag '{tags[marked[0].start]}' has no type; data.labels maps it: B to B-{self.types[0]}"
+                )
             raise DataError(
                 f"'{unknown[0]}' is not among the training data's types, {listing(self.types)}."
                 f"{nearest(unknown[0], self.types)} Name it in task.types to have it counted"
@@ -155,6 +177,13 @@ class TokenTagging(Task):
         ]
         return Prediction(value, float(np.exp(chosen).mean()))
 
+    def baseline_prediction(self, example: Example, train: Sequence[Example]) -> Prediction:
+        """Return the spans of a text in which every word has the most frequent tag."""
+        from gptask_tasks.token_tagging.spans import spans
+
+        tags = [most_frequent(train, "tags")] * len(example["tokens"])
+        return Prediction([span._asdict() for span in spans(tags, bool(self.plain))])
+
     def metrics(self) -> list[Metric]:
         """List F1 of spans first; accuracy first for plain tags."""
         from gptask_tasks.token_tagging.metrics import MicroScore, TagAccuracy, TypeMacroF1
@@ -175,14 +204,19 @@ class TokenTagging(Task):
         return sample("token_tagging", "conll")
 
 
-def _type_of(tag: str, source: str) -> str:
-    """Return the type of a tag that marks spans, empty for O; an error names the file and line it comes from."""
-    from gptask_tasks.token_tagging.spans import split_tag
+def _types_of(tags: dict[str, str]) -> set[str]:
+    """Return the types of tags that mark spans; an error names the file and line that a tag comes from."""
+    from gptask_tasks.token_tagging.spans import PREFIXES, are_bare, split_tag
 
-    try:
-        return split_tag(tag)[1]
-    except DataError as error:
-        raise DataError(f"{source}: {error}") from error
+    types = set()
+    for tag, source in tags.items():
+        try:
+            types.add(split_tag(tag)[1])
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+    if not are_bare(tags) and (bare := sorted({*tags} & {*PREFIXES})):
+        raise DataError(f"{tags[bare[0]]}: tag '{bare[0]}' has no type, but others have one; data.labels maps tags")
+    return types - {""}
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -1,11 +1,15 @@
 """The entry point: verbs, exit codes, the boundary for errors, and what is imported on the way."""
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from gptask import UserError, __version__
-from gptask.cli import USAGE
+from gptask.cli import USAGE, main
+from gptask.cli.output import print_json
 from gptask.cli.verbs import VERBS
 
 
@@ -43,9 +47,9 @@ def test_gptask_debug_shows_the_stack_trace_of_a_user_error(run_command, monkeyp
     assert "omegaconf" in ended.err  # the cause of the UserError
 
 
-def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
+def test_an_internal_error_shows_its_stack_trace_and_exits_with_70(run_command):
     ended = run_command("train", action=fail(ZeroDivisionError("ours")))
-    assert ended.code == 1
+    assert ended.code == 70, "1 is what compare --fail-if-worse reports"
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
     assert "internal error in gptask or a plugin; please report it" in ended.err
@@ -54,7 +58,7 @@ def test_an_internal_error_shows_its_stack_trace_and_exits_with_1(run_command):
 def test_an_omegaconf_error_of_the_action_is_an_internal_error(run_command):
     from omegaconf.errors import ConfigKeyError
 
-    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 1
+    assert run_command("train", action=fail(ConfigKeyError("ours"))).code == 70
 
 
 def test_ctrl_c_shows_its_message_and_exits_with_130(run_command):
@@ -85,6 +89,28 @@ def test_a_failing_job_of_a_multirun_is_named_and_the_others_run(run_command):
     assert ended.code == 2
     assert ran == [0, 2]
     assert "gptask: job 1 (seed=1): not with 1" in ended.err
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_the_shell_has_closed_is_no_defect(closed, monkeypatch):
+    monkeypatch.setattr(sys, closed, None)
+    for arguments, code in ((["--version"], 0), (["trian"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == code
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    monkeypatch.setattr("gptask.cli.USAGE", "{verbs} – 很好\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert buffer.getvalue().endswith(b"\\u2013 \\u5f88\\u597d\n")
+    print_json({"text": "é 很好"})
+    sys.stdout.flush()
+    assert json.loads(buffer.getvalue()[buffer.getvalue().rindex(b"{") :]) == {"text": "é 很好"}
 
 
 EXIT_CODES = {

@@ -1,7 +1,10 @@
 """What a finished run shows of its first predictions."""
 
+import io
+
 import pytest
-from gptask.cli.run_summary import _joined
+from gptask.cli.run_summary import _joined, _metrics_table
+from rich.console import Console
 
 
 @pytest.mark.parametrize(
@@ -15,3 +18,13 @@ from gptask.cli.run_summary import _joined
 )
 def test_the_longest_inputs_are_cut_and_all_of_them_are_seen(texts, line):
     assert _joined(texts, 20) == line
+
+
+def test_a_metric_without_an_interval_or_a_value_says_why():
+    alike = {"value": 100.0, "interval": None, "interval_note": "all examples alike, n = 20", "direction": "higher"}
+    metrics = {"mcc": alike, "perplexity": alike | {"value": None, "interval_note": "the value is not a number"}}
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(_metrics_table({"task": "x", "split": "test", "n": 20, "metrics": metrics}))
+    text = console.export_text()
+    assert "100.00 │ all examples alike, n = 20" in " ".join(text.split())
+    assert "not a number" in text

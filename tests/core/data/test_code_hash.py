@@ -29,6 +29,7 @@ ROOT = Path(str(files("gptask")))
 AROUND_A_RUN = {  # what a training executes besides: it decides no weight, prediction or metric
     "gptask",
     "gptask.data.code_hash",  # the lists themselves
+    "gptask.data.label_report",
     *(f"gptask.config.{name}" for name in ("conversion", "engine", "overrides", "trainer_options")),
     *(f"gptask.plugins.{name}" for name in ("discovery", "isolation", "compatibility", "deprecation", "protocols")),
     "gptask.model.backbone.hf_logging",

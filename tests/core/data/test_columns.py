@@ -1,14 +1,14 @@
 """Which cell is which field, what a label is called, and what is wrong with a row."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
-from gptask.data.columns import Columns
-from gptask.data.rows import Row
+from gptask.data.columns import EMPTY_VALUES, Columns, trained_columns
+from gptask.data.rows import Row, TableCells
 from gptask.errors import DataError, UserError
 
 from tests.support.stub_tasks import TaskWithFields
@@ -68,9 +68,15 @@ def test_a_missing_column_is_an_error_with_the_columns_and_the_nearest_name() ->
 
 
 def test_long_column_names_are_cut_in_the_message() -> None:
-    message = error({"word " * 200: "x", "1": "y"})
+    message = error(TableCells({"word " * 200: "x", "1": "y"}))
     assert len(message) < 300
     assert "data.header=false" in message
+
+
+def test_only_a_table_gets_the_hint_at_its_header() -> None:
+    message = error({"txt": "good", "label": "x"})
+    assert message.endswith("Did you mean 'txt'? Set data.columns.text=<column>.")
+    assert "header" not in message
 
 
 def test_a_missing_position_is_an_error_with_the_number_of_cells() -> None:
@@ -78,8 +84,8 @@ def test_a_missing_position_is_an_error_with_the_number_of_cells() -> None:
         ["a", "b"], columns={"text": 2}
     )
     assert "set data.columns.text=<position from 0>" in error(["a", "b"])
-    for row in (["a,b"], {"text,label": "a,b"}):
-        assert "The row has a single cell: is data.format right?" in error(row)
+    for row in (["a,b"], TableCells({"text,label": "a,b"})):
+        assert "The row has a single cell: is data.format or data.delimiter right?" in error(row)
 
 
 def test_an_unknown_field_in_columns_is_an_error() -> None:
@@ -93,15 +99,16 @@ def test_an_unknown_field_in_columns_is_an_error() -> None:
         ({"text": " \t", "label": "x"}, (), "the text is empty"),
         ({"text": "good", "label": ""}, (), "the label is empty"),
         ({"text": None, "label": "x"}, (), "the text is null"),
-        ({"text": {"a": 1}, "label": "x"}, (), "the text must be text, got"),
-        ({"text": "good", "label": ["a", "b"]}, (), r"the label must be label, got .*'a', 'b'"),
+        ({"text": {"a": 1}, "label": "x"}, (), "the text must be a text, got"),
+        ({"text": "good", "label": ["a", "b"]}, (), r"the label must be one label, got .*'a', 'b'"),
         ({"text": "half \ud800", "label": "x"}, (), "half a surrogate pair"),
         ({"target": ["", " "]}, (Field("target", Kind.TEXTS),), "the target is empty"),
         ({"target": []}, (Field("target", Kind.TEXTS),), "the target is empty"),
-        ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be integers"),
-        ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'high'"),
-        ({"score": "nan"}, (Field("score", Kind.NUMBER),), "the score must be number, got 'nan'"),
-        ({"score": float("inf")}, (Field("score", Kind.NUMBER),), "the score must be number, got 'inf'"),
+        ({"target": [None, "\ufeff"]}, (Field("target", Kind.TEXTS),), "the target is empty"),
+        ({"start": ["x"]}, (Field("start", Kind.INTEGERS),), "the start must be whole numbers"),
+        ({"score": "high"}, (Field("score", Kind.NUMBER),), "the score must be a number, got 'high'"),
+        ({"score": "nan"}, (Field("score", Kind.NUMBER),), "the score must be a number, got 'nan'"),
+        ({"score": float("inf")}, (Field("score", Kind.NUMBER),), "the score must be a number, got 'inf'"),
     ],
 )
 def test_a_cell_of_another_kind_or_without_content_is_an_error(row: dict, fields: tuple, message: str) -> None:
@@ -126,8 +133,15 @@ def test_an_optional_field_may_be_absent_unless_a_column_is_set_for_it() -> None
 
 def test_a_blank_field_may_be_empty_but_not_absent() -> None:
     answers = Field("answers", Kind.TEXTS, blank=True)
+    assert example({"answers": [None, " "]}, answers) == example({"answers": ["\u200b"]}, answers) == {"answers": []}
     assert example({"answers": []}, answers) == example({"answers": ""}, answers) == {"answers": []}
     assert "no column 'answers'" in error({"answer": []}, answers)
+
+
+@pytest.mark.parametrize("blank", ["", " \t", "\u200b", None, float("nan")])
+def test_blank_members_of_a_list_of_texts_are_left_out(blank: object) -> None:
+    for field in (Field("answers", Kind.TEXTS), Field("answers", Kind.TEXTS, blank=True)):
+        assert example({"answers": ["Oslo", blank, " a b "]}, field) == {"answers": ["Oslo", " a b "]}
 
 
 def test_a_plain_line_is_the_only_required_field() -> None:
@@ -142,79 +156,6 @@ def test_an_id_is_read_and_required_only_if_a_column_is_set_for_it() -> None:
     assert "no column 'uid' for id" in error(row, columns={"id": "uid"})
     task, options = TaskWithFields(TEXT, LABEL), Files(columns={"id": "uid"})
     assert Columns(task, options, [TEXT]).example(Row(1, row)) == {"text": "good"}  # prediction input needs none
-
-
-NAMES = {"0": "negative", "1": "positive"}
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {0: "negative", 1: "positive"},
-        {"0": "negative", "1": "positive"},
-        ["negative", "positive"],
-        "names.txt",
-        "map.tsv",
-        "names.json",
-        "map.json",
-    ],
-)
-def test_label_names_are_a_map_a_list_or_a_file(write_file: Callable, tmp_path: Path, labels: object) -> None:
-    write_file("names.txt", "negative\r\npositive\r\n\n")
-    write_file("map.tsv", "1\tpositive\n0\t negative\n")
-    write_file("names.json", '["negative", "positive"]')
-    write_file("map.json", '{"0": "negative", "1": "positive"}')
-    columns = Columns(TaskWithFields(TEXT, LABEL), Files(labels=labels, root=str(tmp_path)))
-    assert columns.names == NAMES
-    for raw in (1, "1", " 1 ", 1.0, True, "positive"):
-        assert columns.label(raw) == "positive"
-
-
-def test_label_ids_may_start_at_another_number() -> None:
-    assert example({"text": "a", "label": 4}, labels=["World", "Sports", "Business", "Sci/Tech"], label_start=1) == {
-        "text": "a",
-        "label": "Sci/Tech",
-    }
-
-
-def test_an_unknown_label_is_an_error_with_the_known_ones() -> None:
-    message = error({"text": "a", "label": 2}, labels=["negative", "positive"])
-    assert "label '2' is not in data.labels: 0, 1 (ids counted from 1? data.label_start=1)" in message
-    assert "label 'meh' is not in data.labels: 0, 1" in error({"text": "a", "label": "meh"}, labels=["neg", "pos"])
-
-
-def test_a_label_that_is_both_an_id_and_a_name_is_an_id() -> None:
-    columns = Columns(TaskWithFields(TEXT, LABEL), Files(labels={"1": "2", "2": "1", "x": "3"}))
-    assert [columns.label(raw) for raw in ("1", "2", "x", "3")] == ["2", "1", "3", "3"]
-
-
-def test_label_names_of_another_form_are_an_error(write_file: Callable, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.labels must be a map, a list or a file"):
-        example({}, labels=3)
-    with pytest.raises(UserError, match="no such file"):
-        example({}, labels="nowhere.txt")
-    with pytest.raises(UserError, match=r"names.json is not valid JSON"):
-        example({}, labels=write_file("names.json", "[1,"))
-
-
-@pytest.mark.parametrize(
-    ("raw", "separator", "expected"),
-    [
-        ("0,1", ",", ["negative", "positive"]),
-        (" 1 , 0 ", ",", ["positive", "negative"]),
-        ("0|1", "|", ["negative", "positive"]),
-        ("0 1", " ", ["negative", "positive"]),
-        ("0 1", "", ["negative", "positive"]),
-        ([0, "positive"], ",", ["negative", "positive"]),
-        (1, ",", ["positive"]),
-        ("", ",", []),
-        ([], ",", []),
-    ],
-)
-def test_a_row_may_have_several_labels(raw: object, separator: str, expected: list) -> None:
-    labels = Field("labels", Kind.LABELS, target=True)
-    options = {"labels": NAMES, "label_separator": separator}
-    assert example({"text": "a", "labels": raw}, TEXT, labels, **options)["labels"] == expected
 
 
 TAGGED = (Field("tokens", Kind.TOKENS), Field("tags", Kind.TAGS, target=True))
@@ -241,9 +182,180 @@ def test_tokens_and_tags_are_lists_or_texts() -> None:
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, "token 2 of 2 is empty"),
         ({"tokens": ["a", "b"], "tags": ["O", ""]}, "tag 2 of 2 is empty"),
         ({"tokens": [], "tags": []}, "the tokens is empty"),
-        ({"tokens": [["a"]], "tags": ["O"]}, "the tokens must be tokens, got"),
-        ({"tokens": {"a": 1}, "tags": ["O"]}, "the tokens must be tokens, got"),
+        ({"tokens": [["a"]], "tags": ["O"]}, "the tokens must be a text or a list of words, got"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "the tokens must be a text or a list of words, got"),
     ],
 )
 def test_tokens_and_tags_that_do_not_match_are_an_error(row: dict, message: str) -> None:
     assert message in error(row, *TAGGED)
+
+
+# --- missing values -----------------------------------------------------------------------------------------------
+
+NULLS = [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT]
+
+
+@pytest.mark.parametrize("null", NULLS, ids=repr)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_missing_value_is_null_in_a_field_of_every_kind(null: object, kind: Kind) -> None:
+    assert error({"f": null}, Field("f", kind)) == "the f is null"
+    optional = example({"text": "a", "f": null, "id": null}, TEXT, Field("f", kind, required=False))
+    assert optional == {"text": "a", "f": [] if kind in EMPTY_VALUES else None}
+
+
+@pytest.mark.parametrize("kind", [Kind.INTEGERS, Kind.NUMBER])
+def test_an_empty_cell_of_a_table_is_no_number(kind: Kind) -> None:
+    assert error({"f": " "}, Field("f", kind)) == "the f is null"
+    assert not example({"text": "a", "f": ""}, TEXT, Field("f", kind, required=False))["f"]
+
+
+def test_a_task_that_converts_rows_sees_missing_values_as_none() -> None:
+    class Filling(TaskWithFields):
+        def convert_row(self, row: dict) -> dict:
+            return row | {"text": row["text"] or "nothing"}
+
+    assert Columns(Filling(TEXT), Files()).example(Row(1, {"text": float("nan")})) == {"text": "nothing"}
+
+
+# --- paths and several columns ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "{'text': array(['Oslo', 'Oslo, Norway'], dtype=object), 'answer_start': array([5, 5], dtype=int32)}",
+        '{"text": ["Oslo", "Oslo, Norway"], "answer_start": [5, 5]}',
+        "[{'text': 'Oslo', 'answer_start': 5}, {'text': 'Oslo, Norway', 'answer_start': 5}]",
+        {"text": np.array(["Oslo", "Oslo, Norway"]), "answer_start": np.array([5, 5])},
+    ],
+    ids=["printed by pandas", "JSON", "list of objects", "arrays"],
+)
+def test_a_path_goes_into_an_object_that_a_cell_holds_as_text(cell: object) -> None:
+    fields = (Field("answers", Kind.TEXTS), Field("answer_start", Kind.INTEGERS))
+    paths = {"answers": "answers.text", "answer_start": "answers.answer_start"}
+    expected = {"answers": ["Oslo", "Oslo, Norway"], "answer_start": [5, 5]}
+    assert example({"answers": cell}, *fields, columns=paths) == expected
+    message = error({"answers": cell}, *fields)
+    assert "the answers must be a text or a list of texts, got" in message
+    assert "it has the members text, answer_start: name one by a path, data.columns.answers=answers.text" in message
+
+
+LABELS = Field("labels", Kind.LABELS, target=True)
+FLAGS = {"labels": ["toxic", "insult", "threat"]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ((0, 1, 0), ["insult"]),
+        (("1", "0", "1"), ["toxic", "threat"]),
+        (("", "", ""), []),
+        ((1.0, None, float("nan")), ["toxic"]),
+        ((True, "FALSE", "yes"), ["toxic", "threat"]),
+        ((np.int64(1), np.bool_(False), "0.0"), ["toxic"]),
+    ],
+)
+def test_labels_may_have_a_column_each(cells: tuple, expected: list) -> None:
+    row = {"text": "a", "toxic": cells[0], "insult": cells[1], "threat": cells[2]}
+    assert example(row, TEXT, LABELS, columns=FLAGS)["labels"] == expected
+    named = {"toxic": "A", "insult": "B", "threat": "C"}
+    renamed = [named[name] for name in expected]
+    assert example(row, TEXT, LABELS, columns=FLAGS, labels=named)["labels"] == renamed
+    positions = {"text": 0, "labels": [1, 2, 3]}
+    assert example(["a", *cells], TEXT, LABELS, columns=positions, labels=["A", "B", "C"])["labels"] == renamed
+
+
+def test_a_label_column_with_something_else_is_an_error_that_names_it() -> None:
+    row = {"text": "a", "toxic": 1, "insult": "0.7", "threat": 0}
+    assert "the label 'insult' has '0.7'; expected 0, 1, true, false or nothing" in error(
+        row, TEXT, LABELS, columns=FLAGS
+    )
+    assert "no column 'insult' for labels; there are: text, toxic, threat" in error(
+        {"text": "a", "toxic": 1, "threat": 0}, TEXT, LABELS, columns=FLAGS
+    )
+    assert "3 labels, but their names are needed: set data.labels=[<name>, ...]" in error(
+        ["a", 1, 0, 1], TEXT, LABELS, columns={"text": 0, "labels": [1, 2, 3]}
+    )
+    with pytest.raises(UserError, match=r"data\.columns\.label=\[a, b\]: label is label, and takes one column"):
+        example({}, columns={"label": ["a", "b"]})
+
+
+def test_the_columns_of_labels_mark_a_header() -> None:
+    columns = Columns(TaskWithFields(TEXT, LABELS), Files(columns={"text": 0, **FLAGS}))
+    assert columns.header_names == ["text", "labels", "toxic", "insult", "threat"]
+
+
+# --- several columns of one field -----------------------------------------------------------------------------------
+
+SUMMARY = Field("summary", Kind.TEXTS, target=True)
+SUMMARIES = {"summary": ["summary1", "summary2", "summary3"]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["one", "two", "three"], ["one", "two", "three"]),
+        (["", "two", None], ["two"]),
+        (["one", float("nan"), " "], ["one"]),
+        ([["one", ""], "two", []], ["one", "two"]),
+        ([1, "two", None], ["1", "two"]),
+    ],
+)
+def test_several_columns_are_the_texts_of_one_field_without_blank_ones(cells: list, expected: list) -> None:
+    row = dict(zip(SUMMARIES["summary"], cells, strict=True))
+    assert example(row, SUMMARY, columns=SUMMARIES) == {"summary": expected}
+    assert example(["x", *cells], SUMMARY, columns={"summary": [1, 2, "3"]}) == {"summary": expected}
+
+
+def test_a_field_of_several_columns_may_not_be_blank_altogether_nor_lack_a_column() -> None:
+    row = {"summary1": "", "summary2": None, "summary3": " "}
+    assert error(row, SUMMARY, columns=SUMMARIES) == "the summary is empty"
+    message = error({"summary1": "one", "summry2": "two"}, SUMMARY, columns=SUMMARIES)
+    assert "no column 'summary2' for summary; there are: summary1, summry2. Did you mean 'summry2'?" in message
+
+
+def test_a_task_that_converts_rows_gets_the_texts_of_several_columns() -> None:
+    class Converts(TaskWithFields):
+        def convert_row(self, row: dict) -> dict:
+            return {"summary": [text.upper() for text in row["summary"]]}
+
+    columns = Columns(Converts(SUMMARY), Files(columns={"summary": ["a", "b"]}))
+    assert columns.example(Row(1, {"a": "one", "b": ""})) == {"summary": ["ONE"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", "b"]}, r"data\.columns\.text=\[a, b\]: text is text, and takes one column; several columns are "
+         r"for references \(texts\) or labels\. A prompt may name more: task\.prompt='\{a\} \.\.\.'"),
+        ({"label": ["a", "b"]}, "label is label, and takes one column"),
+        ({"id": ["a", "b"]}, "id takes one column"),
+        ({"text": []}, r"data\.columns\.text=\[\]: expected a column's name or position, or a list of them"),
+        ({"text": {"a": 1}}, "expected a column's name or position"),
+        ({"text": [["a"]]}, "expected a column's name or position"),
+    ],
+)  # fmt: skip
+def test_several_columns_are_refused_where_one_is_needed(columns: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        example({}, columns=columns)
+
+
+def test_a_column_that_is_null_is_that_of_the_field() -> None:
+    assert example({"text": "good", "label": "pos"}, columns={"text": None, "id": None})["text"] == "good"
+
+
+def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> None:
+    trained = {"columns": {"text": "context", "label": "stars", "id": "key"}, "test_columns": {"text": "dialogue"}}
+    assert trained_columns(trained) == {"text": ["context", "dialogue"], "label": ["stars"]}
+    assert trained_columns({"columns": {"text": 0, "summary": ["a", "b"]}}) == {}
+    assert trained_columns({"columns": {"sentence": "Sentence #"}}) == {"sentence": ["Sentence #"]}
+    columns = Columns(TaskWithFields(TEXT, LABEL), Files(), [TEXT], trained_columns=trained_columns(trained))
+    for name in ("text", "context", "dialogue"):
+        assert columns.example(Row(1, {name: "good", "other": "x"})) == {"text": "good"}
+    both = {"text": "own", "context": "trained"}
+    assert columns.example(Row(1, both)) == {"text": "own"}
+    with pytest.raises(DataError, match="no column 'text' for text; there are: other"):
+        columns.example(Row(1, {"other": "x"}))
+    named = Columns(TaskWithFields(TEXT), Files(columns={"text": "contxt"}), trained_columns=trained_columns(trained))
+    with pytest.raises(DataError, match=r"no column 'contxt' for text; there are: context\. Did you mean 'context'"):
+        named.example(Row(1, {"context": "good"}))

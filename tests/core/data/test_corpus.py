@@ -3,9 +3,11 @@
 import gzip
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gptask.config.schemas import BadRowPolicy, Data, Files, Hub, Limit, Sample
 from gptask.data import corpus as corpora
@@ -15,6 +17,9 @@ from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
+from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.summarization import Summarization
+from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
 
 
@@ -117,6 +122,151 @@ def test_squad_with_and_without_unanswerable_questions(write_file: Callable) -> 
         corpus(QuestionAnswering(), test=name).split("test")
 
 
+# --- a split with columns of its own ------------------------------------------------------------------------------
+
+DIALOGSUM_TRAIN = [
+    {"fname": f"train_{n}", "dialogue": f"#Person1#: {n}", "summary": f"s {n}", "topic": "t"} for n in range(4)
+]
+DIALOGSUM_TEST = [
+    {"fname": f"test_{n}", "dialogue": f"#Person1#: {n}?", "summary1": f"a {n}", "topic1": "t", "summary2": f"b {n}",
+     "topic2": "u", "summary3": "" if n else "c 0", "topic3": "v"} for n in range(2)
+]  # fmt: skip
+
+
+def json_lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_dialogsum_as_published_has_one_summary_in_train_and_three_in_the_test(write_file: Callable) -> None:
+    files = {"train": write_file("train.jsonl", json_lines(DIALOGSUM_TRAIN)),
+             "test": write_file("test.jsonl", json_lines(DIALOGSUM_TEST))}  # fmt: skip
+    columns = {"document": "dialogue", "id": "fname"}
+    data = corpus(
+        Summarization(), **files, columns=columns, test_columns={"summary": ["summary1", "summary2", "summary3"]}
+    )
+    assert texts(data.all_rows("train"), "summary") == [[f"s {n}"] for n in range(4)]
+    assert texts(data.split("test"), "summary") == [["a 0", "b 0", "c 0"], ["a 1", "b 1"]]
+    assert texts(data.split("test"), "id") == ["test_0", "test_1"]
+    with pytest.raises(
+        DataError, match=r"no column 'summary'.*Set data\.columns\.summary=<column> \(data\.test_columns\."
+    ):
+        corpus(Summarization(), **files, columns=columns).split("test")
+
+
+def test_samsum_has_other_names_in_the_test_than_in_train_and_validation(write_file: Callable) -> None:
+    ours = json_lines([{"context": f"A: {n}", "response": f"s {n}"} for n in range(2)])
+    files = {
+        "train": write_file("train.jsonl", ours),
+        "validation": write_file("val.csv", "talk,response\nA: 3,s 3\n"),
+        "test": write_file("test.csv", "id,dialogue,summary\n7,A: 2,s 2\n"),
+    }
+    columns = {"document": "context", "summary": "response"}
+    others = {
+        "test_columns": {"document": "dialogue", "summary": "summary"},
+        "validation_columns": {"document": "talk"},
+    }
+    data = corpus(Summarization(), **files, columns=columns, **others)
+    splits = {name: [(e["document"], e["summary"]) for e in data.split(name)] for name in corpora.SPLITS}
+    assert splits == {
+        "train": [("A: 0", ["s 0"]), ("A: 1", ["s 1"])],
+        "validation": [("A: 3", ["s 3"])],
+        "test": [("A: 2", ["s 2"])],
+    }
+
+
+def test_positions_without_a_header_may_be_several_too(write_file: Callable) -> None:
+    file = write_file("test.tsv", "a talk\tone\ttwo\n")
+    data = corpus(Summarization(), test=file, test_columns={"document": 0, "summary": [1, 2]})
+    assert texts(data.split("test"), "summary") == [["one", "two"]]
+
+
+def test_columns_of_a_split_that_is_cut_from_train_are_refused(write_file: Callable) -> None:
+    file = write_file("train.jsonl", jsonl(20))
+    with pytest.raises(UserError, match=r"data\.test_columns is for a file of its own, and data\.test is not set"):
+        corpus(train=file, test_columns={"text": "review"})
+    assert corpus(train=file, test=file, test_columns={"text": "text"}).split("test")
+
+
+# --- a word a row ---------------------------------------------------------------------------------------------------
+
+KAGGLE = (  # the form of the "Annotated Corpus for Named Entity Recognition" on Kaggle
+    "Sentence #,Word,POS,Tag\n"
+    "Sentence: 1,Thousands,NNS,O\n,of,IN,O\n,London,NNP,B-geo\n,.,.,O\n"
+    'Sentence: 2,"They",PRP,O\n,say,VBP,O\n,"""",``,O\n,New,NNP,B-geo\n,York,NNP,I-geo\n'
+)
+SENTENCES = [
+    (["Thousands", "of", "London", "."], ["O", "O", "B-geo", "O"]),
+    (["They", "say", '"', "New", "York"], ["O", "O", "O", "B-geo", "I-geo"]),
+]
+TAGGED_COLUMNS = {"tokens": "Word", "tags": "Tag"}
+
+
+def tagged(file: str, **columns: object) -> list[tuple[list[str], list[str]]]:
+    examples = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS | columns).split("test")
+    return [(example["tokens"], example["tags"]) for example in examples]
+
+
+def test_a_table_with_a_word_a_row_is_read_by_sentences(write_file: Callable, logged: list) -> None:
+    file = write_file("ner.csv", KAGGLE)
+    for _ in range(2):  # the second time from the cache
+        assert tagged(file) == SENTENCES
+        assert "INFO test: a word a row; the column 'Sentence #' parts the sentences (data.columns.sentence)" in logged
+        logged.clear()
+    examples = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS | {"id": "Sentence #"}).split("test")
+    assert texts(examples, "id") == ["Sentence: 1", "Sentence: 2"]
+    assert texts(corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS).split("test"), "id") == [
+        "ner.csv:2",
+        "ner.csv:6",
+    ]
+
+
+def test_the_sentence_may_stand_on_every_row_and_its_column_have_any_name_or_none(write_file: Callable) -> None:
+    rows, current = [], ""
+    for line in KAGGLE.splitlines():
+        current = line.split(",")[0] or current
+        rows.append(f"{current},{line.split(',', 1)[1]}\n")
+    assert tagged(write_file("every.csv", "".join(rows))) == SENTENCES
+    renamed = KAGGLE.replace("Sentence #", "group")
+    assert tagged(write_file("named.csv", renamed), sentence="group") == SENTENCES
+    headless = "".join(rows[1:])
+    assert tagged(write_file("bare.csv", headless), sentence=0, tokens=1, tags=3) == SENTENCES
+
+
+def test_the_last_sentence_of_a_file_ends_with_it(write_file: Callable) -> None:
+    header = "sentence_id,Word,Tag\n"
+    files = [write_file("a.csv", f"{header}1,a,O\n1,b,O\n"), write_file("b.csv", f"{header}1,c,O\n1,d,O\n")]
+    examples = corpus(TokenTagging(), test=files, columns=TAGGED_COLUMNS).split("test")
+    assert texts(examples, "tokens") == [["a", "b"], ["c", "d"]]
+
+
+def test_a_table_with_a_sentence_a_row_stays_one(write_file: Callable) -> None:
+    assert tagged(write_file("a.csv", "Sentence #,Word,Tag\n1,a b,O O\n1,c d,O O\n")) == [
+        (["a", "b"], ["O", "O"]),
+        (["c", "d"], ["O", "O"]),
+    ]
+    one_word_each = "sentence,Word,Tag\nHello,Hello,O\nBye,Bye,O\n"
+    assert tagged(write_file("b.csv", one_word_each)) == [(["Hello"], ["O"]), (["Bye"], ["O"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("Sentence #,Word,Tag\n1,a,O\n,b\n2,c,O\n2,d,O\n", {}, r"ner\.csv:3: 2 cells, but the header has 3"),
+        ("Sentence #,Word,Tag\n1,a,O\n,,O\n", {}, r"ner\.csv:2: token 2 of 2 is empty"),
+        ("n,Word,Tag\n1,a,O\n", {"sentence": "nr"}, r"no column 'nr' that parts sentences .*there are: n, Word, Tag"),
+    ],
+)
+def test_a_bad_row_makes_its_sentence_a_bad_one(write_file: Callable, text: str, columns: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tagged(write_file("ner.csv", text), **columns)
+
+
+def test_a_bad_word_leaves_the_other_sentences_of_the_file(write_file: Callable) -> None:
+    file = write_file("ner.csv", "Sentence #,Word,Tag\n1,a,O\n,b\n2,c,O\n2,d,O\n")
+    data = corpus(TokenTagging(), test=file, columns=TAGGED_COLUMNS, on_bad=BadRowPolicy.skip)
+    assert texts(data.split("test"), "tokens") == [["c", "d"]]
+
+
 @pytest.mark.parametrize("files", [3, [], {}, [1], [{"text": "a"}]])
 def test_files_that_are_not_names_are_an_error(files: object) -> None:
     with pytest.raises(UserError, match="must be a name, a list of names or field: name pairs"):
@@ -216,8 +366,8 @@ def test_missing_splits_are_cut_from_train_and_logged(write_file: Callable, logg
     assert (len(train), len(validation), len(test)) == (60, 20, 20)
     assert sorted(train + validation + test) == sorted(f"text {k}" for k in range(100))
     assert (
-        "INFO validation: no file given, so 20 examples are cut from train (seed 13); duplicates stay in one split"
-        in logged
+        "INFO validation: no file given, so 20 examples are cut from train (seed 13, stratified by label); "
+        "duplicates stay in one split" in logged
     )
 
 
@@ -253,6 +403,91 @@ def test_too_few_examples_to_cut_from_are_an_error(write_file: Callable) -> None
     with pytest.raises(DataError, match="train has 2 different examples, too few to cut validation, test from"):
         small.split("train")
     assert [len(corpus(train=write_file("b.jsonl", jsonl(3))).split(name)) for name in corpora.SPLITS] == [1, 1, 1]
+
+
+def labels_of(name: str, source: CachedCorpus) -> dict[str, int]:
+    return dict(sorted(Counter(example["label"] for example in source.split(name)).items()))
+
+
+def test_each_label_has_its_share_in_a_cut_unless_that_is_switched_off(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "rare" if k % 20 == 0 else "often"} for k in range(200)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(3):
+        for split in ("validation", "test"):
+            assert labels_of(split, corpus(train=name, seed=seed)) == {"often": 19, "rare": 1}
+    assert {labels_of("test", corpus(train=name, seed=s, stratify=False))["often"] for s in range(9)} > {19}
+    graded = CachedCorpus(Sentiment(), Files(train=name, labels={"rare": "1", "often": "2"}, stratify=True), 13)
+    assert labels_of("test", graded) == {"1": 1, "2": 19}
+
+
+def test_a_cut_without_strata_is_the_one_of_earlier_versions(write_file: Callable) -> None:
+    """Published results were measured on it: groups in the order of their digests, shuffled by the seed."""
+    for task, stratify in ((Classification(), False), (Translation(), None)):
+        columns = {} if stratify is False else {"source": "text", "target": "label"}
+        plain = corpus(task, train=write_file("a.jsonl", jsonl(50)), columns=columns, stratify=stratify)
+        by_digest = plain.all_rows("train").digests.argsort()
+        expected = sorted(by_digest[np.random.default_rng(13).permutation(50) // 5 == 1].tolist())
+        assert [int(example["id"].rpartition(":")[2]) - 1 for example in plain.split("test")] == expected
+
+
+def test_stratify_is_for_tasks_with_labels(write_file: Callable) -> None:
+    with pytest.raises(UserError, match=r"data\.stratify=true needs a task whose examples have labels"):
+        corpus(Translation(), train=write_file("a.jsonl", jsonl(9)), stratify=True)
+
+
+def test_a_group_column_keeps_its_rows_in_one_split_and_is_the_examples_group(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "ab"[k % 2], "patient": k % 10} for k in range(60)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    grouped = corpus(train=name, group="patient", cut=0.2)
+    splits = [{int(text.split()[1]) % 10 for text in texts(grouped.split(split))} for split in corpora.SPLITS]
+    assert sorted(map(len, splits)) == [2, 2, 6]
+    assert len(set.union(*splits)) == 10
+    train = list(grouped.split("train"))
+    assert len({example["group"] for example in train}) == 6
+    assert len({example["digest"] for example in train}) == 36
+    assert "patient" not in train[0]
+
+
+def test_a_duplicate_in_two_groups_joins_them(write_file: Callable) -> None:
+    pairs = [(f"only {group} {k}", group) for group in range(12) for k in range(3)]
+    pairs += [("same", 0), ("same", 1), ("other", 1), ("other", 2)]  # so 0, 1 and 2 belong together
+    lines = "".join(f"{text},{'ab'[k % 2]},{group}\n" for k, (text, group) in enumerate(pairs))
+    name = write_file("a.csv", f"text,label,user\n{lines}")
+    for seed in range(5):
+        grouped = corpus(train=name, group="user", cut=0.2, seed=seed)
+        split_of = {split: texts(grouped.split(split)) for split in corpora.SPLITS}
+        (home,) = [split for split, found in split_of.items() if "same" in found]
+        assert [split for split, found in split_of.items() if "other" in found] == [home]
+        assert {f"only {group} 0" for group in (0, 1, 2)} <= set(split_of[home])
+
+
+def test_a_context_in_two_groups_joins_them(write_file: Callable) -> None:
+    rows = [{"context": f"context {k}", "question": "q", "answers": "context", "user": k} for k in range(20)]
+    rows += [{"context": "context 0", "question": "r", "answers": "context", "user": 1}]
+    name = write_file("a.json", json.dumps(rows))
+    for seed in range(5):
+        grouped = corpus(QuestionAnswering(), train=name, group="user", cut=0.2, seed=seed)
+        homes = {n: s for s in corpora.SPLITS for n in texts(grouped.split(s), "context")}
+        assert homes["context 0"] == homes["context 1"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (
+            '"users": "u"',
+            r"a\.jsonl:1: no column 'user' for data\.group; there are: text, label, users\. Did",
+        ),
+        ('"user": null', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": " "', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": NaN', r"a\.jsonl:1: the user \(data\.group\) is empty"),
+        ('"user": [1]', r"a\.jsonl:1: the user \(data\.group\) must be one value, got '\[1\]'"),
+    ],
+)
+def test_a_row_without_its_group_is_an_error(write_file: Callable, cells: str, message: str) -> None:
+    name = write_file("a.jsonl", f'{{"text": "a", "label": "b", {cells}}}\n')
+    with pytest.raises(DataError, match=message):
+        corpus(test=name, group="user").split("test")
 
 
 def test_a_limit_draws_examples_after_the_cut(write_file: Callable, logged: list) -> None:
@@ -380,7 +615,7 @@ def test_gzip_cut_off_in_the_middle_of_reading_leaves_no_cache(write_file: Calla
     name = write_file("a.jsonl.gz", jsonl(20_000))
     raw = Path(name).read_bytes()
     Path(name).write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz ends early, after line \d+: .*gzip"):
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is not a complete gzip file"):
         corpus(test=name).split("test")
     assert not [path for path in cache.rglob("*") if path.is_file()]
     Path(name).write_bytes(gzip.compress(jsonl(5).encode()))

@@ -4,18 +4,20 @@ import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
-from gptask.data.messages import format_message, parse_messages
+from gptask.data.messages import format_message, is_learned, parse_messages, unused_members
 from gptask.data.rows import Row
 from gptask.errors import DataError
+
+from tests.support.stub_tasks import TaskWithFields
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
-class Dialogue:
-    """As much of a task as columns need; it converts rows with a question into messages."""
+class Dialogue(TaskWithFields):
+    """A task that converts rows with a question into messages."""
 
-    def fields(self):
-        return [Field("messages", Kind.MESSAGES), Field("mood", required=False)]
+    def __init__(self):
+        super().__init__(Field("messages", Kind.MESSAGES), Field("mood", required=False))
 
     def convert_row(self, row):
         if isinstance(row, dict) and "question" in row:
@@ -60,7 +62,7 @@ def test_the_error_of_a_bad_message_names_it(cell, message):
 
 @pytest.mark.parametrize("value", [3, {"role": "user", "content": "hi"}])
 def test_a_conversation_must_be_a_list(value):
-    with pytest.raises(DataError, match="the messages must be messages"):
+    with pytest.raises(DataError, match="the messages must be a list of messages"):
         Columns(Dialogue(), Files()).example(Row(1, {"messages": value}))
 
 
@@ -89,3 +91,61 @@ def test_messages_are_formatted_line_by_line():
     assert (
         format_message(["a"]) is format_message("a") is format_message([]) is format_message([{"role": "user"}]) is None
     )
+
+
+# --- messages that are not learned, and members besides role and content ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"weight": "0"},
+        {"train": False},
+        {"loss": False},
+        {"train": "false", "weight": 1},
+    ],
+)
+def test_an_answer_of_weight_0_keeps_it_in_one_form(members):
+    messages = parse_messages([TURNS[0], TURNS[1] | members])
+    assert messages == [TURNS[0], TURNS[1] | {"weight": "0"}]
+    assert [is_learned(message) for message in messages] == [False, False]
+    assert parse_messages(messages) == messages
+    assert format_message(messages) == "user: hi\nassistant: hello"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        [TURNS[0], TURNS[1] | {"weight": 1}],
+        [TURNS[0] | {"weight": 0}, TURNS[1] | {"train": True, "weight": None}],
+        [{"from": "human", "value": "hi", "train": False}, {"from": "gpt", "value": "hello", "loss": 1}],
+        [TURNS[0], TURNS[1] | {"tool_calls": [], "function_call": None, "refusal": None}],
+    ],
+)
+def test_members_that_change_nothing_leave_the_messages_as_they_are(cell):
+    assert parse_messages(cell) == TURNS
+    assert is_learned(parse_messages(cell)[1])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"weight": 0.5}, "message 2 has weight=0.5; expected 0 or false"),
+        ({"train": "no"}, "message 2 has train=no; expected"),
+        ({"tool_calls": [{"id": "1"}]}, "message 2 has tool_calls, which a prompt of gptask can't show"),
+        ({"function_call": {"name": "f"}}, "message 2 has function_call"),
+        ({"reasoning_content": "hm"}, "message 2 has reasoning_content"),
+        ({"images": ["a.png"], "refusal": "no"}, "message 2 has refusal, images"),
+    ],
+)
+def test_members_that_would_change_the_meaning_are_refused(members, message):
+    with pytest.raises(DataError, match=message):
+        parse_messages([TURNS[0], TURNS[1] | members])
+
+
+def test_other_members_are_named_wherever_the_messages_stand():
+    cell = [TURNS[0] | {"name": "Ann", "weight": 1, "id": None}, TURNS[1] | {"weight": 1, "date": "now"}]
+    assert list(unused_members({"talk": {"turns": cell}, "topic": "x", "tags": ["a"]})) == ["name", "weight", "date"]
+    assert list(unused_members({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]})) == []

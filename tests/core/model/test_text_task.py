@@ -38,6 +38,8 @@ class Count(GenerativeTask):
         ("{number}：", "one", "one"),
         ("{number} is", "一", "一"),
         ("{number} is", " one \n", " one"),
+        ("{number} is", "하나", " 하나"),  # Korean has spaces
+        ("{number} is", "หนึ่ง", "หนึ่ง"),
         ("{number} is", None, None),
     ],
 )
@@ -94,3 +96,7 @@ def test_a_prediction_is_the_text_with_its_probability() -> None:
 def test_tasks_do_not_share_generation_options() -> None:
     Count().generation.stop.append("x")
     assert Count().generation.stop == []
+
+
+def test_a_literal_line_break_in_a_stop_text_is_one() -> None:
+    assert GenerationOptions(stop=["\\n", "\\n\\n", "Q:"]).stop == ["\n", "\n\n", "Q:"]

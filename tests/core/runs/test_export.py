@@ -4,20 +4,21 @@ import re
 
 import pytest
 import torch
-from gptask import UserError
-from gptask.config.schemas import Export, Full, HeadOnly, Lora
+from gptask import UserError, load_run
+from gptask.config.schemas import DType, Export, Full, HeadOnly, Lora
 from gptask.runs.export import export
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
+from transformers import AutoTokenizer
 
 LABELS = ["negative", "neutral", "positive"]
 TEXTS = ["good", "the quick brown fox jumps over the lazy dog", "bad film", "这部电影很好"]
 
 
-def exported(run, folder):
-    return export(Export(run=str(run.folder), output=str(folder)))
+def exported(run, folder, dtype=None):
+    return export(Export(run=str(run.folder), output=str(folder), dtype=dtype))
 
 
 def snippet(folder, **names):
@@ -47,6 +48,19 @@ def test_an_exported_classifier_gives_the_runs_probabilities_in_a_padded_batch(f
     assert type(names["model"]).__name__.endswith("ForSequenceClassification")
 
 
+def test_the_readme_tells_how_the_exported_tokenizer_reads_special_tokens(random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
+    folder = exported(run, tmp_path / "out")
+    text, eos = (folder / "README.md").read_text(encoding="utf-8"), run.backbone.tokenizer.eos_token
+    assert (
+        f"`{eos}`, is text to gptask, and the token itself to this tokenizer. Pass `split_special_tokens=True`" in text
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer(f"good{eos}")["input_ids"][-1] == tokenizer.eos_token_id
+    safe_ids = tokenizer(f"good{eos}", split_special_tokens=True)["input_ids"]
+    assert safe_ids == run.backbone.tokenizer(f"good{eos}")["input_ids"]
+
+
 @pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])
 def test_every_tuning_exports_several_labels_per_text(tuning, random_run, tmp_path):
     run = random_run(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)
@@ -71,6 +85,35 @@ def test_an_exported_generator_writes_the_runs_texts(family, random_run, tmp_pat
     assert len(set(expected)) > 1
     assert names["model"].generation_config.max_new_tokens == 8
     assert names["tokenizer"].padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("run_format", "dtype", "written", "sentence", "tolerance"),
+    [
+        ("bfloat16", None, torch.bfloat16, "The weights are bfloat16. The run predicts in bfloat16 too", 0.05),
+        ("bfloat16", DType.float32, torch.float32, "The weights are float32. The run predicts in bfloat16, and", 0.2),
+        ("float32", DType.bfloat16, torch.bfloat16, "The weights are bfloat16. The run predicts in float32, and", 0.2),
+        ("float32", None, torch.float32, "The weights are float32. The run predicts in float32 too", 1e-5),
+    ],
+)
+def test_the_number_format_is_the_runs_unless_another_is_asked_for(
+    run_format, dtype, written, sentence, tolerance, random_run, tmp_path
+):
+    run = random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2), dtype=run_format)
+    expected = torch.tensor([list(p.probabilities.values()) for p in run.predict(TEXTS)])
+    folder = exported(run, tmp_path / "out", dtype)
+    names = snippet(folder, prompts=[prompt_for(folder, text=text) for text in TEXTS])
+    assert {weight.dtype for weight in names["model"].parameters()} == {written}
+    assert sentence in (folder / "README.md").read_text()
+    torch.testing.assert_close(names["probabilities"].float(), expected, atol=tolerance, rtol=0)
+
+
+def test_full_tuning_predicts_and_exports_in_float32(random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), "llama", Full(), dtype="bfloat16")
+    folder = exported(run, tmp_path / "out")
+    names = snippet(folder, prompts=[prompt_for(folder, text=text) for text in TEXTS])
+    expected = [list(p.probabilities.values()) for p in load_run(run.folder).predict(TEXTS)]
+    torch.testing.assert_close(names["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
 
 
 def test_stop_texts_are_in_the_snippet(random_run, tmp_path):

@@ -5,7 +5,10 @@ import threading
 import pytest
 from gptask import DataError, UserError, load_run
 from gptask.config.schemas import Files
-from gptask.runs.predictor import Predictor
+from gptask.data.columns import Columns
+from gptask.data.rows import Row
+from gptask.runs.predictor import InputRow, Predictor, read_inputs
+from gptask_tasks.token_tagging import TokenTagging
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_the_head_gets_states_unless_it_decodes(decodes, run, monkeypatch):
 @pytest.mark.parametrize("error", [DataError("line 2 is no UTF-8"), UserError("no such file"), OSError(5, "disk")])
 def test_an_error_while_reading_follows_the_predictions_before_it(error, run):
     def broken_input():
-        yield {"id": "1", "text": "good"}
+        yield InputRow(Row(1, "good"), {"text": "good"})
         raise error
 
     predictor = Predictor(run.task, run.backbone, run.head, Files())
@@ -67,10 +70,42 @@ def test_an_error_while_reading_follows_the_predictions_before_it(error, run):
 def test_errors_and_examples_keep_their_places(run):
     predictor = Predictor(run.task, run.backbone, run.head, Files())
     unreadable = DataError("no text")
-    entries = [{"text": "good"}, unreadable, {"text": "bad " * 1000}, {"text": "bad"}]
+    examples = [{"text": "good"}, unreadable, {"text": "bad " * 1000}, None, {"text": "bad"}]
+    entries = [InputRow(Row(number, ""), example) for number, example in enumerate(examples, 1)]
     results = list(predictor.predict_each(entries))
     assert [entry for entry, _ in results] == entries
     assert results[1][1] is unreadable
+    assert results[3][1].value is None
     assert [getattr(prediction, "value", None) in run.task.labels for _, prediction in results] == [
-        True, False, True, True,
+        True, False, True, False, True,
     ]  # fmt: skip
+
+
+def test_a_table_with_a_word_a_row_is_predicted_by_sentences():
+    task, cells = TokenTagging(), [("1", "Ada"), ("", "met"), ("", "Bob"), ("2", "He"), ("", "ran")]
+    trained = {"tokens": ["Word"], "tags": ["Tag"], "sentence": ["group"]}
+    named = Columns(task, Files(columns={"tokens": "Word"}), task.inputs())
+    as_trained = Columns(task, Files(), task.inputs(), trained_columns=trained)
+    for columns, sentence in ((named, "Sentence #"), (as_trained, "sent_id"), (as_trained, "group")):
+        columns.sentence_column = None
+        rows = [Row(number, {sentence: name, "Word": word}) for number, (name, word) in enumerate(cells, 2)]
+        tokens = [example["tokens"] for _, example in read_inputs(rows, columns, "ner.csv")]
+        assert tokens == [["Ada", "met", "Bob"], ["He", "ran"]]
+
+
+def test_inputs_are_cleaned_as_those_of_a_test_set_are(run, monkeypatch):
+    (expected,) = run.predict([{"text": "good film"}])
+    (other,) = run.predict([{"text": "good \n film"}])
+    assert other.score != pytest.approx(expected.score, abs=1e-6)
+
+    def clean(task, examples, train, counts):
+        for example in examples:
+            assert (train, example["label"]) == (False, None)
+            if example["text"] != "drop":
+                yield example | {"text": " ".join(example["text"].split())}
+
+    monkeypatch.setattr(type(run.task), "clean", clean)
+    (prediction,) = run.predict([{"text": "good \n film"}])
+    assert prediction.score == pytest.approx(expected.score, abs=1e-6)
+    with pytest.raises(DataError, match="nothing is left of it after the task's cleaning"):
+        list(run.predict(["drop"]))

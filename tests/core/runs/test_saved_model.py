@@ -11,6 +11,7 @@ from gptask.runs import saved_model
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from tests.support.run_folders import seal
 
@@ -77,6 +78,19 @@ def test_full_weights_load_in_plain_transformers(random_run):
 def test_a_run_can_be_loaded_in_another_number_format(lora_run):
     assert load_run(lora_run.folder).backbone.model.dtype is torch.float32
     assert load_run(lora_run.folder, dtype=DType.bfloat16).backbone.model.dtype is torch.bfloat16
+
+
+def test_an_adapter_for_other_layers_is_refused(run_copy):
+    saved = json.loads((run_copy / "model/backbone.json").read_text())
+    assert saved["layers"] == [0, 1]
+    (run_copy / "model/backbone.json").write_text(json.dumps(saved | {"layers": [0]}))
+    with pytest.raises(UserError, match=r"the adapter in .* can't be loaded: it has other weights .*layers\.1\."):
+        load_run(seal(run_copy))
+    weights = load_file(run_copy / "model/adapter_model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layers.0" in k}, run_copy / "model/adapter_model.safetensors")
+    (run_copy / "model/backbone.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"the adapter in .* can't be loaded: it has other weights .*layers\.1\."):
+        load_run(seal(run_copy))
 
 
 def test_a_changed_backbone_is_refused(run_copy, tiny_model, tmp_path):

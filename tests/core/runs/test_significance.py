@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gptask.plugins.metric import MeanMetric
 from gptask.runs.significance import difference, holm, mcnemar, randomisation
-from gptask_tasks.classification.metrics import MacroF1, Matthews
+from gptask_tasks.classification.metrics import Calibration, MacroF1, Matthews, MicroF1
 
 
 class Mean(MeanMetric):
@@ -117,6 +117,32 @@ def test_examples_of_one_group_are_resampled_together():
     assert together.p > 100 * apart.p
     assert together.error > 2.5 * apart.error
     assert (together.n, together.groups) == (300, 30)
+
+
+def test_accuracy_and_micro_f1_of_single_labels_are_the_same_number_and_get_the_same_test():
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, 300)
+    runs = [np.where(generator.random(300) < right, truth, 2) for right in (0.9, 0.8)]
+    sides = [np.stack([truth, predicted], 1).astype(float) for predicted in runs]
+    micro = difference(MicroF1("abc"), [sides[0]], [sides[1]], UNGROUPED)
+    right = [(truth == predicted)[:, None].astype(float) for predicted in runs]
+    accuracy = difference(ACCURACY, [right[0]], [right[1]], UNGROUPED)
+    assert micro.test == accuracy.test == "McNemar mid-p"
+    assert (micro.p, micro.value, micro.low) == pytest.approx((accuracy.p, accuracy.value, accuracy.low))
+
+
+def test_a_difference_without_spread_detects_nothing():
+    constant = [np.stack([np.repeat([0.0, 1.0], 50), np.full(100, answer)], 1) for answer in (0.0, 1.0)]
+    result = difference(Matthews("ab"), [constant[0]], [constant[1]], np.arange(100))
+    assert (result.value, result.error, result.p, result.detectable()) == (0, 0, 1, np.inf)
+
+
+def test_the_interval_of_a_biased_metric_holds_its_difference():
+    generator = np.random.default_rng(5)
+    confidence = generator.beta(4, 1.2, (2, 200)) / 2 + 0.5
+    sides = [np.stack([c, generator.random(200) < c], 1).astype(float) for c in confidence]
+    result = difference(Calibration(), [sides[0]], [sides[1]], np.arange(200), resamples=500)
+    assert result.low <= result.value <= result.high
 
 
 def test_equal_scores_with_different_answers_are_not_the_same():

@@ -375,6 +375,13 @@ class Hasty(Begins):
         return np.full(len(counts), 50.0)
 
 
+class Proud(Begins):
+    """metrics_rank: outcomes() must be zeros and ones whose mean times 100"""
+
+    def outcomes(self, rows: np.ndarray) -> np.ndarray:
+        return np.ones(len(rows))
+
+
 class UpsideDown(Begins):
     """metrics_rank: higher_is_better=False"""
 
@@ -423,7 +430,7 @@ BROKEN = [
     *(Overlaps, RefusesItsSample, SetsInPrepare, ReturnsNothing, Exits, Detached, DeadWeight, SameName),
     *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable, Forgets),
     CopiesTheBackbone,
-    *(Ragged, OutOfRange, Undefined, Hasty, UpsideDown, Constant, FearsSilence),
+    *(Ragged, OutOfRange, Undefined, Hasty, Proud, UpsideDown, Constant, FearsSilence),
 ]
 CLAUSES = [clause.__name__ for stage in STAGES for clause in stage]
 

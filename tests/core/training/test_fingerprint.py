@@ -31,6 +31,7 @@ def test_options_that_do_not_change_the_result_are_left_out(tmp_path):
         "folder": "y",
         "resume": "z",
         "probe": True,
+        "baseline": True,
         "logger": TensorBoardLog(),
         "engine": Reference(),
     }

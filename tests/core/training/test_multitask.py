@@ -64,6 +64,8 @@ def test_the_run_folder_holds_one_model_and_a_run_folder_for_each_task(finished)
         assert task_files == {
             "config.yaml", "metrics.json", "predictions.jsonl", "splits.safetensors", "README.md", "manifest.json",
         }  # fmt: skip
+        result = json.loads((finished.folder / name / "metrics.json").read_text())
+        assert result["overlap"] == {"train": 0, "validation": 0}
     heads = {path.name for path in (finished.folder / "model").glob("head*")}
     assert heads == {"head.mood.safetensors", "head.topic.safetensors"}  # generation owns no weights
 

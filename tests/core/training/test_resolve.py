@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gptask import GenerationOptions, TaskConfig, UserError, train, train_tasks
-from gptask.config.schemas import AdamW, Files, Full, Limit, Lora, Sample
+from gptask.config.schemas import AdamW, Files, Full, Limit, Lora, Pretrained, Sample
 from gptask.data import datamodule
 from gptask.model.backbone import backbone as backbone_module
 from gptask.plugins.discovery import discover
@@ -233,11 +233,12 @@ def table(caplog):
     return text.splitlines()
 
 
-def test_one_table_names_what_was_chosen_and_why(tmp_path, caplog):
+def test_one_table_names_what_was_chosen_and_why(tiny_model, tmp_path, caplog):
     data = Sample(limit=Limit(train=24, validation=8, test=10), max_tokens=200, batch_size=8)
     trainer = {"max_steps": 1, "accelerator": "cpu"}
+    backbone = Pretrained(source=str(tiny_model("gpt2", 128)))
     with caplog.at_level(logging.INFO, "gptask"):
-        train(small_config(tmp_path, data=data, tuning=Lora(rank=2), trainer=trainer))
+        train(small_config(tmp_path, backbone=backbone, data=data, tuning=Lora(rank=2), trainer=trainer))
     assert table(caplog) == [
         "Chosen for this data:",
         "  option                           value                          why",
@@ -245,9 +246,9 @@ def test_one_table_names_what_was_chosen_and_why(tmp_path, caplog):
         "  data.max_tokens                  128                            the backbone's context is shorter than 200",
         "  data.seed                        13                             the seed of the run",
         "  tuning.top                       1.0                            recommended by the head",
-        "  tuning.lr                        0.00055                        "
-        "recommended by the head, for gpt2 with 16 channels",
-        "  optimizer.lr                     0.00055                        tuning.lr",
+        "  tuning.lr                        0.00052                        "
+        "recommended by the head, for gpt2 with 32 channels",
+        "  optimizer.lr                     0.00052                        tuning.lr",
         "  trainer.accumulate_grad_batches  2                              enough examples per optimizer step",
     ]
 

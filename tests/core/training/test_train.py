@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -14,11 +15,13 @@ from gptask.config.schemas import (
     EarlyStopping,
     Files,
     Full,
+    HeadOnly,
     Limit,
     Lora,
     Pretrained,
     Scratch,
 )
+from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask.training.builder import build_corpus
 from gptask.training.module import GPTModule
@@ -131,10 +134,8 @@ def test_the_same_seed_gives_the_same_metrics(finished, tmp_path):
     assert again.metrics["test_data_hash"] == finished.metrics["test_data_hash"]
 
 
-@pytest.mark.parametrize("scratch", [True, False])
-def test_a_run_without_the_upper_layers_loads_without_them(scratch, tiny_model, tmp_path):
-    options = Scratch(n_layer=4, n_head=2, n_embd=16, context=128, vocab_size=300)
-    backbone = options if scratch else Pretrained(source=str(tiny_model("llama", 128, layers=4)), dtype=DType.float32)
+def test_a_run_without_the_upper_layers_loads_without_them(tiny_model, tmp_path):
+    backbone = Pretrained(source=str(tiny_model("llama", 128, layers=4)), dtype=DType.float32)
     finished = train(small_config(tmp_path, tuning=Lora(rank=2, layers=0.75), backbone=backbone))
     again = load_run(finished.folder)
     assert len(finished.backbone.layers) == len(again.backbone.layers) == 3
@@ -224,10 +225,11 @@ def test_a_threshold_from_the_config_is_not_tuned(tmp_path):
     assert run.task.threshold == 0.4
 
 
-def test_a_lora_run_saves_the_adapter_and_the_frozen_weights_of_a_backbone_from_scratch(tmp_path):
-    run = train(small_config(tmp_path, tuning=Lora(rank=2)))
+def test_a_lora_run_saves_the_adapter_alone(tiny_model, tmp_path):
+    backbone = Pretrained(source=str(tiny_model("llama", 128)), dtype=DType.float32)
+    run = train(small_config(tmp_path, backbone=backbone, tuning=Lora(rank=2)))
     assert (run.folder / "model/adapter_model.safetensors").exists()
-    assert (run.folder / "model/base/model.safetensors").exists()
+    assert not (run.folder / "model/model.safetensors").exists()
     assert run.metrics["trainable_parameters"] < run.metrics["parameters"]
     texts = [{"text": "good"}, {"text": "a long and dull evening"}]
     assert [p.score for p in load_run(run.folder).predict(texts)] == pytest.approx(
@@ -265,12 +267,18 @@ def test_python_values_are_checked_and_converted_as_on_the_command_line(tmp_path
     assert (tmp_path / "run/metrics.json").exists()
 
 
-def test_labels_come_from_all_training_data_even_if_it_is_limited(tmp_path):
+def test_labels_come_from_all_training_data_even_if_it_is_limited_and_the_log_counts_them(tmp_path, caplog):
+    caplog.set_level("INFO", "gptask")
     rows = [{"text": f"{label} {n}", "label": label} for n in range(9) for label in "abcdef"]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Files(train=str(tmp_path / "train.jsonl"), cut=0.2, limit=Limit(train=3, validation=4), max_tokens=128)
     run = train(small_config(tmp_path, task=Sentiment(), data=data, trainer={"max_steps": 1, "accelerator": "cpu"}))
     assert run.task.labels == list("abcdef")
+    (table,) = [text for text in caplog.messages if text.startswith("label: 6 classes\n")]
+    header, *rows = [line.split() for line in table.splitlines()[1:8]]
+    assert header == ["label", "train", "validation", "test"]
+    assert sorted(name for name, *_ in rows) == list("abcdef")
+    assert [sum(int(row[split]) for row in rows) for split in (1, 2)] == [3, 4]
 
 
 @pytest.mark.slow
@@ -283,4 +291,46 @@ def test_two_processes_write_one_run_folder(tmp_path):
     (folder,) = (tmp_path / "outputs/sentiment").iterdir()
     assert json.loads((folder / "metrics.json").read_text())["n"] == 100
     assert done.stdout.count("run folder:") == 1
+    assert (done.stdout + done.stderr).count("label: 3 classes") == 1
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+# --- random weights and options that would leave them as they are --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tuning": Lora(rank=2)},
+            "tuning=lora keeps the weights of the backbone, .* are random: set tuning=full",
+        ),
+        ({"tuning": HeadOnly()}, "tuning=head keeps the weights of the backbone"),
+        ({"trainer": {"max_epochs": 0}}, r"trainer\.max_epochs=0 trains nothing, and the weights .* are random"),
+        ({"trainer": {"max_steps": 0}}, r"trainer\.max_steps=0 trains nothing"),
+        ({"trainer": {"limit_train_batches": 0.0}}, r"trainer\.limit_train_batches=0 trains nothing"),
+    ],
+)
+def test_options_that_leave_random_weights_as_they_are_are_refused(changes, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(small_config(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tuning_that_python_leaves_open_is_full_for_random_weights(tmp_path, caplog):
+    config = small_config(tmp_path, tuning=None, trainer={"max_steps": 1, "accelerator": "cpu"})
+    assert config.tuning is None
+    with caplog.at_level(logging.INFO, "gptask"):
+        run = train(config)
+    assert re.search(r"^  tuning +full +random weights have to learn$", caplog.text, re.M)
+    assert read_config(run.folder)["tuning"] == {"kind": "full_schema", "lr": 1e-3}
+    assert run.metrics["trainable_parameters"] == run.metrics["parameters"]
+
+
+def test_no_epoch_on_pretrained_weights_is_said(tiny_model, tmp_path, caplog):
+    backbone = Pretrained(source=str(tiny_model("gpt2", 128)), dtype=DType.float32)
+    settings = small_config(tmp_path, backbone=backbone, trainer={"max_epochs": 0, "accelerator": "cpu"})
+    with caplog.at_level(logging.WARNING, "gptask"):
+        run = train(settings)
+    assert "nothing was trained (trainer.max_epochs=0): backbone and heads are tested as they are" in caplog.text
+    assert run.metrics["n"] == 10

@@ -13,7 +13,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from gptask.analysis.compare.records import RunRecord
+from gptask.analysis.compare.records import WAY_OUT, RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, seed_groups
 from gptask.data.cache import cache_folder, digest, replacing, usable
 from gptask.errors import UserError, listing, nearest
@@ -123,8 +123,8 @@ def _sound(records: Sequence[RunRecord]) -> list[RunRecord]:
     damaged = [record for record in records if record.damaged]
     if sound and not damaged:
         return sound
-    count, way = f"{len(damaged)} of {len(records)} runs", "Restore them from a copy, run them again, or leave them out"
-    lines = [f"damaged: {count}. {way}:" if damaged else "no run can be compared:"]
+    count = f"{len(damaged)} of {len(records)} runs"
+    lines = [f"damaged: {count}. {WAY_OUT}:" if damaged else "no run can be compared:"]
     raise UserError("\n".join([*lines, *(f"  {record.folder}: {record.problem}" for record in damaged or records)]))
 
 

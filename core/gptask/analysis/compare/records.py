@@ -20,6 +20,7 @@ from gptask.plugins.task import Task
 from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, way_to_finish
 from gptask.runs.run import task_from_config
 
+WAY_OUT = "Restore them from a copy, run them again, or leave them out"  # of damaged runs
 MARKS = (MANIFEST, "config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
 
 
@@ -66,6 +67,7 @@ class RunRecord:
     result: dict[str, Any] = field(default_factory=dict)  # metrics.json
     manifest: Manifest | None = None  # of a finished run whose files are as the run wrote them
     problem: str = ""
+    named: bool = False  # by the user, who did not only name a folder above it
 
     @property
     def damaged(self) -> bool:
@@ -159,12 +161,16 @@ def find_runs(patterns: Iterable[str], task: str | None = None, latest: int | No
     ``latest`` limits how many runs of each task are kept. Raises `UserError` for a pattern or a task without runs.
     """
     folders: dict[Path, Path] = {}
+    named: set[Path] = set()
     for pattern in patterns:
         run_folders = [folder for path in _matching_folders(pattern) for folder in _run_folders(path)]
         if not run_folders:
             raise UserError(f"no run folder at or below {pattern} (a run folder holds config.yaml and metrics.json)")
         folders |= {folder.resolve(): folder for folder in run_folders}
+        named |= {folder.resolve() for folder in run_folders if folder == Path(pattern).expanduser()}
     records = sorted(map(read_run, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
+    for record in records:
+        record.named = record.folder.resolve() in named
     tasks = {record.task for record in records if record.task}
     if task is not None:
         if task not in tasks:

@@ -14,6 +14,7 @@ from typing import Any
 from gptask.analysis.compare.comparison import Comparison, ComparisonTable
 from gptask.analysis.compare.records import RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, options
+from gptask.plugins.metric import interval_text, value_text
 from gptask.runs.markdown import escaped
 from gptask.runs.markdown import table as grid
 from gptask.runs.verdict import Verdict, decimal_places
@@ -72,11 +73,10 @@ def verdict(table: ComparisonTable, number: int) -> str:
 def cell(table: ComparisonTable, method: SeedGroup, metric: str) -> str:
     """A value with its interval, or with its standard deviation over the seeds."""
     places = decimal_places(table.width(metric))
-    value, spread, interval = method.value(metric), method.spread(metric), method.interval(metric)
+    value, spread = value_text(method.value(metric), places), method.spread(metric)
     if spread is not None:
-        return f"{value:.{places}f} ± {spread:.{places}f}"
-    assert interval is not None
-    return f"{value:.{places}f} ({interval[0]:.{places}f} to {interval[1]:.{places}f})"
+        return f"{value} ± {spread:.{places}f}" if math.isfinite(spread) else value
+    return f"{value} ({interval_text(method.records[0].metrics[metric], places)})"
 
 
 def details(table: ComparisonTable) -> Iterator[list[str]]:
@@ -206,6 +206,7 @@ def _method(table: ComparisonTable, number: int, method: SeedGroup) -> dict[str,
             name: {
                 "value": method.value(name),
                 "interval": method.interval(name),
+                "interval_method": method.records[0].metrics[name].get("interval_method"),
                 "values": method.values(name),
                 "spread": method.spread(name),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -33,11 +34,12 @@ class SeedGroup:
         """The name relative to a folder that holds all runs."""
         first, further = self.records[0].folder, len(self.records) - 1
         name = str(first) if folder == Path() else os.path.relpath(first, folder)
-        return f"{name}{f' (+{further} seeds)' if further else ''}"
+        return f"{name} (+{further} {'seed' if further == 1 else 'seeds'})" if further else name
 
     def values(self, metric: str) -> list[float]:
-        """The metric's value in each run."""
-        return [record.metrics[metric]["value"] for record in self.records]
+        """The metric's value in each run, nan where it is not a finite number."""
+        values = [record.metrics[metric]["value"] for record in self.records]
+        return [math.nan if value is None else value for value in values]
 
     def value(self, metric: str) -> float:
         """The metric's mean over the seeds."""
@@ -45,10 +47,10 @@ class SeedGroup:
 
     def spread(self, metric: str) -> float | None:
         """The metric's standard deviation over the seeds, None for a single run."""
-        return statistics.stdev(self.values(metric)) if len(self.records) > 1 else None
+        return float(np.std(self.values(metric), ddof=1)) if len(self.records) > 1 else None
 
     def interval(self, metric: str) -> list[float] | None:
-        """The 95% interval of a single run, None for several."""
+        """The 95% interval of a single run, None for several and where the run has none."""
         return self.records[0].metrics[metric]["interval"] if len(self.records) == 1 else None
 
     def statistics(self, metric: str, like: PredictionsTable) -> list[np.ndarray]:
@@ -71,6 +73,7 @@ class SeedGroup:
             "seconds": _mean([result.get("wall_seconds") for result in results]),
             "tokens/s": _mean([result.get("train_tokens_per_second") for result in results]),
             "MB": _mean([result.get("peak_memory_mb") for result in results]),
+            "overlap": overlap_of(results),
         }
 
 
@@ -143,6 +146,15 @@ def data_of(data: dict[str, Any]) -> str:
     limits = data.get("limit")
     counts = limits.items() if isinstance(limits, dict) else []
     return " ".join([text, *(f"{split}≤{count}" for split, count in counts if count is not None)])
+
+
+def overlap_of(results: Sequence[dict[str, Any]]) -> str:
+    """How many test examples the model was trained or selected on, from metrics.json of runs; empty for none."""
+    texts = []
+    for split in ("train", "validation"):
+        counts = sorted({(result.get("overlap") or {}).get(split, 0) for result in results})
+        texts += [f"{split} {' to '.join(map(str, sorted({counts[0], counts[-1]})))}"] if any(counts) else []
+    return ", ".join(texts)
 
 
 def backbone_of(backbone: dict[str, Any]) -> str:

@@ -17,7 +17,15 @@ OPTIONAL: Kinds = {
     "parent": (str, NOTHING),
 }
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
-METRIC: Kinds = {"value": NUMBER, "interval": list, "n": int, "direction": str, "range": list, "signature": str}
+METRIC: Kinds = {
+    "value": (*NUMBER, NOTHING),  # None: not a finite number
+    "interval": (list, NOTHING),
+    "n": int,
+    "direction": str,
+    "range": list,
+    "signature": str,
+}
+BASELINE: Kinds = {"metric": str, "score": dict, "verdict": dict}
 COSTS = ("wall_seconds", "train_tokens_per_second", "peak_memory_mb", "trainable_parameters")
 DIRECTIONS = ("higher", "lower", "none")
 
@@ -36,13 +44,21 @@ def problem_of_config(config: Any) -> str:
 def problem_of_result(result: Any) -> str:
     """Why a run with this content of metrics.json can't be compared; empty where it can."""
     costs: Kinds = dict.fromkeys(COSTS, (*NUMBER, NOTHING))
-    if wrong := _wrong(result, RESULT) or _wrong(result, costs | {"versions": dict}, True):
+    optional: Kinds = costs | {"versions": dict, "baselines": dict, "overlap": OPTIONAL_MAPPING}
+    if wrong := _wrong(result, RESULT) or _wrong(result, optional, True):
         return f"damaged: metrics.json is not that of a gptask run ({wrong})"
     if not result["metrics"]:
         return "no example was scored"
     for name, entry in result["metrics"].items():
         if wrong := _wrong(entry, METRIC) or _wrong_bounds(entry):
             return f"damaged: the entry of '{name}' in metrics.json is not that of a gptask run ({wrong})"
+    for name, entry in result.get("baselines", {}).items():
+        if (
+            wrong := _wrong(entry, BASELINE)
+            or _wrong(entry["score"], METRIC)
+            or _wrong(entry["verdict"], {"sentence": str})
+        ):
+            return f"damaged: the baseline '{name}' in metrics.json is not that of a gptask run ({wrong})"
     return ""
 
 
@@ -60,8 +76,9 @@ def _wrong(values: Any, kinds: Kinds, optional: bool = False) -> str:
 
 def _wrong_bounds(entry: dict[str, Any]) -> str:
     """What is wrong with a metric's interval, range or direction; empty if nothing is."""
-    if len(entry["interval"]) != 2 or not all(isinstance(end, int | float) for end in entry["interval"]):
-        return f"interval is {entry['interval']}"
+    interval = entry["interval"]
+    if interval is not None and (len(interval) != 2 or not all(isinstance(end, int | float) for end in interval)):
+        return f"interval is {interval}"
     if len(entry["range"]) != 2 or not all(isinstance(end, int | float | None) for end in entry["range"]):
         return f"range is {entry['range']}"
     return "" if entry["direction"] in DIRECTIONS else f"direction is {entry['direction']!r}"

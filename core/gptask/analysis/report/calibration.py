@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from gptask.analysis.report.report_run import ReportRun
+from gptask.plugins.metric import wilson
 
 BINS = 10
 
@@ -39,11 +39,3 @@ def _bin(number: int, confidence: np.ndarray, right: np.ndarray) -> Bin:
     low, high = wilson(int(right.sum()), len(right))
     share = float(right.mean())
     return Bin(number / BINS, (number + 1) / BINS, len(right), float(confidence.mean()), share, low, high)
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927); it stays within 0 and 1 and has a width at 0 and at n hits too."""
-    share, scale = hits / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half_width = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(centre - half_width, 0.0), min(centre + half_width, 1.0)

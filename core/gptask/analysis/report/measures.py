@@ -8,15 +8,15 @@ from typing import Any
 
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.report.report_run import ReportRun
+from gptask.plugins.metric import interval_text
 
 
 @dataclass
 class MetricValue:
-    """A metric of one run; ``bar`` is low, value and high in percent of the metric's range, if that is finite."""
+    """A metric of one run; ``bar`` is low, value and high in percent of the metric's range, if all are finite."""
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    interval: str
     n: int
     bar: tuple[float, float, float] | None
 
@@ -56,8 +56,14 @@ def _metric_row(name: str, entries: Sequence[dict[str, Any] | None]) -> MetricRo
 def _metric_value(entry: dict[str, Any] | None) -> MetricValue | None:
     if not entry:
         return None
-    (low, high), value = entry["interval"], entry["value"]
-    return MetricValue(value, low, high, entry["n"], bar(low, value, high, *entry["range"]))
+    interval, value = entry["interval"], entry["value"]
+    place = bar(interval, value, *entry["range"]) if interval and value is not None else None
+    return MetricValue(value, interval_text(entry), entry["n"], place)
+
+
+def baseline_rows(runs: Sequence[ReportRun]) -> list[tuple[ReportRun, str, dict[str, Any]]]:
+    """Each run's baselines: the run, the baseline's name, and what metrics.json holds of it."""
+    return [(run, name, entry) for run in runs for name, entry in (run.record.result.get("baselines") or {}).items()]
 
 
 def verdict_rows(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
@@ -74,9 +80,10 @@ def verdict_rows(groups: Sequence[Sequence[ReportRun]]) -> Iterator[VerdictRow]:
 
 
 def bar(
-    low: float, value: float, high: float, start: float | None, end: float | None
+    interval: Sequence[float], value: float, start: float | None, end: float | None
 ) -> tuple[float, float, float] | None:
     """Low, value and high in percent of a range, for drawing; None for nan or without a finite range."""
+    low, high = interval
     if start is None or end is None or end <= start or not all(x == x for x in (low, value, high)):
         return None
     low_place, value_place, high_place = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from gptask.analysis.compare.records import RunRecord
+from gptask.analysis.compare.records import WAY_OUT, RunRecord
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
 from gptask.analysis.report.curves import Curve, learning_curves
 from gptask.analysis.report.disagreements import find_flips, groups_on_same_examples
@@ -42,6 +42,7 @@ def report_page(records: Sequence[RunRecord]) -> str:
             several=len(runs) > 1,
             runs=runs,
             damaged=damaged,
+            way_out=WAY_OUT,
             version=version("gptask"),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -54,9 +55,10 @@ def report_page(records: Sequence[RunRecord]) -> str:
 
 
 def _damage_message(damaged: Sequence[RunRecord]) -> str:
-    """One line that says why there is nothing to report."""
+    """Why there is nothing to report, with the way out of damage; other problems name their own."""
     problems = [f"{record.folder}: {record.problem}" for record in damaged]
-    return problems[0] if len(problems) == 1 else f"none of {len(problems)} runs can be shown; {problems[0]}"
+    message = problems[0] if len(problems) == 1 else f"none of {len(problems)} runs can be shown; {problems[0]}"
+    return f"{message}. {WAY_OUT}" if damaged[0].damaged else message
 
 
 def _overview(runs: Sequence[ReportRun]) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def _overview(runs: Sequence[ReportRun]) -> dict[str, Any]:
         "facts": facts.run_facts(runs),
         "code_facts": facts.code_facts(runs),
         "tasks": [(task, task_runs, measures.metric_rows(task_runs)) for task, task_runs in runs_by_task],
+        "baselines": measures.baseline_rows(runs),
         "verdicts": list(measures.verdict_rows(groups_on_same_examples(runs))),
         "hashes": {str(run.record.result.get("test_data_hash")) for run in runs},
         "differences": settings.config_differences(runs),

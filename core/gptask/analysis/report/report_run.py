@@ -15,8 +15,7 @@ from gptask.analysis.compare.records import RunRecord
 from gptask.data.messages import format_message
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
-from gptask.plugins.types import Kind
-from gptask.runs.config_file import CORE_COLUMNS, PREDICTION_COLUMNS
+from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS, Kind
 
 
 @dataclass

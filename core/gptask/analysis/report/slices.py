@@ -11,6 +11,7 @@ import numpy as np
 
 from gptask.analysis.report.report_run import ReportRun
 from gptask.plugins.metric import Score, score
+from gptask.plugins.resampling import number_groups
 
 MAX_LABELS = 30  # the most frequent ones have a slice
 
@@ -29,7 +30,7 @@ class SliceTable:
     def scale(self) -> tuple[float, float]:
         """The lowest and the highest end of all intervals, with a margin of 5%."""
         scores = [score for _, row in self.rows for score in row if score]
-        ends = [end for score in scores for end in (score.low, score.high) if math.isfinite(end)]
+        ends = [end for score in scores for end in (*(score.interval or ()), score.value) if math.isfinite(end)]
         low, high = min(ends, default=0.0), max(ends, default=1.0)
         margin = (high - low or 1.0) * 0.05
         return low - margin, high + margin
@@ -65,9 +66,10 @@ def _score(run: ReportRun, mask: np.ndarray | None) -> Score | None:
         return None
     metric = run.directed_metrics[0]
     statistics = run.statistics(metric)[mask]
+    groups = number_groups(run.record.predictions.groups[mask])
     resamples = int(np.clip(10_000_000 // statistics.size, 200, 1000))
     with np.errstate(all="ignore"):
-        return score(run.record.metric(metric), statistics, resamples=resamples)
+        return score(run.record.metric(metric), statistics, groups, resamples)
 
 
 def _length_masks(run: ReportRun) -> dict[str, np.ndarray]:

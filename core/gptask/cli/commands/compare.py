@@ -45,7 +45,15 @@ def main(arguments: Sequence[str]) -> int:
     if options.format == "csv":  # its rows have no place for notes
         notes = [table.note for table in comparison.tables if table.note]
         sys.stderr.writelines(f"gptask: {line}\n" for line in notes + problems(comparison.problems))
-    return 0
+    return _exit_code(records)
+
+
+def _exit_code(records: Sequence[RunRecord]) -> int:
+    """2 if a run that the user named is not compared, else 0; those below a folder that was named are only listed."""
+    left_out = [record.folder for record in records if record.problem and record.named]
+    if left_out:
+        sys.stderr.write(f"gptask: named, but not compared: {listing(left_out)}\n")
+    return 2 if left_out else 0
 
 
 def _parser() -> VerbParser:
@@ -89,7 +97,7 @@ def _write_leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]
     paths, left_out = leaderboard.write(records, folder, options.metric)
     sys.stdout.writelines(f"{path}\n" for path in paths)
     sys.stderr.writelines(f"gptask: {line}\n" for line in problems(left_out))
-    return 0
+    return _exit_code(records)
 
 
 def _fail_if_worse(options: argparse.Namespace) -> int:

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; choose another place: --output FILE") from error
     sys.stdout.write(f"{path}\n")
-    return 0
+    left_out = [run for run in runs if run.problem]
+    sys.stderr.writelines(f"gptask: not shown: {run.folder}: {run.problem}\n" for run in left_out)
+    return 2 if any(run.named for run in left_out) else 0
 
 
 def _parser() -> VerbParser:

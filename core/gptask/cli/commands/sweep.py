@@ -39,7 +39,8 @@ REFUSED = {  # options that a sweep sets itself, or can't have
     "resume": "the same command runs a stopped trial again",
     "tasks": "a sweep searches for the best options of one task (gptask train -m runs several values)",
 }
-CONSTANT = ("task", "outputs", "data.seed", "data.validation", "data.cut", "data.limit.validation")  # in all trials
+CUT = ("data.seed", "data.validation", "data.cut", "data.stratify", "data.group", "data.limit.validation")
+CONSTANT = ("task", "outputs", *CUT)  # in all trials
 MAX_ROWS = 10  # of the table of trials
 
 
@@ -170,6 +171,12 @@ def show(plan: SweepPlan, study: Study) -> None:
         values = [override.partition("=")[2] for override in study.overrides(trial.params)]
         table.add_row(str(trial.number), f"{trial.value:.2f}", *values, trial.user_attrs["folder"])
     console.print(table)
+    tied = [trial.number for trial in ranked if trial.value == ranked[0].value]
+    if len(tied) > 1:
+        console.print(
+            f"\n{len(tied)} trials tie at {ranked[0].value:.2f}: validation can't tell them apart. "
+            "More validation data (data.limit.validation, data.cut), or the test set of each, may."
+        )
     if ranked:
         command = shlex.join(["gptask", "train", *plan.fixed, *study.overrides(ranked[0].params)])
         console.print(f"\ntrain like the best: {command}", soft_wrap=True, highlight=False, markup=False)

@@ -46,6 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     """List the plugins, describe one or check them; return the exit code."""
     parsed = _parser().parse_intermixed_args(list(arguments))
     as_json = parsed.format == "json"
+    parsed.names, options = (
+        [name for name in parsed.names if "=" not in name],
+        [name for name in parsed.names if "=" in name],
+    )
+    if options and (parsed.check or len(parsed.names) != 1):
+        raise UserError(f"{options[0]} is an option for the task that gptask tasks describes: name one task")
     if parsed.check:
         from gptask.cli.check import check_plugins  # for start-up time
 
@@ -58,16 +64,17 @@ def main(arguments: Sequence[str]) -> int:
         (name,) = parsed.names
         plugins = discover([name])
         task = load_task_class(plugins, name)
-        _show_task(plugins[name], task, as_json)
+        _show_task(plugins[name], task, as_json, options)
     else:
         _show_plugins([plugin.load() for plugin in installed_plugins()], as_json)
     return 0
 
 
 def _parser() -> VerbParser:
-    usage = "gptask tasks [name ...] [--check] [--format table|json]"
+    usage = "gptask tasks [name ...] [task.option=value ...] [--check] [--format table|json]"
     parser = VerbParser("tasks", usage=usage, description=DESCRIPTION)
-    parser.add_argument("names", nargs="*", metavar="name", help="a task (several with --check)")
+    help = "a task (several with --check); task.option=value shows the fields that a task with this option has"
+    parser.add_argument("names", nargs="*", metavar="name", help=help)
     parser.add_argument("--check", action="store_true", help="run the plugin contract, half a minute for five tasks")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="json is for machines")
     parser.add_argument("--json", action="store_const", dest="format", const="json", help="short for --format json")
@@ -134,14 +141,15 @@ def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
     sys.stdout.write("\ngptask tasks <name> describes one.\n" if rows else "no task plugins are installed\n")
 
 
-def _show_task(plugin: Plugin, task: type[Task], as_json: bool) -> None:
+def _show_task(plugin: Plugin, task: type[Task], as_json: bool, options: Sequence[str]) -> None:
+    fields = configured_fields(plugin.name, options) if options else None
     if as_json:
-        print_json(_description(plugin))
+        print_json(_description(plugin, fields))
         return
     sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
     field_rows = [
         [f.name, f.kind.value, "yes" if f.required else "no", "yes" if f.target else "no", f.help]
-        for f in example_fields(task)
+        for f in fields or example_fields(task)
     ]
     _show_table(FIELD_COLUMNS, field_rows)
     sys.stdout.write("\n")
@@ -162,8 +170,22 @@ def example_fields(task: type[Task]) -> list[Field]:
         raise UserError(f"{task.__name__}().fields() fails: {type(error).__name__}: {error}") from error
 
 
-def _description(plugin: Plugin) -> dict[str, Any]:
-    """Everything that the tables show of a plugin, for JSON."""
+def configured_fields(name: str, options: Sequence[str]) -> list[Field]:
+    """The fields of an example of a task with these options; raises `UserError` for a wrong option."""
+    from gptask.cli.hydra.error_messages import with_user_errors  # for start-up time
+    from gptask.cli.hydra.launch import composed, read_command_line
+    from gptask.cli.hydra.validate import validated_config
+
+    if foreign := [option for option in options if not option.startswith("task.")]:
+        raise UserError(f"gptask tasks takes options of the task alone, task.<option>=<value>, got {foreign[0]}")
+    command_line, _ = read_command_line("train", [f"task={name}", *options])
+    task = with_user_errors(command_line, lambda: validated_config(composed(command_line), command_line)).task
+    task.validate()
+    return [*task.inputs(), *task.targets()]
+
+
+def _description(plugin: Plugin, fields: list[Field] | None = None) -> dict[str, Any]:
+    """Everything that the tables show of a plugin, for JSON; ``fields`` replace those of its default options."""
     description: dict[str, Any] = {
         "name": plugin.name,
         "distribution": plugin.distribution,
@@ -175,7 +197,7 @@ def _description(plugin: Plugin) -> dict[str, Any]:
     if plugin.task:
         description["description"] = _summary(plugin.task)
         with contextlib.suppress(UserError):  # its fields depend on required options
-            fields = example_fields(plugin.task)
+            fields = fields or example_fields(plugin.task)
             description["fields"] = [dataclasses.asdict(field) | {"kind": field.kind.value} for field in fields]
         description["options"] = [dataclasses.asdict(option) for option in task_options(plugin.task)]
     return description

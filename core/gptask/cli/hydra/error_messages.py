@@ -78,7 +78,9 @@ class CommandLine:
         available = self.options_under(parent)
         available = [] if name in available else available  # another job of the multirun lacks it
         rest = f"; available: {listing(available, 40)}.{nearest(name, available)}" if available else "."
-        return f"unknown option '{key}'{origin}{rest}{self._owner_note(key)}"
+        chosen = [o for o in self.overrides if o.partition("=")[0].lstrip("+") == key.partition(".")[0]]
+        way_out = f" Leave {chosen[-1]} out, or the preset." if chosen and "experiment=" in origin else ""
+        return f"unknown option '{key}'{origin}{rest}{self._owner_note(key)}{way_out}"
 
     def options_under(self, parent: str) -> list[str]:
         """The options under a key, composed from the group choices alone, since another override is wrong."""
@@ -144,6 +146,11 @@ class CommandLine:
             "write \\${ for a literal ${"
         )
 
+    def _invalid_resolved_value(self, match: re.Match[str], error_text: str) -> str:
+        full_key = FULL_KEY.search(error_text)
+        key = full_key[1] if full_key else "a value"
+        return f"{key}{self._origin_note(key)}: {self._expectation(key, error_text)}"
+
     def _invalid_choice(self, match: re.Match[str], error_text: str) -> str:
         for override in self.overrides:
             group = override.partition("=")[0].lstrip("+")
@@ -203,6 +210,7 @@ MESSAGE_RULES: tuple[tuple[str, Callable[[CommandLine, re.Match[str], str], str]
     (r"Could not (?:override|append to|delete from) (?:config\. )?'([^']+)'", CommandLine._unknown_key),
     (r"Error merging override (.+)", CommandLine._invalid_value),
     (r"missing mandatory value: (\S+)", CommandLine._missing_value),
+    (r"While dereferencing interpolation", CommandLine._invalid_resolved_value),
     (
         r"Interpolation key '[^']*' not found|Unsupported interpolation type \S+|.*raised while resolving.*",
         CommandLine._invalid_interpolation,

@@ -49,10 +49,10 @@ def launch(verb: str, arguments: Sequence[str], action: Callable[[Any, str | Non
     job = Job(command_line, action, sys.argv[0])
     if "--multirun" in flags:
         return with_user_errors(command_line, lambda: _multirun(job))
-    return job.run(with_user_errors(command_line, lambda: _composed(command_line)), command_line.overrides)
+    return job.run(with_user_errors(command_line, lambda: composed(command_line)), command_line.overrides)
 
 
-def _composed(command_line: CommandLine) -> Any:
+def composed(command_line: CommandLine) -> Any:
     """The config of a single run, without Hydra's own options, of which only ``hydra.searchpath`` bears on it."""
     from hydra import compose
 

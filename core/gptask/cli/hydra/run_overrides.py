@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptask.cli.hydra.task_list import TaskChoice, group_overrides, set_for_every_task
 from gptask.config import schemas
+from gptask.config.conversion import escaped
+from gptask.config.multitask import check_task_names
 from gptask.config.overrides import quote_if_needed, values_of
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
@@ -53,6 +56,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
     tasks = {name: _saved_task(f"{folder}/config.yaml: tasks.{name}", c) for name, c in config.get("tasks", {}).items()}
     groups, values = dict[str, str](), dict[str, Any]()
     if tasks:
+        check_task_names(tasks)
         overrides = set_for_every_task(overrides, tasks)
         values["tasks"] = {name: task.values for name, task in tasks.items()}
     else:
@@ -65,7 +69,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
     if verb == "predict":
         values["data"] = {"max_tokens": config["data"]["max_tokens"], "labels": None}
-    ConfigStore.instance().store(group="saved", name="run", node=values, package="_global_")
+    ConfigStore.instance().store(group="saved", name="run", node=escaped(values), package="_global_")
     choices = [f"{group}={choice}" for group, choice in groups.items() if not values_of(overrides, group)]
     if tasks:
         return [*choices, *group_overrides(tasks), "+saved@_global_=run", *overrides]
@@ -90,7 +94,7 @@ def _saved_task(where: str, config: dict[str, Any]) -> TaskChoice:
 def _plugin_name(where: str, config: dict[str, Any]) -> str:
     plugin = config.get("plugin")
     name = plugin.get("name") if isinstance(plugin, dict) else None
-    if not isinstance(name, str) or not isinstance(config.get("task"), dict):
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) and isinstance(config.get("task"), dict)):
         raise UserError(f"{where} is damaged: it names no task plugin")
     return name
 
@@ -101,6 +105,8 @@ def _group_choice(where: str, group: str, value: Any) -> tuple[str, dict[str, An
     kind = values.pop("kind", None)
     if kind not in schemas.GROUP_SCHEMAS[group]:
         raise UserError(f"{where} is damaged: {group}.kind is {kind!r}")
+    if group == "data":
+        values.setdefault("stratify", False)  # a run of a version without this option was cut like that
     return kind, values
 
 

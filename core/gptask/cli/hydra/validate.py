@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gptask.cli.hydra.error_messages import CommandLine
 from gptask.cli.hydra.private import child_node
+from gptask.config.schemas import Full, Scratch
 from gptask.errors import UserError
 
 
@@ -18,8 +20,20 @@ def validated_config(config: Any, command_line: CommandLine) -> Any:
     from omegaconf import OmegaConf
 
     _refuse_unknown_options(config, "", command_line)
+    _drop_tuning_of_preset(config, command_line)
     _resolve_interpolations(config)
     return OmegaConf.to_object(config)
+
+
+def _drop_tuning_of_preset(config: Any, command_line: CommandLine) -> None:
+    """Leave open a tuning that only a preset or the default names, where it would freeze random weights."""
+    from omegaconf import OmegaConf
+
+    if command_line.verb != "train" or OmegaConf.get_type(child_node(config, "backbone")) is not Scratch:
+        return
+    names = {re.split("[=.@]", override.lstrip("+~"))[0] for override in command_line.overrides}
+    if "tuning" not in names and OmegaConf.get_type(child_node(config, "tuning")) is not Full:
+        config.tuning = None
 
 
 def _refuse_unknown_options(node: Any, prefix: str, command_line: CommandLine) -> None:

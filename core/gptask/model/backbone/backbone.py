@@ -26,6 +26,7 @@ from gptask.model.engine import private
 from gptask.model.engine.fast import FastEngine
 from gptask.model.engine.interface import Adapters, Engine
 from gptask.model.engine.reference import ReferenceEngine
+from gptask.plugins.text_tokenizer import text_tokenizer
 
 log = logging.getLogger("gptask")
 
@@ -41,7 +42,7 @@ class GPTBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.peft = model
-        self.tokenizer = tokenizer
+        self.tokenizer = text_tokenizer(tokenizer)
         self.origin = origin
         self.engine: Engine = ReferenceEngine(self)
         self.use_engine(engine or engine_from_environment())
@@ -271,6 +272,8 @@ def from_folder(
         raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
+    if unused := sorted(loading_info["unexpected_keys"]):
+        log.warning("%s has weights that %s does not use: %s", folder, type(model).__name__, listing(unused, 4))
     if loaded_tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gptask.data.messages import Message
+from gptask.data.messages import Message, is_learned
 from gptask.errors import DataError, UserError
+from gptask.plugins.text_tokenizer import text_tokenizer
+from gptask.plugins.truncation import longest_prefix
 
 log = logging.getLogger("gptask")
 PLAIN_TEMPLATE = (  # "User: ...", "Assistant: ..." line by line, EOS after every answer
@@ -28,7 +30,7 @@ PROBE_QUESTION, PROBE_ANSWER = "one", "two"
 
 @dataclass
 class TokenizedConversation:
-    """Token ids of a conversation up to the next answer, and the spans (start, end) of its earlier answers."""
+    """Token ids of a conversation up to the next answer, and the spans (start, end) of earlier answers to learn."""
 
     ids: list[int]
     answer_spans: list[tuple[int, int]]
@@ -37,13 +39,14 @@ class TokenizedConversation:
 class ChatTemplate:
     """Renders conversations for one tokenizer. The span of an answer includes what ends it, which a model must learn.
 
-    The texts before, in and after answers are tokenized separately, as they are when a model generates an answer.
+    The texts before, in and after answers are tokenized separately, as they are when a model generates an answer. The
+    string of a control token in a message is text; control tokens are written by the template alone.
     Methods raise `DataError` for a conversation that the template refuses; the constructor raises `UserError` for a
     template that does not put an answer after its prompt.
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
-        self.tokenizer, self.text = tokenizer, text
+        self.tokenizer, self.text = text_tokenizer(tokenizer), text
         self.from_tokenizer = text not in (PLAIN_TEMPLATE, RAW_TEMPLATE)
         self.stop_texts = (
             ["\nUser:"] if text == PLAIN_TEMPLATE else []
@@ -54,10 +57,9 @@ class ChatTemplate:
         if not answered.startswith(prompt) or PROBE_ANSWER not in answered[len(prompt) :]:
             raise UserError("the tokenizer's chat template does not put an answer after its prompt")
         tail = answered[answered.rindex(PROBE_ANSWER) + len(PROBE_ANSWER) :]  # end mark, then a separator
-        tail_ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-        added_tokens = tokenizer.added_tokens_decoder.items()
-        special_ids = {*tokenizer.all_special_ids, *(number for number, token in added_tokens if token.special)}
-        end = max((place for place, token in enumerate(tail_ids) if token in special_ids), default=None)
+        tail_ids = self.tokenizer.encode_marked(tail, add_special_tokens=False)
+        control_ids = {*self.tokenizer.control_ids.values()}
+        end = max((place for place, token in enumerate(tail_ids) if token in control_ids), default=None)
         self.end_id = None if end is None else tail_ids[end]  # ends an answer
         end_mark = tail
         if end is not None:
@@ -70,7 +72,10 @@ class ChatTemplate:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), chat_template=self.text, tokenize=False, add_generation_prompt=answer_due
+                    self.tokenizer.mark(messages),
+                    chat_template=self.text,
+                    tokenize=False,
+                    add_generation_prompt=answer_due,
                 )
             )
         except TemplateError as error:
@@ -80,11 +85,12 @@ class ChatTemplate:
         """Tokenize messages up to the answer that follows them."""
         text = self._render(messages, answer_due=True)
         conversation, position = TokenizedConversation([], []), 0
-        for start, end in self._answer_spans(messages, text):
+        for start, end, learned in self._answer_spans(messages, text):
             self._append(conversation, text[position:start])
             first_id = len(conversation.ids)
             self._append(conversation, text[start:end])
-            conversation.answer_spans.append((first_id, len(conversation.ids)))
+            if learned:
+                conversation.answer_spans.append((first_id, len(conversation.ids)))
             position = end
         self._append(conversation, text[position:])
         return conversation
@@ -92,14 +98,14 @@ class ChatTemplate:
     def _append(self, conversation: TokenizedConversation, text: str) -> None:
         """Tokenize a piece of text; before gptask's own templates the tokenizer adds what it puts before any text."""
         add_bos = not conversation.ids and not self.from_tokenizer
-        ids = self.tokenizer(text, add_special_tokens=add_bos)["input_ids"]
+        ids = self.tokenizer.encode_marked(text, add_special_tokens=add_bos)
         if add_bos and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers add EOS too
             ids = ids[:-1]
         conversation.ids += ids
 
-    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each answer in the rendered text, except of answers that the template rewrites once
-        messages follow them."""
+    def _answer_spans(self, messages: Sequence[Message], text: str) -> Iterator[tuple[int, int, bool]]:
+        """Yield start and end of each answer in the rendered text, and whether it is learned, except of answers that
+        the template rewrites once messages follow them."""
         position = 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -108,7 +114,7 @@ class ChatTemplate:
             through = self._render(messages[: number + 1], answer_due=False).removesuffix(self.separator)
             if text.startswith(through) and through.startswith(before) and position <= len(before):
                 position = len(through)
-                yield len(before), position
+                yield len(before), position, is_learned(message)
             else:
                 _warn_once_of_rewritten_answers()
 
@@ -119,7 +125,7 @@ class ChatTemplate:
         if not answered.startswith(prompt):
             raise DataError("the tokenizer's chat template renders the conversation differently once it is answered")
         answer = answered[len(prompt) :].removesuffix(self.separator)
-        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer.encode_marked(answer, add_special_tokens=False)
         return list(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
 
     def drop_oldest_turns(self, messages: Sequence[Message], room: int) -> tuple[TokenizedConversation, list[Message]]:
@@ -141,15 +147,17 @@ class ChatTemplate:
 
         Raises `DataError` if the rest alone is longer.
         """
-        conversation, messages = self.tokenize(messages), list(messages)
-        for _ in range(4):  # tokens that merge at the cut may leave one or two too many
-            excess, text = len(conversation.ids) - room, messages[-1]["content"]
-            if excess <= 0 or not text:
-                break
-            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            count = max(len(spans) - excess, 0)
-            messages[-1] = messages[-1] | {"content": text[: spans[count - 1][1]] if count else ""}
-            conversation = self.tokenize(messages)
+        conversation, last = self.tokenize(messages), messages[-1]
+        if (excess := len(conversation.ids) - room) > 0:
+
+            def cut(text: str) -> TokenizedConversation:
+                return self.tokenize([*messages[:-1], last | {"content": text}])
+
+            encoding = self.tokenizer(last["content"], add_special_tokens=False, return_offsets_mapping=True)
+            text = longest_prefix(
+                last["content"], encoding["offset_mapping"], excess, lambda text: len(cut(text).ids) - room
+            )
+            conversation = cut(text)
         if len(conversation.ids) > room:
             raise DataError(
                 f"the conversation needs {len(conversation.ids)} tokens without its last question, but only {room} are "

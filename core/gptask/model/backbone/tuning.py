@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Full, HeadOnly, Lora
@@ -10,6 +11,7 @@ from gptask.errors import UserError, listing, nearest
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
 
+log = logging.getLogger("gptask")
 LLAMA_EXPONENT, OTHER_EXPONENT = 0.781, 0.0775  # how fast the best LoRA rate falls with the channels; other: Qwen's
 REFERENCE_CHANNELS = 576  # channels of SmolLM2-135M, a Llama, on which the heads' rates were tuned
 
@@ -34,8 +36,11 @@ def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> 
     if not 0 < share <= 1:
         raise UserError(f"tuning.layers={share} must be above 0 and at most 1: the share of layers that are used")
     count = backbone.config.num_hidden_layers
+    kept = max(1, round(count * share))
+    if share < 1 and kept == count:
+        log.warning("tuning.layers=%g drops none of the backbone's %d layers", share, count)
     try:
-        backbone.keep_first_layers(max(1, round(count * share)))
+        backbone.keep_first_layers(kept)
     except UserError as error:
         raise UserError(f"tuning.layers={share}: {error}; set tuning.layers=1") from error
 

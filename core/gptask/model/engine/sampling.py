@@ -23,6 +23,7 @@ from gptask.model.engine.interface import DecodingBatch, DecodingRow, EngineBack
 from gptask.model.engine.left_padding import left_padded
 from gptask.model.engine.loss import rows_per_chunk
 from gptask.plugins.generation_options import GenerationOptions
+from gptask.plugins.text_tokenizer import text_tokenizer
 
 MAX_STOP_TESTS = 256  # lists of stop texts whose tests a batch remembers
 
@@ -166,8 +167,11 @@ class SampledBatch(DecodingBatch):
 def stop_test(tokenizer: Any, stops: Sequence[str]) -> Callable[[list[int]], bool]:
     """Return a test whether the newest token of a row's ids completes a stop text.
 
-    It decodes only rows whose newest token may end a stop text.
+    It decodes only rows whose newest token may end a stop text. A stop text that is the string of a control token is
+    completed by that token, which decoded texts don't show.
     """
+    control_ids = text_tokenizer(tokenizer).control_ids
+    stop_tokens = {control_ids[stop] for stop in stops if stop in control_ids}
     may_end: dict[int, bool] = {}  # token -> whether it may end a stop text
     window = max(len(stop.encode()) for stop in stops) + 8  # tokens: each may be a single byte
 
@@ -176,6 +180,8 @@ def stop_test(tokenizer: Any, stops: Sequence[str]) -> Callable[[list[int]], boo
 
     def is_stopped(row: list[int]) -> bool:
         token = row[-1]
+        if token in stop_tokens:
+            return True
         if token not in may_end:
             token_text = text([token])  # a part of a character decodes to U+FFFD
             may_end[token] = "\ufffd" in token_text or any(stop[-1] in token_text for stop in stops)

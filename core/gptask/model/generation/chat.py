@@ -79,9 +79,11 @@ class Chat:
     def say(self, text: str) -> Generator[str]:
         """Add a user's message and yield the answer piece by piece; an answer that is broken off is kept so far.
 
-        The oldest turns that have no room are forgotten (``dropped_messages`` counts them). Raises `UserError` for a
-        text that is longer than the context; it is not added to the conversation.
+        The oldest turns that have no room are forgotten (``dropped_messages`` counts them). Raises `UserError` for what
+        is no text and for a text that is longer than the context; it is not added to the conversation.
         """
+        if not isinstance(text, str):
+            raise UserError(f"say() takes a user's message, a text; got {type(text).__name__} {str(text)[:40]!r}")
         if self.options.raw:
             self.reset()
         with_question: list[Message] = [*self.messages, {"role": "user", "content": text}]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gptask.errors import UserError
 from gptask.plugins.generation_options import GenerationOptions
+from gptask.plugins.text_tokenizer import text_tokenizer
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -124,7 +125,7 @@ def _beam_search(backbone: GPTBackbone, rows: Sequence[DecodingRow], options: Ge
                 eos_token_id=sorted(stop_ids),
                 pad_token_id=backbone.tokenizer.eos_token_id,
                 stop_strings=options.stop or None,
-                tokenizer=backbone.tokenizer,
+                tokenizer=text_tokenizer(backbone.tokenizer).raw,
                 **options.to_transformers() | {"max_new_tokens": limit},
             )
         for row, new_ids in zip(batch, output_ids[:, prompt_ids.shape[1] :].tolist(), strict=True):

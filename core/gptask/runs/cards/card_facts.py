@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.schemas import Data, Hub
 from gptask.plugins.discovery import Plugin
 from gptask.runs.folder import model_folder
+from gptask.runs.saved_model import has_full_weights
 
 if TYPE_CHECKING:
     from gptask.data.corpus import CachedCorpus
@@ -74,8 +75,9 @@ class CardFacts:
     @property
     def library(self) -> str | None:
         """The library that loads model/, None where only gptask does."""
-        files = {"adapter_config.json": "peft", "config.json": "transformers"}
-        return next((name for file, name in files.items() if (self.model / file).exists()), None)
+        if (self.model / "adapter_config.json").exists():
+            return "peft"
+        return "transformers" if has_full_weights(self.model) else None
 
     def files(self, split: str) -> dict[str, str]:
         """The source files (or the hub split) of a split, each with a hash of its content."""

@@ -73,7 +73,7 @@ def scores(card: CardFacts) -> list[Any]:
     return [
         EvalResult(metric_type=name, metric_name=name, metric_value=score["value"], **source)
         for name, score in card.result["metrics"].items()
-        if math.isfinite(score["value"])
+        if score["value"] is not None and math.isfinite(score["value"])
     ]
 
 

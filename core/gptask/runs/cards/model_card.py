@@ -9,10 +9,11 @@ from typing import Any
 
 from gptask.config.schemas import Sample, Scratch
 from gptask.data.messages import parse_messages
+from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
-from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
+from gptask.runs.markdown import code_span, control_tokens_note, escaped, fenced, one_line, table
 
 CARD = """# {title}
 
@@ -47,16 +48,29 @@ GPTASK_CODE = """import gptask
 run = gptask.load_run({folder!r})
 for prediction in run.predict([{example!r}]):
     print(prediction.value, prediction.score)"""
-PEFT_CODE = """from peft import PeftModel
+PEFT_CODE = """import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+folder = {model!r}
+config = AutoConfig.from_pretrained(folder)  # the backbone's layers that this run keeps
+base = AutoModelForCausalLM.from_pretrained({base}, config=config, dtype={dtype!r})  # {comment}
+model = PeftModel.from_pretrained(base, folder)
+"""
+TRANSFORMERS_CODE = """import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({base!r})  # {comment}
-model = PeftModel.from_pretrained(base, {model!r})
-tokenizer = AutoTokenizer.from_pretrained({model!r})"""
-TRANSFORMERS_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = {model!r}
+model = AutoModelForCausalLM.from_pretrained(folder, dtype={dtype!r})
+"""
+TEXTS_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-model = AutoModelForCausalLM.from_pretrained({model!r})
-tokenizer = AutoTokenizer.from_pretrained({model!r})"""
+batch = tokenizer(prompts, padding=True, return_tensors="pt")
+options = {options!r}
+with torch.inference_mode():
+    ids = model.generate(**batch, **options, pad_token_id=tokenizer.pad_token_id{stop})
+texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True){cut}"""
 
 
 class ModelCard(CardFacts):
@@ -129,8 +143,8 @@ class ModelCard(CardFacts):
         rows = [
             [
                 code_span(name),
-                f"{score['value']:.2f}",
-                "{:.2f} to {:.2f}".format(*score["interval"]),
+                value_text(score["value"]),
+                interval_text(score),
                 score["direction"],
                 f"{score['n']:,}",
                 code_span(score["signature"]) if score["signature"] else "",
@@ -162,28 +176,62 @@ class ModelCard(CardFacts):
             fenced("bash", f"gptask predict {folder} input=<file>"),
             fenced("python", GPTASK_CODE.format(folder=str(self.folder), example=example)),
         ]
-        has_all_layers = getattr(self.config.tuning, "layers", 1) == 1
+        export = code_span(f"gptask export {folder} output=<new folder>")
         if self.auto_class is None:
             parts.append("No transformers class fits its head.")
-        elif self.auto_class == "AutoModelForCausalLM" and self.library and has_all_layers:
-            parts += ["With plain transformers:", fenced("python", self.loading_code())]
-            parts += ["Prompts follow this template:", fenced("text", self.template())]
+        elif self.auto_class == "AutoModelForCausalLM" and self.library:
+            parts += ["With plain transformers:", fenced("python", self.generating_code())]
+            parts += [
+                "`prompts` is a list of texts that follow this template, as in training:",
+                fenced("text", self.template()),
+                control_tokens_note(self.backbone.tokenizer, self.template()),
+                f"{export} writes a folder without an adapter that `{self.auto_class}` loads.{self.base_hint()}",
+            ]
         else:
-            command = code_span(f"gptask export {folder} output=<new folder>")
             parts.append(
-                f"For plain transformers, {command} writes a folder that `{self.auto_class}` loads, with instructions."
+                f"For plain transformers, {export} writes a folder that `{self.auto_class}` loads, with instructions."
             )
         return "\n\n".join(parts)
 
-    def loading_code(self) -> str:
-        """The Python lines that load a model that generates without gptask."""
-        model = str(self.model)
-        if self.library != "peft":
-            return TRANSFORMERS_CODE.format(model=model)
+    def generating_code(self) -> str:
+        """The Python lines that load a model and generate texts as the run does, without gptask."""
+        from gptask.model.heads import GenerationHead
+
+        values = {"model": str(self.model), "dtype": str(self.backbone.model.dtype).removeprefix("torch.")}
+        if self.library == "peft":
+            base, comment = self.base_and_comment()
+            code = PEFT_CODE.format(base=base, comment=comment, **values)
+        else:
+            code = TRANSFORMERS_CODE.format(**values)
+        head: Any = self.head
+        options = {name: value for name, value in head.export()[1].items() if value is not None}
+        stops = head.options.stop if isinstance(head, GenerationHead) else []
+        return code + TEXTS_CODE.format(
+            options=options | {"eos_token_id": sorted(self.backbone.stop_ids)},
+            stop=f", stop_strings={stops!r}, tokenizer=tokenizer" if stops else "",
+            cut="".join(f"\ntexts = [text.split({stop!r})[0] for text in texts]" for stop in stops),
+        )
+
+    def base_and_comment(self) -> tuple[str, str]:
+        """The arguments that load the backbone below an adapter, and what it is."""
         if (self.model / "base").is_dir():
-            return PEFT_CODE.format(base=str(self.model / "base"), comment="its own, from scratch", model=model)
-        comment = f"the backbone {one_line(self.config.backbone.source)}"
-        return PEFT_CODE.format(base=self.base_model or self.backbone.origin.location, comment=comment, model=model)
+            return repr(str(self.model / "base")), "its own, from scratch"
+        options, comment = self.config.backbone, f"the backbone {one_line(self.config.backbone.source)}"
+        if self.base_model is None:
+            return repr(self.backbone.origin.location), comment + ", converted by gptask" * self.is_converted
+        revision = f", revision={options.revision!r}" if options.revision else ""
+        return f"{self.base_model!r}{revision}", comment
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the backbone's weights are a conversion in the cache of the machine that trained."""
+        return "(GGUF, converted to" in self.backbone.origin.kind
+
+    def base_hint(self) -> str:
+        """A sentence on a backbone that is on this machine only."""
+        if self.library != "peft" or not self.is_converted:
+            return ""
+        return " The code above needs gptask's cache on the machine that trained; the exported folder needs nothing."
 
     def template(self) -> str:
         """The prompt as in training, with the names of fields in braces."""

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptask.plugins.metric import interval_text, value_text
 from gptask.runs.markdown import code_span, escaped, fenced, table
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def multitask_card(folder: Path, config: Train, result: dict[str, Any], command:
     rows = []
     for name, scores in result["tasks"].items():
         value = ", ".join(  # results hold each task's main metric only
-            "{} {:.2f} ({:.2f} to {:.2f})".format(metric, score["value"], *score["interval"])
+            f"{metric} {value_text(score['value'])} ({interval_text(score)})"
             for metric, score in scores["metrics"].items()
         )
         weight = f"{config.tasks[name].weight:g}"

@@ -123,7 +123,8 @@ def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: 
         trial.set_user_attr("folder", str(folder))
         return value
     config.folder = str(study.trial_folder(trial.number))
-    config.probe = config.probe and not study.done  # only the first trial estimates its cost
+    # only the first trial estimates its cost and scores the baselines, which are the same for all
+    config.probe, config.baseline = config.probe and not study.done, config.baseline and not study.done
     trial.set_user_attr("folder", config.folder)
     original_argv = sys.argv
     sys.argv = [original_argv[0], "train", *overrides]  # what Lightning starts further processes with

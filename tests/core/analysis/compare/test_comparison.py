@@ -331,3 +331,20 @@ def test_labels_may_be_in_another_order(tmp_path):
     (table,) = compare(runs(tmp_path), metric="f1_macro").tables
     ((_, verdict),) = table.verdicts["f1_macro"].items()
     assert verdict.sentence == "equal on every example"
+
+
+def test_what_a_model_has_seen_of_its_test_set_is_shown(sentiment_run, tmp_path):
+    sentiment_run("clean", 0.8, draw=1, tuning=Full(), result={"overlap": {"train": 0, "validation": 0}})
+    for seed, count in ((1, 19), (2, 17)):
+        sentiment_run(f"seen{seed}", 0.9, draw=2, seed=seed, result={"overlap": {"train": count, "validation": 1}})
+    sentiment_run("unknown", 0.8, draw=3, tuning=Lora(rank=3))
+    (table,) = compare(runs(tmp_path)).tables
+    overlaps = {method.records[0].folder.name: method.facts["overlap"] for method in table.methods}
+    assert overlaps == {"clean": "", "seen1": "train 17 to 19, validation 1", "unknown": ""}
+    assert "overlap" in table.facts[1]
+
+
+def test_without_overlap_there_is_no_column(sentiment_run, tmp_path):
+    sentiment_run("clean", 0.8, result={"overlap": {"train": 0, "validation": 0}})
+    (table,) = compare(runs(tmp_path)).tables
+    assert "overlap" not in {*table.facts[0], *table.facts[1]}

@@ -134,7 +134,7 @@ def set_in_config(**changes):
         (changed("", n="many"), "n is 'many'"),
         (changed("", wall_seconds="long"), "wall_seconds is 'long'"),
         (changed("", versions=None), "versions is"),
-        (changed("accuracy", value=None), "value is"),
+        (changed("accuracy", value="high"), "value is"),
         (changed("accuracy", interval=[1]), "interval is [1]"),
         (changed("accuracy", range=["a", 1]), "range is"),
         (changed("accuracy", direction="up"), "direction is 'up'"),

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from gptask.analysis.compare.records import read_run
-from gptask.analysis.report.calibration import confidence_bins, wilson
+from gptask.analysis.report.calibration import confidence_bins
 from gptask.analysis.report.report_run import report_runs
-from scipy.stats import binomtest
 
 from tests.support.run_folders import hotel_reviews, write_chinese_run, write_review_run
 
@@ -33,9 +32,3 @@ def test_runs_that_have_no_bins_say_why(tmp_path):
     runs[0].confidence = None
     assert "not every prediction has a score" in confidence_bins(runs[0])
     assert "right from wrong" in confidence_bins(runs[1])
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (3, 10), (900, 1000)])
-def test_wilson_agrees_with_scipy(hits, n):
-    expected = binomtest(hits, n).proportion_ci(0.95, "wilson")
-    assert wilson(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)

@@ -60,13 +60,21 @@ def test_a_metric_has_the_position_of_its_interval_on_a_bar(runs):
     assert value.bar[1] == pytest.approx((value.value + 100) / 2)
     assert value.bar[0] <= value.bar[1] <= value.bar[2]
     written = json.loads((runs[0].record.folder / "metrics.json").read_text())["metrics"]["mcc"]
-    assert [value.low, value.high] == written["interval"]
+    assert value.interval == "{:.2f} to {:.2f}".format(*written["interval"])
+
+
+def test_a_metric_without_an_interval_or_a_value_has_no_bar(runs):
+    entry = runs[0].record.metrics["mcc"] | {"interval": None, "interval_note": "all examples alike, n = 40"}
+    (value,) = measures._metric_row("mcc", [entry]).values
+    assert (value.interval, value.bar) == ("all examples alike, n = 40", None)
+    (value,) = measures._metric_row("mcc", [entry | {"value": None, "interval": [0, 1]}]).values
+    assert value.bar is None
 
 
 @pytest.mark.parametrize("ends", [(0, None), (None, 1), (1, 1)])
 def test_a_metric_without_a_range_has_no_bar(ends):
-    assert measures.bar(0.1, 0.2, 0.3, *ends) is None
-    assert measures.bar(float("nan"), 0.2, 0.3, 0, 1) is None
+    assert measures.bar((0.1, 0.3), 0.2, *ends) is None
+    assert measures.bar((float("nan"), 0.3), 0.2, 0, 1) is None
 
 
 def test_a_metric_that_one_run_lacks_is_empty_there(runs):

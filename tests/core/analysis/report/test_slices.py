@@ -27,9 +27,9 @@ def test_a_label_task_has_slices_by_length_and_by_label(tmp_path):
         mask = np.asarray([row == [name] for row in run.true_labels])
         assert score.n == mask.sum()
         assert score.value == pytest.approx(100 * run.right[mask].mean())
-        assert score.low <= score.value <= score.high
+        assert score.interval[0] <= score.value <= score.interval[1]
     low, high = labels.scale
-    assert all(low < score.low <= score.high < high for _, (score,) in labels.rows)
+    assert all(low < score.interval[0] <= score.interval[1] < high for _, (score,) in labels.rows)
 
 
 def test_a_corpus_metric_is_aggregated_and_not_averaged(tmp_path):

@@ -39,6 +39,43 @@ def test_unfinished_runs_are_listed(run_command, pair, tmp_path):
     assert "not compared: outputs/sentiment/bad: unfinished: no manifest.json; it has no" in ended.out
 
 
+@pytest.mark.parametrize("options", [[], ["--format", "json"], ["--leaderboard"]])
+def test_a_named_run_that_is_not_compared_is_an_error_behind_the_tables(run_command, pair, tmp_path, options):
+    (tmp_path / pair[1] / "manifest.json").unlink()
+    ended = run_command("compare", *pair, *options)
+    assert (ended.code, bool(ended.out)) == (2, True)
+    assert "gptask: named, but not compared: outputs/sentiment/bad" in ended.err
+    assert run_command("compare", "outputs/*/*", *options).code == 0, "a pattern names no run"
+
+
+def test_a_run_of_right_answers_has_an_interval_or_says_why_not(run_command, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("all", 1.0, count=20, draw=1)
+    sentiment_run("most", 0.9, count=20, draw=2, tuning=Full())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    out = run_command("compare", "outputs").out
+    assert "100.0 (83.9 to 100.0) *" in out
+    assert "100.0 (all examples alike, n = 20) *" in out, "of f1_macro and mcc"
+    assert "100.0 to 100.0" not in out
+    (table,) = json.loads(run_command("compare", "outputs", "--format", "json").out)["tables"]
+    entry = next(m for m in table["methods"] if m["runs"][0].endswith("all"))["metrics"]
+    assert (entry["accuracy"]["interval_method"], entry["mcc"]["interval_method"]) == ("wilson", None)
+    assert entry["mcc"]["interval"] is None
+    against = next(m["against_baseline"] for m in table["methods"] if m["against_baseline"])
+    same = ("value", "low", "high", "p", "test")
+    assert [against["accuracy"][k] for k in same] == pytest.approx([against["f1_micro"][k] for k in same])
+    assert run_command("compare", "outputs", "--leaderboard").code == 0
+    assert "83.9 to 100.0" in (tmp_path / "outputs/leaderboard.md").read_text()
+
+
+def test_a_value_that_is_not_a_number_is_told(run_command, pair, tmp_path, monkeypatch):
+    change(tmp_path / pair[1], value=None, interval=None, interval_note="the value is not a number")
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "not a number (the value is not a number)" in run_command("compare", *pair).out
+    for options in (["--leaderboard"], ["--format", "csv"], ["--format", "json"]):
+        assert run_command("compare", "outputs", *options).code == 0
+
+
 @pytest.mark.parametrize("options", [[], ["--format", "json"], ["--leaderboard"], ["--fail-if-worse"]])
 def test_damaged_runs_are_an_error_that_names_all(run_command, pair, tmp_path, options):
     (tmp_path / pair[0] / "metrics.json").write_text("{")
@@ -215,7 +252,7 @@ def test_the_table_keeps_words_whole_in_a_narrow_terminal(run_command, pair, sen
 def test_lines_to_a_pipe_are_not_wrapped(run_command, pair, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     (line,) = [line for line in run_command("compare", *pair).out.splitlines() if line.startswith(" bad")]
-    assert "77.2 (73.4 to 80.8)" in line
+    assert "77.2 (73.3 to 80.7)" in line
     assert "this model is worse" in line
 
 

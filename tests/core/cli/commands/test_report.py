@@ -40,6 +40,16 @@ def test_mistakes_are_refused_with_a_reason(refused, tmp_path):
     assert "a: unfinished: no manifest.json" in refused("report", "a")
 
 
+def test_a_named_run_that_is_not_shown_is_an_error_beside_the_page(run_command, tmp_path):
+    for name in "ab":
+        write_review_run(tmp_path / "runs" / name, hotel_reviews(5))
+    (tmp_path / "runs/b/metrics.json").write_text("{")
+    ended = run_command("report", "runs/a", "runs/b")
+    assert (ended.code, ended.out) == (2, "runs/report.html\n")
+    assert "gptask: not shown: runs/b: damaged: metrics.json has" in ended.err
+    assert "restore them from a copy, run them again, or leave them out" in (tmp_path / "runs/report.html").read_text()
+
+
 def test_too_many_runs_are_refused(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_RUNS", 1)
     for name in "ab":

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from gptask import Fast, Reference
 from gptask.cli import main
+from gptask.cli.commands.sweep import show
 from gptask.cli.hydra.launch import read_command_line
 
 SIZES = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 300}
@@ -41,6 +43,7 @@ def contents(folder):
         ("engine=fast,reference", "engine has one value in a sweep"),
         ("engine.packing=on,off", "engine.packing has one value in a sweep"),
         ("outputs=a,b", "outputs has one value in a sweep"),
+        ("data.stratify=true,false", "data.stratify has one value in a sweep"),
         ("data.limit.validation=4,8", "data.limit.validation has one value in a sweep"),
         ("seed=1,2", "data.seed=<number> fixes that"),
         ("tuning.rank=4,8 folder=x", "each trial gets a folder"),
@@ -149,3 +152,21 @@ def test_a_killed_sweep_is_continued_and_names_the_best_trial(tmp_path, monkeypa
     assert call(*line) == 0
     assert "2 complete" in capsys.readouterr().out
     assert contents(study).keys() == after.keys()
+
+
+def test_trials_that_tie_are_said(monkeypatch, capsys):
+    def trial(number, value):
+        return SimpleNamespace(number=number, value=value, params={}, user_attrs={"folder": f"trial_{number}"})
+
+    def shown(*values):
+        study = SimpleNamespace(
+            ranked=lambda: [trial(number, value) for number, value in enumerate(values)],
+            about={"metric": "accuracy"},
+            in_states=lambda state: [],
+            overrides=lambda params: [],
+        )
+        show(SimpleNamespace(space=[], fixed=["task=sentiment"], name="study"), study)
+        return capsys.readouterr().out
+
+    assert "3 trials tie at 90.00: validation can't tell them apart" in shown(90.0, 90.0, 90.0, 80.0)
+    assert "tie" not in shown(90.0, 89.9)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from gptask import Fast, Reference
-from gptask.config.schemas import Files, Full, Scratch
+from gptask.config.schemas import Files, Full, Lora, Scratch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -78,8 +78,16 @@ def test_flags_can_stand_anywhere(run_command):
 
 def test_nano_is_tuned_fully_unless_tuning_is_set(run_command):
     assert isinstance(run_command("train", "backbone=nano").config.tuning, Full)
-    assert not isinstance(run_command("train", "backbone=nano", "tuning=lora").config.tuning, Full)
+    assert isinstance(run_command("train", "backbone=nano", "tuning=lora").config.tuning, Lora)
+    assert run_command("train", "experiment=trec", "backbone=nano").config.tuning is None  # chosen when the run starts
+    assert isinstance(run_command("train", "experiment=trec", "backbone=nano", "tuning.rank=2").config.tuning, Lora)
     assert isinstance(run_command("evaluate", "backbone=nano").config.backbone, Scratch)
+
+
+def test_a_preset_with_another_kind_of_data_names_the_way_out(refused):
+    message = refused("train", "experiment=trec", "data=sample")
+    assert "unknown option 'data.root' (from experiment=trec)" in message
+    assert "It belongs to data=files. Leave data=sample out, or the preset." in message
 
 
 @pytest.fixture

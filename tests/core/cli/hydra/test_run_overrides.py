@@ -66,6 +66,13 @@ def test_another_kind_of_data_replaces_all_data_options_of_the_run(run_command, 
     assert config.data.limit == Limit()
 
 
+def test_a_run_of_a_version_that_did_not_stratify_is_cut_as_it_was(run_command, saved):
+    assert run_command("evaluate", f"run={saved}").config.data.stratify is None
+    file = saved / "config.yaml"
+    file.write_text(file.read_text().replace("  stratify: null\n", ""))
+    assert run_command("evaluate", f"run={saved}").config.data.stratify is False
+
+
 def test_predict_takes_the_task_and_the_token_limit(run_command, saved):
     config = run_command("predict", f"run={saved}", "input=-", "data.columns.context=text").config
     assert config.task.answer is AnswerForm.span
@@ -107,7 +114,8 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
         ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),
         ("seed: 7", "seed: [", ["is damaged"]),
-        ("seed: 7", "seed: ${", ["is damaged"]),
+        ("seed: 7", "seed: ${", ["seed", "expected a whole number, got '${'"]),
+        ("name: qa", "name: ${oc.env:SECRET}", ["is damaged: it names no task plugin"]),
     ],
 )
 def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expected):

@@ -173,3 +173,10 @@ def test_layers_below_the_top_need_no_gradient(family, backbone_of):
         )
     model(IDS)
     assert needs_gradient == [False, False, True, True]
+
+
+def test_a_share_that_drops_no_layer_is_said(backbone_of, caplog):
+    backbone = backbone_of("llama")
+    drop_upper_layers(backbone, Lora(layers=0.8))
+    assert len(backbone.layers) == 2
+    assert "tuning.layers=0.8 drops none of the backbone's 2 layers" in caplog.text

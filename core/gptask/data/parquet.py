@@ -1,0 +1,87 @@
+"""Rows of Parquet files; bytes are decoded as UTF-8."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptask.data.rows import EVERY_NAME, Row
+from gptask.errors import DataError
+
+
+def parquet_rows(stream: io.BufferedIOBase, path: Path, wanted: set[str]) -> Iterator[Row]:
+    """The rows of a Parquet file.
+
+    Bytes that are not UTF-8 are null, or a bad row where their column is wanted. Raises `DataError` for a file that is
+    not Parquet and for a wanted column that occurs twice.
+    """
+    with tempfile.TemporaryFile() as unpacked:
+        if not isinstance(stream, io.BufferedReader):  # Parquet is read from its end
+            shutil.copyfileobj(stream, unpacked)
+        yield from _rows(stream if isinstance(stream, io.BufferedReader) else unpacked, path, wanted)
+
+
+def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(stream) as file:
+            schema = file.schema_arrow
+            has_bytes = {name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" in str(kind)}
+            names = unique_names(schema.names, wanted, str(path))
+            number = 0
+            for batch in file.iter_batches(1024):
+                for value in batch.rename_columns(names).to_pylist():
+                    number += 1
+                    yield Row(number, _decode_bytes(value, has_bytes, wanted) if has_bytes else value, "row")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path} is not a Parquet file: {error}") from error
+    except ValueError as error:  # of pyarrow: two nested columns of one name
+        raise DataError(f"{path} can't be read: {error}") from error
+
+
+def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:
+    """The names of a table's columns; of those that occur twice, the later ones get a number (``text.1``).
+
+    Raises `DataError` if a wanted one occurs twice; ``place`` is the file, and the line of its header.
+    """
+    unique = list[str]()
+    for name in names:
+        if name in unique and name and not wanted.isdisjoint({name, EVERY_NAME}):
+            positions = [str(position) for position, other in enumerate(names) if other == name]
+            raise DataError(
+                f"{place}: {len(positions)} columns are called '{name}' (positions {', '.join(positions)}, from 0); "
+                f"rename one, or name a position: data.columns.<field>={positions[0]}"
+            )
+        number, new = 0, name
+        while new in unique or (number and new in names):
+            number += 1
+            new = f"{name}.{number}"
+        unique.append(new)
+    return unique
+
+
+def _decode_bytes(row: dict[str, Any], has_bytes: set[str], wanted: set[str]) -> dict[str, Any] | DataError:
+    """A row with the bytes of some columns decoded."""
+    decoded = dict(row)
+    for name in has_bytes & row.keys():
+        try:
+            decoded[name] = _decoded(row[name])
+        except UnicodeDecodeError as error:
+            if any(column == name or column.startswith(f"{name}.") for column in wanted):
+                return DataError(f"the column '{name}' holds bytes that are not UTF-8 text: {error.object[:20]!r}")
+            decoded[name] = None
+    return decoded
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [_decoded(member) for member in value]
+    return {name: _decoded(member) for name, member in value.items()} if isinstance(value, dict) else value

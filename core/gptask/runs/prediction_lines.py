@@ -1,0 +1,93 @@
+"""The lines that `gptask predict` writes, as JSON; each is in its file at once and whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+NAMES = ("row", "prediction", "score", "samples", "probabilities", "extra", "rest", "error")  # of what is written
+
+
+class Line(NamedTuple):
+    """One line of output: the input's row number and cells, what was predicted (`prediction_fields`), or the error."""
+
+    number: int
+    cells: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    error: str | None
+
+
+class WholeLines:
+    """Writes lines to a file such that an interruption or a full disk leaves no part of one."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        """Write a line."""
+        data = memoryview(text.encode())
+        start = self.stream.tell() if self.stream.seekable() else None
+        try:
+            while data:
+                data = data[self.stream.write(data) :]
+        except BaseException:
+            with suppress(OSError):  # a device has no length
+                if start is not None:
+                    self.stream.truncate(start)
+            raise
+
+
+def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, Any]:
+    """The input's cells, with ``input_`` before the names that the output needs for itself."""
+    renamed = {}
+    for name, value in cells.items():
+        new_name = name
+        while new_name in taken or (new_name != name and new_name in cells):
+            new_name = f"input_{new_name}"
+        renamed[new_name] = value
+    return renamed
+
+
+class JsonLines:
+    """JSON objects, one a line; ``ascii_only`` makes them readable whatever encoding a terminal has."""
+
+    def __init__(self, write: Callable[[str], None], ascii_only: bool = False) -> None:
+        self._write, self.ascii_only = write, ascii_only
+
+    def write(self, line: Line) -> None:
+        """Write a line."""
+        values = {"row": line.number, **renamed_cells(line.cells, NAMES), **line.fields}
+        values |= {} if line.error is None else {"error": line.error}
+        self._write(as_json(encodable(values), self.ascii_only) + "\n")
+
+
+def as_json(value: Any, ascii_only: bool = False) -> str:
+    """JSON with dates in ISO form, decimal numbers and other kinds as text, and null for a number that isn't finite."""
+    return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_text_of, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _finite(part) for name, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)
+
+
+def encodable(value: Any) -> Any:
+    """The value; in a text, half a surrogate pair, which UTF-8 lacks, as its number."""
+    if isinstance(value, list):
+        return [encodable(part) for part in value]
+    if isinstance(value, dict):
+        return {name: encodable(part) for name, part in value.items()}
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
