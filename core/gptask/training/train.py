@@ -113,7 +113,7 @@ def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.
         if writes:
             context.write_config()
             if config.probe and not config.resume:
-                probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
+                probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         _fit(trainer, module, data, context.folder, config.resume)
         if not trainer.global_step:
             limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
