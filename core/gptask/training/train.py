@@ -14,10 +14,9 @@ from gptask.config.schemas import HeadOnly, Train
 from gptask.config.trainer_options import check_trainer_options
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
-from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
-from gptask.runs.manifest import MANIFEST
+from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
-from gptask.training import builder, loggers
+from gptask.training import builder, loggers, resume
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
@@ -53,49 +52,29 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     loggers.require_logger(config.logger)
-    if config.resume:
-        _refuse_resume_without_training(Path(config.resume), config.trainer)
-    corpora = builder.build_corpora(config)
+    start = resume.check_resume(config) if config.resume else resume.new_start(config)
+    config, corpora = start.config, start.corpora
     fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
     with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-        return _train(RunContext(config, command, corpora, fingerprint, folder), callbacks)
+        return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
 
 
-def _refuse_resume_without_training(folder: Path, options: dict[str, Any]) -> None:
-    """Raise `UserError` for a run that has trained longer than the options allow, or is finished and may not go on.
-
-    This comes before anything in the folder is changed. A run that only lacks its test goes on with that.
-    """
-    import torch
-
-    checkpoint = torch.load(latest_checkpoint(folder), map_location="cpu", weights_only=True, mmap=True)
-    finished = (folder / MANIFEST).is_file()
-    for option, trained in (("max_epochs", checkpoint["epoch"] + 1), ("max_steps", checkpoint["global_step"])):
-        limit = options.get(option)
-        if limit is None or limit < 0 or trained < limit or (trained == limit and not finished):
-            continue
-        state = "is finished" if finished else "was stopped"
-        raise UserError(
-            f"{folder} {state} after {trained} {option.removeprefix('max_')}, and trainer.{option}={limit} allows no "
-            f"more: set trainer.{option} above {trained}"
-        )
-
-
-def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.Runs:
+def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[pl.Callback]) -> run.Runs:
     module, data, config = build_module(context.config, context.corpora)
     context = replace(context, config=config)
+    record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
     from gptask.training.cost_probe import probe_cost
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
-    trainer = build_training_trainer(context.folder, config, callbacks)
+    trainer = build_training_trainer(context.folder, config, callbacks, record)
     with loggers.tracking(trainer, config, context.folder):
         if writes:
             context.write_config()
             if config.probe and not config.resume:
                 probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
-        _fit(trainer, module, data, context.folder, config.resume)
+        _fit(trainer, module, data, context.folder, start.checkpoint)
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
         context = replace(context, extra={"tuned_options": module.tuned_options})
@@ -185,13 +164,11 @@ def _cache_activations(module: GPTModule, config: Train) -> None:
             }
 
 
-def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
-    """Train, from the latest checkpoint in ``folder`` where ``resume`` is set."""
+def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one."""
     from gptask.training.trainer import gc_frozen
 
-    checkpoint = None
-    if resume:
-        checkpoint = str(latest_checkpoint(folder))
+    if checkpoint:
         log.info("resuming from %s", checkpoint)
     try:
         with gc_frozen():
