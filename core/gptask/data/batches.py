@@ -98,6 +98,12 @@ class BatchesByLength(Sampler[list[int]]):
         return len(self.batches)
 
 
+def epoch_of_batches(trainer: Any) -> int:
+    """The epoch whose order of batches is trained now: that in which the trainer asked for a loader."""
+    every = trainer.reload_dataloaders_every_n_epochs if trainer else 0
+    return int(trainer.current_epoch - trainer.current_epoch % every) if every else 0
+
+
 def first_batch_of(loader: Any) -> int:
     """The number of the batch that a training loader begins with: above 0 for one that continues within an epoch."""
     sampler = getattr(loader, "batch_sampler", None)

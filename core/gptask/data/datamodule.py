@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gptask.data.batches import BatchesByLength
+from gptask.data.batches import BatchesByLength, epoch_of_batches
 from gptask.data.cache import cache_folder, digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
@@ -193,16 +193,15 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of the current epoch (the trainer asks anew for every epoch)."""
         trainer = self.trainer
-        epoch = trainer.current_epoch if trainer else 0
         resumed_epoch, done = self.resumed_at
         batches = BatchesByLength(
             self._lengths("train"),
             self.options.batch_size,
             self.options.batch_tokens,
-            (self.seed * 1_000_003 + epoch) % 2**63,
+            (self.seed * 1_000_003 + epoch_of_batches(trainer)) % 2**63,
             (trainer.global_rank, trainer.world_size) if trainer else (0, 1),
             common=self._shared_prefixes("train"),
-            first_batch=done if epoch == resumed_epoch else 0,
+            first_batch=done if trainer and trainer.current_epoch == resumed_epoch else 0,
         )
         return self._loader("train", batches)
 

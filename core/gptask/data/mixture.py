@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from gptask.config.multitask import batches_per_task
 from gptask.config.schemas import Mixing
-from gptask.data.batches import first_batch_of
+from gptask.data.batches import epoch_of_batches, first_batch_of
 from gptask.errors import UserError
 
 PASS_STRIDE = 10_007  # more epochs than any training has, so that (epoch, pass) gives a different seed for each pair
@@ -29,6 +29,7 @@ class EpochView:
 
     def __init__(self, trainer: pl.Trainer, epoch: int) -> None:
         self.trainer, self.current_epoch = trainer, epoch
+        self.reload_dataloaders_every_n_epochs = 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
@@ -45,16 +46,18 @@ class InterleavedLoader:
     def __init__(
         self, loaders: Sequence[Callable[[int, int], Any]], counts: Sequence[int], seed: int, first_batch: int = 0
     ) -> None:
-        self.loaders, self.counts, self.seed, self.first_batch = loaders, counts, seed, first_batch
+        self.loaders, self.counts, self.seed = loaders, counts, seed
+        self.first_batch = self._next_first = first_batch
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[TaskBatch]:
         order = np.random.default_rng(self.seed).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-        done = np.bincount(order[: self.first_batch], minlength=len(self.counts)).tolist()
+        first, self._next_first = self._next_first, 0
+        done = np.bincount(order[:first], minlength=len(self.counts)).tolist()
         streams = [_endless(loader, batches) for loader, batches in zip(self.loaders, done, strict=True)]
-        for task_index in order[self.first_batch :].tolist():
+        for task_index in order[first:].tolist():
             yield TaskBatch(task_index, next(streams[task_index]))
 
 
@@ -88,11 +91,12 @@ class Mixture(pl.LightningDataModule):
 
     def train_dataloader(self) -> InterleavedLoader:
         """The batches of the current epoch (the trainer asks anew for every epoch)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        epoch = epoch_of_batches(self.trainer)
         loaders = [partial(self._loader, module, epoch) for module in self.modules.values()]
         counts = batches_per_task(self.batch_counts(epoch), self.mixing)
         resumed_epoch, done = self.resumed_at
-        if done and not (epoch == resumed_epoch and all(self._continues(m, epoch) for m in self.modules.values())):
+        resumed = done and self.trainer and self.trainer.current_epoch == resumed_epoch
+        if not (resumed and all(self._continues(module, epoch) for module in self.modules.values())):
             done = 0
         return InterleavedLoader(loaders, counts, (self.seed * 1_000_003 + epoch) % 2**63, done)
 

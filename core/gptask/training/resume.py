@@ -21,7 +21,7 @@ from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import checkpoint_files
 from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
-from gptask.training.builder import build_corpora, task_configs
+from gptask.training.builder import build_corpora, task_configs, with_task_configs
 
 if TYPE_CHECKING:
     from gptask.model.backbone.locate import BackboneOrigin
@@ -70,7 +70,7 @@ def check_resume(config: Train) -> Start:
     config = resumed_config(config, record, folder, devices)
     _refuse_without_training(folder, checkpoint, config.trainer)
     _require_best(folder, checkpoint)
-    corpora = build_corpora(config)
+    corpora = build_corpora(_with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
     return Start(config, corpora, record["given"], path)
@@ -260,6 +260,16 @@ def _typed(config: Train, plain: dict[str, Any]) -> Train:
         else:
             values[name] = value
     return replace(config, **values)
+
+
+def _with_given_tasks(config: Train, given: Mapping[str, Any]) -> Train:
+    """The config with its tasks as first given: then the data is read as it was, from the cache if it is there."""
+    given_tasks = [one["task"] for one in given["tasks"].values()] if config.tasks else [given["task"]]
+    tasks = {
+        name: replace(one, task=from_plain("task", plain, type(one.task)))
+        for (name, one), plain in zip(task_configs(config).items(), given_tasks, strict=True)
+    }
+    return with_task_configs(config, tasks)
 
 
 def _typed_task(config: TaskConfig, plain: dict[str, Any]) -> TaskConfig:

@@ -22,7 +22,7 @@ class Numbered:
 
 def mixture(mixing, epoch=0, seed=13, **sizes):
     data = Mixture({name: Numbered(size) for name, size in sizes.items()}, mixing, seed)
-    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0)
+    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, reload_dataloaders_every_n_epochs=1)
     return data
 
 
@@ -76,7 +76,7 @@ def test_a_stream_of_unknown_length_is_an_error():
 
 def test_a_loader_is_made_when_its_first_batch_is_drawn():
     passes = []
-    epoch = iter(InterleavedLoader([lambda number: passes.append(number) or [0]], [2], 1))
+    epoch = iter(InterleavedLoader([lambda number, _: passes.append(number) or [0]], [2], 1))
     assert passes == []
     next(epoch)
     assert passes == [0]
