@@ -20,8 +20,8 @@ class BatchesByLength(Sampler[list[int]]):
     A batch of more than `BUSY_TOKENS` tokens is closed before the share of pads exceeds ``max_padding``.
     ``shard`` is a process's rank and the number of processes. ``common`` holds the prefix group (N,) of each item and
     the length (N,) of its shared prefix (`prefixes.shared_prefixes`): a group's items stay neighbours, and their
-    prefix counts once. ``costs`` are the padded tokens of each batch. The first pass leaves out ``first_batch`` batches,
-    which a resumed training has behind it.
+    prefix counts once. ``costs`` are the padded tokens of each batch. The first pass leaves out ``first_batch``
+    batches, which a resumed training has behind it.
     """
 
     def __init__(

@@ -38,9 +38,9 @@ class EpochView:
 class InterleavedLoader:
     """An epoch: ``counts`` batches of each task, in an order drawn by the seed.
 
-    ``loaders`` make a task's loader for its first, second, ... pass, from a batch on. A task with fewer batches than its
-    count is passed through again; one with more leaves some out, different ones in each epoch. A resumed training has
-    ``first_batch`` batches of the epoch behind it.
+    ``loaders`` make a task's loader for its first, second, ... pass, from a batch on. A task with fewer batches than
+    its count is passed through again; one with more leaves some out, different ones in each epoch. A resumed training
+    has ``first_batch`` batches of the epoch behind it.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.types import Example, Prediction
+from gptask.runs.atomic_write import json_text
 from gptask.runs.predictions_file import prediction_fields
 from gptask.runs.predictor import Predictor, read_examples
 from gptask.runs.run import load_run
@@ -53,6 +53,6 @@ def _json_line(example: Example | DataError, prediction: Prediction | DataError,
     if isinstance(prediction, DataError):
         if on_error is BadRowPolicy.stop:
             raise DataError(f"{prediction} (on_error=skip writes the error in place of the row and continues)")
-        return json.dumps({"error": str(prediction)}, ensure_ascii=False)
+        return json_text({"error": str(prediction)})
     assert isinstance(example, dict)
-    return json.dumps(example | prediction_fields(prediction), ensure_ascii=False)
+    return json_text(example | prediction_fields(prediction))

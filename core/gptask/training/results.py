@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from gptask.config.conversion import to_plain
 from gptask.config.schemas import Train
 from gptask.data.cache import digest
 from gptask.data.corpus import SPLITS
+from gptask.errors import listing
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.runs.atomic_write import write_json, write_text
@@ -95,7 +97,9 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         **run_cost(module, context),
     }
     write_json(context.folder / "metrics.json", result)
-    logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
+    logged = {f"test/{runtime.prefix}{one.name}": one.value for one in scores}
+    if undefined := [one.name for one in scores if not math.isfinite(one.value)]:
+        log.warning("%s: %s could not be computed; metrics.json holds null", split, listing(undefined))
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
     method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))

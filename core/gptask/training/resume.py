@@ -40,7 +40,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Start:
-    """How a training starts: its config, its data, the options as they were first given, and where it goes on, if so."""
+    """How a training starts: its config, its data, its options as first given, and the checkpoint it goes on from."""
 
     config: Train
     corpora: dict[str, CachedCorpus]
@@ -68,7 +68,7 @@ def check_resume(config: Train) -> Start:
     _refuse_other_plugins(config, record)
     devices = build_trainer(folder, record["config"]["trainer"] | config.trainer, logger=False).world_size
     config = resumed_config(config, record, folder, devices)
-    _refuse_without_training(folder, checkpoint, config.trainer)
+    _refuse_without_training(folder, checkpoint, config)
     _require_best(folder, checkpoint)
     corpora = build_corpora(_with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
@@ -79,9 +79,9 @@ def check_resume(config: Train) -> Start:
 def start_record(
     given: Mapping[str, Any], config: Train, corpora: Mapping[str, CachedCorpus], weights_hash: str
 ) -> dict[str, Any]:
-    """What a run started with, as plain values: options as ``given`` and as chosen (``config``), data, plugins, backbone.
+    """What a run started with, as plain values: options as ``given`` and as chosen, data, plugins, backbone.
 
-    A precision that was left open, and is not chosen for this processor, is none that another processor may choose.
+    A precision that is left open on this processor is recorded, as another processor would choose one.
     """
     plain = to_plain(config)
     return {
@@ -99,7 +99,7 @@ def _data_hashes(corpus: CachedCorpus) -> dict[str, Any]:
     return {name: hashes for name, *hashes in splits} | {"labels": labels}
 
 
-# --- the checkpoint -----------------------------------------------------------------------------------------------------
+# --- the checkpoint -------------------------------------------------------------------------------------------------
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -119,27 +119,34 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
             checkpoints[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises several classes for a file that is cut off
             raise UserError(f"{path} is damaged: delete it to go on from another checkpoint") from error
-    order = ("best", "last", "interrupted")  # of equally many steps, the one that is written last
-    latest = max(files, key=lambda path: (checkpoints[path]["global_step"], order.index(path.stem.split("-")[0])))
+    order = {"best": 1, "last": 2, "interrupted": 3}  # of equally many steps, the one that is written last
+    latest = max(files, key=lambda path: (checkpoints[path]["global_step"], order.get(path.stem.split("-")[0], 0)))
     if KEY not in checkpoints[latest]:
         raise UserError(f"{latest} is of a version of gptask whose runs can't be resumed by this one; start again")
     return latest, checkpoints[latest]
 
 
-def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], options: Mapping[str, Any]) -> None:
+def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], config: Train) -> None:
     """Raise `UserError` for a run that has trained longer than the options allow, or is finished and may not go on.
 
     A run that only lacks its test goes on with that.
     """
     finished = (folder / MANIFEST).is_file()
     for option, trained in (("max_epochs", _trained_epochs(checkpoint)), ("max_steps", checkpoint["global_step"])):
-        limit = options.get(option)
+        limit = config.trainer.get(option)
         if limit is None or limit < 0 or trained < limit or (trained == limit and not finished):
             continue
         state = "is finished" if finished else "was stopped"
         raise UserError(
             f"{folder} {state} after {trained} {option.removeprefix('max_')}, and trainer.{option}={limit} allows no "
             f"more: set trainer.{option} above {trained}"
+        )
+    patience = config.early_stopping.patience
+    waited = [state["wait_count"] for name, state in checkpoint["callbacks"].items() if name.startswith("Patience")]
+    if finished and patience is not None and waited and waited[0] >= max(patience, 1):
+        raise UserError(
+            f"{folder} is finished: validation did not improve {waited[0]} times, and early_stopping.patience={patience} "
+            f"allows no more: set early_stopping.patience above {waited[0]}, or to null"
         )
 
 
@@ -156,10 +163,12 @@ def _require_best(folder: Path, checkpoint: dict[str, Any]) -> None:
     for name, state in checkpoint["callbacks"].items():
         file = folder / "checkpoints" / state["best_model_path"] if name.startswith("BestCheckpoint") else None
         if file and state["best_model_path"] and not file.is_file():
-            raise UserError(f"{file}, the best checkpoint so far, is missing: restore it, or start again without resume")
+            raise UserError(
+                f"{file}, the best checkpoint so far, is missing: restore it, or start again without resume"
+            )
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------------------------
 
 
 def resumed_config(config: Train, record: Mapping[str, Any], folder: Path, world_size: int) -> Train:
@@ -203,10 +212,16 @@ def _may_change(option: Option) -> bool:
 
 
 def _refusal(folder: Path, differences: list[tuple[Option, Any, Any]]) -> str:
-    lines = [f"  {_dotted(option)}: {_shown(before)} in the run, {_shown(today)} now" for option, before, today in differences]
+    values = (
+        f"  {_dotted(option)}: {_shown(before)} in the run, {_shown(today)} now" for option, before, today in differences
+    )
+    may_change = listing([*MAY_CHANGE, "trainer.devices"])
     return "\n".join(
-        [f"{folder} goes on as it started, but these options differ:", *lines]
-        + [f"Leave them out, or start another run. A resumed run may change {listing([*MAY_CHANGE, 'trainer.devices'])}"]
+        [
+            f"{folder} goes on with the options it started with, and these differ:",
+            *values,
+            f"Leave them out, or start another run. A run that goes on may change {may_change}",
+        ]
     )
 
 
@@ -278,7 +293,7 @@ def _typed_task(config: TaskConfig, plain: dict[str, Any]) -> TaskConfig:
     )
 
 
-# --- data, plugins, backbone --------------------------------------------------------------------------------------------
+# --- data, plugins, backbone ----------------------------------------------------------------------------------------
 
 
 def _refuse_other_plugins(config: Train, record: Mapping[str, Any]) -> None:
@@ -286,8 +301,8 @@ def _refuse_other_plugins(config: Train, record: Mapping[str, Any]) -> None:
     if today != record["plugins"]:
         before, now = (listing(f"{name} of {origin}" for name, origin in p.items()) for p in (record["plugins"], today))
         raise UserError(
-            f"the run started with the task {before}, and this would go on with {now}: install what it started with, or "
-            "start another run"
+            f"the run started with the task {before}, and this would go on with {now}: install what it started with, "
+            "or start another run"
         )
 
 
@@ -309,6 +324,6 @@ def _refuse_other_weights(folder: Path, origin: BackboneOrigin | None, record: M
     now = origin.weights_hash if origin else ""
     if now != record["weights"]:
         raise UserError(
-            f"{folder} started on a backbone with the weights hash {record['weights']}, and it is {now} now: restore the "
-            "backbone, or start another run"
+            f"{folder} started on a backbone with the weights hash {record['weights']}, and it is {now} now: restore "
+            "the backbone, or start another run"
         )

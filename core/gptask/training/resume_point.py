@@ -37,6 +37,7 @@ class ResumePoint(pl.Callback):
         self._states: tuple[int, dict[str, Any], Any] | None = None  # before the work in progress, and its step
         self._resumed: dict[str, Any] | None = None  # what a checkpoint holds under `KEY`
         self._step = self._first_batch = 0  # optimizer steps made before, and batches of the epoch
+        self._at_end = False  # whether the last step was made before
         self._total_steps: float = 0  # at which the learning-rate schedule ends
         self._validation_forced: tuple[Any, int] | None = None  # the trainer's val_check_batch and max_steps before
 
@@ -51,7 +52,8 @@ class ResumePoint(pl.Callback):
         """Forget the random state once the step is made; let the last step of a training be validated."""
         if self._states and trainer.global_step > self._states[0]:
             self._states, self._accumulating = None, False
-        if 0 < trainer.max_steps <= trainer.global_step:
+        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and not _used_at_epoch_end(trainer)
+        if 0 < trainer.max_steps <= trainer.global_step or (last_epoch and trainer.is_last_batch):
             trainer.should_stop = True  # Lightning then validates first
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -71,7 +73,7 @@ class ResumePoint(pl.Callback):
 
     def _current(self, trainer: pl.Trainer) -> tuple[int, dict[str, Any], Any]:
         """The optimizer steps made, the random states, and the state of a plugin's loader that has one."""
-        loader = trainer.train_dataloader
+        loader: Any = trainer.train_dataloader
         loader_state = loader.state_dict() if _is_stateful(loader) else None
         return trainer.global_step, random_states(trainer.strategy.root_device), loader_state
 
@@ -84,10 +86,9 @@ class ResumePoint(pl.Callback):
             states = self._current(trainer)
         elif states[2] is not None:
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [states[2]]
-        by_process = [_as_tensors(states[1])]
+        by_process: list[Any] = [_as_tensors(states[1])] * trainer.world_size
         if trainer.world_size > 1:
-            by_process = [None] * trainer.world_size
-            torch.distributed.all_gather_object(by_process, _as_tensors(states[1]))
+            torch.distributed.all_gather_object(by_process, by_process[0])
         checkpoint[KEY] = {
             "record": self.record | {"world_size": trainer.world_size, "total_steps": self._total_steps},
             "random_states": by_process,
@@ -104,6 +105,9 @@ class ResumePoint(pl.Callback):
         validated = self._resumed["validated"] and not unused
         epoch, self._first_batch = rewind(loops, trainer.accumulate_grad_batches, ratio, validated)
         self._validated_step = self._step if validated else -1
+        self._at_end = 0 < trainer.max_steps <= self._step or (
+            trainer.max_epochs == epoch + 1 and loops["epoch_loop.batch_progress"]["is_last_batch"]
+        )
         trainer.datamodule.resumed_at = (epoch, self._first_batch)  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -117,11 +121,11 @@ class ResumePoint(pl.Callback):
             restore_random_states(states[trainer.global_rank], trainer.strategy.root_device)
         loop = trainer.fit_loop.epoch_loop
         unvalidated = self._first_batch and self._validated_step < self._step and trainer.enable_validation
-        if 0 <= loop.max_steps <= self._step and unvalidated and trainer.check_val_every_n_epoch in (None, 1):
+        if self._at_end and unvalidated and trainer.check_val_every_n_epoch in (None, 1):
             self._validation_forced = (None, loop.max_steps)
             loop.max_steps = self._step + 1  # else nothing would run; the training ends behind its validation
 
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_train_start(self, trainer: Any, module: Any) -> None:
         """Begin where the checkpoint was written: loader, validation, learning rate."""
         if not self._resumed:
             return
@@ -143,13 +147,13 @@ class ResumePoint(pl.Callback):
         if _is_stateful(loader) or progress.is_last_batch or first_batch_of(loader) == self._first_batch:
             return
         log.warning(
-            "the training's own data loader (%s) has no state_dict(), so epoch %d begins anew, and %d of its batches are "
-            "trained on twice", type(loader).__name__, trainer.current_epoch + 1, self._first_batch,
+            "the training's own data loader (%s) has no state_dict(), so epoch %d begins anew, and %d of its batches "
+            "are trained on twice", type(loader).__name__, trainer.current_epoch + 1, self._first_batch,
         )  # fmt: skip
         self._first_batch = 0
         progress.current.reset()
 
-    def _continue_schedule(self, trainer: pl.Trainer) -> None:
+    def _continue_schedule(self, trainer: Any) -> None:
         """Set the learning rate to the schedule's at this step: its end may be another one now."""
         assert self._resumed
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):

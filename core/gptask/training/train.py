@@ -65,6 +65,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
     from gptask.training.cost_probe import probe_cost
+    from gptask.training.divergence import Diverged, with_advice
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
@@ -74,7 +75,10 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             context.write_config()
             if config.probe and not config.resume:
                 probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
-        _fit(trainer, module, data, context.folder, start.checkpoint)
+        try:
+            _fit(trainer, module, data, context.folder, start.checkpoint)
+        except Diverged as diverged:
+            raise with_advice(diverged, config) from diverged
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
         context = replace(context, extra={"tuned_options": module.tuned_options})

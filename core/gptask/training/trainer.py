@@ -56,8 +56,8 @@ def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str
 class BestCheckpoint(PortableCheckpoint):
     """Keeps the best epoch; among equally good ones the last, whose learning rate has fallen further.
 
-    A small validation set often has several equally good epochs. A value that is not finite counts as the worst. Weights
-    that no validation has seen are not compared: the last value would be that of others.
+    A small validation set often has several equally good epochs. A value that is not finite counts as the worst.
+    Weights that no validation has seen are not compared: the last value would be that of others.
     """
 
     _validated_step = -1
@@ -78,11 +78,15 @@ class BestCheckpoint(PortableCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that goes on with the patience of today after a resume; a value that is not finite is the worst."""
+    """Early stopping by the patience of today, also after a resume; a value that is not finite counts as the worst."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was counted."""
         super().load_state_dict(state_dict | {"patience": self.patience})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train no more where that was decided before the run was stopped."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= max(self.patience, 1)
 
     def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
         return super()._evaluate_stopping_criteria(finite_or_worst(current, self.mode))

@@ -1,15 +1,13 @@
 """A training that is stopped anywhere and goes on ends with the weights, metrics and predictions of one that is not."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from gptask import train
-from gptask.config.schemas import EarlyStopping, Full, Limit, Lora, Pretrained, Sample, Scratch
+from gptask.config.schemas import Full, Limit, Sample, Scratch
 from gptask.training.module import GPTModule
 
 from tests.support.configs import small_config
@@ -39,7 +37,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, call: int, error: type[BaseException], after: bool = False) -> None:
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, hook: str, call: int, error: type[BaseException], after: bool = False
+) -> None:
     """Raise an error in a method of the module when it is called for the n-th time, at its start or its end."""
     original, calls = getattr(GPTModule, hook), []
 
@@ -55,7 +55,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, hook: str, call: int, error: type[B
     monkeypatch.setattr(GPTModule, hook, stopping)
 
 
-def stop_and_resume(config: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch, *stop: Any) -> dict[str, Any]:
+def stop_and_resume(
+    config: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch, *stop: Any
+) -> dict[str, Any]:
     with monkeypatch.context() as changed:
         stop_at(changed, *stop)
         with pytest.raises((KeyboardInterrupt, Stop)):
