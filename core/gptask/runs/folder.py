@@ -18,6 +18,7 @@ from gptask.runs.config_file import read_config
 from gptask.runs.manifest import MODEL, read_manifest
 
 log = logging.getLogger("gptask")
+KEY_IN_CHECKPOINT = "gptask"  # of what gptask adds to what Lightning saves
 
 
 def run_title(config: Any) -> str:

@@ -97,7 +97,7 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         **run_cost(module, context),
     }
     write_json(context.folder / "metrics.json", result)
-    logged = {f"test/{runtime.prefix}{one.name}": one.value for one in scores}
+    logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     if undefined := [one.name for one in scores if not math.isfinite(one.value)]:
         log.warning("%s: %s could not be computed; metrics.json holds null", split, listing(undefined))
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)

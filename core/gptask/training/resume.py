@@ -6,36 +6,24 @@ change, and nothing in the folder is touched before all is checked.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptask.config.conversion import from_plain, to_plain
-from gptask.config.schemas import GROUP_SCHEMAS, TaskConfig, Train
+from gptask.config.conversion import to_plain
+from gptask.config.schemas import Train
 from gptask.data.corpus import SPLITS, CachedCorpus
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import checkpoint_files
+from gptask.runs.folder import KEY_IN_CHECKPOINT, checkpoint_files
 from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
-from gptask.training.builder import build_corpora, task_configs, with_task_configs
+from gptask.training.builder import build_corpora, task_configs
+from gptask.training.resumed_config import resumed_config, shown, with_given_tasks
 
 if TYPE_CHECKING:
     from gptask.model.backbone.locate import BackboneOrigin
-
-Option = tuple[str, ...]  # the parts of an option's dotted name
-MAY_CHANGE = (
-    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping", "logger", "probe", "engine",
-    "data.workers", "data.eval_batch_size", "checkpoint",
-)  # fmt: skip
-SHOWN_ONLY = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "enable_autolog_hparams")
-GLOBAL_BATCH = (("trainer", "devices"), ("trainer", "num_nodes"), ("trainer", "accumulate_grad_batches"))
-KEY = "gptask"  # of what gptask adds to a checkpoint
-WHERE = ("outputs", "folder", "resume")  # a run knows where it is; it may have been moved
-MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -64,13 +52,13 @@ def check_resume(config: Train) -> Start:
     if config.folder and Path(config.folder).resolve() != folder.resolve():
         raise UserError(f"folder={config.folder}: resume={folder} goes on in the folder of the run; leave folder= out")
     path, checkpoint = latest_checkpoint(folder)
-    record = checkpoint[KEY]["record"]
+    record = checkpoint[KEY_IN_CHECKPOINT]["record"]
     _refuse_other_plugins(config, record)
     devices = build_trainer(folder, record["config"]["trainer"] | config.trainer, logger=False).world_size
     config = resumed_config(config, record, folder, devices)
     _refuse_without_training(folder, checkpoint, config)
     _require_best(folder, checkpoint)
-    corpora = build_corpora(_with_given_tasks(config, record["given"]))
+    corpora = build_corpora(with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
     return Start(config, corpora, record["given"], path)
@@ -84,8 +72,9 @@ def start_record(
     A precision that is left open on this processor is recorded, as another processor would choose one.
     """
     plain = to_plain(config)
+    precision = plain["trainer"].get("precision") or "32-true"
     return {
-        "config": plain | {"trainer": plain["trainer"] | {"precision": plain["trainer"].get("precision") or "32-true"}},
+        "config": plain | {"trainer": plain["trainer"] | {"precision": precision}},
         "given": dict(given),
         "data": {name: _data_hashes(corpus) for name, corpus in corpora.items()},
         "plugins": {name: plugin_of(one.task).origin for name, one in task_configs(config).items()},
@@ -121,7 +110,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
             raise UserError(f"{path} is damaged: delete it to go on from another checkpoint") from error
     order = {"best": 1, "last": 2, "interrupted": 3}  # of equally many steps, the one that is written last
     latest = max(files, key=lambda path: (checkpoints[path]["global_step"], order.get(path.stem.split("-")[0], 0)))
-    if KEY not in checkpoints[latest]:
+    if KEY_IN_CHECKPOINT not in checkpoints[latest]:
         raise UserError(f"{latest} is of a version of gptask whose runs can't be resumed by this one; start again")
     return latest, checkpoints[latest]
 
@@ -168,131 +157,6 @@ def _require_best(folder: Path, checkpoint: dict[str, Any]) -> None:
             )
 
 
-# --- options --------------------------------------------------------------------------------------------------------
-
-
-def resumed_config(config: Train, record: Mapping[str, Any], folder: Path, world_size: int) -> Train:
-    """The config of a run that goes on: what it started with, and the options of today that may change.
-
-    An option that was left open at the start, and still is, keeps the value that was chosen. Raises `UserError` for any
-    other difference, with both values.
-    """
-    _refuse_other_plugins(config, record)
-    started, given, now = record["config"], record["given"], to_plain(config)
-    merged, differences, batch_differences = deepcopy(started), [], []
-    for option in sorted({*_leaves(started), *_leaves(now)}, key=str):
-        before, today = _value(started, option), _value(now, option)
-        unset = today is MISSING and option[0] == "trainer"
-        if option[0] in WHERE or before == today or unset or (today == _value(given, option) and today != MISSING):
-            continue
-        if _may_change(option):
-            _set(merged, option, today)
-        elif option in GLOBAL_BATCH:
-            batch_differences.append((option, before, today))
-        else:
-            differences.append((option, before, today))
-    batches_before = record["world_size"] * started["trainer"].get("accumulate_grad_batches", 1)
-    accumulate = now["trainer"].get("accumulate_grad_batches") or started["trainer"].get("accumulate_grad_batches", 1)
-    for option, _, today in batch_differences:
-        _set(merged, option, today)
-    if (batches := world_size * accumulate) != batches_before:
-        differences += batch_differences
-        differences.append((("devices times trainer.accumulate_grad_batches",), batches_before, batches))
-    if differences:
-        raise UserError(_refusal(folder, differences))
-    merged |= {name: started[name] for name in ("outputs", "folder")} | {"resume": str(folder)}
-    return _typed(config, merged)
-
-
-def _may_change(option: Option) -> bool:
-    """Whether an option may differ from the run's start; those of several tasks' data are named without the task."""
-    name = ".".join(option[2:] if option[0] == "tasks" else option)
-    shown_only = option[0] == "trainer" and option[1] in SHOWN_ONLY
-    return shown_only or any(f"{name}.".startswith(f"{allowed}.") for allowed in MAY_CHANGE)
-
-
-def _refusal(folder: Path, differences: list[tuple[Option, Any, Any]]) -> str:
-    values = (
-        f"  {_dotted(option)}: {_shown(before)} in the run, {_shown(today)} now" for option, before, today in differences
-    )
-    may_change = listing([*MAY_CHANGE, "trainer.devices"])
-    return "\n".join(
-        [
-            f"{folder} goes on with the options it started with, and these differ:",
-            *values,
-            f"Leave them out, or start another run. A run that goes on may change {may_change}",
-        ]
-    )
-
-
-def _dotted(option: Option) -> str:
-    return ".".join(option[:-1] if option[-1] == "kind" else option)
-
-
-def _shown(value: Any) -> str:
-    text = "not set" if value is MISSING else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 200 else f"{text[:199]}…"
-
-
-def _leaves(values: Mapping[str, Any], start: Option = ()) -> Iterator[Option]:
-    """The options of nested plain values."""
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, (*start, name))
-        else:
-            yield (*start, name)
-
-
-def _value(values: Any, option: Option) -> Any:
-    for name in option:
-        if not isinstance(values, dict) or name not in values:
-            return MISSING
-        values = values[name]
-    return values
-
-
-def _set(values: dict[str, Any], option: Option, value: Any) -> None:
-    *groups, name = option
-    for group in groups:
-        values = values.setdefault(group, {})
-    if value is MISSING:
-        values.pop(name, None)
-    else:
-        values[name] = value
-
-
-def _typed(config: Train, plain: dict[str, Any]) -> Train:
-    """The config with the plain values, each in the type that the config's own has."""
-    values: dict[str, Any] = {}
-    for name, value in plain.items():
-        current = getattr(config, name)
-        if name == "tasks":
-            values[name] = {key: _typed_task(config.tasks[key], one) for key, one in value.items()}
-        elif name in GROUP_SCHEMAS:
-            values[name] = from_plain(name, value)
-        elif isinstance(value, dict) and name != "trainer":
-            values[name] = from_plain(name, value, type(current))
-        else:
-            values[name] = value
-    return replace(config, **values)
-
-
-def _with_given_tasks(config: Train, given: Mapping[str, Any]) -> Train:
-    """The config with its tasks as first given: then the data is read as it was, from the cache if it is there."""
-    given_tasks = [one["task"] for one in given["tasks"].values()] if config.tasks else [given["task"]]
-    tasks = {
-        name: replace(one, task=from_plain("task", plain, type(one.task)))
-        for (name, one), plain in zip(task_configs(config).items(), given_tasks, strict=True)
-    }
-    return with_task_configs(config, tasks)
-
-
-def _typed_task(config: TaskConfig, plain: dict[str, Any]) -> TaskConfig:
-    return TaskConfig(
-        from_plain("task", plain["task"], type(config.task)), from_plain("data", plain["data"]), plain["weight"]
-    )
-
-
 # --- data, plugins, backbone ----------------------------------------------------------------------------------------
 
 
@@ -312,7 +176,7 @@ def _refuse_other_data(folder: Path, corpora: Mapping[str, CachedCorpus], record
         before, now = record["data"][name], _data_hashes(corpus)
         for part in (*SPLITS, "labels"):
             if before.get(part) != now.get(part):
-                was, is_now = (_shown([str(value)[:12] for value in hashes.get(part, [])]) for hashes in (before, now))
+                was, is_now = (shown([str(value)[:12] for value in hashes.get(part, [])]) for hashes in (before, now))
                 raise UserError(
                     f"{folder} goes on with the data it started with, but {part} has changed: its content hashes were "
                     f"{was} and are {is_now}. Restore the data, or start another run"

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 
 from gptask.data.batches import first_batch_of
-from gptask.training.resume import KEY
+from gptask.runs.folder import KEY_IN_CHECKPOINT
 
 log = logging.getLogger("gptask")
 
@@ -35,7 +35,7 @@ class ResumePoint(pl.Callback):
         self._accumulating = False
         self._validated_step = -1  # the optimizer step behind which the last validation was finished
         self._states: tuple[int, dict[str, Any], Any] | None = None  # before the work in progress, and its step
-        self._resumed: dict[str, Any] | None = None  # what a checkpoint holds under `KEY`
+        self._resumed: dict[str, Any] | None = None  # what a checkpoint holds under `KEY_IN_CHECKPOINT`
         self._step = self._first_batch = 0  # optimizer steps made before, and batches of the epoch
         self._at_end = False  # whether the last step was made before
         self._total_steps: float = 0  # at which the learning-rate schedule ends
@@ -89,7 +89,7 @@ class ResumePoint(pl.Callback):
         by_process: list[Any] = [_as_tensors(states[1])] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(by_process, by_process[0])
-        checkpoint[KEY] = {
+        checkpoint[KEY_IN_CHECKPOINT] = {
             "record": self.record | {"world_size": trainer.world_size, "total_steps": self._total_steps},
             "random_states": by_process,
             "validated": self._validated_step == trainer.global_step,
@@ -97,7 +97,7 @@ class ResumePoint(pl.Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Set the loops' counters to the last optimizer step, and let the data module leave out the batches before."""
-        self._resumed, self._step = checkpoint[KEY], checkpoint["global_step"]
+        self._resumed, self._step = checkpoint[KEY_IN_CHECKPOINT], checkpoint["global_step"]
         loops, ratio = checkpoint["loops"]["fit_loop"], self._resumed["record"]["world_size"] / trainer.world_size
         epochs = loops["epoch_progress"]["current"]
         # What validation found is used at the end of the epoch, unless one validates within epochs; it is not saved.

@@ -87,6 +87,8 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}
             saved_model.save_model(context.folder, module.backbone, tasks, config.tuning)
         context = replace(context, fit_seconds=time.time() - context.started)
+        for runtime in module.runtimes:
+            runtime.outputs = {}  # of validation, and a test of no batch would leave them
         trainer.test(module, datamodule=data, verbose=False)
         if writes:
             write_run_results(context, module)

@@ -188,7 +188,7 @@ def test_early_stopping_watches_the_main_metric(tmp_path):
 
 def test_without_validation_a_warning_says_that_the_last_weights_are_tested(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gptask"):
-        run = train(small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"}))
+        run = train(small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu", "limit_val_batches": 0}))
     assert "no validation ran" in caplog.text
     assert run.metrics["n"] == 10
 
