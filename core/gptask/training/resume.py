@@ -134,8 +134,8 @@ def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], config: T
     waited = [state["wait_count"] for name, state in checkpoint["callbacks"].items() if name.startswith("Patience")]
     if finished and patience is not None and waited and waited[0] >= max(patience, 1):
         raise UserError(
-            f"{folder} is finished: validation did not improve {waited[0]} times, and early_stopping.patience={patience} "
-            f"allows no more: set early_stopping.patience above {waited[0]}, or to null"
+            f"{folder} is finished: validation did not improve {waited[0]} times, and early_stopping.patience="
+            f"{patience} allows no more: set early_stopping.patience above {waited[0]}, or to null"
         )
 
 

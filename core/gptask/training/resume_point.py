@@ -34,7 +34,8 @@ class ResumePoint(pl.Callback):
         self.record = record
         self._accumulating = False
         self._validated_step = -1  # the optimizer step behind which the last validation was finished
-        self._states: tuple[int, dict[str, Any], Any] | None = None  # before the work in progress, and its step
+        self._states: tuple[int, dict[str, Any]] | None = None  # before the work in progress, and its step
+        self._loader_state: Any = None  # of a plugin's loader that has one, before the optimizer step in progress
         self._resumed: dict[str, Any] | None = None  # what a checkpoint holds under `KEY_IN_CHECKPOINT`
         self._step = self._first_batch = 0  # optimizer steps made before, and batches of the epoch
         self._at_end = False  # whether the last step was made before
@@ -52,6 +53,7 @@ class ResumePoint(pl.Callback):
         """Forget the random state once the step is made; let the last step of a training be validated."""
         if self._states and trainer.global_step > self._states[0]:
             self._states, self._accumulating = None, False
+            self._note_loader(trainer)
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and not _used_at_epoch_end(trainer)
         if 0 < trainer.max_steps <= trainer.global_step or (last_epoch and trainer.is_last_batch):
             trainer.should_stop = True  # Lightning then validates first
@@ -71,11 +73,17 @@ class ResumePoint(pl.Callback):
                 trainer.val_check_batch, trainer.fit_loop.epoch_loop.max_steps = self._validation_forced
                 self._validation_forced = None
 
-    def _current(self, trainer: pl.Trainer) -> tuple[int, dict[str, Any], Any]:
-        """The optimizer steps made, the random states, and the state of a plugin's loader that has one."""
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Note the state of a loader no batch of which is drawn yet."""
+        self._note_loader(trainer)
+
+    def _note_loader(self, trainer: pl.Trainer) -> None:
         loader: Any = trainer.train_dataloader
-        loader_state = loader.state_dict() if _is_stateful(loader) else None
-        return trainer.global_step, random_states(trainer.strategy.root_device), loader_state
+        self._loader_state = loader.state_dict() if _is_stateful(loader) else None
+
+    def _current(self, trainer: pl.Trainer) -> tuple[int, dict[str, Any]]:
+        """The optimizer steps made, and the random states."""
+        return trainer.global_step, random_states(trainer.strategy.root_device)
 
     # --- in a checkpoint ----------------------------------------------------------------------------------------------
 
@@ -84,8 +92,8 @@ class ResumePoint(pl.Callback):
         states = self._states
         if states is None or trainer.global_step > states[0]:
             states = self._current(trainer)
-        elif states[2] is not None:
-            checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [states[2]]
+        elif self._loader_state is not None:
+            checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [self._loader_state]
         by_process: list[Any] = [_as_tensors(states[1])] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(by_process, by_process[0])
@@ -133,6 +141,7 @@ class ResumePoint(pl.Callback):
         self._check_loader(trainer)
         if not self._first_batch:
             loop.restarting = False
+        self._note_loader(trainer)
         if self._validation_forced:
             self._validation_forced = (trainer.val_check_batch, self._validation_forced[1])
             trainer.val_check_batch, trainer._last_val_time = 1, -math.inf

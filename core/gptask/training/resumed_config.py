@@ -84,6 +84,7 @@ def _dotted(option: Option) -> str:
 
 
 def shown(value: Any) -> str:
+    """A value as JSON on one line."""
     text = "not set" if value is MISSING else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 200 else f"{text[:199]}…"
 
