@@ -95,3 +95,35 @@ def test_a_loader_is_made_when_its_first_batch_is_drawn():
 def test_bad_names_and_values_are_errors(members, mixing, message):
     with pytest.raises(UserError, match=message):
         check_tasks(members, mixing)
+
+
+class Resumable(Numbered):
+    """One whose loader begins behind the batches that are done, and says so."""
+
+    def train_dataloader(self):
+        epoch, first = self.trainer.current_epoch, self.resumed_at[1]
+
+        class Loader(list):
+            first_batch = first
+
+            def __len__(loader):
+                return self.batches
+
+        return Loader((epoch, number) for number in range(first, self.batches))
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 7, 10])
+def test_a_resumed_epoch_gives_the_batches_that_are_left(done):
+    def data(kind, resumed_at):
+        mixed = Mixture({"small": kind(2), "large": kind(8)}, Mixing(Sampling.uniform), 13)
+        mixed.trainer = SimpleNamespace(current_epoch=1, reload_dataloaders_every_n_epochs=1)
+        mixed.resumed_at = resumed_at
+        return mixed.train_dataloader()
+
+    everything = list(data(Resumable, (0, 0)))
+    assert len(everything) == 10
+    resumed = data(Resumable, (1, done))
+    assert list(resumed) == everything[done:]
+    assert list(resumed) == everything  # a later epoch of the same loader
+    assert list(data(Resumable, (2, done))) == everything
+    assert data(Numbered, (1, done)).first_batch == 0  # a plugin's loaders begin anew

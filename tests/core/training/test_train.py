@@ -194,7 +194,11 @@ def test_without_validation_a_warning_says_that_the_last_weights_are_tested(tmp_
 
 
 def test_a_test_without_examples_warns_and_keeps_the_model(tmp_path, caplog):
-    options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
+    options = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "limit_test_batches": 0,
+    }  # what validation found is not the test's
     with caplog.at_level(logging.WARNING, "gptask"):
         run = train(small_config(tmp_path, trainer=options))
     assert "no example was scored" in caplog.text
