@@ -17,7 +17,7 @@ from gptask.training.builder import task_configs, with_task_configs
 Option = tuple[str, ...]  # the parts of an option's dotted name
 MAY_CHANGE = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping", "logger", "probe", "engine",
-    "data.workers", "data.eval_batch_size", "checkpoint",
+    "data.workers", "data.eval_batch_size",
 )  # fmt: skip
 SHOWN_ONLY = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "enable_autolog_hparams")
 GLOBAL_BATCH = (("trainer", "devices"), ("trainer", "num_nodes"), ("trainer", "accumulate_grad_batches"))
@@ -69,7 +69,7 @@ def _refusal(folder: Path, differences: list[tuple[Option, Any, Any]]) -> str:
     values = (
         f"  {_dotted(option)}: {shown(before)} in the run, {shown(today)} now" for option, before, today in differences
     )
-    may_change = listing([*MAY_CHANGE, "trainer.devices"])
+    may_change = listing([*MAY_CHANGE, "trainer.devices", "options that only show something"])
     return "\n".join(
         [
             f"{folder} goes on with the options it started with, and these differ:",

@@ -34,14 +34,14 @@ def test_a_diverged_training_stops_with_what_to_lower(tmp_path):
             3,
             {"gradient_clip_val": 2},
             1e-3,
-            "lower tuning.lr (it is 0.001), or lower trainer.gradient_clip_val (it is 2)",
+            "tuning.lr (it is 0.001), or lower trainer.gradient_clip_val (it is 2)",
         ),
         (3, {}, 5e-3, "lower optimizer.lr (it is 0.005), or set trainer.gradient_clip_val=1.0"),
         (
             1,
             {"precision": "bf16-mixed"},
             1e-3,
-            "weights are sound, or set trainer.precision=32-true (it is bf16-mixed)",
+            "are sound, or set trainer.precision=32-true (it is bf16-mixed)",
         ),
     ],
 )
