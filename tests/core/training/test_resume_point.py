@@ -201,7 +201,10 @@ class StatefulLoader(OwnLoader):
         self.given = state["given"]
 
 
-@pytest.mark.parametrize(("loader", "resumed"), [(OwnLoader, [1, 2, 3, 4, 5]), (StatefulLoader, [3, 4, 5])])
+@pytest.mark.parametrize(
+    ("loader", "resumed"),
+    [(OwnLoader, [1, 2, 3, 4, 5]), pytest.param(StatefulLoader, [3, 4, 5], marks=pytest.mark.long)],
+)
 def test_a_plugins_own_loader_begins_the_epoch_anew_unless_it_has_a_state(
     loader, resumed, tmp_path, monkeypatch, caplog
 ):
