@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,7 +20,8 @@ class BatchesByLength(Sampler[list[int]]):
     A batch of more than `BUSY_TOKENS` tokens is closed before the share of pads exceeds ``max_padding``.
     ``shard`` is a process's rank and the number of processes. ``common`` holds the prefix group (N,) of each item and
     the length (N,) of its shared prefix (`prefixes.shared_prefixes`): a group's items stay neighbours, and their
-    prefix counts once. ``costs`` are the padded tokens of each batch.
+    prefix counts once. ``costs`` are the padded tokens of each batch. The first pass leaves out ``first_batch``
+    batches, which a resumed training has behind it.
     """
 
     def __init__(
@@ -31,9 +33,11 @@ class BatchesByLength(Sampler[list[int]]):
         shard: tuple[int, int] = (0, 1),
         max_padding: float = 1.0,
         common: tuple[np.ndarray, np.ndarray] | None = None,
+        first_batch: int = 0,
     ) -> None:
         self.lengths, self.max_examples, self.max_tokens = lengths, max_examples, max_tokens
         self.max_padding = max_padding
+        self.first_batch = self._next_first = first_batch
         nothing_shared = np.arange(len(lengths)), np.zeros_like(lengths)
         self.groups: np.ndarray
         self.prefix_lengths: np.ndarray
@@ -87,7 +91,20 @@ class BatchesByLength(Sampler[list[int]]):
             yield batch, cost
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        first, self._next_first = self._next_first, 0
+        yield from self.batches[first:]
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def epoch_of_batches(trainer: Any) -> int:
+    """The epoch whose order of batches is trained now: that in which the trainer asked for a loader."""
+    every = trainer.reload_dataloaders_every_n_epochs if trainer else 0
+    return int(trainer.current_epoch - trainer.current_epoch % every) if every else 0
+
+
+def first_batch_of(loader: Any) -> int:
+    """The number of the batch that a training loader begins with: above 0 for one that continues within an epoch."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return int(getattr(loader, "first_batch", getattr(sampler, "first_batch", 0)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gptask.data.batches import BatchesByLength
+from gptask.data.batches import BatchesByLength, epoch_of_batches
 from gptask.data.cache import cache_folder, digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
@@ -128,6 +128,7 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
         self.shares_prefixes = False  # whether the backbone computes a prefix that prompts of a batch share only once
+        self.resumed_at = (0, 0)  # the epoch in which a resumed training goes on, and its batches that are done
         self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -175,6 +176,7 @@ class DataModule(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=self.options.workers,
             persistent_workers=False,
+            generator=torch.Generator(),  # so that making a loader leaves the training's random state as it is
         )
 
     def _lengths(self, split: str) -> np.ndarray:
@@ -194,14 +196,15 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of the current epoch (the trainer asks anew for every epoch)."""
         trainer = self.trainer
-        epoch = trainer.current_epoch if trainer else 0
+        resumed_epoch, done = self.resumed_at
         batches = BatchesByLength(
             self._lengths("train"),
             self.options.batch_size,
             self.options.batch_tokens,
-            (self.seed * 1_000_003 + epoch) % 2**63,
+            (self.seed * 1_000_003 + epoch_of_batches(trainer)) % 2**63,
             (trainer.global_rank, trainer.world_size) if trainer else (0, 1),
             common=self._shared_prefixes("train"),
+            first_batch=done if trainer and trainer.current_epoch == resumed_epoch else 0,
         )
         return self._loader("train", batches)
 

@@ -163,7 +163,8 @@ def refuse_undecodable(rows: Iterable[Row], errors: Undecodable) -> Iterator[Row
                 errors.popleft()
             if errors and (has_mark(row.value) or errors[0][0] == row.number):
                 number, error = errors[0]
-                yield row._replace(value=error if number == row.number else DataError(f"line {number}: {error}"))
+                value = error if number == row.number else DataError(f"line {number}: {error}")
+                yield Row(row.number, value, row.unit)
                 continue
         yield row
 

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from gptask.config.multitask import batches_per_task
 from gptask.config.schemas import Mixing
+from gptask.data.batches import epoch_of_batches, first_batch_of
 from gptask.errors import UserError
 
 PASS_STRIDE = 10_007  # more epochs than any training has, so that (epoch, pass) gives a different seed for each pair
@@ -28,6 +29,7 @@ class EpochView:
 
     def __init__(self, trainer: pl.Trainer, epoch: int) -> None:
         self.trainer, self.current_epoch = trainer, epoch
+        self.reload_dataloaders_every_n_epochs = 1
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.trainer, name)
@@ -36,28 +38,37 @@ class EpochView:
 class InterleavedLoader:
     """An epoch: ``counts`` batches of each task, in an order drawn by the seed.
 
-    ``loaders`` make a task's loader for its first, second, ... pass. A task with fewer batches than its count is passed
-    through again; one with more leaves some out, different ones in each epoch.
+    ``loaders`` make a task's loader for its first, second, ... pass, from a batch on. A task with fewer batches than
+    its count is passed through again; one with more leaves some out, different ones in each epoch. A resumed training
+    has ``first_batch`` batches of the epoch behind it.
     """
 
-    def __init__(self, loaders: Sequence[Callable[[int], Any]], counts: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, loaders: Sequence[Callable[[int, int], Any]], counts: Sequence[int], seed: int, first_batch: int = 0
+    ) -> None:
         self.loaders, self.counts, self.seed = loaders, counts, seed
+        self.first_batch = self._next_first = first_batch
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def __iter__(self) -> Iterator[TaskBatch]:
         order = np.random.default_rng(self.seed).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
-        streams = [_endless(loader) for loader in self.loaders]
-        for seat in order.tolist():
-            yield TaskBatch(seat, next(streams[seat]))
+        first, self._next_first = self._next_first, 0
+        done = np.bincount(order[:first], minlength=len(self.counts)).tolist()
+        streams = [_endless(loader, batches) for loader, batches in zip(self.loaders, done, strict=True)]
+        for task_index in order[first:].tolist():
+            yield TaskBatch(task_index, next(streams[task_index]))
 
 
-def _endless(loader: Callable[[int], Any]) -> Iterator[Any]:
+def _endless(loader: Callable[[int, int], Any], done: int) -> Iterator[Any]:
+    """The batches of a task, pass after pass, behind the first ``done`` ones."""
     pass_number = 0
+    while done and (size := len(loader(pass_number, 0))) <= done:
+        pass_number, done = pass_number + 1, done - size
     while True:
-        yield from loader(pass_number)
-        pass_number += 1
+        yield from loader(pass_number, done)
+        pass_number, done = pass_number + 1, 0
 
 
 class Mixture(pl.LightningDataModule):
@@ -66,6 +77,7 @@ class Mixture(pl.LightningDataModule):
     def __init__(self, modules: dict[str, Any], mixing: Mixing, seed: int) -> None:
         super().__init__()
         self.modules, self.mixing, self.seed = modules, mixing, seed
+        self.resumed_at = (0, 0)  # the epoch in which a resumed training goes on, and its batches that are done
 
     def prepare_data(self) -> None:
         """Prepare each task's data."""
@@ -79,14 +91,24 @@ class Mixture(pl.LightningDataModule):
 
     def train_dataloader(self) -> InterleavedLoader:
         """The batches of the current epoch (the trainer asks anew for every epoch)."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        epoch = epoch_of_batches(self.trainer)
         loaders = [partial(self._loader, module, epoch) for module in self.modules.values()]
         counts = batches_per_task(self.batch_counts(epoch), self.mixing)
-        return InterleavedLoader(loaders, counts, (self.seed * 1_000_003 + epoch) % 2**63)
+        resumed_epoch, done = self.resumed_at
+        resumed = done and self.trainer and self.trainer.current_epoch == resumed_epoch
+        if not (resumed and all(self._continues(module, epoch) for module in self.modules.values())):
+            done = 0
+        return InterleavedLoader(loaders, counts, (self.seed * 1_000_003 + epoch) % 2**63, done)
 
-    def _loader(self, module: Any, epoch: int, pass_number: int) -> Any:
-        """A task's training batches for one of its passes within an epoch."""
-        module.trainer = EpochView(self.trainer, epoch + PASS_STRIDE * pass_number) if self.trainer else None
+    def _continues(self, module: Any, epoch: int) -> bool:
+        """Whether a task's loader can begin behind its first batches; a plugin's own need not."""
+        return first_batch_of(self._loader(module, epoch, 0, 1)) == 1
+
+    def _loader(self, module: Any, epoch: int, pass_number: int, first_batch: int = 0) -> Any:
+        """A task's training batches for one of its passes within an epoch, from a batch on."""
+        epoch += PASS_STRIDE * pass_number
+        module.trainer = EpochView(self.trainer, epoch) if self.trainer else None
+        module.resumed_at = (epoch, first_batch)
         return module.train_dataloader()
 
     def batch_counts(self, epoch: int = 0) -> list[int]:

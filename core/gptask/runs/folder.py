@@ -18,6 +18,7 @@ from gptask.runs.config_file import read_config
 from gptask.runs.manifest import MODEL, read_manifest
 
 log = logging.getLogger("gptask")
+KEY_IN_CHECKPOINT = "gptask"  # of what gptask adds to what Lightning saves
 
 
 def run_title(config: Any) -> str:
@@ -57,8 +58,6 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
     if not is_main_process():
         yield _folder_of_main_process(folder, resume)
         return
-    if resume:
-        latest_checkpoint(Path(resume))  # without one, a finished run stays as it is
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
@@ -94,20 +93,16 @@ def _folder_of_main_process(folder: str | None, resume: str | None) -> Path:
     return Path(name)
 
 
-def latest_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a resumed training goes on from; raises `UserError` where there is none."""
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
-    return checkpoints[-1]
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints of a run."""
+    return sorted((folder / "checkpoints").glob("*.ckpt"))
 
 
 def resume_hint(folder: Path) -> str:
     """A sentence that names the checkpoints of a stopped run and the command that resumes it."""
-    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
-    if not checkpoints:
+    names = ", ".join(path.name for path in checkpoint_files(folder))
+    if not names:
         return "No checkpoint has been written yet."
-    names = ", ".join(checkpoints)
     return f"Checkpoints in {folder / 'checkpoints'}: {names}. Resume with: gptask train resume={folder}"
 
 

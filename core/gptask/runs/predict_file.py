@@ -48,7 +48,7 @@ def predict(config: Predict) -> None:
     rows = read(source, options, names) if source else read_stream(stdin(), options, names)
     predictor = Predictor(run.task, run.backbone, run.head, config.data)
     inputs = read_inputs(rows, columns, str(source.path) if source else "<stdin>")
-    _write(config, columns, predictor.predict_each(inputs))
+    _write(config, columns, predictor.predict_each(inputs, live=source is None))
 
 
 def _input_file(config: Predict) -> Source | None:

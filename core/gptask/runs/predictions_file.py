@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
+from gptask.runs.atomic_write import json_text
 
 
 def write_predictions(
@@ -30,7 +30,7 @@ def write_predictions(
                 **prediction_fields(prediction),
                 "statistics": metric_statistics,
             }
-            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+            stream.write(json_text(values) + "\n")
 
 
 def prediction_fields(prediction: Prediction) -> dict[str, Any]:

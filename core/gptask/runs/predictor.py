@@ -51,19 +51,22 @@ class Predictor:
         """
         trained = trained_columns(vars(self.options))
         columns = Columns(self.task, Data(labels=None), self.task.inputs(), trained_columns=trained)
-        return self._predict_rows(read_inputs(rows_in_memory(examples, columns), columns, "example"))
+        inputs = read_inputs(rows_in_memory(examples, columns), columns, "example")
+        return self._predict_rows(inputs, live=isinstance(examples, Iterator))
 
-    def _predict_rows(self, inputs: Iterable[InputRow]) -> Iterator[Prediction]:
-        for (row, example), prediction in self.predict_each(inputs):
+    def _predict_rows(self, inputs: Iterable[InputRow], live: bool) -> Iterator[Prediction]:
+        for (row, example), prediction in self.predict_each(inputs, live):
             if example is None:
                 raise DataError(f"{row.location('example')}: it is empty")
             if isinstance(prediction, DataError):
                 raise prediction
             yield prediction
 
-    def predict_each(self, inputs: Iterable[InputRow]) -> Iterator[tuple[InputRow, Prediction | DataError]]:
+    def predict_each(self, inputs: Iterable[InputRow], live: bool) -> Iterator[tuple[InputRow, Prediction | DataError]]:
         """Yield each row with its prediction, in order.
 
+        Rows of a ``live`` source, such as a pipe, do not wait for others; else the batches depend on the rows alone,
+        and so do the last digits of a probability.
         A blank row's prediction is None. The error of an unreadable row is its own prediction; a row whose example
         can't be encoded has the error as its prediction.
         """
@@ -71,7 +74,7 @@ class Predictor:
 
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
-        for chunk in _chunks(inputs):
+        for chunk in _chunks(inputs, live):
             yield from zip(chunk, self._predict_chunk(chunk), strict=True)
 
     def _predict_chunk(self, chunk: list[InputRow]) -> list[Prediction | DataError]:
@@ -157,8 +160,8 @@ def _is_blank(value: Any) -> bool:
     return value is None
 
 
-def _chunks(inputs: Iterable[InputRow]) -> Iterator[list[InputRow]]:
-    """Chunks of what has been read so far, 1 to MAX_CHUNK rows: a row from a slow pipe does not wait for others.
+def _chunks(inputs: Iterable[InputRow], live: bool) -> Iterator[list[InputRow]]:
+    """Chunks of MAX_CHUNK rows, or of a ``live`` source what has been read so far, so that no row waits for others.
 
     A thread reads ahead; an exception that reading raises is raised here, after the rows before it.
     """
@@ -178,7 +181,7 @@ def _chunks(inputs: Iterable[InputRow]) -> Iterator[list[InputRow]]:
         entry, error = waiting.get()
         if entry is not END:
             chunk.append(entry)
-        if chunk and (entry is END or waiting.empty() or len(chunk) == MAX_CHUNK):
+        if chunk and (entry is END or len(chunk) == MAX_CHUNK or (live and waiting.empty())):
             yield chunk
             chunk = []
         if error is not None:

@@ -103,18 +103,13 @@ def _row_value(example: Any, columns: Columns) -> dict[str, Any] | str | DataErr
 def _missing_field(names: Iterable[str], columns: Columns) -> DataError | None:
     """The error for a row or table without a required field, or its column in training; None where it has all."""
     names = list(names)
-
-    def is_there(path: str) -> bool:
-        return path in names or path.partition(".")[0] in names
-
-    missing = [name for name in columns.required if not any(map(is_there, columns.accepted_names(name)))]
-    if not missing:
-        return None
-    in_prompt = f", which task.prompt names as {{{missing[0]}}}," if missing[0] in columns.prompt_columns else ""
-    return DataError(
-        f"no '{missing[0]}'{in_prompt} among {listing(names)}; rename the column that holds it."
-        f"{nearest(missing[0], names)}"
-    )
+    for name in columns.required:
+        paths = columns.accepted_names(name)
+        if not any(path in names or path.partition(".")[0] in names for path in paths):
+            hint = f"rename the column that holds it.{nearest(name, names)}"
+            in_prompt = f", which task.prompt names as {{{name}}}," if name in columns.prompt_columns else ""
+            return DataError(f"no '{name}'{in_prompt} among {listing(names)}; {hint}")
+    return None
 
 
 def _check_table(table: Any, names: list[Any], columns: Columns) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -15,8 +17,10 @@ from gptask.data.datamodule import PaddedBatch
 from gptask.data.mixture import TaskBatch
 from gptask.model.backbone.backbone import GPTBackbone
 from gptask.training import optim
+from gptask.training.divergence import DivergenceCheck, clip_gradients
 from gptask.training.task_runtime import TaskRuntime, normalized_score
 
+log = logging.getLogger("gptask")
 SCORE = "val/score"  # mean of several tasks' main metrics, normalized
 
 
@@ -41,6 +45,7 @@ class GPTModule(pl.LightningModule):
             self.add_module(f"{runtime.prefix}head".replace("/", "_"), runtime.head)
         self.optimizer, self.schedule = optimizer or AdamW(), schedule or Schedule()
         self.tokens = 0  # real tokens (no pads) seen in training
+        self.divergence = DivergenceCheck()
 
     def training_step(self, batch: PaddedBatch | TaskBatch, batch_idx: int) -> Tensor:
         """Loss of one batch, which is of one task, times that task's weight."""
@@ -59,8 +64,25 @@ class GPTModule(pl.LightningModule):
             return cache.hidden(batch)
         return self.backbone.hidden(batch.input_ids, batch.lengths, runtime.head.needed_positions(batch))
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stop where the loss is not finite."""
+        if self.trainer.world_size == 1:  # else one process would stop alone; they share the gradients' norm
+            self.divergence.add("loss", loss, self.trainer.global_step + 1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients, and stop where their norm is not finite."""
+        norm = clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if norm is not None:
+            self.divergence.add("norm of the gradients", norm, self.trainer.global_step + 1)
+
     def on_validation_epoch_start(self) -> None:
         """Drop the outputs of an earlier pass."""
+        self.divergence.read()
         for runtime in self.runtimes:
             runtime.outputs = {}
 
@@ -92,13 +114,20 @@ class GPTModule(pl.LightningModule):
         runtime.outputs.update(zip(batch.rows, outputs, strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the tasks' metrics as ``val/<name>``; for several tasks, also the mean of their main ones."""
+        """Log the tasks' metrics as ``val/<name>``; for several tasks, also the mean of their main ones.
+
+        A value that is not finite is logged as nan, which counts as the worst.
+        """
         if self.trainer.sanity_checking:
             return
         main_scores = []
         for runtime in self.runtimes:
             for number, (metric, value) in enumerate(runtime.validation_scores()):
-                self.log(f"val/{runtime.prefix}{metric.name}", value, prog_bar=number == 0)
+                name = f"val/{runtime.prefix}{metric.name}"
+                if not math.isfinite(value):
+                    log.warning("%s is %s at step %d: it counts as the worst value", name, value, self.global_step)
+                    value = math.nan
+                self.log(name, value, prog_bar=number == 0)
                 if number == 0:
                     main_scores.append(normalized_score(metric, value))
         if len(self.runtimes) > 1:
@@ -128,6 +157,7 @@ class GPTModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen weights; those of a backbone from scratch, which can't be loaded again, stay."""
+        self.divergence.read()
         checkpoint["tuned_options"] = self.tuned_options
         if self.backbone.origin.kind != "scratch":
             trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

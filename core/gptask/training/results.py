@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from gptask.config.conversion import to_plain
 from gptask.config.schemas import Train
 from gptask.data.cache import digest
 from gptask.data.corpus import SPLITS, count_overlap
+from gptask.errors import listing
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Task
@@ -109,6 +111,8 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     }
     write_json(context.folder / "metrics.json", result)
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
+    if undefined := [one.name for one in scores if not math.isfinite(one.value)]:
+        log.warning("%s: %s could not be computed; metrics.json holds null", split, listing(undefined))
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
     write_manifest(context.folder, context.fingerprint, method, splits, parent)

@@ -71,10 +71,12 @@ class TaskRuntime:
 def normalized_score(metric: Metric, value: float) -> float:
     """A value between the metric's worst, 0, and its best, 100, so that those of several metrics have a mean.
 
-    Where one end of its range is infinite, a value at distance 1 from the other end counts half: 1 bit per byte
-    is 50.
+    One that is not finite counts as the worst. Where one end of the range is infinite, a value at distance 1 from the
+    other end counts half: 1 bit per byte is 50.
     """
     low, high = metric.range
+    if not math.isfinite(value):
+        return 0.0
     if math.isinf(low) and math.isinf(high):
         share = 0.5 + math.atan(value) / math.pi
     elif math.isinf(high):

@@ -16,10 +16,9 @@ from gptask.data.corpus import SPLITS
 from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
-from gptask.runs.folder import is_main_process, latest_checkpoint, open_run_folder, resume_hint, run_title
-from gptask.runs.manifest import MANIFEST
+from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
-from gptask.training import builder, loggers
+from gptask.training import builder, loggers, resume
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gptask")
 TRAINING_LIMITS = ("max_epochs", "max_steps", "limit_train_batches")  # Trainer options that at 0 train nothing
+MIN_HINTED_EPOCHS = 4  # of a training whose best epoch is looked at
 FULL_PRECISIONS = (None, "32-true", "32", 32)  # with these the trainer keeps the backbone's own number format
 
 
@@ -57,12 +57,11 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     check_trainer_options(config.trainer)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
-    if config.resume:
-        _refuse_resume_without_training(Path(config.resume), config.trainer)
-    corpora = builder.build_corpora(config)
+    start = resume.check_resume(config) if config.resume else resume.new_start(config)
+    config, corpora = start.config, start.corpora
     fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
     with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-        return _train(RunContext(config, command, corpora, fingerprint, folder), callbacks)
+        return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
 
 
 def _refuse_random_weights_that_stay(config: Train) -> None:
@@ -80,41 +79,26 @@ def _refuse_random_weights_that_stay(config: Train) -> None:
             raise UserError(f"trainer.{option}=0 trains nothing, and the weights of backbone=nano are random: raise it")
 
 
-def _refuse_resume_without_training(folder: Path, options: dict[str, Any]) -> None:
-    """Raise `UserError` for a run that has trained longer than the options allow, or is finished and may not go on.
-
-    This comes before anything in the folder is changed. A run that only lacks its test goes on with that.
-    """
-    import torch
-
-    checkpoint = torch.load(latest_checkpoint(folder), map_location="cpu", weights_only=True, mmap=True)
-    finished = (folder / MANIFEST).is_file()
-    for option, trained in (("max_epochs", checkpoint["epoch"] + 1), ("max_steps", checkpoint["global_step"])):
-        limit = options.get(option)
-        if limit is None or limit < 0 or trained < limit or (trained == limit and not finished):
-            continue
-        state = "is finished" if finished else "was stopped"
-        raise UserError(
-            f"{folder} {state} after {trained} {option.removeprefix('max_')}, and trainer.{option}={limit} allows no "
-            f"more: set trainer.{option} above {trained}"
-        )
-
-
-def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.Runs:
+def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[pl.Callback]) -> run.Runs:
     module, data, config = build_module(context.config, context.corpora)
     context = replace(context, config=config)
+    record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
     from gptask.training.cost_probe import probe_cost
+    from gptask.training.divergence import Diverged, with_advice
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
-    trainer = build_training_trainer(context.folder, config, callbacks)
+    trainer = build_training_trainer(context.folder, config, callbacks, record)
     with loggers.tracking(trainer, config, context.folder):
         if writes:
             context.write_config()
             if config.probe and not config.resume:
-                probe_cost(module, trainer, data.passes() if config.tasks else (1.0,))
-        _fit(trainer, module, data, context.folder, config.resume)
+                probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
+        try:
+            _fit(trainer, module, data, context.folder, start.checkpoint)
+        except Diverged as diverged:
+            raise with_advice(diverged, config) from diverged
         if not trainer.global_step:
             limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
             log.warning("nothing was trained (%s): backbone and heads are tested as they are",
@@ -127,6 +111,8 @@ def _train(context: RunContext[Train], callbacks: Sequence[pl.Callback]) -> run.
             tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}
             saved_model.save_model(context.folder, module.backbone, tasks, config.tuning)
         context = replace(context, fit_seconds=time.time() - context.started)
+        for runtime in module.runtimes:
+            runtime.outputs = {}  # of validation, and a test of no batch would leave them
         trainer.test(module, datamodule=data, verbose=False)
         if writes:
             write_run_results(context, module)
@@ -210,13 +196,11 @@ def _cache_activations(module: GPTModule, config: Train) -> None:
             }
 
 
-def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, resume: str | None) -> None:
-    """Train, from the latest checkpoint in ``folder`` where ``resume`` is set."""
+def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one."""
     from gptask.training.trainer import gc_frozen
 
-    checkpoint = None
-    if resume:
-        checkpoint = str(latest_checkpoint(folder))
+    if checkpoint:
         log.info("resuming from %s", checkpoint)
     try:
         with gc_frozen():
@@ -241,6 +225,12 @@ def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
     score = callback.best_model_score  # None where the run was resumed after its last epoch
     value = "" if score is None else f" ({callback.monitor} {float(score):.4f})"
     log.info("best checkpoint: %s%s", Path(callback.best_model_path).name, value)
+    best_epoch, epochs = int(checkpoint["epoch"]) + 1, trainer.current_epoch
+    if epochs >= MIN_HINTED_EPOCHS and 2 * best_epoch <= epochs:
+        log.info(
+            "validation was best after epoch %d of %d; the epochs behind it gained nothing. early_stopping.patience=2 "
+            "stops such a training, and a lower learning rate or fewer epochs may do better", best_epoch, epochs,
+        )  # fmt: skip
 
 
 def _finished_runs(context: RunContext[Train], module: GPTModule) -> run.Runs:

@@ -1,10 +1,11 @@
 """Which items go into a batch together: budgets, order, shares of processes, prefixes in common."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gptask.data.batches import BatchesByLength
+from gptask.data.batches import BatchesByLength, epoch_of_batches, first_batch_of
 
 
 def lengths(n: int, seed: int = 0) -> np.ndarray:
@@ -112,3 +113,21 @@ def test_costs_are_padded_tokens() -> None:
     sampler = BatchesByLength(np.array([5, 9, 5]), 2, 100, None)
     assert sampler.batches == [[1, 0], [2]]
     assert sampler.costs == [18, 5]
+
+
+def test_a_resumed_training_leaves_out_the_batches_it_has_done_in_the_first_pass_only() -> None:
+    everything = list(BatchesByLength(lengths(100), 8, 400, 3))
+    resumed = BatchesByLength(lengths(100), 8, 400, 3, first_batch=5)
+    assert len(resumed) == len(everything)
+    iter(resumed)  # making an iterator is no pass
+    assert list(resumed) == everything[5:]
+    assert list(resumed) == everything
+    assert first_batch_of(SimpleNamespace(batch_sampler=resumed)) == 5
+    assert first_batch_of([]) == first_batch_of(SimpleNamespace(batch_sampler=None)) == 0
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2, 3]), (0, [0, 0, 0, 0]), (2, [0, 0, 2, 2])])
+def test_the_order_of_batches_is_that_of_the_epoch_that_asked_for_a_loader(every: int, epochs: list[int]) -> None:
+    trainers = [SimpleNamespace(current_epoch=epoch, reload_dataloaders_every_n_epochs=every) for epoch in range(4)]
+    assert [epoch_of_batches(trainer) for trainer in trainers] == epochs
+    assert epoch_of_batches(None) == 0

@@ -38,7 +38,7 @@ AROUND_A_RUN = {  # what a training executes besides: it decides no weight, pred
         for name in ("atomic_write", "config_file", "folder", "manifest", "markdown", "provenance", "reproduce")
     ),
     *("gptask.runs.run", "gptask.runs.cards"),
-    *(f"gptask.training.{name}" for name in ("callbacks", "cost_probe", "fingerprint", "loggers")),
+    *(f"gptask.training.{name}" for name in ("baseline", "callbacks", "cost_probe", "fingerprint", "loggers")),
 }
 
 

@@ -196,7 +196,9 @@ def test_epochs_differ_and_repeat_with_the_seed(build: Callable) -> None:
     data = build()
     epochs = []
     for epoch in (0, 1, 0):
-        data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, world_size=1)
+        data.trainer = SimpleNamespace(
+            current_epoch=epoch, global_rank=0, world_size=1, reload_dataloaders_every_n_epochs=1
+        )
         epochs.append(order(data.train_dataloader()))
     assert epochs[0] == epochs[2] != epochs[1]
     assert order(build(seed=14).train_dataloader()) != order(build().train_dataloader())
@@ -206,7 +208,9 @@ def test_processes_train_on_different_batches_and_each_scores_all(build: Callabl
     data = build()
     rank_rows = []
     for rank in range(2):
-        data.trainer = SimpleNamespace(current_epoch=0, global_rank=rank, world_size=2)
+        data.trainer = SimpleNamespace(
+            current_epoch=0, global_rank=rank, world_size=2, reload_dataloaders_every_n_epochs=1
+        )
         rank_rows.append({row for rows in order(data.train_dataloader()) for row in rows})
         assert sorted(row for rows in order(data.test_dataloader()) for row in rows) == list(range(6))
     assert not rank_rows[0] & rank_rows[1]

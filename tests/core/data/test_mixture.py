@@ -22,7 +22,7 @@ class Numbered:
 
 def mixture(mixing, epoch=0, seed=13, **sizes):
     data = Mixture({name: Numbered(size) for name, size in sizes.items()}, mixing, seed)
-    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0)
+    data.trainer = SimpleNamespace(current_epoch=epoch, global_rank=0, reload_dataloaders_every_n_epochs=1)
     return data
 
 
@@ -76,7 +76,7 @@ def test_a_stream_of_unknown_length_is_an_error():
 
 def test_a_loader_is_made_when_its_first_batch_is_drawn():
     passes = []
-    epoch = iter(InterleavedLoader([lambda number: passes.append(number) or [0]], [2], 1))
+    epoch = iter(InterleavedLoader([lambda number, _: passes.append(number) or [0]], [2], 1))
     assert passes == []
     next(epoch)
     assert passes == [0]
@@ -95,3 +95,35 @@ def test_a_loader_is_made_when_its_first_batch_is_drawn():
 def test_bad_names_and_values_are_errors(members, mixing, message):
     with pytest.raises(UserError, match=message):
         check_tasks(members, mixing)
+
+
+class Resumable(Numbered):
+    """One whose loader begins behind the batches that are done, and says so."""
+
+    def train_dataloader(self):
+        epoch, first = self.trainer.current_epoch, self.resumed_at[1]
+
+        class Loader(list):
+            first_batch = first
+
+            def __len__(loader):
+                return self.batches
+
+        return Loader((epoch, number) for number in range(first, self.batches))
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 7, 10])
+def test_a_resumed_epoch_gives_the_batches_that_are_left(done):
+    def data(kind, resumed_at):
+        mixed = Mixture({"small": kind(2), "large": kind(8)}, Mixing(Sampling.uniform), 13)
+        mixed.trainer = SimpleNamespace(current_epoch=1, reload_dataloaders_every_n_epochs=1)
+        mixed.resumed_at = resumed_at
+        return mixed.train_dataloader()
+
+    everything = list(data(Resumable, (0, 0)))
+    assert len(everything) == 10
+    resumed = data(Resumable, (1, done))
+    assert list(resumed) == everything[done:]
+    assert list(resumed) == everything  # a later epoch of the same loader
+    assert list(data(Resumable, (2, done))) == everything
+    assert data(Numbered, (1, done)).first_batch == 0  # a plugin's loaders begin anew

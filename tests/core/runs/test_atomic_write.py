@@ -1,9 +1,11 @@
 """A file is written completely or left as it was."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
-from gptask.runs.atomic_write import write_json, write_text
+from gptask.runs.atomic_write import json_text, write_json, write_text
 
 
 def test_a_failing_write_leaves_the_earlier_file(tmp_path, monkeypatch):
@@ -18,3 +20,9 @@ def test_a_failing_write_leaves_the_earlier_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_text(file, "something else")
     assert "很好" in file.read_text(encoding="utf-8")
+
+
+def test_json_has_null_for_what_is_no_finite_number():
+    value = {"a": math.nan, "b": [1.5, -math.inf, {"c": (math.inf, 2)}], 3: "nan", "d": True, "e": None}
+    assert json_text(value) == '{"a": null, "b": [1.5, null, {"c": [null, 2]}], "3": "nan", "d": true, "e": null}'
+    assert json.loads(json_text(value, indent=2))["b"][2]["c"] == [None, 2]

@@ -61,7 +61,7 @@ def test_an_error_while_reading_follows_the_predictions_before_it(error, run):
         raise error
 
     predictor = Predictor(run.task, run.backbone, run.head, Files())
-    predictions = predictor.predict_each(broken_input())
+    predictions = predictor.predict_each(broken_input(), live=True)
     assert next(predictions)[1].value in run.task.labels
     with pytest.raises(type(error), match=str(error.args[-1])):
         next(predictions)
@@ -72,7 +72,7 @@ def test_errors_and_examples_keep_their_places(run):
     unreadable = DataError("no text")
     examples = [{"text": "good"}, unreadable, {"text": "bad " * 1000}, None, {"text": "bad"}]
     entries = [InputRow(Row(number, ""), example) for number, example in enumerate(examples, 1)]
-    results = list(predictor.predict_each(entries))
+    results = list(predictor.predict_each(entries, live=False))
     assert [entry for entry, _ in results] == entries
     assert results[1][1] is unreadable
     assert results[3][1].value is None

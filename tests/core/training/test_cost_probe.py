@@ -25,10 +25,12 @@ def test_the_probe_estimates_the_cost_and_leaves_weights_gradients_and_random_st
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random_state = torch.get_rng_state()
     trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
-    estimate = probe_cost(module, trainer)
+    estimate = probe_cost(module, trainer, tmp_path)
     assert estimate is not None
-    assert estimate["minutes"] > 0
-    assert estimate["peak_memory_mb"] > 50
+    for seconds in (estimate.training, estimate.validation, estimate.test, estimate.checkpoints):
+        assert seconds > 0
+    assert estimate.peak_memory_mb > 50
+    assert list(tmp_path.iterdir()) == []
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())

@@ -2,6 +2,9 @@
 
 import dataclasses
 import errno
+import logging
+import os
+import shutil
 import signal
 import threading
 
@@ -9,23 +12,99 @@ import pytest
 import torch
 from gptask import UserError, load_run, train
 from gptask.analysis.compare.records import read_run
+from gptask.config.schemas import EarlyStopping
+from gptask.runs.config_file import read_config
 from gptask.runs.folder import resume_hint
 from gptask.runs.manifest import read_manifest
 from gptask.training.module import GPTModule
+from gptask.training.task_runtime import TaskRuntime
 from gptask_tasks.sentiment import Sentiment
 
 from tests.support.configs import small_config
 from tests.support.run_folders import write_review_run
 
+SCORES = TaskRuntime.validation_scores
 
-def test_resume_goes_on_in_the_same_folder(tmp_path):
+
+def validation_values(monkeypatch, *values):
+    """Let the main metric of validation take these values, one after another."""
+    remaining = iter(values)
+
+    def planned(self):
+        for number, (metric, value) in enumerate(SCORES(self)):
+            yield metric, next(remaining) if number == 0 else value
+
+    monkeypatch.setattr(TaskRuntime, "validation_scores", planned)
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path, monkeypatch, caplog):
+    validation_values(monkeypatch, 10.0, 90.0, 20.0)
+    first = train(small_config(tmp_path / "before", folder=str(tmp_path / "before/run")))
+    best = {path.name: path.read_bytes() for path in (first.folder / "checkpoints").glob("best-*.ckpt")}
+    metrics, moved = first.metrics["metrics"], tmp_path / "after" / "moved"
+    shutil.copytree(first.folder, moved)  # times of files differ from the run's
+    shutil.rmtree(tmp_path / "before")
+    for path in (moved / "checkpoints").glob("best-*.ckpt"):
+        os.utime(path)
+    longer = {"max_epochs": 3, "accelerator": "cpu", "accumulate_grad_batches": 1}
+    with caplog.at_level(logging.INFO, "gptask"):
+        again = train(small_config(tmp_path / "after", resume=str(moved), trainer=longer))
+    assert "best checkpoint: best-epoch=1-step=6.ckpt (val/accuracy 90.0000)" in caplog.text
+    assert {path.name: path.read_bytes() for path in (moved / "checkpoints").glob("best-*.ckpt")} == best
+    assert again.metrics["metrics"] == metrics
+
+
+def test_weights_behind_the_last_full_epoch_are_validated_before_they_are_called_best(tmp_path, monkeypatch, caplog):
+    validation_values(monkeypatch, 90.0, 50.0)
+    with caplog.at_level(logging.INFO, "gptask"):
+        limits = {"max_steps": 5, "accelerator": "cpu", "accumulate_grad_batches": 1}
+        run = train(small_config(tmp_path, trainer=limits))
+    assert "best checkpoint: best-epoch=0-step=3.ckpt (val/accuracy 90.0000)" in caplog.text
+    checkpoint = torch.load(run.folder / "checkpoints/best-epoch=0-step=3.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    validation_values(monkeypatch, 60.0, 60.0, 70.0)  # step 6, step 9, and step 10, at the new end
+    longer = limits | {"max_steps": 10, "max_epochs": 50}
+    train(small_config(tmp_path, resume=str(run.folder), trainer=longer))
+    last = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
+    assert (last["global_step"], last["epoch"]) == (10, 3)
+    assert [path.name for path in (run.folder / "checkpoints").glob("best-*.ckpt")] == ["best-epoch=0-step=3.ckpt"]
+
+
+def test_a_longer_training_goes_on_with_the_schedule_to_the_new_end_and_says_so(tmp_path, monkeypatch, caplog):
+    rates, step = [], GPTModule.training_step
+
+    def training_step(self, *args):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(GPTModule, "training_step", training_step)
     first = train(small_config(tmp_path))
-    steps = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     longer = {"max_epochs": 4, "accelerator": "cpu", "accumulate_grad_batches": 1}
-    second = train(small_config(tmp_path, resume=str(first.folder), trainer=longer))
+    with caplog.at_level(logging.INFO, "gptask"):
+        second = train(small_config(tmp_path, resume=str(first.folder), trainer=longer))
     assert second.folder == first.folder
-    last = torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)
-    assert last["global_step"] == 2 * steps
+    assert torch.load(first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
+    # of 12 steps the first warms up; then the rate falls by 1/11 a step
+    assert rates[6:] == pytest.approx([1e-3 * (1 - (step - 1) / 11) for step in range(6, 12)])
+    assert (
+        "the training ends at step 12, no longer at 6: the learning rate goes on with 0.000545 at step 6" in caplog.text
+    )
+    values = read_config(first.folder)
+    assert values["trainer"]["max_epochs"] == 4
+    assert values["tuning"]["lr"] == 1e-3
+
+
+@pytest.mark.long
+def test_a_run_that_early_stopping_ended_trains_no_more_unless_its_patience_is_longer(tmp_path, monkeypatch):
+    validation_values(monkeypatch, 50.0, 40.0, 30.0, 60.0)
+    trainer = {"max_epochs": 4, "accelerator": "cpu", "accumulate_grad_batches": 1}
+    impatient = small_config(tmp_path, trainer=trainer, early_stopping=EarlyStopping(patience=2))
+    run = train(impatient)
+    with pytest.raises(UserError, match=r"did not improve 2 times, and early_stopping\.patience=2 allows no more"):
+        train(dataclasses.replace(impatient, resume=str(run.folder)))
+    assert read_manifest(run.folder)
+    train(dataclasses.replace(impatient, resume=str(run.folder), early_stopping=EarlyStopping(patience=3)))
+    assert [path.name for path in (run.folder / "checkpoints").glob("best-*.ckpt")] == ["best-epoch=3-step=12.ckpt"]
 
 
 def test_resume_without_a_checkpoint_is_an_error(tmp_path):

@@ -28,3 +28,10 @@ def test_a_score_is_normalized_by_range_and_direction(limits, higher, value, exp
     better = value + (0.1 if higher else -0.1)
     if limits[0] <= better <= limits[1]:
         assert normalized_score(metric, better) > normalized_score(metric, value)
+
+
+@pytest.mark.parametrize("value", [math.nan, INFINITE, -INFINITE])
+@pytest.mark.parametrize("limits", [(0, 100), (0, INFINITE), (-INFINITE, INFINITE)])
+def test_a_value_that_is_not_finite_is_the_worst(value, limits):
+    for higher in (True, False):
+        assert normalized_score(SimpleNamespace(range=limits, higher_is_better=higher), value) == 0

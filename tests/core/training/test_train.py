@@ -25,6 +25,7 @@ from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask.training.builder import build_corpus
 from gptask.training.module import GPTModule
+from gptask.training.task_runtime import TaskRuntime
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -189,13 +190,17 @@ def test_early_stopping_watches_the_main_metric(tmp_path):
 
 def test_without_validation_a_warning_says_that_the_last_weights_are_tested(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gptask"):
-        run = train(small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu"}))
+        run = train(small_config(tmp_path, trainer={"max_steps": 1, "accelerator": "cpu", "limit_val_batches": 0}))
     assert "no validation ran" in caplog.text
     assert run.metrics["n"] == 10
 
 
 def test_a_test_without_examples_warns_and_keeps_the_model(tmp_path, caplog):
-    options = {"max_steps": 1, "accelerator": "cpu", "limit_test_batches": 0}
+    options = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "limit_test_batches": 0,
+    }  # what validation found is not the test's
     with caplog.at_level(logging.WARNING, "gptask"):
         run = train(small_config(tmp_path, trainer=options))
     assert "no example was scored" in caplog.text
@@ -334,3 +339,12 @@ def test_no_epoch_on_pretrained_weights_is_said(tiny_model, tmp_path, caplog):
         run = train(settings)
     assert "nothing was trained (trainer.max_epochs=0): backbone and heads are tested as they are" in caplog.text
     assert run.metrics["n"] == 10
+
+
+def test_a_best_epoch_far_before_the_last_is_said(tmp_path, monkeypatch, caplog):
+    values = iter([50.0, 60.0, 55.0, 54.0, 53.0])
+    monkeypatch.setattr(TaskRuntime, "validation_scores", lambda self: [(self.task.metrics()[0], next(values))])
+    with caplog.at_level("INFO"):
+        train(small_config(tmp_path, trainer={"max_epochs": 5, "accelerator": "cpu"}))
+    assert "validation was best after epoch 2 of 5" in caplog.text
+    assert "early_stopping.patience=2" in caplog.text

@@ -102,7 +102,7 @@ def _run_trial(plan: SweepPlan, study: Study, trial: optuna.Trial) -> bool:
         log.info("%s: %s %.4f", name, study.about["metric"], value)
     except optuna.TrialPruned as pruned:
         state = optuna.trial.TrialState.PRUNED
-        log.info("%s: pruned at %s", name, pruned)
+        log.info("%s: pruned: %s", name, pruned)
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit(1)
         raise KeyboardInterrupt(f"stopped in {name}. The same command goes on with the study {study.folder}") from stop
     except Exception as error:
@@ -136,15 +136,22 @@ def _trial_value(plan: SweepPlan, study: Study, trial: optuna.Trial, overrides: 
 
 
 def _train(config: Train, trial: optuna.Trial, metric: str, command: str) -> list[float]:
-    """Train, and return the metric of every validation; pruned.json marks the folder of a pruned run."""
+    """Train, and return the metric of every validation; pruned.json marks the folder of a pruned run.
+
+    A training that diverges is pruned: it says that its options are bad, not that the sweep is.
+    """
     import optuna
 
+    from gptask.training.divergence import TrainingDiverged
     from gptask.training.sweep.pruning_callback import OptunaPruning
     from gptask.training.train import train
 
     pruning = OptunaPruning(trial, metric)
     try:
-        train(config, [pruning], command)
+        try:
+            train(config, [pruning], command)
+        except TrainingDiverged as error:
+            raise optuna.TrialPruned(str(error)) from error
     except optuna.TrialPruned as pruned:
         facts = {"trial": trial.number, "metric": f"val/{metric}", "values": pruning.values, "why": str(pruned)}
         write_json(Path(str(config.folder)) / "pruned.json", facts)

@@ -109,7 +109,7 @@ def test_damaged_states_are_computed_again(tiny_model, tmp_path, caplog, suffix,
     assert int(again.done[[0, 1, 2]].sum()) == left
     assert torch.equal(again.hidden(batch), expected)
     assert again.done[[0, 1, 2]].all()
-    assert ("damaged" in caplog.text) == (damage is not truncate)
+    assert ("items are damaged" in caplog.text) == (damage is not truncate)
 
 
 def test_a_second_run_computes_no_training_state(tiny_model, tmp_path, monkeypatch):

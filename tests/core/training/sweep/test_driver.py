@@ -9,6 +9,7 @@ from gptask import UserError
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
 from gptask.runs.manifest import write_manifest
+from gptask.training.divergence import TrainingDiverged
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.sweep import driver
 from gptask.training.sweep.driver import SweepPlan, run_sweep
@@ -193,6 +194,17 @@ def test_a_metric_that_is_never_a_number_is_an_error(simulated, monkeypatch):
     with pytest.raises(UserError, match="failed one after another"):
         simulated.sweep(1)
     assert "no validation gave a number for accuracy" in simulated.errors[0]
+
+
+def test_a_training_that_diverges_is_pruned_and_the_others_go_on(simulated, tmp_path):
+    def diverge(options):
+        raise TrainingDiverged("the training diverged: the loss is nan at step 2")
+
+    simulated.fails = diverge
+    study = simulated.sweep(4)
+    assert states(study) == ["PRUNED"] * 4
+    assert simulated.errors == []
+    assert "the loss is nan" in json.loads((tmp_path / "sweeps/s/trial_0/pruned.json").read_text())["why"]
 
 
 def test_a_pruned_training_leaves_no_finished_run(tmp_path):
