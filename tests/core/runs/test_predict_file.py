@@ -58,16 +58,6 @@ def test_columns_are_mapped_and_plain_lines_are_texts(run, tmp_path, capsys):
     assert lines[0]["score"] == pytest.approx(lines[2]["score"], abs=1e-5)
 
 
-@pytest.mark.parametrize(("header", "kept"), [("review,n", {"n"}), ("text,review", {"review"})])
-def test_the_column_that_the_run_has_read_a_field_from_is_not_repeated(header, kept, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda _: {"text": ["review"]})
-    (tmp_path / "in.csv").write_text(f"{header}\ngood,bad\n")
-    call(run, tmp_path / "in.csv", output=str(tmp_path / "out.jsonl"))
-    (row,) = read_all(tmp_path / "out.jsonl")
-    assert row["text"] == "good"
-    assert row.keys() - {"row", "text", "prediction", "score", "probabilities"} == kept
-
-
 def test_a_bad_row_ends_with_its_file_and_line_after_the_rows_before_it(run, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"text": "good"}\n{"txet": "bad"}\n{"text": "fine"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl:2: no column 'text'.*Did you mean 'txet'.*on_error=skip"):
@@ -196,6 +186,16 @@ def test_columns_of_every_input_format_are_kept(run, tmp_path):
     (row,) = read_all(tmp_path / "c.jsonl")
     assert (row["id"], row["text"], row["input_text"]) == ("k1", "good", "other")
     assert not {"key", "review"} & {*row}
+
+
+@pytest.mark.parametrize(("header", "kept"), [("review,n", {"n"}), ("text,review", {"review"})])
+def test_the_column_that_the_run_has_read_a_field_from_is_not_repeated(header, kept, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda _: {"text": ["review"]})
+    (tmp_path / "in.csv").write_text(f"{header}\ngood,bad\n")
+    call(run, tmp_path / "in.csv", output=str(tmp_path / "out.jsonl"))
+    (row,) = read_all(tmp_path / "out.jsonl")
+    assert row["text"] == "good"
+    assert row.keys() - {"row", "text", "prediction", "score", "probabilities"} == kept
 
 
 @pytest.mark.parametrize(
