@@ -33,8 +33,8 @@ def show_run(folder: Path) -> None:
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
-            inputs = [value for name, value in prediction.items() if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
-            text = _joined([format_message(value) or str(value) for value in inputs])
+            inputs = [prediction[name] for name in prediction if name not in CORE_COLUMNS | PREDICTION_COLUMNS]
+            text = _joined([format_message(value) or str(value) for value in inputs if value != []])
             references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
             console.print(Text(f"  {text}", style="dim"))
             console.print(Text("".join([f"    → {_short(prediction['prediction'])}", *references])))
@@ -71,6 +71,6 @@ def _joined(texts: list[str], limit: int = 110) -> str:
 
 
 def _short(value: object, limit: int = 110) -> str:
-    """A value on one line, cut to ``limit`` characters."""
-    text = " ".join((", ".join(map(str, value)) if isinstance(value, list) else str(value)).split())
+    """A value on one line, cut to ``limit`` characters; of a list its members, or that there are none."""
+    text = " ".join((", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)).split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -60,8 +60,9 @@ class Columns:
         self.split = split
         trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
         self.trained_columns: Mapping[str, list[str]] = trained_columns
-        self.id_required = "id" in self.column_of and fields is None  # a row to be predicted needs no id
-        self.group = options.group if fields is None else None
+        self.predicts = fields is not None
+        self.id_required = "id" in self.column_of and not self.predicts  # a row to be predicted needs no id
+        self.group = None if self.predicts else options.group
         self.label_reader = LabelReader(options)
         self.names = self.label_reader.names  # label id → name
         self.has_tags = any(field.kind is Kind.TAGS for field in self.fields)
@@ -269,11 +270,14 @@ class Columns:
     def _no_column(self, row: Any, name: str, column: str) -> str:
         """The message for a row without the column of a field, with the columns it has."""
         if isinstance(row, str):
+            other = "a table or JSON lines with these columns" if self.predicts else "a file for each ({field: file})"
             return (
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
-                "data.columns.<field>=<position>, or give a file for each ({field: file})"
+                f"data.columns.<field>=<position>, or give {other}"
             )
+        in_table = isinstance(row, TableCells | list)
         hint = " The row has a single cell: is data.format or data.delimiter right?" if len(row) == 1 else ""
+        hint = hint if in_table else ""
         if isinstance(row, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
@@ -281,21 +285,20 @@ class Columns:
             )
         columns = [str(key)[:40] for key in row]
         if name in self.prompt_columns:
+            mend = "add the column: the model was trained with it"
+            mend = mend if self.predicts else "correct the prompt ({{ }} are literal braces)"
             return (
                 f"no column '{column}', which task.prompt names as {{{name}}}; there are: {listing(columns)}."
-                f"{nearest(column, [*columns, *self.task_names])} Set data.columns.{name}=<column>, or correct the "
-                f"prompt ({{{{ }}}} are literal braces).{hint}"
+                f"{nearest(column, [*columns, *self.task_names])} Set data.columns.{name}=<column>, or {mend}.{hint}"
             )
         if name in self.aligned and word_rows.has_character_spans(row):
             hint = f" {word_rows.SPANS_HINT}"
-        in_table = isinstance(row, TableCells)
-        no_header = (
-            f", or for a table without header data.header=false and positions.{hint}" if in_table else f".{hint}"
-        )
+        no_header = ", or for a table without header data.header=false and positions" if in_table else ""
+        several = ", or [<column>,<column>]" if self.kinds.get(name) in SEVERAL_COLUMNS_KINDS else ""
         alone = "" if self.split == "train" else f" (data.{self.split}_columns.{name} for this split alone)"
         return (
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
-            f"data.columns.{name}=<column>{alone}{no_header}"
+            f"data.columns.{name}=<column>{several}{alone}{no_header}.{hint}"
         )
 
 

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
 from gptask.data.reading import FORMAT_OF_SUFFIX, content_suffix, read
-from gptask.data.rows import ReadingNotes, Row, Source
+from gptask.data.rows import WILDCARDS, ReadingNotes, Row, Source
 from gptask.errors import DataError, UserError, listing
 
 
@@ -35,9 +36,10 @@ class FileReader:
             raise UserError(f"'{name}' stands for {len(sources)} files, but of parallel files each field has one")
         suffixes = {content_suffix(source.path) for source in sources}
         if len({FORMAT_OF_SUFFIX.get(suffix, suffix) for suffix in suffixes}) > 1:
+            folder = Path(name).parent if any(character in name for character in WILDCARDS) else Path(name)
             raise UserError(
                 f"'{name}' stands for files of several kinds: {listing(source.path.name for source in sources)}; "
-                "name those of one kind by a pattern, such as data.train='folder/*.csv'"
+                f"name those of one kind by a pattern, such as '{folder}/*{max(suffixes)}*'"
             )
 
     def fingerprint(self) -> dict[str, str]:

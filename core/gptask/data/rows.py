@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 from gptask.errors import DataError, UserError, listing
 
 Lines = Iterator[tuple[int, str]]  # the number of each line, from 1, and its text with the line break
+WILDCARDS = "*?["
 EVERY_NAME = "*"  # among the wanted names: a task that converts rows itself may look at any of them
 
 
@@ -69,7 +70,8 @@ class Source:
         if not path.parent.is_dir():
             raise UserError(f"no such file: {path} (its folder does not exist)")
         if not path.is_file():
-            raise UserError(f"no such file: {path} (files in its folder: {_files_in(path.parent)})")
+            one = "; one file is expected, not a pattern" if any(character in name for character in WILDCARDS) else ""
+            raise UserError(f"no such file: {path} (files in its folder: {_files_in(path.parent)}){one}")
         return cls(path, part)
 
     @classmethod
@@ -83,7 +85,7 @@ class Source:
                 hint = f"; it has the folders {listing(folders)}: name one, or a pattern such as {path}/*/*.csv"
                 raise UserError(f"{path} is a folder without files{hint if folders else ''}")
             return [cls(file, part) for file in files]
-        if path.exists() or not any(character in str(path) for character in "*?["):
+        if path.exists() or not any(character in str(path) for character in WILDCARDS):
             return [cls.parse(name, root)]
         matches = (Path(match) for match in glob(str(path), recursive=True))
         files = sorted(match for match in matches if match.is_file())

@@ -10,10 +10,9 @@ from typing import Any
 
 from gptask.config.schemas import Export
 from gptask.errors import UserError
-from gptask.plugins.types import Field, Kind
 from gptask.runs import saved_model
 from gptask.runs.folder import model_folder
-from gptask.runs.markdown import control_tokens_note
+from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 from gptask.runs.run import Run, load_run
 
 README = """# {title}
@@ -31,11 +30,7 @@ with torch.inference_mode():
 {use}
 ```
 
-`prompts` is a list of texts that follow this template, as in training:
-
-```text
-{template}
-```
+{prompts}
 
 {note}
 
@@ -139,8 +134,7 @@ def with_head(cls: Any, merged: Any, weights: dict[str, Any], values: dict[str, 
 
 def readme(run: Run, output: Path) -> str:
     """README.md: how to load the folder, and the prompt template."""
-    fields = [*run.task.inputs(), *run.task.targets()]
-    template, _ = run.task.render({field.name: _placeholder(field) for field in fields})
+    template = prompt_template(run.task, run.backbone)
     auto, backbone, dtype = str(run.head.export_class), run.config["backbone"], _name(run.backbone.model.dtype)
     predicts_in = _name(saved_model.prediction_format(model_folder(run.folder), run.config))
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
@@ -152,7 +146,7 @@ def readme(run: Run, output: Path) -> str:
         auto=auto,
         folder=json.dumps(str(output), ensure_ascii=False),
         use=usage(run, auto),
-        template=template,
+        prompts=prompts_block(template),
         note=control_tokens_note(run.backbone.tokenizer, template),
         dtype=dtype,
         expectation=SAME_FORMAT[dtype] if dtype == predicts_in else OTHER_FORMAT.format(predicts_in),
@@ -161,12 +155,6 @@ def readme(run: Run, output: Path) -> str:
 
 def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _placeholder(field: Field) -> Any:
-    """The value that shows a field's place in the template: ``{text}``; None for targets and other kinds."""
-    mark = f"{{{field.name}}}"
-    return {Kind.TEXT: mark, Kind.TEXTS: [mark], Kind.TOKENS: [mark]}.get(field.kind) if not field.target else None
 
 
 def usage(run: Run, auto: str) -> str:

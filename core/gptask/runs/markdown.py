@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
 def one_line(value: object) -> str:
@@ -35,18 +34,6 @@ def fenced(language: str, text: str) -> str:
     """A code block that backticks in the text do not end."""
     fence = "`" * max(3, _longest_backtick_run(text) + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}"
-
-
-def control_tokens_note(tokenizer: Any, template: str) -> str:
-    """Tell readers of a card how plain transformers reads the strings of control tokens in a text."""
-    if tokenizer.mentions_control(template):
-        advice = "Remove such strings from a text before it goes into the template."
-    else:
-        advice = "Pass `split_special_tokens=True` to it where texts may hold such strings."
-    return (
-        f"The string of a special token in a text, such as {code_span(tokenizer.eos_token)}, is text to gptask, and "
-        f"the token itself to this tokenizer. {advice}"
-    )
 
 
 def _longest_backtick_run(text: str) -> int:

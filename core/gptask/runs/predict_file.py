@@ -140,7 +140,8 @@ def _write_to_stdout(text: str) -> None:
 def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> dict[str, Any]:
     """The task's fields, then all other cells of the row, cells without a name under their position.
 
-    ``column_names`` are the columns of fields that the user names; a cell that is a field's is not repeated.
+    ``column_names`` are the columns of fields that the user names; a cell that a field is read from, by these or by
+    the run's names, is not repeated.
     """
     value, example = entry.row.value, entry.example
     others: dict[str, Any] = {}
@@ -154,7 +155,8 @@ def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> d
         default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
         column = str(column_names.get(field.name, default))
         column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
-        cell = others.pop(column, None)
+        candidates = (column, *columns.trained_columns.get(field.name, []))
+        cell = others.pop(next((name for name in candidates if name in others), column), None)
         cells[field.name] = example[field.name] if isinstance(example, dict) else cell
     if "id" in column_names:
         cells["id"] = others.pop(str(column_names["id"]), None)

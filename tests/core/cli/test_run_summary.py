@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from gptask.cli.run_summary import _joined, _metrics_table
+from gptask.cli.run_summary import _joined, _metrics_table, _short
 from rich.console import Console
 
 
@@ -18,6 +18,10 @@ from rich.console import Console
 )
 def test_the_longest_inputs_are_cut_and_all_of_them_are_seen(texts, line):
     assert _joined(texts, 20) == line
+
+
+def test_a_list_is_shown_by_its_members_or_that_there_are_none():
+    assert [_short(["toxic", "threat"]), _short([]), _short(""), _short(None)] == ["toxic, threat", "none", "", "None"]
 
 
 def test_a_metric_without_an_interval_or_a_value_says_why():

@@ -10,6 +10,7 @@ from gptask.config.schemas import Files
 from gptask.data.columns import EMPTY_VALUES, Columns, trained_columns
 from gptask.data.rows import Row, TableCells
 from gptask.errors import DataError, UserError
+from gptask_tasks.classification import Classification
 
 from tests.support.stub_tasks import TaskWithFields
 
@@ -147,6 +148,24 @@ def test_blank_members_of_a_list_of_texts_are_left_out(blank: object) -> None:
 def test_a_plain_line_is_the_only_required_field() -> None:
     assert example("good", TEXT, Field("note", required=False)) == {"text": "good", "note": None}
     assert "can't be split into text, label; set data.pattern or" in error("good")
+
+
+def test_the_mend_of_a_missing_column_fits_training_or_prediction() -> None:
+    task, row = Classification(prompt="{title}: {text}"), Row(1, {"text": "good", "label": "x"})
+    training, prediction = (Columns(task, Files(), fields) for fields in (None, task.inputs()))
+    with pytest.raises(DataError, match=r"Set data.columns.title=<column>, or correct the prompt \(\{\{ \}\} are"):
+        training.example(row)
+    with pytest.raises(DataError, match=r"or add the column: the model was trained with it\.$"):
+        prediction.example(Row(1, {"text": "good"}))  # JSON: nothing is wrong with a single cell
+    with pytest.raises(DataError, match=r"or give a file for each \(\{field: file\}\)"):
+        training.example(Row(1, "good"))
+    with pytest.raises(DataError, match="or give a table or JSON lines with these columns"):
+        prediction.example(Row(1, "good"))
+
+
+@pytest.mark.parametrize("field", [Field("summary", Kind.TEXTS), Field("labels", Kind.LABELS)])
+def test_a_field_of_several_values_may_be_read_from_several_columns_as_the_message_says(field: Field) -> None:
+    assert f"Set data.columns.{field.name}=<column>, or [<column>,<column>]." in error({"a": "1", "b": "0"}, field)
 
 
 def test_an_id_is_read_and_required_only_if_a_column_is_set_for_it() -> None:

@@ -48,7 +48,8 @@ def test_patterns_and_folders_are_files_in_order(folder: Path, files: object, ex
     ("files", "message"),
     [
         ("mixed", r"'mixed' stands for files of several kinds: a.csv, a.jsonl; name those of one kind by a pattern"),
-        ("books", r"files of several kinds: README.md, x.txt"),
+        ("books", r"files of several kinds: README.md, x.txt; .* by a pattern, such as 'books/\*\.txt\*'$"),
+        ("mixed/a*", r"files of several kinds: .* by a pattern, such as 'mixed/\*\.jsonl\*'$"),
         ("empty", r"empty is a folder without files$"),
         ("nested", r"nested is a folder without files; it has the folders neg, pos: name one, or a pattern"),
         ("parts/*.tsv", r"no file matches .*parts/\*.tsv \(files in its folder: .hidden.csv, a.csv"),

@@ -262,6 +262,8 @@ def test_the_error_of_a_missing_file_lists_its_folder(write_file: Callable, tmp_
     write_file("reviews.csv", "a\n")
     with pytest.raises(UserError, match=r"no such file: .*review\.csv \(files in its folder: reviews\.csv\)"):
         Source.parse("review.csv", str(tmp_path))
+    with pytest.raises(UserError, match=r"no such file: .*; one file is expected, not a pattern$"):
+        Source.parse("*.csv", str(tmp_path))
     with pytest.raises(UserError, match="is a folder"):
         Source.parse(str(tmp_path))
     with pytest.raises(UserError, match="its folder does not exist"):

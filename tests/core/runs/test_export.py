@@ -8,6 +8,7 @@ from gptask import UserError, load_run
 from gptask.config.schemas import DType, Export, Full, HeadOnly, Lora
 from gptask.runs.export import export
 from gptask_tasks.classification import Classification
+from gptask_tasks.generation import TextGeneration
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -31,8 +32,9 @@ def snippet(folder, **names):
 
 def prompt_for(folder, **values):
     """A prompt made from the README's template."""
-    (template,) = re.findall(r"```text\n(.*?)\n```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
-    return template.format(**values)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"```text\n(.*?)\n```", text, re.S)
+    return template.format(**values) + "\n" * ("template and end with a line break, as in training:" in text)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "gemma3", "scratch"])
@@ -164,3 +166,15 @@ def test_a_failing_write_leaves_nothing(random_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="can't be written: No space left"):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("family", "raw"), [("llama", False), ("llama", True), ("scratch", False)])
+def test_an_exported_assistant_gives_the_runs_answers_by_the_template_of_the_readme(family, raw, random_run, tmp_path):
+    task = TextGeneration(raw=raw)
+    task.generation.max_new_tokens = 8
+    run = random_run(task, family, Lora(rank=2))
+    expected = [p.value for p in run.predict(TEXTS[:3])]
+    folder = exported(run, tmp_path / "out")
+    names = snippet(folder, prompts=[prompt_for(folder, messages=text) for text in TEXTS[:3]])
+    assert [text.strip() for text in names["texts"]] == expected
+    assert len(set(expected)) > 1

@@ -196,6 +196,16 @@ def test_columns_of_every_input_format_are_kept(run, tmp_path):
     assert not {"key", "review"} & {*row}
 
 
+@pytest.mark.parametrize(("header", "kept"), [("review,n", {"n"}), ("text,review", {"review"})])
+def test_the_column_that_the_run_has_read_a_field_from_is_not_repeated(header, kept, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda _: {"text": ["review"]})
+    (tmp_path / "in.csv").write_text(f"{header}\ngood,bad\n")
+    call(run, tmp_path / "in.csv", output=str(tmp_path / "out.jsonl"))
+    (row,) = read_all(tmp_path / "out.jsonl")
+    assert row["text"] == "good"
+    assert row.keys() - {"row", "text", "prediction", "score", "probabilities"} == kept
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptask.analysis.compare.seed_groups import overlap_of
 from gptask.analysis.report.report_run import ReportRun
 
 Fact = Callable[[dict[str, Any], dict[str, Any]], Any]  # from the contents of config.yaml and metrics.json
@@ -84,6 +85,7 @@ FACTS: dict[str, Fact] = {
     "data": lambda config, result: _group_summary(config, "data"),
     "split": lambda config, result: result.get("split"),
     "examples": lambda config, result: _number(result.get("n")),
+    "examples seen before": lambda config, result: overlap_of([result]) or None,
     "test data hash": lambda config, result: result.get("test_data_hash"),
     "backbone": lambda config, result: _group_summary(config, "backbone"),
     "weights from": lambda config, result: result.get("backbone"),

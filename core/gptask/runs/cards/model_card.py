@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Sample, Scratch
-from gptask.data.messages import parse_messages
 from gptask.plugins.metric import interval_text, value_text
-from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
-from gptask.runs.markdown import code_span, control_tokens_note, escaped, fenced, one_line, table
+from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
+from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 
 CARD = """# {title}
 
@@ -180,11 +179,11 @@ class ModelCard(CardFacts):
         if self.auto_class is None:
             parts.append("No transformers class fits its head.")
         elif self.auto_class == "AutoModelForCausalLM" and self.library:
+            template = prompt_template(self.config.task, self.backbone)
             parts += ["With plain transformers:", fenced("python", self.generating_code())]
             parts += [
-                "`prompts` is a list of texts that follow this template, as in training:",
-                fenced("text", self.template()),
-                control_tokens_note(self.backbone.tokenizer, self.template()),
+                prompts_block(template),
+                control_tokens_note(self.backbone.tokenizer, template),
                 f"{export} writes a folder without an adapter that `{self.auto_class}` loads.{self.base_hint()}",
             ]
         else:
@@ -232,19 +231,6 @@ class ModelCard(CardFacts):
         if self.library != "peft" or not self.is_converted:
             return ""
         return " The code above needs gptask's cache on the machine that trained; the exported folder needs nothing."
-
-    def template(self) -> str:
-        """The prompt as in training, with the names of fields in braces."""
-        from gptask.data.datamodule import encode
-
-        task, tokenizer = self.config.task, self.backbone.tokenizer
-        example: dict[str, Any] = {f.name: None for f in task.targets()}
-        example |= {f.name: f"{{{f.name}}}" for f in task.inputs()}
-        turns = {f.name: parse_messages(example[f.name]) for f in task.inputs() if f.kind is Kind.MESSAGES}
-        if not turns:
-            return str(task.render(example)[0])
-        (item,) = encode(task, example | turns, tokenizer, self.config.data.max_tokens)  # by its chat template
-        return str(tokenizer.decode(item["ids"]))
 
     def limits(self) -> list[str]:
         """The intended use, and the limits of the scores and of the model."""

@@ -25,6 +25,12 @@ def test_a_fact_says_whether_all_runs_share_it(runs):
     assert rows["tuning"].values[0] == "lora: 16"
 
 
+def test_a_fact_says_how_many_test_examples_the_run_was_trained_or_selected_on(runs):
+    assert "examples seen before" not in {row.name for row in facts.run_facts(runs)}
+    known = {"overlap": {"train": 34, "validation": 2}}
+    assert facts.FACTS["examples seen before"]({}, known) == "train 34, validation 2"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(3.14, "3.1 s"), (125, "2 min 05 s"), (7260, "2 h 01 min"), (None, None), ("x", None)]
 )
