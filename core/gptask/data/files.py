@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
@@ -77,3 +79,17 @@ class FileReader:
             values = {field: row.value for field, row in zip(self.fields, rows, strict=True)}
             bad = next((field for field, value in values.items() if isinstance(value, DataError)), None)
             yield name, Row(number, values if bad is None else DataError(f"the {bad}: {values[bad]}"))
+
+
+def shortest_paths(names: Iterable[str]) -> dict[str, str]:
+    """The base name of each file, or the shortest end of its path that no other of these files has."""
+    parts = {name: Path(name).parts for name in names}
+    shortest: dict[str, str] = {}
+    depth = 1
+    while len(shortest) < len(parts):
+        ends = Counter(path[-depth:] for path in parts.values())
+        for name, path in parts.items():
+            if ends[path[-depth:]] == 1 or depth >= len(path):
+                shortest.setdefault(name, str(Path(*path[-depth:])))
+        depth += 1
+    return shortest
