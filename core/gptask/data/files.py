@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
-from gptask.data.reading import FORMAT_OF_SUFFIX, content_suffix, read
+from gptask.data.reading import FORMAT_OF_SUFFIX, check_options, content_suffix, read
 from gptask.data.rows import ReadingNotes, Row, Source
 from gptask.errors import DataError, UserError, listing
 
@@ -20,8 +20,12 @@ class FileReader:
     """The rows of one or several files, or of parallel files (``{field: file}``) joined by line."""
 
     def __init__(self, options: Files, files: Any) -> None:
-        self.options = options
         self.fields = list(files) if isinstance(files, Mapping) else []  # of parallel files, the field of each
+        self.options = options
+        if self.fields:
+            self.options = replace(
+                options, format="lines", pattern=None, delimiter=None, documents=Documents.line, separator=None
+            )
         names = list(files.values()) if self.fields else [files] if isinstance(files, str) else files
         if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"data files must be a name, a list of names or field: name pairs, got {files!r}")
@@ -29,6 +33,8 @@ class FileReader:
         for name, sources in zip(names, expanded, strict=True):
             self._require_one_kind(name, sources)
         self.sources = [source for sources in expanded for source in sources]
+        for source in self.sources:
+            check_options(source, self.options)
         self.notes = {str(source): ReadingNotes() for source in self.sources}  # complete when the rows were read
 
     def _require_one_kind(self, name: str, sources: list[Source]) -> None:
@@ -61,14 +67,11 @@ class FileReader:
                 yield name, row
 
     def _parallel_rows(self) -> Iterator[tuple[str, Row]]:
-        as_lines = replace(
-            self.options, format="lines", pattern=None, delimiter=None, documents=Documents.line, separator=None
-        )
         name = "+".join(map(str, self.sources))
-        streams = [read(source, as_lines, (), self.notes[str(source)]) for source in self.sources]
+        streams = [read(source, self.options, (), self.notes[str(source)]) for source in self.sources]
         for number, rows in enumerate(zip_longest(*streams), 1):
             if None in rows:
-                n_lines = [sum(1 for _ in read(source, as_lines, (), ReadingNotes())) for source in self.sources]
+                n_lines = [sum(1 for _ in read(source, self.options, (), ReadingNotes())) for source in self.sources]
                 counts = listing(
                     f"{source.path.name} {count}" for source, count in zip(self.sources, n_lines, strict=True)
                 )
