@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples
 from gptask.data.labels import BOOLEANS, label_names
-from gptask.errors import listing
+from gptask.errors import aligned, listing
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field, Kind
 
@@ -55,8 +55,7 @@ class LabelReport:
         shown = [*labels[: MAX_ROWS - RAREST_ROWS], *labels[-RAREST_ROWS:]] if cut else labels
         rows = [[self.field.name, *self.splits]]
         rows += [[_shown(label), *(f"{counts[label]:,}" for counts in self.splits.values())] for label in shown]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([f"  {row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        lines = [f"  {line}" for line in aligned(rows)]
         if cut:
             lines.insert(1 + MAX_ROWS - RAREST_ROWS, f"  … {len(labels) - MAX_ROWS} more")
         noun = LABEL_KINDS[self.field.kind][len(labels) != 1]

@@ -121,6 +121,12 @@ def wanted_columns(header_names: Iterable[str], columns: Mapping[str, Any]) -> s
     return {part for name in names for part in column_list(columns.get(name, name))}
 
 
+def wanted_positions(columns: Mapping[str, Any]) -> list[int]:
+    """The positions that ``data.columns`` names; none unless all its entries are positions."""
+    names = [name for column in columns.values() for name in column_list(column)]
+    return [int(name) for name in names] if all(name.isdigit() for name in names) else []
+
+
 def stdin() -> IO[bytes]:
     """Standard input as bytes."""
     return sys.stdin.buffer
