@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from gptask.config.schemas import Files
 from gptask.data.header import decide_header, is_number
-from gptask.data.parquet import unique_names
-from gptask.data.rows import Lines, ReadingNotes, Row, TableCells, wanted_positions
+from gptask.data.rows import Lines, ReadingNotes, Row, TableCells, unique_names, wanted_positions
 from gptask.errors import DataError, UserError, listing
 
 csv.field_size_limit(2**27)  # the default of 128 KiB is less than a long document
