@@ -55,3 +55,10 @@ def test_wrong_names_are_found() -> None:
     assert len(NAMES) > 30
     assert "tests/core/test_rooms.py" in PATHS
     assert not any(map(is_defined, ["gptask.trainings", "gptask.training.module.GPTModul", "gptask.Tasks"]))
+
+
+def test_the_way_from_a_file_to_a_batch_names_every_module_of_data() -> None:
+    section = PAGE.partition("## From a file to a batch")[2].partition("\n## ")[0]
+    cells = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")][2:]
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "core/gptask/data").glob("[!_]*.py"))

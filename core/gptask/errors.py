@@ -1,6 +1,6 @@
-"""Errors that a user can fix, and helpers that word their messages."""
+"""Errors that a user can fix, and helpers that word messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -23,3 +23,11 @@ def nearest(word: str, known: Iterable[object]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     matches = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return a table as one line a row: the first ``left`` columns are aligned at the left, the others at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    adjust = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    lines = ([f(cell, width) for f, cell, width in zip(adjust, row, widths, strict=True)] for row in rows)
+    return ["  ".join(cells).rstrip() for cells in lines]

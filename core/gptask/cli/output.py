@@ -29,7 +29,7 @@ def report_error(error: BaseException, where: str = "") -> int:
         sys.stderr.write(f"\ngptask: {where}{error or 'stopped'}\n")
         return 130
     if message is None:
-        sys.stderr.write(f"gptask: {where}internal error in gptask or a plugin; please report it\n")
+        sys.stderr.write(f"gptask: {where}{_internal_error(error)}\n")
         return INTERNAL_ERROR
     sys.stderr.write(f"gptask: {where}{message}\n")
     return 2
@@ -49,6 +49,16 @@ def user_message(error: BaseException) -> str | None:
             "time. The same command again skips the finished jobs"
         )
     return None
+
+
+def _internal_error(error: BaseException) -> str:
+    """Whose defect an error is: the plugin's whose code raised it, else gptask's."""
+    from gptask.plugins.discovery import failing_plugin  # for start-up time
+
+    if not (failing := failing_plugin(error)):
+        return "internal error in gptask or a plugin; please report it"
+    plugin, hook, place = failing
+    return f"task '{plugin.name}' ({plugin.origin}): {hook}() fails, {place}; the plugin's author must fix this"
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.config.schemas",
     "gptask.data.cache",
     "gptask.data.cells",
+    "gptask.data.column_lookup",
     "gptask.data.columns",
     "gptask.data.conll",
     "gptask.data.corpus",

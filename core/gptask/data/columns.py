@@ -11,17 +11,16 @@ from gptask.config.schemas import Data
 from gptask.data import cells as conversion
 from gptask.data import word_rows
 from gptask.data.cells import is_blank_cell, plain_cell, wrong_kind
+from gptask.data.column_lookup import MISSING, cell_at, column_name, columns_by_name
 from gptask.data.labels import LabelReader
-from gptask.data.literals import parse_container
 from gptask.data.messages import parse_messages
-from gptask.data.rows import EVERY_NAME, Row, TableCells
+from gptask.data.rows import EVERY_NAME, Row, TableCells, column_list
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
 
 Converter = Callable[[Any], Any]  # a cell to a field's value; raises TypeError or ValueError for one of another kind
 
-MISSING = object()  # there is no such cell; a cell that is null is None
 EMPTY_VALUES: dict[Kind, Any] = {Kind.TEXTS: [], Kind.LABELS: [], Kind.INTEGERS: [], Kind.MESSAGES: []}
 NON_EMPTY_KINDS = (Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.TOKENS, Kind.MESSAGES)  # LABELS may be an empty list
 BLANK_IS_NULL = (Kind.INTEGERS, Kind.NUMBER)  # kinds for which an empty cell of a table is null
@@ -50,14 +49,15 @@ class Columns:
         self.fields = fields if fields is not None else list(task_fields.values())
         self.task_names = {field.name for field in task.fields()}
         self.aligned = [field.name for field in self.fields if field.kind in ALIGNED_KINDS]
-        self.column_of = _columns_by_name(options.columns)
+        self.split = split
+        self.split_columns = getattr(options, f"{split}_columns", {})
+        self.column_of = columns_by_name(options.columns)
         for name, column in self.column_of.items():
             self._check_column(name, column, task_fields)
         self.prompt_columns = task_fields.keys() - self.task_names  # fields that only the prompt names
-        targets = {field.name: _as_list(self.column_of.get(field.name, field.name)) for field in task.targets()}
+        targets = {field.name: column_list(self.column_of.get(field.name, field.name)) for field in task.targets()}
         self.target_columns = targets if self.prompt_columns else {}
         self._refuse_targets_in_prompt({})
-        self.split = split
         trained_columns = {name: names for name, names in (trained_columns or {}).items() if name not in self.column_of}
         self.trained_columns: Mapping[str, list[str]] = trained_columns
         self.predicts = fields is not None
@@ -77,18 +77,19 @@ class Columns:
 
     def _check_column(self, name: str, column: str | list[str], task_fields: Mapping[str, Field]) -> None:
         """Raise `UserError` for an entry of ``data.columns`` that is no field, or has too many columns."""
+        option = f"data.{self.split}_columns.{name}" if name in self.split_columns else f"data.columns.{name}"
         extra_names = {"id", "sentence"} if self.aligned else {"id"}
         known_names = self.task_names | task_fields.keys()
         if name not in known_names | extra_names:
             raise UserError(
-                f"data.columns.{name}: the task has no field '{name}'; it has {listing(sorted(known_names))}."
+                f"{option}: the task has no field '{name}'; it has {listing(sorted(known_names))}."
                 f"{nearest(name, known_names)}"
             )
         field = task_fields.get(name)
         if isinstance(column, list) and (field is None or field.kind not in SEVERAL_COLUMNS_KINDS):
             kind = f" is {field.kind.value}, and" if field else ""
             raise UserError(
-                f"data.columns.{name}=[{listing(column)}]: {name}{kind} takes one column; several columns are for "
+                f"{option}=[{listing(column)}]: {name}{kind} takes one column; several columns are for "
                 f"references (texts) or labels. A prompt may name more: task.prompt='{{{column[0]}}} ...'"
             )
 
@@ -99,7 +100,9 @@ class Columns:
         """
         for target, columns in self.target_columns.items():
             for name in sorted(self.prompt_columns):
-                if _named(row, str(self.column_of.get(name, name))) in [_named(row, column) for column in columns]:
+                if column_name(row, str(self.column_of.get(name, name))) in [
+                    column_name(row, column) for column in columns
+                ]:
                     raise UserError(
                         f"task.prompt names {{{name}}}, whose column holds the {target}, which is what the model "
                         "has to predict: take it out"
@@ -124,7 +127,7 @@ class Columns:
 
         Where the task converts rows itself, it may look at any name.
         """
-        names = [name for field, column, _ in self.columns for name in (field.name, *_as_list(column))]
+        names = [name for field, column, _ in self.columns for name in (field.name, *column_list(column))]
         names += [name for columns in self.trained_columns.values() for name in columns]
         names = [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
         return [*names, EVERY_NAME] if self.convert_row else names
@@ -142,7 +145,7 @@ class Columns:
         rows = iter(rows)
         if not self.aligned:
             return rows
-        columns = {field.name: _as_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        columns = {field.name: column_list(column) for field, column, _ in self.columns if field.name in self.aligned}
         word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
         column = self.sentence_column
         if column is None:
@@ -179,7 +182,7 @@ class Columns:
             counts = listing(f"{length} {name}" for name, length in lengths.items())
             raise DataError(f"{listing(lengths)} must have the same length, got {counts}")
         id_column = str(self.column_of.get("id", "id"))
-        example_id = plain_cell(_cell(row.value, id_column))
+        example_id = plain_cell(cell_at(row.value, id_column))
         if example_id is MISSING and self.id_required:
             raise DataError(self._no_column(row.value, "id", id_column))
         if example_id is not MISSING and example_id not in (None, ""):
@@ -190,7 +193,7 @@ class Columns:
 
     def _group_value(self, row: Any, column: str) -> str:
         """The text in the column ``data.group``; raises `DataError` for a row without it."""
-        cell = plain_cell(_cell(row, column))
+        cell = plain_cell(cell_at(row, column))
         if cell is MISSING:
             names = [str(name)[:40] for name in row] if isinstance(row, dict) else []
             there = f"there are: {listing(names)}.{nearest(column, names)}" if names else "the cells have no names"
@@ -214,7 +217,7 @@ class Columns:
 
     def _first_cell(self, row: Any, columns: Iterable[str | list[str]]) -> Any:
         """The cell of the first of these columns that the row has, or MISSING."""
-        cells = (_cell(row, c) if isinstance(c, str) else self._cell_of_columns(row, c) for c in columns)
+        cells = (cell_at(row, c) if isinstance(c, str) else self._cell_of_columns(row, c) for c in columns)
         return next((cell for cell in cells if cell is not MISSING), MISSING)
 
     def _cell_of_columns(self, row: Any, columns: list[str]) -> Any:
@@ -224,8 +227,8 @@ class Columns:
         """
         (name,) = (name for name, value in self.column_of.items() if value is columns)
         if not all(column.isdigit() for column in columns):
-            columns = [_named(row, column) for column in columns]
-        cells = {column: plain_cell(_cell(row, column)) for column in columns}
+            columns = [column_name(row, column) for column in columns]
+        cells = {column: plain_cell(cell_at(row, column)) for column in columns}
         absent = [column for column, cell in cells.items() if cell is MISSING]
         if absent and len(absent) < len(columns):
             raise DataError(self._no_column(row, name, absent[0]))
@@ -258,7 +261,7 @@ class Columns:
         """The cell of a field, or MISSING."""
         if isinstance(row, str) and field.required and len(self.required) == 1:
             return row
-        cell = _cell(row, field.name) if self.convert_row else MISSING  # a converted row names cells like the fields
+        cell = cell_at(row, field.name) if self.convert_row else MISSING  # a converted row names cells like the fields
         if cell is MISSING:
             cell = self._first_cell(row, [column, *self.trained_columns.get(field.name, [])])
         if cell is MISSING and isinstance(row, list) and field.kind in ALIGNED_KINDS:
@@ -300,55 +303,3 @@ class Columns:
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
             f"data.columns.{name}=<column>{several}{alone}{no_header}.{hint}"
         )
-
-
-def _cell(row: Any, column: str) -> Any:
-    """The cell of a column, which is a name, a position or a dotted path (in this order), or MISSING."""
-    if isinstance(row, dict):
-        if column in row:
-            return row[column]
-        if column.isdigit() and int(column) < len(row):
-            return list(row.values())[int(column)]
-        name, dot, path = column.partition(".")
-        if not dot or name not in row:
-            return MISSING
-        content = parse_container(row[name]) if isinstance(row[name], str) else plain_cell(row[name])
-        return _cell(content, path)
-    if isinstance(row, list):
-        if column.isdigit():
-            return row[int(column)] if int(column) < len(row) else MISSING
-        if row and all(isinstance(part, dict) and column in part for part in row):
-            return [part[column] for part in row]
-    return MISSING
-
-
-def _named(row: Any, column: str) -> str:
-    """The name of the column at a position of a row with names; any other column as it is."""
-    is_position = column.isdigit() and isinstance(row, dict) and column not in row and int(column) < len(row)
-    return str(list(row)[int(column)]) if is_position else column
-
-
-def _as_list(column: str | list[str]) -> list[str]:
-    return [column] if isinstance(column, str) else column
-
-
-def _columns_by_name(columns: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """``data.columns`` with every column as a text; an entry that is null counts as not set."""
-    by_name: dict[str, str | list[str]] = {}
-    for name, value in columns.items():
-        parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, str | int) for part in parts if value is not None):
-            raise UserError(f"data.columns.{name}={value!r}: expected a column's name or position, or a list of them")
-        if value is not None:
-            by_name[name] = [str(part) for part in parts] if isinstance(value, list) else str(value)
-    return by_name
-
-
-def trained_columns(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The columns, by field, that a run with these options of ``data`` read; positions are left out."""
-    columns: dict[str, list[str]] = {}
-    for option in ("columns", "validation_columns", "test_columns"):
-        for name, column in _columns_by_name(data.get(option) or {}).items():
-            if isinstance(column, str) and not column.isdigit() and name != "id":
-                columns.setdefault(name, []).append(column)
-    return columns

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptask.config.schemas import Data, Files, Hub, Sample
+from gptask.data.columns import Columns
 from gptask.data.documents import options_for_task
 from gptask.data.examples import Examples, cached_examples, task_groups
 from gptask.data.files import FileReader
@@ -56,9 +57,11 @@ class CachedCorpus:
         self._readers: dict[str, FileReader | HubReader] = {}
         self._stores: dict[str, ArrowStore] = {}
         self._splits: dict[str, Examples] = {}
-        for split in SPLITS:
-            if self.split_source(split) is not None and not self._is_hub_split(split):
-                self._reader(split)  # a missing file is an error before anything is loaded
+        for split in SPLITS:  # a missing file or a wrong option is an error before anything is read
+            if self.split_source(split) is not None:
+                Columns(task, self.split_options(split), split=split)
+                if not self._is_hub_split(split):
+                    self._reader(split)
 
     def split(self, name: str) -> Examples:
         """A split, cut from train where the user gave no file for it; limited by ``data.limit``."""

@@ -55,16 +55,21 @@ def first_bytes_encoding(head: bytes) -> str | None:
 
 
 def _told_encoding(told: str, marked: str | None, name: object) -> str:
-    try:
-        codec = codecs.lookup(told).name
-        "".encode(told)
-    except LookupError as error:
-        raise UserError(f"data.encoding='{told}' is unknown: {error}") from error
+    codec = known_codec(told)
     if marked and codec in WITHOUT_BYTE_ORDER and marked.startswith(codec):
         return marked
     if marked and codec not in (marked, f"{marked}-sig"):
         raise UserError(f"{name} starts like a file in {marked}, but data.encoding={told}; leave it out (null)")
     return WITHOUT_BYTE_ORDER.get(codec, told)
+
+
+def known_codec(told: str) -> str:
+    """Python's name of an encoding; raises `UserError` for an unknown one."""
+    try:
+        "".encode(told)
+        return codecs.lookup(told).name
+    except LookupError as error:
+        raise UserError(f"data.encoding='{told}' is unknown: {error}") from error
 
 
 def _sniff(stream: io.BufferedIOBase, head: bytes, name: object, notes: ReadingNotes) -> str:

@@ -7,11 +7,10 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from gptask.config.schemas import BadRowPolicy, Data
 from gptask.data.cache import cache_folder, digest
 from gptask.data.code_hash import CODE_OF_EXAMPLES, code_hash
 from gptask.data.columns import Columns
-from gptask.data.files import FileReader
+from gptask.data.files import FileReader, shortest_paths
 from gptask.data.hub import HubReader
 from gptask.data.messages import unused_members
 from gptask.data.rows import ReadingNotes, Row
@@ -76,8 +75,11 @@ class ExampleReader:
     all records are drawn.
     """
 
-    def __init__(self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool) -> None:
+    def __init__(
+        self, task: Task, columns: Columns, on_bad: BadRowPolicy, train: bool, short_names: Mapping[str, str]
+    ) -> None:
         self.task, self.columns, self.on_bad, self.train = task, columns, on_bad, train
+        self.short_names = short_names  # of the files, for ids
         self.input_names = [field.name for field in task.inputs()]
         self.group_names = ["group"] if columns.group else _group_names(task)
         self.row_counts: Counter[str] = Counter()  # by file
@@ -116,7 +118,7 @@ class ExampleReader:
                 continue
             if self.has_messages:
                 self.meta["unused_members"].update(unused_members(row.value))
-            example.setdefault("id", row.location(os.path.basename(file)))
+            example.setdefault("id", row.location(self.short_names.get(file, os.path.basename(file))))
             self.any_good = True
             yield example
 
@@ -178,14 +180,15 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
     columns = Columns(task, options, split=split)
     hashes = reader.fingerprint()
     shaping = sorted((f.name, repr(getattr(options, f.name))) for f in fields(options) if f.name in EXAMPLE_OPTIONS)
-    content = [f"{Path(name).name} {content_hash}" for name, content_hash in hashes.items()]
+    short_names = shortest_paths(hashes)
+    content = [f"{short_names[name]} {content_hash}" for name, content_hash in hashes.items()]
     train = split == "train"
     code = code_hash(task, CODE_OF_EXAMPLES)
     key = digest(repr([content, getattr(reader, "fields", []), shaping, columns.names, train, task, code]))
     path = cache_folder() / "examples" / f"{key}.arrow"
     store = ArrowStore.cached(path)
     if store is None:
-        example_reader = ExampleReader(task, columns, options.on_bad, train)
+        example_reader = ExampleReader(task, columns, options.on_bad, train, short_names)
         example_reader.meta["files"] = list(hashes)
         example_reader.meta["notes"] = {name: vars(notes) for name, notes in getattr(reader, "notes", {}).items()}
         store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Documents, Files
-from gptask.data.reading import FORMAT_OF_SUFFIX, content_suffix, read
+from gptask.data.reading import FORMAT_OF_SUFFIX, check_options, content_suffix, read
 from gptask.data.rows import WILDCARDS, ReadingNotes, Row, Source
 from gptask.errors import DataError, UserError, listing
 
@@ -19,8 +20,12 @@ class FileReader:
     """The rows of one or several files, or of parallel files (``{field: file}``) joined by line."""
 
     def __init__(self, options: Files, files: Any) -> None:
-        self.options = options
         self.fields = list(files) if isinstance(files, Mapping) else []  # of parallel files, the field of each
+        self.options = options
+        if self.fields:
+            self.options = replace(
+                options, format="lines", pattern=None, delimiter=None, documents=Documents.line, separator=None
+            )
         names = list(files.values()) if self.fields else [files] if isinstance(files, str) else files
         if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"data files must be a name, a list of names or field: name pairs, got {files!r}")
@@ -28,6 +33,8 @@ class FileReader:
         for name, sources in zip(names, expanded, strict=True):
             self._require_one_kind(name, sources)
         self.sources = [source for sources in expanded for source in sources]
+        for source in self.sources:
+            check_options(source, self.options)
         self.notes = {str(source): ReadingNotes() for source in self.sources}  # complete when the rows were read
 
     def _require_one_kind(self, name: str, sources: list[Source]) -> None:
@@ -61,14 +68,11 @@ class FileReader:
                 yield name, row
 
     def _parallel_rows(self) -> Iterator[tuple[str, Row]]:
-        as_lines = replace(
-            self.options, format="lines", pattern=None, delimiter=None, documents=Documents.line, separator=None
-        )
         name = "+".join(map(str, self.sources))
-        streams = [read(source, as_lines, (), self.notes[str(source)]) for source in self.sources]
+        streams = [read(source, self.options, (), self.notes[str(source)]) for source in self.sources]
         for number, rows in enumerate(zip_longest(*streams), 1):
             if None in rows:
-                n_lines = [sum(1 for _ in read(source, as_lines, (), ReadingNotes())) for source in self.sources]
+                n_lines = [sum(1 for _ in read(source, self.options, (), ReadingNotes())) for source in self.sources]
                 counts = listing(
                     f"{source.path.name} {count}" for source, count in zip(self.sources, n_lines, strict=True)
                 )
@@ -79,3 +83,17 @@ class FileReader:
             values = {field: row.value for field, row in zip(self.fields, rows, strict=True)}
             bad = next((field for field, value in values.items() if isinstance(value, DataError)), None)
             yield name, Row(number, values if bad is None else DataError(f"the {bad}: {values[bad]}"))
+
+
+def shortest_paths(names: Iterable[str]) -> dict[str, str]:
+    """The base name of each file, or the shortest end of its path that no other of these files has."""
+    parts = {name: Path(name).parts for name in names}
+    shortest: dict[str, str] = {}
+    depth = 1
+    while len(shortest) < len(parts):
+        ends = Counter(path[-depth:] for path in parts.values())
+        for name, path in parts.items():
+            if ends[path[-depth:]] == 1 or depth >= len(path):
+                shortest.setdefault(name, str(Path(*path[-depth:])))
+        depth += 1
+    return shortest

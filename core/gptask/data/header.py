@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from gptask.config.schemas import Files
-from gptask.data.rows import ReadingNotes, column_list
+from gptask.data.rows import ReadingNotes, wanted_positions
 from gptask.errors import listing
 
 NAME = re.compile(r"[^\W\d][\w .\-/()#:]{0,39}")
@@ -30,12 +30,12 @@ def decide_header(rows: list[list[str]], options: Files, header_names: set[str],
     Unless ``data.header`` tells, it is where columns are named; where all are positions, it needs evidence. ``notes``
     gets the decision, and a warning where what was told or decided looks wrong.
     """
-    columns = [part for column in options.columns.values() for part in column_list(column)]
-    by_position = bool(columns) and all(column.isdigit() for column in columns)
+    wanted = wanted_positions(options.columns)
+    by_position = bool(wanted)
     if not rows:
         return bool(options.header) if options.header is not None else not by_position
     shown = listing((cell[:30] for cell in rows[0]), 6)
-    positions = [int(column) for column in columns] if by_position else range(len(rows[0]))
+    positions = wanted or range(len(rows[0]))
     reason = _evidence(rows, [place for place in positions if place < len(rows[0])], header_names)
     if options.header is not None:
         if not options.header and reason:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from gptask.data.corpus import CachedCorpus
 from gptask.data.examples import Examples
 from gptask.data.labels import BOOLEANS, label_names
-from gptask.errors import listing
+from gptask.data.words import is_blank
+from gptask.errors import aligned, listing
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field, Kind
 
@@ -56,8 +57,7 @@ class LabelReport:
         shown = [*labels[: MAX_ROWS - RAREST_ROWS], *labels[-RAREST_ROWS:]] if cut else labels
         rows = [[self.field.name, *self.splits]]
         rows += [[_shown(label), *(f"{counts[label]:,}" for counts in self.splits.values())] for label in shown]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join([f"  {row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        lines = [f"  {line}" for line in aligned(rows)]
         if cut:
             lines.insert(1 + MAX_ROWS - RAREST_ROWS, f"  … {len(labels) - MAX_ROWS} more")
         noun = LABEL_KINDS[self.field.kind][len(labels) != 1]
@@ -185,26 +185,18 @@ def _count(field: Field, examples: Examples) -> tuple[Counter[str], int]:
 def folded(label: str) -> str:
     """A label without what readers don't see or care for: case, blanks, invisible characters and Unicode form."""
     text = unicodedata.normalize("NFKC", label)
-    visible = (character for character in text if not (character.isspace() or _is_invisible(character)))
-    return unicodedata.normalize("NFKC", "".join(visible).casefold())
+    visible = "".join(character for character in text if not is_blank(character))
+    return unicodedata.normalize("NFKC", visible.casefold())
 
 
 def escaped(text: str) -> str:
     r"""A text in which whatever can't be seen is written as its escape, such as ``neg\u200b`` or ``e\u0301``."""
     composed = unicodedata.is_normalized("NFC", text)
-    return "".join(
-        json.dumps(character)[1:-1] if _is_hidden(character) or not (composed or character.isascii()) else character
-        for character in text
-    )
 
+    def is_hidden(character: str) -> bool:
+        return (is_blank(character) and character != " ") or not (composed or character.isascii())
 
-def _is_invisible(character: str) -> bool:
-    """Whether a character has no width: format characters, controls and variation selectors."""
-    return unicodedata.category(character) in ("Cf", "Cc") or "\ufe00" <= character <= "\ufe0f"
-
-
-def _is_hidden(character: str) -> bool:
-    return _is_invisible(character) or (character.isspace() and character != " ")
+    return "".join(json.dumps(character)[1:-1] if is_hidden(character) else character for character in text)
 
 
 def _shown(label: str) -> str:

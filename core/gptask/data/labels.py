@@ -9,7 +9,7 @@ from typing import Any
 
 from gptask.config.schemas import Data, Files
 from gptask.data.cells import is_blank_cell, plain_cell, present, text
-from gptask.data.literals import parse_container
+from gptask.data.literals import not_a_literal, parse_container
 from gptask.data.reading import read
 from gptask.data.rows import Source
 from gptask.errors import DataError, UserError, listing
@@ -175,7 +175,7 @@ def _content(cell: Any) -> Any:
         return cell
     content = parse_container(cell)
     if content is None and re.match(r"\s*[\[{]\s*['\"]", cell):
-        raise DataError(f"a list written as text is neither JSON nor a Python literal: {cell.strip()[:40]!r}")
+        raise not_a_literal(cell)
     return cell if content is None else content
 
 

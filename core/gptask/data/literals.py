@@ -37,10 +37,17 @@ def parse_container(text: str) -> list[Any] | dict[Any, Any] | None:
     except (ValueError, RecursionError):
         value = _python_value(text)
     if value is None and BROKEN.fullmatch(text):
-        raise DataError(f"a list written as text is neither JSON nor a Python literal: {text[:40]} ... {text[-10:]}")
+        raise not_a_literal(text)
     if not isinstance(value, list | dict) or (value == [] and text[0] == "("):  # a smiley, or two tags of brackets
         return None
     return value
+
+
+def not_a_literal(text: str) -> DataError:
+    """The error for a text that begins like a list and is broken."""
+    text = text.strip()
+    shown = text if len(text) <= 60 else f"{text[:40]} ... {text[-10:]}"
+    return DataError(f"a list written as text is neither JSON nor a Python literal: {shown}")
 
 
 def _python_value(text: str) -> Any:

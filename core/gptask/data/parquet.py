@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptask.data.rows import EVERY_NAME, Row
+from gptask.data.rows import Row, unique_names
 from gptask.errors import DataError
 
 
@@ -43,27 +43,6 @@ def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
         raise DataError(f"{path} is not a Parquet file: {error}") from error
     except ValueError as error:  # of pyarrow: two nested columns of one name
         raise DataError(f"{path} can't be read: {error}") from error
-
-
-def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:
-    """The names of a table's columns; of those that occur twice, the later ones get a number (``text.1``).
-
-    Raises `DataError` if a wanted one occurs twice; ``place`` is the file, and the line of its header.
-    """
-    unique = list[str]()
-    for name in names:
-        if name in unique and name and not wanted.isdisjoint({name, EVERY_NAME}):
-            positions = [str(position) for position, other in enumerate(names) if other == name]
-            raise DataError(
-                f"{place}: {len(positions)} columns are called '{name}' (positions {', '.join(positions)}, from 0); "
-                f"rename one, or name a position: data.columns.<field>={positions[0]}"
-            )
-        number, new = 0, name
-        while new in unique or (number and new in names):
-            number += 1
-            new = f"{name}.{number}"
-        unique.append(new)
-    return unique
 
 
 def _decode_bytes(row: dict[str, Any], has_bytes: set[str], wanted: set[str]) -> dict[str, Any] | DataError:

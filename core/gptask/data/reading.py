@@ -17,6 +17,7 @@ from gptask.data.encoding import (
     Undecodable,
     decoded_lines,
     first_bytes_encoding,
+    known_codec,
     refuse_undecodable,
     resolve_encoding,
 )
@@ -24,8 +25,15 @@ from gptask.data.header import is_named_header
 from gptask.data.json_rows import json_lines, json_records
 from gptask.data.opening import COMPRESSED_SUFFIXES, opened, refuse_unreadable
 from gptask.data.parquet import parquet_rows
-from gptask.data.rows import EVERY_NAME, Lines, ReadingNotes, Row, Source, wanted_columns
-from gptask.data.tables import SAMPLE_LINES, Layout, resolve_layout, table_rows, wanted_positions
+from gptask.data.rows import EVERY_NAME, Lines, ReadingNotes, Row, Source, wanted_columns, wanted_positions
+from gptask.data.tables import (
+    SAMPLE_LINES,
+    Layout,
+    resolve_layout,
+    table_rows,
+    told_delimiter,
+    told_quote,
+)
 from gptask.errors import DataError, UserError, listing
 
 PACKED = ((b"\x1f\x8b", "compressed by gzip", "zcat"), (b"PK\x03\x04", "a zip archive", "unzip -p"))
@@ -55,11 +63,7 @@ def read(
     A bad row is yielded with its `DataError` as the value. A file that can't be read any further raises the error.
     How the file is read is added to ``notes`` before the first row comes, or logged where there are none.
     """
-    file_format = resolve_format(source.path, options)
-    if source.part and file_format != "json":
-        raise UserError(
-            f"{source}: '#{source.part}' names a list inside a JSON file; this file is read as {file_format}"
-        )
+    file_format = check_options(source, options)
     own_notes = notes or ReadingNotes()
     with opened(source.path) as stream:
         rows = _stream_rows(stream, source, file_format, options, set(header_names), own_notes)
@@ -69,6 +73,22 @@ def read(
         if first:
             yield first
             yield from rows
+
+
+def check_options(source: Source, options: Files) -> str:
+    """The format of a file that is not opened yet; raises `UserError` for options by which it can't be read."""
+    file_format = resolve_format(source.path, options)
+    if source.part and file_format != "json":
+        raise UserError(
+            f"{source}: '#{source.part}' names a list inside a JSON file; this file is read as {file_format}"
+        )
+    told_delimiter(options)
+    told_quote(options)
+    if options.encoding:
+        known_codec(options.encoding)
+    if options.pattern:
+        _compiled(options.pattern)
+    return file_format
 
 
 def log_notes(notes: ReadingNotes, name: str) -> None:
@@ -187,7 +207,7 @@ def _stream_format(first_line: str, options: Files, names: set[str]) -> str:
         return "json"
     if options.delimiter or options.header is not None:
         return "csv"
-    positions = wanted_positions(options)
+    positions = wanted_positions(options.columns)
     for delimiter, table in {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}.items():
         cells = text.split(delimiter)
         if positions and len(cells) > max(1, *positions):
@@ -233,15 +253,20 @@ def content_suffix(path: Path) -> str:
 
 def _pattern_rows(lines: Lines, pattern: str) -> Iterator[Row]:
     """Lines as the named groups of ``data.pattern``; blank lines are left out."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"data.pattern {pattern!r} is not a valid regular expression: {error}") from error
-    if not expression.groupindex:
-        raise UserError(f"data.pattern {pattern!r} names no group; write (?P<text>...) for each field")
+    expression = _compiled(pattern)
     for number, text in lines:
         text = text.rstrip("\r\n")
         if match := expression.fullmatch(text):
             yield Row(number, match.groupdict())
         elif text.strip():
             yield Row(number, DataError(f"the line does not match data.pattern {pattern!r}: {text[:60]!r}"))
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"data.pattern {pattern!r} is not a valid regular expression: {error}") from error
+    if not expression.groupindex:
+        raise UserError(f"data.pattern {pattern!r} names no group; write (?P<text>...) for each field")
+    return expression

@@ -123,6 +123,33 @@ def wanted_columns(header_names: Iterable[str], columns: Mapping[str, Any]) -> s
     return {part for name in names for part in column_list(columns.get(name, name))}
 
 
+def wanted_positions(columns: Mapping[str, Any]) -> list[int]:
+    """The positions that ``data.columns`` names; none unless all its entries are positions."""
+    names = [name for column in columns.values() for name in column_list(column)]
+    return [int(name) for name in names] if all(name.isdigit() for name in names) else []
+
+
+def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:
+    """The names of a table's columns; of those that occur twice, the later ones get a number (``text.1``).
+
+    Raises `DataError` if a wanted one occurs twice; ``place`` is the file, and the line of its header.
+    """
+    unique = list[str]()
+    for name in names:
+        if name in unique and name and not wanted.isdisjoint({name, EVERY_NAME}):
+            positions = [str(position) for position, other in enumerate(names) if other == name]
+            raise DataError(
+                f"{place}: {len(positions)} columns are called '{name}' (positions {', '.join(positions)}, from 0); "
+                f"rename one, or name a position: data.columns.<field>={positions[0]}"
+            )
+        number, new = 0, name
+        while new in unique or (number and new in names):
+            number += 1
+            new = f"{name}.{number}"
+        unique.append(new)
+    return unique
+
+
 def stdin() -> IO[bytes]:
     """Standard input as bytes."""
     return sys.stdin.buffer

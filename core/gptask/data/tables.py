@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gptask.config.schemas import Files
-from gptask.data.header import decide_header
-from gptask.data.parquet import unique_names
-from gptask.data.rows import Lines, ReadingNotes, Row, TableCells, column_list
+from gptask.data.header import decide_header, is_number
+from gptask.data.rows import Lines, ReadingNotes, Row, TableCells, unique_names, wanted_positions
 from gptask.errors import DataError, UserError, listing
 
 csv.field_size_limit(2**27)  # the default of 128 KiB is less than a long document
@@ -43,9 +42,9 @@ def resolve_layout(
     texts = [text for _, text in sample]
     separator = SEPARATOR_LINE.fullmatch(texts[0]) if texts else None
     texts = texts[1:] if separator else texts
-    told = _told_delimiter(options) or (separator and separator[1])
+    told = told_delimiter(options) or (separator and separator[1])
     delimiter = told or _sniff_delimiter(texts, file_format, options, header_names, notes)
-    quote = _told_quote(options)
+    quote = told_quote(options)
     if quote is None:
         quote = '"'
         if file_format == "tsv" and delimiter not in ",;":
@@ -86,7 +85,8 @@ def _is_name(cell: str, name: str) -> bool:
     return cell.strip() == name or cell in (f"\ufeff{name}", f'\ufeff"{name}"')
 
 
-def _told_delimiter(options: Files) -> str | None:
+def told_delimiter(options: Files) -> str | None:
+    """``data.delimiter`` as a character, None where it is not set; raises `UserError` for another text."""
     if options.delimiter is None:
         return None
     delimiter = DELIMITERS.get(options.delimiter, options.delimiter.replace("\\t", "\t"))
@@ -97,7 +97,8 @@ def _told_delimiter(options: Files) -> str | None:
     return delimiter
 
 
-def _told_quote(options: Files) -> str | None:
+def told_quote(options: Files) -> str | None:
+    """``data.quote``; raises `UserError` for more than a character."""
     if options.quote is not None and len(options.quote) > 1:
         raise UserError(f"data.quote={options.quote!r} must be one character, or '' for none")
     return options.quote
@@ -112,7 +113,7 @@ def _sniff_delimiter(
     number of cells, enough for the positions asked for. A separator of labels that is told parts no cells.
     """
     default = "\t" if file_format == "tsv" else ","
-    positions = wanted_positions(options)
+    positions = wanted_positions(options.columns)
     width = 1 + max(positions, default=0)
 
     def fit(delimiter: str) -> tuple[int, bool]:
@@ -148,12 +149,6 @@ def _sample_rows(texts: list[str], delimiter: str, quote: str) -> list[list[str]
     return rows
 
 
-def wanted_positions(options: Files) -> list[int]:
-    """The positions that ``data.columns`` names; none unless all its entries are positions."""
-    columns = [part for column in options.columns.values() for part in column_list(column)]
-    return [int(column) for column in columns] if all(column.isdigit() for column in columns) else []
-
-
 def is_quoted(texts: Iterator[str], delimiter: str, quote: str = '"') -> bool:
     """Whether a table without told quoting was written by a CSV writer, as pandas writes TSV.
 
@@ -172,7 +167,7 @@ def is_quoted(texts: Iterator[str], delimiter: str, quote: str = '"') -> bool:
             elif quote in part:
                 return False
             else:
-                all_quoted = all_quoted and (not part or _is_number(part))
+                all_quoted = all_quoted and (not part or is_number(part))
                 continue
             rest = part.replace(quote * 2, "")
             is_needed = is_needed or quote * 2 in part
@@ -183,14 +178,6 @@ def is_quoted(texts: Iterator[str], delimiter: str, quote: str = '"') -> bool:
             inside = False
             any_needed, only_needed = any_needed or is_needed, only_needed and is_needed
     return not inside and ((any_needed and only_needed) or (all_quoted and not only_needed))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _split_cells(lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:

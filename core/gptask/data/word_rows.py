@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from gptask.data.cells import is_blank_cell, plain_cell
 from gptask.data.rows import Row
 from gptask.errors import DataError, listing
 
@@ -78,7 +79,8 @@ def _named_cells(row: Row) -> dict[str, Any]:
 
 
 def _is_blank(cell: Any) -> bool:
-    return cell is None or cell != cell or not str(cell).strip()  # NaN is not equal to itself
+    cell = plain_cell(cell)
+    return cell is None or is_blank_cell(cell)
 
 
 def has_character_spans(row: Any) -> bool:

@@ -17,6 +17,7 @@ from functools import lru_cache, reduce
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
 from importlib.resources import files
+from pathlib import Path
 
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.compatibility import Incompatible, check_task_class, contract_version_of
@@ -219,6 +220,25 @@ def traceback_end(error: BaseException) -> str:
     if error.__cause__:
         lines.append(f"caused by {''.join(traceback.format_exception_only(error.__cause__)[-1:])}")
     return "\n".join("".join(lines).rstrip().splitlines()[-4:])
+
+
+def failing_plugin(error: BaseException) -> tuple[Plugin, str, str] | None:
+    """The plugin of another distribution whose code an exception comes out of, its hook, and file:line in that code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for plugin in installed_plugins():
+        if plugin.task and plugin.distribution != "gptask":
+            code = _code_of(plugin)
+            if own_frames := [frame for frame in frames if Path(frame.filename).is_relative_to(code)]:
+                return plugin, own_frames[0].name, f"{own_frames[-1].filename}:{own_frames[-1].lineno}"
+    return None
+
+
+def _code_of(plugin: Plugin) -> Path:
+    """The folder of the package, or the file, that holds a loaded plugin's class."""
+    module = str(getattr(plugin.task, "__module__", ""))
+    files_of_modules = (getattr(sys.modules.get(name), "__file__", None) for name in (module.partition(".")[0], module))
+    file = Path(next(filter(None, files_of_modules), "unknown"))
+    return file.parent if file.name == "__init__.py" else file
 
 
 def plugin_of(task: Task) -> Plugin:

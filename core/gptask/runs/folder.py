@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -58,6 +58,8 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
     if not is_main_process():
         yield _folder_of_main_process(folder, resume)
         return
+    target = Path(folder) if folder else Path(outputs, task, "run")
+    new_parents = [parent for parent in target.parents if not parent.exists()]  # the innermost first
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
@@ -77,6 +79,9 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
         if {file.name for file in path.iterdir()} <= {"train.log"}:
             (path / "train.log").unlink(missing_ok=True)
             path.rmdir()
+            for parent in new_parents:
+                with suppress(OSError):  # another run has begun there
+                    parent.rmdir()
 
 
 def is_main_process() -> bool:

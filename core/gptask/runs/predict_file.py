@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import BadRowPolicy, Predict
-from gptask.data.columns import Columns, trained_columns
+from gptask.data.column_lookup import trained_columns
+from gptask.data.columns import Columns
 from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gptask.config.schemas import Data
-from gptask.data.columns import Columns, trained_columns
+from gptask.data.column_lookup import trained_columns
+from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.errors import DataError
 from gptask.model.predictions import predictions_by_example

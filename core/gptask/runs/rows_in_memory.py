@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptask.data.cells import plain_cell
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.errors import DataError, UserError, listing, nearest
@@ -78,7 +79,7 @@ def _single_example(example: Any, columns: Columns) -> Any:
         return example
     for field in columns.fields:
         for name in columns.accepted_names(field.name):
-            value = _plain(example.get(name))
+            value = plain_cell(example.get(name))
             if field.kind is Kind.TEXT and isinstance(value, list):
                 raise UserError(
                     f"a dictionary is one example, but its '{name}' is a list of {len(value)}; for several examples "
@@ -90,7 +91,7 @@ def _single_example(example: Any, columns: Columns) -> Any:
 def _row_value(example: Any, columns: Columns) -> dict[str, Any] | str | DataError:
     """The cells of one example, or what is wrong with it."""
     if isinstance(example, Mapping):
-        cells = {str(name): _plain(value) for name, value in example.items()}
+        cells = {str(name): plain_cell(value) for name, value in example.items()}
         return cells if columns.convert_row else _missing_field(cells, columns) or cells
     if not isinstance(example, str):
         return DataError(f"expected {_expected(columns).partition(', an iterable')[0]}; got {_described(example)}")
@@ -139,12 +140,3 @@ def _arrow_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
         for start in range(0, len(batch), ROWS_AT_ONCE)
         for row in batch.slice(start, ROWS_AT_ONCE).to_pylist()
     )
-
-
-def _plain(value: Any) -> Any:
-    """A cell in Python's own types: arrays and tuples as lists, NaN as None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and value != value else value

@@ -61,14 +61,11 @@ def _replace_folder(folder: Path, new: Path) -> None:
 def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Task, Head]], tuning: Any) -> None:
     from safetensors.torch import save_file
 
-    scratch = backbone.origin.kind == "scratch"
     if isinstance(tuning, Lora):
-        if scratch:
-            _save_base(backbone, partial / "base")
-        backbone.peft.peft_config["default"].base_model_name_or_path = "base" if scratch else backbone.origin.location
+        backbone.peft.peft_config["default"].base_model_name_or_path = backbone.origin.location
         backbone.peft.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
         (partial / "README.md").unlink(missing_ok=True)
-    elif isinstance(tuning, Full) or scratch:
+    elif isinstance(tuning, Full):
         backbone.model.save_pretrained(partial)
     backbone.model.config.save_pretrained(partial)  # of the kept layers, which a loader of the adapter needs
     backbone.tokenizer.save_pretrained(partial)
@@ -92,21 +89,6 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
     )
 
 
-def _save_base(backbone: GPTBackbone, folder: Path) -> None:
-    """Save the frozen weights of a backbone from scratch, without adapters."""
-    from safetensors.torch import save_file
-
-    state = {
-        name.replace(".base_layer", ""): value.contiguous()
-        for name, value in backbone.model.state_dict().items()
-        if "lora_" not in name and not name.startswith("lm_head")
-    }
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    backbone.model.config.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-
-
 def load_backbone(
     model: Path, values: dict[str, Any], dtype: DType | None, engine: Fast | Reference | None = None
 ) -> GPTBackbone:
@@ -122,12 +104,10 @@ def load_backbone(
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
         return from_folder(origin, torch_dtype, engine=engine)
     options = from_plain("backbone", values["backbone"])
-    origin = _locate_frozen(model, options, saved)
+    origin = _locate_frozen(options, saved)
     backbone = from_folder(origin, torch_dtype, str(model), engine)
-    layers = saved["layers"]
-    backbone.keep_first_layers(
-        layers if isinstance(layers, int) else len(layers)
-    )  # earlier versions saved their number
+    layers = saved["layers"]  # earlier versions saved their number
+    backbone.keep_first_layers(layers if isinstance(layers, int) else len(layers))
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
@@ -158,10 +138,8 @@ def has_full_weights(model: Path) -> bool:
     return (model / "model.safetensors").exists() or (model / "model.safetensors.index.json").exists()
 
 
-def _locate_frozen(model: Path, options: Any, saved: dict[str, Any]) -> BackboneOrigin:
+def _locate_frozen(options: Any, saved: dict[str, Any]) -> BackboneOrigin:
     """The backbone whose weights the run left as they were; ``saved`` is the content of backbone.json."""
-    if (model / "base").is_dir():
-        return BackboneOrigin(str(model / "base"), saved["source"], "")
     origin = _locate(options)
     if origin.weights_hash != saved["weights_hash"]:
         raise UserError(
@@ -250,8 +228,7 @@ def _locate_run(folder: Path) -> BackboneOrigin:
 def _merge_adapter(model: Path, values: dict[str, Any], name: str) -> BackboneOrigin:
     """The cached folder of a run's backbone with its adapter merged into the weights."""
     saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    base_hash = folder_hash(model / "base") if (model / "base").is_dir() else saved["weights_hash"]
-    identity = f"{folder_hash(model)} on {base_hash}"
+    identity = f"{folder_hash(model)} on {saved['weights_hash']}"
     folder = cache_folder() / "backbones" / digest(identity)
     if not usable(folder):
         backbone = load_backbone(model, values, DType.float32)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.resolve import ChosenOption, log_chosen, prepare_tasks, resolve_data
 from gptask.training.results import write_results
+
+if TYPE_CHECKING:
+    from gptask.model.backbone.backbone import GPTBackbone
 
 log = logging.getLogger("gptask")
 
@@ -99,13 +104,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
         trained_run = run.load_run(config.run, config.task, engine=config.engine)
         backbone, head = trained_run.backbone, trained_run.head
     else:
-        from gptask.model.backbone.backbone import load_or_build_backbone
-
-        origin = locate_backbone(config.backbone)
-        config, chosen = prepare_tasks(config, context.corpora)
-        backbone = load_or_build_backbone(
-            config.backbone, origin, lambda: builder.training_texts(corpus.task, corpus), config.engine
-        )
+        config, chosen, backbone = _bare_backbone(config, context.corpora)
         head = config.task.head(backbone)
     config, chosen_data = resolve_data(config, backbone)
     if is_main_process():
@@ -128,6 +127,18 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
         context = replace(context, config=config)
         context.write_config()
         write_results(context, module, runtime, config.split)
+
+
+def _bare_backbone(
+    config: Evaluate, corpora: Mapping[str, CachedCorpus]
+) -> tuple[Evaluate, list[ChosenOption], GPTBackbone]:
+    """The config with what its task chooses from the data, what that is, and the backbone that no run has tuned."""
+    from gptask.model.backbone.backbone import load_or_build_backbone
+
+    origin, ((_, corpus),) = locate_backbone(config.backbone), corpora.items()
+    config, chosen = prepare_tasks(config, corpora)
+    texts = partial(builder.training_texts, corpus.task, corpus)
+    return config, chosen, load_or_build_backbone(config.backbone, origin, texts, config.engine)
 
 
 def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int, tokenizer: Any) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gptask.config.schemas import DType, Evaluate, Full, Lora, Train
 from gptask.data.corpus import CachedCorpus
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, aligned, listing
 from gptask.model.text_task import WritingTask
 from gptask.plugins.discovery import plugin_of
 from gptask.plugins.task import Task, with_options
@@ -239,9 +239,7 @@ def log_chosen(chosen: Sequence[ChosenOption]) -> None:
     if not chosen:
         return
     rows = [("option", "value", "why"), *((one.name, _shown(one.value), one.reason) for one in chosen)]
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
-    lines = [f"  {name:{widths[0]}}  {value:{widths[1]}}  {reason}" for name, value, reason in rows]
-    log.info("%s", "\n".join(["Chosen for this data:", *lines]))
+    log.info("%s", "\n  ".join(["Chosen for this data:", *aligned(rows, left=3)]))
 
 
 def _shown(value: Any) -> str:

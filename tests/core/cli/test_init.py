@@ -12,6 +12,8 @@ from gptask.cli import USAGE, main
 from gptask.cli.output import print_json
 from gptask.cli.verbs import VERBS
 
+from tests.support.distributions import GOOD_TASK
+
 
 def test_help_lists_the_verbs(run_command):
     for arguments in ([], ["-h"], ["--help"], ["help"]):
@@ -52,6 +54,22 @@ def test_an_internal_error_shows_its_stack_trace_and_exits_with_70(run_command):
     assert ended.code == 70, "1 is what compare --fail-if-worse reports"
     assert "Traceback" in ended.err
     assert "ZeroDivisionError: ours" in ended.err
+    assert "internal error in gptask or a plugin; please report it" in ended.err
+
+
+def test_an_error_in_a_plugins_hook_names_the_plugin(run_command, install_plugin):
+    source = GOOD_TASK + "    def clean(self, rows, train, counts): return [row['txt'] for row in rows]\n"
+    place = install_plugin("echo-tasks", source, echo="echo_module:Good") / "echo_module.py"
+    line = len(source.rstrip().splitlines())
+    for raises in ("hook", "gptask"):  # ours below the plugin's own code is the plugin's too
+        rows = [{}] if raises == "hook" else map(fail(ZeroDivisionError("ours")), [None])
+        ended = run_command("train", "task=echo", action=lambda config, rows=rows: config.task.clean(rows, True, {}))
+        assert ended.code == 70
+        assert "Traceback" in ended.err
+        assert ended.err.splitlines()[-1] == (
+            f"gptask: task 'echo' (echo-tasks 1.2): clean() fails, {place}:{line}; the plugin's author must fix this"
+        )
+    ended = run_command("train", "task=echo", action=fail(ZeroDivisionError("ours")))  # the plugin is not on the way
     assert "internal error in gptask or a plugin; please report it" in ended.err
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from gptask import Field, Kind
 from gptask.config.schemas import Files
-from gptask.data.columns import EMPTY_VALUES, Columns, trained_columns
+from gptask.data.column_lookup import trained_columns
+from gptask.data.columns import EMPTY_VALUES, Columns
 from gptask.data.rows import Row, TableCells
 from gptask.errors import DataError, UserError
 from gptask_tasks.classification import Classification

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from gptask.config.schemas import Files
 from gptask.data.corpus import CachedCorpus
-from gptask.data.files import FileReader
+from gptask.data.files import FileReader, shortest_paths
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
 from gptask_tasks.translation import Translation
@@ -14,8 +14,8 @@ from gptask_tasks.translation import Translation
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("parts/b.csv", "parts/a.csv", "parts/c.csv.gz", "parts/.hidden.csv", "mixed/a.csv", "mixed/a.jsonl",
-                 "books/x.txt", "books/README.md", "nested/pos/1.txt", "nested/neg/1.txt", "odd/a[1].csv",
-                 "de/a.de", "de/b.de", "de/a.en"):  # fmt: skip
+                 "books/x.txt", "books/README.md", "nested/pos/1.txt", "nested/neg/1.txt", "more/neg/1.txt",
+                 "odd/a[1].csv", "de/a.de", "de/b.de", "de/a.en"):  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"text,label\n{name},x\n")
@@ -80,3 +80,27 @@ def test_a_bad_line_of_parallel_files_names_its_field(tmp_path: Path) -> None:
     reader = FileReader(Files(root=str(tmp_path)), {"source": "a.de", "target": "a.en"})
     *_, (_, bad) = reader.rows([field.name for field in Translation().fields()])
     assert str(bad.value).startswith("the source: byte 0xb5 at column 3")
+
+
+def test_ids_tell_files_of_one_name_apart(folder: Path) -> None:
+    for files, expected in {
+        "nested/*/*.txt": ["neg/1.txt:2", "pos/1.txt:2"],
+        "[mn]*/*/1.txt": ["more/neg/1.txt:2", "nested/neg/1.txt:2", "pos/1.txt:2"],
+        "nested/pos/1.txt": ["1.txt:2"],
+    }.items():
+        corpus = CachedCorpus(Classification(), Files(root=str(folder), test=files, format="csv"), 13)
+        assert [example["id"] for example in corpus.split("test")] == expected
+
+
+def test_shortest_paths_are_the_shortest_ends_of_the_paths_that_differ() -> None:
+    assert shortest_paths(["data/a.csv", "b.csv"]) == {"data/a.csv": "a.csv", "b.csv": "b.csv"}
+    assert shortest_paths(["1.txt", "a/1.txt"]) == {"1.txt": "1.txt", "a/1.txt": "a/1.txt"}
+    assert shortest_paths(["a/1.txt", "x/a/1.txt", "/c/1.txt"]) == {
+        "a/1.txt": "a/1.txt",
+        "x/a/1.txt": "x/a/1.txt",
+        "/c/1.txt": "c/1.txt",
+    }
+    assert shortest_paths(["x/f.json#train", "x/f.json#test"]) == {
+        "x/f.json#train": "f.json#train",
+        "x/f.json#test": "f.json#test",
+    }

@@ -39,7 +39,7 @@ def prompt_for(folder, **values):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "qwen3", "gemma3", "scratch"])
 def test_an_exported_classifier_gives_the_runs_probabilities_in_a_padded_batch(family, random_run, tmp_path):
-    run = random_run(Sentiment(labels=LABELS), family, Lora(rank=2))
+    run = random_run(Sentiment(labels=LABELS), family, Full() if family == "scratch" else Lora(rank=2))
     expected = [list(p.probabilities.values()) for p in run.predict({"text": text} for text in TEXTS)]
     folder = exported(run, tmp_path / "out")
     names = snippet(folder, prompts=[prompt_for(folder, text=text) for text in TEXTS])
@@ -78,7 +78,7 @@ def test_every_tuning_exports_several_labels_per_text(tuning, random_run, tmp_pa
 def test_an_exported_generator_writes_the_runs_texts(family, random_run, tmp_path):
     task = Translation(prompt="Say in French: {source}")
     task.generation.max_new_tokens = 8
-    run = random_run(task, family, Lora(rank=2))
+    run = random_run(task, family, Full() if family == "scratch" else Lora(rank=2))
     sources = ["good", "the lazy dog", "is it"]
     expected = [p.value for p in run.predict({"source": source} for source in sources)]
     folder = exported(run, tmp_path / "out")
@@ -172,7 +172,7 @@ def test_a_failing_write_leaves_nothing(random_run, tmp_path, monkeypatch):
 def test_an_exported_assistant_gives_the_runs_answers_by_the_template_of_the_readme(family, raw, random_run, tmp_path):
     task = TextGeneration(raw=raw)
     task.generation.max_new_tokens = 8
-    run = random_run(task, family, Lora(rank=2))
+    run = random_run(task, family, Full() if family == "scratch" else Lora(rank=2))
     expected = [p.value for p in run.predict(TEXTS[:3])]
     folder = exported(run, tmp_path / "out")
     names = snippet(folder, prompts=[prompt_for(folder, messages=text) for text in TEXTS[:3]])

@@ -32,6 +32,20 @@ def test_a_folder_with_nothing_but_its_log_is_removed(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "train.log"}
 
 
+def test_the_folders_made_for_an_empty_one_are_removed_with_it(tmp_path):
+    for outputs, folder in ((f"{tmp_path}/new/outputs", None), ("", f"{tmp_path}/new/a/b")):
+        with open_run_folder(outputs, "qa", folder):
+            assert (tmp_path / "new").is_dir()
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with open_run_folder(str(tmp_path / "mine"), "qa", None):
+        (tmp_path / "mine/qa/other").mkdir()  # another run begins
+    assert [path.name for path in (tmp_path / "mine/qa").iterdir()] == ["other"]
+    with open_run_folder(str(tmp_path / "mine"), "sst", None):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["qa"]
+
+
 def test_the_log_of_a_run_lies_in_its_folder(tmp_path, monkeypatch):
     log = logging.getLogger("gptask")
     monkeypatch.setattr(log, "level", logging.INFO)

@@ -171,6 +171,45 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
     assert not list(tmp_path.rglob("train.log"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": {"foo": "text"}}, r"^data\.columns\.foo: the task has no field 'foo'; it has label, text"),
+        ({"test_columns": {"foo": "text"}}, r"^data\.test_columns\.foo: the task has no field 'foo'"),
+        (
+            {"columns": {"text": ["text", "label"]}},
+            r"^data\.columns\.text=\[text, label\]: text is text, and takes one",
+        ),
+        ({"labels": "nofile.txt"}, r"^no such file: nofile\.txt"),
+        ({"labels": {"1": None}}, r"^data\.labels gives '1' the name None"),
+        ({"delimiter": "xx"}, r"^data\.delimiter='xx' must be"),
+        ({"quote": "xx"}, r"^data\.quote='xx' must be"),
+        ({"encoding": "xx"}, r"^data\.encoding='xx' is unknown"),
+        ({"format": "xx"}, r"^data\.format='xx' is unknown"),
+        ({"format": "lines", "pattern": "("}, r"^data\.pattern '\(' is not a valid"),
+        ({"format": "lines", "pattern": "x"}, r"^data\.pattern 'x' names no group"),
+        # what only the rows tell
+        ({"labels": {"1": "a"}}, r"^d\.csv:2: label 'good' is not in data\.labels: 1"),
+        ({"columns": {"text": "nix"}}, r"^d\.csv:2: no column 'nix' for text"),
+        ({"group": "nix"}, r"^d\.csv:2: no column 'nix' for data\.group"),
+        ({"test": "bad.csv", "validation": "d.csv"}, r"^bad\.csv:2: the label is null|^bad\.csv:2: the label is empty"),
+    ],
+)
+def test_a_wrong_option_of_data_leaves_no_folder(options, message, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.csv").write_text(
+        "text,label\n" + "".join(f"text {n},{'good' if n % 2 else 'bad'}\n" for n in range(1, 9))
+    )
+    (tmp_path / "bad.csv").write_text("text,label\na text,\n")
+    caplog.set_level(logging.INFO, "gptask")
+    data = Files(**({"train": "d.csv", "test": "d.csv"} | options))
+    with pytest.raises(UserError, match=message) as raised:
+        train(small_config(tmp_path / "new" / "outputs", task=Classification(), data=data))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "new").exists()
+    assert message.startswith((r"^d\.csv", r"^bad\.csv")) == ("run folder" in caplog.text)
+
+
 def test_an_existing_folder_is_never_reused(tmp_path):
     with pytest.raises(UserError, match="exists; choose another"):
         train(small_config(tmp_path, folder=str(tmp_path)))

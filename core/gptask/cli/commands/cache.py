@@ -10,7 +10,7 @@ from typing import Any
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import print_json
 from gptask.data.cache import SUFFIXES, CacheEntry, cache_folder, entries, remove
-from gptask.errors import UserError
+from gptask.errors import UserError, aligned
 
 DESCRIPTION = """List what the cache holds: entries and megabytes by kind. The folder is $GPTASK_CACHE, else
 ~/.cache/gptask; all of it can be deleted at any time, and is made again when it is needed.
@@ -38,10 +38,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.format == "json":
         print_json({"folder": str(cache_folder()), "pruned": options.prune, "kinds": rows})
         return 0
-    sys.stdout.write(f"{cache_folder()}\n{'kind':<12}{'entries':>9}{'MB':>10}{'stale':>9}{'stale MB':>10}\n")
+    table = [["kind", "entries", "MB", "stale", "stale MB"]]
     for row in rows:
-        megabytes, stale_megabytes = (f"{row[name] / 1e6:.1f}" for name in ("bytes", "stale_bytes"))
-        sys.stdout.write(f"{row['kind']:<12}{row['entries']:>9}{megabytes:>10}{row['stale']:>9}{stale_megabytes:>10}\n")
+        sizes = [f"{row[name] / 1e6:,.1f}" for name in ("bytes", "stale_bytes")]
+        table.append([row["kind"], f"{row['entries']:,}", sizes[0], f"{row['stale']:,}", sizes[1]])
+    sys.stdout.write("\n".join([str(cache_folder()), *aligned(table), ""]))
     if options.prune:
         sys.stdout.write(f"removed the stale entries: {rows[-1]['stale']}, {rows[-1]['stale_bytes'] / 1e6:.1f} MB\n")
     return 0

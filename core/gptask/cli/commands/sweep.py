@@ -7,8 +7,9 @@ import hashlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from gptask.cli.arguments import VerbParser
 from gptask.cli.hydra.compose import compose, loader
@@ -154,7 +155,23 @@ def train_config(overrides: Sequence[str]) -> Train:
 
     config = with_user_errors(command_line, composed)
     check_trainer_options(config.trainer)
+    _require_validation(config.trainer)
     return config
+
+
+def _require_validation(options: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options of the Trainer with which no validation runs: there is nothing to compare then."""
+    for name in ("limit_val_batches", "limit_train_batches", "max_epochs", "max_steps"):
+        if options.get(name) == 0:
+            raise UserError(
+                f"trainer.{name}=0: no validation runs, and trials are compared by validation; leave it out"
+            )
+    every, epochs = options.get("check_val_every_n_epoch"), options.get("max_epochs")
+    if every and epochs and 0 < epochs < every:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={every}: no validation runs in trainer.max_epochs={epochs}, and trials "
+            "are compared by validation; lower it"
+        )
 
 
 def show(plan: SweepPlan, study: Study) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import print_json
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, aligned, listing
 from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field
@@ -206,10 +206,7 @@ def _description(plugin: Plugin, fields: list[Field] | None = None) -> dict[str,
 def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: of the terminal's width on a terminal, elsewhere aligned columns that are never cut."""
     if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        for row in (columns, *rows):
-            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            sys.stdout.write(f"{line.rstrip()}\n")
+        sys.stdout.write("\n".join([*aligned([columns, *rows], left=len(columns)), ""]))
         return
     from rich import box  # for start-up time
     from rich.console import Console

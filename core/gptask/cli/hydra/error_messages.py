@@ -196,6 +196,8 @@ class CommandLine:
         """The choices of a group that have an option which the present choice lacks."""
         prefix = (re.match(r"tasks\.\w+\.", key) or [""])[0]
         group, _, name = key.removeprefix(prefix).partition(".")
+        if prefix and (note := self._other_tasks_note(prefix, group, name)):
+            return note
         if group == "task":
             discover()  # loads every plugin
         schemas = stored_configs(group) if group in self.groups and name else {}
@@ -203,9 +205,22 @@ class CommandLine:
         owners = [choice for choice in self.choices(group) if choice in with_option] if with_option else []
         return f" It belongs to {' or '.join(f'{prefix}{group}={choice}' for choice in owners)}." if owners else ""
 
+    def _other_tasks_note(self, prefix: str, group: str, name: str) -> str:
+        """The override for the tasks that have an option which one of several lacks."""
+        owners = [
+            task
+            for task in self.options_under("tasks")
+            if f"tasks.{task}." != prefix and name.split(".")[0] in self.options_under(f"tasks.{task}.{group}")
+        ]
+        typed = [o.lstrip("+") for o in self.overrides if o.lstrip("+").startswith(f"{prefix}{group}.{name}")]
+        option = typed[-1].removeprefix(prefix) if typed else f"{group}.{name}"
+        return f" Set it for the tasks that have it: {listing(f'tasks.{task}.{option}' for task in owners)}." * bool(
+            owners
+        )
+
 
 MESSAGE_RULES: tuple[tuple[str, Callable[[CommandLine, re.Match[str], str], str]], ...] = (
-    (r"In '([^']+)': Could not (?:find|load) '([\w/]+)/([^']+)'", CommandLine._unknown_choice),
+    (r"In '([^']+)': Could not (?:find|load) '([\w/]+)/([^']*)'", CommandLine._unknown_choice),
     (r"In '([^']+)': \w+ raised while composing", CommandLine._invalid_saved_value),
     (r"Could not (?:override|append to|delete from) (?:config\. )?'([^']+)'", CommandLine._unknown_key),
     (r"Error merging override (.+)", CommandLine._invalid_value),

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Hub, Sample
+from gptask.data.files import shortest_paths
 from gptask.errors import listing
 from gptask.runs.cards.card_facts import hub_id
 from gptask.runs.markdown import one_line
@@ -60,7 +60,7 @@ def scores(card: CardFacts) -> list[Any]:
     options, split = card.options, card.result["split"]
     hub_dataset = card.hub_dataset(split)
     sample = f"{card.plugin.name}-sample" if isinstance(card.config.data, Sample) else ""
-    files = one_line(listing(Path(name).name for name in card.files(split)))
+    files = one_line(listing(shortest_paths(card.files(split)).values()))
     source: dict[str, Any] = {
         "task_type": PIPELINE_TAGS.get(str(card.auto_class), card.plugin.name),
         "task_name": card.plugin.name,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Sample, Scratch
+from gptask.data.files import shortest_paths
 from gptask.plugins.metric import interval_text, value_text
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
@@ -129,11 +129,9 @@ class ModelCard(CardFacts):
         rows = []
         for split in ("train", "validation", "test") if self.trained else (self.result["split"],):
             note = " (cut from train)" if self.corpus and self.corpus.split_source(split) is None else ""
-            from_hub = self.hub_dataset(split)
-            sources = [
-                f"{code_span(name if from_hub else Path(name).name)} {code_span(content_hash[:16])}"
-                for name, content_hash in self.files(split).items()
-            ]
+            hashes = self.files(split)
+            names = {name: name for name in hashes} if self.hub_dataset(split) else shortest_paths(hashes)
+            sources = [f"{code_span(names[name])} {code_span(hashes[name][:16])}" for name in hashes]
             rows.append([split + note, f"{len(self.data.examples(split)):,}", "<br>".join(sources) or "unknown"])
         return table(["split", "examples", "source, with the start of its content hash"], rows)
 
@@ -213,8 +211,6 @@ class ModelCard(CardFacts):
 
     def base_and_comment(self) -> tuple[str, str]:
         """The arguments that load the backbone below an adapter, and what it is."""
-        if (self.model / "base").is_dir():
-            return repr(str(self.model / "base")), "its own, from scratch"
         options, comment = self.config.backbone, f"the backbone {one_line(self.config.backbone.source)}"
         if self.base_model is None:
             return repr(self.backbone.origin.location), comment + ", converted by gptask" * self.is_converted

@@ -70,6 +70,28 @@ def test_a_superfluous_plus_is_accepted(run_command):
     assert config.trainer["max_steps"] == 4
 
 
+def test_a_recorded_command_runs_again_as_it_is(run_command):
+    for line in (
+        ["backbone=nano", "++trainer.max_epochs=2", "trainer.precision=32-true", 'task.prompt=It\'s {text}, "ok"?'],
+        [
+            "task=classification",
+            "data=files",
+            "data.train=a b.csv",
+            "data.labels={0: no, 1: yes}",
+            "data.columns.text=x",
+        ],
+        [
+            "tasks=[qa,mood:sentiment]",
+            "++trainer.max_steps=3",
+            "tasks.qa.data.limit.train=4",
+            "tasks.qa.task.prompt=a, b",
+        ],
+    ):
+        once = run_command("train", *line)
+        again = run_command(*shlex.split(once.commands[0])[1:])
+        assert (again.config, again.commands) == (once.config, once.commands)
+
+
 def test_flags_can_stand_anywhere(run_command):
     ended = run_command("train", "task=qa", "-m", "seed=1,2")
     assert [config.seed for config in ended.configs] == [1, 2]

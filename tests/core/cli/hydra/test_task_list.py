@@ -71,6 +71,15 @@ def test_a_preset_keeps_its_data_while_its_kind_is_unchanged(run_command):
         (["tasks=[qa]", "mixing.temprature=1"], "Did you mean 'temperature'?"),
         (["tasks=[qa]", "task=sentiment"], "task= is for a run of one task"),
         (["tasks=[qa]", "experiment=sst2"], "experiment= is for a run of one task"),
+        (
+            ["tasks=[qa,classification]", "task.generation.max_new_tokens=5"],
+            "Set it for the tasks that have it: tasks.qa.task.generation.max_new_tokens=5.",
+        ),
+        (
+            ["tasks=[a:qa,b:sentiment,c:translation]", "tasks.b.task.generation.stop=[x]"],
+            "tasks.a.task.generation.stop=[x], tasks.c.task.generation.stop=[x].",
+        ),
+        (["tasks=[qa,sentiment]", "task.nowhere=1"], "unknown option 'tasks.qa.task.nowhere'"),
         (["tasks=[qa,qa]"], "names 'qa' twice"),
         (["tasks=[model:qa]"], "is the name of a folder that every run has"),
         (["tasks=qa"], "expected a list"),

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -148,9 +149,8 @@ def written_by(code, template, rows):
 SOURCES = [{"source": source} for source in ("good", "the lazy dog jumps", "is it very bad?")]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "scratch"])
-@pytest.mark.parametrize("tuning", GENERATING_TUNINGS)
-def test_the_cards_code_writes_the_runs_texts_for_every_tuning(tuning, family, random_run, caplog):
+@pytest.mark.parametrize(("family", "tuning"), [*product(["llama", "gemma3"], GENERATING_TUNINGS), ("scratch", "full")])
+def test_the_cards_code_writes_the_runs_texts_for_every_tuning(family, tuning, random_run, caplog):
     task = Translation(prompt="Say in French: {source}")
     task.generation.max_new_tokens, task.generation.stop = 8, ["e"]
     run = random_run(task, family, GENERATING_TUNINGS[tuning], layers=6)
