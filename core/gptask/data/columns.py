@@ -133,7 +133,8 @@ class Columns:
         rows = iter(rows)
         if not self.aligned:
             return rows
-        columns = {field.name: _as_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        aligned = [name for name, kind in self.kinds.items() if kind in ALIGNED_KINDS]  # tags that aren't read, too
+        columns = {name: _as_list(self.column_of.get(name, name)) for name in aligned}
         word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
         column = self.sentence_column
         if column is None:
@@ -152,6 +153,7 @@ class Columns:
         if isinstance(row.value, DataError):
             raise row.value
         cells: Any = row.value
+        self._refuse_ambiguous(cells)
         if self.convert_row:
             mapped_cells: dict[str, Any] = {}
             if isinstance(cells, dict):
@@ -177,6 +179,16 @@ class Columns:
         if self.group:
             example["group"] = self._group_value(row.value, self.group)
         return example
+
+    def _refuse_ambiguous(self, row: Any) -> None:
+        """Raise `DataError` for a row with several columns that may be a field: of its name, and those of training."""
+        for name, trained in self.trained_columns.items() if isinstance(row, dict) else ():
+            there = [column for column in dict.fromkeys((name, *trained)) if column in row]
+            if len(there) > 1 and any(field.name == name for field in self.fields):
+                raise DataError(
+                    f"the {name} may be in {listing(map(repr, there))}: the run has read it from {listing(trained)}. "
+                    f"Set data.columns.{name}=<column>, or leave the others out"
+                )
 
     def _group_value(self, row: Any, column: str) -> str:
         """The text in the column ``data.group``; raises `DataError` for a row without it."""
@@ -262,7 +274,9 @@ class Columns:
                 f"a plain line can't be split into {listing(self.required)}; set data.pattern or "
                 "data.columns.<field>=<position>, or give a file for each ({field: file})"
             )
-        hint = " The row has a single cell: is data.format or data.delimiter right?" if len(row) == 1 else ""
+        in_table = isinstance(row, TableCells | list)
+        single = len(row) == 1 and in_table
+        hint = " The row has a single cell: is data.format or data.delimiter right?" if single else ""
         if isinstance(row, list):
             return (
                 f"no column '{column}' for {name}: the row has {len(row)} cells without names; "
@@ -277,7 +291,6 @@ class Columns:
             )
         if name in self.aligned and word_rows.has_character_spans(row):
             hint = f" {word_rows.SPANS_HINT}"
-        in_table = isinstance(row, TableCells)
         no_header = (
             f", or for a table without header data.header=false and positions.{hint}" if in_table else f".{hint}"
         )

@@ -152,6 +152,8 @@ def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> d
     for field in columns.fields:
         default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else field.name
         column = str(column_names.get(field.name, default))
+        if column not in others and field.name not in column_names:
+            column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
         column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
         cell = others.pop(column, None)
         cells[field.name] = example[field.name] if isinstance(example, dict) else cell

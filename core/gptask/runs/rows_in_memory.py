@@ -100,13 +100,16 @@ def _row_value(example: Any, columns: Columns) -> dict[str, Any] | str | DataErr
 
 
 def _missing_field(names: Iterable[str], columns: Columns) -> DataError | None:
-    """The error for a row or table without a required field, None where it has all."""
+    """The error for a row or table without a required field, None where it has all, if under names of the training."""
     names = list(names)
-    missing = [name for name in columns.required if name not in names]
+    places = {name: [name, *columns.trained_columns.get(name, [])] for name in columns.required}
+    there = {*names, *(column for columns in places.values() for column in columns if column.split(".")[0] in names)}
+    missing = [name for name, candidates in places.items() if there.isdisjoint(candidates)]
     if not missing:
         return None
+    cause = f", which task.prompt names as {{{missing[0]}}}," if missing[0] in columns.prompt_columns else ""
     return DataError(
-        f"no '{missing[0]}' among {listing(names)}; rename the column that holds it.{nearest(missing[0], names)}"
+        f"no '{missing[0]}'{cause} among {listing(names)}; rename the column that holds it.{nearest(missing[0], names)}"
     )
 
 
@@ -126,10 +129,13 @@ def _frame_rows(frame: Any) -> Iterator[dict[Any, Any]]:
         yield from part.where(part.notna(), None).to_dict("records")
 
 
-def _arrow_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
+def _arrow_rows(table: Any, columns: Columns) -> Iterator[Any]:
     import pyarrow as pa
 
-    reader = pa.RecordBatchReader.from_stream(table)
+    try:
+        reader = pa.RecordBatchReader.from_stream(table)
+    except pa.ArrowInvalid:  # a single column: pyarrow's ChunkedArray, a Series of polars
+        return iter(pa.chunked_array(table).to_pylist())
     _check_table(table, reader.schema.names, columns)
     return (
         row
