@@ -60,6 +60,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.plugins.resampling",
     "gptask.runs.predictions_file",
     "gptask.runs.saved_model",
+    "gptask.training.baseline",
     "gptask.training.builder",
     "gptask.training.context",
     "gptask.training.evaluate",
