@@ -30,6 +30,7 @@ gptask <verb> --help shows the verb's options; --cfg job prints a config without
 Shell completion: eval "$(gptask -sc install=bash)"
 GPTASK_DEBUG=1 shows stack traces.
 """
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # `gptask tasks | head`: the reader is gone, and flushing at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141  # as a shell reports a program that SIGPIPE ended
+        code = BROKEN_PIPE
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = BROKEN_PIPE  # rich exits with 1, which is bad news here
     except (Exception, KeyboardInterrupt) as error:
         code = report_error(error)
     sys.exit(code)

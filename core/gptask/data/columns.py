@@ -145,7 +145,8 @@ class Columns:
         rows = iter(rows)
         if not self.aligned:
             return rows
-        columns = {field.name: column_list(column) for field, column, _ in self.columns if field.name in self.aligned}
+        aligned = [name for name, kind in self.kinds.items() if kind in ALIGNED_KINDS]  # tags that aren't read, too
+        columns = {name: column_list(self.column_of.get(name, name)) for name in aligned}
         word_columns = [name for field in columns for name in (*columns[field], *self.trained_columns.get(field, []))]
         column = self.sentence_column
         if column is None:
@@ -165,6 +166,7 @@ class Columns:
             raise row.value
         self._refuse_targets_in_prompt(row.value)
         cells: Any = row.value
+        self._refuse_ambiguous(cells)
         if self.convert_row:
             mapped_cells: dict[str, Any] = {}
             if isinstance(cells, dict):
@@ -190,6 +192,16 @@ class Columns:
         if self.group:
             example["group"] = self._group_value(row.value, self.group)
         return example
+
+    def _refuse_ambiguous(self, row: Any) -> None:
+        """Raise `DataError` for a row with several columns that may be a field: of its name, and those of training."""
+        for name, trained in self.trained_columns.items() if isinstance(row, dict) else ():
+            there = [column for column in dict.fromkeys((name, *trained)) if column in row]
+            if len(there) > 1 and any(field.name == name for field in self.fields):
+                raise DataError(
+                    f"the {name} may be in {listing(map(repr, there))}: the run has read it from {listing(trained)}. "
+                    f"Set data.columns.{name}=<column>, or leave the others out"
+                )
 
     def _group_value(self, row: Any, column: str) -> str:
         """The text in the column ``data.group``; raises `DataError` for a row without it."""

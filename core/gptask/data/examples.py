@@ -52,6 +52,11 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return self.store.records_at(self.rows)
 
+    def without(self, digests: Sequence[int]) -> Examples:
+        """The examples whose input digest is none of these."""
+        kept = ~np.isin(self.digests, np.asarray(digests, dtype=np.int64))
+        return self if kept.all() else Examples(self.store, self.rows[kept], self.name)
+
     @property
     def digests(self) -> np.ndarray:
         """The input digest of every example, shape (N,)."""

@@ -78,6 +78,14 @@ class PromptedTask(Task):
         if not self.shown_inputs(self.template):
             first = next(f.name for f in self.fields() if not f.target)
             raise UserError(f"task.prompt {self.template!r} uses no field; put {{{first}}} into it")
+        values = {f.name: 1.0 if f.kind is Kind.NUMBER else "" for f in self.inputs()} | self.placeholders({})
+        try:
+            PromptFormatter().vformat(self.template, (), values)
+        except (ValueError, KeyError) as error:  # what follows a : or ! in a placeholder
+            raise UserError(
+                f"task.prompt {self.template!r} can't be filled in: {error}. A placeholder is a name in braces; write "
+                "{{ }} for literal ones"
+            ) from error
 
     def _check_placeholder(self, name: str) -> None:
         """Raise `UserError` for a placeholder that names neither an input nor a possible column."""

@@ -155,6 +155,8 @@ def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> d
         named = (name for name in columns.accepted_names(field.name) if name in others)
         default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
         column = str(column_names.get(field.name, default))
+        if column not in others and field.name not in column_names:
+            column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
         column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
         candidates = (column, *columns.trained_columns.get(field.name, []))
         cell = others.pop(next((name for name in candidates if name in others), column), None)

@@ -129,10 +129,13 @@ def _frame_rows(frame: Any) -> Iterator[dict[Any, Any]]:
         yield from part.where(part.notna(), None).to_dict("records")
 
 
-def _arrow_rows(table: Any, columns: Columns) -> Iterator[dict[str, Any]]:
+def _arrow_rows(table: Any, columns: Columns) -> Iterator[Any]:
     import pyarrow as pa
 
-    reader = pa.RecordBatchReader.from_stream(table)
+    try:
+        reader = pa.RecordBatchReader.from_stream(table)
+    except pa.ArrowInvalid:  # a single column: pyarrow's ChunkedArray, a Series of polars
+        return iter(pa.chunked_array(table).to_pylist())
     _check_table(table, reader.schema.names, columns)
     return (
         row

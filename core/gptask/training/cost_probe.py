@@ -6,17 +6,15 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from gptask.data.datamodule import DataModule, PaddedBatch
-from gptask.model.generation.generate import MAX_KV_BYTES, position_bytes
+from gptask.model.generation.generate import MAX_KV_BYTES, generate, position_bytes
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.runs.provenance import peak_memory_mb
@@ -213,16 +211,13 @@ def _decoding_seconds(module: GPTModule, runtime: TaskRuntime, split: str, batch
 
     A step of B rows takes a + bB seconds; a, b and the time of reading a prompt's token are measured.
     """
-    head: Any = copy(runtime.head)
-    options: GenerationOptions = head.options
+    options: GenerationOptions = runtime.head.options  # type: ignore[assignment]
     prompts = (batch.prompts() * PROBE_ROWS)[:PROBE_ROWS]
 
     def seconds(rows: int, steps: int) -> float:
-        head.options = replace(options, max_new_tokens=steps, min_new_tokens=steps, stop=[])
+        timed_options = replace(options, max_new_tokens=steps, min_new_tokens=steps, stop=[])
         start = time.perf_counter()
-        few = copy(batch)
-        few.prompts = lambda: prompts[:rows]  # type: ignore[method-assign]
-        head.predict(None, few)
+        generate(module.backbone, prompts[:rows], timed_options)
         return time.perf_counter() - start
 
     seconds(PROBE_ROWS, 2)  # packs the weights

@@ -249,5 +249,5 @@ def _shown(value: Any) -> str:
     elif isinstance(value, bool) or value is None:
         text = {True: "true", False: "false", None: "null"}[value]
     else:
-        text = value.name if isinstance(value, Enum) else str(value)
+        text = value.name if isinstance(value, Enum) else str(value).replace("\n", "\\n")
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

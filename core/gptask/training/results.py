@@ -131,14 +131,21 @@ def _warn_of_one_answer(predictions: Sequence[Prediction], examples: Sequence[Ex
 def _baselines(
     context: RunContext[Any], runtime: TaskRuntime, examples: Sequence[Example], statistics: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The baselines of the main metric; none without training data, or with ``baseline=false``."""
+    """The baselines of the main metric; none without training data, or with ``baseline=false``.
+
+    They learn from and are tuned on no example that they are scored on, as where a run is evaluated on a split it was
+    trained or selected on, or on a file that its data is cut from.
+    """
     (corpus,) = context.corpora.values()
     task = runtime.task
     metric = baseline_metric(task)
     if not (context.config.baseline and examples and metric and corpus.split_source("train") is not None):
         return {}
     rows = np.asarray([row[metric.name] for row in statistics])
-    splits = {name: corpus.split(name) for name in ("train", "validation")}
+    tested = [example["digest"] for example in examples]
+    splits = {name: corpus.split(name).without(tested) for name in ("train", "validation")}
+    if not len(splits["train"]):
+        return {}
     return baseline_scores(task, metric, rows, examples, splits)
 
 

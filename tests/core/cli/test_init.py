@@ -118,6 +118,20 @@ def test_a_stream_that_the_shell_has_closed_is_no_defect(closed, monkeypatch):
         assert stop.value.code == code
 
 
+@pytest.mark.parametrize(("cause", "code"), [(BrokenPipeError, 141), (ValueError, 1)])
+def test_a_reader_that_stops_is_not_reported_as_bad_news(cause, code, monkeypatch):
+    def dispatch(arguments):
+        try:
+            raise cause
+        except cause:
+            sys.exit(1)  # as rich does where its output is closed
+
+    monkeypatch.setattr("gptask.cli._dispatch", dispatch)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare"])
+    assert stop.value.code == code
+
+
 def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))

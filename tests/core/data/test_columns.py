@@ -378,7 +378,10 @@ def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> 
     for name in ("text", "context", "dialogue"):
         assert columns.example(Row(1, {name: "good", "other": "x"})) == {"text": "good"}
     both = {"text": "own", "context": "trained"}
-    assert columns.example(Row(1, both)) == {"text": "own"}
+    with pytest.raises(DataError, match=r"the text may be in 'text', 'context': .* Set data\.columns\.text=<column>"):
+        columns.example(Row(1, both))
+    told = Columns(TaskWithFields(TEXT), Files(columns={"text": "text"}), trained_columns=trained_columns(trained))
+    assert told.example(Row(1, both)) == {"text": "own"}
     with pytest.raises(DataError, match="no column 'text' for text; there are: other"):
         columns.example(Row(1, {"other": "x"}))
     named = Columns(TaskWithFields(TEXT), Files(columns={"text": "contxt"}), trained_columns=trained_columns(trained))

@@ -54,6 +54,13 @@ def test_a_field_of_value_zero_is_written_and_a_missing_one_is_empty() -> None:
     assert Count().render({"number": None, "word": None})[0] == " is"
 
 
+@pytest.mark.parametrize("rest", ["note:d", "note!x", "note:>{width}", "oc.env:HOME", "number:s"])
+def test_a_placeholder_that_cannot_be_filled_in_is_refused(rest: str) -> None:
+    with pytest.raises(UserError, match=r"can't be filled in: .*write \{\{ \}\} for literal"):
+        Count(prompt=f"{{number}} {{{rest}}}").validate()
+    Count(prompt="{number:.1f} {note:>6}").validate()
+
+
 def test_literal_braces_are_possible() -> None:
     task = Count(prompt="{{n: {number}}}")
     task.validate()

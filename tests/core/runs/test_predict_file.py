@@ -17,6 +17,7 @@ from gptask import DataError, UserError, train
 from gptask.config.schemas import BadRowPolicy, Files, Predict
 from gptask.runs.predict_file import predict
 from gptask.runs.predictor import MAX_CHUNK
+from gptask_tasks.classification import Classification
 
 from tests.support.configs import small_config
 
@@ -58,12 +59,24 @@ def test_columns_are_mapped_and_plain_lines_are_texts(run, tmp_path, capsys):
     assert lines[0]["score"] == pytest.approx(lines[2]["score"], abs=1e-5)
 
 
-def test_a_column_that_training_read_for_a_field_is_not_repeated(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda data: {"text": ["body", "review"]})
-    (tmp_path / "a.csv").write_text("n,review\n1,good\n")
+def test_columns_of_the_training_are_read_and_not_repeated_but_never_chosen_by_chance(tmp_path, capsys):
+    file, small = tmp_path / "train.csv", {"max_steps": 1, "accelerator": "cpu"}
+    file.write_text("text,review,label\n" + "".join(f"t{n},r{n},{'ab'[n % 2]}\n" for n in range(20)))
+    data = Files(train=str(file), columns={"text": "review"})
+    run = train(small_config(tmp_path, task=Classification(), data=data, trainer=small))
+    (tmp_path / "a.csv").write_text("review,n\ngood,1\n")
     call(run, tmp_path / "a.csv")
     line = json.loads(capsys.readouterr().out)
     assert (line["text"], line["n"], "review" in line) == ("good", "1", False)
+    (prediction,) = run.predict({"review": "good"})
+    assert prediction.score == pytest.approx(line["score"], abs=1e-5)
+    message = r"1: the text may be in 'text', 'review': the run has read it from review\. Set data\.columns\.text="
+    with pytest.raises(DataError, match=message):
+        list(run.predict({"text": "good", "review": "good"}))
+    with pytest.raises(DataError, match=message.replace("1:", "train.csv:2:")):
+        call(run, file)
+    call(run, file, data=Files(columns={"text": "review"}))
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] == "r0"
 
 
 def test_a_bad_row_ends_with_its_file_and_line_after_the_rows_before_it(run, tmp_path, capsys):
@@ -194,16 +207,6 @@ def test_columns_of_every_input_format_are_kept(run, tmp_path):
     (row,) = read_all(tmp_path / "c.jsonl")
     assert (row["id"], row["text"], row["input_text"]) == ("k1", "good", "other")
     assert not {"key", "review"} & {*row}
-
-
-@pytest.mark.parametrize(("header", "kept"), [("review,n", {"n"}), ("text,review", {"review"})])
-def test_the_column_that_the_run_has_read_a_field_from_is_not_repeated(header, kept, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gptask.runs.predict_file.trained_columns", lambda _: {"text": ["review"]})
-    (tmp_path / "in.csv").write_text(f"{header}\ngood,bad\n")
-    call(run, tmp_path / "in.csv", output=str(tmp_path / "out.jsonl"))
-    (row,) = read_all(tmp_path / "out.jsonl")
-    assert row["text"] == "good"
-    assert row.keys() - {"row", "text", "prediction", "score", "probabilities"} == kept
 
 
 @pytest.mark.parametrize(

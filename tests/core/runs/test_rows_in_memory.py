@@ -44,6 +44,7 @@ FORMS = {
     "array of texts": lambda: np.array(TEXTS),
     "DataFrame": lambda: pd.DataFrame(ROWS),
     "DataFrame with an index and categories": lambda: pd.DataFrame(ROWS, index=[7, 7, 9]).astype({"text": "category"}),
+    "ChunkedArray": lambda: pa.table({"text": TEXTS})["text"],
     "Series": lambda: pd.DataFrame(ROWS)["text"],
     "Dataset": lambda: Dataset.from_list(ROWS),
     "formatted Dataset": lambda: Dataset.from_list(ROWS).with_format("numpy"),

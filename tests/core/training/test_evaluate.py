@@ -185,6 +185,26 @@ def test_a_split_that_is_asked_for_is_no_warning(scored, caplog):
     assert record.levelno == logging.INFO
 
 
+def test_baselines_learn_from_no_example_that_they_are_scored_on(scored, cut_run, monkeypatch):
+    seen = []
+
+    def record(task, metric, rows, examples, splits):
+        seen.append([{example["text"] for example in part} for part in (examples, *splits.values())])
+        return {}
+
+    monkeypatch.setattr("gptask.training.results.baseline_scores", record)
+    train_file = read_config(cut_run.folder)["data"]["train"]
+    for split, sizes in (("test", (15, 60, 20)), ("validation", (20, 60, 0))):
+        scored(split)
+        assert tuple(map(len, seen.pop())) == sizes
+    scored("train")
+    assert not seen
+    scored(data={"test": train_file, "limit": Limit(test=15)})  # a test file that train is cut from
+    ((tested, *learned),) = seen
+    assert len(tested) == 15
+    assert all(part and not tested & part for part in learned)
+
+
 def test_a_training_keeps_the_overlap_of_its_test_in_metrics_json(tmp_path):
     data = Files(
         train=write_rows(tmp_path / "train.jsonl", range(20)),

@@ -9,6 +9,8 @@ from typing import Any
 from gptask.config.schemas import Sample, Scratch
 from gptask.data.files import shortest_paths
 from gptask.plugins.metric import interval_text, value_text
+from gptask.plugins.task import Task
+from gptask.plugins.types import Kind
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
@@ -42,6 +44,13 @@ Licence of the data: {license}.{sample}
 
 {limits}
 """
+EXAMPLE_VALUES: dict[Kind, Any] = {  # of inputs that a text can't be
+    Kind.TEXTS: ["..."],
+    Kind.INTEGERS: [0],
+    Kind.NUMBER: 0,
+    Kind.MESSAGES: [{"role": "user", "content": "..."}],
+    Kind.TOKENS: ["...", "..."],
+}
 GPTASK_CODE = """import gptask
 
 run = gptask.load_run({folder!r})
@@ -167,7 +176,7 @@ class ModelCard(CardFacts):
         if not self.trained:
             return "The model is in the run named above." if self.config.run else "There is no model to load."
         folder = shlex.quote(f"run={self.folder}")
-        example = {f.name: "..." for f in self.config.task.inputs()}
+        example = example_input(self.config.task)
         parts = [
             "With gptask:",
             fenced("bash", f"gptask predict {folder} input=<file>"),
@@ -246,3 +255,8 @@ class ModelCard(CardFacts):
         if self.auto_class == "AutoModelForCausalLM":
             sentences.append("The generated text can be fluent and wrong: have it checked where that matters.")
         return sentences
+
+
+def example_input(task: Task) -> dict[str, Any]:
+    """The smallest example that a task predicts, for a reader to fill in."""
+    return {field.name: EXAMPLE_VALUES.get(field.kind, "...") for field in task.inputs() if field.required}

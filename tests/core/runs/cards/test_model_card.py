@@ -11,6 +11,7 @@ import torch
 from gptask import Config, train
 from gptask.config.conversion import from_plain
 from gptask.config.schemas import (
+    Data,
     DType,
     Evaluate,
     Export,
@@ -23,7 +24,10 @@ from gptask.config.schemas import (
     Pretrained,
     Sample,
 )
+from gptask.data.columns import Columns
+from gptask.data.rows import Row
 from gptask.model.backbone.locate import BackboneOrigin
+from gptask.plugins.discovery import discover, load_task_class
 from gptask.runs.cards import model_card
 from gptask.runs.export import export
 from gptask.training.evaluate import evaluate
@@ -87,6 +91,15 @@ def test_its_python_code_loads_the_run(classified, capsys):
     (source,) = blocks(card_of(classified.folder), "python")
     exec(source, {})
     assert re.match(r"(negative|neutral|positive) 0\.\d+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", sorted(discover()))
+def test_its_example_is_one_that_the_task_reads(name):
+    task = load_task_class(discover({name}), name)()
+    example = model_card.example_input(task)
+    assert example
+    read = Columns(task, Data(), task.inputs()).example(Row(1, example))
+    assert {name: read[name] for name in example} == example
 
 
 @pytest.mark.parametrize("tuning", [Lora(rank=2), Full()])
