@@ -88,7 +88,7 @@ def test_core_holds_its_rooms_and_nothing_else() -> None:
 
 
 def test_no_two_modules_of_core_share_a_name() -> None:
-    # a verb's command is named by the verb; private.py is, in each of two rooms, what a library has no public form for
+    # a command is named by its verb; private.py is, in three rooms, what a library has no public form for
     unnamed = ("__init__", "private")
     names = [FILES[name].stem for name in CORE if ".commands." not in name and FILES[name].stem not in unnamed]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

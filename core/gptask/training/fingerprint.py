@@ -66,6 +66,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.evaluate",
     "gptask.training.module",
     "gptask.training.optim",
+    "gptask.training.private",
     "gptask.training.resolve",
     "gptask.training.results",
     "gptask.training.resume",

@@ -9,7 +9,6 @@ of Lightning's loops; their state in a checkpoint is part of its format.
 from __future__ import annotations
 
 import logging
-import math
 import random
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 
 from gptask.data.batches import first_batch_of
 from gptask.runs.folder import KEY_IN_CHECKPOINT
+from gptask.training import private
 
 log = logging.getLogger("gptask")
 
@@ -123,7 +123,7 @@ class ResumePoint(pl.Callback):
         self._total_steps = trainer.estimated_stepping_batches
         if not self._resumed:
             return
-        trainer.fit_loop._combined_loader = None  # made for the learning-rate schedule, before the loops were restored
+        private.drop_train_loader(trainer)  # made for the learning-rate schedule, before the loops were restored
         states = self._resumed["random_states"]
         if trainer.global_rank < len(states):  # else the run goes on with more devices
             restore_random_states(states[trainer.global_rank], trainer.strategy.root_device)
@@ -144,9 +144,11 @@ class ResumePoint(pl.Callback):
         self._note_loader(trainer)
         if self._validation_forced:
             self._validation_forced = (trainer.val_check_batch, self._validation_forced[1])
-            trainer.val_check_batch, trainer._last_val_time = 1, -math.inf
-        at_validation = self._first_batch > 0 and loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-        loop._batches_that_stepped = self._step - at_validation  # Lightning counts the step behind the validation
+            trainer.val_check_batch = 1
+            private.force_validation(trainer)
+        at_validation = self._first_batch > 0 and private.validates_now(trainer)
+        # Lightning counts the step behind the validation
+        private.set_stepped_batches(trainer, self._step - at_validation)
         self._continue_schedule(trainer)
         self._resumed = None
 
@@ -168,9 +170,7 @@ class ResumePoint(pl.Callback):
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             factors = [factor(self._step) for factor in scheduler.lr_lambdas]
             rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
-            scheduler.last_epoch, scheduler._last_lr = self._step, rates
-            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            private.set_learning_rates(scheduler, self._step, rates)
             if (before := self._resumed["record"]["total_steps"]) != self._total_steps:
                 log.info(
                     "the training ends at step %s, no longer at %s: the learning rate goes on with %.3g at step %d, on "

@@ -1,0 +1,44 @@
+"""What Lightning and torch's schedulers know of a training's position but let nobody set in public.
+
+No other module of this room touches their private names. Where the position depends on it, an attribute has to be
+there: a version of Lightning that renames one raises `AttributeError`, and never resumes at a wrong position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def drop_train_loader(trainer: Any) -> None:
+    """Let the trainer ask for its training loader anew."""
+    _set(trainer.fit_loop, "_combined_loader", None)
+
+
+def force_validation(trainer: Any) -> None:
+    """Make the next check find that a validation is due, also where validations are due by time."""
+    trainer._last_val_time = -math.inf  # there only once validations are due by time
+
+
+def validates_now(trainer: Any) -> bool:
+    """Whether a validation is due behind the batch that the loop has reached."""
+    return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
+
+
+def set_stepped_batches(trainer: Any, count: int) -> None:
+    """Set the number of batches behind which an optimizer stepped, by which loggers count."""
+    _set(trainer.fit_loop.epoch_loop, "_batches_that_stepped", count)
+
+
+def set_learning_rates(scheduler: Any, step: int, rates: Sequence[float]) -> None:
+    """Put a schedule and its optimizer at a step, with the learning rates of the parameter groups there."""
+    scheduler.last_epoch = step
+    _set(scheduler, "_last_lr", [*rates])
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    getattr(owner, name)  # raises AttributeError where it is gone
+    setattr(owner, name, value)
