@@ -34,7 +34,8 @@ for name in sys.argv[1:]:
 """
 IMPORT_ALONE = """
 import importlib, os, sys
-import peft, pytorch_lightning, torch, transformers  # once, for all children
+import datasets, hydra, jinja2, peft, pyarrow.parquet, pytorch_lightning, regex, rich.table, sacrebleu, safetensors
+import scipy.special, torch, transformers  # once, for all children
 failed = []
 for name in sys.argv[1:]:
     child = os.fork()
