@@ -143,7 +143,7 @@ def test_all_fields_are_shortened_where_one_is_not_enough():
         assert tokens_cut == len(whole) - len(ids)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_over_long_texts_are_cut_on_the_default_backbone(script):
     from gptask.config.schemas import Pretrained
