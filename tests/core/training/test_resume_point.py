@@ -146,7 +146,7 @@ def test_so_do_other_kinds_of_training(kind, tiny_model, tmp_path, monkeypatch):
     sample = Sample(limit=Limit(train=40, validation=8, test=10), max_tokens=128, batch_size=8, workers=2)
     changes: dict[str, Any] = {
         "workers": {"data": sample},
-        "lora": {"tuning": Lora(rank=2, dropout=0.3, lr=1e-2)},
+        "lora": {"backbone": pretrained, "tuning": Lora(rank=2, dropout=0.3, lr=1e-2)},
         "lower layers cached": {"backbone": pretrained, "tuning": Lora(rank=2, top=0.5, lr=1e-2)},
         "final states cached": {"backbone": pretrained, "tuning": HeadOnly()},
         "early stopping": {"early_stopping": EarlyStopping(patience=2), "trainer": {"max_epochs": 9}},
