@@ -10,15 +10,16 @@ from typing import Any
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON, which knows no nan and no infinity: such a number becomes null."""
-    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+    return json.dumps(finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for each number that is not finite, and with the names of objects as texts."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(member) for key, member in value.items()}
-    return [_finite(member) for member in value] if isinstance(value, list | tuple) else value
+        return {str(name): finite(member) for name, member in value.items()}
+    return [finite(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
+
+from gptask.runs.atomic_write import finite
 
 NAMES = ("row", "prediction", "score", "samples", "probabilities", "extra", "rest", "error")  # of what is written
 
@@ -67,15 +68,7 @@ class JsonLines:
 
 def as_json(value: Any, ascii_only: bool = False) -> str:
     """JSON with dates in ISO form, decimal numbers and other kinds as text, and null for a number that isn't finite."""
-    return json.dumps(_finite(value), ensure_ascii=ascii_only, default=_text_of, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): _finite(part) for name, part in value.items()}
-    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
+    return json.dumps(finite(value), ensure_ascii=ascii_only, default=_text_of, allow_nan=False)
 
 
 def _text_of(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ MAX_HELD = 1000  # rows that wait for the first prediction, which names the colu
 ROW_GROUP = 10_000  # rows of a Parquet file that are held in memory
 
 
-class Table:
+class Table(ABC):
     """Rows of named columns: of the input, the prediction, its score, a probability for each label, and the rest."""
 
     def __init__(self, last_names: list[str]) -> None:
@@ -55,9 +56,9 @@ class Table:
             **{name: last_values[name] for name in self.last_names},
         }
 
+    @abstractmethod
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Write what is held back."""

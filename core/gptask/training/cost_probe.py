@@ -72,35 +72,43 @@ def probe_cost(
     random_state, training = torch.get_rng_state(), module.training
     forecast, pages = Forecast(), 0.0
     epochs, batches = _trained_epochs(trainer, module.runtimes, passes)
+    steps = epochs * batches / trainer.accumulate_grad_batches
     try:
         for runtime, share in zip(module.runtimes, passes, strict=True):
             forecast.training += epochs * share * _training_seconds(module, trainer, runtime, epochs)
             pages += sum(cache.table.nbytes for cache in runtime.activation_caches.values() if cache)
-        forecast.training += epochs * batches / trainer.accumulate_grad_batches * _step_seconds(module, trainer)
+        forecast.training += steps * _step_seconds(module, trainer)
         train_peak = peak_memory_mb()
         module.zero_grad(set_to_none=True)
         module.eval()
         validations = _validations(trainer, epochs, batches)
-        kv_bytes = 0.0
-        with torch.inference_mode():
-            for runtime in module.runtimes:
-                for split, times in (("validation", validations), ("test", 1.0)):
-                    limit = trainer.limit_val_batches if split == "validation" else trainer.limit_test_batches
-                    seconds, kv = _evaluation_seconds(module, runtime, split, times)
-                    used = limit if isinstance(limit, float) else 1.0
-                    setattr(forecast, split, getattr(forecast, split) + used * seconds)
-                    kv_bytes = max(kv_bytes, kv)
+        forecast.validation, validation_kv = _seconds_of_split(
+            module, "validation", trainer.limit_val_batches, validations
+        )
+        forecast.test, test_kv = _seconds_of_split(module, "test", trainer.limit_test_batches, 1.0)
     finally:
         module.train(training)
         torch.set_rng_state(random_state)
     checkpoint_bytes = STATE_BYTES * sum(p.numel() for p in module.parameters() if p.requires_grad)
     forecast.checkpoints = 2 * validations * _write_seconds(folder, checkpoint_bytes)  # the best and the last
-    steps = epochs * batches / trainer.accumulate_grad_batches
     growth = 1 + min(MAX_HEAP_GROWTH, steps / HEAP_STEPS)
-    forecast.peak_memory_mb = max(growth * train_peak, peak_memory_mb() + kv_bytes / 2**20) + pages / 2**20
+    forecast.peak_memory_mb = (
+        max(growth * train_peak, peak_memory_mb() + max(validation_kv, test_kv) / 2**20) + pages / 2**20
+    )
     forecast.unknown = _unknown(trainer, module.runtimes)
     log.info("%s", forecast)
     return forecast
+
+
+def _seconds_of_split(module: GPTModule, split: str, limit: float, passes: float) -> tuple[float, float]:
+    """Seconds of ``passes`` of all tasks through a split, of which the trainer takes a share if ``limit`` is a float.
+
+    Also the bytes of keys and values of the largest decoded batch.
+    """
+    with torch.inference_mode():
+        costs = [_evaluation_seconds(module, runtime, split, passes) for runtime in module.runtimes]
+    used = limit if isinstance(limit, float) else 1.0
+    return used * sum(seconds for seconds, _ in costs), max(kv_bytes for _, kv_bytes in costs)
 
 
 def _trained_epochs(
