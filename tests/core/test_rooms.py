@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("errors", "config", "plugins", "data", "model", "runs", "training", "analysis", "testing", "cli")
+ROOMS = ("errors", "config", "plugins", "data", "model", "runs", "training", "analysis", "serving", "testing", "cli")
 FILES = {
     ".".join(path.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("core", "tasks", "conf")

@@ -28,6 +28,7 @@ VERBS = {
         Verb("sweep", "search for the options that do best on validation"),
         Verb("predict", "run a run folder on a file or standard input", composed=True),
         Verb("chat", "talk to a run folder or a bare backbone"),
+        Verb("serve", "answer requests for many runs from one backbone, over HTTP", composed=True),
         Verb("export", "write a Hugging Face folder for plain transformers", composed=True),
         Verb("compare", "compare runs: intervals, paired tests, leaderboard"),
         Verb("report", "write one HTML page on a run, or on several side by side"),

@@ -385,7 +385,40 @@ class Export:
         self.engine = self.engine or engine_from_environment()
 
 
-VERB_SCHEMAS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "predict": Predict, "export": Export}
+@dataclass
+class Serve:
+    """`gptask serve`."""
+
+    runs: Any = option(None, "run folders; a run's name is its folder's last part, or what stands before a colon")
+    runs_root: str | None = option(None, "a folder whose finished runs are all served, later ones too")
+    backbone: Any = option(None, "what is served where no runs are named")
+    host: str = option("127.0.0.1", "address to listen on; another one than this machine's own needs a token")
+    port: int = option(8000, "port to listen on; 0: any free one")
+    token_env: str | None = option(None, "environment variable with the token that every request must carry")
+    token_file: str | None = option(None, "file with this token")
+    cors: list[str] = option(list, "origins of web pages that may call the server")
+    queue: int = option(256, "requests that may wait; more are refused with status 429")
+    timeout_s: float = option(60.0, "seconds that a request may take; then status 503")
+    body_kb: int = option(1024, "most kilobytes of a request's body, or of a line in a stream of lines")
+    kv_mb: int = option(1024, "most megabytes of keys and values of the texts that are written at once")
+    memory_mb: int | None = option(None, "most megabytes of weights, which allow further backbones; null: one backbone")
+    log_texts: bool = option(False, "write the texts of requests into the log")
+    check: bool = option(False, "load everything, answer nothing, exit")
+    tuning: Any = None  # unused, but a backbone preset may set it
+    engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
+
+    def __post_init__(self) -> None:
+        """Fill in the engine a Python caller left out."""
+        self.engine = self.engine or engine_from_environment()
+
+
+VERB_SCHEMAS: dict[str, type] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "serve": Serve,
+}
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "backbone": {"pretrained": Pretrained, "scratch": Scratch},
     "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},

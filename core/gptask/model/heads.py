@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from gptask.model.generation.generate import generate
+from gptask.model.generation.generate import GeneratedText, generate
 from gptask.plugins.generation_options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -119,7 +119,14 @@ class GenerationHead(Head):
 
     def predict(self, hidden: None, batch: Batch) -> list[Any]:
         """Generate a text after every prompt."""
-        return generate(cast("GPTBackbone", self.backbone), batch.prompts(), self.options)
+        return self.outputs(generate(cast("GPTBackbone", self.backbone), batch.prompts(), self.options), batch)
+
+    def outputs(self, texts: list[GeneratedText], batch: Batch) -> list[Any]:
+        """Return what `predict` returns, from the texts that were generated behind the prompts.
+
+        A subclass that adds to the texts overrides this: `gptask serve` writes the texts of many runs together.
+        """
+        return texts
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return how text is decoded, as values of a generation config."""

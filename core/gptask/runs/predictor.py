@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,17 @@ class InputRow(NamedTuple):
 
     row: Row
     example: Example | DataError | None
+
+
+class EncodedChunk(NamedTuple):
+    """Rows as the task reads them: examples by place in the chunk, encoded items of all, errors by place.
+
+    An item's ``example`` is the place of its row, ``row`` its own number, ``truncated`` the number of tokens cut off.
+    """
+
+    examples: list[Example]
+    items: list[dict[str, Any]]
+    errors: dict[int, Prediction | DataError]
 
 
 @dataclass
@@ -76,23 +87,20 @@ class Predictor:
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
         for chunk in _chunks(inputs, live):
-            yield from zip(chunk, self._predict_chunk(chunk), strict=True)
+            encoded = self.encode(chunk)
+            yield from zip(chunk, self.results(encoded, self._predict_items(encoded.items)), strict=True)
 
-    def _predict_chunk(self, chunk: list[InputRow]) -> list[Prediction | DataError]:
-        """One prediction or error for each row of a chunk."""
-        examples, items, errors = self._encode_chunk(chunk)
-        outputs = self._predict_items(items)
+    def results(self, chunk: EncodedChunk, outputs: dict[int, Any]) -> list[Prediction | DataError]:
+        """One prediction or error for each row of a chunk, from the head's output for each item, by its number."""
         # the places in the chunk of the encoded examples, several items of one example counted once
-        places = list(dict.fromkeys(item["example"] for item in items))
-        owners = np.array([item["example"] for item in items], dtype=int)
-        _, predictions = predictions_by_example(self.task, examples, owners, outputs)
-        results = errors | dict(zip(places, predictions, strict=True))
-        return [results.get(place, Prediction(None)) for place in range(len(chunk))]
+        places = list(dict.fromkeys(item["example"] for item in chunk.items))
+        owners = np.array([item["example"] for item in chunk.items], dtype=int)
+        _, predictions = predictions_by_example(self.task, chunk.examples, owners, outputs)
+        results = chunk.errors | dict(zip(places, predictions, strict=True))
+        return [results.get(place, Prediction(None)) for place in range(len(chunk.examples))]
 
-    def _encode_chunk(
-        self, chunk: list[InputRow]
-    ) -> tuple[list[Example], list[dict[str, Any]], dict[int, Prediction | DataError]]:
-        """The examples as the task reads them, by place in the chunk; the items of all; the errors by place."""
+    def encode(self, chunk: Sequence[InputRow]) -> EncodedChunk:
+        """Encode the examples of some rows."""
         from gptask.data.datamodule import encode
 
         examples: list[Example] = []
@@ -111,7 +119,7 @@ class Predictor:
                     errors[place] = error
                     continue
                 items += [part | {"example": place, "row": len(items) + number} for number, part in enumerate(parts)]
-        return examples, items, errors
+        return EncodedChunk(examples, items, errors)
 
     def _clean(self, example: Example) -> Example:
         """The example without targets, cleaned as those of a test set: scores hold for cleaned inputs."""

@@ -150,6 +150,26 @@ def load_runs(
     return Runs(folder, runs)
 
 
+def load_run_onto(backbone: GPTBackbone, folder: str | Path) -> Run:
+    """Load a run folder's task and head on a backbone in memory, and its adapter beside those of other runs.
+
+    The run's ``backbone`` is a view that computes with its adapter. Must not run beside passes of the backbone. Raises
+    the errors of `load_run`, and `UserError` for a run with full weights or on another backbone.
+    """
+    folder = Path(folder)
+    values = read_config(folder)
+    refuse_multitask(folder, values)
+    plugin, task = task_from_config(values)
+    task.validate()
+    model = verified_model(folder)
+    saved_model.load_assets(task, model, values.get("task_name"))
+    view = backbone.with_adapter(saved_model.add_adapter_of_run(backbone, model))
+    head = cast("Head", task.head(view))
+    saved_model.load_head(head, model, values.get("task_name"))
+    head.eval()
+    return Run(folder, plugin, task, view, head, values)
+
+
 def _load_task_run(
     folder: Path,
     task: type[Task] | Task | None,

@@ -124,6 +124,21 @@ def load_backbone(
     return backbone
 
 
+def add_adapter_of_run(backbone: GPTBackbone, model: Path) -> str | None:
+    """Load the adapter of a run's model beside those of other runs; its digest, None for a run without adapter.
+
+    Raises `UserError` for a model with full weights or of another backbone.
+    """
+    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    if has_full_weights(model) or saved["weights_hash"] != backbone.origin.weights_hash:
+        cause = "has weights of its own" if has_full_weights(model) else f"belongs to {saved['source']}"
+        raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
+    if not (model / "adapter_config.json").exists():
+        return None
+    layers = saved["layers"]  # earlier versions saved their number
+    return backbone.engine.add_adapter(model, layers if isinstance(layers, int) else len(layers))
+
+
 def prediction_format(model: Path, values: dict[str, Any]) -> torch.dtype:
     """The number format in which a run predicts on this machine; ``values`` are the run's config."""
     from gptask.model.backbone.backbone import number_format

@@ -27,9 +27,9 @@ class ScoredAnswer(GeneratedText):
 class AnswerHead(GenerationHead):
     """Writes an answer, and scores the ones that are given."""
 
-    def predict(self, hidden: None, batch: Batch) -> list[Any]:
-        """Generate behind every prompt; where answers are given, their likelihood is added."""
-        answers = [ScoredAnswer(**vars(text)) for text in super().predict(None, batch)]
+    def outputs(self, texts: list[GeneratedText], batch: Batch) -> list[Any]:
+        """Return the generated texts; where answers are given, their likelihood is added."""
+        answers = [ScoredAnswer(**vars(text)) for text in texts]
         learned_BT, next_ids_BT = batch.predicting(), batch.input_ids.roll(-1, 1)
         if not learned_BT.any():
             return answers

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, C channels, V vocabulary, K words.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -34,8 +35,11 @@ log = logging.getLogger("gptask")
 class GPTBackbone(nn.Module):
     """A causal language model (PEFT-wrapped or not), its tokenizer, where they came from and what computes them.
 
-    ``engine`` is the one that ``GPTASK_ENGINE`` names where it is None.
+    ``engine`` is the one that ``GPTASK_ENGINE`` names where it is None. ``adapter`` is the digest of an adapter that
+    `Engine.add_adapter` loaded, by which `hidden` and text generation compute; None is the model as it is.
     """
+
+    adapter: str | None = None
 
     def __init__(
         self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
@@ -58,6 +62,12 @@ class GPTBackbone(nn.Module):
         self.engine.uninstall()
         self.peft = model
         self.engine.install()
+
+    def with_adapter(self, adapter: str | None) -> GPTBackbone:
+        """Return the same backbone, its weights and its engine shared, computing with an added adapter."""
+        view = copy.copy(self)
+        view.adapter = adapter
+        return view
 
     def train(self, mode: bool = True) -> GPTBackbone:
         """Set training or inference; training drops what the engine made of the weights for inference."""
@@ -167,6 +177,9 @@ class GPTBackbone(nn.Module):
         ``needed`` states (B, T) are given, others may hold anything finite. ``adapters`` names a row's adapter by the
         digest that ``engine.add_adapter`` returned; None is the model as it is.
         """
+        if adapters is None and self.adapter is not None:
+            rows = len(input_ids if embeds is None else embeds)  # type: ignore[arg-type]
+            adapters = [self.adapter] * rows
         return self.engine.hidden(input_ids, lengths, needed, embeds=embeds, adapters=adapters)
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:

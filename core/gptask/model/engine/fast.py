@@ -168,7 +168,7 @@ class FastEngine(ReferenceEngine):
         if self.has("linear") and not self.backbone.peft.training and not torch.is_grad_enabled():
             self.weights.drop_outdated()
             weights = self.weights
-        with forward_state(adapter=adapter, inference_weights=weights):
+        with forward_state(adapter=adapter, layers=self.layers_of(adapter), inference_weights=weights):
             yield
 
     def summary(self) -> str:

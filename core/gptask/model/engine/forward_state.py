@@ -20,6 +20,7 @@ class ForwardState:
 
     layout: Any = None  # `packing.PackedLayout` or `decoding.DecodingStep`; None for padded batches
     needed_places: Tensor | None = None  # flat positions of the last states that are needed; None: all
+    layers: int | None = None  # that this pass goes through, from the bottom; None: all
     adapter: str | None = None  # the digest of an added adapter; None: the model as it is
     inference_weights: Any = None  # `linear.InferenceWeights`; None where weights may learn
     activations: Any = None  # `activation_cache.Capture` or `Resume`

@@ -86,7 +86,10 @@ class DecodingRow:
 
 
 class DecodingBatch(ABC):
-    """Texts that are written together, a token each in a step; rows enter and leave between steps."""
+    """Texts that are written together, a token each in a step; rows enter and leave between steps.
+
+    Either `admit` reads prompts at once, or `enqueue` takes them and `read` reads them part by part.
+    """
 
     @property
     @abstractmethod
@@ -96,6 +99,22 @@ class DecodingBatch(ABC):
     @abstractmethod
     def admit(self, rows: Sequence[DecodingRow]) -> None:
         """Read the prompts of more rows."""
+
+    @property
+    @abstractmethod
+    def unread(self) -> list[DecodingRow]:
+        """The rows whose prompts are not read to their end."""
+
+    @abstractmethod
+    def enqueue(self, rows: Sequence[DecodingRow]) -> None:
+        """Take more rows, whose prompts `read` reads."""
+
+    @abstractmethod
+    def read(self, max_tokens: int) -> int:
+        """Read at most so many tokens of the unread prompts, in the order they came in; return how many it were.
+
+        A row whose prompt is read to its end is written from the next step on.
+        """
 
     @abstractmethod
     def step(self) -> list[DecodingRow]:
@@ -156,10 +175,11 @@ class Engine(ABC):
         """A context in which the model's own methods compute by this engine, with an adapter of `add_adapter`."""
 
     @abstractmethod
-    def add_adapter(self, folder: Path) -> str:
-        """Load a LoRA adapter in PEFT's format beside the model's own; return the digest of its bytes, its name.
+    def add_adapter(self, folder: Path, layers: int | None = None) -> str:
+        """Load a LoRA adapter in PEFT's format beside the model's own; return its name, a digest of its bytes.
 
-        Raises `UserError` where it does not fit the model.
+        Rows with an adapter for the first ``layers`` only leave the model after these (and its last norm). Raises
+        `UserError` where it does not fit the model.
         """
 
     @abstractmethod
@@ -169,6 +189,18 @@ class Engine(ABC):
     @abstractmethod
     def compile(self) -> None:
         """Let torch.compile make `hidden`."""
+
+    def layers_of(self, adapter: str | None) -> int:
+        """How many layers rows with an adapter pass, from the bottom."""
+        return int(self.backbone.config.num_hidden_layers)
+
+    def row_bytes(self, row: DecodingRow) -> int:
+        """The most bytes that a row's keys and values take, at its limit of tokens."""
+        config = self.backbone.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        values = 2 * self.layers_of(row.adapter) * heads * channels * (len(row.prompt) + row.limit)
+        return int(values * self.backbone.model.dtype.itemsize)
 
     @property
     def weight_drops(self) -> int:

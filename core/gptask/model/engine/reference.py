@@ -117,7 +117,7 @@ class ReferenceEngine(Engine):
             raise ValueError("the model's own methods run without added adapters")
         yield
 
-    def add_adapter(self, folder: Path) -> str:
+    def add_adapter(self, folder: Path, layers: int | None = None) -> str:
         """See `Engine`."""
         digest = adapters_of_model.add_adapter(self.backbone, folder)
         self.install()

@@ -37,11 +37,14 @@ def generate(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Gener
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
     Raises `UserError` for a prompt that is empty or longer than the context.
     """
-    count = options.samples
     generated: list[GeneratedText] = []
-    for rows in _split_by_memory(backbone, prompts, options):
-        samples = _continue_prompts(backbone, [prompts[row] for row in rows for _ in range(count)], options)
-        generated += [_best_of(samples[start : start + count]) for start in range(0, len(samples), count)]
+    for numbers in _split_by_memory(backbone, prompts, options):
+        rows = decoding_rows(backbone, [prompts[number] for number in numbers], options)
+        if options.num_beams > 1:
+            _beam_search(backbone, rows, options)
+        else:
+            backbone.engine.decode(rows)
+        generated += generated_texts(backbone, rows, options)
     return generated
 
 
@@ -67,22 +70,29 @@ def position_bytes(backbone: GPTBackbone) -> int:
     return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
 
 
-def _continue_prompts(
-    backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions
-) -> list[GeneratedText]:
-    """Generate one text per prompt; equal neighbouring prompts are the samples of one prompt."""
+def decoding_rows(backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions) -> list[DecodingRow]:
+    """Return a row for each sample of each prompt, those of one prompt beside each other.
+
+    Raises `UserError` for a prompt that is empty or longer than the context.
+    """
     from gptask.model.engine.interface import DecodingRow
 
-    rows = [
-        DecodingRow(prompt, new_tokens_limit(backbone, prompt, options), options, draw=number % options.samples)
-        for number, prompt in enumerate(prompts)
+    return [
+        DecodingRow(prompt, new_tokens_limit(backbone, prompt, options), options, backbone.adapter, draw)
+        for prompt in prompts
+        for draw in range(options.samples)
     ]
-    if options.num_beams > 1:
-        _beam_search(backbone, rows, options)
-    else:
-        backbone.engine.decode(rows)
+
+
+def generated_texts(
+    backbone: GPTBackbone, rows: Sequence[DecodingRow], options: GenerationOptions
+) -> list[GeneratedText]:
+    """Return the text of each prompt from the rows of `decoding_rows` once they are written to their end."""
     texts = backbone.tokenizer.batch_decode([row.new_ids for row in rows], skip_special_tokens=True)
-    return [GeneratedText(_cut_at_stop(text, options.stop), row.score) for text, row in zip(texts, rows, strict=True)]
+    samples = [
+        GeneratedText(_cut_at_stop(text, options.stop), row.score) for text, row in zip(texts, rows, strict=True)
+    ]
+    return [_best_of(samples[start : start + options.samples]) for start in range(0, len(samples), options.samples)]
 
 
 def _best_of(samples: Sequence[GeneratedText]) -> GeneratedText:
@@ -118,7 +128,7 @@ def _beam_search(backbone: GPTBackbone, rows: Sequence[DecodingRow], options: Ge
     for limit in {row.limit for row in rows}:
         batch = [row for row in rows if row.limit == limit]
         prompt_ids, mask = left_padded([row.prompt for row in batch], backbone.device)
-        with torch.inference_mode(), backbone.engine.running():
+        with torch.inference_mode(), backbone.engine.running(backbone.adapter):
             output_ids = backbone.model.generate(
                 input_ids=prompt_ids,
                 attention_mask=mask,

@@ -74,7 +74,8 @@ class Stream:
         """
         if self.batch_engine is not self.backbone.engine:  # it was changed
             self._open_batch()
-        row = DecodingRow(prompt, new_tokens_limit(self.backbone, prompt, options), options)
+        limit = new_tokens_limit(self.backbone, prompt, options)
+        row = DecodingRow(prompt, limit, options, self.backbone.adapter)
         text = StreamedText(self.backbone.tokenizer, options.stop)
         self.reached_limit = False
         try:

@@ -1,0 +1,1 @@
+"""One process, one backbone, many runs: requests over HTTP, computed together in batches."""

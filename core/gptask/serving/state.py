@@ -1,0 +1,22 @@
+"""What the routes of one server share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptask.config.schemas import Serve
+from gptask.serving.batcher import Batcher
+from gptask.serving.prometheus import ServerMetrics
+from gptask.serving.run_registry import RunRegistry
+
+
+@dataclass
+class ServerState:
+    """The parts of one server. ``ready``: everything is loaded and warm, and the server does not end."""
+
+    options: Serve
+    metrics: ServerMetrics
+    batcher: Batcher
+    registry: RunRegistry
+    token: str | None = None  # that every request must carry
+    ready: bool = False
