@@ -66,6 +66,10 @@ class FastBatch(SampledBatch):
         everything = [*self.buckets, *(bucket for bucket, _ in buckets)]
         self.buckets = sorted(everything, key=lambda bucket: (bucket.packs, bucket.adapter or ""))
 
+    def forget(self) -> None:
+        """Drop what is kept of the texts that have left."""
+        self.kept = []
+
     def _require_engine(self) -> None:
         """Raise `RuntimeError` where the backbone computes by another engine than the one that read the rows."""
         if self.backbone.engine is not self.engine:

@@ -124,6 +124,9 @@ class DecodingBatch(ABC):
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
 
+    def forget(self) -> None:  # noqa: B027 -- most batches keep nothing
+        """Drop what is kept of the texts that have left."""
+
 
 class Engine(ABC):
     """Computes the passes of one backbone; several threads may call it at the same time.
