@@ -62,7 +62,7 @@ class Batcher:
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._refusal: str | None = None  # why no more work is taken
         self._thread_ended = False
-        self._open: set[Work] = set()  # submitted and not ended
+        self._open: dict[Future[Any], Work] = {}  # submitted and not ended
         self._durations = deque[float](maxlen=RECENT)
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         metrics.waiting.set_function(lambda: self.waiting)
@@ -88,14 +88,14 @@ class Batcher:
             if self.waiting >= self.max_waiting:
                 raise QueueFull(f"{self.waiting} requests wait already: try again later")
             work.submitted = time.monotonic()
-            self._open.add(work)
+            self._open[work.future] = work
             self._arrivals.append(work)
             self._changed.notify()
-        work.future.add_done_callback(lambda _: self._ended(work))
+        work.future.add_done_callback(self._ended)
 
-    def _ended(self, work: Work) -> None:
-        self._open.discard(work)
-        if not work.future.cancelled() and not work.future.exception():
+    def _ended(self, future: Future[Any]) -> None:
+        work = self._open.pop(future)
+        if not future.cancelled() and not future.exception():
             self._durations.append(time.monotonic() - work.submitted)
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
@@ -111,12 +111,12 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """How many pieces of work wait to be begun."""
-        return sum(work.started is None for work in tuple(self._open))
+        return sum(work.started is None for work in tuple(self._open.values()))
 
     @property
     def active(self) -> int:
         """How many pieces of work are begun and not finished."""
-        return sum(work.started is not None for work in tuple(self._open))
+        return sum(work.started is not None for work in tuple(self._open.values()))
 
     def retry_after(self) -> int:
         """The seconds that recent work took from `submit` to its result, at least 1: when to try again."""
@@ -138,7 +138,7 @@ class Batcher:
 
     def _fail_open(self, error: BatcherEnded) -> None:
         """Fail all work, and all calls that have not run."""
-        for work in tuple(self._open):
+        for work in tuple(self._open.values()):
             work.fail(error)
         with self._changed:
             calls, self._calls = self._calls, []
@@ -200,7 +200,6 @@ class Batcher:
             future.set_exception(error)
         else:
             future.set_result(result)
-        self._writing.models_changed()
 
     def _add(self, work: Work) -> None:
         if isinstance(work, ScoringWork):
@@ -214,7 +213,7 @@ class Batcher:
     def _drop_ended(self) -> None:
         """Drop work whose time is over, and forget all that has ended."""
         now = time.monotonic()
-        for work in tuple(self._open):
+        for work in tuple(self._open.values()):
             if now > work.deadline:
                 work.expire()
         self._scoring.drop_ended()

@@ -12,13 +12,12 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gptask.errors import UserError
 from gptask.plugins.discovery import failing_plugin
 from gptask.serving.batcher import BatcherEnded, QueueFull
 from gptask.serving.http_errors import ApiError
-from gptask.serving.private import body_is_read
 from gptask.serving.state import ServerState
 from gptask.serving.work import Work, WorkExpired, WritingWork
 
@@ -26,15 +25,14 @@ if TYPE_CHECKING:
     from gptask.model.engine.interface import DecodingRow
 
 log = logging.getLogger("gptask")
-CLIENT_GONE = 499  # nginx's status for it; nobody reads the answer
 
 
 async def computed(state: ServerState, request: Request, work: Work) -> Any:
     """The result of a piece of work; it is dropped where nobody waits for it any more.
 
-    Raises `ApiError`: 422 for what can never be computed, 429 where the queue is full, 503 after ``timeout_s`` seconds
-    of the whole request (its first call starts the clock, unless ``request.state.deadline`` is set) or where the server
-    ends, 499 where the client has gone, and 500 for any other fault.
+    The request's body has been read: what else the request receives is that its client goes away. Raises
+    `ClientDisconnect` then, and `ApiError`: 422 for what can never be computed, 429 where the queue is full, 503 where
+    the time is over or the server ends, and 500 for any other fault.
     """
     async with _submitted(state, request, work) as ended:
         await ended.wait()
@@ -103,27 +101,30 @@ async def _submitted(
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(wake)
 
-    if not hasattr(request.state, "deadline"):
-        request.state.deadline = time.monotonic() + state.options.timeout_s
-    work.deadline = min(work.deadline, request.state.deadline)
+    work.deadline = min(work.deadline, _deadline(state, request))
     work.future.add_done_callback(wake_loop)
     try:
         state.batcher.submit(work)
     except (UserError, QueueFull, BatcherEnded) as error:
         raise _api_error(state, work, error) from None
     timer = loop.call_later(work.deadline - time.monotonic(), work.expire)  # even while the batcher is in a long pass
-    watch = loop.create_task(_cancel_when_gone(request, work)) if body_is_read(request) else None
+    watch = loop.create_task(_cancel_when_gone(request, work))
     try:
         yield ended
     finally:
         timer.cancel()
-        if watch:
-            watch.cancel()
+        watch.cancel()
         work.cancel()
 
 
+def _deadline(state: ServerState, request: Request) -> float:
+    """When the request's time is over, of `time.monotonic`."""
+    record = request.scope.get("gptask.record")
+    return float(record.deadline) if record else time.monotonic() + state.options.timeout_s
+
+
 async def _cancel_when_gone(request: Request, work: Work) -> None:
-    """Cancel the work of a client that goes away; whoever reads a body meanwhile notices it by that."""
+    """Cancel the work of a client that goes away, even while an answer is being sent to it."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     work.cancel()
@@ -132,7 +133,7 @@ async def _cancel_when_gone(request: Request, work: Work) -> None:
 def _result(state: ServerState, work: Work) -> Any:
     """The result of work that has ended."""
     if work.future.cancelled():
-        raise ApiError(CLIENT_GONE, "the client has gone away", kind="client_error", code="client_gone")
+        raise ClientDisconnect
     if error := work.future.exception():
         raise _api_error(state, work, error) from None
     return work.future.result()
@@ -157,10 +158,10 @@ def _internal_error(work: Work, error: BaseException) -> ApiError:
     """The answer to a fault of the server or a plugin. An exception's own message may hold texts of the request."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    message = "internal error in gptask or a plugin; please report it"
+    message, code = "internal error in gptask or a plugin; please report it", "internal_error"
     if failing := failing_plugin(error):
-        plugin, hook, place = failing[0], failing[1], f" at {failing[2]}"
+        plugin, hook, place, code = failing[0], failing[1], f" at {failing[2]}", "plugin_error"
         message = f"task '{plugin.name}' ({plugin.origin}) failed in {hook}(); the plugin's author must fix this"
     log.error("model '%s': %s: %s%s", work.model.name, message, type(error).__name__, place)
     log.debug("model '%s'", work.model.name, exc_info=error)
-    return ApiError(500, message, kind="server_error", code="internal_error")
+    return ApiError(500, message, kind="server_error", code=code)

@@ -35,16 +35,12 @@ class Writing:
 
 
 class DecodingLane:
-    """Rows of one engine's backbone, a token each in a step.
-
-    ``row_bytes`` are reserved for their keys and values. ``stale``: models have been loaded or unloaded since the batch
-    was opened, so that it is given up when its last row leaves.
-    """
+    """Rows of one engine's backbone, a token each in a step; ``row_bytes`` are reserved for their keys and values."""
 
     def __init__(self, engine: Engine, metrics: ServerMetrics, failed_passes: FailedPasses) -> None:
         self.engine, self.metrics, self.failed_passes = engine, metrics, failed_passes
         self.owners: dict[DecodingRow, Writing] = {}
-        self.stale, self.row_bytes = False, 0
+        self.row_bytes = 0
         self._first_tokens: dict[DecodingRow, float] = {}  # when each row got its first token
         self._open_batch()
 

@@ -65,19 +65,12 @@ class WritingQueue:
         else:
             work.finish(work.rows)
 
-    def models_changed(self) -> None:
-        """Give up, when their last rows leave, the batches that were opened before: they hold models in memory."""
-        for lane in self.lanes.values():
-            lane.stale = True
-
     def drop_ended(self) -> None:
         """Let the rows of work that is cancelled, expired or failed leave."""
         for writing in self.writings:
             if writing.work.ended and writing.active:
                 self.lanes[writing.engine].leave(writing)
         self.writings = [writing for writing in self.writings if not writing.work.ended]
-        for engine in [engine for engine, lane in self.lanes.items() if lane.stale and not lane.owners]:
-            del self.lanes[engine]
 
     def compute(self, prompt_tokens: int) -> None:
         """Admit rows, read parts of their prompts, and write a token of each row."""
