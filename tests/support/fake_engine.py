@@ -1,6 +1,6 @@
 """An engine without a model, whose passes a test counts, watches and breaks.
 
-The state of a token is its id. A row writes its prompt's last token until its limit: whoever gets another number has got
+The state of a token is its id. A row writes its prompt's last token until its limit: whoever gets another number got
 the answer to another request.
 """
 

@@ -78,7 +78,6 @@ class WritingQueue:
         for lane in self.lanes.values():
             if lane.owners:
                 lane.advance(prompt_tokens)
-        self.writings = [writing for writing in self.writings if not writing.work.ended]
         self.metrics.rows.set(self.rows)
         self.metrics.kv_bytes.set(self.bytes)
 
