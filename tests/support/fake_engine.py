@@ -16,7 +16,7 @@ from gptask.serving.work import ScoringWork, WritingWork
 
 
 class FakeEngine:
-    """``before_pass`` and ``before_step`` are called in the batcher's thread, and may raise."""
+    """``before_pass``, ``before_read`` and ``before_step`` are called in the batcher's thread, and may raise."""
 
     def __init__(self) -> None:
         self.batches: list[FakeBatch] = []
@@ -24,6 +24,7 @@ class FakeEngine:
         self.pass_tokens: list[int] = []
         self.steps = 0
         self.before_pass: Callable[[torch.Tensor], None] = lambda ids: None
+        self.before_read: Callable[[DecodingRow], None] = lambda row: None
         self.before_step: Callable[[FakeBatch], None] = lambda batch: None
 
     def hidden(self, ids: Any, lengths: Any, needed: Any, *, adapters: Sequence[str | None]) -> torch.Tensor:
@@ -65,7 +66,9 @@ class FakeBatch:
     def read(self, max_tokens: int) -> int:
         left = max_tokens
         while self.unread and left:
-            row = self.unread[0]
+            row = self.unread.pop(0)  # lost where reading it fails
+            self.engine.before_read(row)
+            self.unread.insert(0, row)
             part = min(left, len(row.prompt) - self.read_tokens.get(row, 0))
             self.read_tokens[row] = self.read_tokens.get(row, 0) + part
             left -= part
@@ -93,6 +96,10 @@ class FakeBatch:
             if row in rows:
                 rows.remove(row)
                 self.kept.append(row)
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(map(self.engine.row_bytes, self.kept))
 
     def forget(self) -> None:
         self.kept.clear()

@@ -42,26 +42,15 @@ class DecodingLane:
         self.owners: dict[DecodingRow, Writing] = {}
         self.row_bytes = 0
         self._first_tokens: dict[DecodingRow, float] = {}  # when each row got its first token
-        self._open_batch()
+        self.batch = self._new_batch()
 
-    def _open_batch(self) -> None:
-        self.batch: DecodingBatch = self.engine.decoding_batch(keep=KEPT_TEXTS)
-        self._kept = deque[int](maxlen=KEPT_TEXTS)  # the bytes of the rows that left last
-
-    @property
-    def kept_bytes(self) -> int:
-        """The most bytes that the texts take which the batch keeps."""
-        return sum(self._kept)
+    def _new_batch(self) -> DecodingBatch:
+        return self.engine.decoding_batch(keep=KEPT_TEXTS)
 
     @property
     def bytes(self) -> int:
-        """The bytes that are reserved for keys and values, those of kept texts included."""
-        return self.row_bytes + self.kept_bytes
-
-    def forget_kept(self) -> None:
-        """Drop the kept texts, whose memory a row needs."""
-        self.batch.forget()
-        self._kept.clear()
+        """The bytes that are reserved for keys and values, and those of kept texts."""
+        return self.row_bytes + self.batch.kept_bytes
 
     def admit(self, writing: Writing) -> None:
         """Take the next row of some work."""
@@ -80,28 +69,31 @@ class DecodingLane:
 
     def _forget_row(self, row: DecodingRow) -> None:
         writing = self.owners.pop(row)
-        self.row_bytes -= writing.active[row]
-        self._kept.append(writing.active.pop(row))
+        self.row_bytes -= writing.active.pop(row)
         self._first_tokens.pop(row, None)
         self.metrics.wrote_row(writing.work.model.name, len(row.prompt), len(row.new_ids))
 
     def advance(self, prompt_tokens: int) -> None:
         """Read at most so many tokens of unread prompts, and write a token of each row.
 
-        If either fails, so does all work in the batch; rows that come later go into a new one.
+        Where reading fails, so does the work whose prompts were being read. Where the step fails, so does all work that
+        is being written; unread prompts go to a new batch.
         """
         try:
             if self.batch.unread:
                 self.batch.read(prompt_tokens)
-            rows = self.batch.rows
+        except Exception as error:
+            staying = {*self.batch.rows, *self.batch.unread}
+            self._lose([row for row in self.owners if row not in staying], error)
+            return
+        rows = self.batch.rows
+        try:
             self.batch.step()
         except Exception as error:
-            for writing in set(self.owners.values()):
-                writing.work.fail(error)
-                writing.active.clear()
-            self.owners, self._first_tokens, self.row_bytes = {}, {}, 0
-            self._open_batch()
-            self.failed_passes.add(error)
+            unread = self.batch.unread
+            self.batch = self._new_batch()
+            self.batch.enqueue(unread)
+            self._lose(rows, error)
             return
         self.failed_passes.reset()
         if rows:
@@ -109,6 +101,13 @@ class DecodingLane:
         now = time.monotonic()
         for row in rows:
             self._advanced(row, now)
+
+    def _lose(self, rows: list[DecodingRow], error: Exception) -> None:
+        """Fail the work of rows that a pass has lost."""
+        for row in rows:
+            self.owners[row].work.fail(error)
+            self._forget_row(row)
+        self.failed_passes.add(error)
 
     def _advanced(self, row: DecodingRow, now: float) -> None:
         """Tell of a row's new token; a row that has ended leaves, and ends its work if it was the last one."""

@@ -107,10 +107,10 @@ class WritingQueue:
     def _make_room(self, row_bytes: int) -> bool:
         """Whether a row fits, after dropping the texts that are only kept if it needs their memory."""
         free = self.kv_bytes - self.bytes
-        kept = sum(lane.kept_bytes for lane in self.lanes.values())
+        kept = sum(lane.batch.kept_bytes for lane in self.lanes.values())
         if free < row_bytes <= free + kept:
             for lane in self.lanes.values():
-                lane.forget_kept()
+                lane.batch.forget()
         return row_bytes <= free + kept
 
     def _lane(self, engine: Engine) -> DecodingLane:

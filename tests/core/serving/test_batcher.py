@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gptask.errors import UserError
+from gptask.model.engine.interface import DecodingRow
 from gptask.serving.batcher import PROMPT_TOKENS, SCORING_TOKENS, Batcher, BatcherEnded, QueueFull
 from gptask.serving.failed_passes import MAX_IN_A_ROW
 from gptask.serving.prometheus import ServerMetrics
@@ -414,6 +415,39 @@ def test_a_step_that_fails_fails_its_rows_and_the_next_ones_are_written(engine: 
     batcher.submit(again)
     assert written(again) == [[5] * 4]
     assert len(engine.batches) == 2
+
+
+def test_a_prompt_that_fails_to_be_read_fails_its_request_alone(engine: FakeEngine, batcher_of: Start) -> None:
+    batcher, model = batcher_of(start=False), FakeModel(engine)
+    works = [writing(model, number, rows=2) for number in range(5)]
+
+    def fail_on_3(row: DecodingRow) -> None:
+        if row.prompt[-1] == 3:
+            raise ValueError("a broken prompt")
+
+    engine.before_read = fail_on_3
+    for work in works:
+        batcher.submit(work)
+    batcher.start()
+    assert str(error(works[3])) == "a broken prompt"
+    assert [written(work) for work in works if work is not works[3]] == [[[n] * 4] * 2 for n in (0, 1, 2, 4)]
+    assert len(engine.batches) == 1
+
+
+def test_unread_prompts_survive_a_step_that_fails(engine: FakeEngine, batcher_of: Start) -> None:
+    batcher, model = batcher_of(start=False), FakeModel(engine)
+    lost, unread = writing(model, 1, limit=50), writing(model, 2, prompt=10 * PROMPT_TOKENS)
+
+    def fail_once(batch: FakeBatch) -> None:
+        if engine.steps == 2 and len(engine.batches) == 1:
+            raise ValueError("a broken step")
+
+    engine.before_step = fail_once
+    for work in (lost, unread):
+        batcher.submit(work)
+    batcher.start()
+    assert str(error(lost)) == "a broken step"
+    assert written(unread) == [[2] * 4]
 
 
 def test_on_token_sees_every_step_and_its_fault_is_its_own_works(engine: FakeEngine, batcher_of: Start) -> None:

@@ -124,8 +124,13 @@ class DecodingBatch(ABC):
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
 
-    def forget(self) -> None:  # noqa: B027 -- most batches keep nothing
-        """Drop what is kept of the texts that have left."""
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that is kept of texts that have left, beside the keys and values of the rows."""
+        return 0
+
+    def forget(self) -> None:  # noqa: B027 (a batch may keep nothing)
+        """Drop what is kept of texts that have left."""
 
 
 class Engine(ABC):
