@@ -102,11 +102,11 @@ async def _submitted(
             loop.call_soon_threadsafe(wake)
 
     work.deadline = min(work.deadline, _deadline(state, request))
-    work.future.add_done_callback(wake_loop)
     try:
         state.batcher.submit(work)
     except (UserError, QueueFull, BatcherEnded) as error:
         raise _api_error(state, work, error) from None
+    work.future.add_done_callback(wake_loop)  # after the batcher's own, so that who wakes finds the work gone
     timer = loop.call_later(work.deadline - time.monotonic(), work.expire)  # even while the batcher is in a long pass
     watch = loop.create_task(_cancel_when_gone(request, work))
     try:

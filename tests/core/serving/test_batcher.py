@@ -14,6 +14,7 @@ from gptask.serving.batcher import PROMPT_TOKENS, SCORING_TOKENS, Batcher, Batch
 from gptask.serving.failed_passes import MAX_IN_A_ROW
 from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.work import ScoringWork, WholeWork, Work, WorkExpired, WritingWork
+from gptask.serving.writing_queue import MAX_ROWS
 
 from tests.support.fake_engine import EchoHead, FakeBatch, FakeEngine, FakeModel, item, scoring, writing
 
@@ -230,6 +231,16 @@ def test_a_request_of_many_rows_does_not_hold_up_one_of_one_row(engine: FakeEngi
     assert written(many) == [[1] * 5] * 20
     assert ends == ["one", "many"]
     assert engine.batches[0].most_bytes <= 40
+
+
+def test_a_step_has_a_bounded_number_of_rows(engine: FakeEngine, batcher_of: Start) -> None:
+    batcher, model, rows = batcher_of(start=False), FakeModel(engine), list[int]()
+    engine.before_step = lambda batch: rows.append(len(batch.rows))
+    work = writing(model, 1, limit=2, prompt=1, rows=MAX_ROWS + 50)
+    batcher.submit(work)
+    batcher.start()
+    assert written(work) == [[1] * 2] * (MAX_ROWS + 50)
+    assert rows == [MAX_ROWS, MAX_ROWS, 50, 50]
 
 
 # --- memory and queue ---------------------------------------------------------------------------------------------
