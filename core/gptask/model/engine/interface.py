@@ -124,6 +124,14 @@ class DecodingBatch(ABC):
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that is kept of texts that have left, beside the keys and values of the rows."""
+        return 0
+
+    def forget(self) -> None:  # noqa: B027 (a batch may keep nothing)
+        """Drop what is kept of texts that have left."""
+
 
 class Engine(ABC):
     """Computes the passes of one backbone; several threads may call it at the same time.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from gptask.config.engine import Fast, Reference
+from gptask.model.engine.decoding import FastBatch
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -102,6 +103,21 @@ def test_what_is_kept_of_a_text_is_read_again_by_no_one_but_its_adapter(engine, 
         while batch.rows:
             batch.step()
         assert one.new_ids == expected[adapter].new_ids
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_kept_texts_are_counted_and_can_be_dropped(engine, backbone):
+    backbone.use_engine(engine)
+    batch = backbone.engine.decoding_batch(keep=1)
+    for _ in range(2):
+        one = row(1)
+        batch.admit([one])
+        while batch.rows:
+            batch.step()
+        assert (batch.kept_bytes > 0) == isinstance(batch, FastBatch)
+        assert batch.kept_bytes <= backbone.engine.row_bytes(one) * 1.5, "buffers grow by whole blocks"
+        batch.forget()
+        assert batch.kept_bytes == 0
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
