@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -71,10 +72,13 @@ class Batcher:
             if not isinstance(work, Work):
                 work()
                 continue
-            try:
-                work.future.set_result(self._compute(work))
-            except Exception as error:
-                work.future.set_exception(error)
+            if work.cancelled:
+                continue
+            with suppress(InvalidStateError):  # it is cancelled meanwhile
+                try:
+                    work.future.set_result(self._compute(work))
+                except Exception as error:
+                    work.future.set_exception(error)
 
     @torch.inference_mode()
     def _compute(self, work: Work) -> Any:

@@ -116,11 +116,11 @@ def _limit(request: WritingRequest, length: int, context: int) -> int:
     room = context - length + 1  # the last token is not read again
     named = request.limit if is_chat or "max_tokens" in request.model_fields_set else None
     if room < 1:
-        message = f"this model reads at most {context} tokens; the {field} have {length}: shorten them"
-        raise ApiError(400, message.replace("prompt have", "prompt has"), field, code="context_length_exceeded")
+        message = f"this model's context has {context} tokens; the {field} would take {length}: shorten what it reads"
+        raise ApiError(400, message, field, code="context_length_exceeded")
     if named is not None and named > room:
         message = (
-            f"this model reads at most {context} tokens; {length} in the {field} and {named} in the answer exceed them:"
+            f"this model's context has {context} tokens; {length} in the {field} and {named} in the answer exceed it:"
             f" shorten the {field}, or ask for at most {room} tokens"
         )
         name = "max_tokens" if request.max_tokens is not None else name

@@ -16,7 +16,7 @@ MAX_ROWS = 128  # texts of a request
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_TOP = 5  # likeliest tokens that are told
-NOTHING = (None, [], {}, "")
+NOTHING: tuple[Any, ...] = (None, [], {}, "")
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # field -> values that ask for nothing; others are refused, not ignored
     "tools": NOTHING,
     "tool_choice": (None, "none"),
@@ -264,15 +264,16 @@ def _api_error(errors: list[ErrorDetails], values: Any, kind: type[BaseModel]) -
     if error["type"] == "extra_forbidden":
         known = kind.model_fields if len(path) == 1 else ()
         return ApiError(400, f"unknown field '{name}'; {_fields(known)}{nearest(last, known)}", name)
-    field = kind.model_fields.get(str(path[0])) if path else None
+    fields = kind.model_fields | ChatMessage.model_fields
+    field = next((fields[part] for part in reversed(path) if part in fields), None)
     if error["type"] == "missing":
-        what = f", {field.description}" if field and field.description and len(path) == 1 else ""
+        what = f", {field.description}" if field and field.description else ""
         return ApiError(400, f"{name}: required{what}", name)
     if error["type"] == "literal_error":
         expected = error["msg"].removeprefix("Input should be ")
         return ApiError(400, f"{name}: {got} is not supported; expected {expected}", name)
-    if len(deepest) > 1 and field and field.description:
-        return ApiError(400, f"{path[0]}: expected {field.description}; got {_short(values[path[0]])}", name)
+    if len(deepest) > 1 and field and field.description:  # no kind of a union fits
+        return ApiError(400, f"{name}: expected {field.description}; got {got}", name)
     message = error["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{name}: {message[:1].lower()}{message[1:]}; got {got}", name)
 
