@@ -92,13 +92,14 @@ def _prompts(backbone: GPTBackbone, request: CompletionRequest) -> list[Prompt]:
     prompts = []
     for number, prompt in enumerate(request.prompts):
         path = f"prompt[{number}]" if len(request.prompts) > 1 else "prompt"
+        ids: list[int]
         if isinstance(prompt, str):
             ids = backbone.tokenizer.encode(prompt)
             if len(ids) > 1 and ids[-1] == backbone.tokenizer.eos_token_id:  # some tokenizers add EOS
                 ids = ids[:-1]
             shown = prompt
         else:
-            ids, vocabulary = prompt, int(backbone.config.vocab_size)
+            ids, vocabulary = list(prompt), int(backbone.config.vocab_size)
             wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
             if wrong is not None:
                 raise ApiError(400, f"{path}: token ids are 0 to {vocabulary - 1}; got {wrong}", path)
@@ -141,8 +142,9 @@ def _rows(
         seed=request.seed,
     )
     options.stop = list(stops)  # as they are: a backslash and an n are no line break here
-    penalties = {"frequency_penalty": request.frequency_penalty, "presence_penalty": request.presence_penalty}
-    return [
-        DecodingRow(ids, limit, options, backbone.adapter, draw, top_count=request.top_count or 0, **penalties)
-        for draw in range(request.n)
-    ]
+    rows = []
+    for draw in range(request.n):
+        row = DecodingRow(ids, limit, options, backbone.adapter, draw, top_count=request.top_count or 0)
+        row.frequency_penalty, row.presence_penalty = request.frequency_penalty, request.presence_penalty
+        rows.append(row)
+    return rows
