@@ -56,12 +56,24 @@ class EngineBackbone(Backbone, Protocol):
         """Replace the model by one that is wrapped or tuned in another way."""
 
 
+class TokenConstraint(Protocol):
+    """Which tokens a text may go on with, such as those of a grammar. It must not raise: that would end all rows."""
+
+    def allowed(self, vocabulary: int) -> Tensor:
+        """Return which ids of so many may come next, a boolean tensor (V,); at least one."""
+
+    def advance(self, token: int) -> None:
+        """Take the next token."""
+
+
 @dataclass(eq=False)
 class DecodingRow:
     """A text that is being written behind a prompt, by at most ``limit`` tokens.
 
     ``draw`` numbers the samples of one prompt: each has its own random draws. ``finish`` says why the text ended: at a
-    stop token or text (``stop``), or at the limit (``length``).
+    stop token or text (``stop``), or at the limit (``length``). A token that was there before in the text loses
+    ``presence_penalty``, and ``frequency_penalty`` for each time, of its logit. With a ``top_count``, ``top_tokens``
+    gets the ids and log-probabilities of that many likeliest tokens of each step.
     """
 
     prompt: list[int]
@@ -73,6 +85,11 @@ class DecodingRow:
     log_probabilities: list[float] = field(default_factory=list)
     finish: str | None = None
     generator: Any = None  # of this row's draws, where the options name a seed
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    constraint: TokenConstraint | None = None
+    top_count: int = 0
+    top_tokens: list[list[tuple[int, float]]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[int]:
