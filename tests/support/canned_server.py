@@ -1,4 +1,4 @@
-"""A server of the API that the page uses, with canned answers for every form of a run, and the headers of the real one."""
+"""A server of the API that the page uses, with canned answers of every form, and the headers of the real one."""
 
 import asyncio
 import json
@@ -157,9 +157,7 @@ class CannedServer:
     async def write(self, request: Request) -> Any:
         body = await request.json()
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-        return refusal(text) or StreamingResponse(
-            self.pieces(text, "messages" in body), media_type="text/event-stream"
-        )
+        return refusal(text) or StreamingResponse(self.pieces(text, "messages" in body), media_type="text/event-stream")
 
     async def pieces(self, text: str, is_chat: bool) -> AsyncIterator[bytes]:
         """The answer in pieces that cut characters and lines apart."""
@@ -193,7 +191,7 @@ def error(status: int, message: str, param: str | None = None, **headers: str) -
 def refusal(text: str) -> Response | None:
     """The error that a text asks for."""
     if "busy" in text:
-        return error(429, "the queue is full (256 requests wait)", **{"Retry-After": "1"})
+        return error(429, "the queue is full (256 requests wait)", **{"Retry-After": "3600"})
     if "wrong" in text:
         return error(422, "the text is empty after the task's cleaning", "text")
     if "proxy" in text:

@@ -37,7 +37,7 @@ export function renderAnswer(answer, model, raw) {
   }
   if (answer.samples?.length > 1) parts.push(sampleList(answer.samples));
   if (answer.truncated > 0) parts.unshift(element("p", { class: "warning" }, truncation(answer.truncated)));
-  const facts = { ...(score !== undefined && score !== probabilities?.[prediction] ? { score } : {}), ...answer.extra };
+  const facts = { ...(typeof score === "number" && score !== probabilities?.[prediction] ? { score } : {}), ...answer.extra };
   if (Object.keys(facts).length) parts.push(factList(facts));
   return { element: element("div", { class: "answer" }, parts), summary, shown };
 }
@@ -52,11 +52,11 @@ function labelLine(labels) {
 
 /** Probabilities as bars, the likeliest first; labels beyond the first ones on demand. */
 function bars(probabilities, predicted) {
-  const sorted = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
+  const sorted = Object.entries(probabilities).sort(([, a], [, b]) => (b ?? 0) - (a ?? 0));
   const list = element("ol", { class: "bars" });
   const show = (entries) => list.append(...entries.map(([label, share]) => {
     const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("i"));
-    bar.firstChild.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
+    bar.firstChild.style.width = `${100 * Math.min(1, Math.max(0, share ?? 0))}%`;
     const name = element("span", { class: "label", dir: "auto" }, label);
     const mark = predicted.has(label) && element("span", { class: "unseen" }, "predicted, ");
     return element("li", { class: predicted.has(label) && "predicted" }, name, bar, element("span", { class: "share" }, mark, percent(share)));

@@ -45,7 +45,7 @@ export async function call(path, body, signal) {
   return response;
 }
 
-const isHeaderText = (text) => /^[\x21-\x7e]*$/.test(text);
+const isHeaderText = (text) => /^[\x20-\xff]*$/.test(text);
 
 async function refusal(response) {
   const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);

@@ -72,6 +72,7 @@ export const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits || digitsOf(value) });
 
 export function percent(share) {
+  if (typeof share !== "number") return "–"; // JSON has no word for what is not a number
   if (share > 0 && share < 0.001) return "<0.1%";
   if (share < 1 && share > 0.999) return ">99.9%";
   return `${(share * 100).toFixed(1)}%`;

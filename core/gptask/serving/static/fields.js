@@ -49,7 +49,6 @@ export function buildForm(fields) {
     read() {
       const example = {};
       for (const control of controls) {
-        control.showError("");
         const value = control.read();
         if (value !== undefined) example[control.field.name] = value;
       }
@@ -57,7 +56,7 @@ export function buildForm(fields) {
     },
     /** Show an error at the field it is about, if it names one; whether it does. */
     showError(name, message) {
-      const control = controls.find(({ field }) => field.name === name);
+      const control = controls.find(({ field }) => name === field.name || name?.startsWith(`${field.name}.`));
       control?.showError(message);
       control?.focus();
       return control !== undefined;
@@ -76,7 +75,7 @@ class Control {
       ? element("legend", {}, caption)
       : element("label", { for: this.id }, caption);
     const note = hint && element("p", { class: "note", id: `${this.id}-hint` }, hint);
-    this.element = element(group ? "fieldset" : "div", { class: "field" }, head, note);
+    this.element = element(group ? "fieldset" : "div", { class: "field", input: () => this.showError("") }, head, note);
     this.described = [hint && `${this.id}-hint`, `${this.id}-error`].filter(Boolean).join(" ");
   }
 

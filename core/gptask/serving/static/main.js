@@ -106,15 +106,11 @@ function header(model) {
 const tabs = (model, names, current) => element("nav", { class: "tabs", "aria-label": "Ways to use the run" }, names.map((name) =>
   element("a", { href: address(model.id, name), "aria-current": name === current && "page" }, VIEWS[name][0])));
 
-function askForToken(message) {
-  const details = document.querySelector(".token");
-  details.open = true;
-  find("token").focus();
-  announce(message);
-}
-
 addEventListener("hashchange", () => { if (location.hash.includes("run=")) show(); });
-document.addEventListener("token-needed", (event) => askForToken(event.detail));
+document.addEventListener("token-needed", () => {
+  document.querySelector(".token").open = true;
+  find("token").focus();
+});
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address keeps its run
   find("main").focus();
