@@ -43,7 +43,7 @@ def model(name: str, task: str | None, fields: list[dict[str, Any]], **entries: 
         "context": 2048,
         "adapter": "1f0c9d3a7be24466",
         "backbone": "smollm2",
-        "loaded": True,
+        "loaded": "2026-11-28T23:00:00+00:00",
     }
     return {"id": name, "task": task, "fields": fields} | defaults | entries
 
@@ -68,9 +68,16 @@ def models() -> list[dict[str, Any]]:
         ),
         model("pos", "token_tagging", [field("tokens", "tokens")]),
         model("xquad", "qa", [field("context"), field("question")], metric=metric("f1", 65.2, 60.1, 70.1, 240)),
-        model("multi30k", "translation", [field("source")], writes=True, chat_template=True, loaded=False),
+        model("multi30k", "translation", [field("source")], writes=True, chat_template=True),
         model("lm", "language_modeling", [field("text")], metric=lower),
-        model("assistant", "generation", [field("messages", "messages")], writes=True, chat_template=True),
+        model(
+            "assistant",
+            "generation",
+            [field("messages", "messages")],
+            writes=True,
+            chat_template=True,
+            metric=lower | {"value": None},
+        ),
         model("smollm2", None, [], writes=True, chat_template=True, adapter=None),
         model("base", None, [], writes=True, adapter=None),
         model(

@@ -1,7 +1,7 @@
 """The page at `/`: try every model of a server in the browser.
 
 Its files lie in `static/`. They load nothing but each other, hold no inline script or style, and name each other and
-the API by relative URLs, so that the page works under a strict Content-Security-Policy and behind a proxy's path prefix.
+the API by relative URLs, so that the page works under a strict Content-Security-Policy and behind a path prefix.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ function markedWords(text, spans) {
     if (!first || !last || first.start < written) continue; // it overlaps with the one before: the table has it
     const end = last.start + last.word.length;
     paragraph.append(text.slice(written, first.start), element("mark", { class: `c${types.indexOf(String(span.type)) % COLOURS}` },
-      text.slice(first.start, end), " ", element("span", { class: "tag" }, String(span.type))));
+      text.slice(first.start, end), "\u00a0", element("span", { class: "tag" }, String(span.type))));
     written = end;
   }
   paragraph.append(text.slice(written));

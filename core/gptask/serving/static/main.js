@@ -16,6 +16,7 @@ async function load() {
     const { data } = await (await call("v1/models")).json();
     for (const model of data) {
       model.fields ??= [];
+      if (typeof model.metric?.value !== "number") model.metric = null; // it was no finite number
       const before = models.find(({ id }) => id === model.id);
       if (before && formOf(before) !== formOf(model)) forget(model.id); // it was replaced by another run
     }
@@ -79,7 +80,7 @@ function metricInWords({ name, value, low, high, n, higher_is_better: higher, sp
   const isKnown = typeof low === "number" && typeof high === "number";
   const digits = Math.max(...(isKnown ? [value, low, high] : [value]).map(digitsOf));
   const interval = isKnown ? ` (${number(low, digits)} to ${number(high, digits)})` : "";
-  return [`${name} ${number(value, digits)}${interval}`, typeof n === "number" && `n = ${number(n)}`, split,
+  return [`${name} ${number(value, digits)}${interval}`, typeof n === "number" && `n\u00a0=\u00a0${number(n)}`, split,
     higher === false && "lower is better"].filter(Boolean).join(", ");
 }
 
@@ -90,7 +91,8 @@ function header(model) {
     "longest input": model.max_tokens && `${number(model.max_tokens)} tokens`,
     context: model.context && `${number(model.context)} tokens`,
     backbone: model.backbone,
-    adapter: typeof model.adapter === "string" ? model.adapter : null,
+    adapter: model.adapter,
+    "loaded since": model.loaded && new Date(model.loaded).toLocaleString(),
   };
   const rows = Object.entries(facts).filter(([, value]) => value).map(([name, value]) =>
     element("div", { class: String(value).length > 40 && "full" }, element("dt", {}, name), element("dd", { dir: "auto" }, String(value))));
@@ -98,7 +100,6 @@ function header(model) {
     element("h1", {}, element("bdi", {}, model.id)),
     element("p", { class: "lead" }, [model.task ?? "backbone", model.metric && metricInWords(model.metric)].filter(Boolean).join(" · ")),
     model.description && element("p", { class: "note", dir: "auto" }, model.description),
-    model.loaded === false && element("p", { class: "note" }, "It is loaded by its first request, which takes longer."),
     element("details", { class: "about" }, element("summary", {}, "About this run"), element("dl", { class: "facts" }, rows)),
   ].filter(Boolean);
 }
