@@ -37,7 +37,8 @@ LEAST_CONTRAST = """() => {
 # Controls without a name that a screen reader could say, elements whose reference is missing, and ids that occur twice.
 UNNAMED = """() => {
   const name = (node) => node.getAttribute("aria-label")
-    || [...node.labels ?? []].map((label) => label.textContent).join("") || node.textContent.trim();
+    || [...node.labels ?? []].map((label) => label.textContent).join("")
+    || (node.matches("button, a, summary") ? node.textContent : "");
   const kinds = "input, textarea, select, button, a, summary, [role=group], nav, section";
   const controls = [...document.querySelectorAll(kinds)];
   const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
