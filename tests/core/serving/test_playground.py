@@ -363,7 +363,7 @@ def test_chat_streams_and_remembers(tab, canned):
         assert message.input_value() == text  # to be sent again
     message.fill("better")
     message.press("Enter")
-    tab.page.wait_for_function("document.querySelectorAll('.turn-assistant > .note.row').length === 3")
+    tab.page.locator(".turn-assistant > .note.row").nth(2).wait_for()
     assert [turn["content"] for turn in last_body(canned)["messages"]][-3:] == ["a long one", ANSWER, "better"]
     tab.page.get_by_role("button", name="Clear").click()
     assert tab.page.locator(".log li").count() == 0
