@@ -32,12 +32,12 @@ END = object()
 class InputRow(NamedTuple):
     """A row to predict: as it was read, and the example it holds, its error, or None for a blank row.
 
-    ``place`` says in messages where the row stands.
+    ``place`` says in messages where the row stands; it may be empty.
     """
 
     row: Row
     example: Example | DataError | None
-    place: str = "example"
+    place: str = ""
 
 
 class EncodedChunk(NamedTuple):
@@ -112,7 +112,7 @@ class Predictor:
                     examples[place] = self._clean({"id": str(row.number)} | example)
                     parts = encode(self.task, examples[place], self.backbone.tokenizer, max_tokens)
                 except DataError as error:
-                    errors[place] = DataError(f"{location}: {error}")
+                    errors[place] = _located(error, location)
                     continue
                 items += [part | {"example": place, "row": len(items) + number} for number, part in enumerate(parts)]
         return EncodedChunk(examples, items, errors)
@@ -163,8 +163,14 @@ def read_inputs(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[In
         try:
             example = columns.example(row)
         except DataError as error:
-            example = None if _is_blank(row.value) else DataError(f"{place}: {error}")
+            example = None if _is_blank(row.value) else _located(error, place)
         yield InputRow(row, example, place)
+
+
+def _located(error: DataError, place: str) -> DataError:
+    """The error with the place in front of its message."""
+    error.args = (f"{place}: {error}" if place else str(error),)
+    return error
 
 
 def _is_blank(value: Any) -> bool:

@@ -113,7 +113,7 @@ class Client:
             raise UserError(
                 f"the server at {self.url} has no run '{name}'; there are {listing(models)}.{nearest(name, models)}"
             )
-        if models[name].get("fields") is None:
+        if not models[name].get("fields"):
             raise UserError(f"'{name}' at {self.url} is no run of a task: it has chat and completions alone")
         path = f"/v1/predict/{quote(name, safe='')}"
 

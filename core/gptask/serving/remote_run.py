@@ -160,7 +160,7 @@ def answer_of_line(answer: dict[str, Any], server: str) -> Answer:
     if "prediction" in answer:
         values = {name: answer[name] for name in PREDICTION_PARTS if answer.get(name) is not None}
         return Prediction(answer["prediction"], **values), int(answer.get("truncated") or 0)
-    error = answer["error"]
+    error = answer["error"] if isinstance(answer["error"], dict) else {"message": answer["error"]}
     message = LOCATION.sub("", str(error["message"]), count=1)
     if error.get("type", "invalid_request_error") == "invalid_request_error":
         return DataError(message)

@@ -172,7 +172,7 @@ def test_shortened_inputs_are_told(client, caplog):
 def test_an_unknown_run_is_refused_with_the_nearest_name(client, served, address):
     with pytest.raises(UserError, match=r"has no run 'star'; there are stars, news, chat. Did you mean 'stars'"):
         client.predict("star", "good")
-    served.entries.append({"id": "smollm2", "object": "model"})
+    served.entries.append({"id": "smollm2", "object": "model", "fields": []})
     with pytest.raises(UserError, match=r"'smollm2' at .* is no run of a task"):
         client.predict("smollm2", "good")
 
