@@ -27,10 +27,10 @@ from serving import (
 
 def main() -> None:
     """Measure."""
-    options = arguments(__doc__, examples=50, dtype="float32", clients=16)
+    options = arguments(__doc__, examples=50, dtype="float32", backbone="smollm2", clients=16)
     runs = served_folders(options.runs)
     examples = {run.name: run.examples()[: options.examples] for run in runs}
-    serve_options = [f"backbone.dtype={options.dtype}", *options.option]
+    serve_options = [f"backbone={options.backbone}", f"backbone.dtype={options.dtype}", *options.option]
     with started(lambda port: serve_command(runs, port, serve_options), core=None, log=options.log) as server:
         pin(1)
         figures, answers = asyncio.run(asked(server.url, examples, options.clients))
