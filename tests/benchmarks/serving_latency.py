@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from serving import (
     Figures,
     Post,
@@ -48,13 +49,13 @@ def main() -> None:
         busy = asyncio.run(ask_beside_texts(server.url, labels, texts, options.writers, seconds))
     few = ["queue=4", *options.option]
     with started(lambda port: serve_command(runs, port, few), log=options.log) as server:
-        refusals = asyncio.run(refused(server.url, texts[0], 64))
+        refusals, others = asyncio.run(refused(server.url, texts[0], 64))
     p95 = [quantiles_ms(figures.seconds.get("label", [])).get("p95") for figures in (idle, busy)]
     finish(
         {
             "idle": idle.summary(), "busy": busy.summary(),
             "label_p95_ratio": round(p95[1] / p95[0], 2) if p95[0] and p95[1] else None,
-            "full_queue": {"refusals": len(refusals), **quantiles_ms(refusals)},
+            "full_queue": {"refusals": len(refusals), **quantiles_ms(refusals), "all": others.summary()},
         }
     )  # fmt: skip
 
@@ -101,19 +102,24 @@ def long_prompt(url: str, run: ServedFolder) -> Post:
     return predict_request(url, run.name, example | {name: words[: offsets[LONG_PROMPT_TOKENS - 1][1]]})
 
 
-async def refused(url: str, run: ServedFolder, count: int) -> list[float]:
-    """The seconds in which a server with a full queue refuses a request; ``count`` clients fill it."""
-    examples, seconds = itertools.cycle(run.examples()), list[float]()
+async def refused(url: str, run: ServedFolder, count: int) -> tuple[list[float], Figures]:
+    """The seconds in which a server with a full queue refuses a request; ``count`` clients fill it meanwhile."""
+    seconds, figures, is_over = list[float](), Figures(), after(20)
+
+    async def time_refusal(http: httpx2.AsyncClient) -> None:
+        start = time.perf_counter()
+        response = await ask(http, figures, "probe", next(probes)[1])
+        if response is not None and response.status_code == 429:
+            seconds.append(time.perf_counter() - start)
+
+    probes = predict_requests(url, [run])
     async with client() as http:
-        filling = [asyncio.create_task(predict_request(url, run.name, next(examples))(http)) for _ in range(count)]
-        await asyncio.sleep(0.5)
-        for _ in range(50):
-            start = time.perf_counter()
-            response = await asyncio.wait_for(predict_request(url, run.name, next(examples))(http), 120)
-            if response.status_code == 429:
-                seconds.append(time.perf_counter() - start)
-        await asyncio.gather(*filling, return_exceptions=True)
-    return seconds
+        filling = asyncio.create_task(clients(count, predict_requests(url, [run]), figures, is_over))
+        await asyncio.sleep(1)
+        await every(0.05, lambda: time_refusal(http), lambda: is_over() or len(seconds) == 100)
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+    return seconds, figures
 
 
 if __name__ == "__main__":
