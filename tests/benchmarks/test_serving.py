@@ -34,7 +34,7 @@ def served(stars, french, tmp_path, monkeypatch):
 
     def start(**folders):
         runs = [serving.ServedFolder(Path(folder), name) for name, folder in folders.items()]
-        options = [f"backbone.source={stars.backbone.origin.location}"]
+        options = ["backbone=pretrained", f"backbone.source={stars.backbone.origin.location}"]
         command = lambda port: serving.serve_command(runs, port, options)  # noqa: E731
         return serving.started(command, log=tmp_path / "server.log")
 
@@ -111,9 +111,7 @@ def test_answers_are_compared_by_value_probability_and_margin():
 def test_an_answer_is_of_a_version_of_another_text_or_of_nobody():
     old = serving_reload.Version(Path(), [{"prediction": "a"}, {"prediction": "same"}])
     new = serving_reload.Version(Path(), [{"prediction": "b"}, {"prediction": "same"}])
-    judged = [
-        serving_reload._judged(answer and {"prediction": answer}, 0, [old, new])
-        for answer in ("a", "b", "same", "c", None)
-    ]
+    answers = [{"prediction": value} for value in ("a", "b", "same", "c")]
+    judged = [serving_reload._judged(answer, 0, [old, new]) for answer in [*answers, None]]
     assert judged == ["old", "new", "crossed", "wrong", "lost"]
     assert serving_reload._judged({"prediction": "same"}, 1, [old, new]) == "either"
