@@ -34,7 +34,8 @@ def served(stars, french, tmp_path, monkeypatch):
 
     def start(**folders):
         runs = [serving.ServedFolder(Path(folder), name) for name, folder in folders.items()]
-        options = ["backbone=pretrained", f"backbone.source={stars.backbone.origin.location}"]
+        source = stars.backbone.origin.location
+        options = ["backbone=pretrained", f"backbone.source={source}", "backbone.dtype=float32"]
         command = lambda port: serving.serve_command(runs, port, options)  # noqa: E731
         return serving.started(command, log=tmp_path / "server.log")
 
