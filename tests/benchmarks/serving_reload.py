@@ -36,7 +36,7 @@ class Version:
 
 def main() -> None:
     """Measure."""
-    options = arguments(__doc__, requests=10_000, clients=16, texts=200)
+    options = arguments(__doc__, requests=10_000, clients=16, texts=200, backbone="smollm2")
     (run,) = served_folders(options.runs)
     with tempfile.TemporaryDirectory() as folder:
         served, other = Path(folder) / "served", Path(folder) / "other"
@@ -46,7 +46,8 @@ def main() -> None:
         shutil.copytree(run.folder, served)
         pin(1)
         target = [ServedFolder(served, "canary")]
-        with started(lambda port: serve_command(target, port, options.option), log=options.log) as server:
+        serve_options = [f"backbone={options.backbone}", "backbone.dtype=float32", *options.option]
+        with started(lambda port: serve_command(target, port, serve_options), log=options.log) as server:
             result = asyncio.run(
                 reload_under_load(server, served, versions, examples, options.requests, options.clients)
             )
@@ -73,11 +74,12 @@ def canaries(run: Path, count: int) -> list[dict[str, Any]]:
 
 
 def answers(run: Path, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the run by itself predicts."""
+    """What the run by itself predicts, in float32."""
     from gptask import load_run
+    from gptask.config.schemas import DType
     from gptask.runs.predictions_file import prediction_fields
 
-    return [prediction_fields(prediction) for prediction in load_run(run).predict(examples)]
+    return [prediction_fields(prediction) for prediction in load_run(run, dtype=DType.float32).predict(examples)]
 
 
 def replace_in_place(served: Path, version: Path) -> None:
