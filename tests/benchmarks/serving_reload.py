@@ -98,10 +98,14 @@ async def reload_under_load(
     examples: Sequence[dict[str, Any]],
     requests: int,
     count: int,
-    pause: float = 0.5,
+    pause: float = 0.2,
 ) -> dict[str, Any]:
-    """Ask ``requests`` times while the folder is replaced every ``pause`` seconds; how many answers were what."""
+    """Ask ``requests`` times while the folder is replaced again and again; how many answers were what.
+
+    It is replaced ``pause`` seconds after the first answer of the version that is in it.
+    """
     seen, numbers, replaced = Counter[str](), iter(range(requests)), 0
+    expected, is_seen = "old", asyncio.Event()
     start = time.monotonic()
 
     async def ask() -> None:
@@ -113,14 +117,19 @@ async def reload_under_load(
                     (answer,) = response.json() if response.is_success else (None,)
                 except (httpx2.TransportError, ValueError):
                     answer = None
-                seen[_judged(answer, place, versions)] += 1
+                verdict = _judged(answer, place, versions)
+                seen[verdict] += 1
+                if verdict == expected:
+                    is_seen.set()
 
     async def replace() -> None:
-        nonlocal replaced
-        for version in itertools.islice(itertools.cycle(versions), 1, None):
+        nonlocal replaced, expected
+        for name, version in itertools.islice(itertools.cycle(zip(("old", "new"), versions, strict=True)), 1, None):
+            await is_seen.wait()
             await asyncio.sleep(pause)
             await asyncio.to_thread(replace_in_place, served, version.folder)
-            replaced += 1
+            expected, replaced = name, replaced + 1
+            is_seen.clear()
 
     replacing = asyncio.create_task(replace())
     await asyncio.gather(*(ask() for _ in range(count)))

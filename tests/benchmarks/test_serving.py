@@ -86,11 +86,10 @@ def test_no_answer_is_wrong_lost_or_crossed_while_a_run_is_replaced_in_place(kin
     distinct = {str(answer) for version in versions for answer in version.answers}
     assert len(distinct) > 150, "the texts and the versions must differ in their answers"
     with served(canary=folder) as server:
-        result = asyncio.run(
-            serving_reload.reload_under_load(server, folder, versions, examples, 10_000, 16, pause=0.2)
-        )
+        result = asyncio.run(serving_reload.reload_under_load(server, folder, versions, examples, 10_000, 16))
     assert (result["wrong"], result["lost"], result["crossed"]) == (0, 0, 0), result
-    assert min(result["old"], result["new"]) > 100, result
+    assert result["replaced"] >= 4, result
+    assert min(result["old"], result["new"]) > 10, result
     assert sum(result[name] for name in ("old", "new", "either")) == 10_000
     assert server.code == 0
 
