@@ -62,9 +62,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
     from safetensors.torch import save_file
 
     if isinstance(tuning, Lora):
-        backbone.peft.peft_config["default"].base_model_name_or_path = backbone.origin.location
-        backbone.peft.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)
+        save_adapter(backbone, partial, backbone.origin.location)
     elif isinstance(tuning, Full):
         backbone.model.save_pretrained(partial)
     backbone.model.config.save_pretrained(partial)  # of the kept layers, which a loader of the adapter needs
@@ -87,6 +85,13 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
             "layers": list(range(backbone.config.num_hidden_layers)),  # the backbone's layers that are kept
         },
     )
+
+
+def save_adapter(backbone: GPTBackbone, folder: Path, base: str) -> None:
+    """Write a backbone's own adapter in PEFT's format; ``base`` names the model that it belongs to."""
+    backbone.peft.peft_config["default"].base_model_name_or_path = base
+    backbone.peft.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def load_backbone(
