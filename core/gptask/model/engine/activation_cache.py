@@ -11,6 +11,8 @@ import shutil
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,7 @@ def capture_or_resume(
     """
     for layer in layers:
         if not isinstance(replaced_by(layer), CachedLayer):
-            replace_forward(layer, CachedLayer(), wraps=True)
+            replace_forward(layer, CachedLayer(replaced_by(layer)), wraps=True)
     activations = Activations(layers, batch, states_NC)
     with forward_state(activations=activations):
         hidden_BTC = backbone.hidden(batch.input_ids, batch.lengths, needed)
@@ -196,17 +198,21 @@ class Activations:
 class CachedLayer:
     """The forward function of a decoder layer whose states may be captured, or be there already."""
 
+    def __init__(self, before: Callable[..., Any] | None) -> None:
+        self.before = before  # what computed the layer in place of its own function, if anything
+
     def __call__(self, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """States (B, T, C) after the layer."""
         state = current_state()
         activations = state.activations if state else None
+        compute = partial(self.before, layer) if self.before else original_forward(layer)
         if activations is None or layer not in activations.layers:
-            computed: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+            computed: Tensor = compute(hidden, *args, **kwargs)
             return computed
         if activations.resumes:
             resumed: Tensor = activations.resumed(layer, hidden)
             return resumed
-        out: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+        out: Tensor = compute(hidden, *args, **kwargs)
         activations.capture(layer, out)
         return out
 

@@ -9,7 +9,7 @@ from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Lora
 from gptask.errors import UserError
 from gptask.model.backbone.tuning import apply_tuning
-from gptask.model.engine.adapters import adapter_digest
+from gptask.model.engine.adapter_files import adapter_digest
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
 
