@@ -31,6 +31,7 @@ from gptask.model.engine.reference import ReferenceEngine
 from gptask.plugins.text_tokenizer import text_tokenizer
 
 log = logging.getLogger("gptask")
+ONLY_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class GPTBackbone(nn.Module):
@@ -76,6 +77,11 @@ class GPTBackbone(nn.Module):
         for adapter in self.adapter_layers.keys() - getattr(model, "peft_config", {}).keys():
             del self.adapter_layers[adapter]
         self.engine.install()
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Read and write texts by another tokenizer; views keep theirs."""
+        self.tokenizer = text_tokenizer(tokenizer)
+        vars(self).pop("_turn_end", None)
 
     def with_adapter(self, adapter: str | None) -> GPTBackbone:
         """Return the same backbone, its weights and its engine shared, computing with an added adapter.
@@ -152,19 +158,22 @@ class GPTBackbone(nn.Module):
         config, path, old_layers = self.config, self._layers_path, self.layers
         if path is None:
             raise ValueError("they are no plain list")
-        old_config = {
-            key: value for key, value in vars(config).items() if key == "num_hidden_layers" or isinstance(value, list)
+        # one entry per layer, such as its type
+        old_lists = {
+            key: value
+            for key, value in vars(config).items()
+            if isinstance(value, list) and len(value) == len(old_layers)
         }
 
         def put_back() -> None:
             self.body.set_submodule(path, nn.ModuleList(old_layers))
-            vars(config).update(old_config)
+            config.num_hidden_layers = len(old_layers)
+            vars(config).update(old_lists)
 
         self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
         config.num_hidden_layers = layers
-        for key, value in old_config.items():
-            if isinstance(value, list) and len(value) == len(old_layers):  # one entry per layer, such as its type
-                setattr(config, key, value[:layers])
+        for key, value in old_lists.items():
+            setattr(config, key, value[:layers])
         return put_back
 
     @property
@@ -304,16 +313,16 @@ def from_folder(
     never unpickled, and none are left random.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    folder, only_local = origin.location, {"local_files_only": True, "trust_remote_code": False}
+    folder = origin.location
     auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
     try:
         model, loading_info = auto_model.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **only_local
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
         )
-        loaded_tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder, **only_local)
+        loaded_tokenizer = load_tokenizer(tokenizer or folder)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
@@ -325,6 +334,13 @@ def from_folder(
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
     return backbone
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Load the tokenizer of a folder as transformers does; code from the folder is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
 
 
 def _check_supported(backbone: GPTBackbone) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -90,11 +89,9 @@ def _digest(contents: list[bytes], layers: int | None) -> str:
 def _config(folder: Path, content: bytes) -> Any:
     from peft import PeftConfig
 
+    config_class: Any = PeftConfig  # PEFT leaves its methods untyped
     try:
-        values = json.loads(content)
-        with warnings.catch_warnings(record=True) as ignored:  # PEFT warns of options that it does not know
-            warnings.simplefilter("always")
-            config: Any = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**values))
+        config = config_class.from_peft_type(**config_class.check_kwargs(**json.loads(content)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder} holds no LoRA adapter: {CONFIG}: {str(error).strip().splitlines()[-1]}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
@@ -108,8 +105,6 @@ def _config(folder: Path, content: bytes) -> Any:
         raise UserError(
             f"the adapter in {folder} is not of low-rank factors alone ({reason}); rows can't have one each"
         )
-    for warning in ignored:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     config.base_model_name_or_path = None  # the folder it was trained on, of which PEFT warns where ours is another
     config.inference_mode = True
     return config

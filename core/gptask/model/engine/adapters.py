@@ -94,8 +94,8 @@ def _assign(backbone: EngineBackbone, adapter: AdapterFiles) -> None:
 def _factors(model: nn.Module, digest: str) -> Iterator[tuple[str, tuple[nn.Module, str, Tensor]]]:
     """An adapter's factors by their names in PEFT's files, each with the module and the attribute that hold it."""
     for path, layer in [*model.named_modules()]:
-        for kind in getattr(layer, "adapter_layer_names", ()):
-            factors = getattr(layer, kind)
+        for kind in getattr(type(layer), "adapter_layer_names", ()):
+            factors: Any = getattr(layer, kind)
             if digest not in factors:
                 continue
             if isinstance(factors, nn.ParameterDict):
@@ -112,7 +112,8 @@ def remove_adapter(backbone: EngineBackbone, digest: str) -> None:
 
     backbone.adapter_layers.pop(digest, None)
     base, learning = backbone.model, _learning(backbone.peft)
-    for path, layer in [*base.named_modules()]:
+    modules: list[tuple[str, Any]] = [*base.named_modules()]
+    for path, layer in modules:
         if isinstance(layer, BaseTunerLayer):
             layer.delete_adapter(digest)
             if not any(len(getattr(layer, kind)) for kind in layer.adapter_layer_names):
@@ -134,7 +135,7 @@ def active_adapters(backbone: EngineBackbone, digests: Sequence[str]) -> Iterato
     from peft import PeftModel
 
     model = backbone.peft
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or model.active_adapters == [*digests]:
         yield
         return
     own, learning = model.active_adapters, _learning(model)
