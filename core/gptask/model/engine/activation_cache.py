@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gptask.data.cache import cache_folder, digest, part_suffix, remove, usable
 from gptask.data.datamodule import DataModule, PaddedBatch
-from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
+from gptask.model.engine.forward_registry import is_wrapped_by, original_forward, replace_forward, replaced_by
 from gptask.model.engine.forward_state import current_state, forward_state
 from gptask.model.engine.interface import EngineBackbone
 from gptask.plugins.protocols import TaskHead
@@ -160,7 +160,7 @@ def capture_or_resume(
     Where the latter are given, these layers are skipped. The former are right at least where they are ``needed``.
     """
     for layer in layers:
-        if not isinstance(replaced_by(layer), CachedLayer):
+        if not is_wrapped_by(layer, CachedLayer):
             replace_forward(layer, CachedLayer(replaced_by(layer)), wraps=True)
     activations = Activations(layers, batch, states_NC)
     with forward_state(activations=activations):

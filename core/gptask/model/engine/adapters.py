@@ -118,7 +118,8 @@ def remove_adapter(backbone: EngineBackbone, digest: str) -> None:
             layer.delete_adapter(digest)
             if not any(len(getattr(layer, kind)) for kind in layer.adapter_layer_names):
                 base.set_submodule(path, layer.get_base_layer())
-    if isinstance(peft := backbone.peft, PeftModel):
+    peft: Any = backbone.peft
+    if isinstance(peft, PeftModel):
         peft.peft_config.pop(digest, None)
         if not peft.peft_config:
             backbone.peft = base
@@ -138,12 +139,13 @@ def active_adapters(backbone: EngineBackbone, digests: Sequence[str]) -> Iterato
     if not isinstance(model, PeftModel) or model.active_adapters == [*digests]:
         yield
         return
+    tuner: Any = model.base_model
     own, learning = model.active_adapters, _learning(model)
-    model.base_model.set_adapter([*digests], inference_mode=True)
+    tuner.set_adapter([*digests], inference_mode=True)
     try:
         yield
     finally:
-        model.base_model.set_adapter(own, inference_mode=True)
+        tuner.set_adapter(own, inference_mode=True)
         _let_learn(model, learning)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
+from gptask.model.engine.forward_registry import is_wrapped_by, original_forward, replace_forward, replaced_by
 from gptask.model.engine.forward_state import current_state, forward_state
 from gptask.model.engine.interface import EngineBackbone
 
@@ -39,8 +39,8 @@ class SkippableLayer:
 def install(backbone: EngineBackbone) -> None:
     """Let passes leave the model after any of its layers."""
     for number, layer in enumerate(backbone.layers):
-        if not isinstance(before := replaced_by(layer), SkippableLayer):
-            replace_forward(layer, SkippableLayer(number, before), wraps=True)
+        if not is_wrapped_by(layer, SkippableLayer):
+            replace_forward(layer, SkippableLayer(number, replaced_by(layer)), wraps=True)
     with torch.inference_mode():  # in which the layers learn what they return
         backbone.body(input_ids=_probe_ids(backbone), use_cache=False)
 
