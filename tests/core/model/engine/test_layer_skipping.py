@@ -113,7 +113,10 @@ def test_rows_of_several_depths_in_one_call_equal_models_of_these_depths(family,
         assert texts(shared, adapters) == [written[number][row] for row, number in enumerate(OF_ROWS)]
 
 
-@pytest.mark.parametrize(("family", "engine"), [("llama", Fast()), ("gpt2", Fast()), ("llama", Reference())])
+@pytest.mark.parametrize(
+    ("family", "engine"),
+    [("llama", Fast()), pytest.param("gpt2", Fast(), marks=pytest.mark.long), ("llama", Reference())],
+)
 def test_beams_are_those_of_the_adapter_and_its_layers(family, engine, backbone_of, cut_models):
     models = cut_models(family)
     shared = backbone_of(family, layers=LAYERS).eval()
