@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptask.plugins.protocols import Backbone
 
 if TYPE_CHECKING:
+    from gptask.model.engine.adapter_files import AdapterFiles
     from gptask.plugins.generation_options import GenerationOptions
 
 log = logging.getLogger("gptask")
@@ -32,6 +33,7 @@ class EngineBackbone(Backbone, Protocol):
     peft: Any  # the model, PEFT-wrapped where it has adapters
     origin: Any  # where its weights came from, with their hash
     engine: Engine
+    adapter_layers: dict[str, int]  # of each adapter of `Engine.add_adapter`, how many layers its rows pass
 
     @property
     def config(self) -> Any:
@@ -51,6 +53,9 @@ class EngineBackbone(Backbone, Protocol):
 
     def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
+
+    def only_first_layers(self, layers: int) -> AbstractContextManager[None]:
+        """A context in which the model has its first ``layers`` only."""
 
     def set_model(self, model: Any) -> None:
         """Replace the model by one that is wrapped or tuned in another way."""
@@ -200,11 +205,20 @@ class Engine(ABC):
         """A context in which the model's own methods compute by this engine, with an adapter of `add_adapter`."""
 
     @abstractmethod
-    def add_adapter(self, folder: Path, layers: int | None = None) -> str:
-        """Load a LoRA adapter in PEFT's format beside the model's own; return its name, a digest of its bytes.
+    def read_adapter(self, folder: Path, layers: int | None = None) -> AdapterFiles:
+        """Read and check a LoRA adapter in PEFT's format for `add_adapter`; any thread may, beside passes too.
 
-        Rows with an adapter for the first ``layers`` only leave the model after these (and its last norm). Raises
-        `UserError` where it does not fit the model.
+        ``layers`` are those of the model it was trained in, from the bottom (None: all). Raises `UserError`.
+        """
+
+    @abstractmethod
+    def add_adapter(self, adapter: Path | AdapterFiles, layers: int | None = None) -> str:
+        """Load a LoRA adapter beside the model's own; return its name, a digest of its bytes (and of its ``layers``).
+
+        One that is there already is not loaded again: equal bytes have one name, whoever adds them, so that an adapter
+        may only be removed when nobody uses it any more. Rows with an adapter for the first ``layers`` only leave the
+        model after these (and its last norm). Raises `UserError`, and leaves the model as it was, where the adapter
+        does not fit, and where it changes nothing though it is not zero.
         """
 
     @abstractmethod

@@ -190,5 +190,5 @@ def test_the_reference_has_nothing_to_switch_off(backbone):
     assert backbone.engine.summary() == "engine: reference"
     assert not backbone.engine.can_pack(2)
     assert not backbone.engine.caches_activations
-    with pytest.raises(ValueError, match="without added adapters"), backbone.engine.running("digest"):
+    with pytest.raises(KeyError, match="no adapter digest"), backbone.engine.running("digest"):
         pass
