@@ -24,6 +24,10 @@ class ServerMetrics:
             "gptask_seconds_per_token", "seconds a token after the first one", labels, registry=self.registry
         )
 
+    def answered(self, run: str | None, endpoint: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests.labels(run or "", str(status)).inc()  # minimal: the batcher's branch has the whole
+
     def exposition(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
