@@ -83,7 +83,7 @@ def _integer(text: str) -> int:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         if not level:
             return False
         parents = (node for node in level if isinstance(node, list | dict))

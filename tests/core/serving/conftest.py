@@ -30,7 +30,7 @@ TASKS: dict[str, Callable[[], Any]] = {  # by the name of the run that the serve
     "several": lambda: Classification(labels=["joy", "anger"], multi_label=True, threshold=0.4),
     "sentiment": lambda: Sentiment(labels=["negative", "positive"]),
     "qa": lambda: QuestionAnswering(generation=_short()),
-    "spans": lambda: QuestionAnswering(answer=AnswerForm.span),
+    "spans": lambda: QuestionAnswering(answer=AnswerForm.span, stride=16),
     "summaries": lambda: Summarization(generation=_short()),
     "french": lambda: Translation(generation=_short()),
     "chat": lambda: TextGeneration(generation=_short()),
@@ -85,12 +85,14 @@ class RunningServer:
         headers = {"Content-Type": "application/json"} | options.pop("headers", {})
         return self.http.post(f"/v1/predict/{name}", content=json.dumps(example), headers=headers, **options)
 
-    def raw(self, data: bytes, end: bool = False, timeout: float = 30) -> bytes:
-        """What the server sends in answer to bytes, up to the end of its first response or of the connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+    def connect(self) -> socket.socket:
+        """A connection, which fails where nothing comes for a minute."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def raw(self, data: bytes) -> bytes:
+        """What the server sends in answer to bytes up to the end of the connection, which they must ask for."""
+        with self.connect() as connection:
             connection.sendall(data)
-            if end:
-                connection.shutdown(socket.SHUT_WR)
             answer = b""
             while chunk := connection.recv(65536):
                 answer += chunk
@@ -147,6 +149,25 @@ def server(serve_options: Callable[..., Serve]) -> Iterator[RunningServer]:
 
     with running(build_state(serve_options(body_kb=64))) as running_server:
         yield running_server
+
+
+@pytest.fixture
+def with_run(server: RunningServer, random_run: Callable[..., Any]) -> Callable[..., Any]:
+    """``with with_run(task) as server:`` a server that has a run of this task, too, under the name "plugin"."""
+    from copy import copy
+    from dataclasses import replace
+
+    from gptask.serving.served_run import ServedRun
+
+    @contextmanager
+    def make(task: Any) -> Iterator[RunningServer]:
+        run = random_run(task, "llama", Lora(rank=2, top=1.0))
+        registry = copy(server.state.registry)
+        registry.models = {**registry.models, "plugin": ServedRun("plugin", run.backbone, run)}
+        with running(replace(server.state, registry=registry)) as other:
+            yield other
+
+    return make
 
 
 @pytest.fixture
