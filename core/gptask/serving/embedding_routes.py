@@ -21,7 +21,7 @@ from gptask.serving.served_run import ServedModel
 from gptask.serving.state import ServerState
 from gptask.serving.work import ScoringWork
 
-TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**31}, "minItems": 1}
 TEXT = {"type": "string", "minLength": 1}
 INPUT = {
     "anyOf": [

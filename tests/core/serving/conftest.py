@@ -122,21 +122,21 @@ def running(state: Any) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
-def served_runs(random_run: Callable[..., Any]) -> dict[str, Path]:
-    """The folders of the runs, by name; all are on one tiny Llama."""
+def served_runs(random_run: Callable[..., Any]) -> dict[str, Any]:
+    """The runs by name, each in memory with a model of its own as it was saved; all are on one tiny Llama."""
     return {
-        name: random_run(make(), "llama", Lora(rank=2, top=1.0), seed=number).folder
+        name: random_run(make(), "llama", Lora(rank=2, top=1.0), seed=number)
         for number, (name, make) in enumerate(TASKS.items())
     }
 
 
 @pytest.fixture(scope="session")
-def serve_options(tiny_model: Callable[..., Path], served_runs: dict[str, Path]) -> Callable[..., Serve]:
+def serve_options(tiny_model: Callable[..., Path], served_runs: dict[str, Any]) -> Callable[..., Serve]:
     """``serve_options(queue=1)``: the options of a server of all runs."""
 
     def make(**options: Any) -> Serve:
         backbone = Pretrained(source=str(tiny_model("llama", 128)), dtype=DType.float32, license="MIT")
-        values = {"runs": [f"{name}:{folder}" for name, folder in served_runs.items()], "backbone": backbone}
+        values = {"runs": [f"{name}:{run.folder}" for name, run in served_runs.items()], "backbone": backbone}
         return Serve(**(values | options))
 
     return make

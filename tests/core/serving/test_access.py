@@ -42,7 +42,9 @@ def test_the_token_opens_and_health_is_open(guarded: RunningServer) -> None:
     for path in ("/", "/static/x.js"):  # the page asks for the token
         assert guarded.http.get(path).status_code != 401
     assert guarded.predict("sentiment", "good").status_code == 401
-    assert guarded.http.get("/v1/models", headers={"Host": "a.b", "Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert (
+        guarded.http.get("/v1/models", headers={"Host": "a.b", "Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    )
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "LOCALHOST", "[::1]:80", "[::1]"])
@@ -65,7 +67,9 @@ def test_a_server_on_other_addresses_answers_to_any_name() -> None:
     ]  # fmt: skip
 
 
-def test_other_origins_are_answered_where_they_are_named(server: RunningServer, with_options: Callable[..., Any]) -> None:
+def test_other_origins_are_answered_where_they_are_named(
+    server: RunningServer, with_options: Callable[..., Any]
+) -> None:
     preflight = {"Origin": "https://a.org", "Access-Control-Request-Method": "POST",
                  "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
     name = "access-control-allow-origin"

@@ -38,7 +38,9 @@ def test_classes_are_those_of_the_run(name: str, server: RunningServer) -> None:
         ("nothing", "a", 404, "no model"),
     ],
 )
-def test_what_has_no_classes_is_refused(name: str, value: Any, status: int, message: str, server: RunningServer) -> None:
+def test_what_has_no_classes_is_refused(
+    name: str, value: Any, status: int, message: str, server: RunningServer
+) -> None:
     response = server.http.post("/classify", json={"model": name, "input": value})
     assert response.status_code == status, response.text
     assert message in response.json()["error"]["message"]

@@ -7,14 +7,13 @@ import numpy as np
 import openai
 import pytest
 import torch
-from gptask import load_run
 
 from tests.core.serving.conftest import RunningServer
 
 
-def states_of(folder: Any, text: str) -> np.ndarray:
+def states_of(run: Any, text: str) -> np.ndarray:
     """The states (T, C) of a text by the run in Python."""
-    backbone = load_run(folder).backbone
+    backbone = run.backbone
     ids = backbone.tokenizer(text)["input_ids"]
     with torch.inference_mode():
         return backbone.hidden(torch.tensor([ids]))[0].float().numpy()

@@ -60,7 +60,7 @@ class Failing(Sentiment):
 
     def encode(self, example: Any, tokenizer: Any, max_tokens: int) -> Any:
         if self.where == "encode" and "fail" in example["text"]:
-            raise SystemExit("secret of encode")
+            raise SystemExit(example["text"])
         return super().encode(example, tokenizer, max_tokens)
 
     def clean(self, examples: Any, train: bool, counts: Any) -> Any:
@@ -70,7 +70,7 @@ class Failing(Sentiment):
 
     def prediction(self, example: Any, outputs: Any) -> Prediction:
         if self.where == "prediction" and "fail" in example["text"]:
-            raise KeyError("secret of prediction")
+            raise KeyError(example["text"])
         if self.where == "score" and "fail" in example["text"]:
             return Prediction("a", score="high")  # type: ignore[arg-type]
         return Prediction(self.where, score=float("nan"), extra={"odd": {1}, "text": "\ud800"})
@@ -81,7 +81,7 @@ def test_a_plugin_that_fails_fails_one_request(
     where: str, with_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with with_run(Failing(labels=["a", "b"], where=where)) as server:
-        response = server.predict("plugin", "fail")
+        response = server.predict("plugin", "fail secret")
         error = response.json()["error"]
         assert (response.status_code, error["code"]) == (500, "plugin_error")
         assert f"failed in {where}()" in error["message"]
@@ -95,7 +95,11 @@ def test_a_plugin_that_fails_fails_one_request(
         answers = server.http.post("/v1/predict/plugin", content=lines, headers={"Content-Type": "application/jsonl"})
         assert [b"plugin_error" in line for line in answers.content.splitlines()] == [False, True, False]
         (answer,) = server.predict("plugin", ["good"]).json()
-        assert (answer["prediction"], answer["score"], answer["extra"]) == (where, None, {"odd": "{1}", "text": "\\ud800"})
+        assert (answer["prediction"], answer["score"], answer["extra"]) == (
+            where,
+            None,
+            {"odd": "{1}", "text": "\\ud800"},
+        )
 
 
 def test_a_prediction_of_another_form_and_a_refusal(with_run: Callable[..., Any]) -> None:

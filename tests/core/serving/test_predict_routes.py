@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from gptask import load_run
 from gptask.runs.prediction_lines import as_json
 from gptask.runs.predictions_file import prediction_fields
 from gptask.serving import predict_routes
@@ -31,7 +30,7 @@ def assert_close(got: Any, expected: Any) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_answers_equal_those_of_the_run_in_python(name: str, server: RunningServer, served_runs: Any) -> None:
     examples = EXAMPLES[name]
-    expected = [json.loads(as_json(prediction_fields(p))) for p in load_run(served_runs[name]).predict(examples)]
+    expected = [json.loads(as_json(prediction_fields(p))) for p in served_runs[name].predict(examples)]
     response = server.predict(name, examples)
     assert response.status_code == 200, response.text
     answers = response.json()
@@ -118,7 +117,9 @@ def test_an_unknown_run_is_404_with_the_nearest_name(server: RunningServer) -> N
 def test_columns_of_the_training_data_are_read(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     options = server.state.registry.get("sentiment").predictor.options
     monkeypatch.setattr(options, "columns", {"text": "review"})
-    assert server.predict("sentiment", {"review": "good"}).json() == server.predict("sentiment", {"text": "good"}).json()
+    assert (
+        server.predict("sentiment", {"review": "good"}).json() == server.predict("sentiment", {"text": "good"}).json()
+    )
     error = server.predict("sentiment", {"review": "good", "text": "bad"}).json()["error"]
     assert "may be in 'text', 'review'" in error["message"]
 

@@ -61,7 +61,9 @@ def test_a_body_is_bounded_by_what_is_announced_and_by_what_comes(server: Runnin
     announced = server.raw(POST + JSON + b"Content-Length: 9999999999\r\n\r\n")
     assert b"longer than 64 kilobytes" in error_of(announced, 413)
     part = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-    assert b"longer than 64 kilobytes" in error_of(server.raw(POST + JSON + b"Transfer-Encoding: chunked\r\n\r\n" + 3 * part), 413)
+    assert b"longer than 64 kilobytes" in error_of(
+        server.raw(POST + JSON + b"Transfer-Encoding: chunked\r\n\r\n" + 3 * part), 413
+    )
 
 
 def test_a_large_body_below_the_limit_is_read(with_options: Callable[..., Any]) -> None:

@@ -41,7 +41,9 @@ def test_a_request_has_one_line_without_its_text(server: RunningServer, logged: 
     assert "run=- status=404" in logged("r3")
 
 
-def test_texts_are_logged_where_that_is_asked_for(with_options: Callable[..., Any], logged: Callable[[str], str]) -> None:
+def test_texts_are_logged_where_that_is_asked_for(
+    with_options: Callable[..., Any], logged: Callable[[str], str]
+) -> None:
     with with_options(log_texts=True) as server:
         server.predict("sentiment", "very secret " * 100, headers={"X-Request-Id": "r4"})
     assert 'body="very secret very' in logged("r4")
