@@ -6,7 +6,7 @@ import asyncio
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from gptask.serving.http_errors import ApiError
 from gptask.serving.json_text import json_response
@@ -38,7 +38,7 @@ def model_router(state: ServerState) -> APIRouter:
             raise ApiError(503, message, kind="server_error", code="not_ready", headers={"Retry-After": "1"})
         return json_response({"status": "ready"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         exposition = await asyncio.to_thread(state.metrics.exposition)
         return Response(exposition, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -17,14 +17,20 @@ PATHS = ["/v1/embeddings", "/classify", "/pooling", *(f"/v1/predict/{name}" for 
 OTHER_PATHS = ["/", "//", "/v1/predict/", "/v1/predict/%00", "/v1/predict/..%2f..", "/v1/models/%ff", "/metrics",
                "/ready", "/openapi.json", "/v1/predict/topics?a=%ff", "/" + "a" * 5000]  # fmt: skip
 METHODS = ["GET", "POST", "POST", "PUT", "HEAD", "OPTIONS", "DELETE", "PATCH", "TRACE", "BREW"]
-TYPES = ["application/json"] * 12 + ["application/x-ndjson"] * 3 + ["text/plain", "",
-         "application/json;charset=utf-16", "multipart/form-data; boundary=", "a/b/c", "\xff", "application/json; charset*=x''%ff"]  # fmt: skip
-TEXTS = ["", " ", "good", "\0", "\u200b", "\ufeff", "é" * 40, "这部电影很好", "<|endoftext|>", "{text}", "a" * 3000, "-1",
-         "\n\n", "[1, 2]", '{"a": [1]}', "[{'role': 'user', 'content': 'a'}]", "/etc/passwd"]  # fmt: skip
+TYPES = ["application/json"] * 12 + ["application/x-ndjson"] * 3 + [
+    "text/plain", "", "application/json;charset=utf-16", "multipart/form-data; boundary=", "a/b/c", "\xff",
+    "application/json; charset*=x''%ff",
+]  # fmt: skip
+TEXTS = [
+    "", " ", "good", "\0", "\u200b", "\ufeff", "é" * 40, "这部电影很好", "<|endoftext|>", "{text}", "a" * 3000, "\n\n",
+    "-1", "[1, 2]", '{"a": [1]}', "[{'role': 'user', 'content': 'a'}]", "/etc/passwd",
+]  # fmt: skip
 NUMBERS = [0, -1, 1, 5, 2**31, 2**63 - 1, -(2**63), 0.5, -0.0, 1e300, 1e-320]
-NAMES = ["text", "context", "question", "document", "source", "messages", "tokens", "predicate", "answers", "model",
-         "answer_start", "id", "input", "instruction", "prompt", "history", "system", "role", "content", "label", "answer",
-         "output", "conversations", "pooling", "encoding_format", "", "a.b", "__class__"]  # fmt: skip
+NAMES = [
+    "text", "context", "question", "document", "source", "messages", "tokens", "predicate", "answers", "answer_start",
+    "id", "model", "input", "instruction", "prompt", "history", "system", "role", "content", "label", "answer",
+    "output", "conversations", "pooling", "encoding_format", "", "a.b", "__class__",
+]  # fmt: skip
 TRACES = re.compile(rb'Traceback|File "|\.py\b|gptask_tasks|site-packages')
 
 
@@ -133,9 +139,9 @@ def test_bad_requests(
 
 
 @pytest.mark.long
-def test_20000_bad_requests(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_bad_requests(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     expected = server.predict("qa", EXAMPLES["qa"]).json()
-    counts = send_bad_requests(server, 16_000, seed=2)
+    counts = send_bad_requests(server, 17_000, seed=2)
     assert server.predict("qa", EXAMPLES["qa"]).json() == expected
     with capsys.disabled():
         print("\nbad requests, by kind and status:", dict(counts.most_common()))
@@ -164,7 +170,8 @@ def test_requests_that_schemathesis_makes_of_the_openapi_description(
     schema = schemathesis.openapi.from_dict(server.http.get("/openapi.json").json())
     operations = [result.ok() for result in schema.get_all_operations()]
     for operation in operations:
-        for mode in GenerationMode.POSITIVE, GenerationMode.NEGATIVE:
+        # of a path without a body, everything is right
+        for mode in [GenerationMode.POSITIVE, *([GenerationMode.NEGATIVE] if len(operation.body) else [])]:
             settings = hypothesis.settings(
                 max_examples=max(1, 4000 // (2 * len(operations))),
                 deadline=None,
@@ -173,5 +180,6 @@ def test_requests_that_schemathesis_makes_of_the_openapi_description(
             )
             strategy = operation.as_strategy(generation_mode=mode)
             hypothesis.seed(3)(settings(hypothesis.given(strategy, hypothesis.strategies.just(mode.value))(send)))()
+    assert counts.total() > 2000
     with capsys.disabled():
         print("\nrequests of schemathesis, by mode and status:", dict(counts.most_common()))
