@@ -26,6 +26,15 @@ class ServedModel:
         """Whether it continues prompts, for chat and completions."""
         return True
 
+    def description(self) -> dict[str, Any]:
+        """The model's entry in `/v1/models`."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "gptask",
+        }  # minimal: the registry's replaces it
+
 
 @dataclass(eq=False)
 class ServedRun(ServedModel):

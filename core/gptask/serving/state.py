@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from gptask.config.schemas import Serve
 from gptask.serving.batcher import Batcher
@@ -20,3 +21,5 @@ class ServerState:
     registry: RunRegistry
     token: str | None = None  # that every request must carry
     ready: bool = False
+    # for encoding and for `Task.prediction`, which are a plugin's code and may take long
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "encoder"))
