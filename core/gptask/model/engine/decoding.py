@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class FastBatch(SampledBatch):
         self.queue = PromptQueue()
         self.kept: list[KeptText] = []  # the latest last
         self.weights: list[tuple[int, int]] = []  # that read them
+        self._made: tuple[Any, int] = None, 0  # the model, and the number of its weights' drops, of these parameters
+        self._parameters: list[Tensor] = []
         self._plans: dict[tuple[bool, int], BucketPlan] = {}
         self._row_adapters: RowAdapters | None = None  # of the last pass
 
@@ -132,8 +134,10 @@ class FastBatch(SampledBatch):
     def _forget_outdated(self) -> None:
         """Drop what other weights than the model's, or adapters that have been removed, have read."""
         self._require_engine()
-        parameters = self.backbone.peft.parameters() if self.keep else ()
-        weights = [(self.engine.weight_drops, 0), *map(tensor_identity, parameters)]
+        made = self.backbone.peft, self.engine.weight_drops
+        if made != self._made:  # walking through a model with many adapters takes as long as reading a prompt
+            self._made, self._parameters = made, [*self.backbone.peft.parameters()] if self.keep else []
+        weights = [(self.engine.weight_drops, 0), *map(tensor_identity, self._parameters)]
         if weights != self.weights:
             self.kept, self.weights = [], weights
 
@@ -145,28 +149,26 @@ class FastBatch(SampledBatch):
         left, the others go on. Any other exception leaves the layers with different numbers of tokens: the rows that
         were in the batch are lost, and new ones need a new batch.
         """
-        if self.buckets and not self.interrupted:
+        if self.buckets:
             self._require_engine()
             self.engine.require_adapters([row.adapter for row in self.rows])
-            self.interrupted = True
-            self._rearrange()
-            self.interrupted = False
-        return super().step()
+        ended = super().step()
+        self.interrupted = True
+        self._rearrange()
+        self.interrupted = False
+        return ended
 
     def _rearrange(self) -> None:
-        """Let rows move between buckets whose newest tokens are unread, where that pays, and put like buckets together.
+        """Put like buckets together, and let rows move between them where that pays or saves memory.
 
-        A row that was just admitted has no token to read in the next step, so it joins others after it.
+        After a step the newest token of every row is unread. A row that is admitted has none, and joins others after
+        its first step.
         """
-        self.buckets.sort(key=LengthBucket.reading_group)
         buckets: list[LengthBucket] = []
-        for (unread, packs, layers), group in groupby(self.buckets, LengthBucket.reading_group):
-            if unread:
-                by_length = packs and self.backbone.device.type == "cpu"
-                plan = self._plans.setdefault((packs, layers), BucketPlan(by_length))
-                buckets += plan.rearranged([*group])
-            else:
-                buckets += group
+        for key, group in groupby(sorted(self.buckets, key=LengthBucket.reading_group), LengthBucket.reading_group):
+            _, packs, layers = key
+            by_length = packs and self.backbone.device.type == "cpu"
+            buckets += self._plans.setdefault((packs, layers), BucketPlan(by_length)).rearranged([*group])
         self.buckets = buckets
 
     def next_logits(self) -> Tensor:

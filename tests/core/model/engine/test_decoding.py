@@ -55,21 +55,6 @@ def test_rows_in_buckets_are_decoded_as_alone(family, backbone_of, monkeypatch):
         assert [ids for ids, _ in got] == [ids[:limit] for (ids, _), limit in zip(expected, limits, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "bucket_cost", "expected"),
-    [
-        ([5], 9, [[0]]),
-        ([40, 5, 64], 31, [[1], [0, 2]]),
-        ([40, 5, 64], 33, [[1, 0, 2]]),
-        ([300, 7, 290, 9, 8, 100], 128, [[1, 4, 3], [5], [2, 0]]),
-        ([300, 7, 290, 9, 8, 100], 200, [[1, 4, 3], [5, 2, 0]]),
-    ],
-)
-def test_rows_of_different_lengths_are_split_where_that_saves_enough(lengths, bucket_cost, expected, monkeypatch):
-    monkeypatch.setattr(bucket_plan, "BUCKET_COST", bucket_cost)
-    assert bucket_plan.split_by_length(lengths) == expected
-
-
 def test_finished_rows_leave_the_batch(backbone_of, monkeypatch):
     backbone = backbone_of("llama")
     shapes = shapes_read(backbone, monkeypatch)
