@@ -126,11 +126,6 @@ class FastBatch(SampledBatch):
     def _can_pack(self, rows: Sequence[DecodingRow]) -> bool:
         return self.engine.can_pack(max(len(row.prompt) + row.limit for row in rows))
 
-    @property
-    def kept_bytes(self) -> int:
-        """The memory that kept texts hold, beside the keys and values of rows."""
-        return sum(states.nbytes for text in self.kept for pair in text.layers for states in pair)
-
     def forget(self) -> None:
         """Drop what is kept of texts that have left."""
         self.kept = []
@@ -145,10 +140,13 @@ class FastBatch(SampledBatch):
         self._require_engine()
         made = self.backbone.peft, self.engine.weight_drops
         if made != self._made:  # walking through a model with many adapters takes as long as reading a prompt
-            self._made, self._parameters = made, [*self.backbone.peft.parameters()] if self.keep else []
+            named = self.backbone.peft.named_parameters() if self.keep else ()
+            added = self.backbone.adapter_layers.keys()  # a digest is of these bytes: they can't change
+            self._made, self._parameters = made, [p for name, p in named if added.isdisjoint(name.split("."))]
         weights = [(self.engine.weight_drops, 0), *map(tensor_identity, self._parameters)]
         if weights != self.weights:
             self.kept, self.weights = [], weights
+        self.kept = [text for text in self.kept if text.adapter is None or text.adapter in self.backbone.adapter_layers]
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:

@@ -159,11 +159,6 @@ class DecodingBatch(ABC):
         """The memory that is kept of texts that have left, beside the keys and values of the rows."""
         return 0
 
-    @property
-    def kept_bytes(self) -> int:
-        """The memory that is kept of texts that have left, beside the keys and values of the rows."""
-        return 0
-
     def forget(self) -> None:  # noqa: B027 (a batch may keep nothing)
         """Drop what is kept of texts that have left."""
 
