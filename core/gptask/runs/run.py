@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -150,11 +150,16 @@ def load_runs(
     return Runs(folder, runs)
 
 
-def load_run_onto(backbone: GPTBackbone, folder: str | Path) -> Run:
+def load_run_onto(
+    backbone: GPTBackbone,
+    folder: str | Path,
+    between_passes: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+) -> Run:
     """Load a run folder's task and head on a backbone in memory, and its adapter beside those of other runs.
 
-    The run's ``backbone`` is a view that computes with its adapter. Must not run beside passes of the backbone. Raises
-    the errors of `load_run`, and `UserError` for a run with full weights or on another backbone.
+    The run's ``backbone`` is a view that computes with its adapter. ``between_passes`` calls a function while no pass
+    of the backbone runs, which adding an adapter needs, and returns its result; the rest may run beside passes. Raises
+    the errors of `load_run`, and `UserError` for a run on other weights.
     """
     folder = Path(folder)
     values = read_config(folder)
@@ -163,10 +168,10 @@ def load_run_onto(backbone: GPTBackbone, folder: str | Path) -> Run:
     task.validate()
     model = verified_model(folder)
     saved_model.load_assets(task, model, values.get("task_name"))
-    view = backbone.with_adapter(saved_model.add_adapter_of_run(backbone, model))
+    view = backbone.with_adapter(between_passes(lambda: saved_model.add_adapter_of_run(backbone, model)))
     head = cast("Head", task.head(view))
     saved_model.load_head(head, model, values.get("task_name"))
-    head.eval()
+    head.eval().to(view.device)
     return Run(folder, plugin, task, view, head, values)
 
 

@@ -124,13 +124,34 @@ def load_backbone(
     return backbone
 
 
+def base_weights_hash(model: Path) -> str:
+    """The hash of the weights under a run's adapter and head: its own full weights, or those it left as they were."""
+    return folder_hash(model) if has_full_weights(model) else str(_saved_backbone(model)["weights_hash"])
+
+
+def locate_base(model: Path, values: dict[str, Any]) -> BackboneOrigin:
+    """Find the weights of `base_weights_hash` without loading them; ``values`` are the run's config.
+
+    Raises `UserError` where the backbone is missing or not the one the run was trained on.
+    """
+    saved = _saved_backbone(model)
+    if has_full_weights(model):
+        return BackboneOrigin(str(model), saved["source"], folder_hash(model))
+    return _locate_frozen(from_plain("backbone", values["backbone"]), saved)
+
+
+def _saved_backbone(model: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    return saved
+
+
 def add_adapter_of_run(backbone: GPTBackbone, model: Path) -> str | None:
     """Load the adapter of a run's model beside those of other runs; its digest, None for a run without adapter.
 
-    Raises `UserError` for a model with full weights or of another backbone.
+    Raises `UserError` for a model on other weights.
     """
-    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    if has_full_weights(model) or saved["weights_hash"] != backbone.origin.weights_hash:
+    saved = _saved_backbone(model)
+    if base_weights_hash(model) != backbone.origin.weights_hash:
         cause = "has weights of its own" if has_full_weights(model) else f"belongs to {saved['source']}"
         raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
     if not (model / "adapter_config.json").exists():

@@ -20,3 +20,4 @@ class ServerState:
     registry: RunRegistry
     token: str | None = None  # that every request must carry
     ready: bool = False
+    failure: BaseException | None = None  # what ended the loading or the batcher, and with it the server
