@@ -95,6 +95,8 @@ class BackbonePool:
             self._require_memory(weight_bytes(Path(origin.location), dtype), why)
             backbone = from_folder(origin, dtype, tokenizer, self.engine).eval()
             backbone.to("cuda" if torch.cuda.is_available() else "cpu")
+            if not bare:
+                _copy_weights(backbone)
             pooled = self.backbones[origin.weights_hash] = PooledBackbone(name, backbone, bare)
             log.info("backbone %s: %d MB of weights in %s; %s", name, megabytes(pooled.bytes),
                      str(dtype).removeprefix("torch."), backbone.engine.summary())  # fmt: skip
@@ -107,12 +109,12 @@ class BackbonePool:
         if self.memory_mb is not None and total > self.memory_mb:
             raise UserError(
                 f"{why}: its weights take {megabytes(needed)} MB beside {megabytes(taken)} MB of others, and "
-                f"memory_mb={self.memory_mb} allows less: set memory_mb={total}, or serve it by itself"
+                f"memory_mb={self.memory_mb} allows less: set memory_mb={total}, or serve fewer backbones"
             )
         if self.memory_mb is None and taken:
             names = " and ".join(pooled.name for pooled in self.backbones.values())
             raise UserError(
-                f"{why} and can't share {names}: a further backbone takes {megabytes(needed)} MB of weights. Allow it "
+                f"{why}, and can't share {names}: a further backbone takes {megabytes(needed)} MB of weights. Allow it "
                 f"by memory_mb={total} (for all weights together), or serve it by itself"
             )
 
@@ -148,6 +150,13 @@ class BackbonePool:
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
                 log.info("backbone %s: not used any more, removed", pooled.name)
+
+
+def _copy_weights(backbone: GPTBackbone) -> None:
+    """Hold the weights in memory: those that are mapped from a file change with it where the file is rewritten."""
+    for weight in backbone.parameters():
+        weight.data = weight.data.clone()
+    backbone.set_model(backbone.peft)
 
 
 def name_of_source(source: Any) -> str:

@@ -15,6 +15,7 @@ from gptask.runs.folder import verified_model
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone
 from gptask.serving.backbone_pool import BackbonePool, PooledBackbone
 from gptask.serving.batcher import Batcher
+from gptask.serving.http_errors import ApiError
 from gptask.serving.run_folders import (
     FolderState,
     RunFolder,
@@ -76,6 +77,7 @@ class RunRegistry:
     def __init__(self, options: Serve, batcher: Batcher) -> None:
         self.options, self.batcher = options, batcher
         self.models: dict[str, ServedModel] = {}
+        self.loaded = False
         self.pool = BackbonePool(options.engine, options.memory_mb, lambda call: batcher.call(call).result())
         self._root = Path(options.runs_root).expanduser() if options.runs_root else None
         self._folders: dict[RunFolder, WatchedFolder] = {}
@@ -85,8 +87,11 @@ class RunRegistry:
         self._watcher = threading.Thread(target=self._watch, name="run folders", daemon=True)
 
     def get(self, name: str) -> ServedModel:
-        """The model of a name; raises `UnknownModel` with those there are."""
+        """The model of a name; raises `UnknownModel` with those there are, and `ApiError` before all are loaded."""
         models = self.models
+        if not self.loaded:
+            message = "the server is still loading its models: try again in a few seconds"
+            raise ApiError(503, message, kind="server_error", code="not_ready", headers={"Retry-After": "1"})
         if name not in models:
             raise UnknownModel(f"no model '{name}'; there are {listing(models)}.{nearest(name, models)}")
         return models[name]
@@ -104,6 +109,7 @@ class RunRegistry:
         for folder in usable:
             self._at_start(folder, self._load)
         self._publish()
+        self.loaded = True
 
     def _at_start(self, folder: WatchedFolder, action: Callable[[WatchedFolder], None]) -> bool:
         """Do something with a folder; whether it succeeds. What fails of a folder in ``runs_root`` is left out."""
@@ -166,7 +172,7 @@ class RunRegistry:
         first = next(iter(self.pool.backbones.values()), None)
         used = [p for p in self.pool.backbones.values() if p is first or id(p.backbone.engine) in engines]
         self._bare = {p: self._bare.get(p) or self._bare_model(p) for p in used if p.is_bare}
-        self.models = {model.name: model for model in self._bare.values()} | runs
+        self.models = runs | {model.name: model for model in self._bare.values() if model.name not in runs}
 
     def _bare_model(self, pooled: PooledBackbone) -> ServedModel:
         model = ServedModel(pooled.name, self.pool.bare_view(pooled))

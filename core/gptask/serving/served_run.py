@@ -158,7 +158,7 @@ class ServedRun(ServedModel):
     def description(self) -> dict[str, Any]:
         """What `/v1/models` says of it."""
         task = self.run.task
-        labels = getattr(task, "labels", None)
+        labels = getattr(task, "labels", None) or getattr(task, "tags", None)
         return super().description() | {
             "task": self.run.plugin.name,
             "description": (inspect.getdoc(type(task)) or "").partition("\n")[0],

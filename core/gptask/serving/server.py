@@ -42,7 +42,6 @@ def new_state(options: Serve) -> ServerState:
     """The parts of a server, its batcher started and nothing loaded."""
 
     def fail(error: BaseException) -> None:
-        log.critical("the thread that computes has ended: %s: %s", type(error).__name__, error)
         ended = RuntimeError("the thread that computes has ended")
         ended.__cause__ = error
         state.ready, state.failure = False, state.failure or ended
