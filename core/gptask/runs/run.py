@@ -154,12 +154,14 @@ def load_run_onto(
     backbone: GPTBackbone,
     folder: str | Path,
     between_passes: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+    tokenizer: Any = None,
 ) -> Run:
     """Load a run folder's task and head on a backbone in memory, and its adapter beside those of other runs.
 
     The run's ``backbone`` is a view that computes with its adapter. ``between_passes`` calls a function while no pass
-    of the backbone runs, which adding an adapter needs, and returns its result; the rest may run beside passes. Raises
-    the errors of `load_run`, and `UserError` for a run on other weights.
+    of the backbone runs, which adding an adapter needs, and returns its result; the rest may run beside passes. The
+    ``tokenizer`` is the backbone's where it is None. Raises the errors of `load_run`, and `UserError` for a run on
+    other weights.
     """
     folder = Path(folder)
     values = read_config(folder)
@@ -168,7 +170,8 @@ def load_run_onto(
     task.validate()
     model = verified_model(folder)
     saved_model.load_assets(task, model, values.get("task_name"))
-    view = backbone.with_adapter(between_passes(lambda: saved_model.add_adapter_of_run(backbone, model)))
+    digest = between_passes(lambda: saved_model.add_adapter_of_run(backbone, model))
+    view = backbone.with_adapter(digest, tokenizer)
     head = cast("Head", task.head(view))
     saved_model.load_head(head, model, values.get("task_name"))
     head.eval().to(view.device)

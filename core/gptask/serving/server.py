@@ -54,18 +54,18 @@ def new_state(options: Serve) -> ServerState:
 
 
 def load(state: ServerState) -> None:
-    """Load what the options name and compute once with it; from then on the server is ready."""
+    """Load what the options name, compute once with it, and watch the folders from then on."""
     state.registry.load()
     for line in table(state.registry):
         log.info("  %s", line)
     state.registry.watch()
-    state.ready = True
 
 
 def build_state(options: Serve) -> ServerState:
     """The parts of a server with everything loaded."""
     state = new_state(options)
     load(state)
+    state.ready = True
     return state
 
 
@@ -135,6 +135,10 @@ class Server(uvicorn.Server):
         else:
             gc.collect()
             gc.freeze()  # a full pass over what stays takes 0.3 s, in which nothing is answered
+            self.state.ready = True
+            if self.should_exit:  # `handle_exit` has set it before it takes `ready` back
+                self.state.ready = False
+                return
             models = self.state.registry.models
             runs = sum(isinstance(model, ServedRun) for model in models.values())
             what = f"{runs} run{'s' * (runs != 1)}" if runs else listing(models) if models else "no run yet"
@@ -182,7 +186,7 @@ class Server(uvicorn.Server):
         """Take no more requests and finish those that run; at the second signal, end at once."""
         if self.should_exit:
             leave(INTERRUPTED)
-        self.state.ready, self.should_exit = False, True
+        self.should_exit, self.state.ready = True, False
 
 
 def leave(code: int) -> NoReturn:

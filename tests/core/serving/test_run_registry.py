@@ -29,6 +29,7 @@ from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
+from transformers import AutoTokenizer
 
 from tests.support.run_folders import seal
 
@@ -122,7 +123,7 @@ def test_runs_of_several_tasks_share_one_backbone_which_is_served_too(served, fo
     assert [model.writes for model in registry.models.values()] == [False, False, False, True, True]
     assert {id(model.backbone.engine) for model in registry.models.values()} == {id(pooled.backbone.engine)}
     assert len(adapters(registry)) == 3
-    with pytest.raises(UserError, match="no model 'modd'; there are mood, .* Did you mean 'mood'"):
+    with pytest.raises(UserError, match=r"no model 'modd'; there are mood, .* Did you mean 'mood'"):
         registry.get("modd")
 
 
@@ -132,7 +133,7 @@ def test_answers_are_those_of_the_run_alone(served, folders):
     registry = served(f"mood:{folders['old']}", f"mood2:{folders['new']}", f"full:{folders['full']}", memory_mb=100)
     for name, folder in {"mood": "old", "mood2": "new", "full": "full"}.items():
         run = load_run(folders[folder])
-        expected = list(run.predict(TEXT))[0].probabilities
+        expected = next(run.predict(TEXT)).probabilities
         (answer,) = registry.get(name).predictor.predict(TEXT)
         assert answer.probabilities == pytest.approx(expected, abs=1e-5)
 
@@ -202,7 +203,7 @@ def test_a_run_of_several_tasks_gives_a_name_for_each(served, multitask):
     assert list(registry.models)[:2] == ["both.mood", "both.topic"]
     assert len(adapters(registry)) == 1
     assert registry.get("both.topic").description()["labels"] == ["a", "b", "c"]
-    assert list(served(multitask / "mood").models)[0] == "mood"  # one of its tasks alone
+    assert next(iter(served(multitask / "mood").models)) == "mood"  # one of its tasks alone
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,24 @@ def test_full_weights_are_a_backbone_of_their_own(name, served, folders):
     registry = served(f"own:{folders[name]}", f"again:{folders[name]}", f"mood:{folders['old']}", memory_mb=2)
     assert registry.get("own").backbone.engine is registry.get("again").backbone.engine
     assert len(registry.pool.backbones) == 2
+
+
+def test_a_run_that_was_trained_with_another_tokenizer_keeps_it(served, folders, tmp_path):
+    folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(folder / "model")
+    seal(folder)
+    registry = served(f"mood:{folders['old']}", f"topic:{folders['topic']}", folder)
+    templates = [model.description()["chat_template"] for model in registry.models.values()]
+    assert templates == [False, False, True, False]
+    mood, topic, changed, bare = (model.backbone.tokenizer for model in registry.models.values())
+    assert mood is topic is bare is not changed
+    tokenizer.eos_token = "a"
+    tokenizer.save_pretrained(folder / "model")
+    seal(folder)
+    with pytest.raises(UserError, match="its tokenizer ends texts by other tokens than"):
+        served(f"mood:{folders['old']}", folder)
 
 
 def test_full_weights_stay_as_they_were_loaded_when_their_file_is_written_over(served, folders, tmp_path):
@@ -410,9 +429,7 @@ def test_an_adapter_of_two_names_stays_until_both_are_gone(served, folders, tmp_
     assert len(registry.models) == 1  # the bare backbone
 
 
-def test_a_damaged_replacement_leaves_the_old_run_and_is_tried_again_when_it_changes(
-    served, folders, tmp_path, caplog
-):
+def test_a_damaged_replacement_leaves_the_old_run_and_is_tried_again_when_it_changes(served, folders, tmp_path, caplog):
     folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
     registry = served(folder)
     model = registry.get("a")

@@ -93,9 +93,16 @@ def test_a_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "No such file"), (b"", "the token is empty"), (b" \n", "the token is empty"), (b"a b", "a token is one word"),
-     (b"a\nb", "a token is one word"), ("tök".encode(), "a token is one word"), (b"\xff\xfe", "it is no text")],
-)  # fmt: skip
+    [
+        (None, "No such file"),
+        (b"", "the token is empty"),
+        (b" \n", "the token is empty"),
+        (b"a b", "a token is one word"),
+        (b"a\nb", "a token is one word"),
+        ("tök".encode(), "a token is one word"),
+        (b"\xff\xfe", "it is no text"),
+    ],
+)
 def test_an_unusable_token_is_refused_and_never_shown(content, problem, tmp_path, monkeypatch):
     file = tmp_path / "token"
     if content is not None:
@@ -104,10 +111,10 @@ def test_an_unusable_token_is_refused_and_never_shown(content, problem, tmp_path
         read_token(Serve(token_file=str(file)))
     assert "tök" not in str(refused.value)
     monkeypatch.setenv("GPTASK_TEST_TOKEN", "")
-    with pytest.raises(UserError, match="^token_env=GPTASK_TEST_TOKEN: the token is empty"):
+    with pytest.raises(UserError, match=r"^token_env=GPTASK_TEST_TOKEN: the token is empty"):
         read_token(Serve(token_env="GPTASK_TEST_TOKEN"))
     monkeypatch.delenv("GPTASK_TEST_TOKEN")
-    with pytest.raises(UserError, match="^token_env=GPTASK_TEST_TOKEN: the environment has no such variable"):
+    with pytest.raises(UserError, match=r"^token_env=GPTASK_TEST_TOKEN: the environment has no such variable"):
         read_token(Serve(token_env="GPTASK_TEST_TOKEN"))
 
 

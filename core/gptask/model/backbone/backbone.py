@@ -63,10 +63,18 @@ class GPTBackbone(nn.Module):
         self.peft = model
         self.engine.install()
 
-    def with_adapter(self, adapter: str | None) -> GPTBackbone:
-        """Return the same backbone, its weights and its engine shared, computing with an added adapter."""
+    def with_adapter(self, adapter: str | None, tokenizer: Any = None) -> GPTBackbone:
+        """Return the same backbone, its weights and its engine shared, computing with an added adapter.
+
+        Raises `UserError` for a ``tokenizer`` that ends texts by other tokens: those of one engine end by the same.
+        """
         view = copy.copy(self)
         view.adapter = adapter
+        if tokenizer is not None:
+            view.tokenizer = text_tokenizer(tokenizer)
+            vars(view).pop("_turn_end", None)
+            if view.stop_ids != self.stop_ids:
+                raise UserError(f"its tokenizer ends texts by other tokens than that of {self.origin.kind}")
         return view
 
     def train(self, mode: bool = True) -> GPTBackbone:
