@@ -89,8 +89,8 @@ class BackbonePool:
         full, dtype = has_full_weights(model), prediction_format(model, values)
         if pooled := self.backbones.get(base_weights_hash(model)):
             if (present := pooled.backbone.model.dtype) != dtype:
-                log.warning("%s computes in %s here, by itself in %s: %s has it for all", folder, present, dtype,
-                            pooled.name)  # fmt: skip
+                log.warning("%s: computes in %s, as all runs on %s do here; by itself in %s", folder,
+                            format_name(present), pooled.name, format_name(dtype))  # fmt: skip
             return pooled
         source = getattr(from_plain("backbone", values["backbone"]), "source", None)
         name = last_part(folder) if full or source is None else name_of_source(source)
@@ -109,7 +109,7 @@ class BackbonePool:
                 _copy_weights(backbone)
             pooled = self.backbones[origin.weights_hash] = PooledBackbone(name, backbone, bare)
             log.info("backbone %s: %d MB of weights in %s; %s", name, megabytes(pooled.bytes),
-                     str(dtype).removeprefix("torch."), backbone.engine.summary())  # fmt: skip
+                     format_name(dtype), backbone.engine.summary())  # fmt: skip
         return self.backbones[origin.weights_hash]
 
     def _require_memory(self, needed: int, why: str) -> None:
@@ -205,6 +205,11 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
         with safe_open(file, "pt") as weights:
             count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return count * dtype.itemsize
+
+
+def format_name(dtype: torch.dtype) -> str:
+    """The name of a number format."""
+    return str(dtype).removeprefix("torch.")
 
 
 def megabytes(size: int) -> int:

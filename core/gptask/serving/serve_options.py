@@ -100,7 +100,8 @@ def listening_socket(options: Serve) -> socket.socket:
 
     Raises `UserError` where it can't.
     """
-    where, (family, address) = f"host={options.host} port={options.port}", addresses_of(options.host)[0]
+    where = f"host={options.host} port={options.port}"
+    family, address = min(addresses_of(options.host), key=lambda pair: pair[0] != socket.AF_INET)  # of localhost's two
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from gptask import Full, GenerationOptions, HeadOnly, Lora, Pretrained, Scratch, UserError
-from gptask.config.schemas import Serve
+from gptask import Full, GenerationOptions, HeadOnly, Lora, Pretrained, Scratch, UserError, load_run
+from gptask.config.schemas import DType, Serve
 from gptask.data.rows import Row
 from gptask.model.engine.adapters import added_adapters
 from gptask.runs import saved_model
@@ -128,8 +128,6 @@ def test_runs_of_several_tasks_share_one_backbone_which_is_served_too(served, fo
 
 
 def test_answers_are_those_of_the_run_alone(served, folders):
-    from gptask import load_run
-
     registry = served(f"mood:{folders['old']}", f"mood2:{folders['new']}", f"full:{folders['full']}", memory_mb=100)
     for name, folder in {"mood": "old", "mood2": "new", "full": "full"}.items():
         run = load_run(folders[folder])
@@ -255,7 +253,7 @@ def test_a_second_backbone_is_refused_with_its_megabytes_and_allowed_by_memory(s
         served(runs[0], memory_mb=one - 1)
 
 
-@pytest.mark.parametrize("name", ["full", "scratch"])
+@pytest.mark.parametrize("name", ["full", pytest.param("scratch", marks=pytest.mark.long)])
 def test_full_weights_are_a_backbone_of_their_own(name, served, folders):
     assert list(served(f"own:{folders[name]}").models) == ["own"]
     with pytest.raises(UserError, match=r"has weights of its own, and can't share llama\d: a further backbone takes"):
@@ -281,6 +279,15 @@ def test_a_run_that_was_trained_with_another_tokenizer_keeps_it(served, folders,
     seal(folder)
     with pytest.raises(UserError, match="its tokenizer ends texts by other tokens than"):
         served(f"mood:{folders['old']}", folder)
+
+
+def test_a_run_in_another_number_format_computes_in_that_of_the_first(served, folders, random_run, caplog):
+    other = random_run(Sentiment(labels=LABELS), "llama", HeadOnly(), dtype="bfloat16").folder
+    registry = served(f"mood:{folders['old']}", f"other:{other}")
+    name = list(registry.models)[2]
+    assert f"{other}: computes in float32, as all runs on {name} do here; by itself in bfloat16" in caplog.text
+    expected = next(load_run(other, dtype=DType.float32).predict(TEXT)).probabilities
+    assert probabilities(registry, "other") == pytest.approx(list(expected.values()), abs=1e-5)
 
 
 def test_full_weights_stay_as_they_were_loaded_when_their_file_is_written_over(served, folders, tmp_path):
@@ -427,6 +434,24 @@ def test_an_adapter_of_two_names_stays_until_both_are_gone(served, folders, tmp_
         look(registry, LOOKS_UNTIL_GONE + 1)
         assert adapters(registry) == left
     assert len(registry.models) == 1  # the bare backbone
+
+
+def test_a_backbone_can_be_asked_while_an_adapter_is_removed(served, folders, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
+    registry = served(folder, f"tags:{folders['tags']}")
+    backbone, seen = registry.get("tags").backbone, []
+    delete = type(backbone.peft).delete_adapter
+
+    def delete_and_ask(peft: Any, name: str) -> None:
+        delete(peft, name)
+        asked = threading.Thread(target=lambda: seen.append((backbone.context, backbone.device, backbone.stop_ids)))
+        asked.start()  # as one that encodes a request
+        asked.join()
+
+    monkeypatch.setattr(type(backbone.peft), "delete_adapter", delete_and_ask)
+    replace(folder, folders["new"])
+    look(registry, 3)
+    assert seen == [(backbone.context, backbone.device, backbone.stop_ids)]
 
 
 def test_a_damaged_replacement_leaves_the_old_run_and_is_tried_again_when_it_changes(served, folders, tmp_path, caplog):

@@ -126,6 +126,11 @@ def test_a_port_in_use_is_noticed_at_once():
             listening_socket(Serve(port=port))
 
 
+def test_localhost_is_listened_to_where_clients_look_first():
+    with closing(listening_socket(Serve(host="localhost", port=0))) as listener:
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=10).close()
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [(errno.EACCES, "choose a port from 1024 on"), (errno.EADDRNOTAVAIL, "no such address"), (errno.EIO, "I/O error")],
