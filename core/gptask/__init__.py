@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gptask.plugins.task import Task, most_frequent, option
     from gptask.plugins.types import IGNORED, Encoded, Example, Field, Kind, Prediction
     from gptask.runs.run import Run, Runs, load_run, load_runs, load_task, weights_hash
+    from gptask.serving.client import Client
     from gptask.training.train import train, train_tasks
 
 _MODULES = {  # the module that defines each public name
@@ -72,6 +73,7 @@ _MODULES = {  # the module that defines each public name
     "gptask.plugins.task": ("Task", "most_frequent", "option"),
     "gptask.plugins.types": ("IGNORED", "Encoded", "Example", "Field", "Kind", "Prediction"),
     "gptask.runs.run": ("Run", "Runs", "load_run", "load_runs", "load_task", "weights_hash"),
+    "gptask.serving.client": ("Client",),
     "gptask.training.train": ("train", "train_tasks"),
 }
 _LOCATIONS = {name: (module, name) for module, names in _MODULES.items() for name in names}
@@ -83,6 +85,7 @@ __all__ = [
     "AdditiveMetric",
     "Backbone",
     "Batch",
+    "Client",
     "Config",
     "Corpus",
     "DataError",

@@ -25,6 +25,7 @@ WITHOUT_TORCH = [  # at import; of the model room what a task's module and a sta
         if name.split(".")[1] in ("errors", "config", "plugins", "data", "runs", "analysis", "cli")
     ),
     *("gptask.model.text_task", "gptask.model.backbone.locate", "gptask.model.generation.generate"),
+    *("gptask.serving.client", "gptask.serving.remote_run"),
 ]
 IMPORT_WITHOUT_TORCH = """
 import importlib, sys

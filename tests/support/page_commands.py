@@ -109,7 +109,7 @@ class PageCommands:
 
     def _place_runs(self, arguments: Sequence[str]) -> None:
         """Put a run in place for each that is read and that no command before made: of the task in outputs/<task>/."""
-        for word in arguments:
+        for word in arguments if not any(word.startswith("server=") for word in arguments) else ():
             match = re.fullmatch(r"(?:run|resume)=(.+)", word)
             if not match or match[1] == "null" or (Path(match[1]) / "config.yaml").exists():
                 continue

@@ -9,7 +9,20 @@ from tests.support.pages import ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 MAKE_TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-UNCHECKED = {"cd", "eval", "git", "mlflow", "pre-commit", "source", "srun", "tensorboard", "torchrun", "wandb"}
+UNCHECKED = {
+    "cd",
+    "curl",
+    "eval",
+    "git",
+    "mlflow",
+    "pre-commit",
+    "source",
+    "srun",
+    "tensorboard",
+    "torchrun",
+    "vllm",
+    "wandb",
+}
 Install = Callable[[Path], None]  # makes the plugin in a folder installed
 
 

@@ -358,11 +358,13 @@ class Evaluate:
 class Predict:
     """`gptask predict`."""
 
-    task: Any = MISSING
+    task: Any = None  # null: the run's
     run: str = MISSING
     input: str = MISSING
     output: str = "-"
     on_error: BadRowPolicy = BadRowPolicy.stop
+    server: str | None = option(None, "address of a server that predicts; run= is then a name that it serves")
+    token_env: str | None = option(None, "environment variable with the server's token (null: GPTASK_TOKEN)")
     data: Any = None
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
@@ -378,6 +380,8 @@ class Export:
     run: str = MISSING
     output: str = MISSING
     dtype: DType | None = option(None, "float32 | bfloat16; null: what the run predicts in")
+    adapter: bool = option(False, "write the adapter alone, for PEFT and for vLLM's --enable-lora")
+    base: str | None = option(None, "with adapter: a folder for the backbone it belongs to, written if it is new")
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
     def __post_init__(self) -> None:

@@ -171,7 +171,7 @@ class Columns:
             mapped_cells: dict[str, Any] = {}
             if isinstance(cells, dict):
                 cells = {name: plain_cell(cell) for name, cell in cells.items()}
-                mapped_cells = self._mapped_cells(cells)
+                mapped_cells = self.mapped_cells(cells)
                 cells |= mapped_cells
             cells = self.convert_row(cells)
             if not isinstance(cells, dict | list | str):
@@ -216,7 +216,7 @@ class Columns:
             raise DataError(f"the {column} (data.group) is empty")
         return conversion.text(cell).strip()
 
-    def _mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
+    def mapped_cells(self, row: dict[str, Any]) -> dict[str, Any]:
         """The cells that ``data.columns`` or the prompt name, under the names of their fields."""
         column_of = {name: name for name in self.prompt_columns} | self.column_of
         columns = {name: [column_of.get(name, name)] for name in (*self.trained_columns, *column_of)}

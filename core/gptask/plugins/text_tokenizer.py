@@ -7,6 +7,7 @@ that are marked as data: `TextTokenizer.encode_template`, or `mark` and `encode_
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any
@@ -33,20 +34,21 @@ class TextTokenizer:
 
     Control tokens are those that are declared special, and those that the chat template writes around a turn. Texts
     without their strings get the ids that ``raw`` gives them. Attributes are those of ``raw``, which also saves itself;
-    ``split_special_tokens=False`` has a text read as ``raw`` reads it.
+    ``split_special_tokens=False`` has a text read as ``raw`` reads it. Several threads may tokenize: ``raw`` is called
+    under a lock, since how it treats control tokens is a state of it.
     """
 
     raw: Any
 
     def __init__(self, raw: Any) -> None:
-        vars(self)["raw"] = raw
+        vars(self).update(raw=raw, _lock=threading.RLock())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.raw, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.raw, name, value)
-        for derived in vars(self).keys() - {"raw"}:  # cached properties may follow from it
+        for derived in vars(self).keys() - {"raw", "_lock"}:  # cached properties may follow from it
             del vars(self)[derived]
 
     def __len__(self) -> int:
@@ -61,7 +63,7 @@ class TextTokenizer:
     def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
         """Tokenize a text or a list of texts with the arguments of transformers' tokenizers."""
         options = ({"split_special_tokens": True} if self.control_ids else {}) | kwargs
-        encoding = self.raw(text, *args, **options)
+        encoding = self._encoding(text, *args, **options)
         if not options.get("split_special_tokens") or not self._leaks or not self.mentions_control(text):
             return encoding
         options.pop("return_attention_mask", None)
@@ -74,6 +76,10 @@ class TextTokenizer:
         if with_offsets:
             columns["offset_mapping"] = [offsets for _, offsets in rows]
         return type(encoding)({name: rows[0] if isinstance(text, str) else rows for name, rows in columns.items()})
+
+    def _encoding(self, *args: Any, **options: Any) -> Any:
+        with self._lock:
+            return self.raw(*args, **options)
 
     def encode(self, text: str, **kwargs: Any) -> list[int]:
         """Return the ids of a text."""
@@ -88,7 +94,8 @@ class TextTokenizer:
         """Render a conversation as transformers does; in its ids, control tokens are those of the template alone."""
         if kwargs.get("tokenize", True):
             kwargs = {"sanitize_control_tokens": True} | kwargs
-        return self.raw.apply_chat_template(conversation, *args, **kwargs)
+        with self._lock:
+            return self.raw.apply_chat_template(conversation, *args, **kwargs)
 
     @cached_property
     def control_ids(self) -> dict[str, int]:
@@ -125,7 +132,7 @@ class TextTokenizer:
         They are added tokens that are not declared special, and pieces of a SentencePiece vocabulary.
         """
         texts = [context.format(string) for context in LEAK_CONTEXTS for string in self.control_ids]
-        rows = self.raw(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        rows = self._encoding(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
         return frozenset({*self.control_ids.values()} & {token for row in rows for token in row})
 
     def mentions_control(self, text: Any) -> bool:
@@ -134,7 +141,7 @@ class TextTokenizer:
 
     def _without_leaks(self, text: str, options: dict[str, Any]) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text and their offsets; each token that stands for a control string has the string's."""
-        encoding = self.raw(text, return_offsets_mapping=True, **options)
+        encoding = self._encoding(text, return_offsets_mapping=True, **options)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
@@ -195,11 +202,12 @@ class TextTokenizer:
         """The ids of a marked text, piece by piece."""
         from transformers.utils.chat_template_utils import encode_marked_chat
 
-        try:
-            return list(encode_marked_chat(self.raw, marked))
-        except ValueError:  # the tokenizer's model makes the token of the text: a mark between its characters breaks it
-            mark = self._marks[0]
-            return list(encode_marked_chat(self.raw, self._marked_string.sub(lambda m: mark.join(m[1]), marked)))
+        with self._lock:
+            try:
+                return list(encode_marked_chat(self.raw, marked))
+            except ValueError:  # the tokenizer's model makes the token of the text: a mark in between breaks it
+                mark = self._marks[0]
+                return list(encode_marked_chat(self.raw, self._marked_string.sub(lambda m: mark.join(m[1]), marked)))
 
     @cached_property
     def _marks(self) -> str:
@@ -219,5 +227,5 @@ class TextTokenizer:
     @cached_property
     def _first_ids(self) -> list[int]:
         """What the tokenizer puts before a text."""
-        encoding = self.raw("x", return_special_tokens_mask=True)
+        encoding = self._encoding("x", return_special_tokens_mask=True)
         return list(encoding["input_ids"][: encoding["special_tokens_mask"].index(0)])

@@ -11,6 +11,7 @@ from typing import Any
 from gptask.config.schemas import Export
 from gptask.errors import UserError
 from gptask.runs import saved_model
+from gptask.runs.adapter_export import refuse_adapter_export, write_adapter
 from gptask.runs.folder import model_folder
 from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 from gptask.runs.run import Run, load_run
@@ -57,20 +58,28 @@ names = [model.config.id2label[number] for number in range(model.config.num_labe
 def export(config: Export) -> Path:
     """Write the run's model to a new folder: adapter merged, with tokenizer, generation config and README.
 
-    Its number format is ``config.dtype``, by default what the run predicts in on this machine. Raises `UserError` where
-    the folder is not empty or can't be written, and where no transformers class fits the head.
+    With ``config.adapter`` it is the adapter alone. The number format is ``config.dtype``, by default what the run
+    predicts in on this machine. Raises `UserError` where the folder is not empty or can't be written, where no
+    transformers class fits the head, and where the run is more than an adapter.
     """
+    if config.base and not config.adapter:
+        raise UserError(f"base={config.base} goes with adapter=true: other exports have the backbone in them")
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={output} exists and is not an empty folder; choose another")
     run = load_run(config.run, dtype=config.dtype, engine=config.engine)
-    model = exported_model(run).to(run.backbone.model.dtype)
+    if config.adapter:
+        refuse_adapter_export(run)
+    model = None if config.adapter else exported_model(run).to(run.backbone.model.dtype)
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
-        run.backbone.tokenizer.save_pretrained(partial)
-        (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
+        if model is None:
+            write_adapter(run, config, output, partial)
+        else:
+            model.save_pretrained(partial)
+            run.backbone.tokenizer.save_pretrained(partial)
+            (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
         partial.replace(output)
     except OSError as error:
         raise UserError(f"output={output} can't be written: {error.strerror or error}") from error

@@ -6,10 +6,10 @@ import codecs
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gptask.config.schemas import BadRowPolicy, Predict
 from gptask.data.column_lookup import trained_columns
@@ -18,6 +18,7 @@ from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError
+from gptask.plugins.task import Task
 from gptask.plugins.types import Kind, Prediction
 from gptask.runs.prediction_lines import JsonLines, Line, WholeLines, renamed_cells
 from gptask.runs.prediction_tables import CsvTable, ParquetTable
@@ -33,26 +34,36 @@ OTHER_FORMATS = """
 """  # endings that promise a format which isn't written
 
 
+class PredictsRows(Protocol):
+    """What predicts rows: a run in memory, or one that a server has."""
+
+    def predict_each(self, inputs: Iterable[InputRow], live: bool) -> Iterator[tuple[InputRow, Prediction | DataError]]:
+        """Yield each row with its prediction, in order; rows of a ``live`` source do not wait for others."""
+
+
 def predict(config: Predict) -> None:
     """Write a line to ``config.output`` for each row of ``config.input``, in order, and log how many.
 
     Raises `UserError` where a file can't be read or written, `DataError` for a bad row (unless on_error=skip).
     """
-    source = _input_file(config)
+    source = input_file(config)
     run = load_run(config.run, config.task, engine=config.engine)
     log.info("%s", run.backbone.engine.summary())
     columns = Columns(
         run.task, config.data, run.task.inputs(), trained_columns=trained_columns(run.config.get("data") or {})
     )
-    options = options_for_task(config.data, run.task)
-    names = columns.header_names
+    predict_rows(config, source, run.task, columns, Predictor(run.task, run.backbone, run.head, config.data))
+
+
+def predict_rows(config: Predict, source: Source | None, task: Task, columns: Columns, predictor: PredictsRows) -> None:
+    """Write the predictions for the rows of a file, or of standard input where ``source`` is None."""
+    options, names = options_for_task(config.data, task), columns.header_names
     rows = read(source, options, names) if source else read_stream(stdin(), options, names)
-    predictor = Predictor(run.task, run.backbone, run.head, config.data)
     inputs = read_inputs(rows, columns, str(source.path) if source else "<stdin>")
     _write(config, columns, predictor.predict_each(inputs, live=source is None))
 
 
-def _input_file(config: Predict) -> Source | None:
+def input_file(config: Predict) -> Source | None:
     """The file to read, None for standard input; raises `UserError` where input and output can't be right."""
     # Python sets these to None where the shell has closed them (>&-)
     if config.output == "-" and sys.__stdout__ is None:

@@ -30,10 +30,14 @@ END = object()
 
 
 class InputRow(NamedTuple):
-    """A row to predict: as it was read, and the example it holds, its error, or None for a blank row."""
+    """A row to predict: as it was read, and the example it holds, its error, or None for a blank row.
+
+    ``place`` says in messages where the row stands; it may be empty.
+    """
 
     row: Row
     example: Example | DataError | None
+    place: str = ""
 
 
 class EncodedChunk(NamedTuple):
@@ -64,15 +68,7 @@ class Predictor:
         trained = trained_columns(vars(self.options))
         columns = Columns(self.task, Data(labels=None), self.task.inputs(), trained_columns=trained)
         inputs = read_inputs(rows_in_memory(examples, columns), columns, "example")
-        return self._predict_rows(inputs, live=isinstance(examples, Iterator))
-
-    def _predict_rows(self, inputs: Iterable[InputRow], live: bool) -> Iterator[Prediction]:
-        for (row, example), prediction in self.predict_each(inputs, live):
-            if example is None:
-                raise DataError(f"{row.location('example')}: it is empty")
-            if isinstance(prediction, DataError):
-                raise prediction
-            yield prediction
+        return predictions_or_error(self.predict_each(inputs, live=isinstance(examples, Iterator)))
 
     def predict_each(self, inputs: Iterable[InputRow], live: bool) -> Iterator[tuple[InputRow, Prediction | DataError]]:
         """Yield each row with its prediction, in order.
@@ -86,7 +82,7 @@ class Predictor:
 
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
-        for chunk in _chunks(inputs, live):
+        for chunk in chunks(inputs, live):
             encoded = self.encode(chunk)
             yield from zip(chunk, self.results(encoded, self._predict_items(encoded.items)), strict=True)
 
@@ -107,7 +103,7 @@ class Predictor:
         items: list[dict[str, Any]] = []
         errors: dict[int, Prediction | DataError] = {}
         max_tokens = min(self.options.max_tokens, self.backbone.context)
-        for place, (row, example) in enumerate(chunk):
+        for place, (row, example, location) in enumerate(chunk):
             examples.append({})
             if isinstance(example, DataError):
                 errors[place] = example
@@ -116,7 +112,7 @@ class Predictor:
                     examples[place] = self._clean({"id": str(row.number)} | example)
                     parts = encode(self.task, examples[place], self.backbone.tokenizer, max_tokens)
                 except DataError as error:
-                    errors[place] = error
+                    errors[place] = _located(error, location)
                     continue
                 items += [part | {"example": place, "row": len(items) + number} for number, part in enumerate(parts)]
         return EncodedChunk(examples, items, errors)
@@ -148,16 +144,33 @@ class Predictor:
         return outputs
 
 
+def predictions_or_error(predicted: Iterable[tuple[InputRow, Prediction | DataError]]) -> Iterator[Prediction]:
+    """The predictions alone, lazily; raises `DataError` in the place of an example that is bad or empty."""
+    for entry, prediction in predicted:
+        if isinstance(prediction, DataError):
+            raise prediction
+        if entry.example is None:
+            raise DataError(f"{entry.place}: it is empty")
+        yield prediction
+
+
 def read_inputs(rows: Iterable[Row], columns: Columns, name: str) -> Iterator[InputRow]:
     """Rows of the file ``name`` (of a table with a word a row, its sentences), each with its example, its error, or
     None where the row is blank."""
     for row in columns.sentences(rows):
         example: Example | DataError | None
+        place = row.location(name)
         try:
             example = columns.example(row)
         except DataError as error:
-            example = None if _is_blank(row.value) else DataError(f"{row.location(name)}: {error}")
-        yield InputRow(row, example)
+            example = None if _is_blank(row.value) else _located(error, place)
+        yield InputRow(row, example, place)
+
+
+def _located(error: DataError, place: str) -> DataError:
+    """The error with the place in front of its message."""
+    error.args = (f"{place}: {error}" if place else str(error),)
+    return error
 
 
 def _is_blank(value: Any) -> bool:
@@ -169,31 +182,40 @@ def _is_blank(value: Any) -> bool:
     return value is None
 
 
-def _chunks(inputs: Iterable[InputRow], live: bool) -> Iterator[list[InputRow]]:
-    """Chunks of MAX_CHUNK rows, or of a ``live`` source what has been read so far, so that no row waits for others.
+def chunks(inputs: Iterable[InputRow], live: bool, size: int = MAX_CHUNK) -> Iterator[list[InputRow]]:
+    """Chunks of ``size`` rows, or of a ``live`` source what has been read so far, so that no row waits for others.
 
-    A thread reads ahead; an exception that reading raises is raised here, after the rows before it.
+    A thread reads ahead; an exception that reading raises is raised here, after the rows before it. The thread ends
+    where the chunks are not drawn to their end.
     """
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * MAX_CHUNK)
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=4 * size)
+    abandoned = threading.Event()
 
     def read_ahead() -> None:
         try:
             for entry in inputs:
                 waiting.put((entry, None))
+                if abandoned.is_set():
+                    return
             waiting.put((END, None))
         except Exception as error:
             waiting.put((END, error))
 
     threading.Thread(target=read_ahead, daemon=True).start()
     chunk: list[InputRow] = []
-    while True:
-        entry, error = waiting.get()
-        if entry is not END:
-            chunk.append(entry)
-        if chunk and (entry is END or len(chunk) == MAX_CHUNK or (live and waiting.empty())):
-            yield chunk
-            chunk = []
-        if error is not None:
-            raise error
-        if entry is END:
-            return
+    try:
+        while True:
+            entry, error = waiting.get()
+            if entry is not END:
+                chunk.append(entry)
+            if chunk and (entry is END or len(chunk) == size or (live and waiting.empty())):
+                yield chunk
+                chunk = []
+            if error is not None:
+                raise error
+            if entry is END:
+                return
+    finally:
+        abandoned.set()
+        while not waiting.empty():  # the thread may wait for room
+            waiting.get_nowait()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
@@ -25,6 +25,8 @@ from gptask.runs.predictor import Predictor
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.model.heads import Head
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -127,7 +129,9 @@ def load_run(
     `UserError` where there is no such run, where it is unfinished or damaged, where its backbone is missing or another
     than the run was trained on, and where its files don't fit.
     """
-    return _load_task_run(Path(folder), task, dtype, None, engine)
+    return _load_task_run(
+        Path(folder), task, lambda model, values: saved_model.load_backbone(model, values, dtype, engine)
+    )
 
 
 def load_runs(
@@ -143,49 +147,48 @@ def load_runs(
     """
     folder, runs = Path(folder), dict[str, Run]()
     values = read_config(folder)
+
+    def backbone_of(model: Path, values: dict[str, Any]) -> GPTBackbone:
+        shared = next((run.backbone for run in runs.values()), None)
+        return shared or saved_model.load_backbone(model, values, dtype, engine)
+
     folders = {name: folder / name for name in values.get("tasks", {})} or {values["plugin"]["name"]: folder}
     for name, task_folder in folders.items():
-        backbone = next((run.backbone for run in runs.values()), None)
-        runs[name] = _load_task_run(task_folder, (tasks or {}).get(name), dtype, backbone, engine)
+        runs[name] = _load_task_run(task_folder, (tasks or {}).get(name), backbone_of)
     return Runs(folder, runs)
+
+
+def call_at_once(function: Callable[[], T]) -> T:
+    """Call a function here and now."""
+    return function()
 
 
 def load_run_onto(
     backbone: GPTBackbone,
     folder: str | Path,
-    between_passes: Callable[[Callable[[], Any]], Any] = lambda function: function(),
-    tokenizer: Any = None,
+    between_passes: Callable[[Callable[[], str]], str] = call_at_once,
 ) -> Run:
     """Load a run folder's task and head on a backbone in memory, and its adapter beside those of other runs.
 
-    The run's ``backbone`` is a view that computes with its adapter. ``between_passes`` calls a function while no pass
-    of the backbone runs, which adding an adapter needs, and returns its result; the rest may run beside passes. The
-    ``tokenizer`` is the backbone's where it is None. Raises the errors of `load_run`, and `UserError` for a run on
-    other weights.
+    The run's ``backbone`` is a view that computes with its adapter, whose digest is ``run.backbone.adapter`` (None for
+    a run without one). Runs with equal adapters, such as the tasks of one run, share it: whoever unloads a run removes
+    the adapter only where no other run has it.
+
+    ``between_passes`` calls its argument while no pass of the backbone runs, and returns what it returns; all else may
+    run beside passes. Raises the errors of `load_run`, and `UserError` for a run with full weights or on another
+    backbone; nothing of the run stays in memory then.
     """
-    folder = Path(folder)
-    values = read_config(folder)
-    refuse_multitask(folder, values)
-    plugin, task = task_from_config(values)
-    task.validate()
-    model = verified_model(folder)
-    saved_model.load_assets(task, model, values.get("task_name"))
-    digest = between_passes(lambda: saved_model.add_adapter_of_run(backbone, model))
-    view = backbone.with_adapter(digest, tokenizer)
-    head = cast("Head", task.head(view))
-    saved_model.load_head(head, model, values.get("task_name"))
-    head.eval().to(view.device)
-    return Run(folder, plugin, task, view, head, values)
+    run = _load_task_run(Path(folder), None, lambda model, values: saved_model.share_backbone(backbone, model, values))
+    adapter = saved_model.read_adapter_of_run(backbone, model_folder(Path(folder)))
+    if adapter is not None:
+        run.backbone.adapter = between_passes(lambda: backbone.engine.add_adapter(adapter))
+    return run
 
 
 def _load_task_run(
-    folder: Path,
-    task: type[Task] | Task | None,
-    dtype: schemas.DType | None,
-    backbone: GPTBackbone | None,
-    engine: Fast | Reference | None,
+    folder: Path, task: type[Task] | Task | None, backbone_of: Callable[[Path, dict[str, Any]], GPTBackbone]
 ) -> Run:
-    """Load one task's run; a ``backbone`` that is in memory already is shared."""
+    """Load one task's run; ``backbone_of`` loads or chooses its backbone from the model's folder and the config."""
     values = read_config(folder)
     refuse_multitask(folder, values)
     plugin, saved_task = task_from_config(values, task if isinstance(task, type) else type(task) if task else None)
@@ -193,9 +196,8 @@ def _load_task_run(
     instance.validate()
     model = verified_model(folder)
     saved_model.load_assets(instance, model, values.get("task_name"))
-    backbone = backbone or saved_model.load_backbone(model, values, dtype, engine)
-    head = cast("Head", instance.head(backbone))
+    backbone = backbone_of(model, values).eval()
+    head = cast("Head", instance.head(backbone)).to(backbone.device)
     saved_model.load_head(head, model, values.get("task_name"))
-    backbone.eval()
     head.eval()
     return Run(folder, plugin, instance, backbone, head, values)

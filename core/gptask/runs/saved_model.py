@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from gptask.model.backbone.backbone import GPTBackbone
+    from gptask.model.engine.adapter_files import AdapterFiles
     from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
@@ -62,9 +65,7 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
     from safetensors.torch import save_file
 
     if isinstance(tuning, Lora):
-        backbone.peft.peft_config["default"].base_model_name_or_path = backbone.origin.location
-        backbone.peft.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)
+        save_adapter(backbone, partial, backbone.origin.location)
     elif isinstance(tuning, Full):
         backbone.model.save_pretrained(partial)
     backbone.model.config.save_pretrained(partial)  # of the kept layers, which a loader of the adapter needs
@@ -89,6 +90,13 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
     )
 
 
+def save_adapter(backbone: GPTBackbone, folder: Path, base: str) -> None:
+    """Write a backbone's own adapter in PEFT's format; ``base`` names the model that it belongs to."""
+    backbone.peft.peft_config["default"].base_model_name_or_path = base
+    backbone.peft.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 def load_backbone(
     model: Path, values: dict[str, Any], dtype: DType | None, engine: Fast | Reference | None = None
 ) -> GPTBackbone:
@@ -98,7 +106,7 @@ def load_backbone(
     """
     from gptask.model.backbone.backbone import from_folder, number_format
 
-    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    saved = _saved_backbone(model)
     torch_dtype = number_format(dtype) if dtype else prediction_format(model, values)
     if has_full_weights(model):
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
@@ -106,8 +114,7 @@ def load_backbone(
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(options, saved)
     backbone = from_folder(origin, torch_dtype, str(model), engine)
-    layers = saved["layers"]  # earlier versions saved their number
-    backbone.keep_first_layers(layers if isinstance(layers, int) else len(layers))
+    backbone.keep_first_layers(_kept_layers(saved))
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
@@ -140,24 +147,63 @@ def locate_base(model: Path, values: dict[str, Any]) -> BackboneOrigin:
     return _locate_frozen(from_plain("backbone", values["backbone"]), saved)
 
 
+def share_backbone(backbone: GPTBackbone, model: Path, values: dict[str, Any]) -> GPTBackbone:
+    """A view of a backbone in memory for a run's model, still without its adapter; ``values`` are the run's config.
+
+    It computes in the number format of that backbone, which is logged where the run alone would take another. Raises
+    `UserError` for a model on other weights.
+    """
+    if base_weights_hash(model) != backbone.origin.weights_hash:
+        source = _saved_backbone(model)["source"]
+        cause = "has weights of its own" if has_full_weights(model) else f"belongs to {source}"
+        raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
+    own, shared = prediction_format(model, values), backbone.model.dtype
+    if own != shared:
+        log.info("%s: predicts in %s, the format of the shared backbone; alone it would in %s", model, shared, own)
+    view = backbone.with_adapter(None)
+    if not _has_tokenizer_of(backbone, model):
+        _set_tokenizer(view, model)
+    return view
+
+
+def _has_tokenizer_of(backbone: GPTBackbone, model: Path) -> bool:
+    """Whether a backbone's tokenizer, saved, would be the files of a run's model."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(file).name for file in backbone.tokenizer.save_pretrained(folder)]
+        return not any(filecmp.cmpfiles(folder, model, names, shallow=False)[1:])
+
+
+def _set_tokenizer(view: GPTBackbone, model: Path) -> None:
+    """Give a view the tokenizer of a run's model; raises `UserError` where its ids are not those of the backbone's."""
+    from gptask.model.backbone.backbone import load_tokenizer
+
+    tokenizer, stop_ids = view.tokenizer, view.stop_ids
+    view.set_tokenizer(load_tokenizer(str(model)))
+    if view.stop_ids != stop_ids or view.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"the tokenizer in {model} has other tokens than that of the backbone {view.origin.kind}")
+
+
+def read_adapter_of_run(backbone: GPTBackbone, model: Path) -> AdapterFiles | None:
+    """Read the adapter of a run's model, to be loaded beside those of other runs; None for a run that has none."""
+    layers = _kept_layers(_saved_backbone(model))
+    if (model / "adapter_config.json").exists():
+        return backbone.engine.read_adapter(model, layers)
+    if layers < backbone.config.num_hidden_layers:
+        raise UserError(
+            f"the model in {model} has {layers} of the backbone's {backbone.config.num_hidden_layers} layers and no "
+            "adapter; it can't share a backbone with all layers"
+        )
+    return None
+
+
 def _saved_backbone(model: Path) -> dict[str, Any]:
     saved: dict[str, Any] = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
     return saved
 
 
-def add_adapter_of_run(backbone: GPTBackbone, model: Path) -> str | None:
-    """Load the adapter of a run's model beside those of other runs; its digest, None for a run without adapter.
-
-    Raises `UserError` for a model on other weights.
-    """
-    saved = _saved_backbone(model)
-    if base_weights_hash(model) != backbone.origin.weights_hash:
-        cause = "has weights of its own" if has_full_weights(model) else f"belongs to {saved['source']}"
-        raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
-    if not (model / "adapter_config.json").exists():
-        return None
+def _kept_layers(saved: dict[str, Any]) -> int:
     layers = saved["layers"]  # earlier versions saved their number
-    return backbone.engine.add_adapter(model, layers if isinstance(layers, int) else len(layers))
+    return layers if isinstance(layers, int) else len(layers)
 
 
 def prediction_format(model: Path, values: dict[str, Any]) -> torch.dtype:
@@ -263,7 +309,7 @@ def _locate_run(folder: Path) -> BackboneOrigin:
 
 def _merge_adapter(model: Path, values: dict[str, Any], name: str) -> BackboneOrigin:
     """The cached folder of a run's backbone with its adapter merged into the weights."""
-    saved = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
+    saved = _saved_backbone(model)
     identity = f"{folder_hash(model)} on {saved['weights_hash']}"
     folder = cache_folder() / "backbones" / digest(identity)
     if not usable(folder):

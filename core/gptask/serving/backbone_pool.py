@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import weakref
@@ -21,8 +20,6 @@ from gptask.config.schemas import Pretrained
 from gptask.errors import UserError
 from gptask.model.backbone.backbone import from_folder, number_format
 from gptask.model.backbone.locate import BackboneOrigin
-from gptask.model.engine.adapters import added_adapters
-from gptask.runs.folder import verified_model
 from gptask.runs.run import Run, load_run_onto
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone, locate_base, prediction_format
 from gptask.serving.run_folders import last_part, url_name
@@ -31,24 +28,16 @@ if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
 
 log = logging.getLogger("gptask")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
-)  # fmt: skip
 
 
 @dataclass(eq=False)
 class PooledBackbone:
-    """A backbone in memory; ``is_bare`` is one that no run has trained. ``users`` counts the views of each adapter.
-
-    ``tokenizers`` of runs, by a digest of their files, are None where they are as the backbone's.
-    """
+    """A backbone in memory; ``is_bare`` is one that no run has trained. ``users`` counts the views of each adapter."""
 
     name: str
     backbone: GPTBackbone
     is_bare: bool
     users: Counter[str | None] = field(default_factory=Counter)
-    tokenizers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Count the bytes of the weights, before adapters come to them."""
@@ -88,9 +77,6 @@ class BackbonePool:
         """
         full, dtype = has_full_weights(model), prediction_format(model, values)
         if pooled := self.backbones.get(base_weights_hash(model)):
-            if (present := pooled.backbone.model.dtype) != dtype:
-                log.warning("%s: computes in %s, as all runs on %s do here; by itself in %s", folder,
-                            format_name(present), pooled.name, format_name(dtype))  # fmt: skip
             return pooled
         source = getattr(from_plain("backbone", values["backbone"]), "source", None)
         name = last_part(folder) if full or source is None else name_of_source(source)
@@ -128,24 +114,9 @@ class BackbonePool:
                 f"by memory_mb={total} (for all weights together), or serve it by itself"
             )
 
-    def _tokenizer(self, pooled: PooledBackbone, model: Path) -> Any:
-        """The tokenizer of a run, which may have been trained with another one; None where it is the backbone's."""
-        from transformers import AutoTokenizer
-
-        digest = hashlib.sha256()
-        for name in TOKENIZER_FILES:
-            if (file := model / name).is_file():
-                digest.update(name.encode() + file.read_bytes())
-        if (key := digest.hexdigest()) not in pooled.tokenizers:
-            tokenizer = AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
-            same = _definition(tokenizer) == _definition(pooled.backbone.tokenizer)
-            pooled.tokenizers[key] = None if same else tokenizer
-        return pooled.tokenizers[key]
-
     def load_run(self, pooled: PooledBackbone, folder: Path) -> Run:
         """Load a run of one task; its adapter stays until nobody holds the run's backbone any more."""
-        tokenizer = self._tokenizer(pooled, verified_model(folder))
-        run = load_run_onto(pooled.backbone, folder, self.between_passes, tokenizer)
+        run = load_run_onto(pooled.backbone, folder, self.between_passes)
         self._count(pooled, run.backbone)
         return run
 
@@ -167,7 +138,7 @@ class BackbonePool:
             self.backbones[key].users[adapter] -= 1
         for key, pooled in list(self.backbones.items()):
             backbone = pooled.backbone
-            for digest in added_adapters(backbone) - set(+pooled.users):
+            for digest in backbone.adapter_layers.keys() - set(+pooled.users):
                 self.between_passes(partial(backbone.engine.remove_adapter, digest))
                 log.info("adapter %s: not used any more, removed", digest)
             if not +pooled.users:
@@ -182,13 +153,6 @@ def _copy_weights(backbone: GPTBackbone) -> None:
     for weight in backbone.parameters():
         weight.data = weight.data.clone()
     backbone.set_model(backbone.peft)
-
-
-def _definition(tokenizer: Any) -> tuple[Any, ...]:
-    """What makes a tokenizer: equal ones give equal tokens for all texts and conversations."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else tokenizer.get_vocab()
-    return vocabulary, tokenizer.chat_template, tokenizer.special_tokens_map
 
 
 def name_of_source(source: Any) -> str:

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-import queue
+import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import ceil
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from gptask.data.datamodule import collate
+from gptask.serving.failed_passes import FailedPasses
 from gptask.serving.prometheus import ServerMetrics
+from gptask.serving.scoring_queue import ScoringQueue
 from gptask.serving.work import ScoringWork, WholeWork, Work, WritingWork
+from gptask.serving.writing_queue import WritingQueue
+
+log = logging.getLogger("gptask")
+SCORING_TOKENS = 1024  # that are scored in a round: a CPU reads about as many at its best speed
+PROMPT_TOKENS = 256  # of unread prompts that are read in a round
+RECENT = 64  # pieces of work whose durations tell how long one takes now
 
 
 class QueueFull(Exception):
     """More work waits than the server takes."""
 
 
-class Batcher:
-    """Computes work in a thread of its own.
+class BatcherEnded(Exception):
+    """The thread takes no more work, or ended before this work was finished."""
 
-    ``max_waiting`` bounds the pieces of work that wait, ``kv_bytes`` the keys and values of rows that are written at
-    once. ``on_death`` is called with what ended the thread, if anything does.
+
+class Batcher:
+    """Computes work in a thread of its own, in rounds.
+
+    A round runs the functions of `call`, drops work that nobody waits for or whose time is over, scores up to
+    `SCORING_TOKENS` of items, reads up to `PROMPT_TOKENS` of unread prompts, writes a token of each row, and runs one
+    piece of whole work. So what is short never waits for what is long.
+
+    ``max_waiting`` bounds the pieces of work that wait to be begun, ``kv_bytes`` the keys and values of rows that are
+    written at once. ``on_death`` is called, in the thread, with the exception that ended it.
     """
 
     def __init__(
@@ -33,64 +52,177 @@ class Batcher:
         kv_bytes: int = 2**30,
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self.metrics, self.max_waiting, self.kv_bytes, self.on_death = metrics, max_waiting, kv_bytes, on_death
-        self._waiting: queue.Queue[Work | Callable[[], None] | None] = queue.Queue()
+        self.metrics, self.max_waiting, self.on_death = metrics, max_waiting, on_death
+        failed_passes = FailedPasses(metrics)
+        self._scoring = ScoringQueue(metrics, failed_passes)
+        self._writing = WritingQueue(kv_bytes, metrics, failed_passes)
+        self._whole = deque[WholeWork]()
+        self._changed = threading.Condition()  # guards the next four
+        self._arrivals: list[Work] = []
+        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._refusal: str | None = None  # why no more work is taken
+        self._thread_ended = False
+        self._open: dict[Future[Any], Work] = {}  # submitted and not ended
+        self._durations = deque[float](maxlen=RECENT)
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        metrics.waiting.set_function(lambda: self.waiting)
+        metrics.active.set_function(lambda: self.active)
+        metrics.kv_limit.set(kv_bytes)
+
+    # --- from any thread ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def submit(self, work: Work) -> None:
-        """Queue a piece of work; raises `QueueFull`, and `UserError` for rows that can never fit."""
-        if self._waiting.qsize() >= self.max_waiting:
-            raise QueueFull
-        self._waiting.put(work)
+        """Queue a piece of work, without waiting.
+
+        Raises `QueueFull`, `BatcherEnded` once the server ends, and `UserError` for rows that can never fit.
+        """
+        if isinstance(work, WritingWork):
+            self._writing.require_fit(work)
+        with self._changed:
+            if self._refusal:
+                raise BatcherEnded(self._refusal)
+            if self.waiting >= self.max_waiting:
+                raise QueueFull(f"{self.waiting} requests wait already: try again later")
+            work.submitted = time.monotonic()
+            self._open[work.future] = work
+            self._arrivals.append(work)
+            self._changed.notify()
+        work.future.add_done_callback(self._ended)
+
+    def _ended(self, future: Future[Any]) -> None:
+        work = self._open.pop(future)
+        if not future.cancelled() and not future.exception():
+            self._durations.append(time.monotonic() - work.submitted)
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Run a function between two steps, such as one that loads or unloads an adapter."""
         future: Future[Any] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._waiting.put(run)
+        with self._changed:
+            if self._thread_ended:
+                raise BatcherEnded(self._refusal)
+            self._calls.append((future, function))
+            self._changed.notify()
         return future
 
+    @property
+    def waiting(self) -> int:
+        """How many pieces of work wait to be begun."""
+        return sum(work.started is None for work in tuple(self._open.values()))
+
+    @property
+    def active(self) -> int:
+        """How many pieces of work are begun and not finished."""
+        return sum(work.started is not None for work in tuple(self._open.values()))
+
+    def retry_after(self) -> int:
+        """The seconds that recent work took from `submit` to its result, at least 1: when to try again."""
+        return max(1, ceil(fmean(tuple(self._durations) or (0.0,))))
+
     def drain(self, timeout: float) -> bool:
-        """Take no more work, finish what is there, end the thread; whether it ended in ``timeout`` seconds."""
-        self._waiting.put(None)
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        """Take no more work, finish what is there, end the thread; whether it ended in ``timeout`` seconds.
+
+        What is not finished by then fails with `BatcherEnded`.
+        """
+        with self._changed:
+            self._refusal = self._refusal or "the server is ending and takes no more requests"
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        ended = not self._thread.is_alive()
+        self._fail_open(BatcherEnded(f"the server is ending and did not finish this request within {timeout:g} s"))
+        return ended
+
+    def _fail_open(self, error: BatcherEnded) -> None:
+        """Fail all work, and all calls that have not run."""
+        for work in tuple(self._open.values()):
+            work.fail(error)
+        with self._changed:
+            calls, self._calls = self._calls, []
+        for future, _ in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    # --- in the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while (work := self._waiting.get()) is not None:
-            if not isinstance(work, Work):
-                work()
-                continue
-            try:
-                work.future.set_result(self._compute(work))
-            except Exception as error:
-                work.future.set_exception(error)
+        death: BaseException | None = None
+        try:
+            while self._wait():
+                self._round()
+        except BaseException as error:
+            death = error
+            log.error("the thread that computes ended by %s: %s", type(error).__name__, error)
+            log.debug("the thread that computes", exc_info=error)
+        reason = (
+            "the server has ended" if death is None else f"the server failed: {type(death).__name__} while computing"
+        )
+        with self._changed:
+            self._refusal, self._thread_ended = reason, True
+        self._fail_open(BatcherEnded(reason))
+        if death is not None and self.on_death:
+            self.on_death(death)
 
-    @torch.inference_mode()
-    def _compute(self, work: Work) -> Any:
-        if isinstance(work, WholeWork):
-            return work.call()
+    def _wait(self) -> bool:
+        """Wait until there is something to do; return whether there is, or will be."""
+        with self._changed:
+            while not (self._calls or self._open_work() or self._refusal):
+                self._changed.wait()
+            return bool(self._calls or self._open_work())
+
+    def _open_work(self) -> bool:
+        return bool(self._arrivals or self._scoring or self._writing or self._whole)
+
+    def _round(self) -> None:
+        with self._changed:
+            calls, self._calls = self._calls, []
+            arrivals, self._arrivals = self._arrivals, []
+        for future, function in calls:
+            self._call(future, function)
+        for work in arrivals:
+            self._add(work)
+        self._drop_ended()
+        with torch.inference_mode():
+            self._scoring.compute(SCORING_TOKENS)
+            self._writing.compute(PROMPT_TOKENS)
+            if self._whole:
+                self._compute_whole(self._whole.popleft())
+
+    def _call(self, future: Future[Any], function: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = function()
+        except BaseException as error:  # it is the caller's
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _add(self, work: Work) -> None:
         if isinstance(work, ScoringWork):
-            batch = collate(work.items).to(work.model.backbone.device)
-            needed = work.head.needed_positions(batch)
-            return work.head.predict(work.model.backbone.hidden(batch.input_ids, batch.lengths, needed), batch)
-        assert isinstance(work, WritingWork)
-        decoding = work.model.backbone.engine.decoding_batch()
-        decoding.enqueue(work.rows)
-        while decoding.read(256) or decoding.rows:
-            rows = decoding.rows
-            decoding.step()
-            if work.on_token:
-                for row in rows:
-                    work.on_token(row)
-        return work.rows
+            self._scoring.add(work)
+        elif isinstance(work, WritingWork):
+            self._writing.add(work)
+        else:
+            assert isinstance(work, WholeWork), f"no kind of work: {type(work).__name__}"
+            self._whole.append(work)
+
+    def _drop_ended(self) -> None:
+        """Drop work whose time is over, and forget all that has ended."""
+        now = time.monotonic()
+        for work in tuple(self._open.values()):
+            if now > work.deadline:
+                work.expire()
+        self._scoring.drop_ended()
+        self._writing.drop_ended()
+        self._whole = deque(work for work in self._whole if not work.ended)
+
+    def _compute_whole(self, work: WholeWork) -> None:
+        work.start()
+        try:
+            work.finish(work.call())
+        except BaseException as error:  # a plugin raises what it likes, even SystemExit
+            work.fail(error)

@@ -9,6 +9,8 @@ from fastapi.responses import JSONResponse
 
 from gptask.errors import UserError
 from gptask.serving.http_errors import ApiError
+from gptask.serving.openai_routes import openai_router
+from gptask.serving.playground import playground_router
 from gptask.serving.predict_routes import predict_router
 from gptask.serving.state import ServerState
 
@@ -17,6 +19,8 @@ def create_app(state: ServerState) -> FastAPI:
     """Build the application of one server."""
     app = FastAPI(title="gptask")
     app.include_router(predict_router(state))
+    app.include_router(openai_router(state))
+    app.include_router(playground_router())
 
     @app.get("/health")
     async def health() -> dict[str, str]:

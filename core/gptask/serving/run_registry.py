@@ -77,7 +77,7 @@ class RunRegistry:
     def __init__(self, options: Serve, batcher: Batcher) -> None:
         self.options, self.batcher = options, batcher
         self.models: dict[str, ServedModel] = {}
-        self.loaded = False
+        self.loading = False  # whether `load` is still to be done
         self.pool = BackbonePool(options.engine, options.memory_mb, lambda call: batcher.call(call).result())
         self._root = Path(options.runs_root).expanduser() if options.runs_root else None
         self._folders: dict[RunFolder, WatchedFolder] = {}
@@ -89,7 +89,7 @@ class RunRegistry:
     def get(self, name: str) -> ServedModel:
         """The model of a name; raises `UnknownModel` with those there are, and `ApiError` before all are loaded."""
         models = self.models
-        if not self.loaded:
+        if name not in models and self.loading:
             message = "the server is still loading its models: try again in a few seconds"
             raise ApiError(503, message, kind="server_error", code="not_ready", headers={"Retry-After": "1"})
         if name not in models:
@@ -109,7 +109,7 @@ class RunRegistry:
         for folder in usable:
             self._at_start(folder, self._load)
         self._publish()
-        self.loaded = True
+        self.loading = False
 
     def _at_start(self, folder: WatchedFolder, action: Callable[[WatchedFolder], None]) -> bool:
         """Do something with a folder; whether it succeeds. What fails of a folder in ``runs_root`` is left out."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from gptask.config.conversion import from_plain
 from gptask.model.heads import GenerationHead
 from gptask.plugins.metric import value_text
-from gptask.plugins.task import Task
 from gptask.runs.manifest import MANIFEST, read_manifest
 from gptask.runs.predictor import Predictor
 from gptask.runs.run import Run
+from gptask.serving.remote_run import input_description
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -91,8 +91,11 @@ class ServedModel:
             "chat_template": self.has_chat_template,
             "metric": None,
             "fields": [],
-            "labels": None,
+            "targets": [],
+            "columns": {},
+            "documents": None,
             "converts_rows": False,
+            "labels": None,
             "max_tokens": self.max_tokens,
             "context": self.context,
             "adapter": self.digest,
@@ -163,12 +166,8 @@ class ServedRun(ServedModel):
             "task": self.run.plugin.name,
             "description": (inspect.getdoc(type(task)) or "").partition("\n")[0],
             "metric": self.metric,
-            "fields": [
-                {"name": f.name, "kind": f.kind.value, "required": f.required, "blank": f.blank, "help": f.help}
-                for f in task.inputs()
-            ],
+            **input_description(task, self.run.config["data"]),
             "labels": [str(label) for label in labels] if isinstance(labels, list | tuple) and labels else None,
-            "converts_rows": type(task).convert_row is not Task.convert_row,
         }
 
 

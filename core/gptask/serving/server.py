@@ -49,6 +49,7 @@ def new_state(options: Serve) -> ServerState:
     metrics = ServerMetrics()
     batcher = Batcher(metrics, options.queue, options.kv_mb * 2**20, fail)
     state = ServerState(options, metrics, batcher, RunRegistry(options, batcher), read_token(options))
+    state.registry.loading = True
     batcher.start()
     return state
 

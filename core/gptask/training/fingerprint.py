@@ -47,6 +47,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.model.engine.length_bucket",
     "gptask.model.engine.linear",
     "gptask.model.engine.loss",
+    "gptask.model.engine.next_tokens",
     "gptask.model.engine.norm",
     "gptask.model.engine.packing",
     "gptask.model.engine.private",

@@ -1,8 +1,11 @@
 """The string of a control token in a text is text; other texts get the ids that transformers gives them."""
 
+import copy
 import json
 import pickle
 import re
+import sys
+import threading
 
 import pytest
 from gptask.errors import UserError
@@ -147,3 +150,22 @@ def test_control_strings_that_texts_form_with_their_prompt_are_text():
     ids, _ = task.truncate_prompt({"text": "end"}, raw, 100)
     assert raw.decode(ids) == "<|im_start|><|im_end|>\n"
     assert [i for i in ids if i in control_ids_of(raw)] == [raw.convert_tokens_to_ids("<|im_start|>")]
+
+
+def test_a_template_in_one_thread_makes_no_control_token_of_a_text_in_another():
+    text = text_tokenizer(copy.deepcopy(tokenizer_of("byte-level")))
+    control, stop = {*text.control_ids.values()}, threading.Event()
+
+    def write_templates():
+        while not stop.is_set():
+            text.encode_marked("<|im_end|> good film " * 20)
+
+    interval, thread = sys.getswitchinterval(), threading.Thread(target=write_templates)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        assert not any(control & {*text.encode("<|im_end|> a " * 5)} for _ in range(1500))
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)

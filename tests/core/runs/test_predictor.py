@@ -7,7 +7,7 @@ from gptask import DataError, UserError, load_run
 from gptask.config.schemas import Files
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
-from gptask.runs.predictor import InputRow, Predictor, read_inputs
+from gptask.runs.predictor import MAX_CHUNK, InputRow, Predictor, read_inputs
 from gptask_tasks.token_tagging import TokenTagging
 
 
@@ -81,6 +81,34 @@ def test_errors_and_examples_keep_their_places(run):
     ]  # fmt: skip
 
 
+def test_an_example_that_can_t_be_encoded_is_named_by_its_number(run, monkeypatch):
+    def encode(task, example, tokenizer, max_tokens):
+        raise DataError("the prompt alone needs too many tokens")
+
+    monkeypatch.setattr(type(run.task), "encode", encode)
+    predictions = run.predict(["good"])
+    with pytest.raises(DataError, match=r"^example:1: the prompt alone needs"):
+        next(predictions)
+
+
+def test_the_thread_that_reads_ahead_ends_with_the_predictions(run):
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append("good")
+            yield "good"
+
+    predictions = run.predict(endless())
+    next(predictions)
+    (reader,) = (thread for thread in threading.enumerate() if "(read_ahead)" in thread.name)
+    assert reader.is_alive()
+    predictions.close()
+    reader.join(20)
+    assert not reader.is_alive()
+    assert len(drawn) < 10 * MAX_CHUNK
+
+
 def test_a_table_with_a_word_a_row_is_predicted_by_sentences():
     task, cells = TokenTagging(), [("1", "Ada"), ("", "met"), ("", "Bob"), ("2", "He"), ("", "ran")]
     trained = {"tokens": ["Word"], "tags": ["Tag"], "sentence": ["group"]}
@@ -89,7 +117,7 @@ def test_a_table_with_a_word_a_row_is_predicted_by_sentences():
     for columns, sentence in ((named, "Sentence #"), (as_trained, "sent_id"), (as_trained, "group")):
         columns.sentence_column = None
         rows = [Row(number, {sentence: name, "Word": word}) for number, (name, word) in enumerate(cells, 2)]
-        tokens = [example["tokens"] for _, example in read_inputs(rows, columns, "ner.csv")]
+        tokens = [entry.example["tokens"] for entry in read_inputs(rows, columns, "ner.csv")]
         assert tokens == [["Ada", "met", "Bob"], ["He", "ran"]]
 
 

@@ -1,4 +1,4 @@
-"""`gptask predict`: run a run folder on a file or standard input."""
+"""`gptask predict`: a run's predictions for a file or standard input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: Predict) -> None:
     """Write the predictions to the config's output."""
+    if config.server:
+        from gptask.serving.client import predict_by_server  # for start-up time
+
+        predict_by_server(config)
+        return
     from gptask.runs.predict_file import predict  # for start-up time
 
     predict(config)

@@ -20,6 +20,7 @@ INHERITED = {  # what a verb takes from a run besides its task
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
 }
+OF_A_SERVER = ("task", "engine", "data.max_tokens")  # what a server has set already for a run that it predicts with
 
 
 def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -27,6 +28,8 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
 
     ``run=<run of several tasks> task=<one of them>`` becomes the folder of that task within the run's.
     """
+    if verb == "predict" and any(values_of(overrides, "server")):
+        return None, _overrides_for_server(overrides)
     runs = values_of(overrides, "resume" if verb == "train" else "run") if verb in INHERITED else []
     if len(runs) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, runs))}")
@@ -41,6 +44,16 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
     task_folder = str(Path(run) / requested[0])
     others = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("run", "task")]
     return task_folder, [f"run={quote_if_needed(task_folder)}", *others]
+
+
+def _overrides_for_server(overrides: Sequence[str]) -> list[str]:
+    """The overrides where a server predicts, which has the task; raises `UserError` for what only it decides."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.startswith(tuple(f"{name}." for name in OF_A_SERVER)) or key in OF_A_SERVER:
+            hint = "; a task of a run of several is served as run=<name>.<task>" if key == "task" else ""
+            raise UserError(f"{override}: with server= the server decides this{hint}. Leave it out")
+    return ["~task", *overrides]
 
 
 def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environment: Sequence[str]) -> list[str]:

@@ -9,7 +9,8 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,7 @@ from gptask.model.engine.reference import ReferenceEngine
 from gptask.plugins.text_tokenizer import text_tokenizer
 
 log = logging.getLogger("gptask")
+ONLY_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 class GPTBackbone(nn.Module):
@@ -48,33 +50,46 @@ class GPTBackbone(nn.Module):
         self.peft = model
         self.tokenizer = text_tokenizer(tokenizer)
         self.origin = origin
-        self.engine: Engine = ReferenceEngine(self)
+        self.adapter_layers: dict[str, int] = {}  # of each adapter of `Engine.add_adapter`, how many layers rows pass
+        self._engines: list[Engine] = [ReferenceEngine(self)]  # the one in use, in a list that views share
         self.use_engine(engine or engine_from_environment())
+
+    @property
+    def engine(self) -> Engine:
+        """What computes this backbone and all of its views."""
+        return self._engines[0]
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self._engines[0] = engine
 
     def use_engine(self, options: Fast | Reference) -> None:
         """Compute by another engine from now on."""
         self.engine.uninstall()
-        self.engine = FastEngine(self, options) if isinstance(options, Fast) else ReferenceEngine(self)
+        backbone = self.engine.backbone  # not a view
+        self.engine = FastEngine(backbone, options) if isinstance(options, Fast) else ReferenceEngine(backbone)
         self.engine.install()
 
     def set_model(self, model: Any) -> None:
         """Replace the model by one that is wrapped or tuned in another way, and adapt the engine to it."""
         self.engine.uninstall()
         self.peft = model
+        for adapter in self.adapter_layers.keys() - getattr(model, "peft_config", {}).keys():
+            del self.adapter_layers[adapter]
         self.engine.install()
 
-    def with_adapter(self, adapter: str | None, tokenizer: Any = None) -> GPTBackbone:
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Read and write texts by another tokenizer; views keep theirs."""
+        self.tokenizer = text_tokenizer(tokenizer)
+        vars(self).pop("_turn_end", None)
+
+    def with_adapter(self, adapter: str | None) -> GPTBackbone:
         """Return the same backbone, its weights and its engine shared, computing with an added adapter.
 
-        Raises `UserError` for a ``tokenizer`` that ends texts by other tokens: those of one engine end by the same.
+        Another model, device or engine of one of them is that of the others.
         """
         view = copy.copy(self)
         view.adapter = adapter
-        if tokenizer is not None:
-            view.tokenizer = text_tokenizer(tokenizer)
-            vars(view).pop("_turn_end", None)
-            if view.stop_ids != self.stop_ids:
-                raise UserError(f"its tokenizer ends texts by other tokens than that of {self.origin.kind}")
         return view
 
     def train(self, mode: bool = True) -> GPTBackbone:
@@ -117,32 +132,51 @@ class GPTBackbone(nn.Module):
 
         Raises `UserError` for a model that needs its other layers.
         """
-        config, old_count = self.config, self.config.num_hidden_layers
+        old_count = self.config.num_hidden_layers
         if layers >= old_count:
             return
-        path, old_layers = self._layers_path, self.layers
-        old_config = {
-            key: value for key, value in vars(config).items() if key == "num_hidden_layers" or isinstance(value, list)
-        }
+        self.engine.uninstall()
         try:
-            if path is None:
-                raise ValueError("they are no plain list")
-            self.engine.uninstall()
-            self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
-            config.num_hidden_layers = layers
-            for key, value in vars(config).items():
-                if isinstance(value, list) and len(value) == old_count:  # one entry per layer, such as its type
-                    setattr(config, key, value[:layers])
-            with torch.inference_mode():
+            with torch.inference_mode(), self.only_first_layers(layers):
                 self.body(input_ids=torch.arange(4, device=self.device)[None], use_cache=False)
-            self.engine.install()
+            self._cut_layers(layers)
         except Exception as error:  # models that need all their layers raise whatever they like
-            if path is not None:
-                self.body.set_submodule(path, nn.ModuleList(old_layers))
-                vars(config).update(old_config)
-                self.engine.install()
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
+        finally:
+            self.engine.install()
+
+    @contextmanager
+    def only_first_layers(self, layers: int) -> Iterator[None]:
+        """The model has its first ``layers`` only inside this context, in all threads."""
+        put_back = self._cut_layers(layers)
+        try:
+            yield
+        finally:
+            put_back()
+
+    def _cut_layers(self, layers: int) -> Callable[[], None]:
+        """Drop the layers above the first ones; return what puts them back."""
+        config, path, old_layers = self.config, self._layers_path, self.layers
+        if path is None:
+            raise ValueError("they are no plain list")
+        # one entry per layer, such as its type
+        old_lists = {
+            key: value
+            for key, value in vars(config).items()
+            if isinstance(value, list) and len(value) == len(old_layers)
+        }
+
+        def put_back() -> None:
+            self.body.set_submodule(path, nn.ModuleList(old_layers))
+            config.num_hidden_layers = len(old_layers)
+            vars(config).update(old_lists)
+
+        self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
+        config.num_hidden_layers = layers
+        for key, value in old_lists.items():
+            setattr(config, key, value[:layers])
+        return put_back
 
     @property
     def device(self) -> torch.device:
@@ -281,16 +315,16 @@ def from_folder(
     never unpickled, and none are left random.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     quiet_transformers()
-    folder, only_local = origin.location, {"local_files_only": True, "trust_remote_code": False}
+    folder = origin.location
     auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
     try:
         model, loading_info = auto_model.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **only_local
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
         )
-        loaded_tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder, **only_local)
+        loaded_tokenizer = load_tokenizer(tokenizer or folder)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
     if missing := sorted(loading_info["missing_keys"]):
@@ -302,6 +336,13 @@ def from_folder(
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
     return backbone
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Load the tokenizer of a folder as transformers does; code from the folder is never run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
 
 
 def _check_supported(backbone: GPTBackbone) -> None:

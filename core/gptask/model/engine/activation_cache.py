@@ -11,6 +11,8 @@ import shutil
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from gptask.data.cache import cache_folder, digest, part_suffix, remove, usable
 from gptask.data.datamodule import DataModule, PaddedBatch
-from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
+from gptask.model.engine.forward_registry import is_wrapped_by, original_forward, replace_forward, replaced_by
 from gptask.model.engine.forward_state import current_state, forward_state
 from gptask.model.engine.interface import EngineBackbone
 from gptask.plugins.protocols import TaskHead
@@ -158,8 +160,8 @@ def capture_or_resume(
     Where the latter are given, these layers are skipped. The former are right at least where they are ``needed``.
     """
     for layer in layers:
-        if not isinstance(replaced_by(layer), CachedLayer):
-            replace_forward(layer, CachedLayer(), wraps=True)
+        if not is_wrapped_by(layer, CachedLayer):
+            replace_forward(layer, CachedLayer(replaced_by(layer)), wraps=True)
     activations = Activations(layers, batch, states_NC)
     with forward_state(activations=activations):
         hidden_BTC = backbone.hidden(batch.input_ids, batch.lengths, needed)
@@ -196,17 +198,21 @@ class Activations:
 class CachedLayer:
     """The forward function of a decoder layer whose states may be captured, or be there already."""
 
+    def __init__(self, before: Callable[..., Any] | None) -> None:
+        self.before = before  # what computed the layer in place of its own function, if anything
+
     def __call__(self, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """States (B, T, C) after the layer."""
         state = current_state()
         activations = state.activations if state else None
+        compute = partial(self.before, layer) if self.before else original_forward(layer)
         if activations is None or layer not in activations.layers:
-            computed: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+            computed: Tensor = compute(hidden, *args, **kwargs)
             return computed
         if activations.resumes:
             resumed: Tensor = activations.resumed(layer, hidden)
             return resumed
-        out: Tensor = original_forward(layer)(hidden, *args, **kwargs)
+        out: Tensor = compute(hidden, *args, **kwargs)
         activations.capture(layer, out)
         return out
 

@@ -66,6 +66,15 @@ class FastBatch(SampledBatch):
         everything = [*self.buckets, *(bucket for bucket, _ in buckets)]
         self.buckets = sorted(everything, key=lambda bucket: (bucket.packs, bucket.adapter or ""))
 
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that kept texts hold, beside the keys and values of rows."""
+        return sum(states.nbytes for text in self.kept for pair in text.layers for states in pair)
+
+    def forget(self) -> None:
+        """Drop what is kept of texts that have left."""
+        self.kept = []
+
     def _require_engine(self) -> None:
         """Raise `RuntimeError` where the backbone computes by another engine than the one that read the rows."""
         if self.backbone.engine is not self.engine:

@@ -16,12 +16,11 @@ from torch import Tensor
 from gptask.config.engine import Fast
 from gptask.errors import listing
 from gptask.model.engine import attention, last_layer, linear, loss, norm, packing, rotary
-from gptask.model.engine.adapters import added_adapters
 from gptask.model.engine.decoding import FastBatch
-from gptask.model.engine.forward_registry import replaced_by, restore_forwards
+from gptask.model.engine.forward_registry import replaced_by
 from gptask.model.engine.forward_state import forward_state
 from gptask.model.engine.inference_weights import InferenceWeights
-from gptask.model.engine.interface import Adapters, DecodingBatch, EngineBackbone
+from gptask.model.engine.interface import DecodingBatch, EngineBackbone
 from gptask.model.engine.reference import ReferenceEngine
 
 # components that torch.compile takes the place of, or whose forward functions it can't trace
@@ -75,7 +74,7 @@ class FastEngine(ReferenceEngine):
 
     def uninstall(self) -> None:
         """Put back what the model was before `install`."""
-        restore_forwards(self.backbone.peft)
+        super().uninstall()
         attention.uninstall(self.backbone.model)
         self.weights.clear()
 
@@ -92,33 +91,7 @@ class FastEngine(ReferenceEngine):
         """Whether sequences of up to this many positions are packed into one row, and share their prefixes."""
         return self.has("packing") and (self.packs_windows or self.backbone.sees_all(positions))
 
-    def hidden(
-        self,
-        ids: Tensor | None = None,
-        lengths: Tensor | None = None,
-        needed: Tensor | None = None,
-        *,
-        embeds: Tensor | None = None,
-        adapters: Adapters | None = None,
-    ) -> Tensor:
-        """See `Engine`; prefixes that rows of one adapter share are computed once, rows of each adapter together."""
-        if adapters is None:
-            with self.beside_adapters():
-                return self._hidden(None, ids, embeds, lengths, needed)
-        self.require_adapters(adapters, len(ids if embeds is None else embeds))  # type: ignore[arg-type]
-        if any(adapters) and not self.adapts_rows:
-            return super().hidden(ids, lengths, needed, embeds=embeds, adapters=adapters)
-        if not any(adapters):
-            return self.hidden(ids, lengths, needed, embeds=embeds)
-        states, order = [], []
-        for adapter in dict.fromkeys(adapters):
-            rows = [row for row, name in enumerate(adapters) if name == adapter]
-            inputs = (None if values is None else values[rows] for values in (ids, embeds, lengths, needed))
-            states.append(self._hidden(adapter, *inputs))
-            order += rows
-        return torch.cat(states)[torch.tensor(order).argsort()]
-
-    def _hidden(
+    def hidden_by(
         self,
         adapter: str | None,
         ids: Tensor | None,
@@ -126,13 +99,13 @@ class FastEngine(ReferenceEngine):
         lengths: Tensor | None,
         needed: Tensor | None,
     ) -> Tensor:
-        """Last hidden states (B, T, C) of rows that have one adapter."""
+        """See `ReferenceEngine`; prefixes that rows share are computed once."""
         given: Tensor = ids if embeds is None else embeds  # type: ignore[assignment]
         width = given.shape[1]
         if torch.is_grad_enabled() and any(
             getattr(layer, "gradient_checkpointing", False) for layer in self.backbone.layers
         ):
-            return super().hidden(ids, embeds=embeds, adapters=adapter and [adapter] * len(given))  # runs layers twice
+            return super().hidden_by(adapter, ids, embeds, lengths, needed)  # runs layers twice
         with self.running(adapter):
             if lengths is not None and self.can_pack(width) and len(lengths) and int(lengths.min()) > 0:
                 rows = ids.tolist() if embeds is None else _embedding_numbers(embeds)  # type: ignore[union-attr]
@@ -140,8 +113,9 @@ class FastEngine(ReferenceEngine):
                 packed_BTC = packing.packed_hidden(self.backbone, sequences, width, needed, embeds)
                 if packed_BTC is not None:
                     return packed_BTC
-            with forward_state(needed_places=last_layer.needed_places(needed) if self.has("last_layer") else None):
-                return super().hidden(ids, embeds=embeds)
+            places = last_layer.needed_places(needed) if self.has("last_layer") else None
+            with forward_state(needed_places=places):
+                return self.states(adapter, ids, embeds)
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
         """See `Engine`; logits are computed in chunks and not kept for the backward pass."""
@@ -151,24 +125,31 @@ class FastEngine(ReferenceEngine):
 
     def decoding_batch(self, keep: int = 0) -> DecodingBatch:
         """See `Engine`."""
-        if self.has("decoding") and (self.adapts_rows or not added_adapters(self.backbone)):
+        if self.has("decoding") and (self.adapts_rows or not self.backbone.adapter_layers):
             return FastBatch(self, keep)
         return super().decoding_batch(keep)
 
     @contextmanager
     def running(self, adapter: str | None = None) -> Iterator[None]:
         """See `Engine`; weights for inference are made anew where the model's have changed."""
-        if adapter is not None and not self.adapts_rows:
-            raise ValueError("the model's own methods run without added adapters")
+        if not self.adapts_rows:
+            with super().running(adapter), self._running(None, self.layers_of(adapter)):
+                yield
+            return
         if adapter is not None:
             self.require_adapters([adapter])
+        with self._running(adapter, self.layers_of(adapter)):
+            yield
+
+    @contextmanager
+    def _running(self, adapter: str | None, layers: int) -> Iterator[None]:
         if self.backbone.peft.training or torch.is_grad_enabled():
             self.weights.clear()  # a step of a fused optimizer changes no version
         weights = None
         if self.has("linear") and not self.backbone.peft.training and not torch.is_grad_enabled():
             self.weights.drop_outdated()
             weights = self.weights
-        with forward_state(adapter=adapter, layers=self.layers_of(adapter), inference_weights=weights):
+        with forward_state(adapter=adapter, layers=layers, inference_weights=weights):
             yield
 
     def summary(self) -> str:
@@ -183,6 +164,18 @@ class FastEngine(ReferenceEngine):
         for module in self.backbone.peft.modules():
             if isinstance(forward := replaced_by(module), norm.NormForward):
                 forward.identity = None
+
+    def adapters_changed(self) -> None:
+        """See `ReferenceEngine`; the layers with adapters compute them, and weights that are still right are kept."""
+        super().adapters_changed()
+        if self.has("linear"):
+            linear.install(self.backbone.peft)
+        self.adapts_rows = self.has("linear") and linear.computes_adapters(self.backbone.peft)
+
+    def remove_adapter(self, digest: str) -> None:
+        """See `Engine`."""
+        self.weights.drop_adapter(digest)
+        super().remove_adapter(digest)
 
     @property
     def weight_drops(self) -> int:

@@ -54,6 +54,14 @@ def replaced_by(module: nn.Module) -> Callable[..., Any] | None:
     return replacement.function if replacement and replacement.active else None
 
 
+def is_wrapped_by(module: nn.Module, kind: type) -> bool:
+    """Whether a function of this kind computes a module's forward pass, or is the ``before`` of one that does."""
+    function: Any = replaced_by(module)
+    while function is not None and not isinstance(function, kind):
+        function = getattr(function, "before", None)
+    return function is not None
+
+
 def restore_forwards(model: nn.Module) -> None:
     """Put back what every module of a model had before the engine."""
     for module in model.modules():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gptask.plugins.protocols import Backbone
 
 if TYPE_CHECKING:
+    from gptask.model.engine.adapter_files import AdapterFiles
     from gptask.plugins.generation_options import GenerationOptions
 
 log = logging.getLogger("gptask")
@@ -32,6 +33,7 @@ class EngineBackbone(Backbone, Protocol):
     peft: Any  # the model, PEFT-wrapped where it has adapters
     origin: Any  # where its weights came from, with their hash
     engine: Engine
+    adapter_layers: dict[str, int]  # of each adapter of `Engine.add_adapter`, how many layers its rows pass
 
     @property
     def config(self) -> Any:
@@ -52,8 +54,21 @@ class EngineBackbone(Backbone, Protocol):
     def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
 
+    def only_first_layers(self, layers: int) -> AbstractContextManager[None]:
+        """A context in which the model has its first ``layers`` only."""
+
     def set_model(self, model: Any) -> None:
         """Replace the model by one that is wrapped or tuned in another way."""
+
+
+class TokenConstraint(Protocol):
+    """Which tokens a text may go on with, such as those of a grammar. It must not raise: that would end all rows."""
+
+    def allowed(self, vocabulary: int) -> Tensor:
+        """Return which ids of so many may come next, a boolean tensor (V,); at least one."""
+
+    def advance(self, token: int) -> None:
+        """Take the next token."""
 
 
 @dataclass(eq=False)
@@ -61,7 +76,9 @@ class DecodingRow:
     """A text that is being written behind a prompt, by at most ``limit`` tokens.
 
     ``draw`` numbers the samples of one prompt: each has its own random draws. ``finish`` says why the text ended: at a
-    stop token or text (``stop``), or at the limit (``length``).
+    stop token or text (``stop``), or at the limit (``length``). A token that was there before in the text loses
+    ``presence_penalty``, and ``frequency_penalty`` for each time, of its logit. With a ``top_count``, ``top_tokens``
+    gets the ids and log-probabilities of that many likeliest tokens of each step.
     """
 
     prompt: list[int]
@@ -73,6 +90,11 @@ class DecodingRow:
     log_probabilities: list[float] = field(default_factory=list)
     finish: str | None = None
     generator: Any = None  # of this row's draws, where the options name a seed
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    constraint: TokenConstraint | None = None
+    top_count: int = 0
+    top_tokens: list[list[tuple[int, float]]] = field(default_factory=list)
 
     @property
     def ids(self) -> list[int]:
@@ -123,6 +145,14 @@ class DecodingBatch(ABC):
     @abstractmethod
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """The memory that is kept of texts that have left, beside the keys and values of the rows."""
+        return 0
+
+    def forget(self) -> None:  # noqa: B027 (a batch may keep nothing)
+        """Drop what is kept of texts that have left."""
 
 
 class Engine(ABC):
@@ -175,11 +205,20 @@ class Engine(ABC):
         """A context in which the model's own methods compute by this engine, with an adapter of `add_adapter`."""
 
     @abstractmethod
-    def add_adapter(self, folder: Path, layers: int | None = None) -> str:
-        """Load a LoRA adapter in PEFT's format beside the model's own; return its name, a digest of its bytes.
+    def read_adapter(self, folder: Path, layers: int | None = None) -> AdapterFiles:
+        """Read and check a LoRA adapter in PEFT's format for `add_adapter`; any thread may, beside passes too.
 
-        Rows with an adapter for the first ``layers`` only leave the model after these (and its last norm). Raises
-        `UserError` where it does not fit the model.
+        ``layers`` are those of the model it was trained in, from the bottom (None: all). Raises `UserError`.
+        """
+
+    @abstractmethod
+    def add_adapter(self, adapter: Path | AdapterFiles, layers: int | None = None) -> str:
+        """Load a LoRA adapter beside the model's own; return its name, a digest of its bytes (and of its ``layers``).
+
+        One that is there already is not loaded again: equal bytes have one name, whoever adds them, so that an adapter
+        may only be removed when nobody uses it any more. Rows with an adapter for the first ``layers`` only leave the
+        model after these (and its last norm). Raises `UserError`, and leaves the model as it was, where the adapter
+        does not fit, and where it changes nothing though it is not zero.
         """
 
     @abstractmethod

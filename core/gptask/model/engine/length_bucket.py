@@ -62,7 +62,7 @@ class LengthBucket:
         real_BS = (columns_S >= torch.tensor(self.starts)[:, None]) & (columns_S < self.end)
         backbone = self.backbone
         self.mask_B11S = additive_mask(real_BS.to(backbone.device), 1, backbone.model.dtype)
-        layers = range(backbone.config.num_hidden_layers)
+        layers = range(engine.layers_of(self.adapter))
         self.buffers = [PreallocatedKVCache(shows_capacity=self.packs) for _ in layers]
         self.cache = Cache(layers=list(self.buffers))
         self.logits: Tensor | None = None

@@ -5,9 +5,10 @@ Shapes: B rows, T positions, C channels, N states, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from gptask.errors import UserError
 from gptask.model.engine import adapters as adapters_of_model
+from gptask.model.engine import layer_skipping
+from gptask.model.engine.adapter_files import AdapterFiles, read_adapter
+from gptask.model.engine.forward_registry import restore_forwards
+from gptask.model.engine.forward_state import forward_state
 from gptask.model.engine.interface import Adapters, DecodingBatch, DecodingRow, Engine, EngineBackbone
 from gptask.model.engine.sampling import SampledBatch
 
-PEFT_LOCK = threading.RLock()  # PEFT tells the layers a pass's adapters by hooks, which another thread would see
+PEFT_LOCK = threading.RLock()  # PEFT switches the model from one adapter to another, for all threads
 
 
 class ReferenceEngine(Engine):
@@ -30,18 +36,22 @@ class ReferenceEngine(Engine):
     def __init__(self, backbone: EngineBackbone) -> None:
         super().__init__(backbone)
         self.compiled: Callable[..., Any] | None = None
-        self.adapts_rows = False  # whether the layers know the adapters of a pass by other means than PEFT's
+        self.adapts_rows = False  # whether the layers compute each pass's adapter, without PEFT's switch
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"compiled": None}  # a copy would compute with the weights that were compiled
 
     def install(self) -> None:
-        """Leave the model as it is, and compile it again if it is another one."""
+        """Leave the model as it is, but for layers that some adapters do without, and compile it again if it was."""
+        layers = int(self.backbone.config.num_hidden_layers)
+        if any(count < layers for count in self.backbone.adapter_layers.values()):
+            layer_skipping.install(self.backbone)
         if self.compiled is not None:
             self.compiled = self._compiled_body()
 
     def uninstall(self) -> None:
-        """Do nothing."""
+        """Put back what the model was before `install`."""
+        restore_forwards(self.backbone.peft)
 
     def drop_inference_weights(self) -> None:
         """Do nothing: there are none."""
@@ -55,51 +65,45 @@ class ReferenceEngine(Engine):
         embeds: Tensor | None = None,
         adapters: Adapters | None = None,
     ) -> Tensor:
-        """See `Engine`; every state is computed."""
+        """See `Engine`; rows of each adapter are computed together."""
+        given: Tensor = ids if embeds is None else embeds  # type: ignore[assignment]
+        if adapters is not None:
+            self.require_adapters(adapters, len(given))
+        names = list(dict.fromkeys(adapters or ()))
+        if len(names) < 2:
+            return self.hidden_by(names[0] if names else None, ids, embeds, lengths, needed)
+        states, order = [], []
+        for name in names:
+            rows = [row for row, adapter in enumerate(adapters or ()) if adapter == name]
+            inputs = (None if values is None else values[rows] for values in (ids, embeds, lengths, needed))
+            states.append(self.hidden_by(name, *inputs))
+            order += rows
+        return torch.cat(states)[torch.tensor(order).argsort()]
+
+    def hidden_by(
+        self,
+        adapter: str | None,
+        ids: Tensor | None,
+        embeds: Tensor | None,
+        lengths: Tensor | None,
+        needed: Tensor | None,
+    ) -> Tensor:
+        """Last hidden states (B, T, C) of rows that have one adapter; every state is computed."""
+        with ReferenceEngine.running(self, adapter):
+            return self.states(adapter, ids, embeds)
+
+    def states(self, adapter: str | None, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        """The same by one call of the model, inside of `running`."""
         inputs = {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds}
-        if adapters is None:
-            return self.states(**inputs)
-        return self.adapted_states(adapters, **inputs)
-
-    def states(self, **inputs: Any) -> Tensor:
-        """The decoder's last hidden states (B, T, C)."""
-        with self.beside_adapters():
-            states_BTC: Tensor = (self.compiled or self.backbone.body)(use_cache=False, **inputs).last_hidden_state
-        return states_BTC
-
-    def beside_adapters(self) -> AbstractContextManager[Any]:
-        """A context in which no other thread's pass tells the layers its adapters."""
-        hooked = not self.adapts_rows and adapters_of_model.added_adapters(self.backbone)
-        return PEFT_LOCK if hooked else nullcontext()
-
-    def adapted_states(self, adapters: Adapters, **inputs: Any) -> Tensor:
-        """The same with an adapter for each row, by PEFT's batches of several adapters."""
-        given = next(value for value in inputs.values() if isinstance(value, Tensor))
-        self.require_adapters(adapters, len(given))
-        if not any(adapters):
-            with self.beside_adapters():
-                states_BTC: Tensor = self.backbone.body(**inputs).last_hidden_state
-            return states_BTC
-        peft, own = self.backbone.peft, self.backbone.peft.active_adapters or ["__base__"]
-        if len(own) > 1:
-            raise ValueError(
-                f"the model uses {len(own)} adapters of its own at once, so no others can be added to rows"
-            )
-        with PEFT_LOCK:
-            output = peft(
-                **inputs,
-                adapter_names=[adapter or own[0] for adapter in adapters],
-                output_hidden_states=True,
-                logits_to_keep=1,  # of no use here
-            )
-        states_BTC = output.hidden_states[-1]
+        body = self.backbone.body if adapter or self.compiled is None else self.compiled
+        states_BTC: Tensor = body(use_cache=False, **inputs).last_hidden_state
         return states_BTC
 
     def require_adapters(self, adapters: Adapters, rows: int | None = None) -> None:
         """Raise `KeyError` for an adapter that was not added, `ValueError` for another number than that of the rows."""
         if rows is not None and len(adapters) != rows:
             raise ValueError(f"{rows} rows need {rows} adapters (None for the model as it is), got {len(adapters)}")
-        if unknown := {adapter for adapter in adapters if adapter} - adapters_of_model.added_adapters(self.backbone):
+        if unknown := {adapter for adapter in adapters if adapter} - self.backbone.adapter_layers.keys():
             raise KeyError(f"no adapter {sorted(unknown)[0]}: add_adapter(folder) returns the name of each")
 
     def token_nll(self, states: Tensor, next_ids: Tensor) -> Tensor:
@@ -112,21 +116,68 @@ class ReferenceEngine(Engine):
 
     @contextmanager
     def running(self, adapter: str | None = None) -> Iterator[None]:
-        """See `Engine`; the model is this engine already."""
-        if adapter is not None:
-            raise ValueError("the model's own methods run without added adapters")
-        yield
+        """See `Engine`; while an adapter runs, passes in other threads wait."""
+        if adapter is None:
+            with PEFT_LOCK if self.backbone.adapter_layers and not self.adapts_rows else nullcontext():
+                yield
+            return
+        self.require_adapters([adapter])
+        with (
+            PEFT_LOCK,
+            adapters_of_model.active_adapters(self.backbone, [adapter]),
+            forward_state(layers=self.layers_of(adapter)),
+        ):
+            yield
 
-    def add_adapter(self, folder: Path, layers: int | None = None) -> str:
+    def layers_of(self, adapter: str | None) -> int:
         """See `Engine`."""
-        digest = adapters_of_model.add_adapter(self.backbone, folder)
-        self.install()
-        return digest
+        return min(self.backbone.adapter_layers.get(adapter or "", sys.maxsize), super().layers_of(adapter))
+
+    def read_adapter(self, folder: Path, layers: int | None = None) -> AdapterFiles:
+        """See `Engine`."""
+        count = super().layers_of(None)
+        if layers is not None and not 1 <= layers <= count:
+            raise UserError(f"the adapter in {folder} is one of {layers} layers; the model has {count}")
+        return read_adapter(folder, None if layers == count else layers)
+
+    def add_adapter(self, adapter: Path | AdapterFiles, layers: int | None = None) -> str:
+        """See `Engine`."""
+        files = adapter if isinstance(adapter, AdapterFiles) else self.read_adapter(adapter, layers)
+        if files.digest in self.backbone.adapter_layers:
+            return files.digest
+        if files.layers is not None and (reason := self._why_not_leave(files.layers)):
+            raise UserError(
+                f"the adapter in {files.folder} was trained in the first {files.layers} layers; rows can't leave "
+                f"{type(self.backbone.model).__name__} after them: {reason}"
+            )
+        adapters_of_model.add_adapter(self.backbone, files)
+        self.adapters_changed()
+        try:
+            adapters_of_model.prove_adapter(self.backbone, files)
+        except BaseException:
+            self.remove_adapter(files.digest)
+            raise
+        return files.digest
+
+    def _why_not_leave(self, layers: int) -> str | None:
+        """Why rows can't leave the model after its first ``layers``; None where they can."""
+        if self.compiled is not None:
+            return "compile=true compiles all layers"
+        if layers in self.backbone.adapter_layers.values():
+            return None  # tried before
+        return layer_skipping.why_not(self.backbone, layers)
 
     def remove_adapter(self, digest: str) -> None:
         """See `Engine`."""
+        if digest not in self.backbone.adapter_layers:
+            raise KeyError(f"no adapter {digest}")
         adapters_of_model.remove_adapter(self.backbone, digest)
-        self.install()
+        self.adapters_changed()
+
+    def adapters_changed(self) -> None:
+        """Adapt to layers that have got or lost adapters; all else of the model is as it was."""
+        if self.compiled is not None:
+            self.compiled = self._compiled_body()
 
     def compile(self) -> None:
         """See `Engine`."""
@@ -161,7 +212,8 @@ class ReferenceBatch(SampledBatch):
         for row, cache in self.caches.items():
             unread = row.ids[cache.get_seq_length() :]
             inputs = {"input_ids": torch.tensor([unread], device=self.backbone.device), "past_key_values": cache}
-            states_1TC = self.engine.adapted_states([row.adapter], use_cache=True, **inputs)
+            with self.engine.running(row.adapter):
+                states_1TC = self.backbone.body(use_cache=True, **inputs).last_hidden_state
             logits.append(self.backbone.logits(states_1TC[:, -1]))
         return torch.cat(logits)
 

@@ -1,6 +1,6 @@
-"""The next token of every row, greedily or sampled, and when a text ends.
+"""Writes the next token of every row, and says when a text ends.
 
-Shapes: B rows, b rows of a chunk, T ids so far, V vocabulary.
+Shapes: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,80 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from gptask.model.engine.interface import DecodingBatch, DecodingRow, EngineBackbone
-from gptask.model.engine.left_padding import left_padded
-from gptask.model.engine.loss import rows_per_chunk
-from gptask.plugins.generation_options import GenerationOptions
+from gptask.model.engine.next_tokens import Sampler
 from gptask.plugins.text_tokenizer import text_tokenizer
 
 MAX_STOP_TESTS = 256  # lists of stop texts whose tests a batch remembers
-
-
-class Sampler:
-    """Chooses the next tokens of rows that have the same options.
-
-    With ``options.seed``, the samples of a prompt do not depend on the other prompts.
-    """
-
-    def __init__(self, options: GenerationOptions, stop_ids: set[int]) -> None:
-        self.options, self.stop_ids = options, sorted(stop_ids)
-        self.greedy = options.temperature <= 0
-        self.warpers = LogitsProcessorList()
-        if not self.greedy:
-            if options.temperature != 1.0:
-                self.warpers.append(TemperatureLogitsWarper(options.temperature))
-            if options.top_k:
-                self.warpers.append(TopKLogitsWarper(options.top_k))
-            if options.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(options.top_p))
-
-    def __call__(self, rows: Sequence[DecodingRow], logits_BV: Tensor) -> tuple[list[int], list[float]]:
-        """Return the next tokens of the rows (B), and their log-probabilities (B).
-
-        The log-probabilities are those of the model itself, before penalty and temperature.
-        """
-        size = rows_per_chunk(logits_BV)
-        tokens, log_probabilities = [], []
-        for start in range(0, len(rows), size):
-            chunk = slice(start, start + size)
-            logits_bV = logits_BV[chunk].float()
-            tokens_b1 = self._choose(rows[chunk], self._processed(rows[chunk], logits_bV))
-            tokens.append(tokens_b1)
-            log_probabilities.append(logits_bV.gather(1, tokens_b1) - logits_bV.logsumexp(1, keepdim=True))
-        return torch.cat(tokens)[:, 0].tolist(), torch.cat(log_probabilities)[:, 0].tolist()
-
-    def _processed(self, rows: Sequence[DecodingRow], logits_bV: Tensor) -> Tensor:
-        """The logits after minimum length, repetition penalty and the warpers of sampling."""
-        options, scores_bV = self.options, logits_bV
-        too_short = [place for place, row in enumerate(rows) if len(row.new_ids) < options.min_new_tokens]
-        if too_short:
-            scores_bV = scores_bV.clone()
-            scores_bV[torch.tensor(too_short)[:, None], torch.tensor(self.stop_ids, dtype=torch.long)] = float("-inf")
-        if options.repetition_penalty != 1.0:
-            ids_bT, _ = left_padded([row.ids for row in rows], logits_bV.device)
-            scores_bV = RepetitionPenaltyLogitsProcessor(options.repetition_penalty)(ids_bT, scores_bV)
-        return self.warpers(None, scores_bV) if self.warpers else scores_bV  # type: ignore[arg-type]
-
-    def _choose(self, rows: Sequence[DecodingRow], scores_bV: Tensor) -> Tensor:
-        """Tokens (b, 1): the best ones, or samples."""
-        if self.greedy:
-            return scores_bV.argmax(-1, keepdim=True)
-        if self.options.seed is None:
-            return torch.multinomial(scores_bV.softmax(-1), 1)
-        drawn = []
-        for row, probabilities_V in zip(rows, scores_bV.softmax(-1), strict=True):
-            if row.generator is None:
-                row.generator = torch.Generator(scores_bV.device).manual_seed(self.options.seed + row.draw)
-            drawn.append(torch.multinomial(probabilities_V, 1, generator=row.generator))
-        return torch.stack(drawn)
 
 
 class SampledBatch(DecodingBatch):
@@ -143,7 +75,7 @@ class SampledBatch(DecodingBatch):
         self.interrupted = True
         logits_BV = self.next_logits()
         self.interrupted = False
-        for row, token, log_probability in self._sample(rows, logits_BV, stop_ids):
+        for row, token, log_probability in zip(rows, *Sampler(stop_ids)(rows, logits_BV), strict=True):
             row.log_probabilities.append(log_probability)
             if token in stop_ids:
                 row.finish = "stop"
@@ -156,24 +88,6 @@ class SampledBatch(DecodingBatch):
         ended = [row for row in rows if row.finish]
         self.remove(ended)
         return ended
-
-    def _sample(
-        self, rows: list[DecodingRow], logits_BV: Tensor, stop_ids: set[int]
-    ) -> list[tuple[DecodingRow, int, float]]:
-        """The rows with their next tokens and the tokens' log-probabilities; rows of the same options together."""
-        groups: list[tuple[GenerationOptions, list[int]]] = []
-        for place, row in enumerate(rows):
-            same = (places for options, places in groups if options is row.options or options == row.options)
-            places = next(same, None)
-            if places is None:
-                groups.append((row.options, [place]))
-            else:
-                places.append(place)
-        sampled: list[tuple[DecodingRow, int, float]] = []
-        for options, places in groups:
-            group, logits = [rows[place] for place in places], logits_BV if len(groups) == 1 else logits_BV[places]
-            sampled += zip(group, *Sampler(options, stop_ids)(group, logits), strict=True)
-        return sampled
 
     def _is_stopped(self, row: DecodingRow) -> bool:
         """Whether a row's newest token completes a stop text."""

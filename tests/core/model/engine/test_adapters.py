@@ -1,7 +1,9 @@
 """Rows of several adapters and of none in one batch get what each gets alone, on both engines."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Lora
 from gptask.errors import UserError
 from gptask.model.backbone.tuning import apply_tuning
-from gptask.model.engine.adapters import adapter_digest
+from gptask.model.engine.adapter_files import adapter_digest
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -162,19 +164,6 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(engine, bac
         torch.testing.assert_close(got, expected)
 
 
-def test_a_tensor_that_no_layer_takes_is_refused(backbone_of, adapter_folders, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "more"
-    shutil.copytree(adapter_folders("llama")[0], folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    name = next(iter(tensors))
-    more = {name.replace("layers.0", "layers.9"): tensors[name].clone()}
-    save_file(tensors | more, folder / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"tensors of one and not of the other: .*layers\.9"):
-        backbone_of("llama").engine.add_adapter(folder)
-
-
 OTHER_KINDS = {
     "bias": ({"bias": "all"}, "bias=all"),
     "lora_bias": ({"lora_bias": True}, "lora_bias"),
@@ -231,3 +220,264 @@ def test_passes_beside_one_with_adapters_are_as_without(backbone_of, adapter_fol
         for number, got in enumerate(results):
             for row, expected in zip(got, alone[number % 3], strict=True):
                 torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- what is loaded, what is refused ------------------------------------------------------------------------------
+
+
+def rewritten(folder, target, change):
+    """A copy of an adapter with changed tensors."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "adapter_model.safetensors")
+    tensors = change(tensors)
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, target / "adapter_model.safetensors"
+    )
+    return target
+
+
+def first_of(tensors, kind="lora_A"):
+    return next(name for name in tensors if kind in name)
+
+
+WRONG_FILES = {
+    "another prefix": (
+        lambda tensors: {name.removeprefix("base_model."): tensor for name, tensor in tensors.items()},
+        r"lacks 28 of 28, and 28 of its 28 have no place",
+    ),
+    "one too many": (
+        lambda tensors: tensors | {first_of(tensors).replace("layers.0", "layers.9"): tensors[first_of(tensors)]},
+        r"tensors of one and not of the other: .*layers\.9.*lacks 0 of 28, and 1 of its 29",
+    ),
+    "one missing": (
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if name != first_of(tensors)},
+        r"lacks 1 of 28, and 0 of its 27",
+    ),
+    "another rank": (
+        lambda tensors: {name: tensor[:1] if "lora_A" in name else tensor for name, tensor in tensors.items()},
+        r"14 tensors have another shape, such as .*: \(1, \d+\) in the file, \(2, \d+\) in the model",
+    ),
+    "not a number": (
+        lambda tensors: tensors | {first_of(tensors): tensors[first_of(tensors)] * float("nan")},
+        r"has numbers that are not finite, in .*lora_A",
+    ),
+    "infinite": (
+        lambda tensors: tensors | {first_of(tensors, "lora_B"): tensors[first_of(tensors, "lora_B")] / 0},
+        r"has numbers that are not finite, in .*lora_B",
+    ),
+    "whole numbers": (
+        lambda tensors: tensors | {first_of(tensors): tensors[first_of(tensors)].to(torch.int32)},
+        r"no floating-point numbers",
+    ),
+    "without effect": (
+        lambda tensors: {name: tensor * 1e-30 for name, tensor in tensors.items()},
+        r"changes nothing: .*though its factors are not zero",
+    ),
+    "overflow": (
+        lambda tensors: {name: tensor * 1e30 for name, tensor in tensors.items()},
+        r"the model's states are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", [Fast(), Reference()], ids=["fast", "reference"])
+def test_a_file_whose_tensors_do_not_all_count_is_refused_and_leaves_nothing(
+    engine, backbone_of, adapter_folders, tmp_path
+):
+    backbone = backbone_of("llama").eval()
+    backbone.use_engine(engine)
+    modules = {name: type(module) for name, module in backbone.named_modules()}
+    folder, other = adapter_folders("llama")
+    wrong = list(WRONG_FILES.items()) if isinstance(engine, Fast) else list(WRONG_FILES.items())[-2:]
+    for name, (change, reason) in wrong:
+        with pytest.raises(UserError, match=reason):
+            backbone.engine.add_adapter(rewritten(folder, tmp_path / name, change))
+        assert {name: type(module) for name, module in backbone.named_modules()} == modules
+        assert not backbone.adapter_layers
+    beside = backbone.engine.add_adapter(other)
+    expected = states_of(backbone, [beside] * 4)
+    count = len(list(backbone.parameters()))
+    for name, (_, reason) in wrong:
+        with pytest.raises(UserError, match=reason):
+            backbone.engine.add_adapter(tmp_path / name)
+        assert len(list(backbone.parameters())) == count
+        assert list(backbone.peft.peft_config) == [beside]
+    for got, before in zip(states_of(backbone, [beside] * 4), expected, strict=True):
+        assert torch.equal(got, before)
+
+
+def test_a_name_that_two_tensors_have_is_refused(backbone_of, adapter_folders, tmp_path):
+    folder = rewritten(adapter_folders("llama")[0], tmp_path / "twice", lambda tensors: tensors)
+    file = folder / "adapter_model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    name, entry = next((name, entry) for name, entry in header.items() if "lora_A" in name)
+    text = content[8 : 8 + size].decode().rstrip()
+    text = "{" + f"{json.dumps(name)}:{json.dumps(entry)}," + text[1:]
+    file.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[8 + size :])
+    with pytest.raises(UserError, match=r"two tensors of one name|does not fit the model"):
+        backbone_of("llama").engine.add_adapter(folder)
+
+
+def test_factors_in_half_precision_count_as_they_are(backbone_of, adapter_folders, tmp_path):
+    folder = adapter_folders("llama")[0]
+    rounded = rewritten(folder, tmp_path / "a", lambda tensors: {n: t.bfloat16() for n, t in tensors.items()})
+    same = rewritten(folder, tmp_path / "b", lambda tensors: {n: t.bfloat16().float() for n, t in tensors.items()})
+    backbone = backbone_of("llama").eval()
+    digests = [backbone.engine.add_adapter(path) for path in (rounded, same)]
+    assert digests[0] != digests[1]
+    for row, other in zip(*(states_of(backbone, [digest] * 4) for digest in digests), strict=True):
+        assert torch.equal(row, other)
+
+
+def test_factors_stay_exact_in_a_model_of_half_precision(backbone_of, adapter_folders):
+    from safetensors.torch import load_file
+
+    folder = adapter_folders("llama")[0]
+    backbone = backbone_of("llama").eval()
+    backbone.to(torch.bfloat16)
+    digest = backbone.engine.add_adapter(folder)
+    loaded = {name.replace(f".{digest}", ""): p for name, p in backbone.peft.named_parameters() if digest in name}
+    for name, tensor in load_file(folder / "adapter_model.safetensors").items():
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_an_adapter_that_learned_nothing_is_loaded_with_a_warning(backbone_of, adapter_folders, tmp_path, caplog):
+    def zero(tensors):
+        return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
+
+    backbone = backbone_of("llama").eval()
+    digest = backbone.engine.add_adapter(rewritten(adapter_folders("llama")[0], tmp_path / "zero", zero))
+    assert "zero is zero: it predicts as the backbone alone" in caplog.text
+    for got, expected in zip(states_of(backbone, [digest] * 4), states_of(backbone, None), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_merged_adapter_of_its_own_is_refused_before_anything_changes(backbone_of, adapter_folders):
+    backbone = backbone_of("llama")
+    backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2)))
+    backbone.peft.merge_adapter()
+    with pytest.raises(UserError, match="merged into its weights: unmerge it"):
+        backbone.engine.add_adapter(adapter_folders("llama")[0])
+    assert list(backbone.peft.peft_config) == ["default"]
+
+
+def test_a_file_is_read_beside_passes_and_loaded_later(backbone_of, adapter_folders, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(adapter_folders("llama")[0], folder)
+    backbone = backbone_of("llama").eval()
+    files = backbone.engine.read_adapter(folder)
+    shutil.rmtree(folder)  # replaced in place: what was read counts
+    assert backbone.engine.add_adapter(files) == adapter_digest(adapter_folders("llama")[0])
+
+
+# --- what adding and removing leaves ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """The weights that were packed, one entry each time."""
+    from gptask.model.engine import private
+
+    packed = []
+    monkeypatch.setattr(private, "can_prepack", lambda weight: True)
+    monkeypatch.setattr(private, "prepack", lambda weight, rows: packed.append(weight) or weight)
+    monkeypatch.setattr(private, "prepacked_linear", torch.nn.functional.linear)
+    return packed
+
+
+@torch.inference_mode()
+def test_packed_base_weights_and_checks_outlive_adapters_that_come_and_go(
+    packings, backbone_of, adapter_folders, monkeypatch
+):
+    backbone = backbone_of("llama").eval()
+    top, everywhere = reversed(adapter_folders("llama"))
+    backbone.hidden(IDS)
+    weights, made = len(packings), dict(backbone.engine.weights._made)
+    assert len(made) == 14  # seven in each layer
+    plain = backbone.hidden(IDS)
+    monkeypatch.setattr(backbone.engine, "install", lambda: pytest.fail("nothing else has changed"))
+    first = backbone.engine.add_adapter(top)  # wraps layers of the upper half only
+    alone = backbone.hidden(IDS, adapters=[first] * 4)
+    second = backbone.engine.add_adapter(everywhere)
+    assert torch.equal(backbone.hidden(IDS, adapters=[first] * 4), alone)
+    assert not torch.equal(backbone.hidden(IDS, adapters=[second] * 4), alone)
+    assert torch.equal(backbone.hidden(IDS), plain)
+    backbone.engine.remove_adapter(first)
+    backbone.engine.remove_adapter(second)
+    assert torch.equal(backbone.hidden(IDS), plain)
+    assert len(packings) == weights
+    assert backbone.engine.weights._made == made
+    assert not hasattr(backbone.peft, "peft_config")
+
+
+@pytest.mark.parametrize(("own", "times"), [(False, 6), (True, 6), pytest.param(False, 50, marks=pytest.mark.long)])
+@torch.inference_mode()
+def test_adapters_that_come_and_go_leave_nothing(own, times, backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    if own:
+        backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2)).eval())
+    stays, comes = adapter_folders("llama")
+    backbone.engine.add_adapter(stays)
+
+    def sizes():
+        dictionaries = [value for module in backbone.modules() for value in vars(module).values()]
+        weights = backbone.engine.weights
+        return (
+            len(list(backbone.modules())),
+            sum(len(value) for value in dictionaries if isinstance(value, dict)),
+            len(weights._made),
+            len(weights._factors),
+        )
+
+    before, files, factors = sizes(), backbone.engine.read_adapter(comes), []
+    for _ in range(times):
+        digest = backbone.engine.add_adapter(files)
+        backbone.hidden(IDS, adapters=[digest] * 4)
+        made = [factor for key, pair in backbone.engine.weights._factors.items() if key[1] == digest for factor in pair]
+        loaded = [parameter for name, parameter in backbone.named_parameters() if digest in name]
+        assert made
+        assert loaded
+        factors += map(weakref.ref, [*made, *loaded])
+        del made, loaded
+        backbone.engine.remove_adapter(digest)
+    assert sizes() == before
+    gc.collect()
+    assert not any(factor() is not None for factor in factors)
+
+
+def test_views_share_the_model_its_engine_and_its_device(backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    view = backbone.with_adapter(backbone.engine.add_adapter(adapter_folders("llama")[0]))
+    alone = states_of(view, None)
+    backbone.use_engine(Reference())
+    assert view.engine is backbone.engine
+    for got, expected in zip(states_of(view, None), alone, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    view.use_engine(Fast())
+    assert backbone.engine is view.engine
+    assert backbone.engine.backbone is backbone
+    view.to(torch.float64)
+    assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float64}
+    backbone.to(torch.float32)
+    bare = backbone.model
+    backbone.engine.remove_adapter(view.adapter)
+    assert view.peft is backbone.peft is bare
+    other = backbone_of("llama", seed=1).peft
+    backbone.set_model(other)
+    assert view.peft is other
+    assert not view.adapter_layers
+    with pytest.raises(KeyError, match="no adapter"):
+        states_of(view, None)
+
+
+def test_an_adapter_goes_with_the_model_that_had_it(backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    digest = backbone.engine.add_adapter(adapter_folders("llama")[0])
+    backbone.set_model(backbone.peft.unload())
+    with pytest.raises(KeyError, match=f"no adapter {digest}"):
+        backbone.hidden(IDS, adapters=[digest] * 4)
+    assert backbone.engine.add_adapter(adapter_folders("llama")[0]) == digest

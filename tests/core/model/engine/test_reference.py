@@ -3,6 +3,7 @@
 import pytest
 import torch
 from gptask.config.engine import Fast, Reference
+from gptask.model.engine.decoding import FastBatch
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
 
@@ -105,6 +106,21 @@ def test_what_is_kept_of_a_text_is_read_again_by_no_one_but_its_adapter(engine, 
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_kept_texts_are_counted_and_can_be_dropped(engine, backbone):
+    backbone.use_engine(engine)
+    batch = backbone.engine.decoding_batch(keep=1)
+    for _ in range(2):
+        one = row(1)
+        batch.admit([one])
+        while batch.rows:
+            batch.step()
+        assert (batch.kept_bytes > 0) == isinstance(batch, FastBatch)
+        assert batch.kept_bytes <= backbone.engine.row_bytes(one) * 1.5, "buffers grow by whole blocks"
+        batch.forget()
+        assert batch.kept_bytes == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_any_row_of_a_bucket_may_leave(engine, backbone):
     backbone.use_engine(engine)
     alone = row(3)
@@ -174,5 +190,5 @@ def test_the_reference_has_nothing_to_switch_off(backbone):
     assert backbone.engine.summary() == "engine: reference"
     assert not backbone.engine.can_pack(2)
     assert not backbone.engine.caches_activations
-    with pytest.raises(ValueError, match="without added adapters"), backbone.engine.running("digest"):
+    with pytest.raises(KeyError, match="no adapter digest"), backbone.engine.running("digest"):
         pass

@@ -1,5 +1,7 @@
 """Streaming equals generation, emits no incomplete character and no text after a stop text, reads no token twice."""
 
+import random
+
 import pytest
 import torch
 from gptask.errors import UserError
@@ -7,8 +9,10 @@ from gptask.model.backbone.scratch import train_tokenizer
 from gptask.model.generation.generate import generate
 from gptask.model.generation.stream import Stream, StreamedText
 from gptask.plugins.generation_options import GenerationOptions
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.support.tiny_models import FAMILIES
+from tests.support.tokenizers import KINDS, TEXT, tokenizer_of
 
 PROMPT = list(range(5, 25))  # longer than gemma3's window of 8
 
@@ -74,6 +78,41 @@ def test_text_that_can_not_begin_a_stop_text_is_emitted_at_once(tokenizer):
 def test_an_incomplete_character_at_the_end_is_dropped(tokenizer):
     pieces = StreamedText(tokenizer, [])
     assert "".join(map(pieces.add, tokenizer("ok 🙂")["input_ids"][:-1])) + pieces.rest() == "ok "
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_every_kind_of_tokenizer_are_the_text(kind):
+    tokenizer = tokenizer_of(kind)
+    text = TEXT[:103] if kind in ("characters", "unigram") else TEXT
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids[3:3] = [tokenizer.eos_token_id] * 2  # which no text shows
+    pieces = StreamedText(tokenizer, [])
+    streamed = "".join(map(pieces.add, ids)) + pieces.rest()
+    assert streamed == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert len(pieces.starts) == len(ids)
+    assert pieces.starts == sorted(pieces.starts)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_bytes_are_the_text_too(seed, tokenizer):
+    draw = random.Random(seed)
+    parts = [draw.choice(["a", "é", "这", "🙂", b"\xe8", b"\x80", b"\xf0\x9f", b"\xff"]) for _ in range(60)]
+    content = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
+    names = bytes_to_unicode()
+    ids = [tokenizer.convert_tokens_to_ids(names[byte]) for byte in content]
+    pieces = StreamedText(tokenizer, [])
+    streamed = "".join(map(pieces.add, ids)) + pieces.rest()
+    assert streamed == content.decode(errors="replace").rstrip("\ufffd")
+
+
+def test_a_token_of_a_long_text_decodes_few_tokens(tokenizer):
+    ids, lengths = tokenizer("good 电影 film 🙂 " * 40)["input_ids"], []
+    pieces = StreamedText(tokenizer, ["never"])
+    decode = pieces._decode
+    pieces._decode = lambda some: lengths.append(len(some)) or decode(some)
+    for token in [*ids, *[ids[6]] * 50]:  # at last bytes that are no character
+        pieces.add(token)
+    assert max(lengths) <= 24
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,62 @@
+/* The view of a run's own task: its fields as a form, its answers below. */
+
+import { renderAnswer } from "./answers.js";
+import { call } from "./api.js";
+import { curl, pythonPredict } from "./code.js";
+import { announce, copyButton, element, foldedText } from "./dom.js";
+import { FieldError, buildForm } from "./fields.js";
+import { CodeBox, History, RequestForm, errorBox, seconds } from "./parts.js";
+
+export function predictView(model) {
+  const path = `v1/predict/${encodeURIComponent(model.id)}`;
+  const fields = buildForm(model.fields);
+  const history = new History();
+  const problem = element("div");
+  const code = new CodeBox(() => {
+    const example = fields.read();
+    return { curl: curl(path, example), Python: pythonPredict(model.id, example) };
+  });
+
+  async function predict(signal) {
+    problem.replaceChildren();
+    try {
+      const example = fields.read();
+      const texts = new Map(model.fields.map(({ name }) => [name, fields.raw(name)])); // the user may write on meanwhile
+      const start = performance.now();
+      announce("Waiting for the answer");
+      const answer = await (await call(path, example, signal)).json();
+      const time = seconds(performance.now() - start);
+      const { element: body, summary, shown } = renderAnswer(answer, model, (name) => texts.get(name));
+      history.add(inputs(model, texts, shown), body, rawAnswer(answer, time));
+      announce(`Answer: ${summary}`);
+    } catch (error) {
+      if (error.name === "AbortError") announce("Stopped");
+      else if (error instanceof FieldError) fields.showError(error.field, error.message);
+      else if (!fields.showError(error.param, error.message)) problem.append(errorBox(error, () => form.run()));
+    }
+  }
+
+  const form = new RequestForm("Predict", "Ctrl + Enter", fields.elements, predict);
+  form.element.addEventListener("input", () => code.update());
+  return element("div", {}, form.element, problem, code.element, history.element);
+}
+
+/** What was asked, without the fields that the answer shows. */
+function inputs(model, texts, shown) {
+  const written = (name) => {
+    const value = texts.get(name);
+    if (typeof value === "string") return value.trim() && foldedText(value);
+    return value.length && value.map(({ role, content }) => element("div", { class: "said" },
+      element("small", {}, role), foldedText(content)));
+  };
+  const rows = model.fields.filter(({ name }) => !shown.includes(name)).map(({ name }) => [name, written(name)]);
+  const filled = rows.filter(([, value]) => value);
+  return filled.length > 0 && element("dl", { class: "inputs" }, filled.map(([name, value]) =>
+    [element("dt", {}, name), element("dd", {}, value)]));
+}
+
+function rawAnswer(answer, time) {
+  const json = JSON.stringify(answer, null, 2);
+  return element("details", { class: "raw" }, element("summary", {}, `JSON, ${time}`),
+    element("pre", { tabindex: "0", role: "group", "aria-label": "Answer as JSON" }, json), copyButton(() => json));
+}

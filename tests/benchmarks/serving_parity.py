@@ -1,0 +1,108 @@
+"""The answers of a server of many runs, asked at the same time, against those of the runs by themselves.
+
+python tests/benchmarks/serving_parity.py RUN... --examples 50 --dtype bfloat16
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from serving import (
+    Examples,
+    Figures,
+    ServedFolder,
+    arguments,
+    ask,
+    client,
+    finish,
+    pin,
+    predict_request,
+    serve_command,
+    served_folders,
+    started,
+)
+
+
+def main() -> None:
+    """Measure."""
+    options = arguments(__doc__, examples=50, dtype="float32", backbone="smollm2", clients=16)
+    runs = served_folders(options.runs)
+    examples = {run.name: run.examples()[: options.examples] for run in runs}
+    serve_options = [f"backbone={options.backbone}", f"backbone.dtype={options.dtype}", *options.option]
+    with started(lambda port: serve_command(runs, port, serve_options), core=None, log=options.log) as server:
+        pin(1)
+        figures, answers = asyncio.run(asked(server.url, examples, options.clients))
+    compared = {run.name: compare(answers[run.name], alone(run, examples[run.name], options.dtype)) for run in runs}
+    finish({"dtype": options.dtype, **figures.summary(), "runs": compared, **verdict(options.dtype, compared)})
+
+
+async def asked(url: str, examples: dict[str, Examples], count: int) -> tuple[Figures, dict[str, list[Any]]]:
+    """The answer to every example; the runs take turns, so that batches are mixed."""
+    figures, answers = Figures(), {name: [None] * len(given) for name, given in examples.items()}
+    places = [(name, number) for name, given in examples.items() for number in range(len(given))]
+    turns = iter(sorted(places, key=lambda place: place[1]))
+
+    async def one() -> None:
+        async with client() as http:
+            for name, number in turns:
+                post = predict_request(url, name, examples[name][number])
+                if (response := await ask(http, figures, name, post)) is not None and response.is_success:
+                    (answers[name][number],) = response.json()
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return figures, answers
+
+
+def alone(run: ServedFolder, examples: Examples, dtype: str) -> list[dict[str, Any]]:
+    """What `gptask predict` writes for the examples."""
+    from gptask import load_run
+    from gptask.config.schemas import DType
+    from gptask.runs.predictions_file import prediction_fields
+
+    loaded = load_run(run.folder, dtype=DType(dtype))
+    return [prediction_fields(prediction) for prediction in loaded.predict(examples)]
+
+
+def compare(served: list[Any], local: list[dict[str, Any]]) -> dict[str, Any]:
+    """How two lists of answers differ: probabilities, values, and values whose probability leads by a margin."""
+    differences, equal, clear, clear_equal = list[float](), 0, 0, 0
+    for one, other in itertools.zip_longest(served, local):
+        one = one or {"prediction": None}
+        is_equal = one["prediction"] == other["prediction"]
+        equal += is_equal
+        if shares := other.get("probabilities"):
+            theirs = one.get("probabilities") or {}
+            differences += [abs(share - theirs.get(name, -1.0)) for name, share in shares.items()]
+            first, second = sorted([*shares.values(), 0.0])[-2:][::-1]
+            margin = first - second if isinstance(other["prediction"], str) else 2 * min(
+                abs(share - 0.5) for share in shares.values()
+            )  # fmt: skip
+            clear, clear_equal = clear + (margin > 0.05), clear_equal + (margin > 0.05 and is_equal)
+        elif other.get("score") is not None:
+            differences.append(abs(other["score"] - one.get("score", -1.0)))
+    near = sum(difference <= 0.02 for difference in differences) / len(differences) if differences else None
+    return {
+        "n": len(local),
+        "equal": equal,
+        "largest_difference": round(max(differences), 6) if differences else None,
+        "within_0.02": near and round(near, 4),
+        "with_margin": [clear, clear_equal],
+    }
+
+
+def verdict(dtype: str, compared: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Whether each run's answers are near enough."""
+    near = {}
+    for name, result in compared.items():
+        clear, clear_equal = result["with_margin"]
+        if dtype == "float32":
+            near[name] = result["equal"] == result["n"] and (result["largest_difference"] or 0) <= 1e-4
+        else:
+            near[name] = clear == clear_equal and (result["within_0.02"] is None or result["within_0.02"] >= 0.99)
+    return {"near_enough": near, "passed": all(near.values())}
+
+
+if __name__ == "__main__":
+    main()
