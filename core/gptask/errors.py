@@ -9,7 +9,14 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """A bad row or file; the reader puts the file and the line in front of the message."""
+    """A bad row or file; the reader puts the file and the line in front of the message.
+
+    ``field`` is the name of the field that is wrong, where it is one.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def listing(names: Iterable[object], limit: int = 12) -> str:

@@ -178,7 +178,13 @@ class Columns:
                 raise TypeError(f"Task.convert_row() must return the cells of a row, got {cells!r}")
             if isinstance(cells, dict):
                 cells = {name: mapped_cells[name] for name in self.prompt_columns & mapped_cells.keys()} | cells
-        example = {field.name: self._value(cells, field, column, convert) for field, column, convert in self.columns}
+        example = {}
+        for field, column, convert in self.columns:
+            try:
+                example[field.name] = self._value(cells, field, column, convert)
+            except DataError as error:
+                error.field = field.name
+                raise
         lengths = {name: len(example[name]) for name in self.aligned if example[name] is not None}
         if len(set(lengths.values())) > 1:
             counts = listing(f"{length} {name}" for name, length in lengths.items())
@@ -262,7 +268,7 @@ class Columns:
             value = convert(cell)
         except UnicodeEncodeError as error:
             raise DataError(f"the {field.name} holds half a surrogate pair, which is not a character") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             problem = wrong_kind(field.name, field.kind, str(column), cell)
             raise DataError(f"{problem}. {word_rows.SPANS_HINT}") if field.kind is Kind.TAGS else problem from error
         if field.name in self.non_empty and (not value or is_blank_cell(value)):

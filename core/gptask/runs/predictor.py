@@ -124,19 +124,26 @@ class Predictor:
             return cleaned
         raise DataError("nothing is left of it after the task's cleaning")
 
-    def _predict_items(self, items: list[dict[str, Any]]) -> dict[int, Any]:
-        """The head's output for each item, by the item's number; items of one batch have about the same length."""
-        import torch
-
+    def batches(self, items: Sequence[dict[str, Any]]) -> Iterator[list[int]]:
+        """Yield the numbers of the items of each batch, which have about the same length."""
         from gptask.data.batches import BatchesByLength
-        from gptask.data.datamodule import collate, eval_batch_tokens
+        from gptask.data.datamodule import eval_batch_tokens
 
-        outputs: dict[int, Any] = {}
         lengths = np.array([item["length"] for item in items], dtype=int)
         decodes = self.head.decodes
         tokens = eval_batch_tokens(self.options, reads=not decodes, writes=decodes)
+        yield from BatchesByLength(lengths, self.options.eval_batch_size, tokens, None)
+
+    def _predict_items(self, items: list[dict[str, Any]]) -> dict[int, Any]:
+        """The head's output for each item, by the item's number."""
+        import torch
+
+        from gptask.data.datamodule import collate
+
+        outputs: dict[int, Any] = {}
+        decodes = self.head.decodes
         with torch.inference_mode():
-            for rows in BatchesByLength(lengths, self.options.eval_batch_size, tokens, None):
+            for rows in self.batches(items):
                 batch = collate([items[row] for row in rows]).to(self.backbone.device)
                 needed = self.head.needed_positions(batch)
                 hidden = None if decodes else self.backbone.hidden(batch.input_ids, batch.lengths, needed)

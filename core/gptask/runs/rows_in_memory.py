@@ -109,7 +109,7 @@ def _missing_field(names: Iterable[str], columns: Columns) -> DataError | None:
         if not any(path in names or path.partition(".")[0] in names for path in paths):
             hint = f"rename the column that holds it.{nearest(name, names)}"
             in_prompt = f", which task.prompt names as {{{name}}}," if name in columns.prompt_columns else ""
-            return DataError(f"no '{name}'{in_prompt} among {listing(names)}; {hint}")
+            return DataError(f"no '{name}'{in_prompt} among {listing(names)}; {hint}", name)
     return None
 
 

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.metadata import version
 
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from gptask.errors import UserError
-from gptask.serving.http_errors import ApiError
+from gptask.serving.access import Access
+from gptask.serving.classify_routes import classify_router
+from gptask.serving.embedding_routes import embedding_router
+from gptask.serving.http_errors import ErrorAnswers, install_error_handlers
+from gptask.serving.model_routes import model_router
 from gptask.serving.openai_routes import openai_router
+from gptask.serving.openapi_schema import install_openapi
 from gptask.serving.playground import playground_router
 from gptask.serving.predict_routes import predict_router
+from gptask.serving.request_body import RequestBody
+from gptask.serving.request_log import RequestLog
 from gptask.serving.state import ServerState
 
 
 def create_app(state: ServerState) -> FastAPI:
-    """Build the application of one server."""
-    app = FastAPI(title="gptask")
-    app.include_router(predict_router(state))
-    app.include_router(openai_router(state))
+    """Build the application of one server.
+
+    FastAPI's pages /docs and /redoc load their scripts from the network, so they are off: /openapi.json serves tools,
+    and the page at / serves people.
+    """
+    app = FastAPI(
+        title="gptask",
+        version=version("gptask"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (predict_router, openai_router, embedding_router, classify_router, model_router):
+        app.include_router(router(state))
     app.include_router(playground_router())
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(state.metrics.exposition(), media_type="text/plain; version=0.0.4")
-
-    @app.exception_handler(ApiError)
-    async def api_error(request: Any, error: ApiError) -> JSONResponse:
-        return error.response("")
-
-    @app.exception_handler(UserError)
-    async def user_error(request: Any, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(error)}}, 422)
-
+    install_error_handlers(app)
+    install_openapi(app, state)
+    # from the innermost to the outermost; all are plain ASGI, so that streams and disconnects pass
+    app.add_middleware(RequestBody, state=state)
+    app.add_middleware(Access, state=state)
+    app.add_middleware(ErrorAnswers)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=state.options.cors,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+    app.add_middleware(RequestLog, state=state)
     return app

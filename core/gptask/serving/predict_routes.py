@@ -5,52 +5,39 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
-from gptask.config.schemas import Data
-from gptask.data.columns import Columns
-from gptask.errors import DataError
-from gptask.model.generation.generate import decoding_rows, generated_texts
-from gptask.runs.predictions_file import prediction_fields
-from gptask.runs.predictor import EncodedChunk, read_inputs
-from gptask.runs.rows_in_memory import rows_in_memory
-from gptask.serving.compute import computed
-from gptask.serving.served_run import ServedRun
+from gptask.serving.http_errors import ApiError
+from gptask.serving.json_text import json_response
+from gptask.serving.line_stream import LineStream
+from gptask.serving.predicting import MAX_EXAMPLES, predict_examples, run_of
+from gptask.serving.request_body import is_line_stream
+from gptask.serving.request_record import record_of
 from gptask.serving.state import ServerState
-from gptask.serving.work import ScoringWork, WholeWork, WritingWork
 
 
 def predict_router(state: ServerState) -> APIRouter:
-    """The routes."""
+    """The routes; `openapi_schema` describes one for each run."""
     router = APIRouter()
 
-    @router.post("/v1/predict/{name}")
-    async def predict(name: str, request: Request) -> Any:
-        model = state.registry.get(name)
-        assert isinstance(model, ServedRun)
-        examples = await request.json()
-        columns = Columns(model.run.task, Data(labels=None), model.run.task.inputs())
-        chunk = model.predictor.encode([*read_inputs(rows_in_memory(examples, columns), columns, "example")])
-        outputs = dict(enumerate(await outputs_of(state, request, model, chunk)))
-        answers = []
-        for prediction in model.predictor.results(chunk, outputs):
-            if isinstance(prediction, DataError):
-                raise prediction
-            answers.append(prediction_fields(prediction))
-        return answers
+    @router.post("/v1/predict/{name}", include_in_schema=False)
+    async def predict(name: str, request: Request) -> Response:
+        model = run_of(state, request, name)
+        if is_line_stream(request.scope):
+            return LineStream(state, model)
+        await request.body()
+        examples: Any = record_of(request).body
+        if not isinstance(examples, list):
+            (answer,) = await predict_examples(state, request, model, [examples], lambda number: "")
+            return json_response(answer.fields())
+        if len(examples) > MAX_EXAMPLES:
+            raise ApiError(
+                422,
+                f"the list has {len(examples)} examples; at most {MAX_EXAMPLES} are taken at once: send several "
+                "requests, or a stream of lines (Content-Type: application/x-ndjson)",
+                "examples",
+            )
+        answers = await predict_examples(state, request, model, examples, "examples[{}]".format)
+        return json_response([answer.fields() for answer in answers])
 
     return router
-
-
-async def outputs_of(state: ServerState, request: Request, model: ServedRun, chunk: EncodedChunk) -> list[Any]:
-    """The head's output for each encoded item of a run's examples."""
-    from gptask.data.datamodule import collate
-
-    head: Any = model.run.head
-    if not head.decodes:
-        return list(await computed(state, request, ScoringWork(model, chunk.items, head)))
-    batch = collate(chunk.items)
-    if not model.decodes_in_batches:
-        return list(await computed(state, request, WholeWork(model, lambda: head.predict(None, batch))))
-    rows = decoding_rows(model.backbone, batch.prompts(), head.options)
-    await computed(state, request, WritingWork(model, rows))
-    return list(head.outputs(generated_texts(model.backbone, rows, head.options), batch))

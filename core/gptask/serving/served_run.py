@@ -93,7 +93,7 @@ class ServedModel:
             "fields": [],
             "targets": [],
             "columns": {},
-            "documents": None,
+            "documents": "line",
             "converts_rows": False,
             "labels": None,
             "max_tokens": self.max_tokens,

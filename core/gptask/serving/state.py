@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from gptask.config.schemas import Serve
 from gptask.serving.batcher import Batcher
@@ -21,3 +22,5 @@ class ServerState:
     token: str | None = None  # that every request must carry
     ready: bool = False
     failure: BaseException | None = None  # what ended the loading or the batcher, and with it the server
+    # for encoding and for `Task.prediction`, which are a plugin's code and may take long
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "encoder"))

@@ -387,3 +387,12 @@ def test_a_field_that_a_row_lacks_is_read_from_the_columns_of_the_training() -> 
     named = Columns(TaskWithFields(TEXT), Files(columns={"text": "contxt"}), trained_columns=trained_columns(trained))
     with pytest.raises(DataError, match=r"no column 'contxt' for text; there are: context\. Did you mean 'context'"):
         named.example(Row(1, {"context": "good"}))
+
+
+@pytest.mark.parametrize("kind", [Kind.NUMBER, Kind.INTEGERS])
+@pytest.mark.parametrize("cell", [10**400, "x", {}])
+def test_a_cell_of_another_kind_names_its_field(kind, cell):
+    columns = Columns(TaskWithFields(Field("size", kind)), Files())
+    with pytest.raises(DataError, match="the size must be") as caught:
+        columns.example(Row(1, {"size": cell}))
+    assert caught.value.field == "size"

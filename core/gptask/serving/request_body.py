@@ -1,0 +1,110 @@
+"""Bodies of requests: bounded in size and in time, and JSON that means one thing only."""
+
+from __future__ import annotations
+
+import asyncio
+from email.message import Message as Mail
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gptask.serving.http_errors import ApiError
+from gptask.serving.json_text import InvalidJson, parse_json
+from gptask.serving.request_record import RequestRecord, record_of
+from gptask.serving.state import ServerState
+
+LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines",
+              "application/x-jsonlines"}  # fmt: skip
+LARGE_BODY = 2**16  # bytes; a larger one is parsed in a thread
+
+
+class RequestBody:
+    """Reads the body of a POST whole when the application first asks for it; a stream of lines passes as it comes.
+
+    The application gets the body as one message, and the record of the request has its JSON.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app, self.limit = app, state.options.body_kb * 1024
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        if scope["type"] != "http" or scope["method"] != "POST" or is_line_stream(scope):
+            await self.app(scope, receive, send)
+            return
+        is_read = False
+
+        async def receive_whole() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
+            record = record_of(Request(scope))
+            check_content_type(scope)
+            raw = await self._read(scope, receive, record)
+            if raw is None:
+                return {"type": "http.disconnect"}
+            try:
+                parsed = parse_json(raw) if len(raw) < LARGE_BODY else await asyncio.to_thread(parse_json, raw)
+            except InvalidJson as error:
+                raise ApiError(400, str(error), error.param) from error
+            record.body = parsed
+            return {"type": "http.request", "body": raw, "more_body": False}
+
+        await self.app(scope, receive_whole, send)
+
+    async def _read(self, scope: Scope, receive: Receive, record: RequestRecord) -> bytes | None:
+        """The whole body, None where the client went away."""
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        if announced.isdigit() and int(announced[:20]) > self.limit:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            async with asyncio.timeout(record.seconds_left):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self.limit:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            problem = "the body did not arrive within the server's timeout_s"
+            raise ApiError(408, problem, code="timeout", headers={"Connection": "close"}) from None
+
+    def _too_large(self) -> ApiError:
+        kilobytes = self.limit // 1024
+        return ApiError(
+            413,
+            f"the body is longer than {kilobytes} kilobytes (the server's body_kb); send less at once, or to "
+            "/v1/predict a stream of lines (Content-Type: application/x-ndjson)",
+            code="body_too_large",
+        )
+
+
+def content_type(scope: Scope) -> tuple[str, str]:
+    """The media type of a request's body and its charset, in lower case."""
+    header = dict(scope["headers"]).get(b"content-type", b"")
+    mail = Mail()
+    mail["content-type"] = header.decode("latin-1") or "none/none"
+    return mail.get_content_type(), str(mail.get_param("charset", "utf-8")).lower()
+
+
+def is_line_stream(scope: Scope) -> bool:
+    """Whether a request's body is a stream of JSON lines."""
+    return scope["path"].startswith("/v1/predict/") and content_type(scope)[0] in LINE_TYPES
+
+
+def check_content_type(scope: Scope) -> None:
+    """Refuse what is not JSON in UTF-8, which a form of a foreign web page could send, too."""
+    media_type, charset = content_type(scope)
+    encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1")
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        got = "no content type" if media_type == "none/none" else media_type[:60]
+        raise ApiError(415, f"expected Content-Type: application/json, got {got}")
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise ApiError(415, f"expected JSON in UTF-8, got the charset {charset[:40]}")
+    if encoding.lower() != "identity":
+        raise ApiError(415, f"expected a plain body, got the Content-Encoding {encoding[:40]}")
