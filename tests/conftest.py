@@ -17,6 +17,7 @@ _cache = tempfile.TemporaryDirectory(prefix="gptask-tests-")
 os.environ["GPTASK_CACHE"] = _cache.name
 
 pytest_plugins = [  # imported after this module, so that gptask finds the environment above
+    "tests.support.adapter_folders",
     "tests.support.command_line",
     "tests.support.distributions",
     "tests.support.tiny_models",

@@ -111,11 +111,10 @@ def bound(backbone: Any, prompts: list[list[int]], counts: list[int], peak: floa
     keys and values of its rows.
     """
     from gptask.model.engine.packing import split_prefixes
-    from gptask.model.generation.generate import position_bytes
 
     layers = matrix_weights(backbone.model)
     all_weights = layers + vocabulary_weights(backbone.model)
-    size, position = backbone.model.dtype.itemsize, position_bytes(backbone)
+    size, position = backbone.model.dtype.itemsize, backbone.engine.position_bytes()
     seconds = 2 * layers * split_prefixes(prompts).size / peak
     for step in range(1, max(counts)):  # reading the prompts gives the first tokens
         lengths = [len(prompt) + step for prompt, count in zip(prompts, counts, strict=True) if count > step]

@@ -11,12 +11,12 @@ ROWS = (1, 16, 64, 256)
 
 def run(tier: str) -> list[Result]:
     """Products/s of all weights of the backbone with M rows of states, each weight read from memory anew."""
-    from gptask.model.engine.inference_weights import InferenceWeight
+    from gptask.model.engine.inference_weights import PackedWeight
 
     ours = Training(options("sst2", "data.limit.train=16"))
     body = ours.module.backbone.model.get_decoder()
     weights = [p.detach() for p in body.layers.parameters() if p.ndim == 2 and p.dtype is torch.bfloat16]
-    packed_weights = [InferenceWeight(weight, [weight]) for weight in weights]
+    packed_weights = [PackedWeight(weight) for weight in weights]
     if not packed_weights or not packed_weights[0].packed:
         return []
     results = []
@@ -26,7 +26,7 @@ def run(tier: str) -> list[Result]:
         def packed(states: dict[int, torch.Tensor] = states) -> float:
             with torch.inference_mode():
                 for weight, packed_weight in zip(weights, packed_weights, strict=True):
-                    packed_weight.product(states[weight.shape[1]], None)
+                    packed_weight.product(states[weight.shape[1]])
             return len(weights)
 
         def plain(states: dict[int, torch.Tensor] = states) -> float:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
-import traceback
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -15,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect, Request
 
 from gptask.errors import UserError
-from gptask.plugins.discovery import failing_plugin
 from gptask.serving.batcher import BatcherEnded, QueueFull
-from gptask.serving.http_errors import ApiError
+from gptask.serving.http_errors import ApiError, internal_error, plugin_error
+from gptask.serving.request_record import record_of
+from gptask.serving.served_run import ServedRun
 from gptask.serving.state import ServerState
 from gptask.serving.work import Work, WorkExpired, WritingWork
 
 if TYPE_CHECKING:
     from gptask.model.engine.interface import DecodingRow
-
-log = logging.getLogger("gptask")
 
 
 async def computed(state: ServerState, request: Request, work: Work) -> Any:
@@ -36,7 +33,7 @@ async def computed(state: ServerState, request: Request, work: Work) -> Any:
     """
     async with _submitted(state, request, work) as ended:
         await ended.wait()
-    return _result(state, work)
+    return _result(state, request, work)
 
 
 async def streamed(state: ServerState, request: Request, work: WritingWork) -> AsyncIterator[DecodingRow]:
@@ -56,7 +53,7 @@ async def streamed(state: ServerState, request: Request, work: WritingWork) -> A
                 yield row
     for row in changes.take():
         yield row
-    _result(state, work)
+    _result(state, request, work)
 
 
 class ChangedRows:
@@ -101,11 +98,11 @@ async def _submitted(
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(wake)
 
-    work.deadline = min(work.deadline, _deadline(state, request))
+    work.deadline = min(work.deadline, record_of(request).deadline)
     try:
         state.batcher.submit(work)
     except (UserError, QueueFull, BatcherEnded) as error:
-        raise _api_error(state, work, error) from None
+        raise _api_error(state, request, work, error) from None
     work.future.add_done_callback(wake_loop)  # after the batcher's own, so that who wakes finds the work gone
     timer = loop.call_later(work.deadline - time.monotonic(), work.expire)  # even while the batcher is in a long pass
     watch = loop.create_task(_cancel_when_gone(request, work))
@@ -117,12 +114,6 @@ async def _submitted(
         work.cancel()
 
 
-def _deadline(state: ServerState, request: Request) -> float:
-    """When the request's time is over, of `time.monotonic`."""
-    record = request.scope.get("gptask.record")
-    return float(record.deadline) if record else time.monotonic() + state.options.timeout_s
-
-
 async def _cancel_when_gone(request: Request, work: Work) -> None:
     """Cancel the work of a client that goes away, even while an answer is being sent to it."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -130,16 +121,16 @@ async def _cancel_when_gone(request: Request, work: Work) -> None:
     work.cancel()
 
 
-def _result(state: ServerState, work: Work) -> Any:
+def _result(state: ServerState, request: Request, work: Work) -> Any:
     """The result of work that has ended."""
     if work.future.cancelled():
         raise ClientDisconnect
     if error := work.future.exception():
-        raise _api_error(state, work, error) from None
+        raise _api_error(state, request, work, error) from None
     return work.future.result()
 
 
-def _api_error(state: ServerState, work: Work, error: BaseException) -> ApiError:
+def _api_error(state: ServerState, request: Request, work: Work, error: BaseException) -> ApiError:
     """The answer to an exception; what went wrong inside is logged and not told."""
     later = {"Retry-After": str(state.batcher.retry_after())}
     if isinstance(error, UserError):
@@ -151,17 +142,5 @@ def _api_error(state: ServerState, work: Work, error: BaseException) -> ApiError
     if isinstance(error, WorkExpired):
         message = f"not finished within the {state.options.timeout_s:g} s that a request may take (timeout_s)"
         return ApiError(503, message, kind="timeout", code="timeout", headers=later)
-    return _internal_error(work, error)
-
-
-def _internal_error(work: Work, error: BaseException) -> ApiError:
-    """The answer to a fault of the server or a plugin. An exception's own message may hold texts of the request."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    message, code = "internal error in gptask or a plugin; please report it", "internal_error"
-    if failing := failing_plugin(error):
-        plugin, hook, place, code = failing[0], failing[1], f" at {failing[2]}", "plugin_error"
-        message = f"task '{plugin.name}' ({plugin.origin}) failed in {hook}(); the plugin's author must fix this"
-    log.error("model '%s': %s: %s%s", work.model.name, message, type(error).__name__, place)
-    log.debug("model '%s'", work.model.name, exc_info=error)
-    return ApiError(500, message, kind="server_error", code=code)
+    found = plugin_error(error, work.model) if isinstance(work.model, ServedRun) else error
+    return found if isinstance(found, ApiError) else internal_error(found, record_of(request).id)

@@ -110,7 +110,7 @@ def log_failure(text: str, error: BaseException) -> None:
     log.error("%s: %s\n%s", text, type(error).__name__, frames.rstrip())
 
 
-def internal_error(error: Exception, request_id: str) -> ApiError:
+def internal_error(error: BaseException, request_id: str) -> ApiError:
     """Log a defect, and return the answer, which tells nothing of it."""
     log_failure(f"request {request_id}: internal error; please report it", error)
     return ApiError(500, INTERNAL_ERROR, kind="server_error", code="internal_error")

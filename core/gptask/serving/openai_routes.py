@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -18,13 +17,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Send
 
-from gptask.errors import UserError
 from gptask.serving.compute import computed, streamed
 from gptask.serving.constrained import JsonGrammars
-from gptask.serving.http_errors import ApiError
+from gptask.serving.http_errors import EXPECTED_ERRORS, ApiError, api_error_of, internal_error
 from gptask.serving.openai_answers import AnswerFormat, ChatFormat, ChoiceText, usage_of
 from gptask.serving.openai_rows import choices_of
 from gptask.serving.openai_schemas import ChatRequest, CompletionRequest, WritingRequest, body_schema, parse_request
+from gptask.serving.predicting import model_of
+from gptask.serving.request_record import RequestRecord, record_of
 from gptask.serving.served_run import ServedModel, ServedRun
 from gptask.serving.state import ServerState
 from gptask.serving.work import WritingWork
@@ -32,7 +32,6 @@ from gptask.serving.work import WritingWork
 if TYPE_CHECKING:
     from gptask.model.engine.interface import DecodingRow
 
-log = logging.getLogger("gptask")
 KEEP_ALIVE_S = 5.0  # of silence, after which a stream says that it is alive
 EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # no proxy holds events back
 KEEP_ALIVE = ": alive\n\n"
@@ -64,26 +63,26 @@ class WrittenAnswers:
 
     async def respond(self, request: Request, asked: WritingRequest, kind: type[AnswerFormat]) -> Response:
         """The answer, or the beginning of a stream; raises `ApiError`."""
-        model = writing_model(self.state, asked.model)
+        model, record = writing_model(self.state, request, asked.model), record_of(request)
         loop = asyncio.get_running_loop()
         prepared = loop.run_in_executor(self.preparing, choices_of, asked, model, self.grammars)
-        choices = await asyncio.wait_for(prepared, self.state.options.timeout_s)
+        choices = await asyncio.wait_for(prepared, record.seconds_left)
+        record.tokens_in = usage_of(choices, asked.n)["prompt_tokens"]
         work = WritingWork(model, [choice.row for choice in choices])
         answer = kind(asked.model, asked.top_count is not None)
         if asked.stream:
-            stream = TextStream(asked, choices, answer, streamed(self.state, request, work))
+            stream = TextStream(asked, choices, answer, streamed(self.state, request, work), record)
             await stream.wait()  # what goes wrong before the first token has a status of its own
             return EventStream(stream.events(), headers=EVENT_HEADERS)
         await computed(self.state, request, work)
-        return JSONResponse(answer.answer([choice.update() for choice in choices], usage_of(choices, asked.n)))
+        usage = usage_of(choices, asked.n)
+        record.tokens_out = usage["completion_tokens"]
+        return JSONResponse(answer.answer([choice.update() for choice in choices], usage))
 
 
-def writing_model(state: ServerState, name: str) -> ServedModel:
+def writing_model(state: ServerState, request: Request, name: str) -> ServedModel:
     """The model of a name; raises `ApiError` for a name that is not served, and for a run that writes no text."""
-    try:
-        model = state.registry.get(name)
-    except UserError as error:
-        raise ApiError(404, str(error), "model", code="model_not_found") from error
+    model = model_of(state, request, name, "model")
     if not model.writes:
         task = model.run.plugin.name if isinstance(model, ServedRun) else ""
         message = f"model '{name}' is a run of task '{task}' and writes no text; use POST /v1/predict/{name}"
@@ -112,8 +111,9 @@ class TextStream:
         choices: Sequence[ChoiceText],
         answer: AnswerFormat,
         rows: AsyncIterator[DecodingRow],
+        record: RequestRecord,
     ) -> None:
-        self.asked, self.choices, self.answer, self.rows = asked, choices, answer, rows
+        self.asked, self.choices, self.answer, self.rows, self.record = asked, choices, answer, rows, record
         self.numbers = {choice.row: number for number, choice in enumerate(choices)}
         self.counts_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         self.next_row: asyncio.Future[DecodingRow | None] | None = None
@@ -158,8 +158,11 @@ class TextStream:
         except ClientDisconnect:
             return
         except Exception as error:
-            yield f"event: error\ndata: {bytes(_error_of(error).response('').body).decode()}\n\n"
+            expected = isinstance(error, EXPECTED_ERRORS)
+            answer = api_error_of(error) if expected else internal_error(error, self.record.id)
+            yield "event: error\n" + _event(answer.entry(self.record.id))
         finally:
+            self.record.tokens_out = usage_of(self.choices, self.asked.n)["completion_tokens"]
             await self._close()
 
     async def _texts(self) -> AsyncGenerator[str]:
@@ -181,13 +184,3 @@ class TextStream:
 
 def _event(values: dict[str, Any]) -> str:
     return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-def _error_of(error: Exception) -> ApiError:
-    """What an exception in the middle of a stream is to the client."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, TimeoutError):
-        return ApiError(503, "the request took longer than the server's timeout_s", kind="server_error", code="timeout")
-    log.error("a stream ended with an error", exc_info=error)
-    return ApiError(500, "internal error", kind="server_error")

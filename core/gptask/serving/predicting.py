@@ -181,8 +181,7 @@ async def _written(
     def outputs() -> list[Any]:  # it may compute passes of the backbone, beside which no adapter may be loaded
         return list(head.outputs(texts, batch))
 
-    async with asyncio.timeout(record_of(request).seconds_left):
-        return list(await asyncio.wrap_future(state.batcher.call(outputs)))
+    return list(await computed(state, request, WholeWork(model, outputs)))
 
 
 async def in_thread(state: ServerState, request: Request, function: Callable[[], T], model: ServedModel) -> T:

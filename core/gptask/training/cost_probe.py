@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from gptask.data.datamodule import DataModule, PaddedBatch
-from gptask.model.generation.generate import MAX_KV_BYTES, generate, position_bytes
+from gptask.model.generation.generate import MAX_KV_BYTES, generate
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
 from gptask.runs.provenance import peak_memory_mb
@@ -249,7 +249,7 @@ def _decoding_seconds(module: GPTModule, runtime: TaskRuntime, split: str, batch
         total += read * float(prompt_lengths[rows].sum())
         total += per_step * float(lengths[rows].max()) + per_row * copies * float(lengths[rows].sum())
         positions = float((prompt_lengths[rows] + options.limit).sum()) * copies
-        kv_bytes = max(kv_bytes, min(float(MAX_KV_BYTES), positions * position_bytes(module.backbone)))
+        kv_bytes = max(kv_bytes, min(float(MAX_KV_BYTES), positions * module.backbone.engine.position_bytes()))
     return total, kv_bytes
 
 

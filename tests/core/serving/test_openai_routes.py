@@ -33,7 +33,7 @@ def post(app):
     def send(path, **body):
         async def request():
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.post(path, json={"model": "tiny"} | body)
 
         return asyncio.run(request())

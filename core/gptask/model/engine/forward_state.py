@@ -22,6 +22,7 @@ class ForwardState:
     needed_places: Tensor | None = None  # flat positions of the last states that are needed; None: all
     layers: int | None = None  # that this pass goes through, from the bottom; None: all
     adapter: str | None = None  # the digest of an added adapter; None: the model as it is
+    row_adapters: Any = None  # `inference_weights.RowAdapters` where the rows of the pass have different ones
     inference_weights: Any = None  # `linear.InferenceWeights`; None where weights may learn
     activations: Any = None  # `activation_cache.Capture` or `Resume`
     lora_outputs: dict[Any, Any] = field(default_factory=dict)  # of LoRA groups whose layers have not all been called

@@ -1,21 +1,28 @@
-"""Weights in the forms that inference multiplies with: adapters merged, weights in oneDNN's own layout.
+"""Weights in the forms that inference multiplies with: adapters merged or stacked, weights in oneDNN's own layout.
 
 A weight that few rows are multiplied with (as in decoding) is kept in oneDNN's layout: torch otherwise converts it for
 every product, which takes as long as the product.
 
-Shapes: C input channels, N output channels, r rank.
+Rows of different adapters are multiplied together: ``x Wᵀ + (x A_allᵀ · mask) B_allᵀ``, where A_all and B_all are the
+factors of all adapters, and the mask leaves each row the products of its own. W is shared with all other passes; one
+packed product with ``[W; A_all]`` would save a twentieth of a step's time, and hold all weights twice.
+
+Shapes: B rows, C input channels, N output channels, r rank, R ranks of all stacked adapters together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gptask.model.engine import private
 
 PACKED_MAX_ROWS = 256  # rows up to which a packed weight pays (tests/benchmarks/packed_weights.py)
+OWN = "default"  # the model's own adapter
+STACKED_ADAPTERS = 8  # adapters up to which those that no row of a pass has stay stacked beside the others
 
 
 def tensor_identity(tensor: Tensor) -> tuple[int, int]:
@@ -23,20 +30,94 @@ def tensor_identity(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), private.tensor_version(tensor)
 
 
-class InferenceWeight:
-    """A weight (N, C) for inference, packed if that helps; ``identity`` tells what it was made of."""
+class PackedWeight:
+    """A weight (N, C) in oneDNN's layout where that helps, as it is elsewhere."""
 
-    def __init__(self, weight: Tensor, layer: Any, parts: Sequence[Tensor]) -> None:
-        self.identity = _identity(layer)
-        self.sources = [part.detach() for part in parts]  # while these live, no other tensor gets their addresses
+    def __init__(self, weight: Tensor) -> None:
         self.packed = private.can_prepack(weight)
         self.weight = private.prepack(weight, PACKED_MAX_ROWS) if self.packed else weight
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x Wᵀ + bias``."""
         if self.packed:
             return private.prepacked_linear(x, self.weight, bias)
         return nn.functional.linear(x, self.weight, bias)
+
+
+class InferenceWeight(PackedWeight):
+    """A layer's weight (N, C) for inference; ``identity`` tells what it was made of."""
+
+    def __init__(self, weight: Tensor, layer: Any, parts: Sequence[Tensor]) -> None:
+        super().__init__(weight)
+        self.identity = _identity(layer)
+        self.sources = [part.detach() for part in parts]  # while these live, no other tensor gets their addresses
+
+
+class StackedFactors:
+    """The factors of several adapters in one LoRA layer: A (R, C) and ``scale · B`` (N, R).
+
+    ``numbers`` (R,) are the numbers of the adapters that the columns of ``x Aᵀ`` belong to.
+    """
+
+    def __init__(self, layer: Any, adapters: dict[int, str], like: Tensor) -> None:
+        factors = [scaled_factors(layer, adapter, like) for adapter in adapters.values()]
+        self.a = PackedWeight(torch.cat([a_rC for a_rC, _ in factors]))
+        self.b = PackedWeight(torch.cat([b_Nr for _, b_Nr in factors], 1))
+        self.numbers = tuple(
+            number for number, (a_rC, _) in zip(adapters, factors, strict=True) for _ in range(len(a_rC))
+        )
+
+
+class AdapterStack:
+    """The stacked factors of some adapters, of each layer when it is first needed; None is the model's own adapter."""
+
+    def __init__(self, adapters: Collection[str | None]) -> None:
+        self.adapters = list(adapters)
+        self._made: dict[nn.Module, StackedFactors | None] = {}
+        self._own: dict[nn.Module, list[Any]] = {}  # what the model's own adapter was in the layers that have it
+
+    def factors(self, layer: Any, like: Tensor) -> StackedFactors | None:
+        """The factors in a LoRA layer, in the number format of ``like``; None where no adapter has any."""
+        if layer not in self._made:
+            names = {number: adapter or own_adapter(layer) for number, adapter in enumerate(self.adapters)}
+            present = {number: name for number, name in names.items() if name and name in layer.lora_A}
+            if None in self.adapters and OWN in layer.lora_A:
+                self._own[layer] = _own_identity(layer)
+            self._made[layer] = StackedFactors(layer, present, like) if present else None
+        return self._made[layer]
+
+    def drop_outdated(self) -> None:
+        """Drop the factors of layers whose own adapter has changed."""
+        for layer, identity in list(self._own.items()):
+            if identity != _own_identity(layer):
+                self._made.pop(layer, None)
+                self._own.pop(layer, None)
+
+
+class RowAdapters:
+    """The adapter of each row of a pass in which every row reads one token; None is the model as it is."""
+
+    def __init__(self, adapters: Sequence[str | None], stack: AdapterStack) -> None:
+        self.adapters, self.stack = list(adapters), stack
+        self.numbers_B = torch.tensor([stack.adapters.index(adapter) for adapter in adapters])
+        self._masks: dict[tuple[int, ...], Tensor | None] = {}
+
+    def product(self, layer: Any, x_B1C: Tensor) -> Tensor | None:
+        """``scale · x Aᵀ Bᵀ`` (B, 1, N) by each row's own factors; None where no adapter has any in this layer."""
+        factors = self.stack.factors(layer, x_B1C)
+        if factors is None:
+            return None
+        low_B1R = factors.a.product(x_B1C)
+        if (mask_B1R := self._mask(factors.numbers, low_B1R)) is not None:
+            low_B1R = low_B1R * mask_B1R
+        return factors.b.product(low_B1R)
+
+    def _mask(self, numbers: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """1 in the columns that belong to a row's adapter, 0 in others; None where all are 1."""
+        if numbers not in self._masks:
+            own_BR = self.numbers_B[:, None] == torch.tensor(numbers)
+            self._masks[numbers] = None if own_BR.all() else own_BR[:, None].to(like)
+        return self._masks[numbers]
 
 
 class InferenceWeights:
@@ -51,6 +132,7 @@ class InferenceWeights:
         self.drops = 0  # how often all were dropped
         self._made: dict[nn.Module, InferenceWeight] = {}
         self._factors: dict[tuple[nn.Module, str], tuple[Tensor, Tensor]] = {}
+        self._stack = AdapterStack([])
 
     def __deepcopy__(self, memo: Any) -> InferenceWeights:
         return InferenceWeights()  # a copy of the model makes its own: packed weights can't be copied
@@ -58,17 +140,20 @@ class InferenceWeights:
     def clear(self) -> None:
         """Drop all."""
         self.drops += 1
-        self._made, self._factors = {}, {}
+        self._made, self._factors, self._stack = {}, {}, AdapterStack([])
 
     def drop_outdated(self) -> None:
         """Drop those whose layer's parts are others than they were made of, or have been edited."""
         outdated = [layer for layer, made in list(self._made.items()) if made.identity != _identity(layer)]
         for layer in outdated:
             self._made.pop(layer, None)  # another thread may have been faster
+        self._stack.drop_outdated()
 
     def drop_adapter(self, adapter: str) -> None:
         """Drop what was made of an added adapter."""
         self._factors = {key: factors for key, factors in self._factors.items() if key[1] != adapter}
+        if adapter in self._stack.adapters:
+            self._stack = AdapterStack([])
 
     def packed(self, layer: Any) -> InferenceWeight | None:
         """A linear layer's weight in oneDNN's layout, None where it has no such form."""
@@ -91,6 +176,29 @@ class InferenceWeights:
             self._factors[key] = scaled_factors(layer, adapter, like)
         return self._factors[key]
 
+    def stack(self, adapters: Collection[str | None]) -> AdapterStack:
+        """The stacked factors of these adapters, and of others that were needed lately.
+
+        They are made anew only where one is missing; the oldest that no row has are left out then.
+        """
+        needed, stacked = set(adapters), self._stack.adapters
+        if not needed <= set(stacked):
+            idle = [adapter for adapter in stacked if adapter not in needed]
+            more = idle[max(0, len(idle) + len(needed) - STACKED_ADAPTERS) :]
+            self._stack = AdapterStack([*more, *sorted(needed, key=str)])
+        return self._stack
+
+
+def own_adapter(layer: Any) -> str | None:
+    """The name of the model's own adapter in a LoRA layer; None where it uses none.
+
+    Raises `ValueError` where it uses several at once.
+    """
+    names: list[str] = [] if layer.disable_adapters else layer.active_adapters
+    if names not in ([], [OWN]):
+        raise ValueError(f"the model uses {len(names)} adapters of its own at once, so no others can be added to rows")
+    return names[0] if names else None
+
 
 def scaled_factors(layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tensor]:
     """A (r, C) and ``scale · B`` (N, r) of a LoRA layer's adapter, in the number format of ``like``."""
@@ -101,6 +209,11 @@ def scaled_factors(layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tens
 def _identity(layer: Any) -> list[Any]:
     """What changes when a layer's parts, or the scale of its adapter, are others."""
     return [*map(tensor_identity, _parts(layer)), getattr(layer, "scaling", {}).get("default")]
+
+
+def _own_identity(layer: Any) -> list[Any]:
+    """The same of the model's own adapter, and whether the layer uses it."""
+    return [own_adapter(layer), *_identity(layer)]
 
 
 def _parts(layer: Any) -> tuple[Tensor, ...]:

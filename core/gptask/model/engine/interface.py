@@ -135,16 +135,24 @@ class DecodingBatch(ABC):
     def read(self, max_tokens: int) -> int:
         """Read at most so many tokens of the unread prompts, in the order they came in; return how many it were.
 
-        A row whose prompt is read to its end is written from the next step on.
+        A row whose prompt is read to its end is written from the next step on. Where reading fails, the rows whose
+        prompts were being read leave the batch (they are neither in `rows` nor in `unread`); all others are as they
+        were, and the batch goes on.
         """
 
     @abstractmethod
     def step(self) -> list[DecodingRow]:
-        """Write the next token of every row; return the rows that end with it, which leave."""
+        """Write the next token of every row; return the rows that end with it, which leave.
+
+        Raises `KeyError` where the adapter of a row has been removed, before anything changes: `leave` for each row of
+        that adapter lets the others go on. Where anything else is raised (memory is out, a key is pressed), layers may
+        hold different numbers of tokens: all `rows` are lost, and so is the batch. Its unread rows, and new ones, go
+        to a new batch.
+        """
 
     @abstractmethod
     def leave(self, row: DecodingRow) -> None:
-        """Drop a row before its end; a row that has left already is no error."""
+        """Drop a row before its end, or before its prompt is read; a row that has left already is no error."""
 
     @property
     def kept_bytes(self) -> int:
@@ -235,11 +243,20 @@ class Engine(ABC):
 
     def row_bytes(self, row: DecodingRow) -> int:
         """The most bytes that a row's keys and values take, at its limit of tokens."""
+        return self.position_bytes(self.layers_of(row.adapter)) * (len(row.prompt) + row.limit)
+
+    def position_bytes(self, layers: int | None = None) -> int:
+        """The bytes that the keys and values of one position take, in all layers or in so many.
+
+        Layers with a window count like others: they hold what their window hides, too.
+        """
         config = self.backbone.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        values = 2 * self.layers_of(row.adapter) * heads * channels * (len(row.prompt) + row.limit)
-        return int(values * self.backbone.model.dtype.itemsize)
+        keys = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        keys = getattr(config, "qk_head_dim", None) or keys  # multi-head latent attention: head_dim is a part of it
+        values = getattr(config, "v_head_dim", None) or keys
+        count = config.num_hidden_layers if layers is None else layers
+        return int(count * heads * (keys + values) * self.backbone.model.dtype.itemsize)
 
     @property
     def weight_drops(self) -> int:

@@ -1,6 +1,7 @@
 """Keys and values of the tokens that a model has read, in preallocated buffers.
 
-Shapes: B rows, S positions, K key and value heads, D head channels, N positions that are written at once.
+Shapes: B rows, S positions, K key and value heads, D head channels, N positions that are written at once, L positions
+of one row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 GROWTH = 32  # positions by which a buffer grows
+SPARE_SHARE = 4  # a buffer that gets more rows has room for a further one for each 4 of them
 
 
 class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -69,6 +71,33 @@ class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
         keys, values = (buffer[place : place + 1, :, start:end] for buffer in self.buffers)
         return keys, values
 
+    def append_rows(self, added: Sequence[tuple[Tensor, Tensor]], end: int) -> None:
+        """Add rows whose keys and values (1, K, L, D) end at column ``end``, as those of all rows do."""
+        first = len(self.keys) if self.buffers else 0  # type: ignore[arg-type]
+        total = first + len(added)
+        for number in range(2):
+            buffer = self.buffers[number] if self.buffers[number:] else None
+            if buffer is None or total > len(buffer):
+                _, k, _, d = added[0][number].shape
+                s = capacity(end) if buffer is None else buffer.shape[2]
+                larger = added[0][number].new_zeros(total if buffer is None else slots_for(total), k, s, d)
+                if buffer is None:
+                    self.buffers.append(larger)
+                else:
+                    larger[:first] = buffer[:first]
+                    self.buffers[number] = larger
+            for place, pair in enumerate(added, first):
+                states_KLD = pair[number][0]
+                start = end - states_KLD.shape[1]
+                self.buffers[number][place, :, :start] = 0  # a row that has left may have been here
+                self.buffers[number][place, :, start:end] = states_KLD
+        self.is_initialized = True
+        self._set_views(total, end)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self.buffers, self.keys, self.values = [], None, None
+
     def move_rows(self, source: list[int], target: list[int], count: int) -> None:
         """Copy the ``source`` rows over the ``target`` rows, then keep the first ``count`` rows only."""
         for buffer in self.buffers if source else []:
@@ -79,6 +108,11 @@ class PreallocatedKVCache(DynamicLayer):  # type: ignore[no-untyped-call]
 def capacity(positions: int) -> int:
     """Return how many positions a buffer made for this many has."""
     return -(-positions // GROWTH) * GROWTH
+
+
+def slots_for(rows: int) -> int:
+    """Return for how many rows a buffer that gets more of them has room, so that not every new one moves all."""
+    return rows + rows // SPARE_SHARE
 
 
 def _with_capacity(states_BKSD: Any, end: int) -> Tensor:

@@ -6,9 +6,8 @@ channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from gptask.data.batches import BatchesByLength
 from gptask.data.prefixes import shared_prefixes
 from gptask.model.engine import attention, kv_cache, packing
 from gptask.model.engine.attention import additive_mask
-from gptask.model.engine.interface import DecodingRow, Engine
+from gptask.model.engine.interface import DecodingRow, EngineBackbone
 from gptask.model.engine.kv_cache import PreallocatedKVCache, capacity
 from gptask.model.engine.left_padding import decoding_mask, left_padded, next_token_logits
 from gptask.model.engine.packing import PackedLayout
@@ -30,52 +29,93 @@ GPU_PREFILL_FACTOR = 4  # times as many on other devices
 PROMPT_CHUNK = 512  # tokens of a part of a long prompt: bounds the memory of their attention
 
 
-@dataclass
-class KeptText:
-    """What was read of a text that has left: token ids, the adapter that read them, keys and values of each layer."""
+class Source(NamedTuple):
+    """A row of a bucket."""
 
-    ids: list[int]
-    adapter: str | None
-    layers: list[tuple[Tensor, Tensor]]  # each (1, K, positions, D)
+    bucket: LengthBucket
+    place: int
 
-    def common(self, row: DecodingRow) -> int:
-        """How many tokens a row's prompt begins with that need not be read again; the last one always is."""
-        if row.adapter != self.adapter:
-            return 0
-        equal = takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, row.prompt[:-1], strict=False))
-        return sum(1 for _ in equal)
+    @property
+    def length(self) -> int:
+        """How many of its tokens are read."""
+        return self.bucket.lengths[self.place]
 
 
 class LengthBucket:
-    """B rows of one adapter, left-padded to one width, with their keys and values; S is the capacity of their buffers.
+    """B rows, left-padded to one width, with their keys and values; S is the capacity of their buffers.
 
-    ``lengths`` counts what is read of each row; ``logits`` (B, V) are those behind the prompts, before the first step.
+    The rows may have different adapters, as far as all of them pass the same number of ``layers``. ``lengths`` counts
+    what is read of each row; ``logits`` (B, V) are those behind the prompts, before the first step.
     """
 
-    def __init__(self, engine: Engine, rows: list[DecodingRow]) -> None:
-        self.backbone, self.rows, self.adapter = engine.backbone, rows, rows[0].adapter
-        self.packs = engine.can_pack(max(len(row.prompt) + row.limit for row in rows))
-        self.lengths = [len(row.prompt) for row in rows]
-        self.end = max(self.lengths)
-        self.starts = [self.end - length for length in self.lengths]  # columns of the rows' first tokens
-        columns_S = torch.arange(capacity(self.end))
-        real_BS = (columns_S >= torch.tensor(self.starts)[:, None]) & (columns_S < self.end)
-        backbone = self.backbone
-        self.mask_B11S = additive_mask(real_BS.to(backbone.device), 1, backbone.model.dtype)
-        layers = range(engine.layers_of(self.adapter))
-        self.buffers = [PreallocatedKVCache(shows_capacity=self.packs) for _ in layers]
+    def __init__(self, backbone: EngineBackbone, layers: int, packs: bool, end: int) -> None:
+        self.backbone, self.layers, self.packs, self.end = backbone, layers, packs, end
+        self.rows: list[DecodingRow] = []
+        self.lengths: list[int] = []
+        self.starts: list[int] = []  # columns of the rows' first tokens
+        self.changes = 0  # how often rows have entered or left
+        self.buffers = [PreallocatedKVCache(shows_capacity=packs) for _ in range(layers)]
         self.cache = Cache(layers=list(self.buffers))
         self.logits: Tensor | None = None
+        self._forget_mask()
 
-    def reading_group(self) -> tuple[bool, bool, str | None]:
+    def empty_like(self, end: int) -> LengthBucket:
+        """A bucket without rows for rows that end at column ``end``."""
+        return LengthBucket(self.backbone, self.layers, self.packs, end)
+
+    @property
+    def capacity(self) -> int:
+        """S."""
+        return self.mask_B11S.shape[-1]
+
+    @property
+    def slots(self) -> int:
+        """For how many rows the buffers have room."""
+        return len(self.buffers[0].buffers[0]) if self.buffers[0].buffers else 0
+
+    @property
+    def positions(self) -> int:
+        """How many positions the buffers of a layer have."""
+        return self.slots * self.capacity
+
+    @property
+    def promised(self) -> int:
+        """How many positions the rows may need, to their limits."""
+        return sum(map(self.promised_to, range(len(self.rows))))
+
+    def promised_to(self, place: int) -> int:
+        """How many positions one row may need."""
+        return capacity(len(self.rows[place].prompt) + self.rows[place].limit)
+
+    def reading_group(self) -> tuple[bool, bool, int]:
         """Whether the newest tokens are unread, and with what other buckets they can be read together."""
-        return self.logits is None, self.packs, self.adapter
+        return self.logits is None, self.packs, self.layers
 
     def take_logits(self) -> Tensor:
         """Return the logits (B, V), which are of no use after the next token."""
         assert self.logits is not None, "only buckets that were just admitted have logits"
         logits_BV, self.logits = self.logits, None
         return logits_BV
+
+    def _forget_mask(self) -> None:
+        backbone = self.backbone
+        self.mask_B11S = torch.zeros(0, 1, 1, capacity(self.end), dtype=backbone.model.dtype, device=backbone.device)
+
+    def add_rows(self, rows: Sequence[DecodingRow], lengths: Sequence[int]) -> None:
+        """Let more rows, of which so many tokens are read, be behind the others; their states come separately."""
+        starts = [self.end - length for length in lengths]
+        columns_S = torch.arange(self.capacity)
+        real_BS = (columns_S >= torch.tensor(starts, dtype=torch.long)[:, None]) & (columns_S < self.end)
+        new_mask_B11S = additive_mask(real_BS.to(self.backbone.device), 1, self.mask_B11S.dtype)
+        self.mask_B11S = torch.cat([self.mask_B11S, new_mask_B11S])
+        self.rows, self.lengths, self.starts = [*self.rows, *rows], [*self.lengths, *lengths], [*self.starts, *starts]
+        self.changes += 1
+
+    def copy_rows(self, layer: int, sources: Sequence[Source]) -> None:
+        """Copy one layer's keys and values of other buckets' rows behind those that are here."""
+        pairs = [bucket.buffers[layer].row(place, bucket.starts[place], bucket.end) for bucket, place in sources]
+        if pairs:
+            self.buffers[layer].append_rows(pairs, self.end)
 
     def read_prompts(self) -> None:
         """Read the prompts, what some of them share only once. All rows end at one column."""
@@ -118,32 +158,46 @@ class LengthBucket:
         )
         return logits_BV, keys_values
 
-    def read_in_parts(self, kept: KeptText | None) -> None:
-        """Read the prompt of the only row part by part, behind what is ``kept`` of its beginning."""
-        (row,) = self.rows
-        start = kept.common(row) if kept else 0
-        for number, buffer in enumerate(self.buffers):
-            buffer.show_capacity(False)
-            if kept and start:
-                buffer.update(*(states[:, :, :start] for states in kept.layers[number]))
-        for part_start in range(start, self.end, PROMPT_CHUNK):
-            part = row.prompt[part_start : part_start + PROMPT_CHUNK]
-            end = part_start + len(part)
+    def read_part(self, ids: list[int]) -> None:
+        """Read the next tokens of the prompt of a row to be, the only one, behind those that are read already."""
+        for start in range(0, len(ids), PROMPT_CHUNK):
+            part = ids[start : start + PROMPT_CHUNK]
+            positions_1T = torch.arange(self.end, self.end + len(part), device=self.backbone.device)[None]
+            self.end += len(part)
             ids_1T = torch.tensor([part], device=self.backbone.device)
-            positions_1T = torch.arange(part_start, end, device=self.backbone.device)[None]
-            mask = decoding_mask(self.backbone, ids_1T.new_ones(1, end), len(part))
+            mask = decoding_mask(self.backbone, ids_1T.new_ones(1, self.end), len(part))
             self.logits = next_token_logits(self.backbone, ids_1T, mask, positions_1T, self.cache)
-        for buffer in self.buffers:
-            buffer.show_capacity(self.packs)
 
-    def kept_text(self, row: DecodingRow) -> KeptText:
-        """What is read of a row; a pass that was interrupted may have written more in some layers than in others."""
-        place = self.rows.index(row)
+    def begin_with(self, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Begin a prompt with keys and values (1, K, positions, D) that were read before, the first ``length`` ones."""
+        for buffer, pair in zip(self.buffers, layers, strict=True):
+            buffer.update(*(states[:, :, :length] for states in pair))
+        self.end = length
+
+    def finish_prompt(self, rows: Sequence[DecodingRow], packs: bool) -> None:
+        """Let rows begin with the prompt that was read part by part."""
+        self.packs = packs
+        for buffer in self.buffers:
+            buffer.show_capacity(packs)
+        self._forget_mask()
+        self.add_rows(rows[:1], [self.end])
+        copies = [Source(self, 0)] * (len(rows) - 1)
+        for layer in range(self.layers):
+            self.copy_rows(layer, copies)
+        self.add_rows(rows[1:], [self.end] * len(copies))
+        assert self.logits is not None, "the last token of a prompt is always read"
+        self.logits = self.logits.expand(len(rows), -1)
+
+    def states_of(self, place: int) -> list[tuple[Tensor, Tensor]]:
+        """The keys and values (1, K, positions, D) of a row in each layer.
+
+        A pass that was interrupted may have written more in some layers than in others: no more than the row's length.
+        """
         start, length = self.starts[place], self.lengths[place]
         layers = [buffer.row(place, start, start + length) for buffer in self.buffers]
-        if len(self.rows) > 1:  # not to hold all of the bucket
+        if self.slots > 1:  # not to hold all of the bucket
             layers = [(keys.clone(), values.clone()) for keys, values in layers]
-        return KeptText(row.ids[:length], row.adapter, layers)
+        return layers
 
     def real(self) -> Tensor:
         """Return (B, end) ones at the real positions up to the rows' end, zeros at pads."""
@@ -186,3 +240,4 @@ class LengthBucket:
         self.rows = [self.rows[place] for place in order]
         self.lengths = [self.lengths[place] for place in order]
         self.starts = [self.starts[place] for place in order]
+        self.changes += 1

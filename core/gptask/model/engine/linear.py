@@ -128,6 +128,10 @@ class LoraForward:
     def __call__(self, layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """States (..., N) of states (..., C)."""
         state = current_state()
+        if state and state.row_adapters is not None:
+            _refuse_merged(layer)
+            base, low_rank = layer.base_layer(x), state.row_adapters.product(layer, x)
+            return base if low_rank is None else base + low_rank
         if state and state.adapter is not None:
             return _with_added_adapter(layer, x, state.adapter, state.inference_weights)
         autocast = torch.is_autocast_enabled(x.device.type)
@@ -140,13 +144,17 @@ class LoraForward:
 
 def _with_added_adapter(layer: Any, x: Tensor, adapter: str, weights: Any) -> Tensor:
     """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` by an adapter beside the model's own, whose weight is not merged."""
-    if layer.merged:
-        raise RuntimeError("the model's own adapter is merged into its weights: unmerge it before adding others")
+    _refuse_merged(layer)
     base: Tensor = layer.base_layer(x)
     if adapter not in layer.lora_A:
         return base
     a_rC, b_Nr = weights.factors(layer, adapter, x) if weights else scaled_factors(layer, adapter, x)
     return base + (x @ a_rC.T) @ b_Nr.T
+
+
+def _refuse_merged(layer: Any) -> None:
+    if layer.merged:
+        raise RuntimeError("the model's own adapter is merged into its weights: unmerge it before adding others")
 
 
 def _is_fusible(layer: Any) -> bool:

@@ -196,11 +196,46 @@ class ReferenceBatch(SampledBatch):
         super().__init__(engine.backbone)
         self.engine = engine
         self.caches: dict[DecodingRow, DynamicCache] = {}
+        self._unread: list[DecodingRow] = []
 
     @property
     def rows(self) -> list[DecodingRow]:
         """The rows that are still being written."""
         return list(self.caches)
+
+    @property
+    def unread(self) -> list[DecodingRow]:
+        """The rows whose prompts are not read to their end."""
+        return list(self._unread)
+
+    def enqueue(self, rows: Sequence[DecodingRow]) -> None:
+        """Take more rows, which `read` admits."""
+        self._unread += rows
+
+    def read(self, max_tokens: int) -> int:
+        """Admit rows whose prompts together have at most so many tokens, or a longer one alone."""
+        if self._unread and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        count = tokens = 0
+        for row in self._unread:
+            if count and tokens + len(row.prompt) > max_tokens:
+                break
+            count, tokens = count + 1, tokens + len(row.prompt)
+        rows, self._unread = self._unread[:count], self._unread[count:]
+        self.admit(rows)
+        return tokens
+
+    def leave(self, row: DecodingRow) -> None:
+        """Drop a row before its end; a row that has left already is no error."""
+        if row in self._unread:
+            self._unread.remove(row)
+        else:
+            super().leave(row)
+
+    def step(self) -> list[DecodingRow]:
+        """See `DecodingBatch`."""
+        self.engine.require_adapters([row.adapter for row in self.rows])
+        return super().step()
 
     def admit(self, rows: Sequence[DecodingRow]) -> None:
         """Take more rows; a step reads what is unread of each."""

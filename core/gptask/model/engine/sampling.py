@@ -24,7 +24,6 @@ class SampledBatch(DecodingBatch):
 
     def __init__(self, backbone: EngineBackbone) -> None:
         self.backbone = backbone
-        self._unread: list[DecodingRow] = []
         self.stop_tests: dict[tuple[str, ...], Callable[[list[int]], bool]] = {}
         self.interrupted = False  # whether a pass ended within the layers, which then hold different numbers of tokens
 
@@ -36,32 +35,10 @@ class SampledBatch(DecodingBatch):
     def remove(self, rows: Sequence[DecodingRow]) -> None:
         """Let rows leave."""
 
-    @property
-    def unread(self) -> list[DecodingRow]:
-        """The rows whose prompts are not read to their end."""
-        return list(self._unread)
-
-    def enqueue(self, rows: Sequence[DecodingRow]) -> None:
-        """Take more rows, whose prompts `read` reads."""
-        self._unread += rows
-
-    def read(self, max_tokens: int) -> int:
-        """Read whole prompts that together have at most so many tokens, or a longer one alone."""
-        count = tokens = 0
-        for row in self._unread:
-            if count and tokens + len(row.prompt) > max_tokens:
-                break
-            count, tokens = count + 1, tokens + len(row.prompt)
-        rows, self._unread = self._unread[:count], self._unread[count:]
-        self.admit(rows) if rows else None
-        return tokens
-
     @torch.inference_mode()
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
-        if row in self._unread:
-            self._unread.remove(row)
-        elif row in self.rows:
+        if row in self.rows:
             self.remove([row])
 
     @torch.inference_mode()
@@ -71,7 +48,9 @@ class SampledBatch(DecodingBatch):
         if not rows:
             return []
         if self.interrupted:
-            raise RuntimeError("an earlier step of this batch was interrupted: open a new one")
+            raise RuntimeError(
+                "an earlier step of this batch was interrupted, and its rows are lost: open a new decoding batch"
+            )
         self.interrupted = True
         logits_BV = self.next_logits()
         self.interrupted = False

@@ -57,17 +57,9 @@ def _split_by_memory(
     if options.num_beams > 1 or not backbone.engine.decodes_in_buckets(longest):
         lengths = [longest] * len(lengths)  # padded
     starts = [0, *accumulate(lengths)]
-    total_bytes = starts[-1] * position_bytes(backbone) * options.num_beams * options.samples
+    total_bytes = starts[-1] * backbone.engine.position_bytes() * options.num_beams * options.samples
     positions_per_batch = starts[-1] / max(1, ceil(total_bytes / MAX_KV_BYTES))
     return [[*rows] for _, rows in groupby(range(len(prompts)), lambda row: starts[row] // positions_per_batch)]
-
-
-def position_bytes(backbone: GPTBackbone) -> int:
-    """Return the bytes that the keys and values of one position take."""
-    config = backbone.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * channels * backbone.model.dtype.itemsize)
 
 
 def decoding_rows(backbone: GPTBackbone, prompts: Sequence[list[int]], options: GenerationOptions) -> list[DecodingRow]:

@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 from gptask.config.engine import Fast
-from gptask.model.engine import decoding, kv_cache
+from gptask.model.engine import bucket_plan, kv_cache
 
 from tests.support.decoded_rows import assert_same, decode_alone, decode_batch, shapes_read
 
@@ -45,29 +45,14 @@ def test_rows_that_finish_in_any_order_leave_the_others_as_they_were(family, len
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_in_buckets_are_decoded_as_alone(family, backbone_of, monkeypatch):
     monkeypatch.setattr(kv_cache, "GROWTH", 4)
-    monkeypatch.setattr(decoding, "BUCKET_COST", 1)
+    monkeypatch.setattr(bucket_plan, "BUCKET_COST", 1)
     backbone, prompts = backbone_of(family), [LONG, *TAILS, LONG[:9], [*LONG[:9], 60]]
     backbone.engine.packs_windows = True  # texts grow beyond Gemma's window
-    assert decoding.split_by_length([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
+    assert bucket_plan.split_by_length([*map(len, prompts)]) == [[1, 3, 2], [4], [5, 6], [0]]
     expected = decode_alone(backbone, prompts)
     for limits in [(16,) * 7, (1, 2, 3, 4, 5, 6, 7), (9, 1, 1, 1, 9, 2, 1), (1, 9, 3, 1, 1, 1, 8)]:
         got = decode_batch(backbone, prompts, limits)
         assert [ids for ids, _ in got] == [ids[:limit] for (ids, _), limit in zip(expected, limits, strict=True)]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "bucket_cost", "expected"),
-    [
-        ([5], 9, [[0]]),
-        ([40, 5, 64], 31, [[1], [0, 2]]),
-        ([40, 5, 64], 33, [[1, 0, 2]]),
-        ([300, 7, 290, 9, 8, 100], 128, [[1, 4, 3], [5], [2, 0]]),
-        ([300, 7, 290, 9, 8, 100], 200, [[1, 4, 3], [5, 2, 0]]),
-    ],
-)
-def test_rows_of_different_lengths_are_split_where_that_saves_enough(lengths, bucket_cost, expected, monkeypatch):
-    monkeypatch.setattr(decoding, "BUCKET_COST", bucket_cost)
-    assert decoding.split_by_length(lengths) == expected
 
 
 def test_finished_rows_leave_the_batch(backbone_of, monkeypatch):
