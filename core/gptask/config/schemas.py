@@ -394,8 +394,10 @@ class Serve:
     """`gptask serve`."""
 
     runs: Any = option(None, "run folders; a run's name is its folder's last part, or what stands before a colon")
-    runs_root: str | None = option(None, "a folder whose finished runs are all served, later ones too")
-    backbone: Any = option(None, "what is served where no runs are named")
+    runs_root: str | None = option(
+        None, "a folder whose finished runs (<run> or <task>/<run>) are all served, later ones too"
+    )
+    backbone: Any = option(None, "what is served where no runs are named; null: that of the runs, else smollm2")
     host: str = option("127.0.0.1", "address to listen on; another one than this machine's own needs a token")
     port: int = option(8000, "port to listen on; 0: any free one")
     token_env: str | None = option(None, "environment variable with the token that every request must carry")

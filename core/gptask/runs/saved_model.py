@@ -131,15 +131,31 @@ def load_backbone(
     return backbone
 
 
+def base_weights_hash(model: Path) -> str:
+    """The hash of the weights under a run's adapter and head: its own full weights, or those it left as they were."""
+    return folder_hash(model) if has_full_weights(model) else str(_saved_backbone(model)["weights_hash"])
+
+
+def locate_base(model: Path, values: dict[str, Any]) -> BackboneOrigin:
+    """Find the weights of `base_weights_hash` without loading them; ``values`` are the run's config.
+
+    Raises `UserError` where the backbone is missing or not the one the run was trained on.
+    """
+    saved = _saved_backbone(model)
+    if has_full_weights(model):
+        return BackboneOrigin(str(model), saved["source"], folder_hash(model))
+    return _locate_frozen(from_plain("backbone", values["backbone"]), saved)
+
+
 def share_backbone(backbone: GPTBackbone, model: Path, values: dict[str, Any]) -> GPTBackbone:
     """A view of a backbone in memory for a run's model, still without its adapter; ``values`` are the run's config.
 
     It computes in the number format of that backbone, which is logged where the run alone would take another. Raises
-    `UserError` for a model with full weights or of another backbone.
+    `UserError` for a model on other weights.
     """
-    saved = _saved_backbone(model)
-    if has_full_weights(model) or saved["weights_hash"] != backbone.origin.weights_hash:
-        cause = "has weights of its own" if has_full_weights(model) else f"belongs to {saved['source']}"
+    if base_weights_hash(model) != backbone.origin.weights_hash:
+        source = _saved_backbone(model)["source"]
+        cause = "has weights of its own" if has_full_weights(model) else f"belongs to {source}"
         raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
     own, shared = prediction_format(model, values), backbone.model.dtype
     if own != shared:

@@ -21,5 +21,6 @@ class ServerState:
     registry: RunRegistry
     token: str | None = None  # that every request must carry
     ready: bool = False
+    failure: BaseException | None = None  # what ended the loading or the batcher, and with it the server
     # for encoding and for `Task.prediction`, which are a plugin's code and may take long
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "encoder"))

@@ -65,7 +65,9 @@ def groups(configs: Any, verb: str, overrides: Sequence[str] = ()) -> dict[str, 
 
     defaults = configs.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
     names = [
-        name for name, choice in defaults.items() if not name.startswith("hydra/") and (choice or name == "experiment")
+        name
+        for name, choice in defaults.items()
+        if not name.startswith("hydra/") and (choice or name in ("experiment", "backbone"))
     ]
     return {name: choices(configs, name, overrides) for name in names}
 

@@ -100,8 +100,10 @@ class GPTBackbone(nn.Module):
 
     @property
     def model(self) -> Any:
-        """The causal language model, with adapters inside if there are any."""
-        return self.peft.get_base_model() if hasattr(self.peft, "get_base_model") else self.peft
+        """The causal language model, with adapters inside if there are any; it is there while adapters come and go."""
+        peft = self.peft
+        # not PEFT's get_base_model(): it looks up the active adapter, which fails while another thread removes it
+        return peft.base_model.model if hasattr(peft, "get_base_model") else peft
 
     @property
     def config(self) -> Any:
