@@ -85,13 +85,17 @@ class Batcher:
         with self._changed:
             if self._refusal:
                 raise BatcherEnded(self._refusal)
-            if self.waiting >= self.max_waiting:
-                raise QueueFull(f"{self.waiting} requests wait already: try again later")
+            self.require_room()
             work.submitted = time.monotonic()
             self._open[work.future] = work
             self._arrivals.append(work)
             self._changed.notify()
         work.future.add_done_callback(self._ended)
+
+    def require_room(self) -> None:
+        """Raise `QueueFull` where `submit` would."""
+        if (waiting := self.waiting) >= self.max_waiting:
+            raise QueueFull(f"{waiting} requests wait already: try again later")
 
     def _ended(self, future: Future[Any]) -> None:
         work = self._open.pop(future)

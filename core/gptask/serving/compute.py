@@ -36,6 +36,14 @@ async def computed(state: ServerState, request: Request, work: Work) -> Any:
     return _result(state, request, work)
 
 
+def refuse_if_full(state: ServerState) -> None:
+    """Raise `ApiError` 429 where the queue is full, before a request costs anything."""
+    try:
+        state.batcher.require_room()
+    except QueueFull as error:
+        raise _queue_full(state, error) from None
+
+
 async def streamed(state: ServerState, request: Request, work: WritingWork) -> AsyncIterator[DecodingRow]:
     """Yield each row that got tokens since it was yielded last, and a last time after it has ended.
 
@@ -136,7 +144,7 @@ def _api_error(state: ServerState, request: Request, work: Work, error: BaseExce
     if isinstance(error, UserError):
         return ApiError(422, str(error))
     if isinstance(error, QueueFull):
-        return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", headers=later)
+        return _queue_full(state, error)
     if isinstance(error, BatcherEnded):
         return ApiError(503, str(error), kind="server_error", code="server_ends", headers=later)
     if isinstance(error, WorkExpired):
@@ -144,3 +152,8 @@ def _api_error(state: ServerState, request: Request, work: Work, error: BaseExce
         return ApiError(503, message, kind="timeout", code="timeout", headers=later)
     found = plugin_error(error, work.model) if isinstance(work.model, ServedRun) else error
     return found if isinstance(found, ApiError) else internal_error(found, record_of(request).id)
+
+
+def _queue_full(state: ServerState, error: QueueFull) -> ApiError:
+    later = {"Retry-After": str(state.batcher.retry_after())}
+    return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", headers=later)

@@ -21,7 +21,7 @@ from gptask.plugins.types import Prediction
 from gptask.runs.predictions_file import prediction_fields
 from gptask.runs.predictor import EncodedChunk, InputRow
 from gptask.runs.rows_in_memory import rows_in_memory
-from gptask.serving.compute import computed
+from gptask.serving.compute import computed, refuse_if_full
 from gptask.serving.http_errors import EXPECTED_ERRORS, ApiError, plugin_error
 from gptask.serving.request_record import record_of
 from gptask.serving.served_run import ServedModel, ServedRun
@@ -59,12 +59,17 @@ def run_of(state: ServerState, request: Request, name: str, param: str | None = 
 
 
 def model_of(state: ServerState, request: Request, name: str, param: str | None = None) -> ServedModel:
-    """The model of a name, which the request's record gets; raises `ApiError` where there is none."""
+    """The model of a name, which the request's record gets; raises `ApiError` where there is none.
+
+    A full queue refuses a POST here already, before examples are encoded.
+    """
     try:
         model = state.registry.get(name)
     except UserError as error:
         raise ApiError(404, str(error), param, code="model_not_found") from error
     record_of(request).run = model.name
+    if request.method == "POST":
+        refuse_if_full(state)
     return model
 
 
