@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from results_file import Entry, Machine, Record, Result, Score, Side, Speed, load
+from results_file import Bound, Entry, Machine, Record, Result, Score, Side, Speed, load
 
-EntryType = TypeVar("EntryType", Result, Speed)
+EntryType = TypeVar("EntryType", Result, Speed, Bound)
 
 
 def results(*ids: str) -> None:
@@ -21,6 +21,11 @@ def results(*ids: str) -> None:
 def speed(*ids: str, notes: bool = True) -> None:
     """Write the table of these comparisons in this order; of all, sorted by id, without ids."""
     _write(speed_table(load(), ids, notes))
+
+
+def bounds(*ids: str) -> None:
+    """Write the table of these figures and the bounds they keep, in this order."""
+    _write(bounds_table(load(), ids))
 
 
 def results_table(record: Record, ids: Sequence[str] = ()) -> str:
@@ -47,6 +52,16 @@ def speed_table(record: Record, ids: Sequence[str] = (), notes: bool = True) -> 
     rows = [_speed_row(comparison, side, notes) for comparison in chosen for side in comparison.sides[1:]]
     header = ["measure", "against", "gptask", "reference", "ratio", "share of the matrix peak", "quality"]
     return _table(header, rows) + _caption(chosen)
+
+
+def bounds_table(record: Record, ids: Sequence[str] = ()) -> str:
+    """A row for each figure with its bound and its command, and below them what they were measured on."""
+    chosen = _chosen(record.bounds, ids)
+    values = [entry.value if entry.is_met else f"**{entry.value}, missed**" for entry in chosen]
+    rows = [
+        [entry.measure, value, entry.bound, f"`{entry.command}`"] for entry, value in zip(chosen, values, strict=True)
+    ]
+    return _table(["measure", "measured", "bound", "command"], rows) + _caption(chosen)
 
 
 def _speed_row(comparison: Speed, side: Side, notes: bool) -> list[str]:

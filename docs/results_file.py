@@ -1,6 +1,7 @@
 """docs/results.json: the record of figures. Tables are rendered from it (figures.py), record.py adds to it.
 
-An entry of ``results`` is what one command reached on a test set, one of ``speed`` is a comparison measured in rounds.
+An entry of ``results`` is what one command reached on a test set, one of ``speed`` is a comparison measured in rounds,
+one of ``bounds`` is a figure with the bound that it is to keep.
 """
 
 from __future__ import annotations
@@ -116,16 +117,28 @@ class Speed(Entry):
         return quality is not None and side.quality is not None and quality < side.quality
 
 
+@dataclass(frozen=True)
+class Bound(Entry):
+    """A figure and the bound that it is to keep, both with their units, for people."""
+
+    measure: str
+    value: str
+    bound: str
+    is_met: bool
+
+
 @dataclass
 class Record:
     """The whole file: entries by id."""
 
     results: dict[str, Result] = field(default_factory=dict)
     speed: dict[str, Speed] = field(default_factory=dict)
+    bounds: dict[str, Bound] = field(default_factory=dict)
 
-    def add(self, entry: Result | Speed) -> bool:
+    def add(self, entry: Result | Speed | Bound) -> bool:
         """Add an entry; return whether it replaces one of the same id."""
-        entries: dict[str, Any] = self.results if isinstance(entry, Result) else self.speed
+        kinds: dict[type, dict[str, Any]] = {Result: self.results, Speed: self.speed, Bound: self.bounds}
+        entries = kinds[type(entry)]
         replaces = entry.id in entries
         entries[entry.id] = entry
         return replaces
@@ -134,9 +147,13 @@ class Record:
 def load(file: Path = FILE) -> Record:
     """Read the record; raises ValueError, which names the entry, where it does not fit the dataclasses."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    if set(values) != {"results", "speed"}:
-        raise ValueError(f"{file}: expected results and speed, got {', '.join(values)}")
-    return Record(_entries(values["results"], result_from, file), _entries(values["speed"], speed_from, file))
+    if set(values) != {f.name for f in fields(Record)}:
+        raise ValueError(f"{file}: expected {', '.join(f.name for f in fields(Record))}, got {', '.join(values)}")
+    return Record(
+        _entries(values["results"], result_from, file),
+        _entries(values["speed"], speed_from, file),
+        _entries(values["bounds"], bound_from, file),
+    )
 
 
 def save(record: Record, file: Path = FILE) -> None:
@@ -160,7 +177,12 @@ def speed_from(values: Mapping[str, Any]) -> Speed:
     return Speed(**{**values, "machine": Machine(**values["machine"]), "sides": sides})
 
 
-EntryType = TypeVar("EntryType", Result, Speed)
+def bound_from(values: Mapping[str, Any]) -> Bound:
+    """A figure with its bound from plain values."""
+    return Bound(**{**values, "machine": Machine(**values["machine"])})
+
+
+EntryType = TypeVar("EntryType", Result, Speed, Bound)
 
 
 def _entries(

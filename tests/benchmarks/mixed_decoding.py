@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from serving import Kept, finish
 
 ROWS, NEW_TOKENS, CHANGE = 32, 48, 0.02
 COMPARED_ROWS, COMPARED_TOKENS = 8, 16
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=NEW_TOKENS)
+    parser.add_argument("--record", action="store_true", help="write the figures into docs/results.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folders = adapter_folders(options.runs, Path(folder))
@@ -49,9 +51,24 @@ def main() -> None:
                 ratio = statistics.median(a / b for a, b in zip(values, rates["merged"], strict=True))
                 rate = statistics.median(values)
                 print(f"  {name:10} {rate:6.0f} tokens/s ({span}), {ratio:.2f} x one merged adapter")
-            for count in (4, 8):
-                pairs = zip(rates[f"{count} mixed"], rates[f"{count} in turns"], strict=True)
-                print(f"  {count} mixed: {statistics.median(a / b for a, b in pairs):.2f} x taking turns")
+            figures = kept(rates, threads)
+            finish({"threads": threads, **rates}, options.record, figures)
+
+
+def kept(rates: dict[str, list[float]], threads: int) -> list[Kept]:
+    """The ratios of each number of adapters, with their bounds."""
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates[name], rates[other], strict=True))
+
+    cores = f"{threads} core{'s' * (threads > 1)}"
+    figures = []
+    for count in (4, 8):
+        merged, turns = ratio(f"{count} mixed", "merged"), ratio(f"{count} mixed", f"{count} in turns")
+        measure, key = f"decoding, {ROWS} rows of {count} adapters, {cores}", f"mixed_{count}_{threads}"
+        figures.append(Kept(key, measure, f"{merged:.2f} × one merged", "≥ 0.7 ×", merged >= 0.7))
+        figures.append(Kept(f"{key}_turns", measure, f"{turns:.2f} × taking turns", "≥ 1.5 ×", turns >= 1.5))
+    return figures
 
 
 def prompts_of(runs: list[Path]) -> list[list[int]]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import itertools
 import json
 import os
 import re
+import shlex
 import socket
 import statistics
 import subprocess
@@ -20,8 +22,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 
@@ -197,14 +200,19 @@ async def ask(http: httpx2.AsyncClient, figures: Figures, kind: str, post: Post)
 async def clients(
     count: int, requests: Iterator[tuple[str, Post]], figures: Figures, until: Callable[[], bool]
 ) -> None:
-    """Clients that each send one request after another, of a common source, until it is time or the source ends."""
+    """Clients that each send one request after another, of a common source, until it is time or the source ends.
+
+    Where a server is full, they wait as long as it says.
+    """
 
     async def one() -> None:
         async with client() as http:
             for kind, post in requests:
                 if until():
                     return
-                await ask(http, figures, kind, post)
+                response = await ask(http, figures, kind, post)
+                if response is not None and response.status_code == 429:
+                    await asyncio.sleep(float(response.headers["Retry-After"]))
 
     await asyncio.gather(*(one() for _ in range(count)))
 
@@ -251,11 +259,48 @@ def arguments(about: str | None, **defaults: Any) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", help="finished run folders")
     parser.add_argument("--option", action="append", default=[], help="an option of gptask serve, such as kv_mb=512")
     parser.add_argument("--log", type=Path, help="file for what the server prints")
+    parser.add_argument("--record", action="store_true", help="write the figures into docs/results.json")
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
 
 
-def finish(result: dict[str, Any]) -> None:
-    """Print a program's result."""
+class Kept(NamedTuple):
+    """A figure, the bound that it is to keep, both for people, and whether it does."""
+
+    id: str
+    measure: str
+    value: str
+    bound: str
+    is_met: bool
+
+
+def finish(result: dict[str, Any], record: bool = False, figures: Sequence[Kept] = ()) -> None:
+    """Print a program's result, and write its figures into docs/results.json."""
     print(json.dumps(result, ensure_ascii=False))
+    for figure in figures:
+        print(f"{figure.measure}: {figure.value} ({figure.bound}){'' if figure.is_met else ': missed'}")
+    if record:
+        add_to_record(figures)
+
+
+def add_to_record(figures: Sequence[Kept]) -> None:
+    """Write figures into docs/results.json, with the command that measured them."""
+    from gptask.runs.provenance import git_commit
+    from harness import ROOT, machine
+
+    sys.path.insert(0, str(ROOT / "docs"))
+    import results_file
+
+    file = results_file.load()
+    command = shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *(a for a in sys.argv[1:] if a != "--record")])
+    facts = machine()
+    computer = results_file.Machine(**{f.name: facts[f.name] for f in dataclasses.fields(results_file.Machine)})
+    for figure in figures:
+        file.add(
+            results_file.Bound(
+                id=figure.id, command=command, commit=git_commit(), date=date.today().isoformat(), machine=computer,
+                seed=None, measure=figure.measure, value=figure.value, bound=figure.bound, is_met=figure.is_met,
+            )
+        )  # fmt: skip
+    results_file.save(file)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 from serving import (
     Figures,
+    Kept,
     Post,
     ServedFolder,
     after,
@@ -50,13 +51,22 @@ def main() -> None:
     few = ["queue=4", *options.option]
     with started(lambda port: serve_command(runs, port, few), log=options.log) as server:
         refusals, others = asyncio.run(refused(server.url, texts[0], 64))
-    p95 = [quantiles_ms(figures.seconds.get("label", [])).get("p95") for figures in (idle, busy)]
+    idle_p95, busy_p95 = (quantiles_ms(figures.seconds["label"])["p95"] for figures in (idle, busy))
+    ratio, health = busy_p95 / idle_p95, quantiles_ms(busy.seconds["health"])["p99"]
+    refusal = quantiles_ms(refusals)
+    refused_ms, labels_text = refusal["p99"], f"{ratio:.1f} × ({busy_p95:.0f} against {idle_p95:.0f} ms)"
+    beside = f"while {options.writers} texts are written and a 400-token prompt arrives every 2 s"
     finish(
         {
-            "idle": idle.summary(), "busy": busy.summary(),
-            "label_p95_ratio": round(p95[1] / p95[0], 2) if p95[0] and p95[1] else None,
-            "full_queue": {"refusals": len(refusals), **quantiles_ms(refusals), "all": others.summary()},
-        }
+            "idle": idle.summary(), "busy": busy.summary(), "label_p95_ratio": round(ratio, 2),
+            "full_queue": {"refusals": len(refusals), **refusal, "all": others.summary()},
+        },
+        options.record,
+        [
+            Kept("serving_labels", f"p95 of labels {beside}", labels_text, "≤ 5 × idle", ratio <= 5),
+            Kept("serving_health", f"p99 of /health {beside}", f"{health:.0f} ms", "< 50 ms", health < 50),
+            Kept("serving_full", "p99 of a full queue's 429", f"{refused_ms:.0f} ms", "< 50 ms", refused_ms < 50),
+        ],
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import itertools
 
 from serving import (
     Figures,
+    Kept,
     ServedFolder,
     arguments,
     clients,
@@ -40,7 +41,12 @@ def main() -> None:
         memory, figures = measure(served)
         megabytes.append(memory)
         result[f"runs_{len(served)}"] = {"memory_mb": round(memory, 1), **figures.summary()}
-    finish({**result, "ratio": round(megabytes[1] / megabytes[0], 3)})
+    ratio = megabytes[1] / megabytes[0]
+    value = f"{ratio:.2f} × ({megabytes[1]:,.0f} against {megabytes[0]:,.0f} MB)"
+    kept = Kept(
+        "serving_memory", f"memory of {len(runs)} runs in one process", value, "≤ 1.3 × that of one", ratio <= 1.3
+    )
+    finish({**result, "ratio": round(ratio, 3)}, options.record, [kept])
 
 
 if __name__ == "__main__":

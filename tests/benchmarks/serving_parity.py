@@ -12,6 +12,7 @@ from typing import Any
 from serving import (
     Examples,
     Figures,
+    Kept,
     ServedFolder,
     arguments,
     ask,
@@ -35,7 +36,8 @@ def main() -> None:
         pin(1)
         figures, answers = asyncio.run(asked(server.url, examples, options.clients))
     compared = {run.name: compare(answers[run.name], alone(run, examples[run.name], options.dtype)) for run in runs}
-    finish({"dtype": options.dtype, **figures.summary(), "runs": compared, **verdict(options.dtype, compared)})
+    result = {"dtype": options.dtype, **figures.summary(), "runs": compared, **verdict(options.dtype, compared)}
+    finish(result, options.record, [kept(options.dtype, compared, result["passed"])])
 
 
 async def asked(url: str, examples: dict[str, Examples], count: int) -> tuple[Figures, dict[str, list[Any]]]:
@@ -102,6 +104,21 @@ def verdict(dtype: str, compared: dict[str, dict[str, Any]]) -> dict[str, Any]:
         else:
             near[name] = clear == clear_equal and (result["within_0.02"] is None or result["within_0.02"] >= 0.99)
     return {"near_enough": near, "passed": all(near.values())}
+
+
+def kept(dtype: str, compared: dict[str, dict[str, Any]], passed: bool) -> Kept:
+    """The worst of all runs, and whether each is near enough."""
+    equal, total = (sum(result[key] for result in compared.values()) for key in ("equal", "n"))
+    measure = f"answers of {len(compared)} runs against gptask predict, {dtype}"
+    if dtype == "float32":
+        worst = max(result["largest_difference"] or 0 for result in compared.values())
+        value, bound = f"{equal} of {total} equal, numbers within {worst:.1g}", "texts and labels equal, 1e-4"
+    else:
+        near = min(result["within_0.02"] or 1.0 for result in compared.values())
+        clear, clear_equal = (sum(result["with_margin"][place] for result in compared.values()) for place in (0, 1))
+        value = f"{near:.1%} or more within 0.02; {clear_equal} of {clear} labels equal"
+        bound = "99% within 0.02; labels equal where the margin is above 0.05"
+    return Kept(f"serving_parity_{dtype}", measure, value, bound, passed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from serving import ServedFolder, Server, arguments, client, finish, pin, serve_command, served_folders, started
+from serving import Kept, ServedFolder, Server, arguments, client, finish, pin, serve_command, served_folders, started
 
 BEGINNING = "Once upon a time there was a story that every one of these texts begins with, and then: "
 TOLERANCE = 0.004  # of a probability; the two versions and the texts differ by more
@@ -51,7 +51,12 @@ def main() -> None:
             result = asyncio.run(
                 reload_under_load(server, served, versions, examples, options.requests, options.clients)
             )
-    finish({**result, "exit_code": server.code})
+    bad = sum(result[name] for name in ("wrong", "lost", "crossed"))
+    value = f"{bad} in {result['requests']:,} requests, {result['replaced']} replacements"
+    measure = "wrong, lost or crossed answers while a run is replaced in place"
+    finish(
+        {**result, "exit_code": server.code}, options.record, [Kept("serving_reload", measure, value, "none", not bad)]
+    )
 
 
 def scaled_copy(run: Path, target: Path, factor: float) -> None:

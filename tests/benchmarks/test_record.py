@@ -51,7 +51,7 @@ def record(monkeypatch):
 def add(record, tmp_path):
     """Call record.py on a record of the test's own; return it as plain values."""
     file = tmp_path / "results.json"
-    file.write_text('{"results": [], "speed": []}')
+    file.write_text('{"results": [], "speed": [], "bounds": []}')
 
     def call(*arguments):
         assert record.main([*map(str, arguments), "--file", str(file)]) == 0
@@ -294,7 +294,9 @@ def test_the_committed_record_is_as_record_py_would_write_it(record, tmp_path):
 
 def test_every_recorded_command_composes_or_is_a_program_of_the_benchmarks(record, capsys):
     content = record.results_file.load()
-    for command in {entry.command for entry in [*content.results.values(), *content.speed.values()]}:
+    for command in {
+        entry.command for entry in [*content.results.values(), *content.speed.values(), *content.bounds.values()]
+    }:
         program, *words = shlex.split(command)
         if program != "gptask":
             assert (program, (ROOT / words[0]).is_file()) == ("python", True), command
@@ -306,6 +308,6 @@ def test_every_recorded_command_composes_or_is_a_program_of_the_benchmarks(recor
 
 
 def test_an_entry_that_does_not_fit_is_named(record, add):
-    add.file.write_text('{"results": [{"id": "a", "metric": {}}], "speed": []}')
+    add.file.write_text('{"results": [{"id": "a", "metric": {}}], "speed": [], "bounds": []}')
     with pytest.raises(ValueError, match="entry 'a'"):
         record.results_file.load(add.file)
