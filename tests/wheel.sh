@@ -15,4 +15,6 @@ clean/bin/gptask train --cfg job > job.yaml
 grep -q '^task:' job.yaml
 clean/bin/gptask train backbone=nano trainer.max_steps=2
 test -s outputs/sentiment/*/metrics.json
+test -s clean/lib/python3*/site-packages/gptask/serving/static/index.html
+clean/bin/gptask serve check=true 2>&1 | grep -q "pip install 'gptask\[serve\]'"   # the extra is not installed here
 echo "wheel: fine"
