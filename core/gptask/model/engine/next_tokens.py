@@ -96,10 +96,11 @@ def _penalize(row: DecodingRow, scores_V: Tensor) -> None:
 
 def _ids(row: DecodingRow, device: torch.device) -> Tensor:
     """The ids (T,) of a row's prompt and text, kept for the next step: a list of thousands takes long to convert."""
-    if row.penalized_ids is None:
-        row.penalized_ids = torch.tensor(row.prompt, dtype=torch.long, device=device)
-    newest = row.new_ids[len(row.penalized_ids) - len(row.prompt) :]
-    row.penalized_ids = torch.cat([row.penalized_ids, row.penalized_ids.new_tensor(newest)])
+    ids_T = row.penalized_ids
+    if ids_T is None:
+        ids_T = torch.tensor(row.prompt, dtype=torch.long, device=device)
+    newest = row.new_ids[len(ids_T) - len(row.prompt) :]
+    row.penalized_ids = torch.cat([ids_T, ids_T.new_tensor(newest)])
     return row.penalized_ids
 
 
