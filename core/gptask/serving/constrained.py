@@ -83,6 +83,8 @@ class JsonGrammars:
         matcher = LLMatcher(self.tokenizer(tokenizer, stop_ids), grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise _refused(" ".join(matcher.get_error().split()))
+        if not np.frombuffer(matcher.compute_bitmask(), np.uint8).any() or matcher.is_error():
+            raise _refused("no text can follow the schema; does a $ref lead to itself?")
         return matcher
 
     def _tokenizer(self, tokenizer: Any, stop_ids: frozenset[int]) -> LLTokenizer:

@@ -155,7 +155,8 @@ class ChatRequest(WritingRequest):
     def _check_messages(self) -> ChatRequest:
         for number, message in enumerate(self.messages):
             if message.role in ("system", "developer") and number:
-                raise ApiError(400, f"messages[{number}].role: a system message must come first", "messages")
+                path = f"messages[{number}].role"
+                raise ApiError(400, f"{path}: a system message must come first", path)
         if self.messages[-1].role != "user":
             last = len(self.messages) - 1
             raise ApiError(400, f"messages[{last}].role: the last message must be the user's", f"messages[{last}].role")

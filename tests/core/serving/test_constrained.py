@@ -91,6 +91,12 @@ def test_a_schema_that_takes_too_long_to_compile_is_refused(monkeypatch):
         constraint_of(Model("byte-level"), {"enum": [*range(900)]})
 
 
+@pytest.mark.parametrize("target", ["#", "#/$defs/a"])
+def test_a_schema_that_refers_to_itself_alone_is_refused(target):
+    with pytest.raises(ApiError, match=r"response_format: no text can follow the schema; does a \$ref lead to itself"):
+        constraint_of(Model("byte-level"), {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": target})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bytes_of_tokens_are_those_of_the_text(kind):
     model = Model(kind)

@@ -138,6 +138,19 @@ def test_prompts_and_choices_are_all_answered_and_a_seed_repeats_them(ask):
     assert [joined(chunks, number) for number in range(6)] == texts
 
 
+def test_whole_texts_are_decoded_beside_the_event_loop(ask, monkeypatch):
+    threads, update = [], openai_routes.ChoiceText.update
+
+    def noted(choice):
+        threads.append(threading.current_thread())
+        return update(choice)
+
+    monkeypatch.setattr(openai_routes.ChoiceText, "update", noted)
+    ask(COMPLETIONS, prompt=["a", "b"], max_tokens=2)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
 def test_ids_are_a_prompt_too_and_echo_shows_it(ask, writing_state):
     ids = writing_state.registry.models["tiny"].backbone.tokenizer.encode("the fox")
     text = ask(COMPLETIONS, prompt="the fox", temperature=0)["choices"][0]["text"]

@@ -71,7 +71,7 @@ WRONG = [  # request, the field that is named, a part of the message
     ({"messages": [user("a", tool_calls=[{}])]}, "messages[0].tool_calls", "not supported"),
     ({"messages": [user("a", colour="red")]}, "messages[0].colour", "unknown field"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", "'tool' is not supported; expected"),
-    ({"messages": [user("a"), {"role": "system", "content": "b"}, user("c")]}, "messages", "must come first"),
+    ({"messages": [user("a"), {"role": "system", "content": "b"}, user("c")]}, "messages[1].role", "must come first"),
     ({"messages": [user("a"), {"role": "assistant", "content": "b"}]}, "messages[1].role", "must be the user's"),
     ({"model": None}, "model", "required"),
     ({"prompt": None}, "prompt", "required, a text, a list of texts, a list of token ids"),

@@ -95,6 +95,7 @@ class DecodingRow:
     constraint: TokenConstraint | None = None
     top_count: int = 0
     top_tokens: list[list[tuple[int, float]]] = field(default_factory=list)
+    penalized_ids: Tensor | None = None  # ids (T,) so far, where the row has penalties
 
     @property
     def ids(self) -> list[int]:

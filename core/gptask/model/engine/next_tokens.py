@@ -1,20 +1,18 @@
 """Chooses the next token of every row, greedily or sampled, by the options of each.
 
-Shapes: B rows, b rows of a chunk, s rows of it that are sampled, k candidates, V vocabulary.
+Shapes: B rows, b rows of a chunk, s rows of it that are sampled, T tokens of a row, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gptask.model.engine.interface import DecodingRow
 from gptask.model.engine.loss import rows_per_chunk
-
-CANDIDATES = 256  # likeliest tokens among which top_p is looked for before the whole vocabulary is sorted
 
 
 class Sampler:
@@ -56,7 +54,7 @@ class Sampler:
                 scores_bV[place].masked_fill_(~allowed_V, float("-inf"))
             elif len(row.new_ids) < row.options.min_new_tokens:
                 scores_bV[place, self.stop_ids] = float("-inf")
-        _penalize(rows, scores_bV)
+            _penalize(row, scores_bV[place])
         return scores_bV
 
     def _choose(self, rows: Sequence[DecodingRow], scores_bV: Tensor) -> Tensor:
@@ -80,63 +78,70 @@ def _record_top_tokens(rows: Sequence[DecodingRow], logits_bV: Tensor, total_b1:
         rows[place].top_tokens.append([*zip(ids, values, strict=True)][: rows[place].top_count])
 
 
-def _penalize(rows: Sequence[DecodingRow], scores_bV: Tensor) -> None:
+def _penalize(row: DecodingRow, scores_V: Tensor) -> None:
     """Change the scores of tokens that were there: repetition counts the prompt too, frequency and presence do not."""
-    repeated: list[tuple[int, int, float]] = []  # row, token, penalty
-    counted: list[tuple[int, int, float]] = []
-    for place, row in enumerate(rows):
-        if row.options.repetition_penalty != 1.0:
-            repeated += [(place, token, row.options.repetition_penalty) for token in {*row.prompt, *row.new_ids}]
-        if row.frequency_penalty or row.presence_penalty:
-            counts = Counter(row.new_ids).items()
-            counted += [(place, token, row.presence_penalty + n * row.frequency_penalty) for token, n in counts]
-    if repeated:
-        places, tokens, penalties = _columns(repeated, scores_bV)
-        scores = scores_bV[places, tokens]
-        scores_bV[places, tokens] = torch.where(scores < 0, scores * penalties, scores / penalties)
-    if counted:
-        places, tokens, penalties = _columns(counted, scores_bV)
-        scores_bV[places, tokens] -= penalties
+    repetition, frequency, presence = row.options.repetition_penalty, row.frequency_penalty, row.presence_penalty
+    if repetition == 1.0 and not frequency and not presence:
+        return
+    ids_T = _ids(row, scores_V.device)
+    if repetition != 1.0:  # a token that is there twice is written twice, each time the same
+        seen_T = scores_V[ids_T]
+        scores_V[ids_T] = torch.where(seen_T < 0, seen_T * repetition, seen_T / repetition)
+    new_T = ids_T[len(row.prompt) :]
+    if presence:
+        scores_V[new_T] -= presence
+    if frequency:
+        scores_V.index_add_(0, new_T, scores_V.new_full(new_T.shape, -frequency))
 
 
-def _columns(entries: list[tuple[int, int, float]], scores_bV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    places, tokens, penalties = zip(*entries, strict=True)
-    device = scores_bV.device
-    return torch.tensor(places, device=device), torch.tensor(tokens, device=device), scores_bV.new_tensor(penalties)
+def _ids(row: DecodingRow, device: torch.device) -> Tensor:
+    """The ids (T,) of a row's prompt and text, kept for the next step: a list of thousands takes long to convert."""
+    ids_T = row.penalized_ids
+    if ids_T is None:
+        ids_T = torch.tensor(row.prompt, dtype=torch.long, device=device)
+    newest = row.new_ids[len(ids_T) - len(row.prompt) :]
+    row.penalized_ids = torch.cat([ids_T, ids_T.new_tensor(newest)])
+    return row.penalized_ids
 
 
 def sampling_weights(rows: Sequence[DecodingRow], scores_sV: Tensor) -> Tensor:
     """Return what each token's probability (s, V) is proportional to, after temperature, top_k and top_p."""
-    options = [row.options for row in rows]
-    temperatures_s1 = scores_sV.new_tensor([[o.temperature] for o in options])
+    temperatures_s1 = scores_sV.new_tensor([[row.options.temperature] for row in rows])
     lowest = torch.finfo(scores_sV.dtype).tiny
     scores_sV = (scores_sV - scores_sV.amax(-1, keepdim=True)) / temperatures_s1.clamp(min=lowest)
-    limits = [min(o.top_k, scores_sV.shape[1]) for o in options]
-    if any(limits):
-        best_sk = scores_sV.topk(max(limits)).values
-        places_s1 = torch.tensor([[max(limit - 1, 0)] for limit in limits], device=scores_sV.device)
-        unlimited_s1 = torch.tensor([[not limit] for limit in limits], device=scores_sV.device)
-        least_s1 = best_sk.gather(1, places_s1).masked_fill(unlimited_s1, float("-inf"))
-        scores_sV = scores_sV.masked_fill(scores_sV < least_s1, float("-inf"))
-    weights_sV = scores_sV.softmax(-1)
-    places = [place for place, o in enumerate(options) if o.top_p < 1]
+    places = [place for place, row in enumerate(rows) if row.options.top_k or row.options.top_p < 1]
     if places:
-        masses_s1 = weights_sV.new_tensor([[options[place].top_p] for place in places])
-        weights_sV[places] = _nucleus(weights_sV[places], masses_s1, CANDIDATES)
-    return weights_sV
+        scores_sV[places] = _likeliest([rows[place] for place in places], scores_sV[places])
+    return scores_sV.softmax(-1)
 
 
-def _nucleus(weights_sV: Tensor, masses_s1: Tensor, candidates: int) -> Tensor:
-    """The weights of the smallest set of tokens with these masses, the others 0; the likeliest token always stays."""
-    values_sk, ids_sk = weights_sV.topk(min(candidates, weights_sV.shape[1]))
-    through_sk = values_sk.cumsum(-1)
-    stays_sk = through_sk - values_sk < masses_s1
-    stays_sk[:, 0] = True
-    nucleus_sV = torch.zeros_like(weights_sV).scatter_(1, ids_sk, values_sk * stays_sk)
-    more = [place for place, within in enumerate((through_sk[:, -1:] < masses_s1)[:, 0].tolist()) if within]
-    if more and values_sk.shape[1] < weights_sV.shape[1]:
-        nucleus_sV[more] = _nucleus(weights_sV[more], masses_s1[more], weights_sV.shape[1])
-    return nucleus_sV
+def _likeliest(rows: Sequence[DecodingRow], scores_sV: Tensor) -> Tensor:
+    """The scores of the tokens that top_k and top_p leave, the others minus infinity; the likeliest token always stays.
+
+    All tokens that are equal to the last one of top_k stay. Of those that are equal to the last one of top_p, which are
+    many where the model computes in bfloat16, only as many stay as its mass needs: those of the lowest ids.
+    """
+    vocabulary = scores_sV.shape[1]
+    limits = [min(row.options.top_k or vocabulary, vocabulary) for row in rows]
+    limits_s1 = torch.tensor(limits, device=scores_sV.device)[:, None]
+    rising_sV = _sorted(scores_sV)
+    rising_sV = torch.where(rising_sV < rising_sV.gather(1, vocabulary - limits_s1), float("-inf"), rising_sV)
+    through_sV = rising_sV.softmax(-1).cumsum(-1, dtype=torch.double)
+    rest_s1 = through_sV.new_tensor([[1.0 - row.options.top_p] for row in rows])
+    dropped_s1 = torch.searchsorted(through_sV, rest_s1, right=True).clamp_(max=vocabulary - 1)
+    least_s1 = rising_sV.gather(1, dropped_s1)
+    equal_sV = scores_sV == least_s1
+    above_sV = scores_sV > least_s1
+    needed_s1 = vocabulary - dropped_s1 - above_sV.sum(-1, keepdim=True)
+    stays_sV = above_sV | (equal_sV & (equal_sV.cumsum(-1, dtype=torch.int32) <= needed_s1))
+    return torch.where(stays_sV, scores_sV, float("-inf"))
+
+
+def _sorted(scores_sV: Tensor) -> Tensor:
+    """The scores of each row from low to high. On a CPU, numpy sorts a hundred times faster than torch."""
+    if scores_sV.device.type != "cpu":
+        return scores_sV.sort(-1).values
+    return torch.from_numpy(np.sort(scores_sV.numpy(), axis=-1))
 
 
 def _draw(rows: Sequence[DecodingRow], scores_sV: Tensor) -> Tensor:

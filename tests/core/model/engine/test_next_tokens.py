@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from gptask.model.engine.interface import DecodingRow
-from gptask.model.engine.next_tokens import CANDIDATES, Sampler, sampling_weights
+from gptask.model.engine.next_tokens import Sampler, sampling_weights
 from gptask.plugins.generation_options import GenerationOptions
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-VOCABULARY = 600  # more than are sorted first
+VOCABULARY = 600
 CASES = [
     dict(zip(("temperature", "top_k", "top_p", "repetition_penalty"), case, strict=True))
     for case in itertools.product((0.3, 1.0, 4.0), (0, 1, 7, 10_000), (0.05, 0.8, 0.999, 1.0), (1.0, 1.7))
@@ -38,13 +38,34 @@ def expected_weights(row, logits_1V):
 
 
 def test_rows_of_different_options_have_the_weights_of_transformers():
-    assert CANDIDATES < VOCABULARY
     torch.manual_seed(0)
     rows = [row_of(torch.randint(VOCABULARY, (9,)).tolist(), [3, 4, 4], **case) for case in CASES]
     logits = torch.randn(len(rows), VOCABULARY) * 2
     weights = sampling_weights(rows, Sampler({0})._processed(rows, logits))
     for row, weights_V, logits_V in zip(rows, weights, logits, strict=True):
         torch.testing.assert_close((weights_V / weights_V.sum())[None], expected_weights(row, logits_V[None]))
+
+
+def test_all_penalties_hold_before_temperature_top_k_and_top_p():
+    torch.manual_seed(1)
+    options = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3}
+    row, plain = row_of([5, 5, 9], [3, 4, 4], **options), row_of([5, 5, 9], [3, 4, 4], **options)
+    row.frequency_penalty, row.presence_penalty = 0.5, -1.5
+    logits = torch.randn(1, VOCABULARY) * 2
+    for _ in range(3):  # a step after the other, with what the row keeps of the last one
+        lost = row.presence_penalty + row.frequency_penalty * torch.tensor(row.new_ids).bincount(minlength=VOCABULARY)
+        repeated = RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])(torch.tensor([row.ids]), logits)
+        plain.options.repetition_penalty = 1.0
+        expected = expected_weights(plain, repeated - lost * (lost != row.presence_penalty))
+        weights = sampling_weights([row], Sampler({0})._processed([row], logits))
+        torch.testing.assert_close(weights / weights.sum(), expected)
+        row.new_ids += [7, 3]
+
+
+def test_of_equal_tokens_top_p_keeps_as_many_as_its_mass_needs():
+    logits = torch.tensor([[0.0, 2.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, -float("inf")]])
+    weights = sampling_weights([row_of(temperature=1.0, top_p=0.7), row_of(temperature=1.0, top_p=0.5)], logits)
+    assert (weights > 0).tolist() == [[True, True, False, False, False], [True, True, False, False, False]]
 
 
 def test_greedy_rows_beside_sampled_ones_take_the_likeliest_token():
