@@ -82,6 +82,10 @@ class WritingQueue:
         reads = [partial(lane.read, prompt_tokens) for lane in lanes if lane.batch.unread]
         return [*reads, *(lane.step for lane in lanes)]
 
+    def forget(self, engine: Engine) -> None:
+        """Drop what is kept of the texts of an engine."""
+        self.lanes.pop(engine, None)
+
     def measure(self) -> None:
         """Tell the metrics how many texts are being written, and what memory is reserved."""
         self.metrics.rows.set(self.rows)
