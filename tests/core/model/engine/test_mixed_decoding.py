@@ -315,6 +315,38 @@ def test_rows_of_a_removed_adapter_fail_and_the_others_go_on(adapted):
     assert_equal([rows[number] for number in others], [expected[number] for number in others])
 
 
+@pytest.mark.parametrize("engine", [Fast(linear=False), Fast()], ids=["no linear", "fast"])
+def test_the_first_adapter_may_come_while_rows_are_written(engine, backbone_of, random_adapters):
+    family = "llama" if engine == Fast(linear=False) else "gpt2"  # layers that can't compute each row's adapter
+    backbone = endless(backbone_of(family))
+    backbone.use_engine(engine)
+    batch = backbone.engine.decoding_batch()
+    rows = [DecodingRow(PROMPTS[0], 8, GREEDY)]
+    batch.admit(rows)
+    batch.step()
+    for number, folder in enumerate(random_adapters(family)[:2], 1):
+        rows.append(DecodingRow(PROMPTS[number], 8, GREEDY, backbone.engine.add_adapter(folder)))
+        batch.enqueue(rows[-1:])
+        batch.read(256)
+        batch.step()
+    assert not backbone.engine.adapts_rows
+    finish(batch)
+    assert_equal(rows, alone(backbone, rows))
+
+
+def test_a_text_of_a_removed_adapter_takes_no_kept_ones_place(adapted):
+    backbone, digests = adapted("llama", own=False)
+    batch = backbone.engine.decoding_batch(keep=2)
+    batch.admit([DecodingRow([number], 1, GREEDY, digests[0]) for number in (5, 6)])
+    batch.step()
+    kept = list(batch.kept)
+    batch.admit([row := DecodingRow([7], 9, GREEDY, digests[1])])
+    backbone.engine.remove_adapter(digests[1])
+    batch.leave(row)
+    assert batch.kept == kept
+    assert len(kept) == 2
+
+
 def test_what_is_kept_is_used_in_parts_counted_and_dropped_with_its_adapter(adapted, monkeypatch):
     backbone, digests = adapted("llama", own=False)
     batch = backbone.engine.decoding_batch(keep=4)
