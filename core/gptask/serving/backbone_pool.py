@@ -48,8 +48,8 @@ class PooledBackbone:
 class BackbonePool:
     """Loads backbones, within ``memory_mb`` megabytes of weights if there are several, and runs onto them.
 
-    One thread at a time calls its methods. ``between_passes`` calls a function while no pass runs; ``forget`` drops what
-    others keep of an engine whose backbone is removed.
+    One thread at a time calls its methods. ``between_passes`` calls a function while no pass runs; ``forget`` drops
+    what others keep of an engine whose backbone is removed.
     """
 
     def __init__(
