@@ -233,6 +233,8 @@ class FastBatch(SampledBatch):
                     self._keep_text(KeptText(row.ids[: bucket.lengths[place]], row.adapter, bucket.states_of(place)))
             bucket.keep([place for place, row in enumerate(bucket.rows) if row not in leaving])
         self.buckets = [bucket for bucket in self.buckets if bucket.rows]
+        groups = {self._reading_group(bucket) for bucket in self.buckets}
+        self._plans = {group: plan for group, plan in self._plans.items() if group in groups}  # they hold buckets
 
     def _keep_text(self, text: KeptText) -> None:
         """Keep a text in place of those that it begins with, and of the oldest one if there are too many."""

@@ -1,5 +1,7 @@
 """Rows of many adapters are decoded in one pass, enter one at a time and in parts, and get what each gets alone."""
 
+import weakref
+
 import pytest
 import torch
 from gptask.config.engine import Fast
@@ -332,6 +334,21 @@ def test_the_first_adapter_may_come_while_rows_are_written(engine, backbone_of, 
     assert not backbone.engine.adapts_rows
     finish(batch)
     assert_equal(rows, alone(backbone, rows))
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_nothing_holds_keys_and_values_when_all_rows_have_left(leaves, adapted):
+    backbone, digests = adapted("llama", own=False)
+    batch, buffers = backbone.engine.decoding_batch(), []
+    for number, adapter in enumerate([*digests, None]):
+        batch.admit([DecodingRow([5] * (3 + 8 * number), 5, GREEDY, adapter)])
+        batch.step()
+        buffers += [weakref.ref(buffer) for bucket in batch.buckets for buffer in bucket.buffers]
+    for row in batch.rows if leaves else ():
+        batch.leave(row)
+    finish(batch)
+    assert buffers
+    assert not [buffer for buffer in buffers if buffer() is not None and buffer().buffers]
 
 
 def test_a_text_of_a_removed_adapter_takes_no_kept_ones_place(adapted):
