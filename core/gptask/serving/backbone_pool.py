@@ -26,6 +26,7 @@ from gptask.serving.run_folders import last_part, url_name
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
+    from gptask.model.engine.interface import Engine
 
 log = logging.getLogger("gptask")
 
@@ -47,7 +48,8 @@ class PooledBackbone:
 class BackbonePool:
     """Loads backbones, within ``memory_mb`` megabytes of weights if there are several, and runs onto them.
 
-    One thread at a time calls its methods. ``between_passes`` calls a function while no pass runs.
+    One thread at a time calls its methods. ``between_passes`` calls a function while no pass runs; ``forget`` drops
+    what others keep of an engine whose backbone is removed.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class BackbonePool:
         engine: Fast | Reference,
         memory_mb: int | None,
         between_passes: Callable[[Callable[[], Any]], Any],
+        forget: Callable[[Engine], None],
     ) -> None:
-        self.engine, self.memory_mb, self.between_passes = engine, memory_mb, between_passes
+        self.engine, self.memory_mb, self.between_passes, self.forget = engine, memory_mb, between_passes, forget
         self.backbones: dict[str, PooledBackbone] = {}  # by the hash of their weights
         # Finalizers run in any thread at any time, within a lock of that thread too: they leave notes, and no more
         self._dropped: deque[tuple[str, str | None]] = deque()
@@ -143,6 +146,7 @@ class BackbonePool:
                 log.info("adapter %s: not used any more, removed", digest)
             if not +pooled.users:
                 del self.backbones[key]
+                self.forget(backbone.engine)
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
                 log.info("backbone %s: not used any more, removed", pooled.name)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from math import ceil
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.scoring_queue import ScoringQueue
 from gptask.serving.work import ScoringWork, WholeWork, Work, WritingWork
 from gptask.serving.writing_queue import WritingQueue
+
+if TYPE_CHECKING:
+    from gptask.model.engine.interface import Engine
 
 log = logging.getLogger("gptask")
 SCORING_TOKENS = 1024  # that are scored in a round: a CPU reads about as many at its best speed
@@ -37,9 +40,9 @@ class BatcherEnded(Exception):
 class Batcher:
     """Computes work in a thread of its own, in rounds.
 
-    A round runs the functions of `call`, drops work that nobody waits for or whose time is over, scores up to
-    `SCORING_TOKENS` of items, reads up to `PROMPT_TOKENS` of unread prompts, writes a token of each row, and runs one
-    piece of whole work. So what is short never waits for what is long.
+    A round runs the functions of `call`; then it reads up to `PROMPT_TOKENS` of unread prompts, writes a token of each
+    row, and runs one piece of whole work. Before each of these it drops work that nobody waits for or whose time is
+    over, and scores items: up to `SCORING_TOKENS` in the round. So what is short never waits for what is long.
 
     ``max_waiting`` bounds the pieces of work that wait to be begun, ``kv_bytes`` the keys and values of rows that are
     written at once. ``on_death`` is called, in the thread, with the exception that ended it.
@@ -112,6 +115,10 @@ class Batcher:
             self._changed.notify()
         return future
 
+    def forget(self, engine: Engine) -> Future[Any]:
+        """Drop what is kept of the texts of a backbone that nobody uses any more: it would keep the weights, too."""
+        return self.call(lambda: self._writing.forget(engine))
+
     @property
     def waiting(self) -> int:
         """How many pieces of work wait to be begun."""
@@ -183,17 +190,26 @@ class Batcher:
     def _round(self) -> None:
         with self._changed:
             calls, self._calls = self._calls, []
-            arrivals, self._arrivals = self._arrivals, []
         for future, function in calls:
             self._call(future, function)
+        self._take_in()
+        with torch.inference_mode():
+            parts = [*self._writing.parts(PROMPT_TOKENS), *([self._compute_whole] if self._whole else [])]
+            left, share = SCORING_TOKENS, SCORING_TOKENS // max(1, len(parts))
+            for part in parts or [lambda: None]:
+                if left > 0:
+                    left -= self._scoring.compute(share)
+                part()
+                self._take_in()
+        self._writing.measure()
+
+    def _take_in(self) -> None:
+        """Queue what has been submitted, and drop what has ended."""
+        with self._changed:
+            arrivals, self._arrivals = self._arrivals, []
         for work in arrivals:
             self._add(work)
         self._drop_ended()
-        with torch.inference_mode():
-            self._scoring.compute(SCORING_TOKENS)
-            self._writing.compute(PROMPT_TOKENS)
-            if self._whole:
-                self._compute_whole(self._whole.popleft())
 
     def _call(self, future: Future[Any], function: Callable[[], Any]) -> None:
         if not future.set_running_or_notify_cancel():
@@ -224,7 +240,10 @@ class Batcher:
         self._writing.drop_ended()
         self._whole = deque(work for work in self._whole if not work.ended)
 
-    def _compute_whole(self, work: WholeWork) -> None:
+    def _compute_whole(self) -> None:
+        if not self._whole:  # dropped since the round began
+            return
+        work = self._whole.popleft()
         work.start()
         try:
             work.finish(work.call())

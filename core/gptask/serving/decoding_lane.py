@@ -73,20 +73,22 @@ class DecodingLane:
         self._first_tokens.pop(row, None)
         self.metrics.wrote_row(writing.work.model.name, len(row.prompt), len(row.new_ids))
 
-    def advance(self, prompt_tokens: int) -> None:
-        """Read at most so many tokens of unread prompts, and write a token of each row.
-
-        Where reading fails, so does the work whose prompts were being read. Where the step fails, so does all work that
-        is being written; unread prompts go to a new batch.
-        """
+    def read(self, max_tokens: int) -> None:
+        """Read at most so many tokens of unread prompts; where that fails, so does the work whose prompts they are."""
         try:
-            if self.batch.unread:
-                self.batch.read(prompt_tokens)
+            self.batch.read(max_tokens)
         except Exception as error:
             staying = {*self.batch.rows, *self.batch.unread}
             self._lose([row for row in self.owners if row not in staying], error)
-            return
+
+    def step(self) -> None:
+        """Write a token of each row.
+
+        Where that fails, so does all work that is being written; unread prompts go to a new batch.
+        """
         rows = self.batch.rows
+        if not rows:
+            return
         try:
             self.batch.step()
         except Exception as error:
@@ -96,8 +98,7 @@ class DecodingLane:
             self._lose(rows, error)
             return
         self.failed_passes.reset()
-        if rows:
-            self.metrics.decoding_batch.observe(len(rows))
+        self.metrics.decoding_batch.observe(len(rows))
         now = time.monotonic()
         for row in rows:
             self._advanced(row, now)

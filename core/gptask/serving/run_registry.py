@@ -78,7 +78,12 @@ class RunRegistry:
         self.options, self.batcher = options, batcher
         self.models: dict[str, ServedModel] = {}
         self.loading = False  # whether `load` is still to be done
-        self.pool = BackbonePool(options.engine, options.memory_mb, lambda call: batcher.call(call).result())
+        self.pool = BackbonePool(
+            options.engine,
+            options.memory_mb,
+            lambda call: batcher.call(call).result(),
+            lambda engine: batcher.forget(engine).result(),
+        )
         self._root = Path(options.runs_root).expanduser() if options.runs_root else None
         self._folders: dict[RunFolder, WatchedFolder] = {}
         self._bare: dict[PooledBackbone, ServedModel] = {}

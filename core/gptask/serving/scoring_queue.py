@@ -93,15 +93,17 @@ class ScoringQueue:
         """Forget work that is cancelled, expired or failed."""
         self._requests = deque(request for request in self._requests if not request.work.ended)
 
-    def compute(self, max_tokens: int) -> None:
-        """Score items of at most so many tokens, or one longer item alone."""
+    def compute(self, max_tokens: int) -> int:
+        """Score items of at most so many tokens, or one longer item alone; return how many tokens it were."""
         by_engine: dict[Any, list[Entry]] = {}
-        for entry in self._take(max_tokens):
+        taken = self._take(max_tokens)
+        for entry in taken:
             by_engine.setdefault(entry.request.work.model.backbone.engine, []).append(entry)
         for entries in by_engine.values():
             lengths = np.array([entry.item["length"] for entry in entries])
             for places in BatchesByLength(lengths, len(entries), max_tokens, None, max_padding=0.1):
                 self._compute_pass([entries[place] for place in places])
+        return sum(int(entry.item["length"]) for entry in taken)
 
     def _take(self, max_tokens: int) -> list[Entry]:
         """The next items, one of each request in turn."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -72,12 +74,20 @@ class WritingQueue:
                 self.lanes[writing.engine].leave(writing)
         self.writings = [writing for writing in self.writings if not writing.work.ended]
 
-    def compute(self, prompt_tokens: int) -> None:
-        """Admit rows, read parts of their prompts, and write a token of each row."""
+    def parts(self, prompt_tokens: int) -> list[Callable[[], None]]:
+        """Admit rows; return what is to be computed for them now, on each backbone: first a part of the prompts that
+        are unread, of at most so many tokens, then a step."""
         self._admit()
-        for lane in self.lanes.values():
-            if lane.owners:
-                lane.advance(prompt_tokens)
+        lanes = [lane for lane in self.lanes.values() if lane.owners]
+        reads = [partial(lane.read, prompt_tokens) for lane in lanes if lane.batch.unread]
+        return [*reads, *(lane.step for lane in lanes)]
+
+    def forget(self, engine: Engine) -> None:
+        """Drop what is kept of the texts of an engine."""
+        self.lanes.pop(engine, None)
+
+    def measure(self) -> None:
+        """Tell the metrics how many texts are being written, and what memory is reserved."""
         self.metrics.rows.set(self.rows)
         self.metrics.kv_bytes.set(self.bytes)
 

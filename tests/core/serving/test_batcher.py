@@ -151,6 +151,52 @@ def test_a_label_waits_neither_for_texts_nor_for_long_prompts(engine: FakeEngine
     assert max(engine.batches[0].reads) <= PROMPT_TOKENS
 
 
+@pytest.mark.parametrize("kind", ["read", "step", "whole"])
+def test_a_label_that_comes_during_a_part_of_a_round_is_scored_before_the_next_part(
+    engine: FakeEngine, batcher_of: Start, kind: str
+) -> None:
+    model, batcher, parts = FakeModel(engine), batcher_of(start=False), list[str]()
+    label = scoring(model, [5])
+
+    def note(part: str) -> None:
+        parts.append(part)
+        if part == kind and label not in batcher._open.values() and not label.future.done():
+            batcher.submit(label)
+
+    engine.before_read = lambda _: note("read")
+    engine.before_step = lambda _: note("step")
+    engine.before_pass = lambda _: note("label")
+    wholes = [WholeWork(model, lambda: note("whole")) for _ in range(3)]
+    for work in [writing(model, 1, limit=20), writing(model, 2, prompt=9 * PROMPT_TOKENS), *wholes]:
+        batcher.submit(work)
+    batcher.start()
+    assert result(label) == [5]
+    assert batcher.drain(LONG_WAIT)
+    assert parts[parts.index("label") - 1] == kind
+    assert {part: parts.count(part) for part in ("label", "whole")} == {"label": 1, "whole": 3}
+
+
+def test_labels_between_the_parts_of_a_round_take_no_more_than_those_of_one_pass(
+    engine: FakeEngine, batcher_of: Start
+) -> None:
+    model, batcher, in_rounds = FakeModel(engine), batcher_of(start=False), [0]
+    engine.before_step = lambda _: in_rounds.append(0)
+
+    def note(ids: Any) -> None:
+        in_rounds[-1] += ids.numel()
+
+    engine.before_pass = note
+    labels = [scoring(model, range(40), length=length) for length in (60, 600, SCORING_TOKENS, 20) * 3]
+    texts = [writing(model, 3, limit=60), writing(model, 2, prompt=60 * PROMPT_TOKENS)]
+    for work in [*texts, *labels]:
+        batcher.submit(work)
+    batcher.start()
+    assert [result(label) for label in labels] == [[*range(40)]] * 12
+    full = in_rounds[1:50]  # a label that is longer than its share is scored alone
+    assert max(full) <= 1.6 * SCORING_TOKENS
+    assert sum(full) >= 0.8 * SCORING_TOKENS * len(full)
+
+
 def test_labels_without_end_do_not_starve_a_text(engine: FakeEngine, batcher_of: Start) -> None:
     model, batcher = FakeModel(engine), batcher_of(start=False)
     text, labels = writing(model, 3, limit=20), list[ScoringWork]()

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from gptask import Full, GenerationOptions, HeadOnly, Lora, Pretrained, Scratch, UserError, load_run
 from gptask.config.schemas import DType, Serve
 from gptask.data.rows import Row
+from gptask.model.engine.interface import DecodingRow
 from gptask.runs import saved_model
 from gptask.runs.config_file import read_config, write_config
 from gptask.runs.manifest import read_manifest
@@ -23,7 +25,7 @@ from gptask.serving.batcher import Batcher
 from gptask.serving.http_errors import ApiError
 from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.run_registry import LOOKS_UNTIL_GONE, RunRegistry
-from gptask.serving.work import ScoringWork
+from gptask.serving.work import ScoringWork, WritingWork
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
@@ -318,10 +320,17 @@ def test_a_backbone_goes_with_the_last_run_on_it(served, folders, tmp_path):
     folder = Path(shutil.copytree(folders["other"], tmp_path / "other"))
     registry = served(f"mood:{folders['old']}", runs_root=str(tmp_path), memory_mb=2)
     assert len(registry.pool.backbones) == 2
+    view = registry.get("other").backbone
+    work = WritingWork(registry.get("other"), [DecodingRow([5, 6], 2, GenerationOptions(), view.adapter)])
+    registry.batcher.submit(work)
+    work.future.result(30)
+    weight = weakref.ref(view.model.get_input_embeddings().weight)
+    del view, work
     shutil.rmtree(folder)
     look(registry, LOOKS_UNTIL_GONE + 1)
     assert len(registry.pool.backbones) == 1
     assert len(registry.models) == 2
+    assert weight() is None
 
 
 # --- folders that come, change and go -----------------------------------------------------------------------------

@@ -63,6 +63,10 @@ def apply_tuning(model: Any, tuning: Lora | Full | HeadOnly) -> Any:
 def _add_lora(model: Any, tuning: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    if hasattr(model, "peft_config"):
+        raise UserError(
+            f"the model has adapters already ({listing(model.peft_config)}): remove them before training one"
+        )
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
     top = 1.0 if tuning.top is None else tuning.top

@@ -33,6 +33,7 @@ def add_adapter(backbone: EngineBackbone, adapter: AdapterFiles) -> None:
         raise UserError("the model's own adapter is merged into its weights: unmerge it before adding others")
     try:
         _inject(backbone, adapter)
+        _refuse_vocabulary(backbone, adapter)
         _assign(backbone, adapter)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         remove_adapter(backbone, digest)
@@ -66,6 +67,13 @@ def _with_upper_layers(backbone: EngineBackbone, excluded: Any, layers: int) -> 
     upper = set(backbone.layers[layers:])
     names = (name for name, module in backbone.model.named_modules() if module in upper)
     return "|".join(f"({pattern})" for pattern in [*patterns, *(rf"{re.escape(name)}\..*" for name in names)])
+
+
+def _refuse_vocabulary(backbone: EngineBackbone, adapter: AdapterFiles) -> None:
+    """Raise `ValueError` for factors in the embeddings or the vocabulary projection, which all rows compute alike."""
+    ends: list[Any] = [backbone.model.get_input_embeddings(), backbone.model.get_output_embeddings()]
+    if any(adapter.digest in getattr(end, kind) for end in ends for kind in getattr(end, "adapter_layer_names", ())):
+        raise ValueError("it adapts the embeddings or the vocabulary projection; rows can't have their own of these")
 
 
 def _assign(backbone: EngineBackbone, adapter: AdapterFiles) -> None:

@@ -30,6 +30,7 @@ class FastBatch(SampledBatch):
     """Rows that are still being written, of any adapters, in buckets of similar length, so that a step reads few pads.
 
     Where the model can't compute its attention by ours, each bucket is a pass of its own, and rows share one bucket.
+    Where its layers can't compute each row's adapter, so do the rows of each adapter.
     """
 
     def __init__(self, engine: FastEngine, keep: int) -> None:
@@ -41,7 +42,7 @@ class FastBatch(SampledBatch):
         self.weights: list[tuple[int, int]] = []  # that read them
         self._made: tuple[Any, int] = None, 0  # the model, and the number of its weights' drops, of these parameters
         self._parameters: list[Tensor] = []
-        self._plans: dict[tuple[bool, int], BucketPlan] = {}
+        self._plans: dict[tuple[Any, ...], BucketPlan] = {}
         self._row_adapters: RowAdapters | None = None  # of the last pass
 
     @property
@@ -146,7 +147,11 @@ class FastBatch(SampledBatch):
         weights = [(self.engine.weight_drops, 0), *map(tensor_identity, self._parameters)]
         if weights != self.weights:
             self.kept, self.weights = [], weights
-        self.kept = [text for text in self.kept if text.adapter is None or text.adapter in self.backbone.adapter_layers]
+        self.kept = [text for text in self.kept if self._has_adapter(text.adapter)]
+
+    def _has_adapter(self, adapter: str | None) -> bool:
+        """Whether an adapter is none that has been removed."""
+        return adapter is None or adapter in self.backbone.adapter_layers
 
     @torch.inference_mode()
     def step(self) -> list[DecodingRow]:
@@ -165,6 +170,11 @@ class FastBatch(SampledBatch):
         self.interrupted = False
         return ended
 
+    def _reading_group(self, bucket: LengthBucket) -> tuple[bool, bool, int, str]:
+        """With what other buckets one can be read together; whether its newest tokens are unread comes first."""
+        adapter = None if self.engine.adapts_rows else bucket.rows[0].adapter
+        return *bucket.reading_group(), adapter or ""
+
     def _rearrange(self) -> None:
         """Put like buckets together, and let rows move between them where that pays or saves memory.
 
@@ -172,16 +182,16 @@ class FastBatch(SampledBatch):
         its first step.
         """
         buckets: list[LengthBucket] = []
-        for key, group in groupby(sorted(self.buckets, key=LengthBucket.reading_group), LengthBucket.reading_group):
-            _, packs, layers = key
+        for key, group in groupby(sorted(self.buckets, key=self._reading_group), self._reading_group):
+            _, packs, *_ = key
             by_length = packs and self.backbone.device.type == "cpu"
-            buckets += self._plans.setdefault((packs, layers), BucketPlan(by_length)).rearranged([*group])
+            buckets += self._plans.setdefault(key, BucketPlan(by_length)).rearranged([*group])
         self.buckets = buckets
 
     def next_logits(self) -> Tensor:
         """Read the rows' newest tokens; return logits (B, V) of the tokens that follow."""
         logits = []
-        for (unread, packs, _), group in groupby(self.buckets, LengthBucket.reading_group):
+        for (unread, packs, *_), group in groupby(self.buckets, self._reading_group):
             buckets = [*group]
             if not unread:  # just admitted
                 logits += [bucket.take_logits() for bucket in buckets]
@@ -196,8 +206,9 @@ class FastBatch(SampledBatch):
         There are several buckets only where the model computes its attention by ours.
         """
         rows, layers = [row for bucket in buckets for row in bucket.rows], buckets[0].layers
-        with self.engine.running():
-            adapters = self._adapters_of([row.adapter for row in rows])
+        adapts_rows = self.engine.adapts_rows
+        with self.engine.running(None if adapts_rows else rows[0].adapter):
+            adapters = self._adapters_of([row.adapter for row in rows]) if adapts_rows else None
             with forward_state(layers=layers, row_adapters=adapters):
                 return _read_newest(self.backbone, rows, buckets)
 
@@ -205,8 +216,6 @@ class FastBatch(SampledBatch):
         """The adapters of the rows of a pass; None where none has any. Those of the last pass are taken again."""
         if not any(adapters):
             return None
-        if not self.engine.adapts_rows:
-            raise ValueError("the engine does not compute adapters of rows: open a new decoding batch")
         state = current_state()
         weights = state.inference_weights if state else None
         stack = weights.stack(set(adapters)) if weights else AdapterStack([*dict.fromkeys(adapters)])
@@ -220,10 +229,12 @@ class FastBatch(SampledBatch):
         leaving = set(rows)
         for bucket in self.buckets if leaving else []:
             for place, row in enumerate(bucket.rows) if self.keep else ():
-                if row in leaving:
+                if row in leaving and self._has_adapter(row.adapter):
                     self._keep_text(KeptText(row.ids[: bucket.lengths[place]], row.adapter, bucket.states_of(place)))
             bucket.keep([place for place, row in enumerate(bucket.rows) if row not in leaving])
         self.buckets = [bucket for bucket in self.buckets if bucket.rows]
+        groups = {self._reading_group(bucket) for bucket in self.buckets}
+        self._plans = {group: plan for group, plan in self._plans.items() if group in groups}  # they hold buckets
 
     def _keep_text(self, text: KeptText) -> None:
         """Keep a text in place of those that it begins with, and of the oldest one if there are too many."""

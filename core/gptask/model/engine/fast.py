@@ -125,7 +125,7 @@ class FastEngine(ReferenceEngine):
 
     def decoding_batch(self, keep: int = 0) -> DecodingBatch:
         """See `Engine`."""
-        if self.has("decoding") and (self.adapts_rows or not self.backbone.adapter_layers):
+        if self.has("decoding"):
             return FastBatch(self, keep)
         return super().decoding_batch(keep)
 

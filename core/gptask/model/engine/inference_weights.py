@@ -56,13 +56,15 @@ class InferenceWeight(PackedWeight):
 class StackedFactors:
     """The factors of several adapters in one LoRA layer: A (R, C) and ``scale · B`` (N, R).
 
-    ``numbers`` (R,) are the numbers of the adapters that the columns of ``x Aᵀ`` belong to.
+    ``numbers`` (R,) are the numbers of the adapters that the columns of ``x Aᵀ`` belong to; ``kind`` is the number
+    format and the device of the states that they are for.
     """
 
     def __init__(self, layer: Any, adapters: dict[int, str], like: Tensor) -> None:
         factors = [scaled_factors(layer, adapter, like) for adapter in adapters.values()]
         self.a = PackedWeight(torch.cat([a_rC for a_rC, _ in factors]))
         self.b = PackedWeight(torch.cat([b_Nr for _, b_Nr in factors], 1))
+        self.kind = _kind(like)
         self.numbers = tuple(
             number for number, (a_rC, _) in zip(adapters, factors, strict=True) for _ in range(len(a_rC))
         )
@@ -78,13 +80,14 @@ class AdapterStack:
 
     def factors(self, layer: Any, like: Tensor) -> StackedFactors | None:
         """The factors in a LoRA layer, in the number format of ``like``; None where no adapter has any."""
-        if layer not in self._made:
+        made = self._made.get(layer)
+        if layer not in self._made or (made and made.kind != _kind(like)):
             names = {number: adapter or own_adapter(layer) for number, adapter in enumerate(self.adapters)}
             present = {number: name for number, name in names.items() if name and name in layer.lora_A}
             if None in self.adapters and OWN in layer.lora_A:
                 self._own[layer] = _own_identity(layer)
-            self._made[layer] = StackedFactors(layer, present, like) if present else None
-        return self._made[layer]
+            made = self._made[layer] = StackedFactors(layer, present, like) if present else None
+        return made
 
     def drop_outdated(self) -> None:
         """Drop the factors of layers whose own adapter has changed."""
@@ -123,6 +126,8 @@ class RowAdapters:
 class InferenceWeights:
     """The inference weights of a model's layers, each made when it is first needed.
 
+    Passes of several threads use them at the same time, and may drop them at any moment.
+
     The engine drops all of them when the model is set to training, and before every pass those whose parts have
     changed. Torch cannot see an edit through ``.data`` (``p.data.normal_()``): after one, call ``backbone.train()`` and
     ``backbone.eval()``, or edit ``p`` itself under `torch.no_grad`.
@@ -131,7 +136,7 @@ class InferenceWeights:
     def __init__(self) -> None:
         self.drops = 0  # how often all were dropped
         self._made: dict[nn.Module, InferenceWeight] = {}
-        self._factors: dict[tuple[nn.Module, str], tuple[Tensor, Tensor]] = {}
+        self._factors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # by layer, adapter, and kind of states
         self._stack = AdapterStack([])
 
     def __deepcopy__(self, memo: Any) -> InferenceWeights:
@@ -157,36 +162,40 @@ class InferenceWeights:
 
     def packed(self, layer: Any) -> InferenceWeight | None:
         """A linear layer's weight in oneDNN's layout, None where it has no such form."""
-        if layer not in self._made and private.can_prepack(layer.weight):
-            self._made[layer] = InferenceWeight(layer.weight, layer, _parts(layer))
-        return self._made.get(layer)
+        made = self._made.get(layer)
+        if made is None and private.can_prepack(layer.weight):
+            made = self._made[layer] = InferenceWeight(layer.weight, layer, _parts(layer))
+        return made
 
     def merged(self, layer: Any) -> InferenceWeight:
         """A LoRA layer's weight with the model's own adapter added to it."""
-        if layer not in self._made:
+        made = self._made.get(layer)
+        if made is None:
             weight_NC, a_rC, b_Nr = _parts(layer)
             merged = weight_NC.float() + layer.scaling["default"] * (b_Nr.float() @ a_rC.float())
-            self._made[layer] = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr))
-        return self._made[layer]
+            made = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr))
+            self._made[layer] = made
+        return made
 
     def factors(self, layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """A (r, C) and ``scale · B`` (N, r) of an added adapter, in the number format of ``like``."""
-        key = layer, adapter
-        if key not in self._factors:
-            self._factors[key] = scaled_factors(layer, adapter, like)
-        return self._factors[key]
+        key = layer, adapter, *_kind(like)
+        made = self._factors.get(key)
+        if made is None:
+            made = self._factors[key] = scaled_factors(layer, adapter, like)
+        return made
 
     def stack(self, adapters: Collection[str | None]) -> AdapterStack:
         """The stacked factors of these adapters, and of others that were needed lately.
 
         They are made anew only where one is missing; the oldest that no row has are left out then.
         """
-        needed, stacked = set(adapters), self._stack.adapters
-        if not needed <= set(stacked):
-            idle = [adapter for adapter in stacked if adapter not in needed]
+        needed, stack = set(adapters), self._stack
+        if not needed <= set(stack.adapters):
+            idle = [adapter for adapter in stack.adapters if adapter not in needed]
             more = idle[max(0, len(idle) + len(needed) - STACKED_ADAPTERS) :]
-            self._stack = AdapterStack([*more, *sorted(needed, key=str)])
-        return self._stack
+            stack = self._stack = AdapterStack([*more, *sorted(needed, key=str)])
+        return stack
 
 
 def own_adapter(layer: Any) -> str | None:
@@ -204,6 +213,10 @@ def scaled_factors(layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tens
     """A (r, C) and ``scale · B`` (N, r) of a LoRA layer's adapter, in the number format of ``like``."""
     a_rC, b_Nr = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     return a_rC.to(like.dtype), (layer.scaling[adapter] * b_Nr).to(like.dtype)
+
+
+def _kind(states: Tensor) -> tuple[torch.dtype, torch.device]:
+    return states.dtype, states.device
 
 
 def _identity(layer: Any) -> list[Any]:

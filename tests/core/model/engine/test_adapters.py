@@ -308,6 +308,66 @@ def test_a_file_whose_tensors_do_not_all_count_is_refused_and_leaves_nothing(
         assert torch.equal(got, before)
 
 
+@pytest.mark.parametrize(("family", "name"), [("qwen3", "lm_head"), ("llama", "embed_tokens")])
+def test_an_adapter_of_what_all_rows_compute_alike_is_refused(family, name, backbone_of, adapter_folders, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    options = LoraConfig(r=2, target_modules=["q_proj", name])
+    get_peft_model(backbone_of(family).peft, options).save_pretrained(tmp_path, save_embedding_layers=False)
+    backbone = backbone_of(family).eval()
+    before = {path: type(module) for path, module in backbone.named_modules()}
+    with pytest.raises(
+        UserError, match="does not fit the model: it adapts the embeddings or the vocabulary projection"
+    ):
+        backbone.engine.add_adapter(tmp_path)
+    assert {path: type(module) for path, module in backbone.named_modules()} == before
+    assert not backbone.adapter_layers
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 64, "lora_alpha": 8, "use_rslora": True},
+        {"r": 1, "rank_pattern": {"q_proj": 7}, "alpha_pattern": {"k_proj": 33}},
+    ],
+    ids=["rslora", "patterns"],
+)
+def test_ranks_and_scales_of_every_kind_are_those_of_peft(options, backbone_of, adapter_folders, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    alone = backbone_of("qwen2")  # its layers have biases
+    alone.set_model(
+        get_peft_model(alone.peft, LoraConfig(target_modules="all-linear", init_lora_weights=False, **options))
+    )
+    alone.peft.save_pretrained(tmp_path)
+    alone.use_engine(Reference())
+    shared = backbone_of("qwen2").eval()
+    digests = [shared.engine.add_adapter(tmp_path), shared.engine.add_adapter(adapter_folders("qwen2")[1])]
+    adapters = [digests[0], None, digests[1], digests[0]]
+    expected, got = states_of(alone.eval(), None), states_of(shared, adapters)
+    written, mixed = texts_of(alone, [None] * 4), texts_of(shared, adapters)
+    for row in (0, 3):
+        torch.testing.assert_close(got[row], expected[row], rtol=1e-4, atol=1e-4)
+        assert mixed[row] == written[row]
+
+
+def test_a_model_in_another_number_format_multiplies_with_factors_in_it(backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    adapters = [backbone.engine.add_adapter(adapter_folders("llama")[0])] * 3 + [None]
+    states, texts = states_of(backbone, adapters), texts_of(backbone, adapters)
+    backbone.to(torch.float64)
+    for got, expected in zip(states_of(backbone, adapters), states, strict=True):
+        torch.testing.assert_close(got.float(), expected, rtol=1e-4, atol=1e-4)
+    assert texts_of(backbone, adapters) == texts
+
+
+def test_a_model_with_added_adapters_gets_none_that_learns(backbone_of, adapter_folders):
+    backbone = backbone_of("llama").eval()
+    digest = backbone.engine.add_adapter(adapter_folders("llama")[0])
+    with pytest.raises(UserError, match=rf"has adapters already \({digest}\): remove them"):
+        apply_tuning(backbone.peft, Lora(rank=2))
+
+
 def test_a_name_that_two_tensors_have_is_refused(backbone_of, adapter_folders, tmp_path):
     folder = rewritten(adapter_folders("llama")[0], tmp_path / "twice", lambda tensors: tensors)
     file = folder / "adapter_model.safetensors"

@@ -1,5 +1,7 @@
 """Rows of many adapters are decoded in one pass, enter one at a time and in parts, and get what each gets alone."""
 
+import weakref
+
 import pytest
 import torch
 from gptask.config.engine import Fast
@@ -313,6 +315,53 @@ def test_rows_of_a_removed_adapter_fail_and_the_others_go_on(adapted):
     finish(batch)
     others = [number for number, row in enumerate(rows) if row.adapter != digests[1]]
     assert_equal([rows[number] for number in others], [expected[number] for number in others])
+
+
+@pytest.mark.parametrize("engine", [Fast(linear=False), Fast()], ids=["no linear", "fast"])
+def test_the_first_adapter_may_come_while_rows_are_written(engine, backbone_of, random_adapters):
+    family = "llama" if engine == Fast(linear=False) else "gpt2"  # layers that can't compute each row's adapter
+    backbone = endless(backbone_of(family))
+    backbone.use_engine(engine)
+    batch = backbone.engine.decoding_batch()
+    rows = [DecodingRow(PROMPTS[0], 8, GREEDY)]
+    batch.admit(rows)
+    batch.step()
+    for number, folder in enumerate(random_adapters(family)[:2], 1):
+        rows.append(DecodingRow(PROMPTS[number], 8, GREEDY, backbone.engine.add_adapter(folder)))
+        batch.enqueue(rows[-1:])
+        batch.read(256)
+        batch.step()
+    assert not backbone.engine.adapts_rows
+    finish(batch)
+    assert_equal(rows, alone(backbone, rows))
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_nothing_holds_keys_and_values_when_all_rows_have_left(leaves, adapted):
+    backbone, digests = adapted("llama", own=False)
+    batch, buffers = backbone.engine.decoding_batch(), []
+    for number, adapter in enumerate([*digests, None]):
+        batch.admit([DecodingRow([5] * (3 + 8 * number), 5, GREEDY, adapter)])
+        batch.step()
+        buffers += [weakref.ref(buffer) for bucket in batch.buckets for buffer in bucket.buffers]
+    for row in batch.rows if leaves else ():
+        batch.leave(row)
+    finish(batch)
+    assert buffers
+    assert not [buffer for buffer in buffers if buffer() is not None and buffer().buffers]
+
+
+def test_a_text_of_a_removed_adapter_takes_no_kept_ones_place(adapted):
+    backbone, digests = adapted("llama", own=False)
+    batch = backbone.engine.decoding_batch(keep=2)
+    batch.admit([DecodingRow([number], 1, GREEDY, digests[0]) for number in (5, 6)])
+    batch.step()
+    kept = list(batch.kept)
+    batch.admit([row := DecodingRow([7], 9, GREEDY, digests[1])])
+    backbone.engine.remove_adapter(digests[1])
+    batch.leave(row)
+    assert batch.kept == kept
+    assert len(kept) == 2
 
 
 def test_what_is_kept_is_used_in_parts_counted_and_dropped_with_its_adapter(adapted, monkeypatch):
