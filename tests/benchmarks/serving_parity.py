@@ -35,7 +35,7 @@ def main() -> None:
     with started(lambda port: serve_command(runs, port, serve_options), core=None, log=options.log) as server:
         pin(1)
         figures, answers = asyncio.run(asked(server.url, examples, options.clients))
-    compared = {run.name: compare(answers[run.name], alone(run, examples[run.name], options.dtype)) for run in runs}
+    compared = {run.name: compare(answers[run.name], *alone(run, examples[run.name], options.dtype)) for run in runs}
     result = {"dtype": options.dtype, **figures.summary(), "runs": compared, **verdict(options.dtype, compared)}
     finish(result, options.record, [kept(options.dtype, compared, result["passed"])])
 
@@ -57,33 +57,41 @@ async def asked(url: str, examples: dict[str, Examples], count: int) -> tuple[Fi
     return figures, answers
 
 
-def alone(run: ServedFolder, examples: Examples, dtype: str) -> list[dict[str, Any]]:
-    """What `gptask predict` writes for the examples."""
+def alone(run: ServedFolder, examples: Examples, dtype: str) -> tuple[list[dict[str, Any]], float]:
+    """What `gptask predict` writes for the examples, and the probability from which a label of many is predicted."""
     from gptask import load_run
     from gptask.config.schemas import DType
     from gptask.runs.predictions_file import prediction_fields
 
     loaded = load_run(run.folder, dtype=DType(dtype))
-    return [prediction_fields(prediction) for prediction in loaded.predict(examples)]
+    threshold = getattr(loaded.task, "threshold", None) or 0.5
+    return [prediction_fields(prediction) for prediction in loaded.predict(examples)], threshold
 
 
-def compare(served: list[Any], local: list[dict[str, Any]]) -> dict[str, Any]:
-    """How two lists of answers differ: probabilities, values, and values whose probability leads by a margin."""
+def compare(served: list[Any], local: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """How two lists of answers differ: values, probabilities, and labels whose probability leads by a margin.
+
+    The probability of a text or of spans is compared where these are equal: it is no other text's.
+    """
     differences, equal, clear, clear_equal = list[float](), 0, 0, 0
     for one, other in itertools.zip_longest(served, local):
         one = one or {"prediction": None}
-        is_equal = one["prediction"] == other["prediction"]
+        values, scores = without_scores(one["prediction"])
+        local_values, local_scores = without_scores(other["prediction"])
+        is_equal = values == local_values
         equal += is_equal
         if shares := other.get("probabilities"):
             theirs = one.get("probabilities") or {}
             differences += [abs(share - theirs.get(name, -1.0)) for name, share in shares.items()]
-            first, second = sorted([*shares.values(), 0.0])[-2:][::-1]
-            margin = first - second if isinstance(other["prediction"], str) else 2 * min(
-                abs(share - 0.5) for share in shares.values()
-            )  # fmt: skip
+            if isinstance(other["prediction"], list):
+                margin = min(abs(share - threshold) for share in shares.values())
+            else:
+                second, first = sorted([0.0, *shares.values()])[-2:]
+                margin = first - second
             clear, clear_equal = clear + (margin > 0.05), clear_equal + (margin > 0.05 and is_equal)
-        elif other.get("score") is not None:
-            differences.append(abs(other["score"] - one.get("score", -1.0)))
+        elif is_equal:
+            pairs = zip([one.get("score"), *scores], [other.get("score"), *local_scores], strict=True)
+            differences += [abs(score - local_score) for score, local_score in pairs if local_score is not None]
     near = sum(difference <= 0.02 for difference in differences) / len(differences) if differences else None
     return {
         "n": len(local),
@@ -92,6 +100,14 @@ def compare(served: list[Any], local: list[dict[str, Any]]) -> dict[str, Any]:
         "within_0.02": near and round(near, 4),
         "with_margin": [clear, clear_equal],
     }
+
+
+def without_scores(value: Any) -> tuple[Any, list[float]]:
+    """A predicted value, of spans without the probability of each, and these."""
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        return value, []
+    spans = [{name: cell for name, cell in span.items() if name != "score"} for span in value]
+    return spans, [span["score"] for span in value]
 
 
 def verdict(dtype: str, compared: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from gptask.serving.http_errors import ApiError
 from gptask.serving.json_text import json_response
 from gptask.serving.predicting import MAX_EXAMPLES, predict_examples, run_of
+from gptask.serving.request_body import RequestModel
 from gptask.serving.request_record import record_of
 from gptask.serving.served_run import ServedRun
 from gptask.serving.state import ServerState
@@ -25,10 +26,9 @@ INPUT = {
 }
 
 
-class ClassifyRequest(BaseModel):
+class ClassifyRequest(RequestModel):
     """What `/classify` takes."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     model: str
     input: Annotated[Any, WithJsonSchema(INPUT)]
     user: str | None = Field(None, description="has no effect")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 from starlette.responses import Response
 
 from gptask.serving.compute import computed
@@ -16,6 +16,7 @@ from gptask.serving.http_errors import ApiError
 from gptask.serving.json_text import json_response
 from gptask.serving.pooling_head import Pooling, pooling_head
 from gptask.serving.predicting import MAX_EXAMPLES, in_thread, model_of
+from gptask.serving.request_body import RequestModel
 from gptask.serving.request_record import record_of
 from gptask.serving.served_run import ServedModel
 from gptask.serving.state import ServerState
@@ -34,10 +35,9 @@ INPUT = {
 Inputs = Annotated[Any, WithJsonSchema(INPUT)]
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(RequestModel):
     """What `/v1/embeddings` takes: OpenAI's fields, and how states are pooled. Vectors have length 1."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     model: str
     input: Inputs
     encoding_format: Literal["float", "base64"] | None = Field(None, description="float, or base64 of float32 numbers")
@@ -45,10 +45,9 @@ class EmbeddingRequest(BaseModel):
     user: str | None = Field(None, description="has no effect")
 
 
-class PoolingRequest(BaseModel):
+class PoolingRequest(RequestModel):
     """What `/pooling` takes, in vLLM's shape: states of every token (token_embed), or pooled (embed)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     model: str
     input: Inputs
     task: Literal["token_embed", "embed"] | None = Field(None, description="token_embed: a vector a token")

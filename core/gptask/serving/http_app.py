@@ -16,7 +16,7 @@ from gptask.serving.openai_routes import openai_router
 from gptask.serving.openapi_schema import install_openapi
 from gptask.serving.playground import playground_router
 from gptask.serving.predict_routes import predict_router
-from gptask.serving.request_body import RequestBody
+from gptask.serving.request_body import RefusedBody, RequestBody
 from gptask.serving.request_log import RequestLog
 from gptask.serving.state import ServerState
 
@@ -47,8 +47,9 @@ def create_app(state: ServerState) -> FastAPI:
         CORSMiddleware,
         allow_origins=state.options.cors,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+        allow_headers=["*"],  # OpenAI's JavaScript client sends some of its own
         expose_headers=["X-Request-Id", "Retry-After"],
     )
     app.add_middleware(RequestLog, state=state)
+    app.add_middleware(RefusedBody)
     return app

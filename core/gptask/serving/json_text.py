@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from gptask.runs.prediction_lines import as_json, encodable
 
+BYTE_ORDER_MARK = "\ufeff"
 MAX_DEPTH = 100  # of lists and objects in each other
 MAX_INTEGER = 2**63
 
@@ -24,13 +25,13 @@ class InvalidJson(Exception):
 
 
 def parse_json(raw: bytes, name: str = "the body") -> Any:
-    """The value of JSON in UTF-8.
+    """The value of JSON in UTF-8; a byte order mark before it, which editors on Windows write, is skipped.
 
     Raises `InvalidJson` for anything else, and for what parsers don't agree on: names that stand twice in an object,
     NaN and infinities, whole numbers of more than 64 bits, half a surrogate pair, and deep nesting.
     """
     try:
-        text = raw.decode()
+        text = raw.decode().removeprefix(BYTE_ORDER_MARK)
     except UnicodeDecodeError as error:
         byte = f"byte {error.object[error.start]:#04x} at position {error.start}"
         raise InvalidJson(f"{name} is not UTF-8: {byte}") from error

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from email.message import Message as Mail
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, model_validator
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +20,7 @@ from gptask.serving.state import ServerState
 LINE_TYPES = {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines",
               "application/x-jsonlines"}  # fmt: skip
 LARGE_BODY = 2**16  # bytes; a larger one is parsed in a thread
+LINGER_SECONDS = 2.0  # in which a client that is refused may read why
 
 
 class RequestBody:
@@ -29,7 +34,11 @@ class RequestBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
-        if scope["type"] != "http" or scope["method"] != "POST" or is_line_stream(scope):
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        if is_line_stream(scope):
+            check_encoding(scope)
             await self.app(scope, receive, send)
             return
         is_read = False
@@ -84,6 +93,68 @@ class RequestBody:
         )
 
 
+class RefusedBody:
+    """Ends the connection where a request is refused before its large body has come.
+
+    The server would read such a body to its end, however long it is. What comes in the next seconds is read all the
+    same: closing at once resets the connection, and a client that still sends would never see the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        if scope["type"] != "http" or not has_large_body(scope):
+            await self.app(scope, receive, send)
+            return
+        is_unread, is_refused, is_answered = True, False, False
+
+        async def watched_receive() -> Message:
+            nonlocal is_unread
+            message = await receive()
+            is_unread = message.get("more_body", False)
+            return message
+
+        async def watched_send(message: Message) -> None:
+            nonlocal is_refused, is_answered
+            if message["type"] == "http.response.start":
+                is_refused = is_unread and message["status"] >= 400
+                if is_refused:
+                    MutableHeaders(scope=message)["Connection"] = "close"
+            elif is_refused and not message.get("more_body", False):
+                is_answered, message = True, {**message, "more_body": True}
+            await send(message)
+
+        await self.app(scope, watched_receive, watched_send)
+        if is_answered:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while is_unread:
+                        await watched_receive()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def has_large_body(scope: Scope) -> bool:
+    """Whether a request announces a large body, or one of unknown length."""
+    headers = dict(scope["headers"])
+    announced = headers.get(b"content-length", b"")
+    return b"transfer-encoding" in headers or (announced.isdigit() and int(announced[:20]) > LARGE_BODY)
+
+
+class RequestModel(BaseModel):
+    """The schema of a body; a field that it does not know may be null, as clients send those that are not set."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name in cls.model_fields}
+
+
 def content_type(scope: Scope) -> tuple[str, str]:
     """The media type of a request's body and its charset, in lower case."""
     header = dict(scope["headers"]).get(b"content-type", b"")
@@ -99,11 +170,17 @@ def is_line_stream(scope: Scope) -> bool:
 
 def check_content_type(scope: Scope) -> None:
     """Refuse what is not JSON in UTF-8, which a form of a foreign web page could send, too."""
-    media_type, charset = content_type(scope)
-    encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1")
+    media_type, _ = content_type(scope)
     if media_type != "application/json" and not media_type.endswith("+json"):
         got = "no content type" if media_type == "none/none" else media_type[:60]
         raise ApiError(415, f"expected Content-Type: application/json, got {got}")
+    check_encoding(scope)
+
+
+def check_encoding(scope: Scope) -> None:
+    """Refuse a body that is compressed or in another charset than UTF-8."""
+    _, charset = content_type(scope)
+    encoding = dict(scope["headers"]).get(b"content-encoding", b"identity").decode("latin-1")
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise ApiError(415, f"expected JSON in UTF-8, got the charset {charset[:40]}")
     if encoding.lower() != "identity":

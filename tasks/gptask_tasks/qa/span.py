@@ -38,7 +38,8 @@ def context_windows(
     if room <= stride:
         raise DataError(
             f"question and prompt leave {room} of {max_tokens} tokens for the context, not more than task.stride="
-            f"{stride}: raise data.max_tokens or lower task.stride"
+            f"{stride}: raise data.max_tokens or lower task.stride",
+            "question",
         )
     answer = _answer_characters(example)
     encoded = []

@@ -71,7 +71,7 @@ def test_other_origins_are_answered_where_they_are_named(
     server: RunningServer, with_options: Callable[..., Any]
 ) -> None:
     preflight = {"Origin": "https://a.org", "Access-Control-Request-Method": "POST",
-                 "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+                 "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang"}  # fmt: skip
     name = "access-control-allow-origin"
     assert name not in server.http.get("/v1/models", headers={"Origin": "https://a.org"}).headers
     assert name not in server.http.options("/v1/predict/topics", headers=preflight).headers

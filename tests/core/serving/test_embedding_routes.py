@@ -55,6 +55,13 @@ def test_the_openai_client_reads_them(server: RunningServer) -> None:
         client.embeddings.create(model="topics", input="a", dimensions=4)
 
 
+def test_what_is_null_is_not_set(server: RunningServer) -> None:
+    for path in ("/v1/embeddings", "/pooling", "/classify"):
+        body = {"model": "topics", "input": "good"}
+        assert server.http.post(path, json=body | {"dimensions": None, "user": None, "priority": None}).is_success
+        assert server.http.post(path, json=body | {"model": None}).json()["error"]["param"] == "model"
+
+
 def test_pooling_gives_a_state_a_token(server: RunningServer, served_runs: Any) -> None:
     expected = states_of(served_runs["topics"], "the fox")
     answer = server.http.post("/pooling", json={"model": "topics", "input": "the fox"}).json()
