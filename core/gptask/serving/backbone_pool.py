@@ -26,6 +26,7 @@ from gptask.serving.run_folders import last_part, url_name
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
+    from gptask.model.engine.interface import Engine
 
 log = logging.getLogger("gptask")
 
@@ -131,8 +132,14 @@ class BackbonePool:
         pooled.users[view.adapter] += 1
         weakref.finalize(view, self._dropped.append, (key, view.adapter)).atexit = False
 
-    def remove_unused(self) -> None:
-        """Take out adapters and backbones that nobody holds."""
+    @property
+    def adapters(self) -> int:
+        """How many adapters are in memory."""
+        return sum(len(pooled.backbone.adapter_layers) for pooled in tuple(self.backbones.values()))
+
+    def remove_unused(self) -> list[Engine]:
+        """Take out adapters and backbones that nobody holds; return the engines of these backbones."""
+        removed: list[Engine] = []
         while self._dropped:
             key, adapter = self._dropped.popleft()
             self.backbones[key].users[adapter] -= 1
@@ -145,7 +152,9 @@ class BackbonePool:
                 del self.backbones[key]
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
+                removed.append(backbone.engine)
                 log.info("backbone %s: not used any more, removed", pooled.name)
+        return removed
 
 
 def _copy_weights(backbone: GPTBackbone) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from math import ceil
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.scoring_queue import ScoringQueue
 from gptask.serving.work import ScoringWork, WholeWork, Work, WritingWork
 from gptask.serving.writing_queue import WritingQueue
+
+if TYPE_CHECKING:
+    from gptask.model.engine.interface import Engine
 
 log = logging.getLogger("gptask")
 SCORING_TOKENS = 1024  # that are scored in a round: a CPU reads about as many at its best speed
@@ -111,6 +114,10 @@ class Batcher:
             self._calls.append((future, function))
             self._changed.notify()
         return future
+
+    def forget(self, engine: Engine) -> None:
+        """Drop what is kept of an engine that no work uses any more."""
+        self.call(lambda: self._writing.lanes.pop(engine, None)).result()
 
     @property
     def waiting(self) -> int:
