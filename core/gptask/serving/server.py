@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -132,7 +132,8 @@ class Server(uvicorn.Server):
         try:
             load(self.state)
         except BaseException as error:
-            self.state.failure = self.state.failure or error
+            if not self.should_exit:  # else the batcher, which has ended, has failed it
+                self.state.failure = self.state.failure or error
         else:
             gc.collect()
             gc.freeze()  # a full pass over what stays takes 0.3 s, in which nothing is answered
@@ -165,8 +166,8 @@ class Server(uvicorn.Server):
         if self.state.failure is None:
             log.info("gptask ends; running requests: %d", len(self.server_state.tasks))
         await super().shutdown(sockets)
-        await asyncio.to_thread(self.state.registry.close)
-        ended = await asyncio.to_thread(self.state.batcher.drain, SECONDS_TO_DRAIN)
+        watcher_ended = await asyncio.to_thread(self.state.registry.close)
+        ended = await asyncio.to_thread(self.state.batcher.drain, SECONDS_TO_DRAIN) and watcher_ended
         if self.state.failure is None and (self.loader.is_alive() or not ended):
             leave(0)
 
@@ -193,5 +194,6 @@ class Server(uvicorn.Server):
 def leave(code: int) -> NoReturn:
     """End the process while its threads compute."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(Exception):  # it may be closed, full, or being written
+            stream.flush()
     os._exit(code)
