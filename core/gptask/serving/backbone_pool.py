@@ -144,11 +144,12 @@ class BackbonePool:
             key, adapter = self._dropped.popleft()
             self.backbones[key].users[adapter] -= 1
         for key, pooled in list(self.backbones.items()):
+            pooled.users = +pooled.users  # without those at 0
             backbone = pooled.backbone
-            for digest in backbone.adapter_layers.keys() - set(+pooled.users):
+            for digest in backbone.adapter_layers.keys() - pooled.users.keys():
                 self.between_passes(partial(backbone.engine.remove_adapter, digest))
                 log.info("adapter %s: not used any more, removed", digest)
-            if not +pooled.users:
+            if not pooled.users:
                 del self.backbones[key]
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
