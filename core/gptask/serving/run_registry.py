@@ -229,6 +229,8 @@ class RunRegistry:
             log.error("%s: its runs stay served", root_problem)
         self._root_problem = root_problem
         for folder in [folder for folder in self._folders.values() if folder.run.named or not root_problem]:
+            if self._stop.is_set():
+                break
             if news := self._look(folder):
                 self._publish()  # at once: loading the others may take long
                 log.info("%s", news)

@@ -84,7 +84,7 @@ def test_runs_are_found_at_both_depths_and_not_within_runs(tmp_path):
     run_folder(tmp_path / "too" / "deep" / "c")
     (tmp_path / "a file").touch()
     assert [run.name for run in folders_below(tmp_path)] == ["b", "a", "unfinished"]
-    with pytest.raises(UserError, match="^runs_root=.*missing: No such file or directory"):
+    with pytest.raises(UserError, match=r"^runs_root=.*missing: No such file or directory"):
         folders_below(tmp_path / "missing")
 
 

@@ -437,7 +437,7 @@ def test_a_plugin_that_fails_while_it_is_loaded_leaves_the_rest_as_it_is(error, 
     shutil.copytree(folders["topic"], tmp_path / "topic")
     look(registry, 3)
     assert registry.get("a") is model
-    assert list(served(runs_root=str(tmp_path)).models)[0] == "topic"
+    assert next(iter(served(runs_root=str(tmp_path)).models)) == "topic"
     with pytest.raises((RuntimeError, ValueError), match=r"oops|a can't be loaded: SystemExit: 0"):
         served(folder)
 
