@@ -134,22 +134,30 @@ class BackbonePool:
         pooled.users[view.adapter] += 1
         weakref.finalize(view, self._dropped.append, (key, view.adapter)).atexit = False
 
-    def remove_unused(self) -> None:
-        """Take out adapters and backbones that nobody holds."""
+    @property
+    def adapters(self) -> int:
+        """How many adapters are in memory."""
+        return sum(len(pooled.backbone.adapter_layers) for pooled in tuple(self.backbones.values()))
+
+    def remove_unused(self) -> bool:
+        """Take out adapters and backbones that nobody holds; whether there was such a backbone."""
+        count = len(self.backbones)
         while self._dropped:
             key, adapter = self._dropped.popleft()
             self.backbones[key].users[adapter] -= 1
         for key, pooled in list(self.backbones.items()):
+            pooled.users = +pooled.users  # without those at 0
             backbone = pooled.backbone
-            for digest in backbone.adapter_layers.keys() - set(+pooled.users):
+            for digest in backbone.adapter_layers.keys() - pooled.users.keys():
                 self.between_passes(partial(backbone.engine.remove_adapter, digest))
                 log.info("adapter %s: not used any more, removed", digest)
-            if not +pooled.users:
+            if not pooled.users:
                 del self.backbones[key]
                 self.forget(backbone.engine)
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
                 log.info("backbone %s: not used any more, removed", pooled.name)
+        return len(self.backbones) < count
 
 
 def _copy_weights(backbone: GPTBackbone) -> None:

@@ -90,9 +90,12 @@ def refuse_equal_names(names: Iterable[tuple[str, RunFolder]]) -> None:
 def folders_below(root: Path) -> list[RunFolder]:
     """The run folders in a folder, and those in its folders that are none themselves (``<task>/<run>``), sorted.
 
-    Unfinished ones are among them. Raises ``OSError`` where the folder can't be read.
+    Unfinished ones are among them. Raises `UserError` where the folder can't be read.
     """
-    return [RunFolder(path.name, path, False) for path in _runs_below(root)]
+    try:
+        return [RunFolder(path.name, path, False) for path in _runs_below(root)]
+    except OSError as error:
+        raise UserError(f"runs_root={root}: {error.strerror}") from error
 
 
 def _runs_below(root: Path) -> Iterator[Path]:
@@ -100,7 +103,7 @@ def _runs_below(root: Path) -> Iterator[Path]:
         if is_run_folder(child):
             yield child
         else:
-            with suppress(PermissionError):
+            with suppress(OSError):  # it is not ours to read, such as lost+found, or gone
                 yield from filter(is_run_folder, _subfolders(child))
 
 
@@ -110,7 +113,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
-    return (folder / MANIFEST).is_file() or (folder / "config.yaml").is_file()
+    try:
+        return (folder / MANIFEST).is_file() or (folder / "config.yaml").is_file()
+    except PermissionError:
+        return False
 
 
 def manifest_state(folder: Path) -> FolderState:

@@ -57,7 +57,7 @@ class WatchedFolder:
     complaint: str = ""  # the last one
     missing: int = 0  # looks in a row that did not find it
 
-    def complain(self, problem: Exception | str) -> None:
+    def complain(self, problem: BaseException | str) -> None:
         """Log a problem with the folder, once."""
         text = str(problem) if isinstance(problem, UserError | str) else f"{type(problem).__name__}: {problem}"
         if text != self.complaint:
@@ -88,6 +88,7 @@ class RunRegistry:
         self._folders: dict[RunFolder, WatchedFolder] = {}
         self._bare: dict[PooledBackbone, ServedModel] = {}
         self._root_problem = ""
+        batcher.metrics.adapters.set_function(lambda: self.pool.adapters)
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="run folders", daemon=True)
 
@@ -121,13 +122,20 @@ class RunRegistry:
         files = files_state(folder.run.folder)
         try:
             action(folder)
-        except Exception as error:  # a plugin raises what it likes
+        except (Exception, SystemExit) as error:  # a plugin raises what it likes
+            if not isinstance(error, Exception):
+                error = RuntimeError(f"{folder.run.folder} can't be loaded: {type(error).__name__}: {error}")
             if folder.run.named:
-                raise
+                raise error
             folder.refused = files
-            folder.complain(error)
+            self._failed(folder, error)
             return False
         return True
+
+    def _failed(self, folder: WatchedFolder, error: BaseException) -> None:
+        """Tell of a folder that can't be loaded."""
+        self.batcher.metrics.loads.labels("failed").inc()
+        folder.complain(error)
 
     def _check(self, folder: WatchedFolder) -> None:
         check_name(folder.run)
@@ -167,6 +175,7 @@ class RunRegistry:
             raise TryAgain(f"{run.folder} changes while it is read")
         folder.models, folder.manifest, folder.digest = models, manifest, digest
         folder.refused, folder.complaint = (), ""
+        self.batcher.metrics.loads.labels("loaded").inc(len(models))
 
     def _publish(self) -> None:
         """Let `get` find what the folders hold now, and the bare backbones that runs use."""
@@ -188,25 +197,32 @@ class RunRegistry:
         """Notice from now on, in a thread of its own, what changes in the folders."""
         self._watcher.start()
 
-    def close(self) -> None:
-        """Stop watching folders."""
+    def close(self) -> bool:
+        """Stop watching folders; return whether its thread has ended, which may be loading for some time yet."""
         self._stop.set()
         if self._watcher.is_alive():
-            self._watcher.join(2 * POLL_SECONDS)  # it ends with the process where it is still loading
+            self._watcher.join(2 * POLL_SECONDS)
+        return not self._watcher.is_alive()
 
     def _watch(self) -> None:
+        problem = ""
         while not self._stop.wait(POLL_SECONDS):
             try:
                 self.refresh()
-            except Exception:  # what is served stays served
-                log.exception("the run folders can't be watched")
+                problem = ""
+            except Exception as error:  # what is served stays served
+                if str(error) != problem:
+                    log.exception("the run folders can't be watched")
+                problem = str(error)
 
     def refresh(self) -> None:
         """Look at every folder once: load runs that are new or replaced, and forget those that are gone.
 
         A run is loaded when its files are the same as at the look before: then nobody is writing them.
         """
-        self.pool.remove_unused()
+        if self.pool.remove_unused():
+            for folder in self._folders.values():
+                folder.refused = ()  # perhaps for lack of memory, which is free now
         try:
             for run in self._runs_in_root():
                 self._folders.setdefault(run, WatchedFolder(run))
@@ -216,59 +232,58 @@ class RunRegistry:
         if root_problem and root_problem != self._root_problem:
             log.error("%s: its runs stay served", root_problem)
         self._root_problem = root_problem
-        folders = [folder for folder in self._folders.values() if folder.run.named or not root_problem]
-        if any([self._look(folder) for folder in folders]):  # noqa: C419 (all are looked at)
-            self._publish()
+        for folder in [folder for folder in self._folders.values() if folder.run.named or not root_problem]:
+            if self._stop.is_set():
+                break
+            if news := self._look(folder):
+                self._publish()  # at once: loading the others may take long
+                log.info("%s", news)
 
     def _runs_in_root(self) -> list[RunFolder]:
         """The runs in ``runs_root`` that are not named; raises `UserError` where it can't be read."""
         if self._root is None:
             return []
         named = {run.folder.resolve() for run in self._folders if run.named}
-        try:
-            return [run for run in folders_below(self._root) if run.folder.resolve() not in named]
-        except OSError as error:
-            raise UserError(f"runs_root={self._root}: {error.strerror}") from error
+        return [run for run in folders_below(self._root) if run.folder.resolve() not in named]
 
-    def _look(self, folder: WatchedFolder) -> bool:
-        """Look at a folder; whether its models change."""
-        path = folder.run.folder
-        if not path.is_dir():
-            return self._look_for_missing(folder)
-        folder.missing, manifest = 0, manifest_state(path)
-        if manifest == folder.manifest or not manifest:
-            return False
-        files = files_state(path)
-        settled, folder.seen = files == folder.seen, files
-        if not settled or files == folder.refused:
-            return False
+    def _look(self, folder: WatchedFolder) -> str:
+        """Look at a folder; return what to tell where its models change."""
+        files: FolderState = ()
         try:
+            path = folder.run.folder
+            if not path.is_dir():
+                return self._look_for_missing(folder)
+            folder.missing, manifest = 0, manifest_state(path)
+            if manifest == folder.manifest or not manifest:
+                return ""
+            files = files_state(path)
+            settled, folder.seen = files == folder.seen, files
+            if not settled or files == folder.refused:
+                return ""
             if folder.models and manifest_digest(path) == folder.digest:  # the same run, copied or touched
                 verified_model(path)
                 folder.manifest, folder.complaint = manifest, ""
-                return False
+                return ""
             news = "loaded anew" if folder.models else "served from now on"
             self._check(folder)
             self._load(folder)
-        except Exception as error:  # a plugin raises what it likes
-            folder.refused = () if isinstance(error, TryAgain) else files
-            folder.complain(error)
-            return False
-        log.info("%s: %s", listing(folder.models), news)
-        return True
+        except (Exception, SystemExit) as error:  # a plugin raises what it likes, and a disk fails
+            folder.refused = () if isinstance(error, TryAgain | OSError) else files
+            self._failed(folder, error)
+            return ""
+        return f"{listing(folder.models)}: {news}"
 
-    def _look_for_missing(self, folder: WatchedFolder) -> bool:
-        """Take note that a folder is missing; whether its models change."""
+    def _look_for_missing(self, folder: WatchedFolder) -> str:
+        """Take note that a folder is missing; return what to tell where its models change."""
         folder.missing += 1
         if folder.missing < LOOKS_UNTIL_GONE:
-            return False
+            return ""
         if folder.run.named:
             folder.complain(f"the folder {folder.run.folder} is gone")
-            return False
+            return ""
         del self._folders[folder.run]
-        if folder.models:
-            log.info("%s: not served any more, the folder %s is gone", listing(folder.models), folder.run.folder)
-        return bool(folder.models)
+        gone = f"{listing(folder.models)}: not served any more, the folder {folder.run.folder} is gone"
+        return gone if folder.models else ""
 
 
 def task_folders(run: RunFolder) -> dict[str, Path]:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from gptask.config.schemas import Serve
 from gptask.errors import UserError, listing
+from gptask.runs.config_file import read_config
+from gptask.runs.manifest import read_manifest
+from gptask.serving.run_folders import folders_below, named_folders
 
 log = logging.getLogger("gptask")
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # of the extra
@@ -50,6 +53,21 @@ def check_options(options: Serve) -> None:
         )
 
 
+def check_files(options: Serve) -> None:
+    """Raise `UserError` for a token, and for run folders, that can't be read: before torch is imported, for seconds."""
+    file = Path(options.token_file).expanduser() if options.token_file else None
+    if not (file and file.is_fifo()):  # what a shell puts for <(command) can be read once
+        read_token(options)
+        if file and file.stat().st_mode & stat.S_IROTH:
+            text = "token_file=%s: every user of this machine can read the token; chmod o-r %s"
+            log.warning(text, options.token_file, file)
+    for run in named_folders(options.runs):
+        read_config(run.folder)
+        read_manifest(run.folder)
+    if options.runs_root:
+        folders_below(Path(options.runs_root).expanduser())
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches a host; raises `UserError` for one that has no address."""
     return all(ipaddress.ip_address(address).is_loopback for _, address in addresses_of(host))
@@ -77,12 +95,9 @@ def read_token(options: Serve) -> str | None:
         where, file = f"token_file={options.token_file}", Path(options.token_file).expanduser()
         try:
             token = file.read_text(encoding="utf-8")
-            open_to_all = file.stat().st_mode & stat.S_IROTH
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise UserError(f"{where}: {reason}") from error
-        if open_to_all:
-            log.warning("%s: every user of this machine can read the token; chmod o-r %s", where, file)
     else:
         return None
     token = token.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import math
@@ -11,11 +12,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio.to_thread
 import uvicorn
@@ -36,6 +38,8 @@ HELPER_THREADS = 2  # that tokenize beside the event loop and the batcher
 SECONDS_AFTER_FAILURE = 2  # in which running requests get their errors
 SECONDS_TO_DRAIN = 2.0  # for what is computed though nobody waits for it any more
 INTERRUPTED = 130
+NO_CONNECTION = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+SILENT_SECONDS = 60
 
 
 def new_state(options: Serve) -> ServerState:
@@ -132,7 +136,8 @@ class Server(uvicorn.Server):
         try:
             load(self.state)
         except BaseException as error:
-            self.state.failure = self.state.failure or error
+            if not self.should_exit:  # else the batcher, which has ended, has failed it
+                self.state.failure = self.state.failure or error
         else:
             gc.collect()
             gc.freeze()  # a full pass over what stays takes 0.3 s, in which nothing is answered
@@ -147,6 +152,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, then to load."""
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(HELPER_THREADS, "helper"))
         anyio.to_thread.current_default_thread_limiter().total_tokens = HELPER_THREADS
         await super().startup(sockets)
@@ -165,8 +171,8 @@ class Server(uvicorn.Server):
         if self.state.failure is None:
             log.info("gptask ends; running requests: %d", len(self.server_state.tasks))
         await super().shutdown(sockets)
-        await asyncio.to_thread(self.state.registry.close)
-        ended = await asyncio.to_thread(self.state.batcher.drain, SECONDS_TO_DRAIN)
+        watcher_ended = await asyncio.to_thread(self.state.registry.close)
+        ended = await asyncio.to_thread(self.state.batcher.drain, SECONDS_TO_DRAIN) and watcher_ended
         if self.state.failure is None and (self.loader.is_alive() or not ended):
             leave(0)
 
@@ -190,8 +196,28 @@ class Server(uvicorn.Server):
         self.should_exit, self.state.ready = True, False
 
 
+class LoopErrors:
+    """Logs what nothing else in the event loop catches: that no connection can be accepted, once in a while.
+
+    asyncio tells of that thousands of times a second, as long as clients wait.
+    """
+
+    def __init__(self) -> None:
+        self.silent_until = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in NO_CONNECTION):
+            loop.default_exception_handler(context)
+        elif time.monotonic() >= self.silent_until:
+            self.silent_until = time.monotonic() + SILENT_SECONDS
+            log.error("no further connection can be accepted: %s; ulimit -n bounds the open files", error.strerror)
+
+
 def leave(code: int) -> NoReturn:
     """End the process while its threads compute."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(Exception):  # it may be closed, full, or being written
+            stream.flush()
     os._exit(code)

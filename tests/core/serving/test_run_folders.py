@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,24 @@ def test_runs_are_found_at_both_depths_and_not_within_runs(tmp_path):
     run_folder(tmp_path / "too" / "deep" / "c")
     (tmp_path / "a file").touch()
     assert [run.name for run in folders_below(tmp_path)] == ["b", "a", "unfinished"]
-    with pytest.raises(OSError):  # noqa: PT011 (any)
+    with pytest.raises(UserError, match=r"^runs_root=.*missing: No such file or directory"):
         folders_below(tmp_path / "missing")
+
+
+def test_a_folder_that_is_not_ours_to_read_hides_no_run():
+    with tempfile.TemporaryDirectory() as name:  # tmp_path's parents are closed to others
+        root = Path(name)
+        root.chmod(0o755)
+        run_folder(root / "a")
+        (root / "lost+found").mkdir()
+        (root / "lost+found").chmod(0)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # root may read everything
+        try:
+            assert [run.name for run in folders_below(root)] == ["a"]
+        finally:
+            os.seteuid(user)
+            (root / "lost+found").chmod(0o700)
 
 
 def test_a_manifest_of_the_same_size_and_time_is_noticed(tmp_path):

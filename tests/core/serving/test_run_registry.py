@@ -1,5 +1,6 @@
 """Which runs are served, on how many backbones, and what happens when their folders are replaced in place."""
 
+import gc
 import logging
 import os
 import shutil
@@ -316,21 +317,32 @@ def test_later_runs_that_need_another_backbone_are_left_out(served, folders, tmp
     assert len(registry.pool.backbones) == 1
 
 
-def test_a_backbone_goes_with_the_last_run_on_it(served, folders, tmp_path):
+def two_at_most(pool: backbone_pool.BackbonePool, needed: int, why: str) -> None:
+    if len(pool.backbones) == 2:
+        raise UserError(f"{why}: no memory")
+
+
+def test_a_backbone_goes_with_the_last_run_on_it(served, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbone_pool.BackbonePool, "_require_memory", two_at_most)
     folder = Path(shutil.copytree(folders["other"], tmp_path / "other"))
-    registry = served(f"mood:{folders['old']}", runs_root=str(tmp_path), memory_mb=2)
+    registry = served(f"mood:{folders['old']}", runs_root=str(tmp_path))
     assert len(registry.pool.backbones) == 2
-    view = registry.get("other").backbone
-    work = WritingWork(registry.get("other"), [DecodingRow([5, 6], 2, GenerationOptions(), view.adapter)])
+    shutil.copytree(folders["full"], tmp_path / "full")  # has no memory beside it
+    look(registry, 3)
+    assert "full" not in registry.models
+    model = registry.get("other")
+    row = DecodingRow([1, 2], 2, GenerationOptions(), model.digest)  # leaves its keys and values
+    engine, work = weakref.ref(model.backbone.engine), WritingWork(model, [row])
+    weight = weakref.ref(model.backbone.model.get_input_embeddings().weight)
     registry.batcher.submit(work)
     work.future.result(30)
-    weight = weakref.ref(view.model.get_input_embeddings().weight)
-    del view, work
+    del model, work
     shutil.rmtree(folder)
-    look(registry, LOOKS_UNTIL_GONE + 1)
-    assert len(registry.pool.backbones) == 1
-    assert len(registry.models) == 2
+    look(registry, LOOKS_UNTIL_GONE + 2)
+    gc.collect()
+    assert engine() is None
     assert weight() is None
+    assert {*registry.models} == {"mood", "full", next(iter(registry.pool.backbones.values())).name}
 
 
 # --- folders that come, change and go -----------------------------------------------------------------------------
@@ -393,6 +405,84 @@ def test_a_named_run_stays_when_its_folder_goes_and_a_new_one_takes_its_place(se
     shutil.copytree(folders["new"], folder)
     look(registry)
     assert registry.get("a").digest != model.digest
+
+
+def test_a_run_is_served_as_soon_as_it_is_loaded_and_before_the_log_says_so(
+    served, folders, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "gptask")
+    registry = served(runs_root=str(tmp_path))
+    for name in ("a", "b"):
+        shutil.copytree(folders["old"], tmp_path / name)
+    seen = []
+
+    def note(batcher: Batcher, model: Any) -> None:
+        seen.append((model.name, [*registry.models], "a: served from now on" in caplog.text))
+
+    monkeypatch.setattr(run_registry, "warm_up", note)
+    look(registry)
+    assert seen[0] == ("a", [], False)
+    assert ("b", ["a", registry.get("a").backbone_name], True) in seen
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), ValueError("oops")])
+def test_a_plugin_that_fails_while_it_is_loaded_leaves_the_rest_as_it_is(error, served, folders, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
+    registry = served(folder)
+    model = registry.get("a")
+
+    def head(task: object, backbone: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Sentiment, "head", head)
+    replace(folder, folders["new"])
+    shutil.copytree(folders["topic"], tmp_path / "topic")
+    look(registry, 3)
+    assert registry.get("a") is model
+    assert next(iter(served(runs_root=str(tmp_path)).models)) == "topic"
+    with pytest.raises((RuntimeError, ValueError), match=r"oops|a can't be loaded: SystemExit: 0"):
+        served(folder)
+
+
+def test_a_disk_that_fails_for_a_moment_hides_no_other_run_and_is_tried_again(served, folders, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        shutil.copytree(folders["old"], tmp_path / name)
+    registry = served(runs_root=str(tmp_path))
+    before = {name: registry.get(name).digest for name in ("a", "b")}
+    for name in ("a", "b"):
+        replace(tmp_path / name, folders["new"])
+    digest = run_registry.manifest_digest
+
+    def fail(folder: Path) -> str:
+        if folder.name == "a":
+            raise OSError(24, "Too many open files")
+        return digest(folder)
+
+    monkeypatch.setattr(run_registry, "manifest_digest", fail)
+    look(registry, 3)
+    assert registry.get("a").digest == before["a"]
+    assert registry.get("b").digest != before["b"]
+    monkeypatch.setattr(run_registry, "manifest_digest", digest)
+    look(registry, 1)
+    assert registry.get("a").digest == registry.get("b").digest
+
+
+def test_loads_failures_and_adapters_are_counted(served, folders, tmp_path):
+    registry = served(f"mood:{folders['old']}", runs_root=str(tmp_path))
+
+    def value(name: str, **labels: str) -> float:
+        return registry.batcher.metrics.registry.get_sample_value(f"gptask_{name}", labels) or 0
+
+    counts = [value("model_loads_total", outcome=outcome) for outcome in ("loaded", "failed")]
+    assert value("adapters_loaded") == 1
+    shutil.copytree(folders["tags"], tmp_path / "tags")
+    shutil.copytree(folders["other"], tmp_path / "other")
+    look(registry, 4)
+    assert value("adapters_loaded") == 2
+    assert [value("model_loads_total", outcome=outcome) for outcome in ("loaded", "failed")] == [
+        counts[0] + 1,
+        counts[1] + 1,
+    ]
 
 
 def moved(folder: Path, new: Path) -> None:

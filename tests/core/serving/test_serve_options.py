@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from gptask import UserError
 from gptask.config.schemas import Serve
 from gptask.serving import serve_options
-from gptask.serving.serve_options import check_options, listening_socket, read_token, url_of
+from gptask.serving.serve_options import check_files, check_options, listening_socket, read_token, url_of
 
 
 @pytest.mark.parametrize(
@@ -68,12 +69,21 @@ def test_options_are_checked_without_torch_and_without_the_extra():
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
         "from gptask.cli.commands.serve import run\nfrom gptask.config.schemas import Serve\n"
-        "try: run(Serve(port=-1))\n"
-        "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)"
+        "for options in (Serve(port=-1), Serve(token_env='NONE'), Serve(runs='none'), Serve(runs_root='none')):\n"
+        "    try: run(options)\n"
+        "    except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)\n"
+        "    sys.modules.pop('fastapi', None)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.startswith("UserError gptask serve needs packages that are not installed (fastapi)")
-    assert out.endswith("False\n")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out[0].startswith("UserError gptask serve needs packages that are not installed (fastapi)")
+    problems = ["token_env=NONE: the environment has no", "no run folder at none", "runs_root=none: No such file"]
+    assert all(line.startswith(f"UserError {problem}") for line, problem in zip(out[1:], problems, strict=True))
+    assert all(line.endswith("False") for line in out)
+
+
+def test_a_token_from_a_command_is_read_once(tmp_path):
+    os.mkfifo(tmp_path / "token")
+    check_files(Serve(token_file=str(tmp_path / "token")))  # would wait for a writer
 
 
 def test_a_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch, caplog):
@@ -86,7 +96,7 @@ def test_a_token_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch, c
     assert read_token(Serve(token_env="GPTASK_TEST_TOKEN")) == "from-environment"
     assert not caplog.text
     file.chmod(0o644)
-    assert read_token(Serve(token_file=str(file))) == "s3cret-token"
+    check_files(Serve(token_file=str(file)))
     assert "every user of this machine can read the token; chmod o-r" in caplog.text
     assert "s3cret" not in caplog.text
 

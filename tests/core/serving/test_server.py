@@ -1,10 +1,13 @@
 """The life of the process: listening, loading, draining, dying."""
 
+import asyncio
+import errno
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -42,6 +45,11 @@ def ask(port: int, path: str, body: Any = None, connection: Any = None) -> tuple
     connection.request("POST" if body else "GET", path, body and json.dumps(body), JSON)
     response = connection.getresponse()
     return response.status, json.loads(response.read())
+
+
+class FullStream:
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class Running:
@@ -188,6 +196,52 @@ def test_the_exit_code_tells_that_the_batcher_has_died(folders, monkeypatch, cap
         main(["serve", f"runs={folders['mood']}", "port=0"])
     assert stop.value.code == 70
     assert "MemoryError: no more" in capsys.readouterr().err
+
+
+def test_connections_wait_while_no_file_is_free_and_the_log_says_so_once(running, monkeypatch, caplog):
+    server, accept, failed = running().loaded(), socket.socket.accept, []
+
+    def fail(listener: socket.socket) -> Any:
+        if len(failed) >= 3:
+            return accept(listener)
+        failed.append(listener)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    assert ask(server.port, "/health")[0] == 200
+    assert len(failed) == 3
+    assert caplog.text.count("Too many open files") == 1
+
+
+def test_a_failure_of_the_loader_that_the_end_causes_is_none(running, monkeypatch):
+    go, load = threading.Event(), RunRegistry.load
+
+    def load_late(registry: RunRegistry) -> None:
+        go.wait(60)
+        load(registry)
+
+    monkeypatch.setattr(RunRegistry, "load", load_late)
+    monkeypatch.setattr(server_module, "leave", lambda code: None)
+    server = running()
+    assert ask(server.port, "/health")[0] == 200
+    server.state.batcher.drain(60)  # as `shutdown` does while it loads
+    server.server.handle_exit(signal.SIGTERM, None)
+    go.set()
+    assert server.ended()
+    server.server.loader.join(60)
+    assert server.state.failure is None
+
+
+@pytest.mark.parametrize("stream", [None, FullStream()])
+def test_the_process_leaves_whatever_its_streams_are(stream, monkeypatch):
+    codes = []
+    monkeypatch.setattr(server_module.os, "_exit", codes.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        server_module.leave(7)
+    assert codes == [7]
 
 
 def test_what_can_not_be_loaded_ends_the_server_and_frees_the_port(tmp_path):

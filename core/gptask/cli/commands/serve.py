@@ -18,9 +18,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: Serve) -> None:
     """Serve until the process is told to end."""
-    from gptask.serving.serve_options import check_options  # for start-up time, as `server` imports torch
+    from gptask.serving.serve_options import check_files, check_options  # for start-up time: `server` imports torch
 
     check_options(config)
+    check_files(config)
     from gptask.serving.server import serve
 
     serve(config)
