@@ -145,9 +145,10 @@ def test_a_label_waits_neither_for_texts_nor_for_long_prompts(engine: FakeEngine
         batcher.submit(work)
     batcher.start()
     assert result(label) == [5]
-    assert steps == [11]  # before the next step
     assert [written(text) for text in texts] == [[[100 + number] * 60] for number in range(16)]
     assert written(long_prompt) == [[99] * 4]
+    assert batcher.drain(LONG_WAIT)  # a future has its result before its callbacks run
+    assert steps == [11]  # before the next step
     assert max(engine.batches[0].reads) <= PROMPT_TOKENS
 
 
@@ -215,8 +216,9 @@ def test_labels_without_end_do_not_starve_a_text(engine: FakeEngine, batcher_of:
     batcher.max_waiting = 10_000
     batcher.start()
     assert written(text) == [[3] * 20]
-    assert sum(engine.pass_tokens[: rounds[0]]) <= 21 * SCORING_TOKENS
     assert all(result(label) == [*range(40)] for label in labels)
+    assert batcher.drain(LONG_WAIT)
+    assert sum(engine.pass_tokens[: rounds[0]]) <= 21 * SCORING_TOKENS
 
 
 def test_a_large_request_does_not_hold_up_small_ones(engine: FakeEngine, batcher_of: Start) -> None:
@@ -237,6 +239,7 @@ def test_a_large_request_does_not_hold_up_small_ones(engine: FakeEngine, batcher
     batcher.start()
     assert result(large) == [*range(256)]
     assert [result(work) for work in small] == [[300], [301], [302]] * 2
+    assert batcher.drain(LONG_WAIT)
     assert passes == [2] * 6, "they are in the pass after the one in which they came"
 
 
@@ -275,6 +278,7 @@ def test_a_request_of_many_rows_does_not_hold_up_one_of_one_row(engine: FakeEngi
         work.future.add_done_callback(lambda _, name=name: ends.append(name))
     batcher.start()
     assert written(many) == [[1] * 5] * 20
+    assert batcher.drain(LONG_WAIT)
     assert ends == ["one", "many"]
     assert engine.batches[0].most_bytes <= 40
 
