@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import weakref
@@ -140,6 +141,7 @@ class BackbonePool:
     def remove_unused(self) -> list[Engine]:
         """Take out adapters and backbones that nobody holds; return the engines of these backbones."""
         removed: list[Engine] = []
+        before = self.adapters, len(self.backbones)
         while self._dropped:
             key, adapter = self._dropped.popleft()
             self.backbones[key].users[adapter] -= 1
@@ -155,6 +157,8 @@ class BackbonePool:
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
                 removed.append(backbone.engine)
                 log.info("backbone %s: not used any more, removed", pooled.name)
+        if (self.adapters, len(self.backbones)) != before:
+            gc.collect()  # PEFT's layers are in cycles, which else keep the weights of ten reloads
         return removed
 
 

@@ -522,6 +522,22 @@ def test_a_run_that_is_replaced_in_place_answers_anew_and_work_on_the_old_one_en
     assert adapters(registry) == {registry.get("new").digest}
 
 
+def test_the_weights_of_a_replaced_run_are_freed_at_once(served, folders, tmp_path):
+    folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
+    registry = served(folder, f"tags:{folders['tags']}")
+    backbone, digest = registry.get("a").backbone, registry.get("a").digest
+    weights = [weakref.ref(weight) for name, weight in backbone.peft.named_parameters() if f".{digest}." in name]
+    del backbone
+    gc.disable()
+    try:
+        replace(folder, folders["new"])
+        look(registry, 3)
+        assert digest not in adapters(registry)
+        assert [weight for weight in weights if weight() is not None] == []
+    finally:
+        gc.enable()
+
+
 def test_an_adapter_of_two_names_stays_until_both_are_gone(served, folders, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(folders["old"], tmp_path / name)
