@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import weakref
@@ -142,6 +143,7 @@ class BackbonePool:
     def remove_unused(self) -> bool:
         """Take out adapters and backbones that nobody holds; whether there was such a backbone."""
         count = len(self.backbones)
+        adapters = self.adapters
         while self._dropped:
             key, adapter = self._dropped.popleft()
             self.backbones[key].users[adapter] -= 1
@@ -157,6 +159,8 @@ class BackbonePool:
                 backbone.engine.uninstall()
                 backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
                 log.info("backbone %s: not used any more, removed", pooled.name)
+        if (self.adapters, len(self.backbones)) != (adapters, count):
+            gc.collect()  # PEFT's layers are in cycles, which else keep the weights of ten reloads
         return len(self.backbones) < count
 
 

@@ -24,6 +24,7 @@ from gptask.runs.rows_in_memory import rows_in_memory
 from gptask.serving.compute import computed, refuse_if_full
 from gptask.serving.http_errors import EXPECTED_ERRORS, ApiError, plugin_error
 from gptask.serving.request_record import record_of
+from gptask.serving.run_registry import StillLoading
 from gptask.serving.served_run import ServedModel, ServedRun
 from gptask.serving.state import ServerState
 from gptask.serving.work import ScoringWork, WholeWork, WritingWork
@@ -65,6 +66,9 @@ def model_of(state: ServerState, request: Request, name: str, param: str | None 
     """
     try:
         model = state.registry.get(name)
+    except StillLoading as error:
+        later = {"Retry-After": "1"}
+        raise ApiError(503, str(error), kind="server_error", code="not_ready", headers=later) from error
     except UserError as error:
         raise ApiError(404, str(error), param, code="model_not_found") from error
     record_of(request).run = model.name

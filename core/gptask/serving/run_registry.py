@@ -15,7 +15,6 @@ from gptask.runs.folder import verified_model
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone
 from gptask.serving.backbone_pool import BackbonePool, PooledBackbone
 from gptask.serving.batcher import Batcher
-from gptask.serving.http_errors import ApiError
 from gptask.serving.run_folders import (
     FolderState,
     RunFolder,
@@ -38,6 +37,10 @@ LOOKS_UNTIL_GONE = 3  # a folder that is replaced by moving is missing for a mom
 
 class UnknownModel(UserError):
     """No model has the name."""
+
+
+class StillLoading(UserError):
+    """No model has the name yet."""
 
 
 class TryAgain(UserError):
@@ -93,11 +96,10 @@ class RunRegistry:
         self._watcher = threading.Thread(target=self._watch, name="run folders", daemon=True)
 
     def get(self, name: str) -> ServedModel:
-        """The model of a name; raises `UnknownModel` with those there are, and `ApiError` before all are loaded."""
+        """The model of a name; raises `UnknownModel` with those there are, and `StillLoading` before all are."""
         models = self.models
         if name not in models and self.loading:
-            message = "the server is still loading its models: try again in a few seconds"
-            raise ApiError(503, message, kind="server_error", code="not_ready", headers={"Retry-After": "1"})
+            raise StillLoading("the server is still loading its models: try again in a few seconds")
         if name not in models:
             raise UnknownModel(f"no model '{name}'; there are {listing(models)}.{nearest(name, models)}")
         return models[name]

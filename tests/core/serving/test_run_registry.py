@@ -23,9 +23,8 @@ from gptask.runs.manifest import read_manifest
 from gptask.runs.predictor import InputRow
 from gptask.serving import backbone_pool, run_registry
 from gptask.serving.batcher import Batcher
-from gptask.serving.http_errors import ApiError
 from gptask.serving.prometheus import ServerMetrics
-from gptask.serving.run_registry import LOOKS_UNTIL_GONE, RunRegistry
+from gptask.serving.run_registry import LOOKS_UNTIL_GONE, RunRegistry, StillLoading
 from gptask.serving.work import ScoringWork, WritingWork
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
@@ -524,6 +523,22 @@ def test_a_run_that_is_replaced_in_place_answers_anew_and_work_on_the_old_one_en
     assert adapters(registry) == {registry.get("new").digest}
 
 
+def test_the_weights_of_a_replaced_run_are_freed_at_once(served, folders, tmp_path):
+    folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
+    registry = served(folder, f"tags:{folders['tags']}")
+    backbone, digest = registry.get("a").backbone, registry.get("a").digest
+    weights = [weakref.ref(weight) for name, weight in backbone.peft.named_parameters() if f".{digest}." in name]
+    del backbone
+    gc.disable()
+    try:
+        replace(folder, folders["new"])
+        look(registry, 3)
+        assert digest not in adapters(registry)
+        assert [weight for weight in weights if weight() is not None] == []
+    finally:
+        gc.enable()
+
+
 def test_an_adapter_of_two_names_stays_until_both_are_gone(served, folders, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(folders["old"], tmp_path / name)
@@ -655,7 +670,5 @@ def test_under_load_every_answer_is_the_old_or_the_new_one_and_the_new_one_from_
 def test_before_all_is_loaded_a_request_is_told_to_try_again(batcher, folders):
     registry = RunRegistry(Serve(runs=[f"a:{folders['old']}"]), batcher)
     registry.loading = True
-    with pytest.raises(ApiError, match="still loading its models") as refused:
+    with pytest.raises(StillLoading, match="still loading its models"):
         registry.get("a")
-    assert refused.value.status == 503
-    assert refused.value.headers == {"Retry-After": "1"}
