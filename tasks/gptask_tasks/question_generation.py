@@ -91,8 +91,7 @@ class QuestionGeneration(GenerativeTask):
         """Refuse an answer that is to be marked and is not in its context."""
         super().check(example)
         if self.answer is AnswerPlacement.marked and answer_span(example) is None:
-            problem = f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked"
-            raise DataError(problem, "answers")
+            raise DataError(f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked")
 
     def target(self, example: Example) -> str | None:
         """Return the first question, which is learned; all of them are references."""

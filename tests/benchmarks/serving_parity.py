@@ -47,7 +47,7 @@ async def asked(url: str, examples: dict[str, Examples], count: int) -> tuple[Fi
     turns = iter(sorted(places, key=lambda place: place[1]))
 
     async def one() -> None:
-        async with client() as http:
+        async with client(timeout=3600) as http:
             for name, number in turns:
                 post = predict_request(url, name, examples[name][number])
                 if (response := await ask(http, figures, name, post)) is not None and response.is_success:

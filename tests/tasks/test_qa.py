@@ -272,9 +272,8 @@ def test_no_answer_is_labelled_and_an_unknown_one_is_not(tokenizer: Any) -> None
 
 
 def test_a_question_that_leaves_no_room_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"leave \d+ of 10 tokens for the context") as caught:
+    with pytest.raises(DataError, match=r"leave \d+ of 10 tokens for the context"):
         spans("Ada met Bob", ["Bob"], tokenizer, max_tokens=10)
-    assert caught.value.field == "question"
 
 
 def best_of(logits: Any, max_answer_tokens: int = 30) -> Any:

@@ -393,9 +393,8 @@ def test_unknown_types_and_predicates_outside_the_sentence_are_refused() -> None
     task = TokenTagging(types=["PER"], plain=False)
     with pytest.raises(DataError, match=r"'PRE' is not among the training data's types, PER\. Did you mean 'PER'\?"):
         task.check({"tokens": ["a"], "tags": ["B-PRE"], "predicate": []})
-    with pytest.raises(DataError, match="predicate 1 is no position of its 1 tokens") as caught:
+    with pytest.raises(DataError, match="predicate 1 is no position of its 1 tokens"):
         task.check({"tokens": ["a"], "tags": ["O"], "predicate": [1]})
-    assert caught.value.field == "predicate"
     with pytest.raises(DataError, match="predicate 3 is no position of its 1 tokens"):
         task.encode({"tokens": ["a"], "predicate": [3]}, None, 9)
 

@@ -23,7 +23,7 @@ from gptask.plugins.types import Prediction
 from gptask.runs.predict_file import input_file, predict_rows
 from gptask.runs.predictor import predictions_or_error, read_inputs
 from gptask.runs.rows_in_memory import rows_in_memory
-from gptask.serving.remote_run import Answers, RemoteRun, answer_of_line
+from gptask.serving.remote_run import Answers, RemoteRun, ServerBusy, answer_of_line
 
 TOKEN_VARIABLE = "GPTASK_TOKEN"
 JSON_LINES = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjson"}
@@ -126,15 +126,27 @@ class Client:
             raise self._other_version(None) from error
 
     def _post_lines(self, path: str, lines: list[bytes], answers: Answers, given_up: threading.Event) -> None:
-        """Put the answer to each line into the queue, in order; last the error that ends them, if any does."""
+        """Put the answer to each line into the queue, in order; last the error that ends them, if any does.
+
+        Lines that the server had no time for are sent again, half as many at once.
+        """
+        at_once = len(lines)
         try:
-            with closing(self._send("POST", path, b"\n".join(lines) + b"\n", given_up)) as response:
-                if response.status_code in FAULTS_OF_INPUT and len(lines) > 1:  # such as one line that is too long
-                    for line in lines:
-                        self._post_lines(path, [line], answers, given_up)
-                    return
-                self._check(response)
-                self._read_answers(response, len(lines), answers, given_up)
+            while lines and not given_up.is_set():
+                part = lines[:at_once]
+                with closing(self._send("POST", path, b"\n".join(part) + b"\n", given_up)) as response:
+                    try:
+                        self._check(response)
+                    except DataError as error:  # such as one line that is too long
+                        if len(part) == 1:
+                            answers.put(error)
+                            lines = lines[1:]
+                        at_once = 1
+                        continue
+                    answered, busy = self._read_answers(response, len(part), answers, given_up)
+                if busy and not answered and at_once == 1:
+                    raise busy
+                lines, at_once = lines[answered:], max(1, at_once // 2) if busy else at_once
         except httpx2.HTTPError as error:
             answers.put(UserError(f"the connection to {self.url} has failed: {_told(error)}"))
         except Exception as error:
@@ -142,17 +154,23 @@ class Client:
 
     def _read_answers(
         self, response: httpx2.Response, expected: int, answers: Answers, given_up: threading.Event
-    ) -> None:
+    ) -> tuple[int, ServerBusy | None]:
+        """How many lines were answered before the first one that the server had no time for, and its error."""
         answered = 0
-        for answered, line in enumerate(_lines(response.iter_bytes()), 1):  # noqa: B007 (read behind the loop)
+        for line in _lines(response.iter_bytes()):
             if given_up.is_set():
-                return
+                return answered, None
             try:
-                answers.put(answer_of_line(json.loads(line), self.url))
+                answer = answer_of_line(json.loads(line), self.url)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise self._other_version(response) from error
+            if isinstance(answer, ServerBusy):
+                return answered, answer
+            answers.put(answer)
+            answered += 1
         if answered < expected:
             raise UserError(f"the server at {self.url} has answered {answered} of {expected} lines and closed")
+        return answered, None
 
     def _send(
         self, method: str, path: str, body: bytes | None = None, given_up: threading.Event | None = None

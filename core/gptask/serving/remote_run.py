@@ -24,12 +24,17 @@ log = logging.getLogger("gptask")
 SCORED_ROWS, WRITTEN_ROWS = 32, 16  # of a request, where the run scores, and where it writes texts
 REQUESTS_AT_ONCE = 2  # the server computes one while the answers to another are read
 LOCATION = re.compile(r"(?:example|line)[: ]\d+: ")  # the server counts the lines of a request, the caller its rows
+BUSY_CODES = ("queue_full", "timeout")
 PREDICTION_PARTS = ("score", "probabilities", "samples", "extra")
 Answer = tuple[Prediction, int] | Exception  # with the number of tokens that the server has cut off
 Answers = SimpleQueue[Answer]
 PostLines = Callable[
     [list[bytes], Answers, threading.Event], None
 ]  # puts an answer a line, ends where the event is set
+
+
+class ServerBusy(UserError):
+    """The server had no time for a line; it may have when it is asked again."""
 
 
 def input_description(task: Task, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,4 +170,5 @@ def answer_of_line(answer: dict[str, Any], server: str) -> Answer:
     if error.get("type", "invalid_request_error") == "invalid_request_error":
         return DataError(message)
     request = f" (request {error['request_id']})" if error.get("request_id") else ""
-    return UserError(f"the server at {server} has failed: {message}{request}")
+    kind = ServerBusy if error.get("code") in BUSY_CODES else UserError
+    return kind(f"the server at {server} has failed: {message}{request}")

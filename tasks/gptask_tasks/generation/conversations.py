@@ -48,11 +48,11 @@ def _turns(row: dict[str, Any]) -> list[Message]:
     history = _history(row)
     if (name := _first_filled(row, TURNS)) is not None:
         if history:
-            raise DataError(f"the row has {name} and a history: put all turns into {name}", "history")
+            raise DataError(f"the row has {name} and a history: put all turns into {name}")
         try:
             turns = parse_messages(row[name])
         except TypeError as error:
-            raise DataError(f"the {name} must be a list of messages, got {str(row[name])[:40]!r}", name) from error
+            raise DataError(f"the {name} must be a list of messages, got {str(row[name])[:40]!r}") from error
         if turns and turns[0]["role"] == "system":
             return turns
         return [*_message(row, "system", "system"), *turns]
@@ -88,8 +88,7 @@ def _history(row: dict[str, Any]) -> list[Message]:
     if isinstance(history, list) and all(isinstance(part, dict) for part in history):
         return parse_messages(history)
     if not isinstance(history, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
-        problem = f"the history must be pairs [[question, answer], ...], got {str(row['history'])[:40]!r}"
-        raise DataError(problem, "history")
+        raise DataError(f"the history must be pairs [[question, answer], ...], got {str(row['history'])[:40]!r}")
     roles = ("user", "assistant")
     return parse_messages(
         [{"role": role, "content": text} for pair in history for role, text in zip(roles, pair, strict=True)]
@@ -101,7 +100,7 @@ def _exchange(
 ) -> list[Message]:
     """Return a question (from column ``name``) behind a system message and a history, and before its answer."""
     if not question.strip():
-        raise DataError(f"the {name} is empty", name)
+        raise DataError(f"the {name} is empty")
     column = _first_filled(row, answer_columns)
     answer = _message(row, column, "assistant") if column else []
     return [*_message(row, "system", "system"), *history, {"role": "user", "content": question}, *answer]
@@ -120,5 +119,5 @@ def _first_filled(row: dict[str, Any], names: Sequence[str]) -> str | None:
 def _text(row: dict[str, Any], name: str) -> str:
     value = row.get(name)
     if not isinstance(value, str | None):
-        raise DataError(f"the {name} must be a text, got {str(value)[:40]!r}", name)
+        raise DataError(f"the {name} must be a text, got {str(value)[:40]!r}")
     return value or ""

@@ -38,8 +38,7 @@ def context_windows(
     if room <= stride:
         raise DataError(
             f"question and prompt leave {room} of {max_tokens} tokens for the context, not more than task.stride="
-            f"{stride}: raise data.max_tokens or lower task.stride",
-            "question",
+            f"{stride}: raise data.max_tokens or lower task.stride"
         )
     answer = _answer_characters(example)
     encoded = []

@@ -106,9 +106,7 @@ class TokenTagging(Task):
         """Return the positions of the words whose roles are tagged."""
         words, positions = len(example["tokens"]), example.get("predicate") or []
         if outside := [position for position in positions if not 0 <= position < words]:
-            raise DataError(
-                f"predicate {outside[0]} is no position of its {words} tokens; they count from 0", "predicate"
-            )
+            raise DataError(f"predicate {outside[0]} is no position of its {words} tokens; they count from 0")
         return positions
 
     @property

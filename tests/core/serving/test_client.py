@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import gptask
@@ -243,6 +244,24 @@ def test_a_busy_server_is_asked_again_for_as_long_as_the_time_limit(client, serv
     served.faults = [refusal(429, "full", retry_after="60")]
     with Client(address[1], timeout=1) as other, pytest.raises(UserError, match="is busy: full"):
         other.models()
+
+
+def test_lines_that_a_server_has_no_time_for_are_sent_again(client, served, runs):
+    texts = [f"good {number}" for number in range(9)]
+    busy = json.dumps({"error": {"message": "not finished", "type": "timeout", "code": "timeout"}, "line": 1}).encode()
+    expected = list(runs["stars"].predict(texts))
+    answered = Counter()
+
+    def change(line):  # of two requests, the first line alone is answered in time
+        answered[served.requests] += 1
+        return busy + b"\n" if served.requests in (2, 4) and answered[served.requests] > 1 else line
+
+    served.change = change
+    same(list(client.predict("stars", texts)), expected)
+    assert len(served.lines) > len(texts)
+    served.change = lambda line: busy + b"\n"  # even for one line alone
+    with pytest.raises(UserError, match="has failed: not finished"):
+        list(client.predict("stars", texts))
 
 
 def test_answers_that_are_none(client, served, address):
