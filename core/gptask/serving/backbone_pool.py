@@ -131,6 +131,10 @@ class BackbonePool:
         pooled.users[view.adapter] += 1
         weakref.finalize(view, self._dropped.append, (key, view.adapter)).atexit = False
 
+    def adapter_count(self) -> int:
+        """How many adapters are in memory; any thread may ask."""
+        return sum(len(pooled.backbone.adapter_layers) for pooled in tuple(self.backbones.values()))
+
     def remove_unused(self) -> None:
         """Take out adapters and backbones that nobody holds."""
         while self._dropped:

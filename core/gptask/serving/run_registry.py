@@ -57,13 +57,15 @@ class WatchedFolder:
     complaint: str = ""  # the last one
     missing: int = 0  # looks in a row that did not find it
 
-    def complain(self, problem: Exception | str) -> None:
-        """Log a problem with the folder, once."""
+    def complain(self, problem: Exception | str) -> bool:
+        """Log a problem with the folder, once; whether it is another one than the last."""
         text = str(problem) if isinstance(problem, UserError | str) else f"{type(problem).__name__}: {problem}"
-        if text != self.complaint:
-            self.complaint = text
-            consequence = "still served as it was" if self.models else "not served"
-            log.log(logging.ERROR if self.models else logging.WARNING, "%s: %s: %s", self.run.name, consequence, text)
+        if text == self.complaint:
+            return False
+        self.complaint = text
+        consequence = "still served as it was" if self.models else "not served"
+        log.log(logging.ERROR if self.models else logging.WARNING, "%s: %s: %s", self.run.name, consequence, text)
+        return True
 
 
 class RunRegistry:
@@ -85,6 +87,7 @@ class RunRegistry:
         self._root_problem = ""
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="run folders", daemon=True)
+        batcher.metrics.adapters.set_function(self.pool.adapter_count)
 
     def get(self, name: str) -> ServedModel:
         """The model of a name; raises `UnknownModel` with those there are, and `ApiError` before all are loaded."""
@@ -120,9 +123,13 @@ class RunRegistry:
             if folder.run.named:
                 raise
             folder.refused = files
-            folder.complain(error)
+            self._complain(folder, error)
             return False
         return True
+
+    def _complain(self, folder: WatchedFolder, error: Exception) -> None:
+        if folder.complain(error):
+            self.batcher.metrics.loads.labels("failed").inc()
 
     def _check(self, folder: WatchedFolder) -> None:
         check_name(folder.run)
@@ -160,6 +167,7 @@ class RunRegistry:
             warm_up(self.batcher, models[name])
         if files_state(run.folder) != files:
             raise TryAgain(f"{run.folder} changes while it is read")
+        self.batcher.metrics.loads.labels("loaded").inc(len(models))
         folder.models, folder.manifest, folder.digest = models, manifest, digest
         folder.refused, folder.complaint = (), ""
 
@@ -247,7 +255,7 @@ class RunRegistry:
             self._load(folder)
         except Exception as error:  # a plugin raises what it likes
             folder.refused = () if isinstance(error, TryAgain) else files
-            folder.complain(error)
+            self._complain(folder, error)
             return False
         log.info("%s: %s", listing(folder.models), news)
         return True
