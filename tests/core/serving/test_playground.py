@@ -361,6 +361,11 @@ def test_chat_streams_and_remembers(tab, canned):
         tab.page.get_by_text(complaint).wait_for()
         assert tab.page.locator(".turn-assistant.failed .text").inner_text() == ANSWER
         assert message.input_value() == text  # to be sent again
+    message.fill("wrong")
+    message.press("Enter")
+    tab.page.locator(".error", has_text="the text is empty").wait_for()
+    assert tab.page.locator(".turn-assistant.failed .note").inner_text() == "no answer"
+    assert tab.page.locator(".error button").count() == 0  # it would be refused again
     message.fill("better")
     message.press("Enter")
     tab.page.locator(".turn-assistant > .note.row").nth(2).wait_for()
