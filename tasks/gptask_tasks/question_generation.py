@@ -91,7 +91,9 @@ class QuestionGeneration(GenerativeTask):
         """Refuse an answer that is to be marked and is not in its context."""
         super().check(example)
         if self.answer is AnswerPlacement.marked and answer_span(example) is None:
-            raise DataError(f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked")
+            raise DataError(
+                f"the answer '{example['answers'][0][:60]}' is not in its context, so it can't be marked", "answers"
+            )
 
     def target(self, example: Example) -> str | None:
         """Return the first question, which is learned; all of them are references."""

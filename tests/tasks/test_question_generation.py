@@ -49,8 +49,9 @@ def test_the_answer_is_the_occurrence_nearest_to_its_offset() -> None:
 def test_an_answer_outside_the_context_can_not_be_marked() -> None:
     missing = EXAMPLE | {"answers": ["London"]}
     QuestionGeneration().check(missing)
-    with pytest.raises(DataError, match="'London' is not in its context, so it can't be marked"):
+    with pytest.raises(DataError, match="'London' is not in its context, so it can't be marked") as caught:
         QuestionGeneration(answer=AnswerPlacement.marked).check(missing)
+    assert caught.value.field == "answers"
     with pytest.raises(DataError, match="the question is empty"):
         QuestionGeneration().check(EXAMPLE | {"question": [" "]})
 

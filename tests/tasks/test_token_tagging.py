@@ -395,8 +395,9 @@ def test_unknown_types_and_predicates_outside_the_sentence_are_refused() -> None
         task.check({"tokens": ["a"], "tags": ["B-PRE"], "predicate": []})
     with pytest.raises(DataError, match="predicate 1 is no position of its 1 tokens"):
         task.check({"tokens": ["a"], "tags": ["O"], "predicate": [1]})
-    with pytest.raises(DataError, match="predicate 3 is no position of its 1 tokens"):
+    with pytest.raises(DataError, match="predicate 3 is no position of its 1 tokens") as caught:
         task.encode({"tokens": ["a"], "predicate": [3]}, None, 9)
+    assert caught.value.field == "predicate"
 
 
 def test_a_prediction_joins_the_spans_of_all_windows() -> None:

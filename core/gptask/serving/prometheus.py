@@ -35,7 +35,9 @@ class ServerMetrics:
             "request_duration_seconds", "from a request to the end of its answer", REQUEST_SECONDS, "run"
         )
         # of the registry
-        self.loads = counter("model_loads", "models that were loaded, or failed to", "outcome")
+        self.loads = counter("model_loads", "runs that were loaded or could not be, at start and later", "outcome")
+        for outcome in ("failed", "loaded"):
+            self.loads.labels(outcome)  # shown from the start, so that the first failure is a change
         self.adapters = gauge("adapters_loaded", "adapters in memory")
         # of the batcher
         self.tokens_read = counter("tokens_read", "tokens of prompts and texts that were read", "run")

@@ -106,7 +106,9 @@ class TokenTagging(Task):
         """Return the positions of the words whose roles are tagged."""
         words, positions = len(example["tokens"]), example.get("predicate") or []
         if outside := [position for position in positions if not 0 <= position < words]:
-            raise DataError(f"predicate {outside[0]} is no position of its {words} tokens; they count from 0")
+            raise DataError(
+                f"predicate {outside[0]} is no position of its {words} tokens; they count from 0", "predicate"
+            )
         return positions
 
     @property

@@ -361,6 +361,11 @@ def test_chat_streams_and_remembers(tab, canned):
         tab.page.get_by_text(complaint).wait_for()
         assert tab.page.locator(".turn-assistant.failed .text").inner_text() == ANSWER
         assert message.input_value() == text  # to be sent again
+    message.fill("wrong")
+    message.press("Enter")
+    tab.page.locator(".error", has_text="the text is empty").wait_for()
+    assert tab.page.locator(".turn-assistant.failed .note").inner_text() == "no answer"
+    assert tab.page.locator(".error button").count() == 0  # it would be refused again
     message.fill("better")
     message.press("Enter")
     tab.page.locator(".turn-assistant > .note.row").nth(2).wait_for()
@@ -465,10 +470,7 @@ def test_the_page_talks_to_the_real_server(tab, random_run, tiny_model):
     runs = [f"{name}:{random_run(task, 'llama', Lora(rank=2)).folder}" for name, task in tasks.items()]
     backbone = Pretrained(source=str(tiny_model("llama", 128)), dtype=DType.float32)
     state = build_state(Serve(runs=runs, backbone=backbone, port=0))
-    app = create_app(state)
-    if TestClient(app, base_url="http://127.0.0.1").get("/v1/models").status_code == 404:
-        pytest.skip("create_app has no /v1/models")
-    with listening(app) as tab.url:
+    with listening(create_app(state)) as tab.url:
         tab.open("tone")
         card = tab.ask(text="The quick brown fox is good.")
         assert card.locator(".bars li").count() == 3

@@ -104,6 +104,13 @@ def adapters(registry: RunRegistry) -> set[str]:
     return {digest for pooled in registry.pool.backbones.values() for digest in pooled.backbone.adapter_layers}
 
 
+def counts_of_loads(registry: RunRegistry) -> list[float]:
+    """How many loads failed and succeeded, as `/metrics` shows it; the adapters that it shows are those there are."""
+    text = registry.batcher.metrics.exposition().decode()
+    assert f"gptask_adapters_loaded {float(len(adapters(registry)))}" in text
+    return [float(text.partition(f'loads_total{{outcome="{name}"}} ')[2].split()[0]) for name in ("failed", "loaded")]
+
+
 def replace(folder: Path, new: Path) -> None:
     """Move a run away and a copy of another one to its place."""
     copy = Path(shutil.copytree(new, folder.with_name("incoming")))
@@ -564,7 +571,7 @@ def test_a_backbone_can_be_asked_while_an_adapter_is_removed(served, folders):
 def test_a_damaged_replacement_leaves_the_old_run_and_is_tried_again_when_it_changes(served, folders, tmp_path, caplog):
     folder = Path(shutil.copytree(folders["old"], tmp_path / "a"))
     registry = served(folder)
-    model = registry.get("a")
+    model, (failed, loaded) = registry.get("a"), counts_of_loads(registry)
     replace(folder, folders["new"])
     head = folder / "model" / "head.safetensors"
     content = head.read_bytes()
@@ -574,9 +581,11 @@ def test_a_damaged_replacement_leaves_the_old_run_and_is_tried_again_when_it_cha
     assert caplog.text.count("a: still served as it was: ") == 1
     assert "head.safetensors has other content" in caplog.text
     assert len(adapters(registry)) == 1
+    assert counts_of_loads(registry) == [failed + 1, loaded]
     head.write_bytes(content)
     look(registry)
     assert registry.get("a").digest != model.digest
+    assert counts_of_loads(registry) == [failed + 1, loaded + 1]
 
 
 def test_a_replacement_that_does_not_fit_leaves_no_adapter_behind(served, folders, tmp_path, caplog):

@@ -24,12 +24,14 @@ export class CodeBox {
   }
 }
 
-/** What went wrong, with a button that tries again once the server takes requests again. */
+const REFUSED = new Set([400, 404, 413, 422]); // asked again, the same request is refused again
+
+/** What went wrong, with a button that tries again, where that may help, once the server takes requests again. */
 export function errorBox(error, retry) {
   if (error.status === 401) document.dispatchEvent(new Event("token-needed"));
   const box = element("div", { class: "error", role: "alert" }, element("p", {}, element("bdi", {}, error.message)));
   if (error.requestId) box.append(element("p", { class: "note" }, `Request id: ${error.requestId}`));
-  if (retry) box.append(retryButton(error.retryAfter ?? 0, retry));
+  if (retry && !REFUSED.has(error.status)) box.append(retryButton(error.retryAfter ?? 0, retry));
   return box;
 }
 

@@ -48,7 +48,7 @@ async function stream(path, body, signal, target) {
 }
 
 function ending(result) {
-  const notes = { done: result.time, stopped: `stopped after ${result.time}`, failed: "broke off" };
+  const notes = { done: result.time, stopped: `stopped after ${result.time}`, failed: result.text ? "broke off" : "no answer" };
   const line = element("p", { class: "note row" }, notes[result.state]);
   if (result.text) line.append(copyButton(() => result.text));
   return [result.isCut && element("p", { class: "note" }, CUT), line];
