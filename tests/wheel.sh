@@ -15,6 +15,6 @@ clean/bin/gptask train --cfg job > job.yaml
 grep -q '^task:' job.yaml
 clean/bin/gptask train backbone=nano trainer.max_steps=2
 test -s outputs/sentiment/*/metrics.json
-test -s clean/lib/python3*/site-packages/gptask/serving/static/index.html
+test -s clean/lib/python3*/site-packages/gptask/serving/http/static/index.html
 clean/bin/gptask serve check=true 2> refusal.txt || grep -q "pip install 'gptask\[serve\]'" refusal.txt   # no extra here
 echo "wheel: fine"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
-from gptask.serving.work import ScoringWork, WritingWork
+from gptask.serving.batching.work import ScoringWork, WritingWork
 
 
 class FakeEngine:

@@ -7,17 +7,17 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from gptask.serving.access import Access
-from gptask.serving.classify_routes import classify_router
-from gptask.serving.embedding_routes import embedding_router
-from gptask.serving.http_errors import ErrorAnswers, install_error_handlers
-from gptask.serving.model_routes import model_router
-from gptask.serving.openai_routes import openai_router
-from gptask.serving.openapi_schema import install_openapi
-from gptask.serving.playground import playground_router
-from gptask.serving.predict_routes import predict_router
-from gptask.serving.request_body import RefusedBody, RequestBody
-from gptask.serving.request_log import RequestLog
+from gptask.serving.http.access import Access
+from gptask.serving.http.classify_routes import classify_router
+from gptask.serving.http.embedding_routes import embedding_router
+from gptask.serving.http.http_errors import ErrorAnswers, install_error_handlers
+from gptask.serving.http.model_routes import model_router
+from gptask.serving.http.openapi_schema import install_openapi
+from gptask.serving.http.playground import playground_router
+from gptask.serving.http.predict_routes import predict_router
+from gptask.serving.http.request_body import RefusedBody, RequestBody
+from gptask.serving.http.request_log import RequestLog
+from gptask.serving.openai.openai_routes import openai_router
 from gptask.serving.state import ServerState
 
 

@@ -16,7 +16,7 @@ from gptask.config.schemas import Serve
 from gptask.errors import UserError, listing
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
-from gptask.serving.run_folders import folders_below, named_folders
+from gptask.serving.models.run_folders import folders_below, named_folders
 
 log = logging.getLogger("gptask")
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")  # of the extra

@@ -24,13 +24,13 @@ import uvicorn
 
 from gptask.config.schemas import Serve
 from gptask.errors import aligned, listing
-from gptask.serving.backbone_pool import megabytes
-from gptask.serving.batcher import Batcher
+from gptask.serving.batching.batcher import Batcher
 from gptask.serving.http_app import create_app
+from gptask.serving.models.backbone_pool import megabytes
+from gptask.serving.models.run_registry import RunRegistry
+from gptask.serving.models.served_run import ServedRun
 from gptask.serving.prometheus import ServerMetrics
-from gptask.serving.run_registry import RunRegistry
 from gptask.serving.serve_options import BACKLOG, check_options, listening_socket, read_token, url_of
-from gptask.serving.served_run import ServedRun
 from gptask.serving.state import ServerState
 
 log = logging.getLogger("gptask")

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gptask.config.schemas import Serve
-from gptask.serving.batcher import Batcher
+from gptask.serving.batching.batcher import Batcher
+from gptask.serving.models.run_registry import RunRegistry
 from gptask.serving.prometheus import ServerMetrics
-from gptask.serving.run_registry import RunRegistry
 
 
 @dataclass

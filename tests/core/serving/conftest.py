@@ -157,7 +157,7 @@ def with_run(server: RunningServer, random_run: Callable[..., Any]) -> Callable[
     from copy import copy
     from dataclasses import replace
 
-    from gptask.serving.served_run import ServedRun
+    from gptask.serving.models.served_run import ServedRun
 
     @contextmanager
     def make(task: Any) -> Iterator[RunningServer]:
@@ -189,10 +189,10 @@ def writing_state(backbone_of: Callable[..., Any], random_run: Callable[..., Any
     """A server with the bare backbone ``tiny``, ``answers`` (a run that writes) and ``mood`` (one that does not)."""
     from gptask.config.schemas import Lora, Serve
     from gptask.plugins.generation_options import GenerationOptions
-    from gptask.serving.batcher import Batcher
+    from gptask.serving.batching.batcher import Batcher
+    from gptask.serving.models.run_registry import RunRegistry
+    from gptask.serving.models.served_run import ServedModel, ServedRun
     from gptask.serving.prometheus import ServerMetrics
-    from gptask.serving.run_registry import RunRegistry
-    from gptask.serving.served_run import ServedModel, ServedRun
     from gptask.serving.state import ServerState
     from gptask_tasks.sentiment import Sentiment
     from gptask_tasks.summarization import Summarization

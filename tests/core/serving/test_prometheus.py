@@ -1,9 +1,9 @@
 """What `/metrics` shows, read as Prometheus reads it."""
 
 import pytest
-from gptask.serving.batcher import Batcher
+from gptask.serving.batching.batcher import Batcher
+from gptask.serving.batching.work import Work
 from gptask.serving.prometheus import ServerMetrics
-from gptask.serving.work import Work
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fake_engine import FakeEngine, FakeModel, scoring, writing

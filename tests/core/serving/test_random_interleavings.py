@@ -17,10 +17,10 @@ from gptask.config.schemas import Lora
 from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.engine.interface import DecodingRow
 from gptask.plugins.generation_options import GenerationOptions
-from gptask.serving.failed_passes import FailedPasses
+from gptask.serving.batching.failed_passes import FailedPasses
+from gptask.serving.batching.scoring_queue import ScoringQueue
+from gptask.serving.batching.work import ScoringWork
 from gptask.serving.prometheus import ServerMetrics
-from gptask.serving.scoring_queue import ScoringQueue
-from gptask.serving.work import ScoringWork
 
 from tests.support.fake_engine import item
 

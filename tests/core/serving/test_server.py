@@ -22,7 +22,7 @@ from gptask import GenerationOptions, Lora, UserError
 from gptask.cli import main
 from gptask.config.schemas import Serve
 from gptask.serving import server as server_module
-from gptask.serving.run_registry import RunRegistry
+from gptask.serving.models.run_registry import RunRegistry
 from gptask.serving.serve_options import listening_socket
 from gptask.serving.server import Server, new_state, serve
 from gptask_tasks.qa import QuestionAnswering

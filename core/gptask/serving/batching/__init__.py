@@ -1,0 +1,1 @@
+"""The thread that computes, and what waits for it."""

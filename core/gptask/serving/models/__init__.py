@@ -1,0 +1,1 @@
+"""Which runs are served, and the backbones in memory."""

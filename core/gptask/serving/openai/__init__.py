@@ -1,0 +1,1 @@
+"""Chat and completions as OpenAI's API has them."""
