@@ -95,6 +95,7 @@ def compare(served: list[Any], local: list[dict[str, Any]], threshold: float) ->
     near = sum(difference <= 0.02 for difference in differences) / len(differences) if differences else None
     return {
         "n": len(local),
+        "lost": sum(one is None for one in served),
         "equal": equal,
         "largest_difference": round(max(differences), 6) if differences else None,
         "within_0.02": near and round(near, 4),
@@ -115,6 +116,9 @@ def verdict(dtype: str, compared: dict[str, dict[str, Any]]) -> dict[str, Any]:
     near = {}
     for name, result in compared.items():
         clear, clear_equal = result["with_margin"]
+        if result["lost"]:
+            near[name] = False
+            continue
         if dtype == "float32":
             near[name] = result["equal"] == result["n"] and (result["largest_difference"] or 0) <= 1e-4
         else:

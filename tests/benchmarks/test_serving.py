@@ -98,14 +98,27 @@ def test_answers_are_compared_by_value_probability_and_margin():
     sure = {"prediction": "a", "probabilities": {"a": 0.9, "b": 0.1}}
     close = {"prediction": "b", "probabilities": {"a": 0.49, "b": 0.51}}
     other = {"prediction": "a", "probabilities": {"a": 0.505, "b": 0.495}}
-    result = serving_parity.compare([sure, other], [sure, close])
+    result = serving_parity.compare([sure, other], [sure, close], 0.5)
     assert (result["n"], result["equal"], result["with_margin"], result["within_0.02"]) == (2, 1, [1, 1], 1.0)
     assert serving_parity.verdict("bfloat16", {"a": result})["passed"]
     assert not serving_parity.verdict("float32", {"a": result})["passed"]
-    wrong = serving_parity.compare([sure | {"prediction": "b"}], [sure])
+    wrong = serving_parity.compare([sure | {"prediction": "b"}], [sure], 0.5)
     assert not serving_parity.verdict("bfloat16", {"a": wrong})["passed"]
-    lost = serving_parity.compare([None], [{"prediction": "text", "score": 0.5}])
+    lost = serving_parity.compare([None], [{"prediction": "text", "score": 0.5}], 0.5)
     assert not serving_parity.verdict("float32", {"a": lost})["passed"]
+    assert not serving_parity.verdict("bfloat16", {"a": lost})["passed"]
+    several = {"prediction": ["a"], "probabilities": {"a": 0.19, "b": 0.1}}
+    none = {"prediction": [], "probabilities": {"a": 0.17, "b": 0.1}}
+    near = serving_parity.compare([none], [several], 0.18)  # the margin is to the run's own threshold
+    assert near["with_margin"] == [0, 0]
+    assert serving_parity.compare([none], [several | {"probabilities": {"a": 0.3, "b": 0.1}}], 0.18)["with_margin"] == [
+        1,
+        0,
+    ]
+    span = {"type": "PER", "start": 0, "end": 1}
+    tags = [{"prediction": [span | {"score": score}], "score": 0.9} for score in (0.5, 0.4)]
+    result = serving_parity.compare(tags[:1], tags[1:], 0.5)
+    assert (result["equal"], result["largest_difference"]) == (1, 0.1)
 
 
 def test_an_answer_is_of_a_version_of_another_text_or_of_nobody():
