@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from gptask import GenerationOptions
 from gptask.config.schemas import DType, Lora, Pretrained, Serve
@@ -75,12 +75,12 @@ class RunningServer:
     state: Any
     app: Any
     port: int
-    http: httpx.Client = field(init=False)
+    http: httpx2.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
-    def predict(self, name: str, example: Any, **options: Any) -> httpx.Response:
+    def predict(self, name: str, example: Any, **options: Any) -> httpx2.Response:
         """The answer to one example, or to a list."""
         headers = {"Content-Type": "application/json"} | options.pop("headers", {})
         return self.http.post(f"/v1/predict/{name}", content=json.dumps(example), headers=headers, **options)

@@ -5,7 +5,7 @@ import json
 import threading
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import pytest
 import torch
 from gptask.model.backbone.chat_template import chat_template_of
@@ -32,8 +32,8 @@ def post(app):
 
     def send(path, **body):
         async def request():
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.post(path, json={"model": "tiny"} | body)
 
         return asyncio.run(request())
