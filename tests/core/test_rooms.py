@@ -36,7 +36,9 @@ for name in sys.argv[1:]:
 IMPORT_ALONE = """
 import importlib, os, sys
 import datasets, hydra, jinja2, peft, pyarrow.parquet, pytorch_lightning, regex, rich.table, sacrebleu, safetensors
-import scipy.special, torch, transformers  # once, for all children
+import fastapi, httpx2, llguidance, prometheus_client, scipy.special, torch, uvicorn  # once, for all children
+import transformers.cache_utils, transformers.generation.logits_process, transformers.integrations.sdpa_attention
+import transformers.masking_utils
 failed = []
 for name in sys.argv[1:]:
     child = os.fork()

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptask.config.schemas import Export
 from gptask.errors import UserError
+from gptask.runs.atomic_write import share_weights
 from gptask.runs.folder import model_folder
 from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 from gptask.runs.run import Run
@@ -117,6 +118,7 @@ def _write_base(run: Run, folder: Path) -> None:
     model.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     (folder / BASE_FILE).write_text(json.dumps(content), encoding="utf-8")
+    share_weights(folder, folder / BASE_FILE)
 
 
 def _dtype(run: Run) -> str:

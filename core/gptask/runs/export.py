@@ -12,6 +12,7 @@ from gptask.config.schemas import Export
 from gptask.errors import UserError
 from gptask.runs import saved_model
 from gptask.runs.adapter_export import refuse_adapter_export, write_adapter
+from gptask.runs.atomic_write import share_weights
 from gptask.runs.folder import model_folder
 from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 from gptask.runs.run import Run, load_run
@@ -80,6 +81,7 @@ def export(config: Export) -> Path:
             model.save_pretrained(partial)
             run.backbone.tokenizer.save_pretrained(partial)
             (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
+        share_weights(partial, partial / "README.md")
         partial.replace(output)
     except OSError as error:
         raise UserError(f"output={output} can't be written: {error.strerror or error}") from error

@@ -20,7 +20,7 @@ from gptask.errors import UserError, listing
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
-from gptask.runs.atomic_write import write_json
+from gptask.runs.atomic_write import share_weights, write_json
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import resume_hint, verified_model
 from gptask.runs.manifest import MANIFEST
@@ -46,6 +46,7 @@ def save_model(folder: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Ta
     partial.mkdir()
     try:
         _write_model(partial, backbone, tasks, tuning)
+        share_weights(partial, partial / "backbone.json")
         _replace_folder(folder / "model", partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,7 +7,6 @@ import errno
 import gc
 import logging
 import math
-import os
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from gptask.serving.http_app import create_app
 from gptask.serving.models.backbone_pool import megabytes
 from gptask.serving.models.run_registry import RunRegistry
 from gptask.serving.models.served_run import ServedRun
+from gptask.serving.private import end_process
 from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.serve_options import BACKLOG, check_options, listening_socket, read_token, url_of
 from gptask.serving.state import ServerState
@@ -220,4 +220,4 @@ def leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # it may be closed, full, or being written
             stream.flush()
-    os._exit(code)
+    end_process(code)

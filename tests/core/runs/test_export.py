@@ -136,6 +136,7 @@ def test_the_folder_is_complete_and_has_no_pickle(random_run, tmp_path):
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".md", ".txt"}
     assert "licence: MIT" in (folder / "README.md").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_a_head_without_transformers_class_is_refused(random_run, tmp_path):

@@ -145,6 +145,11 @@ def test_a_save_that_fails_leaves_the_earlier_model(failing, run_copy, lora_run,
     assert probabilities(load_run(run_copy)) == probabilities(lora_run)
 
 
+def test_who_may_read_the_config_may_read_the_weights(lora_run):
+    modes = {file.suffix: file.stat().st_mode for file in (lora_run.folder / "model").iterdir()}
+    assert modes[".safetensors"] == modes[".json"]
+
+
 def test_saving_again_replaces_the_model(run_copy, random_run):
     other = random_run(Sentiment(labels=LABELS), "llama", Lora(rank=2), seed=1)
     saved_model.save_model(run_copy, other.backbone, {"": (other.task, other.head)}, Lora(rank=2))

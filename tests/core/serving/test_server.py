@@ -236,7 +236,7 @@ def test_a_failure_of_the_loader_that_the_end_causes_is_none(running, monkeypatc
 @pytest.mark.parametrize("stream", [None, FullStream()])
 def test_the_process_leaves_whatever_its_streams_are(stream, monkeypatch):
     codes = []
-    monkeypatch.setattr(server_module.os, "_exit", codes.append)
+    monkeypatch.setattr(server_module, "end_process", codes.append)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "stderr", stream)

@@ -23,7 +23,7 @@ from gptask.model.engine.prompt_queue import LONG_PROMPT, KeptText, PromptQueue,
 from gptask.model.engine.sampling import SampledBatch
 
 if TYPE_CHECKING:
-    from gptask.model.engine.fast import FastEngine
+    from gptask.model.engine.reference import ReferenceEngine
 
 
 class FastBatch(SampledBatch):
@@ -33,7 +33,7 @@ class FastBatch(SampledBatch):
     Where its layers can't compute each row's adapter, so do the rows of each adapter.
     """
 
-    def __init__(self, engine: FastEngine, keep: int) -> None:
+    def __init__(self, engine: ReferenceEngine, keep: int) -> None:
         super().__init__(engine.backbone)
         self.engine, self.keep = engine, keep
         self.buckets: list[LengthBucket] = []

@@ -157,7 +157,7 @@ class BackbonePool:
                 del self.backbones[key]
                 self.forget(backbone.engine)
                 backbone.engine.uninstall()
-                backbone._modules.clear()  # the engine and the backbone hold each other, which would keep the weights
+                del backbone.peft  # the engine and the backbone hold each other, which would keep the weights
                 log.info("backbone %s: not used any more, removed", pooled.name)
         if (self.adapters, len(self.backbones)) != (adapters, count):
             gc.collect()  # PEFT's layers are in cycles, which else keep the weights of ten reloads
