@@ -48,9 +48,9 @@ def main() -> None:
     with started(lambda port: serve_command(runs, port, options.option), log=options.log) as server:
         idle = asyncio.run(ask_labels(server.url, labels, seconds))
         busy = asyncio.run(ask_beside_texts(server.url, labels, texts, options.writers, seconds))
-    few = ["queue=4", *options.option]
+    few = ["queue=4", "kv_mb=32", *options.option]  # memory for a few texts: others wait
     with started(lambda port: serve_command(runs, port, few), log=options.log) as server:
-        refusals, others = asyncio.run(refused(server.url, texts[0], 64))
+        refusals, others = asyncio.run(refused(server.url, texts[0], options.writers))
     idle_p95, busy_p95 = (quantiles_ms(figures.seconds["label"])["p95"] for figures in (idle, busy))
     ratio, health = busy_p95 / idle_p95, quantiles_ms(busy.seconds["health"])["p99"]
     refusal = quantiles_ms(refusals)
