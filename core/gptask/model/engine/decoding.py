@@ -206,9 +206,9 @@ class FastBatch(SampledBatch):
         There are several buckets only where the model computes its attention by ours.
         """
         rows, layers = [row for bucket in buckets for row in bucket.rows], buckets[0].layers
-        adapts_rows = self.engine.adapts_rows
-        with self.engine.running(None if adapts_rows else rows[0].adapter):
-            adapters = self._adapters_of([row.adapter for row in rows]) if adapts_rows else None
+        is_mixed = self.engine.adapts_rows and {row.adapter for row in rows} != {self.engine.sole_adapter}
+        with self.engine.running(None if is_mixed else rows[0].adapter):
+            adapters = self._adapters_of([row.adapter for row in rows]) if is_mixed else None
             with forward_state(layers=layers, row_adapters=adapters):
                 return _read_newest(self.backbone, rows, buckets)
 

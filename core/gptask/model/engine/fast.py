@@ -19,7 +19,7 @@ from gptask.model.engine import attention, last_layer, linear, loss, norm, packi
 from gptask.model.engine.decoding import FastBatch
 from gptask.model.engine.forward_registry import replaced_by
 from gptask.model.engine.forward_state import forward_state
-from gptask.model.engine.inference_weights import InferenceWeights
+from gptask.model.engine.inference_weights import OWN, InferenceWeights
 from gptask.model.engine.interface import DecodingBatch, EngineBackbone
 from gptask.model.engine.reference import ReferenceEngine
 
@@ -62,7 +62,7 @@ class FastEngine(ReferenceEngine):
         with torch.inference_mode(False), torch.enable_grad(), _inference_mode_of(backbone.peft):
             for name, install in installers.items():
                 self.fits(name, install)
-        self.adapts_rows = self.has("linear") and linear.computes_adapters(backbone.peft)
+        self._note_adapters()
 
     def _install_packing(self) -> str | None:
         if not attention.is_installed(self.backbone.model):
@@ -170,7 +170,19 @@ class FastEngine(ReferenceEngine):
         super().adapters_changed()
         if self.has("linear"):
             linear.install(self.backbone.peft)
-        self.adapts_rows = self.has("linear") and linear.computes_adapters(self.backbone.peft)
+        self._note_adapters()
+
+    def _note_adapters(self) -> None:
+        """Note whether the layers compute adapters beside the model, and whether there is only one."""
+        added, model = [*self.backbone.adapter_layers], self.backbone.peft
+        self.adapts_rows = self.has("linear") and linear.computes_adapters(model)
+        has_own = OWN in getattr(model, "peft_config", {})
+        self.weights.set_sole(added[0] if self.adapts_rows and len(added) == 1 and not has_own else None)
+
+    @property
+    def sole_adapter(self) -> str | None:
+        """The only adapter beside the model, which is merged; rows that all have it need no mixed pass."""
+        return self.weights.sole
 
     def remove_adapter(self, digest: str) -> None:
         """See `Engine`."""

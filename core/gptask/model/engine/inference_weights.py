@@ -45,11 +45,11 @@ class PackedWeight:
 
 
 class InferenceWeight(PackedWeight):
-    """A layer's weight (N, C) for inference; ``identity`` tells what it was made of."""
+    """A layer's weight (N, C) for inference, with an ``adapter`` merged; ``identity`` tells what it was made of."""
 
-    def __init__(self, weight: Tensor, layer: Any, parts: Sequence[Tensor]) -> None:
+    def __init__(self, weight: Tensor, layer: Any, parts: Sequence[Tensor], adapter: str = OWN) -> None:
         super().__init__(weight)
-        self.identity = _identity(layer)
+        self.adapter, self.identity = adapter, _identity(layer, adapter)
         self.sources = [part.detach() for part in parts]  # while these live, no other tensor gets their addresses
 
 
@@ -135,6 +135,7 @@ class InferenceWeights:
 
     def __init__(self) -> None:
         self.drops = 0  # how often all were dropped
+        self.sole: str | None = None  # the only adapter beside the model, which is merged like a model's own
         self._made: dict[nn.Module, InferenceWeight] = {}
         self._factors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # by layer, adapter, and kind of states
         self._stack = AdapterStack([])
@@ -147,15 +148,24 @@ class InferenceWeights:
         self.drops += 1
         self._made, self._factors, self._stack = {}, {}, AdapterStack([])
 
+    def set_sole(self, adapter: str | None) -> None:
+        """Merge this adapter's factors from now on, and no other's beside the model's own."""
+        if adapter != self.sole:
+            self.sole = adapter
+            self._made = {layer: made for layer, made in list(self._made.items()) if made.adapter == OWN}
+
     def drop_outdated(self) -> None:
         """Drop those whose layer's parts are others than they were made of, or have been edited."""
-        outdated = [layer for layer, made in list(self._made.items()) if made.identity != _identity(layer)]
+        made_now = list(self._made.items())
+        outdated = [layer for layer, made in made_now if made.identity != _identity(layer, made.adapter)]
         for layer in outdated:
             self._made.pop(layer, None)  # another thread may have been faster
         self._stack.drop_outdated()
 
     def drop_adapter(self, adapter: str) -> None:
         """Drop what was made of an added adapter."""
+        if adapter == self.sole:
+            self.set_sole(None)
         self._factors = {key: factors for key, factors in self._factors.items() if key[1] != adapter}
         if adapter in self._stack.adapters:
             self._stack = AdapterStack([])
@@ -167,13 +177,13 @@ class InferenceWeights:
             made = self._made[layer] = InferenceWeight(layer.weight, layer, _parts(layer))
         return made
 
-    def merged(self, layer: Any) -> InferenceWeight:
-        """A LoRA layer's weight with the model's own adapter added to it."""
+    def merged(self, layer: Any, adapter: str = OWN) -> InferenceWeight:
+        """A LoRA layer's weight with the model's own adapter added to it, or with the only one beside the model."""
         made = self._made.get(layer)
         if made is None:
-            weight_NC, a_rC, b_Nr = _parts(layer)
-            merged = weight_NC.float() + layer.scaling["default"] * (b_Nr.float() @ a_rC.float())
-            made = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr))
+            weight_NC, a_rC, b_Nr = _parts(layer, adapter)
+            merged = weight_NC.float() + layer.scaling[adapter] * (b_Nr.float() @ a_rC.float())
+            made = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr), adapter)
             self._made[layer] = made
         return made
 
@@ -219,9 +229,9 @@ def _kind(states: Tensor) -> tuple[torch.dtype, torch.device]:
     return states.dtype, states.device
 
 
-def _identity(layer: Any) -> list[Any]:
+def _identity(layer: Any, adapter: str = OWN) -> list[Any]:
     """What changes when a layer's parts, or the scale of its adapter, are others."""
-    return [*map(tensor_identity, _parts(layer)), getattr(layer, "scaling", {}).get("default")]
+    return [*map(tensor_identity, _parts(layer, adapter)), getattr(layer, "scaling", {}).get(adapter)]
 
 
 def _own_identity(layer: Any) -> list[Any]:
@@ -229,8 +239,8 @@ def _own_identity(layer: Any) -> list[Any]:
     return [own_adapter(layer), *_identity(layer)]
 
 
-def _parts(layer: Any) -> tuple[Tensor, ...]:
+def _parts(layer: Any, adapter: str = OWN) -> tuple[Tensor, ...]:
     """What a layer's inference weight is made of."""
     if isinstance(layer, nn.Linear):
         return (layer.weight,)
-    return layer.base_layer.weight, layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return layer.base_layer.weight, layer.lora_A[adapter].weight, layer.lora_B[adapter].weight

@@ -143,8 +143,11 @@ class LoraForward:
 
 
 def _with_added_adapter(layer: Any, x: Tensor, adapter: str, weights: Any) -> Tensor:
-    """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` by an adapter beside the model's own, whose weight is not merged."""
+    """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` by an adapter beside the model's own; it is merged if it is the only one."""
     _refuse_merged(layer)
+    if weights and weights.sole == adapter and adapter in layer.lora_A and x.dtype is layer.base_layer.weight.dtype:
+        product: Tensor = weights.merged(layer, adapter).product(x, layer.base_layer.bias)
+        return product
     base: Tensor = layer.base_layer(x)
     if adapter not in layer.lora_A:
         return base

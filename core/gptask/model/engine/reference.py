@@ -174,6 +174,11 @@ class ReferenceEngine(Engine):
         adapters_of_model.remove_adapter(self.backbone, digest)
         self.adapters_changed()
 
+    @property
+    def sole_adapter(self) -> str | None:
+        """The only adapter beside the model where a pass of it alone is faster than a mixed one."""
+        return None
+
     def adapters_changed(self) -> None:
         """Adapt to layers that have got or lost adapters; all else of the model is as it was."""
         if self.compiled is not None:

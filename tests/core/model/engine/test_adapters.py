@@ -456,20 +456,19 @@ def test_packed_base_weights_and_checks_outlive_adapters_that_come_and_go(
     backbone = backbone_of("llama").eval()
     top, everywhere = reversed(adapter_folders("llama"))
     backbone.hidden(IDS)
-    weights, made = len(packings), dict(backbone.engine.weights._made)
+    made = dict(backbone.engine.weights._made)
     assert len(made) == 14  # seven in each layer
     plain = backbone.hidden(IDS)
     monkeypatch.setattr(backbone.engine, "install", lambda: pytest.fail("nothing else has changed"))
     first = backbone.engine.add_adapter(top)  # wraps layers of the upper half only
     alone = backbone.hidden(IDS, adapters=[first] * 4)
     second = backbone.engine.add_adapter(everywhere)
-    assert torch.equal(backbone.hidden(IDS, adapters=[first] * 4), alone)
-    assert not torch.equal(backbone.hidden(IDS, adapters=[second] * 4), alone)
+    assert torch.allclose(backbone.hidden(IDS, adapters=[first] * 4), alone, atol=1e-5)  # it is merged no longer
+    assert not torch.allclose(backbone.hidden(IDS, adapters=[second] * 4), alone, atol=1e-3)
     assert torch.equal(backbone.hidden(IDS), plain)
     backbone.engine.remove_adapter(first)
     backbone.engine.remove_adapter(second)
     assert torch.equal(backbone.hidden(IDS), plain)
-    assert len(packings) == weights
     assert backbone.engine.weights._made == made
     assert not hasattr(backbone.peft, "peft_config")
 
@@ -481,9 +480,10 @@ def test_adapters_that_come_and_go_leave_nothing(own, times, backbone_of, adapte
     if own:
         backbone.set_model(apply_tuning(backbone.peft, Lora(rank=2)).eval())
     stays, comes = adapter_folders("llama")
-    backbone.engine.add_adapter(stays)
+    kept = backbone.engine.add_adapter(stays)
 
     def sizes():
+        backbone.hidden(IDS, adapters=[kept] * 4)  # merged, where it is the only one
         dictionaries = [value for module in backbone.modules() for value in vars(module).values()]
         weights = backbone.engine.weights
         return (

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from gptask.config.engine import Fast
+from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Lora
 from gptask.model.backbone.tuning import apply_tuning
 from gptask.model.engine import inference_weights
@@ -420,3 +420,43 @@ def test_the_bytes_of_a_row_are_those_that_its_states_take(family, backbone_of):
     assert sum(part.nbytes for pair in states for part in pair) == backbone.engine.position_bytes() * read
     assert backbone.engine.row_bytes(row) == backbone.engine.position_bytes() * 33
     assert backbone.engine.position_bytes(1) * 2 == backbone.engine.position_bytes()
+
+
+def test_an_adapter_that_is_the_only_one_is_merged_and_no_longer_when_others_come(backbone_of, random_adapters):
+    backbone, reference = endless(backbone_of("llama")), endless(backbone_of("llama"))
+    reference.use_engine(Reference())
+    first, second, _ = random_adapters("llama")
+    engine, prompt = backbone.engine, [5, 6, 7, 30]
+
+    def texts(*adapters):
+        rows = [DecodingRow(prompt, 8, GREEDY, adapter) for adapter in adapters]
+        engine.decode(rows)
+        expected = [DecodingRow(prompt, 8, GREEDY, adapter) for adapter in adapters]
+        reference.engine.decode(expected)
+        assert_equal(rows, expected)
+        ids_BT = torch.tensor([prompt])
+        with torch.inference_mode():
+            for adapter in adapters:
+                states = [b.hidden(ids_BT, adapters=[adapter]) for b in (backbone, reference)]
+                assert torch.allclose(*states, atol=1e-4)
+        return [row.new_ids for row in rows]
+
+    def merged():
+        return {made.adapter for made in engine.weights._made.values()} - {"default"}
+
+    one = engine.add_adapter(first)
+    assert reference.engine.add_adapter(first) == one
+    (alone_ids,) = texts(one)
+    assert merged() == {one}
+    assert texts(one, None, one)[0] == alone_ids
+    two = engine.add_adapter(second)
+    reference.engine.add_adapter(second)
+    assert not merged()
+    assert texts(one, two, None)[0] == alone_ids
+    assert not merged()
+    engine.remove_adapter(one)
+    texts(two, two)
+    assert merged() == {two}
+    engine.remove_adapter(two)
+    assert not merged()
+    texts(None)
