@@ -100,7 +100,10 @@ def test_no_two_modules_of_core_share_a_name() -> None:
 
 @pytest.mark.parametrize(
     ("code", "names"),
-    [(IMPORT_WITHOUT_TORCH, [n for n in WITHOUT_TORCH if n not in WITH_TORCH]), (IMPORT_ALONE, [*FILES])],
+    [
+        (IMPORT_WITHOUT_TORCH, [n for n in WITHOUT_TORCH if n not in WITH_TORCH]),
+        pytest.param(IMPORT_ALONE, [*FILES], marks=pytest.mark.long),  # 80 ms a module; circles are found above
+    ],
     ids=["light modules import no torch", "every module imports alone"],
 )
 def test_in_a_fresh_interpreter(code: str, names: list[str]) -> None:

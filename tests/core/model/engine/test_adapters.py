@@ -62,7 +62,11 @@ def texts_of(backbone, adapters):
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["bare", "with an adapter of its own"])
-@pytest.mark.parametrize("engine", ENGINES, ids=["fast", "no packing", "no linear", "reference"])
+@pytest.mark.parametrize(
+    "engine",
+    [ENGINES[0], *(pytest.param(engine, marks=pytest.mark.long) for engine in ENGINES[1:3]), ENGINES[3]],
+    ids=["fast", "no packing", "no linear", "reference"],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_two_adapters_and_of_none_equal_each_alone(family, engine, own, backbone_of, adapter_folders):
     first, second = adapter_folders(family)

@@ -550,6 +550,7 @@ def test_a_phone_chooses_a_run_from_a_list_and_the_address_keeps_it(tab):
     assert tab.page.get_by_label("Run", exact=True).input_value() == "sst2"
 
 
+@pytest.mark.long
 def test_the_page_works_behind_a_path_prefix(tab, canned):
     tab.url += "/some/prefix"
     tab.open("banking77")
