@@ -14,6 +14,7 @@ from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
 from gptask_tasks.translation import Translation
 
+from tests.support.near_answers import assert_near
 from tests.support.served_runs import listening
 
 ROWS = {
@@ -63,22 +64,6 @@ def predicted(where, file, folder):
     return [json.loads(line) for line in output.read_text("utf-8").split("\n")[:-1]]
 
 
-def same(remote, local):
-    """Equal but for the last digits of a number."""
-    if isinstance(local, float):
-        assert remote == pytest.approx(local, abs=1e-4)
-    elif isinstance(local, dict):
-        assert [*remote] == [*local]
-        for name in local:
-            same(remote[name], local[name])
-    elif isinstance(local, list):
-        assert len(remote) == len(local)
-        for one, other in zip(remote, local, strict=True):
-            same(one, other)
-    else:
-        assert remote == local
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_a_file_gives_the_lines_of_the_run_by_itself(name, url, folders, tmp_path):
     file = tmp_path / "in.jsonl"
@@ -87,7 +72,7 @@ def test_a_file_gives_the_lines_of_the_run_by_itself(name, url, folders, tmp_pat
     local = predicted((f"run={folders[name].folder}",), file, tmp_path)
     if name == "chat":  # the server makes messages of a row, and the client has the row as it is
         remote, local = ([line | {"messages": None} for line in lines] for lines in (remote, local))
-    same(remote, local)
+    assert_near(remote, local, 1e-4)
 
 
 def test_the_client_knows_what_the_server_has(url, folders):

@@ -14,6 +14,7 @@ from gptask.config.schemas import Lora
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
 
+from tests.support.near_answers import assert_near
 from tests.support.served_runs import ServedRuns, listening
 
 WITHOUT_TORCH = """
@@ -59,29 +60,13 @@ def predict(served, runs, tmp_path, monkeypatch, capsys):
     return call
 
 
-def same(remote, local):
-    """Equal but for the last digits of a number."""
-    if isinstance(local, float):
-        assert remote == pytest.approx(local, abs=2e-5)
-    elif isinstance(local, dict):
-        assert [*remote] == [*local]
-        for name in local:
-            same(remote[name], local[name])
-    elif isinstance(local, list):
-        assert len(remote) == len(local)
-        for one, other in zip(remote, local, strict=True):
-            same(one, other)
-    else:
-        assert remote == local
-
-
 def test_json_lines_with_bad_rows_and_blank_ones(predict, tmp_path):
     rows = ['{"id": 7, "text": "good", "score": 1}', '{"text": ""}', "broken", "{}", '{"txet": "bad"}']
     rows += [json.dumps({"text": f"the fox {number} " * (number % 9 + 1), "n": number}) for number in range(80)]
     (tmp_path / "in.jsonl").write_text("\n".join(rows) + "\n")
     remote, local = predict("stars", "input=in.jsonl", "on_error=skip")
     lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in (remote, local)]
-    same(*lines)
+    assert_near(*lines)
     assert len(lines[0]) == 85
     assert sum("error" in line for line in lines[0]) == 2
 
@@ -92,7 +77,7 @@ def test_tables_by_their_columns_delimiter_and_encoding(suffix, predict, tmp_pat
     options = "data.columns.text=Meinung", "data.delimiter=;", "data.encoding=cp1252"
     remote, local = predict("stars", "input=in.csv", *options, suffix=suffix)
     if suffix == ".parquet":
-        same(pq.read_table(remote).to_pylist(), pq.read_table(local).to_pylist())
+        assert_near(pq.read_table(remote).to_pylist(), pq.read_table(local).to_pylist())
         assert pq.read_table(remote)["text"].to_pylist() == ["gut, sehr schön", "übel"]
     else:
         tables = [[line.split(",") for line in path.read_text().splitlines()] for path in (remote, local)]
@@ -105,11 +90,11 @@ def test_a_table_with_a_word_a_row_and_a_parquet_file(predict, tmp_path):
     (tmp_path / "words.csv").write_text(words)
     remote, local = predict("tags", "input=words.csv", "data.columns={tokens: Word, tags: Tag, sentence: sentence}")
     lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in (remote, local)]
-    same(*lines)
+    assert_near(*lines)
     assert [line["tokens"] for line in lines[0]] == [["the", "fox"], ["good", "film"]]
     pq.write_table(pa.table({"text": ["good", "bad"], "when": [None, None]}), tmp_path / "in.parquet")
     remote, local = predict("stars", "input=in.parquet")
-    same(*([json.loads(line) for line in path.read_text().splitlines()] for path in (remote, local)))
+    assert_near(*([json.loads(line) for line in path.read_text().splitlines()] for path in (remote, local)))
 
 
 def test_a_line_of_standard_input_is_answered_before_the_next_one_is_there(served, monkeypatch):
