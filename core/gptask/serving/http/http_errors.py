@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptask.errors import UserError
-from gptask.serving.batching.batcher import QueueFull
 from gptask.serving.http.json_text import json_response
 from gptask.serving.http.request_record import record_of
 from gptask.serving.models.served_run import ServedRun
@@ -24,7 +23,7 @@ log = logging.getLogger("gptask")
 TOO_SLOW = "the request took longer than the server's timeout_s allows"
 INTERNAL_ERROR = "internal error; the server's log has it under the request id"
 PLUGIN_ERROR = "plugin_error"  # the code of an answer to a request that a plugin failed on
-EXPECTED_ERRORS = (HTTPException, UserError, QueueFull, TimeoutError, ClientDisconnect)  # no defects of anybody
+EXPECTED_ERRORS = (HTTPException, UserError, TimeoutError, ClientDisconnect)  # no defects of anybody
 NOT_PLUGINS = {"gptask", "torch", "builtins", "abc", "typing", "enum"}  # packages of classes that a plugin derives from
 
 
@@ -62,14 +61,11 @@ class ApiError(HTTPException):
 
 
 def api_error_of(error: Exception) -> ApiError:
-    """The answer to an exception that is not a defect: bad input, a full queue, a time limit."""
+    """The answer to an exception that is not a defect: bad input, a time limit."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
         return ApiError(422, str(error), getattr(error, "field", None))
-    if isinstance(error, QueueFull):
-        message = "too many requests wait; try again later"
-        return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers={"Retry-After": "1"})
     if isinstance(error, TimeoutError):
         return ApiError(503, TOO_SLOW, kind="server_error", code="timeout", headers={"Retry-After": "1"})
     if isinstance(error, RequestValidationError):
@@ -131,7 +127,7 @@ def install_error_handlers(app: FastAPI) -> None:
                 answer.message = f"there is no {path}; allowed: {answer.headers.get('Allow', 'other methods')}"
         return answer.response(record_of(request).id)
 
-    for kind in (HTTPException, RequestValidationError, UserError, QueueFull, TimeoutError):
+    for kind in (HTTPException, RequestValidationError, UserError, TimeoutError):
         app.add_exception_handler(kind, answer)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from gptask.plugins.types import Prediction
-from gptask.serving.batching.batcher import QueueFull
 from gptask.serving.http import line_stream
+from gptask.serving.http.http_errors import ApiError
 from gptask.serving.http.predicting import Answered
 from gptask.serving.http.request_record import KEY, RequestRecord
 
@@ -99,7 +99,7 @@ def test_a_full_queue_holds_a_stream_up_and_a_defect_is_one_lines_error(
         number = examples[0]["n"]
         if number == 2 and number not in refused:
             refused.add(number)
-            raise QueueFull
+            raise ApiError(429, "4 requests wait already: try again later")
         if number == 3:
             raise ZeroDivisionError("secret")
         return [Answered(Prediction(number), 0, None)]
