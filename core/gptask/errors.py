@@ -1,6 +1,7 @@
 """Errors that a user can fix, and helpers that word messages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -17,6 +18,22 @@ class DataError(UserError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+@contextmanager
+def damaged(path: object, error_class: type[UserError] = UserError) -> Iterator[None]:
+    """Turn what a library raises while it parses the content of a named file into an error of that file.
+
+    It belongs round the parsing call alone, so that gptask's own defects keep their stack trace. ``path`` names the
+    file, with the place in it where that is known. A `UserError` and a `MemoryError` pass unchanged.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200] or "no message"
+        raise error_class(f"{path} can't be read, its content is damaged: {cause} ({type(error).__name__})") from error
 
 
 def listing(names: Iterable[object], limit: int = 12) -> str:
