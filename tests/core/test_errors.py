@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from gptask.errors import DataError, UserError, aligned, damaged
 
 
@@ -17,9 +16,9 @@ def test_a_table_is_aligned_at_the_left_and_at_the_right() -> None:
 
 
 def test_what_a_parser_raises_names_the_file_the_cause_and_its_class() -> None:
-    with pytest.raises(DataError, match=r"a\.json can't be read, .*Expecting value.*\(JSONDecodeError\)") as caught:
-        with damaged("a.json", DataError):
-            json.loads("?")
+    message = r"a\.json can't be read, .*Expecting value.*\(JSONDecodeError\)"
+    with pytest.raises(DataError, match=message) as caught, damaged("a.json", DataError):
+        json.loads("?")
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
 
 
