@@ -20,6 +20,9 @@ test: .venv/tools  ## install what the tests need and run them
 long: .venv/tools  ## the tests that take minutes, or programs that a checkout does not bring
 	GPTASK_LONG=1 $(BIN)/python -m pytest -n 2 -m long
 
+kill: .venv/tools  ## 400 times SIGKILL at any point, and the same command again; goes on where it stopped
+	$(BIN)/python tests/reliability/kill.py --kills $(or $(KILLS),400) --minutes $(or $(MINUTES),60)
+
 lint: .venv/tools  ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -62,4 +65,4 @@ clean:  ## remove the environment and build products (run folders stay)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch .venv/tools
 
-.PHONY: help run test long lint types check docs docs-tables docs-check bench wheel clean
+.PHONY: help run test long kill lint types check docs docs-tables docs-check bench wheel clean
