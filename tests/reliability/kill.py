@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +259,14 @@ def work(killer: Killer, output: Path, numbers: Iterator[int], goes_on: Callable
             stream.write(json.dumps(vars(trial)) + "\n")
 
 
+def record(measure: str, value: str, is_met: bool) -> None:
+    """Write the counts into docs/results.json, with the command that made them."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    from serving import Kept, add_to_record
+
+    add_to_record([Kept("kill", measure, value, "all", is_met)])
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,6 +276,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="of these, separated by commas")
     parser.add_argument("--trial", type=int, help="run one trial alone, and leave its folder")
     parser.add_argument("--output", type=Path, default=Path("outputs/kill.jsonl"))
+    parser.add_argument("--record", action="store_true", help="write the counts into docs/results.json")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GPTASK_PLUGINS": "gptask"}
     import_all()
@@ -298,11 +308,14 @@ def main() -> None:
     failed = [trial for trial in done if trial["problems"]]
     for trial in failed:
         print(f"trial {trial['number']} ({trial['case']}): {trial['kills']}\n  " + "\n  ".join(trial["problems"]))
-    kinds: dict[str, int] = {}
-    for kill in (kill for trial in done for kill in trial["kills"]):
-        kinds[kill["kind"]] = kinds.get(kill["kind"], 0) + 1
-    print(f"{sum(kinds.values())} kills in {len(done)} trials ({kinds}): {len(done) - len(failed)} identical, "
-          f"{len(failed)} not{f'; their folders are in {base}' if failed else ''}")  # fmt: skip
+    kinds = Counter(kill["kind"] for trial in done for kill in trial["kills"])
+    kills, identical = sum(kinds.values()), len(done) - len(failed)
+    details = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    print(f"{kills:,} kills ({details}) in {len(done):,} trials: {identical:,} end identical")
+    if failed:
+        print(f"the folders of the others are in {base}")
+    if options.record:
+        record(f"{kills:,} kills ({details}) in {len(done):,} trials", f"{identical:,} identical", not failed)
     if not failed:
         shutil.rmtree(base)
     sys.exit(1 if failed or crashed else 0)
