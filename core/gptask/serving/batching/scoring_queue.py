@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.datamodule import collate
+from gptask.model.out_of_memory import BatchDivider, is_out_of_memory
 from gptask.serving.batching.failed_passes import FailedPasses
 from gptask.serving.batching.work import ScoringWork
 from gptask.serving.prometheus import ServerMetrics
@@ -77,6 +78,7 @@ class ScoringQueue:
 
     def __init__(self, metrics: ServerMetrics, failed_passes: FailedPasses) -> None:
         self.metrics, self.failed_passes = metrics, failed_passes
+        self.divider = BatchDivider()
         self._requests: deque[ScoringRequest] = deque()  # that have items left, the next one first
 
     def __bool__(self) -> bool:
@@ -124,7 +126,12 @@ class ScoringQueue:
         return entries
 
     def _compute_pass(self, entries: Sequence[Entry]) -> None:
-        """Score entries of one backbone together."""
+        """Score entries of one backbone together or, where memory runs out, in parts."""
+        lengths = [int(entry.item["length"]) for entry in entries]
+        self.divider.compute(lengths, lambda part: self._compute_part(entries[part]))
+
+    def _compute_part(self, entries: Sequence[Entry]) -> None:
+        """Score entries of one backbone in one pass; raises what says that several need more memory than there is."""
         by_head: dict[Any, list[Entry]] = {}
         for entry in entries:
             by_head.setdefault((entry.request.work.head, entry.request.work.model), []).append(entry)
@@ -134,6 +141,8 @@ class ScoringQueue:
         try:
             states_BTC = _hidden(batches)
         except Exception as error:
+            if len(entries) > 1 and is_out_of_memory(error):
+                raise
             self._recover([entry for batch in batches for entry in batch.entries], error)
             return
         self.failed_passes.reset()
