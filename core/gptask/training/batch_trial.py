@@ -169,16 +169,16 @@ def _why_final(
 ) -> str | None:
     """Why a batch that does not fit can't be smaller, and what to do; None if it can."""
     device, rows = trainer.strategy.root_device, len(trial.lengths)
-    if rows == 1:
-        return (
-            f"one training example of {trial.lengths[0]} tokens does not fit into the memory of {device}: lower "
-            f"data.max_tokens (it is {options.max_tokens}), {_ways_out(config)}"
-        )
     batch = f"a training batch of {rows} examples and {trial.tokens} tokens does not fit into the memory of {device}"
     if config.resume:
         return (
-            f"{batch}, and {config.resume} goes on with the data.batch_tokens={options.batch_tokens} that it started "
-            f"with: resume it where more memory is free, or start another run with data.batch_tokens={lower}"
+            f"{batch}, and {config.resume} goes on with the batches that it started with (data.batch_tokens="
+            f"{options.batch_tokens}): resume it where more memory is free, or start another run"
+        )
+    if rows == 1:
+        return (
+            f"one training example of {trial.tokens} tokens does not fit into the memory of {device}: lower "
+            f"data.max_tokens (it is {options.max_tokens}), {_ways_out(config)}"
         )
     if fixed:
         return f"{batch} of process {trainer.global_rank}; in that of process 0 it does: set data.batch_tokens={lower}"

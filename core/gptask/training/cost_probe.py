@@ -17,7 +17,7 @@ from gptask.data.datamodule import DataModule, PaddedBatch
 from gptask.model.generation.generate import MAX_KV_BYTES, generate
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
-from gptask.runs.provenance import peak_memory_mb
+from gptask.runs.provenance import memory_limit_mb, peak_memory_mb
 from gptask.training import optim
 from gptask.training.batch_trial import largest_batch, measure, training_pass, unchanged
 from gptask.training.module import GPTModule
@@ -94,6 +94,12 @@ def probe_cost(
     )
     forecast.unknown = _unknown(trainer, module.runtimes)
     log.info("%s", forecast)
+    limit = memory_limit_mb()
+    if limit is not None and forecast.peak_memory_mb > limit:
+        log.warning(
+            "the expected peak memory of %.0f MB is more than the %d MB that this process can get: the system may kill "
+            "it; lower data.batch_tokens or data.max_tokens", forecast.peak_memory_mb, limit,
+        )  # fmt: skip
     return forecast
 
 
@@ -144,7 +150,7 @@ def _training_seconds(module: GPTModule, trainer: pl.Trainer, runtime: TaskRunti
     seconds = [trial.seconds, *(training_pass(module, trainer, runtime, trial.loader, number) for number in others)]
     first, later = (float(sum(column)) for column in zip(*seconds, strict=True))
     mean = (first + later * (epochs - 1)) / epochs if epochs > 1 else first
-    return float(sum(costs)) * mean / (trial.tokens + sum(costs[number] for number in others))
+    return mean * float(sum(costs)) / float(trial.tokens + sum(costs[number] for number in others))
 
 
 def _step_seconds(module: GPTModule, trainer: pl.Trainer) -> float:

@@ -128,23 +128,27 @@ class ScoringQueue:
     def _compute_pass(self, entries: Sequence[Entry]) -> None:
         """Score entries of one backbone together or, where memory runs out, in parts."""
         lengths = [int(entry.item["length"]) for entry in entries]
-        self.divider.compute(lengths, lambda part: self._compute_part(entries[part]))
+        for failed in self.divider.compute(lengths, lambda part: self._compute_part(entries[part])):
+            if failed:
+                self._recover(*failed)
 
-    def _compute_part(self, entries: Sequence[Entry]) -> None:
-        """Score entries of one backbone in one pass; raises what says that several need more memory than there is."""
+    def _compute_part(self, entries: Sequence[Entry]) -> tuple[list[Entry], Exception] | None:
+        """Score entries of one backbone in one pass; return those that it failed for, with the exception.
+
+        Raises the exception that several entries need more memory than there is.
+        """
         by_head: dict[Any, list[Entry]] = {}
         for entry in entries:
             by_head.setdefault((entry.request.work.head, entry.request.work.model), []).append(entry)
         batches = [batch for group in by_head.values() for batch in _isolating_faults(group, HeadBatch)]
         if not batches:
-            return
+            return None
         try:
             states_BTC = _hidden(batches)
         except Exception as error:
             if len(entries) > 1 and is_out_of_memory(error):
                 raise
-            self._recover([entry for batch in batches for entry in batch.entries], error)
-            return
+            return [entry for batch in batches for entry in batch.entries], error
         self.failed_passes.reset()
         self.metrics.scoring_batch.observe(len(states_BTC))
         start = 0
@@ -152,6 +156,7 @@ class ScoringQueue:
             states_of_batch, start = states_BTC[start : start + len(batch.entries)], start + len(batch.entries)
             self.metrics.tokens_read.labels(batch.model.name).inc(int(batch.batch.lengths.sum()))
             _predict(batch, states_of_batch)
+        return None
 
     def _recover(self, entries: Sequence[Entry], error: Exception) -> None:
         """After a pass that failed, score each request's entries alone; those of one request fail with the error."""
