@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from gptask.config.schemas import AdamW, Train
+from gptask.data.batches import BatchesByLength
 from gptask.data.datamodule import DataModule
 from gptask.errors import UserError
 from gptask.model.out_of_memory import free_memory, is_out_of_memory
@@ -38,8 +39,8 @@ def fit_batches(config: Train, module: GPTModule) -> tuple[Train, list[ChosenOpt
     """Return the config with a ``data.batch_tokens`` whose batches fit into memory, for each task, and what changed.
 
     The module is moved to the device that trains it, and computes its largest batch there beside the gradients and the
-    optimizer's state. Weights, gradients, buffers, modes and random states stay as they are. A plugin's own data
-    module, whose batches have no known costs, is not tried, and neither is a model that is shared out among devices.
+    optimizer's state. Weights, gradients, buffers, modes and random states stay as they are. A plugin's own batches,
+    which have no known costs, are not tried, and neither is a model that is shared out among devices.
     Raises `UserError` where a single example does not fit, and where a run that goes on does not.
     """
     trainer = build_trainer(
@@ -57,7 +58,9 @@ def fit_batches(config: Train, module: GPTModule) -> tuple[Train, list[ChosenOpt
             reserved = _reserve(config, module, trainer.world_size)
         for runtime in (runtime for runtime in module.runtimes if isinstance(runtime.data, DataModule)):
             _set_tokens(runtime, started_with or runtime.data.options.batch_tokens)
-            _fit_batch(config, module, trainer, runtime, fixed=started_with is not None)
+            while trial := largest_batch(module, runtime):
+                if _fits(config, module, trainer, runtime, trial, fixed=started_with is not None):
+                    break
             _set_tokens(runtime, _lowest_of_all(trainer, runtime.data.options.batch_tokens))
         del reserved
     if device.type == "cuda":
@@ -141,27 +144,30 @@ def _ways_out(config: Train) -> str:
     )
 
 
-def _fit_batch(config: Train, module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, fixed: bool) -> None:
-    """Halve the tokens of a task's batches until the largest fits; raise `UserError` where they can't be fewer."""
+def _fits(
+    config: Train, module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, trial: BatchTrial, fixed: bool
+) -> bool:
+    """Whether a task's largest batch fits; where not, its batches get half the tokens.
+
+    Raises `UserError` where they can't, as they are ``fixed`` or have one example.
+    """
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    timed = config.probe and on_cpu and not config.resume
-    while True:
+    try:
+        if config.probe and on_cpu and not config.resume:
+            runtime.trial = measure(module, trainer, runtime, trial)
+        else:
+            training_pass(module, trainer, runtime, trial.loader, trial.number)
+        return True
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         options = runtime.data.options
-        trial = largest_batch(module, runtime)
-        try:
-            if timed:
-                runtime.trial = measure(module, trainer, runtime, trial)
-            else:
-                training_pass(module, trainer, runtime, trial.loader, trial.number)
-            return
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            lower = max(1, min(options.batch_tokens, trial.tokens) // 2)
-            if problem := _why_final(config, trainer, trial, options, lower, fixed):
-                raise UserError(problem) from error
-            free_memory(error)
-        _set_tokens(runtime, lower)
+        lower = max(1, min(options.batch_tokens, trial.tokens) // 2)
+        if problem := _why_final(config, trainer, trial, options, lower, fixed):
+            raise UserError(problem) from error
+        free_memory(error)
+    _set_tokens(runtime, lower)
+    return False
 
 
 def _why_final(
@@ -214,14 +220,17 @@ def _lowest_of_all(trainer: pl.Trainer, tokens: int) -> int:
 # --- a batch --------------------------------------------------------------------------------------------------------
 
 
-def largest_batch(module: GPTModule, runtime: TaskRuntime) -> BatchTrial:
-    """The batch whose activations take the most memory.
+def largest_batch(module: GPTModule, runtime: TaskRuntime) -> BatchTrial | None:
+    """The training batch whose activations take the most memory; None where a plugin's own data makes the batches.
 
     By Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) a layer keeps about ``34 C + 5 A T`` bytes a token, with
     A heads. To that come the logits of target tokens, if the engine keeps them.
     """
-    loader, backbone = runtime.data.train_dataloader(), module.backbone
-    sampler, config = loader.batch_sampler, backbone.config
+    loader = runtime.data.train_dataloader() if isinstance(runtime.data, DataModule) else None
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, BatchesByLength):
+        return None
+    backbone, config = module.backbone, module.backbone.config
     targets = runtime.data.items("train").lengths("target") if backbone.engine.keeps_logits else np.zeros(0)
     heads = getattr(config, "num_attention_heads", 1)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from gptask.data.datamodule import DataModule, PaddedBatch
+from gptask.data.datamodule import PaddedBatch
 from gptask.model.generation.generate import MAX_KV_BYTES, generate
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
@@ -21,7 +21,7 @@ from gptask.runs.provenance import memory_limit_mb, peak_memory_mb
 from gptask.training import optim
 from gptask.training.batch_trial import largest_batch, measure, training_pass, unchanged
 from gptask.training.module import GPTModule
-from gptask.training.task_runtime import TaskRuntime
+from gptask.training.task_runtime import BatchTrial, TaskRuntime
 
 log = logging.getLogger("gptask")
 PROBE_TOKENS = 2048  # most tokens of a batch of validation or test that is measured
@@ -63,19 +63,20 @@ def probe_cost(
     """Time a few batches of each task's splits, the largest training batch among them; log and return the forecast.
 
     ``passes`` is how often an epoch goes through each task's data; checkpoints go to ``folder``. No weight is changed,
-    gradients are dropped and the random state is restored. Returns None without measuring for a plugin's own data
-    module, whose batches have no known costs, and elsewhere than on the CPU, where the model has not been moved to its
-    device yet.
+    gradients are dropped and the random state is restored. Returns None without measuring for a plugin's own batches,
+    which have no known costs, and elsewhere than on the CPU.
     """
     on_cpu = isinstance(trainer.accelerator, pl.accelerators.CPUAccelerator)
-    if not on_cpu or not all(isinstance(runtime.data, DataModule) for runtime in module.runtimes):
+    trials = [on_cpu and (runtime.trial or largest_batch(module, runtime)) for runtime in module.runtimes]
+    measurable = [trial for trial in trials if trial]
+    if len(measurable) < len(trials):
         return None
     forecast, pages = Forecast(), 0.0
     epochs, batches = _trained_epochs(trainer, module.runtimes, passes)
     steps = epochs * batches / trainer.accumulate_grad_batches
     with unchanged(module, module.device):
-        for runtime, share in zip(module.runtimes, passes, strict=True):
-            forecast.training += epochs * share * _training_seconds(module, trainer, runtime, epochs)
+        for runtime, share, trial in zip(module.runtimes, passes, measurable, strict=True):
+            forecast.training += epochs * share * _training_seconds(module, trainer, runtime, trial, epochs)
             pages += sum(cache.table.nbytes for cache in runtime.activation_caches.values() if cache)
         forecast.training += steps * _step_seconds(module, trainer)
         train_peak = peak_memory_mb()
@@ -137,12 +138,14 @@ def _validations(trainer: pl.Trainer, epochs: float, batches: float) -> float:
     return max(1.0, epochs // (every or 1)) / float(interval or 1.0)
 
 
-def _training_seconds(module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, epochs: float) -> float:
+def _training_seconds(
+    module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, trial: BatchTrial, epochs: float
+) -> float:
     """Seconds of one pass through a task's training batches, the mean of ``epochs``, without optimizer steps.
 
     With an activation cache the first epoch fills it and later epochs read from it.
     """
-    trial = runtime.trial or measure(module, trainer, runtime, largest_batch(module, runtime))
+    trial = trial if trial is runtime.trial else measure(module, trainer, runtime, trial)
     runtime.trial = None  # it holds an epoch's batches
     costs = trial.loader.batch_sampler.costs
     by_cost = sorted(range(len(costs)), key=costs.__getitem__)

@@ -15,6 +15,8 @@ import pytorch_lightning as pl
 import torch
 from gptask import TaskConfig, UserError, train
 from gptask.config.schemas import SGD, Evaluate, Full, HeadOnly, Limit, Pretrained, Sample, Scratch
+from gptask.data.batches import BatchesByLength
+from gptask.data.datamodule import DataModule
 from gptask.runs.config_file import read_config, write_config
 from gptask.training import batch_trial
 from gptask.training.batch_trial import fit_batches, largest_batch, unchanged
@@ -200,6 +202,15 @@ def test_memory_that_runs_out_later_is_told_with_the_way_on(tmp_path, monkeypatc
         train(small_config(tmp_path))
 
 
+def test_a_plugin_s_own_batches_are_not_tried(tmp_path, memory, monkeypatch):
+    rows = torch.utils.data.DataLoader([1, 2, 3])
+    monkeypatch.setattr(DataModule, "train_dataloader", lambda self: rows)
+    memory.tokens = 8
+    module, resolved = built(small_config(tmp_path))
+    assert resolved.data.batch_tokens == 1024
+    assert probe_cost(module, build_trainer(tmp_path, resolved.trainer, logger=False), tmp_path) is None
+
+
 def test_a_training_without_a_step_tries_nothing(tmp_path, memory):
     memory.tokens = 8
     built(small_config(tmp_path, tuning=Full(lr=1e-3), trainer={"max_epochs": 0, "accelerator": "cpu"}))
@@ -218,9 +229,11 @@ def test_the_largest_batch_is_that_of_the_most_memory(lengths, targets, largest)
     flat, ends = np.concatenate(lengths), np.cumsum([len(batch) for batch in lengths])
     batches = [list(range(end - len(batch), end)) for end, batch in zip(ends, lengths, strict=True)]
     costs = [len(batch) * max(batch) for batch in lengths]
-    loader = SimpleNamespace(batch_sampler=SimpleNamespace(lengths=flat, batches=batches, costs=costs))
+    sampler = BatchesByLength(flat, 99, 10_000, None)
+    sampler.batches, sampler.costs = batches, costs
     items = SimpleNamespace(lengths=lambda name: np.concatenate(targets) if targets else np.zeros(0, dtype=int))
-    data = SimpleNamespace(train_dataloader=lambda: loader, items=lambda split: items)
+    data = DataModule(None, None, None, None, 0)
+    data.train_dataloader, data.items = lambda: SimpleNamespace(batch_sampler=sampler), lambda split: items
     config = SimpleNamespace(num_attention_heads=4, num_hidden_layers=2, vocab_size=1000)
     backbone = SimpleNamespace(config=config, channels=32, engine=SimpleNamespace(keeps_logits=True))
     trial = largest_batch(SimpleNamespace(backbone=backbone), SimpleNamespace(data=data))
