@@ -50,6 +50,22 @@ class PaddedBatch:
         }
         return PaddedBatch(**(vars(self) | tensors))
 
+    def part(self, rows: slice) -> PaddedBatch:
+        """Some of the sequences, without the pads that only others need."""
+        count = len(self.lengths)
+        if range(count)[rows] == range(count):
+            return self
+        width = int(self.lengths[rows].max())
+        return PaddedBatch(
+            self.input_ids[rows, :width],
+            self.lengths[rows],
+            self.prompt_lengths[rows],
+            None if self.labels is None else self.labels[rows],
+            {name: values[rows] for name, values in self.extra.items()},
+            self.rows[rows],
+            None if self.learned is None else self.learned[rows, :width],
+        )
+
     def prompts(self) -> list[list[int]]:
         """The prompts' ids without targets and padding."""
         ids_and_lengths = zip(self.input_ids.tolist(), self.prompt_lengths.tolist(), strict=True)

@@ -7,6 +7,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from gptask.data.column_lookup import trained_columns
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.errors import DataError
+from gptask.model.out_of_memory import BatchDivider
 from gptask.model.predictions import predictions_by_example
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
@@ -138,17 +141,28 @@ class Predictor:
         """The head's output for each item, by the item's number."""
         import torch
 
-        from gptask.data.datamodule import collate
-
         outputs: dict[int, Any] = {}
-        decodes = self.head.decodes
         with torch.inference_mode():
             for rows in self.batches(items):
-                batch = collate([items[row] for row in rows]).to(self.backbone.device)
-                needed = self.head.needed_positions(batch)
-                hidden = None if decodes else self.backbone.hidden(batch.input_ids, batch.lengths, needed)
-                outputs.update(zip(rows, self.head.predict(hidden, batch), strict=True))
+                outputs.update(zip(rows, self.predict_batch([items[row] for row in rows]), strict=True))
         return outputs
+
+    def predict_batch(self, items: Sequence[dict[str, Any]]) -> list[Any]:
+        """The head's output for each item, computed together or, where memory runs out, in parts."""
+        from gptask.data.datamodule import collate
+
+        def predict(rows: slice) -> list[Any]:
+            batch = collate(items[rows]).to(self.backbone.device)
+            if self.head.decodes:
+                return self.head.predict(None, batch)
+            needed = self.head.needed_positions(batch)
+            return self.head.predict(self.backbone.hidden(batch.input_ids, batch.lengths, needed), batch)
+
+        return [*chain.from_iterable(self._divider.compute([item["length"] for item in items], predict))]
+
+    @cached_property
+    def _divider(self) -> BatchDivider:
+        return BatchDivider()
 
 
 def predictions_or_error(predicted: Iterable[tuple[InputRow, Prediction | DataError]]) -> Iterator[Prediction]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +34,23 @@ def peak_memory_mb() -> int:
         return next(int(line.split()[1]) >> 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def memory_limit_mb(root: Path = Path("/")) -> int | None:
+    """The most memory in MiB that this process can get on Linux: what it has and what is free, in its control group.
+
+    None elsewhere. ``root`` is where the files of the system lie.
+    """
+    try:
+        free = re.search(r"MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text())
+        used = re.search(r"VmRSS:\s+(\d+) kB", (root / "proc/self/status").read_text())
+    except OSError:
+        return None
+    limits = [(int(free[1]) + int(used[1])) >> 10] if free and used else []
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups of version 2 and 1
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            limits.append(int((root / "sys/fs/cgroup" / name).read_text()) >> 20)
+    return min(limits, default=None)
 
 
 def versions() -> dict[str, str]:

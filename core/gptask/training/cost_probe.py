@@ -13,14 +13,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from gptask.data.datamodule import DataModule, PaddedBatch
+from gptask.data.datamodule import PaddedBatch
 from gptask.model.generation.generate import MAX_KV_BYTES, generate
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
-from gptask.runs.provenance import peak_memory_mb
+from gptask.runs.provenance import memory_limit_mb, peak_memory_mb
 from gptask.training import optim
+from gptask.training.batch_trial import largest_batch, measure, training_pass, unchanged
 from gptask.training.module import GPTModule
-from gptask.training.task_runtime import TaskRuntime
+from gptask.training.task_runtime import BatchTrial, TaskRuntime
 
 log = logging.getLogger("gptask")
 PROBE_TOKENS = 2048  # most tokens of a batch of validation or test that is measured
@@ -62,20 +63,20 @@ def probe_cost(
     """Time a few batches of each task's splits, the largest training batch among them; log and return the forecast.
 
     ``passes`` is how often an epoch goes through each task's data; checkpoints go to ``folder``. No weight is changed,
-    gradients are dropped and the random state is restored. Returns None without measuring for a plugin's own data
-    module, whose batches have no known costs, and elsewhere than on the CPU, where the model has not been moved to its
-    device yet.
+    gradients are dropped and the random state is restored. Returns None without measuring for a plugin's own batches,
+    which have no known costs, and elsewhere than on the CPU.
     """
     on_cpu = isinstance(trainer.accelerator, pl.accelerators.CPUAccelerator)
-    if not on_cpu or not all(isinstance(runtime.data, DataModule) for runtime in module.runtimes):
+    trials = [on_cpu and (runtime.trial or largest_batch(module, runtime)) for runtime in module.runtimes]
+    measurable = [trial for trial in trials if trial]
+    if len(measurable) < len(trials):
         return None
-    random_state, training = torch.get_rng_state(), module.training
     forecast, pages = Forecast(), 0.0
     epochs, batches = _trained_epochs(trainer, module.runtimes, passes)
     steps = epochs * batches / trainer.accumulate_grad_batches
-    try:
-        for runtime, share in zip(module.runtimes, passes, strict=True):
-            forecast.training += epochs * share * _training_seconds(module, trainer, runtime, epochs)
+    with unchanged(module, module.device):
+        for runtime, share, trial in zip(module.runtimes, passes, measurable, strict=True):
+            forecast.training += epochs * share * _training_seconds(module, trainer, runtime, trial, epochs)
             pages += sum(cache.table.nbytes for cache in runtime.activation_caches.values() if cache)
         forecast.training += steps * _step_seconds(module, trainer)
         train_peak = peak_memory_mb()
@@ -86,9 +87,6 @@ def probe_cost(
             module, "validation", trainer.limit_val_batches, validations
         )
         forecast.test, test_kv = _seconds_of_split(module, "test", trainer.limit_test_batches, 1.0)
-    finally:
-        module.train(training)
-        torch.set_rng_state(random_state)
     checkpoint_bytes = STATE_BYTES * sum(p.numel() for p in module.parameters() if p.requires_grad)
     forecast.checkpoints = 2 * validations * _write_seconds(folder, checkpoint_bytes)  # the best and the last
     growth = 1 + min(MAX_HEAP_GROWTH, steps / HEAP_STEPS)
@@ -97,6 +95,12 @@ def probe_cost(
     )
     forecast.unknown = _unknown(trainer, module.runtimes)
     log.info("%s", forecast)
+    limit = memory_limit_mb()
+    if limit is not None and forecast.peak_memory_mb > limit:
+        log.warning(
+            "the expected peak memory of %.0f MB is more than the %d MB that this process can get: the system may kill "
+            "it; lower data.batch_tokens or data.max_tokens", forecast.peak_memory_mb, limit,
+        )  # fmt: skip
     return forecast
 
 
@@ -134,38 +138,22 @@ def _validations(trainer: pl.Trainer, epochs: float, batches: float) -> float:
     return max(1.0, epochs // (every or 1)) / float(interval or 1.0)
 
 
-def _training_seconds(module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, epochs: float) -> float:
+def _training_seconds(
+    module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, trial: BatchTrial, epochs: float
+) -> float:
     """Seconds of one pass through a task's training batches, the mean of ``epochs``, without optimizer steps.
 
     With an activation cache the first epoch fills it and later epochs read from it.
     """
-    module.train()
-    loader = runtime.data.train_dataloader()
-    costs = loader.batch_sampler.costs
+    trial = trial if trial is runtime.trial else measure(module, trainer, runtime, trial)
+    runtime.trial = None  # it holds an epoch's batches
+    costs = trial.loader.batch_sampler.costs
     by_cost = sorted(range(len(costs)), key=costs.__getitem__)
-    measured = [by_cost[-1], by_cost[len(by_cost) // 2], by_cost[len(by_cost) // 4]]
-    cache = runtime.activation_caches.get("train")
-    seconds, tokens = [0.0, 0.0], 0.0
-    for position, number in enumerate([by_cost[0], *measured]):
-        batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
-        states = None
-        for epoch in range(2 if cache else 1):
-            start = time.perf_counter()
-            with trainer.precision_plugin.train_step_context():
-                if cache:
-                    hidden, states = cache.compute_or_resume(batch, states)
-                else:
-                    needed = runtime.head.needed_positions(batch)
-                    hidden = module.backbone.hidden(batch.input_ids, batch.lengths, needed)
-                loss = runtime.head.loss(hidden, batch)
-            if loss.requires_grad:
-                torch.autograd.backward(loss)
-            if position > 0:  # the first batch only warms up
-                seconds[epoch] += time.perf_counter() - start
-        tokens += costs[number] if position > 0 else 0
-    first, later = seconds[0], seconds[1] if cache else seconds[0]
+    others = [by_cost[len(by_cost) // 2], by_cost[len(by_cost) // 4]]
+    seconds = [trial.seconds, *(training_pass(module, trainer, runtime, trial.loader, number) for number in others)]
+    first, later = (float(sum(column)) for column in zip(*seconds, strict=True))
     mean = (first + later * (epochs - 1)) / epochs if epochs > 1 else first
-    return float(sum(costs)) * mean / tokens
+    return mean * float(sum(costs)) / float(trial.tokens + sum(costs[number] for number in others))
 
 
 def _step_seconds(module: GPTModule, trainer: pl.Trainer) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ from gptask.training.divergence import DivergenceCheck, clip_gradients
 from gptask.training.task_runtime import TaskRuntime, normalized_score
 
 log = logging.getLogger("gptask")
+T = TypeVar("T")
 SCORE = "val/score"  # mean of several tasks' main metrics, normalized
 
 
@@ -92,18 +93,36 @@ class GPTModule(pl.LightningModule):
         """Loss and predictions of one batch."""
         runtime = self.runtimes[dataloader_idx]
         epoch_mean: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        with self._without_autocast():
-            hidden = self._hidden(runtime, batch, "validation")
-            loss = runtime.head.loss(hidden, batch)
-            self.log(f"val/{runtime.prefix}loss", loss, batch_size=len(batch.lengths), **epoch_mean)
-            self._predict_batch(runtime, batch, None if runtime.head.decodes else hidden)
+
+        def score(part: PaddedBatch) -> Tensor:
+            hidden = self._hidden(runtime, part, "validation")
+            loss = runtime.head.loss(hidden, part)
+            self._predict_batch(runtime, part, None if runtime.head.decodes else hidden)
+            return loss
+
+        for rows, loss in self._in_parts(runtime, "validation", batch, score):
+            self.log(f"val/{runtime.prefix}loss", loss, batch_size=rows, **epoch_mean)
 
     def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
         runtime = self.runtimes[dataloader_idx]
+
+        def predict(part: PaddedBatch) -> None:
+            self._predict_batch(runtime, part, None if runtime.head.decodes else self._hidden(runtime, part, "test"))
+
+        self._in_parts(runtime, "test", batch, predict)
+
+    def _in_parts(
+        self, runtime: TaskRuntime, split: str, batch: PaddedBatch, compute: Callable[[PaddedBatch], T]
+    ) -> list[tuple[int, T]]:
+        """What is computed of a batch or, where memory runs out, of its parts, each with its number of rows."""
+
+        def compute_part(rows: slice) -> tuple[int, T]:
+            part = batch.part(rows)
+            return len(part.lengths), compute(part)
+
         with self._without_autocast():
-            hidden = None if runtime.head.decodes else self._hidden(runtime, batch, "test")
-            self._predict_batch(runtime, batch, hidden)
+            return runtime.dividers[split].compute(batch.lengths.tolist(), compute_part)
 
     def _without_autocast(self) -> torch.autocast:
         """Score in the weights' own number format, as a loaded run does, whatever format training computes in."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptask.model.out_of_memory import BatchDivider
 from gptask.model.predictions import predictions_by_example
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task, with_options
@@ -17,6 +19,30 @@ from gptask.plugins.types import Example, Prediction
 if TYPE_CHECKING:
     from gptask.model.engine.activation_cache import ActivationCache
     from gptask.model.heads import Head
+
+
+@dataclass
+class BatchTrial:
+    """The training batch of a task that takes the most memory, among those of the first epoch.
+
+    ``seconds`` are those of its forward and backward pass in the first epoch, and in a later one, which may read
+    activations from a cache.
+    """
+
+    loader: Any
+    number: int
+    seconds: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of its sequences."""
+        sampler = self.loader.batch_sampler
+        return [int(sampler.lengths[row]) for row in sampler.batches[self.number]]
+
+    @property
+    def tokens(self) -> int:
+        """Its padded tokens."""
+        return int(self.loader.batch_sampler.costs[self.number])
 
 
 @dataclass
@@ -35,6 +61,8 @@ class TaskRuntime:
     outputs: dict[int, Any] = field(default_factory=dict)  # row of the encoded item -> the head's output
     tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
+    dividers: dict[str, BatchDivider] = field(default_factory=lambda: defaultdict(BatchDivider))  # by split
+    trial: BatchTrial | None = None  # of the largest training batch, for the forecast of the cost
 
     def __post_init__(self) -> None:
         """Keep the task as it was configured."""

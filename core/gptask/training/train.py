@@ -84,6 +84,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     context = replace(context, config=config)
     record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
+    from gptask.training.batch_trial import memory_advice
     from gptask.training.cost_probe import probe_cost
     from gptask.training.divergence import Diverged, with_advice
     from gptask.training.trainer import build_training_trainer
@@ -96,7 +97,8 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         try:
-            _fit(trainer, module, data, context.folder, start.checkpoint)
+            with memory_advice(trainer, config, context.folder):
+                _fit(trainer, module, data, context.folder, start.checkpoint)
         except Diverged as diverged:
             raise with_advice(diverged, config) from diverged
         if not trainer.global_step:
@@ -137,6 +139,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     from gptask.data.mixture import Mixture
     from gptask.model.backbone import tuning
     from gptask.model.backbone.backbone import load_or_build_backbone
+    from gptask.training.batch_trial import fit_batches
     from gptask.training.module import GPTModule
 
     def texts() -> Iterator[str]:
@@ -155,11 +158,13 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     data = runtimes[0].data
     if config.tasks:
         data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
-    config, chosen_schedule = resolve_schedule(config, data)
-    log_chosen([*chosen, *resolved.chosen, *chosen_schedule])
     module = GPTModule(backbone, runtimes, config.optimizer, config.schedule)
     if origin:
         _cache_activations(module, config)
+    trains = all(config.trainer.get(name) != 0 for name in TRAINING_LIMITS)
+    config, chosen_tokens = fit_batches(config, module) if trains else (config, [])
+    config, chosen_schedule = resolve_schedule(config, data)
+    log_chosen([*chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
     return module, data, config
 
 

@@ -125,6 +125,21 @@ def test_a_batch_moves_to_a_device_with_all_its_parts() -> None:
     assert (moved.extra, moved.rows) == ({"left": [[1]]}, [3])
 
 
+def test_a_part_of_a_batch_is_what_its_items_alone_make() -> None:
+    items = [
+        item([1, 2, 3, 4], [5], label=[1, 2], extra={"left": [4]}, row=7, learned=[0, 2]),
+        item([1], [2], label=[2, 3], extra={"left": [5]}, row=2, learned=[0, 1]),
+        item([1, 2], [3], label=[0, 0], extra={"left": [6]}, row=5, learned=[1, 2]),
+    ]
+    whole = collate(items)
+    for rows in (slice(0, 1), slice(1, 3), slice(2, 3)):
+        part, expected = whole.part(rows), collate(items[rows])
+        for name, value in vars(expected).items():
+            same = torch.equal(getattr(part, name), value) if isinstance(value, torch.Tensor) else None
+            assert getattr(part, name) == value if same is None else same, name
+    assert whole.part(slice(0, 3)) is whole
+
+
 # --- encoding ---------------------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,13 @@ import threading
 
 import pytest
 from gptask import DataError, UserError, load_run
-from gptask.config.schemas import Files
+from gptask.config.schemas import Files, Lora
 from gptask.data.columns import Columns
 from gptask.data.rows import Row
 from gptask.runs.predictor import MAX_CHUNK, InputRow, Predictor, read_inputs
+from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
+from gptask_tasks.translation import Translation
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +139,21 @@ def test_inputs_are_cleaned_as_those_of_a_test_set_are(run, monkeypatch):
     assert prediction.score == pytest.approx(expected.score, abs=1e-6)
     with pytest.raises(DataError, match="nothing is left of it after the task's cleaning"):
         list(run.predict(["drop"]))
+
+
+@pytest.mark.parametrize("task", [Sentiment(labels=["bad", "good"]), Translation()])
+def test_a_batch_that_runs_out_of_memory_is_predicted_in_parts(task, random_run, memory, caplog):
+    run, field = random_run(task, "llama", Lora(rank=2)), task.inputs()[0].name
+    examples = [{field: "the quick brown fox " * (1 + number % 3)} for number in range(20)]
+    expected = list(run.predict(examples))
+    memory.tokens = max(memory.passes) // 3
+    memory.passes.clear()
+    with caplog.at_level("WARNING", "gptask"):
+        divided = list(run.predict(examples))
+    assert [prediction.value for prediction in divided] == [prediction.value for prediction in expected]
+    assert [prediction.score for prediction in divided] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert len(caplog.messages) == 1
+    assert sum(tokens > memory.tokens for tokens in memory.passes) == 2, "halved twice, and never again"
+    memory.error = lambda: RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(run.predict(examples))

@@ -83,6 +83,11 @@ class FastEngine(ReferenceEngine):
         return component not in self.off
 
     @property
+    def keeps_logits(self) -> bool:
+        """See `Engine`."""
+        return not self.has("loss")
+
+    @property
     def caches_activations(self) -> bool:
         """Whether states of frozen layers may be read from disk."""
         return self.has("activation_cache")

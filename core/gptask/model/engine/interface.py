@@ -284,6 +284,11 @@ class Engine(ABC):
         """Whether states of frozen layers may be read from disk."""
         return False
 
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether `token_nll` keeps the logits of all states for the backward pass."""
+        return True
+
     @abstractmethod
     def drop_inference_weights(self) -> None:
         """Forget what was made of the weights for inference: they may have changed."""

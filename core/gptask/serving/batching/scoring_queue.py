@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptask.data.batches import BatchesByLength
 from gptask.data.datamodule import collate
+from gptask.model.out_of_memory import BatchDivider, is_out_of_memory
 from gptask.serving.batching.failed_passes import FailedPasses
 from gptask.serving.batching.work import ScoringWork
 from gptask.serving.prometheus import ServerMetrics
@@ -77,6 +78,7 @@ class ScoringQueue:
 
     def __init__(self, metrics: ServerMetrics, failed_passes: FailedPasses) -> None:
         self.metrics, self.failed_passes = metrics, failed_passes
+        self.divider = BatchDivider()
         self._requests: deque[ScoringRequest] = deque()  # that have items left, the next one first
 
     def __bool__(self) -> bool:
@@ -124,18 +126,29 @@ class ScoringQueue:
         return entries
 
     def _compute_pass(self, entries: Sequence[Entry]) -> None:
-        """Score entries of one backbone together."""
+        """Score entries of one backbone together or, where memory runs out, in parts."""
+        lengths = [int(entry.item["length"]) for entry in entries]
+        for failed in self.divider.compute(lengths, lambda part: self._compute_part(entries[part])):
+            if failed:
+                self._recover(*failed)
+
+    def _compute_part(self, entries: Sequence[Entry]) -> tuple[list[Entry], Exception] | None:
+        """Score entries of one backbone in one pass; return those that it failed for, with the exception.
+
+        Raises the exception that several entries need more memory than there is.
+        """
         by_head: dict[Any, list[Entry]] = {}
         for entry in entries:
             by_head.setdefault((entry.request.work.head, entry.request.work.model), []).append(entry)
         batches = [batch for group in by_head.values() for batch in _isolating_faults(group, HeadBatch)]
         if not batches:
-            return
+            return None
         try:
             states_BTC = _hidden(batches)
         except Exception as error:
-            self._recover([entry for batch in batches for entry in batch.entries], error)
-            return
+            if len(entries) > 1 and is_out_of_memory(error):
+                raise
+            return [entry for batch in batches for entry in batch.entries], error
         self.failed_passes.reset()
         self.metrics.scoring_batch.observe(len(states_BTC))
         start = 0
@@ -143,6 +156,7 @@ class ScoringQueue:
             states_of_batch, start = states_BTC[start : start + len(batch.entries)], start + len(batch.entries)
             self.metrics.tokens_read.labels(batch.model.name).inc(int(batch.batch.lengths.sum()))
             _predict(batch, states_of_batch)
+        return None
 
     def _recover(self, entries: Sequence[Entry], error: Exception) -> None:
         """After a pass that failed, score each request's entries alone; those of one request fail with the error."""

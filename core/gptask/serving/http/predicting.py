@@ -163,8 +163,8 @@ async def outputs_of(
             return await _written(state, request, model, items)
         outputs: dict[int, Any] = {}
         for numbers in model.predictor.batches(items):
-            batch = collate([items[number] for number in numbers]).to(model.backbone.device)
-            work = WholeWork(model, lambda batch=batch: head.predict(None, batch))  # type: ignore[misc]
+            batch = [items[number] for number in numbers]
+            work = WholeWork(model, lambda batch=batch: model.predictor.predict_batch(batch))  # type: ignore[misc]
             outputs.update(zip(numbers, await computed(state, request, work), strict=True))
         return [outputs[number] for number in range(len(items))]
     except EXPECTED_ERRORS:

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+import torch
 from gptask.errors import UserError
 from gptask.model.engine.interface import DecodingRow
 from gptask.serving.batching.batcher import PROMPT_TOKENS, SCORING_TOKENS, Batcher, BatcherEnded, QueueFull
@@ -527,6 +528,30 @@ def test_on_token_sees_every_step_and_its_fault_is_its_own_works(engine: FakeEng
     assert str(error(failing)) == "the listener failed"
     assert batcher.drain(LONG_WAIT)
     assert engine.steps == 3, "its rows have left"
+
+
+def test_a_pass_that_runs_out_of_memory_is_computed_in_parts_and_no_request_fails(
+    engine: FakeEngine, batcher_of: Start
+) -> None:
+    batcher, sizes = batcher_of(start=False), list[int]()
+
+    def little_memory(ids: torch.Tensor) -> None:
+        sizes.append(ids.numel())
+        if ids.numel() > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine.before_pass = little_memory
+    works = [scoring(FakeModel(engine, number), range(10 * number, 10 * number + 9)) for number in (1, 2)]
+    for work in works:
+        batcher.submit(work)
+    batcher.start()
+    assert [result(work) for work in works] == [[*range(10, 19)], [*range(20, 29)]]
+    failed = sum(size > 30 for size in sizes)
+    batcher.submit(later := scoring(FakeModel(engine, 3), range(30, 39)))
+    assert result(later) == [*range(30, 39)]
+    assert sum(size > 30 for size in sizes) == failed, "later passes are small from the start"
+    batcher.submit(large := scoring(FakeModel(engine, 4), [41], length=40))
+    assert isinstance(error(large), torch.OutOfMemoryError)
 
 
 def raise_error(problem: BaseException) -> None:
