@@ -60,15 +60,17 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
+    folder = config.resume and Path(config.resume)
     with interruptible():
-        start = resume.check_resume(config) if config.resume else resume.new_start(config)
-        config, corpora = start.config, start.corpora
-        fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
-        with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-            try:
+        try:
+            start = resume.check_resume(config) if config.resume else resume.new_start(config)
+            config, corpora = start.config, start.corpora
+            fingerprint = run_fingerprint(config, corpora)  # as given, before options left open are chosen
+            with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
                 return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
-            except KeyboardInterrupt as stop:
-                raise type(stop)(f"{str(stop) or 'stopped'}. {resume_hint(folder)}") from stop
+        except KeyboardInterrupt as stop:
+            hint = resume_hint(folder) if folder else "Nothing is written yet: the same command begins again."
+            raise type(stop)(f"{str(stop) or 'stopped'}. {hint}") from stop
 
 
 def _check_minutes(minutes: float | None) -> None:
