@@ -22,7 +22,13 @@ from gptask.training import builder, loggers, resume
 from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_within_epoch
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
-from gptask.training.interrupts import interruptible, interrupts_of_lightning
+from gptask.training.interrupts import (
+    forget_signals,
+    hold_signals,
+    interruptible,
+    interrupts_of_lightning,
+    release_signals,
+)
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
@@ -66,11 +72,15 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
             start = resume.check_resume(config) if config.resume else resume.new_start(config)
             config, corpora = start.config, start.corpora
             fingerprint = run_fingerprint(config, corpora)  # as given, before options left open are chosen
+            hold_signals()
             with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+                release_signals()  # from here on a folder in which nothing is written is removed again
                 return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
         except KeyboardInterrupt as stop:
             hint = resume_hint(folder) if folder else "Nothing is written yet: the same command begins again."
             raise type(stop)(f"{str(stop) or 'stopped'}. {hint}") from stop
+        finally:
+            forget_signals()
 
 
 def _check_minutes(minutes: float | None) -> None:

@@ -109,8 +109,6 @@ def test_a_file_that_names_a_lost_best_comes_behind_all_others(tmp_path, caplog)
     assert "which is missing: it is lost, and the best of the validations from here on is kept" in caplog.text
 
 
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("stopped")])
 @pytest.mark.parametrize("where", ["write", "fsync"])
 def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(error, where, tmp_path, monkeypatch):
@@ -139,7 +137,7 @@ def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(error, wh
 
     if where == "write":
         monkeypatch.setattr(
-            "gptask.training.checkpoint_files.open", lambda *args: FailingFile(open(*args)), raising=False
+            "gptask.training.checkpoint_files.open", lambda path, mode: FailingFile(path.open(mode)), raising=False
         )
     else:
         monkeypatch.setattr(os, "fsync", fail)
