@@ -20,6 +20,10 @@ class DataError(UserError):
         self.field = field
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks the process to end; whoever handles Ctrl-C handles it alike."""
+
+
 @contextmanager
 def damaged(path: object, error_class: type[UserError] = UserError) -> Iterator[None]:
     """Turn what a library raises while it parses the content of a named file into an error of that file.

@@ -6,12 +6,14 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 
 from gptask.cli.output import report_error
 from gptask.cli.verbs import VERBS
 from gptask.errors import UserError, listing, nearest
+from gptask.training.interrupts import interruptible
 
 USAGE = """gptask <verb> [option=value ...]
 
@@ -34,7 +36,7 @@ BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line and exit: 0 success, 2 user error, 70 internal error, 130 Ctrl-C.
+    """Run a command line and exit: 0 success, 2 user error, 70 internal error, 130 Ctrl-C, 143 SIGTERM.
 
     1 is the bad news that a verb is asked for: `compare --fail-if-worse`, `tasks --check`.
     """
@@ -79,5 +81,6 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in VERBS:
         raise UserError(f"unknown verb '{name}'; available: {listing(VERBS)}.{nearest(name, VERBS)}")
-    code: int = import_module(VERBS[name].module).main(rest)
+    with nullcontext() if VERBS[name].own_signals else interruptible():
+        code: int = import_module(VERBS[name].module).main(rest)
     return code

@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor
 from errno import ENOSPC
 from typing import Any
 
-from gptask.errors import UserError
+from gptask.errors import Terminated, UserError
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h; 1 is what `compare --fail-if-worse` reports
 
@@ -26,8 +26,8 @@ def report_error(error: BaseException, where: str = "") -> int:
     if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
         traceback.print_exception(error)
     if interrupted:
-        sys.stderr.write(f"\ngptask: {where}{error or 'stopped'}\n")
-        return 130
+        sys.stderr.write(f"\ngptask: {where}{str(error) or 'stopped'}\n")
+        return 143 if isinstance(error, Terminated) else 130
     if message is None:
         sys.stderr.write(f"gptask: {where}{_internal_error(error)}\n")
         return INTERNAL_ERROR

@@ -13,6 +13,7 @@ class Verb:
     summary: str
     composed: bool = False  # Hydra composes its config; a verb without one parses its own arguments
     multirun: bool = False  # -m runs it once for each combination of values
+    own_signals: bool = False  # it says itself what Ctrl-C and SIGTERM do
 
     @property
     def module(self) -> str:
@@ -27,8 +28,8 @@ VERBS = {
         Verb("evaluate", "score a run folder or the bare backbone without training", composed=True, multirun=True),
         Verb("sweep", "search for the options that do best on validation"),
         Verb("predict", "run a run folder on a file or standard input", composed=True),
-        Verb("chat", "talk to a run folder or a bare backbone"),
-        Verb("serve", "answer requests for many runs from one backbone, over HTTP", composed=True),
+        Verb("chat", "talk to a run folder or a bare backbone", own_signals=True),
+        Verb("serve", "answer requests for many runs from one backbone, over HTTP", composed=True, own_signals=True),
         Verb("export", "write a Hugging Face folder for plain transformers", composed=True),
         Verb("compare", "compare runs: intervals, paired tests, leaderboard"),
         Verb("report", "write one HTML page on a run, or on several side by side"),

@@ -244,6 +244,13 @@ class EarlyStopping:
 
 
 @dataclass
+class Checkpoint:
+    """Write a checkpoint after so many ``minutes`` of training without one (null: only behind validations)."""
+
+    minutes: float | None = 15.0
+
+
+@dataclass
 class CSVLog:
     """Log to metrics.csv in the run folder."""
 
@@ -309,6 +316,7 @@ class Train:
     optimizer: Any = None  # null: AdamW()
     schedule: Schedule = field(default_factory=Schedule)
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     logger: Any = None  # null: CSVLog()
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
     trainer: dict[str, Any] = field(default_factory=lambda: {"gradient_clip_val": 1.0})

@@ -19,7 +19,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from importlib.resources import files
 from pathlib import Path
 
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import Terminated, UserError, listing, nearest
 from gptask.plugins.compatibility import Incompatible, check_task_class, contract_version_of
 from gptask.plugins.isolation import isolated
 from gptask.plugins.task import Task
@@ -94,7 +94,7 @@ class Plugin:
                     self.contract = contract_version_of(target)
                 self.task = check_task_class(self.name, target)
             except BaseException as error:  # even SystemExit and a KeyboardInterrupt that the plugin raises itself
-                if pressed:
+                if pressed or isinstance(error, Terminated):
                     raise
                 self.cause = error
         return self

@@ -107,7 +107,8 @@ def resume_hint(folder: Path) -> str:
     """A sentence that names the checkpoints of a stopped run and the command that resumes it."""
     names = ", ".join(path.name for path in checkpoint_files(folder))
     if not names:
-        return "No checkpoint has been written yet."
+        begin_again = f"gptask train resume={folder} begins again" if (folder / "config.yaml").is_file() else ""
+        return f"No checkpoint has been written yet: {begin_again or 'the same command begins again'}."
     return f"Checkpoints in {folder / 'checkpoints'}: {names}. Resume with: gptask train resume={folder}"
 
 

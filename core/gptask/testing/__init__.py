@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from gptask.errors import Terminated
 from gptask.plugins.isolation import isolated
 from gptask.plugins.source_location import class_location, class_source
 from gptask.plugins.task import Task
@@ -82,7 +83,7 @@ def _run_clause(clause: Clause, trial: Trial) -> Result:
         except NotApplicable:
             return Result(clause.__name__, "does not apply")
         except BaseException as error:  # whatever a plugin raises is a failure that its author must see
-            if pressed:
+            if pressed or isinstance(error, Terminated):
                 raise
             return Result(clause.__name__, "failed", _failure_message(error, trial.task), error)
     return Result(clause.__name__, "ok")

@@ -1,4 +1,4 @@
-"""Progress (a rich bar in a terminal, plain lines elsewhere), speed, and a checkpoint on Ctrl-C."""
+"""Progress (a rich bar in a terminal, plain lines elsewhere) and speed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from datetime import timedelta
 from math import isfinite
 from multiprocessing import current_process
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -113,18 +112,6 @@ class LineProgress(pl.callbacks.ProgressBar, Speed):
         if metrics and not trainer.sanity_checking and self.every != float("inf"):
             text = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             log.info("epoch %d step %d %s", trainer.current_epoch + 1, trainer.global_step, text)
-
-
-class SaveOnInterrupt(pl.Callback):
-    """Writes a checkpoint on Ctrl-C, so that nothing computed is lost."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        """Save if the training has made a step; validation between the steps counts as training."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.state.fn == "fit":
-            trainer.save_checkpoint(self.path)
 
 
 def progress_bar() -> pl.Callback:

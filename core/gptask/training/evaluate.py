@@ -28,6 +28,7 @@ from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
+from gptask.training.interrupts import interruptible, interrupts_of_lightning
 from gptask.training.resolve import ChosenOption, log_chosen, prepare_tasks, resolve_data
 from gptask.training.results import write_results
 
@@ -51,7 +52,7 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
         raise UserError("allow_overlap=false is about what a run was trained on: set run=<run folder>, or leave it out")
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)
-    with open_run_folder(config.outputs, run_title(config), config.folder) as folder:
+    with interruptible(), open_run_folder(config.outputs, run_title(config), config.folder) as folder:
         _evaluate(RunContext(config, command, corpora, fingerprint, folder, extra={"parent": config.run}))
     return folder
 
@@ -122,7 +123,8 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     runtime = TaskRuntime(name, task, head, data)
     module = GPTModule(backbone, [runtime]).requires_grad_(False)
     trainer = build_trainer(context.folder, config.trainer, logger=False)
-    trainer.test(module, dataloaders=data.eval_dataloader(config.split), verbose=False)
+    with interrupts_of_lightning():
+        trainer.test(module, dataloaders=data.eval_dataloader(config.split), verbose=False)
     if is_main_process():
         context = replace(context, config=config)
         context.write_config()

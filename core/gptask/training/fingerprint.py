@@ -64,6 +64,8 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.runs.saved_model",
     "gptask.training.batch_trial",
     "gptask.training.builder",
+    "gptask.training.checkpoint_files",
+    "gptask.training.checkpoints",
     "gptask.training.context",
     "gptask.training.divergence",
     "gptask.training.evaluate",
@@ -80,7 +82,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.trainer",
 )
 # options that do not change the result
-NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "engine")
+NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "checkpoint", "engine")
 
 
 def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] | None = None) -> str:

@@ -31,6 +31,11 @@ def set_stepped_batches(trainer: Any, count: int) -> None:
     _set(trainer.fit_loop.epoch_loop, "_batches_that_stepped", count)
 
 
+def step_of_last_save(callback: Any) -> int:
+    """The optimizer steps made when a checkpoint callback last wrote a file, 0 if it never did."""
+    return int(callback._last_global_step_saved)
+
+
 def set_learning_rates(scheduler: Any, step: int, rates: Sequence[float]) -> None:
     """Put a schedule and its optimizer at a step, with the learning rates of the parameter groups there."""
     scheduler.last_epoch = step

@@ -16,10 +16,11 @@ from gptask.config.schemas import Train
 from gptask.data.corpus import SPLITS, CachedCorpus
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import KEY_IN_CHECKPOINT, checkpoint_files
+from gptask.runs.folder import KEY_IN_CHECKPOINT
 from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
 from gptask.training.builder import build_corpora, task_configs
+from gptask.training.checkpoint_files import latest_checkpoint
 from gptask.training.resumed_config import resumed_config, shown, with_given_tasks
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def check_resume(config: Train) -> Start:
     devices = build_trainer(folder, record["config"]["trainer"] | config.trainer, logger=False).world_size
     config = resumed_config(config, record, folder, devices)
     _refuse_without_training(folder, checkpoint, config)
-    _require_best(folder, checkpoint)
     corpora = build_corpora(with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
@@ -91,30 +91,6 @@ def _data_hashes(corpus: CachedCorpus) -> dict[str, Any]:
 # --- the checkpoint -------------------------------------------------------------------------------------------------
 
 
-def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of the most optimizer steps, from which a training goes on, with its content.
-
-    Times of files are not asked, since a copy of the folder has others. Raises `UserError` where there is none, where
-    one is damaged, and where it was written by a version of gptask that recorded less.
-    """
-    import torch
-
-    files = checkpoint_files(folder)
-    if not files:
-        raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
-    checkpoints = {}
-    for path in files:
-        try:
-            checkpoints[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # torch raises several classes for a file that is cut off
-            raise UserError(f"{path} is damaged: delete it to go on from another checkpoint") from error
-    order = {"best": 1, "last": 2, "interrupted": 3}  # of equally many steps, the one that is written last
-    latest = max(files, key=lambda path: (checkpoints[path]["global_step"], order.get(path.stem.split("-")[0], 0)))
-    if KEY_IN_CHECKPOINT not in checkpoints[latest]:
-        raise UserError(f"{latest} is of a version of gptask whose runs can't be resumed by this one; start again")
-    return latest, checkpoints[latest]
-
-
 def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], config: Train) -> None:
     """Raise `UserError` for a run that has trained longer than the options allow, or is finished and may not go on.
 
@@ -130,6 +106,8 @@ def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], config: T
             f"{folder} {state} after {trained} {option.removeprefix('max_')}, and trainer.{option}={limit} allows no "
             f"more: set trainer.{option} above {trained}"
         )
+    if finished and (allowed := config.trainer.get("max_time")) is not None:
+        _refuse_without_time(folder, checkpoint, allowed)
     patience = config.early_stopping.patience
     waited = [state["wait_count"] for name, state in checkpoint["callbacks"].items() if name.startswith("Patience")]
     if finished and patience is not None and waited and waited[0] >= max(patience, 1):
@@ -139,22 +117,24 @@ def _refuse_without_training(folder: Path, checkpoint: dict[str, Any], config: T
         )
 
 
+def _refuse_without_time(folder: Path, checkpoint: dict[str, Any], allowed: Any) -> None:
+    from pytorch_lightning.callbacks import Timer
+
+    timer = Timer(allowed)
+    timer.load_state_dict(checkpoint["callbacks"].get("Timer", {}))
+    if (timer.time_remaining() or 0.0) <= 0:
+        raise UserError(
+            f"{folder} is finished after {timer.time_elapsed():.0f} seconds of training, and trainer.max_time="
+            f"{allowed} allows no more: set trainer.max_time above that"
+        )
+
+
 def _trained_epochs(checkpoint: dict[str, Any]) -> int:
     """The epochs that are complete; one that the training ended within is not."""
     loops = checkpoint["loops"]["fit_loop"]
     epochs = loops["epoch_progress"]["current"]
     ended_within = epochs["processed"] == epochs["started"] and not loops["epoch_loop.batch_progress"]["is_last_batch"]
     return int(epochs["processed"]) - bool(ended_within and epochs["processed"])
-
-
-def _require_best(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Raise `UserError` where the best checkpoint so far is not in the folder any more."""
-    for name, state in checkpoint["callbacks"].items():
-        file = folder / "checkpoints" / state["best_model_path"] if name.startswith("BestCheckpoint") else None
-        if file and state["best_model_path"] and not file.is_file():
-            raise UserError(
-                f"{file}, the best checkpoint so far, is missing: restore it, or start again without resume"
-            )
 
 
 # --- data, plugins, backbone ----------------------------------------------------------------------------------------

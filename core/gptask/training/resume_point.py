@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 
 from gptask.data.batches import first_batch_of
 from gptask.runs.folder import KEY_IN_CHECKPOINT
 from gptask.training import private
+from gptask.training.interrupts import hold_signals
 
 log = logging.getLogger("gptask")
 
@@ -49,14 +51,20 @@ class ResumePoint(pl.Callback):
         if not self._accumulating:
             self._states, self._accumulating = self._current(trainer), True
 
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        """Hold signals back until the weights and all counters are those of the next step."""
+        hold_signals()
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         """Forget the random state once the step is made; let the last step of a training be validated."""
         if self._states and trainer.global_step > self._states[0]:
             self._states, self._accumulating = None, False
             self._note_loader(trainer)
-        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and not _used_at_epoch_end(trainer)
+        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and not used_at_epoch_end(trainer)
         if 0 < trainer.max_steps <= trainer.global_step or (last_epoch and trainer.is_last_batch):
             trainer.should_stop = True  # Lightning then validates first
+        if trainer.should_stop and time_is_over(trainer) and trainer.check_val_every_n_epoch:
+            trainer.check_val_every_n_epoch = 1  # also in an epoch that would not be validated
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Note the random state: an interrupted validation is made anew."""
@@ -66,12 +74,14 @@ class ResumePoint(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Forget the random state; callbacks that write checkpoints come later."""
         if trainer.state.fn == "fit":
+            hold_signals()  # until each callback has used what validation found
             self._validated_step = trainer.global_step
             if not self._accumulating:
                 self._states = None
             if self._validation_forced:
                 trainer.val_check_batch, trainer.fit_loop.epoch_loop.max_steps = self._validation_forced
                 self._validation_forced = None
+                trainer.should_stop = trainer.should_stop or time_is_over(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Note the state of a loader no batch of which is drawn yet."""
@@ -109,7 +119,7 @@ class ResumePoint(pl.Callback):
         loops, ratio = checkpoint["loops"]["fit_loop"], self._resumed["record"]["world_size"] / trainer.world_size
         epochs = loops["epoch_progress"]["current"]
         # What validation found is used at the end of the epoch, unless one validates within epochs; it is not saved.
-        unused = _used_at_epoch_end(trainer) and epochs["started"] != epochs["processed"]
+        unused = used_at_epoch_end(trainer) and epochs["started"] != epochs["processed"]
         validated = self._resumed["validated"] and not unused
         epoch, self._first_batch = rewind(loops, trainer.accumulate_grad_batches, ratio, validated)
         self._validated_step = self._step if validated else -1
@@ -129,6 +139,9 @@ class ResumePoint(pl.Callback):
             restore_random_states(states[trainer.global_rank], trainer.strategy.root_device)
         loop = trainer.fit_loop.epoch_loop
         unvalidated = self._first_batch and self._validated_step < self._step and trainer.enable_validation
+        if unvalidated and time_is_over(trainer):
+            trainer.should_stop = False  # it stops behind its validation
+            self._at_end, trainer.check_val_every_n_epoch = True, trainer.check_val_every_n_epoch and 1
         if self._at_end and unvalidated and trainer.check_val_every_n_epoch in (None, 1):
             self._validation_forced = (None, loop.max_steps)
             loop.max_steps = self._step + 1  # else nothing would run; the training ends behind its validation
@@ -210,9 +223,16 @@ def rewind(loops: dict[str, Any], accumulate: int, ratio: float, validated: bool
     return epoch, done
 
 
-def _used_at_epoch_end(trainer: pl.Trainer) -> bool:
+def used_at_epoch_end(trainer: pl.Trainer) -> bool:
     """Whether checkpoints and early stopping use a validation at the end of the epoch, as Lightning decides it."""
     return trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+
+
+def time_is_over(trainer: pl.Trainer) -> bool:
+    """Whether the time that ``trainer.max_time`` allows is over; of several processes the first one's clock decides."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    remaining = [seconds for timer in timers if (seconds := timer.time_remaining()) is not None]
+    return bool(remaining and trainer.strategy.broadcast(min(remaining) <= 0))
 
 
 def _is_stateful(loader: Any) -> bool:

@@ -16,8 +16,8 @@ from gptask.training.builder import task_configs, with_task_configs
 
 Option = tuple[str, ...]  # the parts of an option's dotted name
 MAY_CHANGE = (
-    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping", "logger", "probe", "baseline",
-    "engine", "data.workers", "data.eval_batch_size",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "early_stopping", "checkpoint", "logger", "probe",
+    "baseline", "engine", "data.workers", "data.eval_batch_size",
 )  # fmt: skip
 SHOWN_ONLY = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "enable_autolog_hparams")
 GLOBAL_BATCH = (("trainer", "devices"), ("trainer", "num_nodes"), ("trainer", "accumulate_grad_batches"))

@@ -19,8 +19,16 @@ from gptask.runs import run, saved_model
 from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers, resume
+from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_within_epoch
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
+from gptask.training.interrupts import (
+    forget_signals,
+    hold_signals,
+    interruptible,
+    interrupts_of_lightning,
+    release_signals,
+)
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
@@ -55,13 +63,29 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
     config = validated_copy(config)
     check_trainer_options(config.trainer)
+    _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
-    start = resume.check_resume(config) if config.resume else resume.new_start(config)
-    config, corpora = start.config, start.corpora
-    fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
-    with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
-        return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
+    folder = config.resume and Path(config.resume)
+    with interruptible():
+        try:
+            start = resume.check_resume(config) if config.resume else resume.new_start(config)
+            config, corpora = start.config, start.corpora
+            fingerprint = run_fingerprint(config, corpora)  # as given, before options left open are chosen
+            hold_signals()
+            with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+                release_signals()  # from here on a folder in which nothing is written is removed again
+                return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
+        except KeyboardInterrupt as stop:
+            hint = resume_hint(folder) if folder else "Nothing is written yet: the same command begins again."
+            raise type(stop)(f"{str(stop) or 'stopped'}. {hint}") from stop
+        finally:
+            forget_signals()
+
+
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not minutes >= 0:
+        raise UserError(f"checkpoint.minutes={minutes}: expected minutes (0: after each step), or null for never")
 
 
 def _refuse_random_weights_that_stay(config: Train) -> None:
@@ -115,7 +139,8 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
         context = replace(context, fit_seconds=time.time() - context.started)
         for runtime in module.runtimes:
             runtime.outputs = {}  # of validation, and a test of no batch would leave them
-        trainer.test(module, datamodule=data, verbose=False)
+        with interrupts_of_lightning():
+            trainer.test(module, datamodule=data, verbose=False)
         if writes:
             write_run_results(context, module)
     module.eval()
@@ -207,24 +232,23 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkp
 
     if checkpoint:
         log.info("resuming from %s", checkpoint)
+        if is_main_process():
+            remove_partial_files(checkpoint.parent)
     try:
-        with gc_frozen():
+        with gc_frozen(), interrupts_of_lightning():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    except (SystemExit, RuntimeError) as stop:  # Lightning turns Ctrl-C into exit(1)
-        if isinstance(stop, RuntimeError) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise  # it also fails in its teardown where Ctrl-C comes between two epochs
-        raise KeyboardInterrupt(f"stopped at step {trainer.global_step}. {resume_hint(folder)}") from stop
-    (folder / "checkpoints" / "interrupted.ckpt").unlink(missing_ok=True)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop
+    if is_main_process():
+        remove_within_epoch(folder / "checkpoints")
 
 
 def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
-    import torch
-
     callback: Any = trainer.checkpoint_callback
     if not callback or not callback.best_model_path:
         log.warning("no validation ran, so there is no best checkpoint: the last weights are kept and tested")
         return
-    checkpoint = torch.load(callback.best_model_path, map_location=module.device, weights_only=True)
+    checkpoint = load_checkpoint(Path(callback.best_model_path), module.device)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     module.set_tuned_options(checkpoint["tuned_options"])
     score = callback.best_model_score  # None where the run was resumed after its last epoch

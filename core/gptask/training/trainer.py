@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, Timer
 
 from gptask.config.schemas import Train
 from gptask.errors import UserError
 from gptask.training import loggers
-from gptask.training.callbacks import SaveOnInterrupt, progress_bar
+from gptask.training.callbacks import progress_bar
+from gptask.training.checkpoint_files import INTERRUPTED
+from gptask.training.checkpoints import (
+    BestCheckpoint,
+    DurableCheckpointIO,
+    LastCheckpoint,
+    SaveOnInterrupt,
+    TimedCheckpoint,
+    finite_or_worst,
+)
 from gptask.training.resume_point import ResumePoint
 
 IGNORED_WARNINGS = (
@@ -32,49 +40,6 @@ IGNORED_WARNINGS = (
     ".*in eval mode at the start of training.*",  # intended with tuning=head
     ".*your dataloader is not resumable.*",
 )
-
-
-class PortableCheckpoint(ModelCheckpoint):
-    """Names its files in a checkpoint relative to their folder, so that a moved run folder finds them."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's state with file names in place of paths."""
-        return _with_paths(super().state_dict(), lambda path: Path(path).name) | {"dirpath": ""}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Look for the files in the folder of today."""
-        folder = str(self.dirpath)
-        super().load_state_dict(_with_paths(state_dict, lambda name: str(Path(folder, name))) | {"dirpath": folder})
-
-
-def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A checkpoint callback's state with every path changed that is not empty."""
-    paths = {name: change(path) for name, path in state.items() if name.endswith("_path") and path}
-    return state | paths | {"best_k_models": {change(path): score for path, score in state["best_k_models"].items()}}
-
-
-class BestCheckpoint(PortableCheckpoint):
-    """Keeps the best epoch; among equally good ones the last, whose learning rate has fallen further.
-
-    A small validation set often has several equally good epochs. A value that is not finite counts as the worst.
-    Weights that no validation has seen are not compared: the last value would be that of others.
-    """
-
-    _validated_step = -1
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the weights that were validated."""
-        self._validated_step = trainer.global_step
-        super().on_validation_end(trainer, pl_module)
-
-    def check_monitor_top_k(self, trainer: pl.Trainer, current: Any = None) -> bool:
-        """Whether an epoch replaces the one that is kept."""
-        if current is None or self._validated_step != trainer.global_step:
-            return False
-        current = finite_or_worst(current, self.mode)
-        best = self.best_k_models.get(self.kth_best_model_path)
-        equally_good = best is not None and bool(current == best)
-        return equally_good or super().check_monitor_top_k(trainer, current)
 
 
 class Patience(EarlyStopping):
@@ -92,12 +57,6 @@ class Patience(EarlyStopping):
         return super()._evaluate_stopping_criteria(finite_or_worst(current, self.mode))
 
 
-def finite_or_worst(value: torch.Tensor, mode: str) -> torch.Tensor:
-    """A logged value, or infinity in the worse direction where it is not finite."""
-    worst = torch.full_like(value, math.inf if mode == "min" else -math.inf)
-    return torch.where(value.isfinite(), value, worst)
-
-
 def build_trainer(folder: Path, options: dict[str, Any], **arguments: Any) -> pl.Trainer:
     """A trainer with gptask's settings and ``arguments``, the user's ``options`` over them."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
@@ -113,6 +72,9 @@ def build_trainer(folder: Path, options: dict[str, Any], **arguments: Any) -> pl
         "use_distributed_sampler": False,  # gptask's batch sampler divides the batches among processes itself
         "reload_dataloaders_every_n_epochs": 1,  # every epoch has new batches by length
     }
+    if plugins := options.get("plugins"):
+        own = arguments.get("plugins", [])
+        options = options | {"plugins": [*own, *(plugins if isinstance(plugins, list | tuple) else [plugins])]}
     try:
         return pl.Trainer(**(settings | arguments | options))
     except (ValueError, TypeError, MisconfigurationException) as error:
@@ -131,8 +93,8 @@ def build_training_trainer(
     all_callbacks: list[pl.Callback] = [
         ResumePoint(record),  # first, as Lightning calls those that write checkpoints last
         BestCheckpoint(checkpoints, "best-{epoch}-{step}", enable_version_counter=False, monitor=metric, mode=mode),
-        PortableCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),  # for resume
-        SaveOnInterrupt(checkpoints / "interrupted.ckpt"),
+        LastCheckpoint(checkpoints, "last", enable_version_counter=False, every_n_epochs=1),
+        SaveOnInterrupt(checkpoints / INTERRUPTED),
         progress_bar(),
         *callbacks,
     ]
@@ -143,7 +105,12 @@ def build_training_trainer(
                 monitor=metric, mode=mode, patience=stopping.patience, min_delta=stopping.min_delta, check_finite=False
             )
         )
-    trainer = build_trainer(folder, config.trainer, logger=loggers.csv_logger(folder), callbacks=all_callbacks)
+    if config.checkpoint.minutes is not None:
+        all_callbacks.append(TimedCheckpoint(checkpoints, config.checkpoint.minutes))
+    logger, writer = loggers.csv_logger(folder), DurableCheckpointIO()
+    trainer = build_trainer(folder, config.trainer, logger=logger, callbacks=all_callbacks, plugins=[writer])
+    # ResumePoint asks whether the time is over
+    trainer.callbacks.sort(key=lambda callback: not isinstance(callback, Timer))  # type: ignore[attr-defined]
     if config.tasks and trainer.world_size > 1:
         raise UserError(f"several tasks train in one process, not in {trainer.world_size}: set trainer.devices=1")
     return trainer

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_an_omegaconf_error_of_the_action_is_an_internal_error(run_command):
 def test_ctrl_c_shows_its_message_and_exits_with_130(run_command):
     ended = run_command("train", action=fail(KeyboardInterrupt("stopped at step 3. Kept: last.ckpt")))
     assert (ended.code, ended.err) == (130, "\ngptask: stopped at step 3. Kept: last.ckpt\n")
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_sigterm_stops_a_verb_as_ctrl_c_does_and_exits_with_143(verb, run_command):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ended = run_command(verb, action=lambda config: signal.raise_signal(signal.SIGTERM))
+    assert (ended.code, ended.err) == (143, "\ngptask: stopped by SIGTERM\n")
+    assert signal.signal(signal.SIGTERM, before) == signal.SIG_DFL
 
 
 def test_a_file_that_cant_be_opened_is_named(run_command):

@@ -219,3 +219,14 @@ def test_a_training_keeps_the_overlap_of_its_test_in_metrics_json(tmp_path):
 def test_the_bare_backbone_has_no_overlap_to_count(tmp_path):
     folder = evaluated(tmp_path, backbone=small_config(tmp_path).backbone)
     assert result_of(folder)["overlap"] == {}
+
+
+def test_ctrl_c_is_ctrl_c_and_leaves_no_folder(run, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptask.training.module.GPTModule.test_step", stop)
+    task = task_from_config(read_config(run.folder))[1]
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, run=str(run.folder), task=task)
+    assert not list(tmp_path.iterdir())

@@ -103,8 +103,8 @@ def _run_trial(plan: SweepPlan, study: Study, trial: optuna.Trial) -> bool:
     except optuna.TrialPruned as pruned:
         state = optuna.trial.TrialState.PRUNED
         log.info("%s: pruned: %s", name, pruned)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit(1)
-        raise KeyboardInterrupt(f"stopped in {name}. The same command goes on with the study {study.folder}") from stop
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"stopped in {name}. The same command goes on with the study {study.folder}") from stop
     except Exception as error:
         trial.set_user_attr("error", str(error)[:500] or type(error).__name__)
         plan.report(error, f"{name}: ")

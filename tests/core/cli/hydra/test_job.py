@@ -12,6 +12,7 @@ from pathlib import Path
 import gptask.cli
 import pytest
 from gptask.cli.hydra.job import log, log_to_console
+from gptask.errors import Terminated
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
 from gptask.runs.manifest import write_manifest
@@ -83,13 +84,14 @@ def test_failed_jobs_are_listed_and_set_the_exit_code(run_command):
     assert "2 of 3 jobs failed: 1, 2" in ended.err
 
 
-def test_ctrl_c_ends_a_multirun_and_says_how_to_continue(run_command):
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_stop_ends_a_multirun_and_says_how_to_continue(stop, code, run_command):
     def action(config):
-        raise KeyboardInterrupt
+        raise stop
 
     ended = run_command("train", "-m", "seed=1,2", action=action)
-    assert ended.code == 130
-    assert "The same command again skips the finished jobs" in ended.err
+    assert ended.code == code
+    assert "stopped\nThe same command again skips the finished jobs" in ended.err
 
 
 def test_a_killed_job_process_is_no_internal_error(run_command):

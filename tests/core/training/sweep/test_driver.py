@@ -6,6 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from gptask import UserError
+from gptask.errors import Terminated
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import create_run_folder
 from gptask.runs.manifest import write_manifest
@@ -147,10 +148,10 @@ def test_a_grid_tries_every_point_once_and_ends(simulated):
 
 def test_ctrl_c_says_how_to_go_on_and_the_trial_is_repeated(simulated, tmp_path):
     def fails(options):
-        raise KeyboardInterrupt("stopped at step 3")
+        raise Terminated("stopped at step 3")
 
     simulated.fails = fails
-    with pytest.raises(KeyboardInterrupt, match=r"stopped in trial 0\. The same command goes on"):
+    with pytest.raises(Terminated, match=r"stopped in trial 0\. The same command goes on"):
         simulated.sweep(1)
     simulated.fails = lambda options: None
     study = simulated.sweep(1)
