@@ -34,6 +34,10 @@ def saved_title(values: dict[str, Any]) -> str:
     return "+".join(values.get("tasks", {})) or str(plugin.get("name") if isinstance(plugin, dict) else plugin)
 
 
+class NoCheckpoint(UserError):
+    """A run folder has no sound checkpoint."""
+
+
 class RunFolderExists(UserError):
     """The folder that a new run shall have is there already."""
 

@@ -16,7 +16,7 @@ from gptask.config.schemas import Train
 from gptask.data.corpus import SPLITS, CachedCorpus
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import KEY_IN_CHECKPOINT, checkpoint_files
+from gptask.runs.folder import KEY_IN_CHECKPOINT, NoCheckpoint, checkpoint_files
 from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
 from gptask.training.builder import build_corpora, task_configs
@@ -27,13 +27,9 @@ if TYPE_CHECKING:
     from gptask.model.backbone.locate import BackboneOrigin
 
 
-class NoCheckpoint(UserError):
-    """A run folder has no sound checkpoint."""
-
-
 @dataclass(frozen=True)
 class Start:
-    """How a training starts: its config, its data, its options as first given, and the checkpoint it goes on from.
+    """How a training starts: its config, its data, its options as given, and the checkpoint it goes on from.
 
     The fingerprint is that of a run of these options from its beginning, before options left open are chosen.
     """
@@ -70,8 +66,8 @@ def check_resume(config: Train) -> Start:
     corpora = build_corpora(with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
-    fingerprint = run_fingerprint(config_as_given(config, record), corpora)
-    return Start(config, corpora, fingerprint, record["given"], path)
+    given = config_as_given(config, record)
+    return Start(config, corpora, run_fingerprint(given, corpora), to_plain(given), path)
 
 
 def start_record(

@@ -10,12 +10,12 @@ from gptask.config.conversion import to_plain
 from gptask.config.schemas import AUTO, LATEST, Train
 from gptask.errors import UserError, listing
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import is_main_process, latest_run, run_title
+from gptask.runs.folder import NoCheckpoint, checkpoint_files, is_main_process, latest_run, run_title
 from gptask.runs.leftovers import LOG, remove_earlier_start, remove_partial, require_unfinished_training
 from gptask.runs.manifest import MANIFEST, read_manifest
 from gptask.training.builder import build_corpora
 from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
-from gptask.training.resume import NoCheckpoint, Start, check_resume, new_start
+from gptask.training.resume import Start, check_resume, new_start
 from gptask.training.resumed_config import differing_options
 
 log = logging.getLogger("gptask")
@@ -47,23 +47,34 @@ def folder_to_resume(config: Train) -> Path | None:
 def start_in_folder(folder: Path, config: Train) -> Start | None:
     """How a training with ``resume`` starts in its folder, whose lock is held; None where ``auto`` finds it finished.
 
-    It goes on from a sound checkpoint. Where there is none it begins anew, and what was left of it is removed. Raises
-    `UserError` where the folder holds something else, and the errors of `check_resume`; nothing is changed then.
+    It goes on from a sound checkpoint. Where there is no checkpoint it begins anew, with ``auto`` also where none is
+    sound, and what was left of it is removed. Raises `UserError` where the folder holds something else, and the errors
+    of `check_resume`; nothing is changed then.
     """
     if config.resume == AUTO and (folder / MANIFEST).is_file():
         _require_same_run(folder, config)
         log.info("resume=auto: the run in %s is finished, there is nothing to do", folder)
         return None
+    if not checkpoint_files(folder):
+        return _begin_anew(folder, config)
     try:
         start = check_resume(replace(config, resume=str(folder), folder=None))
     except NoCheckpoint as error:
-        require_unfinished_training(folder)
-        start = new_start(replace(config, resume=None, folder=str(folder)))
-        if is_main_process() and (folder / LOG).is_file():
-            log.info("%s, so the run begins anew", error)
-            remove_earlier_start(folder)
+        if config.resume != AUTO:
+            raise
+        log.warning("%s\nresume=auto: the run begins anew, and what can't be read is set aside", error)
+        return _begin_anew(folder, config)
     if is_main_process():
         remove_partial(folder, config.tasks)
+    return start
+
+
+def _begin_anew(folder: Path, config: Train) -> Start:
+    require_unfinished_training(folder)
+    start = new_start(replace(config, resume=None, folder=str(folder)))
+    if is_main_process() and (folder / LOG).is_file():
+        log.info("the run in %s was stopped before its first checkpoint: it begins anew", folder)
+        remove_earlier_start(folder)
     return start
 
 

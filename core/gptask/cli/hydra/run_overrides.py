@@ -70,7 +70,7 @@ def _locate_resumed(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
     resumed = [f"resume={quote_if_needed(folder)}", *others]
     if not lacks_config(Path(folder)):
         return folder, resumed
-    if not (tasks or values_of(overrides, "tasks") or values_of(overrides, "experiment")):
+    if not (tasks or "~task" in overrides or values_of(overrides, "experiment")):  # one task, several, a preset
         raise UserError(
             f"the run in {folder} was stopped before it wrote its options into config.yaml: give those that it was "
             f"started with, gptask train resume={folder} task=<name> ..."
