@@ -81,7 +81,7 @@ def train_until(monkeypatch, config, name: str, call: int = 1):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("config.yaml", 1),
+        pytest.param("config.yaml", 1, marks=pytest.mark.long),
         ("predictions.jsonl", 1),
         pytest.param("config.yaml", 2, marks=pytest.mark.long),
         pytest.param("README.md", 1, marks=pytest.mark.long),
@@ -159,6 +159,7 @@ def test_the_lock_comes_before_anything_is_read(tmp_path, whole):
         assert state(folder) == before
 
 
+@pytest.mark.long
 def test_checkpoints_of_which_none_is_sound_are_set_aside_by_auto(tmp_path, whole, caplog):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     (folder / "manifest.json").unlink()
