@@ -111,7 +111,7 @@ class PageCommands:
         """Put a run in place for each that is read and that no command before made: of the task in outputs/<task>/."""
         for word in arguments if not any(word.startswith("server=") for word in arguments) else ():
             match = re.fullmatch(r"(?:run|resume)=(.+)", word)
-            if not match or match[1] == "null" or (Path(match[1]) / "config.yaml").exists():
+            if not match or match[1] in ("null", "auto", "latest") or (Path(match[1]) / "config.yaml").exists():
                 continue
             task = Path(match[1]).parent.name
             assert task in discover(()), f"{word}: no command makes this run, and its folder is not in outputs/<task>"

@@ -303,6 +303,9 @@ class Mixing:
     best: str | None = None  # task whose main metric selects the checkpoint; null: all tasks' mean, 0 worst to 100 best
 
 
+LATEST, AUTO = "latest", "auto"  # of ``resume``: the newest run; whatever is left to do in ``folder``
+
+
 @dataclass
 class Train:
     """`gptask train`: one ``task`` with its ``data``, or several ``tasks`` by name, each with its own."""
@@ -323,7 +326,7 @@ class Train:
     seed: int = 13
     outputs: str = "outputs"
     folder: str | None = None
-    resume: str | None = None
+    resume: str | None = None  # a run folder, or LATEST or AUTO
     probe: bool = True
     baseline: bool = True
     compile: bool = False

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,40 @@ def finite(value: Any) -> Any:
     return [finite(member) for member in value] if isinstance(value, list | tuple) else value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """Write a value as indented JSON, as `write_text` does."""
-    write_text(path, json_text(value, indent=2) + "\n")
+    write_text(path, json_text(value, indent=2) + "\n", durable)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 beside its place, then move it there: a reader sees the old file or the new one."""
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a text in UTF-8 as `written_whole` does; a ``durable`` one also survives the loss of power."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        if durable:
+            sync(partial)
+    if durable:
+        sync(path.parent)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a file to write beside ``path``, then move it there: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     partial.replace(path)
+
+
+def sync(*paths: Path) -> None:
+    """Wait until files, and folders with the names in them, are on the disk; Windows has no such call for folders."""
+    windows = os.name == "nt"
+    for path in paths:
+        if windows and path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def share_weights(folder: Path, like: Path) -> None:

@@ -10,7 +10,8 @@ from gptask.config.conversion import escaped, to_plain
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
-from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
+from gptask.runs.atomic_write import write_text
+from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest, remove_manifest
 
 
 def config_values(
@@ -41,8 +42,9 @@ def write_config(
 
     values = config_values(config, plugin, command, **extra)
     for run_folder in (folder, *(folder / name for name in values.get("tasks", {}))):
-        (run_folder / MANIFEST).unlink(missing_ok=True)
-    OmegaConf.save(OmegaConf.create(escaped(values)), folder / "config.yaml", resolve=True)
+        remove_manifest(run_folder)
+    text = OmegaConf.to_yaml(OmegaConf.create(escaped(values)), resolve=True)
+    write_text(folder / "config.yaml", text, durable=True)
 
 
 def _plugin_entry(plugin: Plugin) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any
 from gptask.errors import UserError, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
+from gptask.runs.leftovers import LOG, holds_run
 from gptask.runs.manifest import MODEL, read_manifest
+from gptask.runs.run_lock import LOCK_FILE, run_lock
 
 log = logging.getLogger("gptask")
 KEY_IN_CHECKPOINT = "gptask"  # of what gptask adds to what Lightning saves
@@ -26,10 +28,25 @@ def run_title(config: Any) -> str:
     return "+".join(getattr(config, "tasks", {})) or plugin_of(config.task).name
 
 
-def create_run_folder(outputs: str, task: str, folder: str | None) -> Path:
+def saved_title(values: dict[str, Any]) -> str:
+    """`run_title` of a run folder, whose config.yaml holds ``values``."""
+    plugin = values.get("plugin")
+    return "+".join(values.get("tasks", {})) or str(plugin.get("name") if isinstance(plugin, dict) else plugin)
+
+
+class NoCheckpoint(UserError):
+    """A run folder has no sound checkpoint."""
+
+
+class RunFolderExists(UserError):
+    """The folder that a new run shall have is there already."""
+
+
+def create_run_folder(outputs: str, task: str, folder: str | None, may_resume: bool = False) -> Path:
     """Create a new run folder, ``<outputs>/<task>/<date>_<time>`` by default; an existing one is never reused.
 
-    Raises `UserError` where the ``folder`` the user names exists, or where none can be created.
+    Raises `RunFolderExists` where the ``folder`` the user names exists, with the ways to go on in it if the run
+    ``may_resume``, and `UserError` where none can be created.
     """
     base = Path(folder) if folder else Path(outputs) / task / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for path in chain([base], numbered_alternatives(base)):
@@ -38,10 +55,22 @@ def create_run_folder(outputs: str, task: str, folder: str | None) -> Path:
             return path
         except FileExistsError as error:
             if folder:
-                raise UserError(f"the run folder {path} exists; choose another (or resume={path})") from error
+                ways = _ways_on(path) if may_resume and holds_run(path) else ""
+                raise RunFolderExists(f"the run folder {path} exists: choose another folder={ways}") from error
         except OSError as error:
-            raise UserError(f"can't create the run folder {path}: {error.strerror}; set outputs=<folder>") from error
+            raise _not_created(path, error) from error
     raise UserError(f"{base} and its numbered alternatives all exist; set folder=<folder>")
+
+
+def _ways_on(path: Path) -> str:
+    return (
+        f", go on with its run by resume={path}, or let one command begin it, go on with it or find it finished by "
+        f"folder={path} resume=auto"
+    )
+
+
+def _not_created(path: Path, error: OSError) -> UserError:
+    return UserError(f"can't create the run folder {path}: {error.strerror}; set outputs=<folder>")
 
 
 def numbered_alternatives(base: Path) -> Iterator[Path]:
@@ -50,38 +79,89 @@ def numbered_alternatives(base: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | None = None) -> Iterator[Path]:
-    """A new run folder, or the one to resume, with train.log in it; removed again if nothing was written.
+def open_run_folder(outputs: str, task: str, folder: str | None) -> Iterator[Path]:
+    """A new run folder, locked, with train.log in it; removed again if nothing was written.
 
-    Raises `UserError` where it can't be created, and where its disk is full or read-only later.
+    Raises the errors of `claim_run_folder` and `logged_into`.
+    """
+    with claim_run_folder(outputs, task, folder) as path, logged_into(path):
+        yield path
+
+
+@contextmanager
+def claim_run_folder(
+    outputs: str, task: str, folder: str | None, existing: Path | None = None, may_resume: bool = False
+) -> Iterator[Path]:
+    """A run folder whose lock this process holds: a new one, or ``existing``, which is made if it is not there.
+
+    A folder that was made is removed again if nothing but its log was written. Processes other than the main one get
+    that one's folder. Raises `UserError` where another process works in it, and the errors of `create_run_folder`.
     """
     if not is_main_process():
-        yield _folder_of_main_process(folder, resume)
+        yield _folder_of_main_process(existing or folder)
         return
-    target = Path(folder) if folder else Path(outputs, task, "run")
-    new_parents = [parent for parent in target.parents if not parent.exists()]  # the innermost first
-    path = Path(resume) if resume else create_run_folder(outputs, task, folder)
-    os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
-    handler = logging.FileHandler(path / "train.log", encoding="utf-8")
+    target = existing or (Path(folder) if folder else Path(outputs, task, "run"))
+    made = [parent for parent in target.parents if not parent.exists()]  # the innermost first
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        if existing is None:
+            path = create_run_folder(outputs, task, folder, may_resume)
+            made.insert(0, path)
+            stack.enter_context(run_lock(path))
+        else:
+            path = existing
+            made[:0] = [] if path.exists() else [path]
+            _lock_existing(stack, path)
+        os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
+        try:
+            yield path
+        finally:
+            os.environ.pop("GPTASK_RUN_FOLDER")
+            if path in made and {file.name for file in path.glob("*")} <= {LOCK_FILE, LOG}:
+                (path / LOG).unlink(missing_ok=True)
+
+
+def _lock_existing(stack: ExitStack, path: Path) -> None:
+    """Lock a folder, which is made first if it is not there."""
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_created(path, error) from error
+        with suppress(FileNotFoundError):  # the process that held the lock has just removed the folder
+            stack.enter_context(run_lock(path))
+            return
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders, from the innermost to the outermost, in which there is nothing."""
+    for folder in folders:
+        with suppress(OSError):  # there is something, or another run has begun there
+            folder.rmdir()
+
+
+@contextmanager
+def logged_into(path: Path) -> Iterator[None]:
+    """Let the log go to train.log of a run folder, too.
+
+    Raises `UserError` where the folder's disk is full or read-only.
+    """
+    if not is_main_process():
+        yield
+        return
+    handler = logging.FileHandler(path / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", path)
     try:
-        yield path
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise UserError(f"{error.strerror} while writing {path}. {resume_hint(path)}") from error
         raise
     finally:
-        os.environ.pop("GPTASK_RUN_FOLDER")
         log.removeHandler(handler)
         handler.close()
-        if {file.name for file in path.iterdir()} <= {"train.log"}:
-            (path / "train.log").unlink(missing_ok=True)
-            path.rmdir()
-            for parent in new_parents:
-                with suppress(OSError):  # another run has begun there
-                    parent.rmdir()
 
 
 def is_main_process() -> bool:
@@ -90,12 +170,51 @@ def is_main_process() -> bool:
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
-def _folder_of_main_process(folder: str | None, resume: str | None) -> Path:
+def _folder_of_main_process(folder: str | Path | None) -> Path:
     """The folder that rank 0 uses: it passes the name through the environment, or the user names it for all."""
-    name = os.environ.get("GPTASK_RUN_FOLDER") or resume or folder
+    name = os.environ.get("GPTASK_RUN_FOLDER") or folder
     if not name:
         raise UserError("processes that gptask did not start itself can't agree on a run folder; set folder=<folder>")
     return Path(name)
+
+
+def latest_run(outputs: str, task: str | None = None) -> Path:
+    """The newest run folder below ``outputs`` that has a checkpoint, by the time its config.yaml was written.
+
+    A run writes that file when it begins and when it goes on. Raises `UserError` where there is none, and where the
+    newest is of another ``task``, the name by which `run_title` calls it.
+    """
+    if not is_main_process() and (name := os.environ.get("GPTASK_RUN_FOLDER")):
+        return Path(name)
+    folders = sorted(_runs_with_checkpoints(Path(outputs)), key=_start_of_run, reverse=True)
+    if not folders:
+        raise UserError(f"resume=latest: no run folder below {outputs} has a checkpoint to go on from")
+    newest, *others = folders
+    if task in (None, title := saved_title(read_config(newest))):
+        log.info("resume=latest: %s", newest)
+        return newest
+    of_task = next((folder for folder in others if _is_of_task(folder, task)), None)
+    hint = f"the newest of {task} is {of_task}: resume={of_task}" if of_task else f"none there is of {task}"
+    raise UserError(f"resume=latest: {newest}, the newest run below {outputs}, is of task {title}; {hint}")
+
+
+def _is_of_task(folder: Path, task: str) -> bool:
+    with suppress(UserError):  # a damaged run
+        return saved_title(read_config(folder)) == task
+    return False
+
+
+def _runs_with_checkpoints(outputs: Path) -> Iterator[Path]:
+    for path, below, files in os.walk(outputs):
+        if "config.yaml" in files:
+            below.clear()  # of the tasks of a run, and its model
+            if checkpoint_files(Path(path)):
+                yield Path(path)
+
+
+def _start_of_run(folder: Path) -> tuple[float, str]:
+    """When a run began or went on, and its name, by which runs are in order where a copy has changed the times."""
+    return (folder / "config.yaml").stat().st_mtime, str(folder)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptask.errors import UserError, listing
-from gptask.runs.atomic_write import write_json
+from gptask.runs.atomic_write import sync, write_json, written_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,12 +78,14 @@ def write_manifest(
     """Write splits.safetensors and, last of a run's files, manifest.json: from then on the run is finished.
 
     ``splits`` are the 64-bit input digests (N,) of each split's N examples; ``parent`` is the evaluated run's folder.
+    The files are on the disk before the manifest is, which the loss of power can't separate then.
     """
     from safetensors.numpy import save  # for start-up time, as numpy
 
     tensors = {name: digests.astype("int64") for name, digests in splits.items()}
     if tensors:
-        (folder / SPLITS_FILE).write_bytes(save(tensors))
+        with written_whole(folder / SPLITS_FILE) as partial:
+            partial.write_bytes(save(tensors))
     names = [*(name for name in FILES if (folder / name).is_file()), *_model_files(folder)]
     values = {
         "format": RUN_FORMAT,
@@ -96,7 +98,18 @@ def write_manifest(
             for name, tensor in tensors.items()
         },
     }
-    write_json(folder / MANIFEST, values)
+    below = {parent for name in names for parent in Path(name).parents}
+    sync(*(folder / name for name in names), *(folder / parent for parent in below))
+    write_json(folder / MANIFEST, values, durable=True)
+
+
+def remove_manifest(folder: Path) -> None:
+    """Make a finished run unfinished, on the disk too, before anything else of it changes."""
+    try:
+        (folder / MANIFEST).unlink()
+    except FileNotFoundError:
+        return
+    sync(folder)
 
 
 def read_manifest(folder: str | Path) -> Manifest:

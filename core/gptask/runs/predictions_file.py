@@ -8,7 +8,7 @@ from typing import Any
 
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
-from gptask.runs.atomic_write import json_text
+from gptask.runs.atomic_write import json_text, written_whole
 
 
 def write_predictions(
@@ -19,7 +19,7 @@ def write_predictions(
     statistics: Sequence[dict[str, list[float]]],
 ) -> None:
     """Write one line per test example: id, input fields, digest, prediction, references, probabilities, statistics."""
-    with path.open("w", encoding="utf-8") as stream:
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for example, prediction, metric_statistics in zip(examples, predictions, statistics, strict=True):
             values = {
                 "id": example["id"],

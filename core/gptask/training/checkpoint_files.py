@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.errors import UserError, damaged
-from gptask.runs.folder import KEY_IN_CHECKPOINT, checkpoint_files
+from gptask.runs.folder import KEY_IN_CHECKPOINT, NoCheckpoint, checkpoint_files
 
 log = logging.getLogger("gptask")
 PART = ".part"  # behind the name of a file that is being written
@@ -129,11 +129,11 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The sound checkpoint of the most optimizer steps, from which a training goes on, with its content.
 
     Times of files are not asked, since a copy of the folder has others. One whose best checkpoint so far is gone comes
-    behind all others. What is passed over is logged. Raises `UserError` where none is sound, with each one's cause.
+    behind all others. What is passed over is logged. Raises `NoCheckpoint` where none is sound, with each one's cause.
     """
     files = checkpoint_files(folder)
     if not files:
-        raise UserError(f"{folder} has no checkpoint to go on from; start again without resume")
+        raise NoCheckpoint(f"{folder} has no checkpoint to go on from")
     problems: dict[str, str] = {}
     contents: dict[Path, dict[str, Any]] = {}
     for path in files:
@@ -154,7 +154,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
             return path, contents[path]
     if not without_best:
         causes = "".join(f"\n  {name} {problem}" for name, problem in problems.items())
-        raise UserError(
+        raise NoCheckpoint(
             f"{folder} has no checkpoint that can be gone on from:{causes}\nRestore one from a copy, or start again"
         )
     path = without_best[0]

@@ -75,6 +75,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.resolve",
     "gptask.training.results",
     "gptask.training.resume",
+    "gptask.training.resume_folder",
     "gptask.training.resume_point",
     "gptask.training.resumed_config",
     "gptask.training.task_runtime",

@@ -91,13 +91,18 @@ def require_logger(options: Any) -> None:
 
 
 def csv_logger(folder: Path) -> Logger:
-    """The logger of metrics.csv, which every run has; the curves from before a resume are kept beside it."""
+    """The logger of metrics.csv, which every run has; it opens the file when the first value is logged."""
     from pytorch_lightning.loggers import CSVLogger
 
-    table = folder / "metrics.csv"
-    if table.exists():  # Lightning would delete it
-        table.rename(folder / f"metrics.before-resume-{len(list(folder.glob('metrics.before*'))) + 1}.csv")
     return CSVLogger(str(folder), name="", version="")
+
+
+def set_aside_curves(folder: Path) -> None:
+    """Keep the curves from before a resume beside metrics.csv, which Lightning would delete."""
+    table, before = folder / "metrics.csv", folder.glob("metrics.before-resume-*.csv")
+    if table.exists():
+        last = max((int(number[1]) for path in before if (number := re.search(r"-(\d+)\.csv$", path.name))), default=0)
+        table.rename(folder / f"metrics.before-resume-{last + 1}.csv")
 
 
 @contextmanager

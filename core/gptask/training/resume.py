@@ -21,7 +21,8 @@ from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
 from gptask.training.builder import build_corpora, task_configs
 from gptask.training.checkpoint_files import latest_checkpoint
-from gptask.training.resumed_config import resumed_config, shown, with_given_tasks
+from gptask.training.fingerprint import run_fingerprint
+from gptask.training.resumed_config import config_as_given, resumed_config, shown, with_given_tasks
 
 if TYPE_CHECKING:
     from gptask.model.backbone.locate import BackboneOrigin
@@ -29,29 +30,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """How a training starts: its config, its data, its options as first given, and the checkpoint it goes on from."""
+    """How a training starts: its config, its data, its options as given, and the checkpoint it goes on from.
+
+    The fingerprint is that of a run of these options from its beginning, before options left open are chosen.
+    """
 
     config: Train
     corpora: dict[str, CachedCorpus]
+    fingerprint: str
     given: dict[str, Any]
     checkpoint: Path | None = None
 
 
 def new_start(config: Train) -> Start:
     """The start of a new run."""
-    return Start(config, build_corpora(config), to_plain(config))
+    corpora = build_corpora(config)
+    return Start(config, corpora, run_fingerprint(config, corpora), to_plain(config))
 
 
 def check_resume(config: Train) -> Start:
     """The start of a run that goes on in the folder ``config.resume``, in which nothing is changed.
 
-    Raises `UserError` where it can't go on, where it would be another training, and where nothing is left to train.
+    Raises `NoCheckpoint` where there is none to go on from, and `UserError` where it can't go on, where it would be
+    another training, and where nothing is left to train.
     """
     from gptask.training.trainer import build_trainer
 
     folder = Path(str(config.resume))
-    if config.folder and Path(config.folder).resolve() != folder.resolve():
-        raise UserError(f"folder={config.folder}: resume={folder} goes on in the folder of the run; leave folder= out")
     path, checkpoint = latest_checkpoint(folder)
     record = checkpoint[KEY_IN_CHECKPOINT]["record"]
     _refuse_other_plugins(config, record)
@@ -61,7 +66,8 @@ def check_resume(config: Train) -> Start:
     corpora = build_corpora(with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
-    return Start(config, corpora, record["given"], path)
+    given = config_as_given(config, record)
+    return Start(config, corpora, run_fingerprint(given, corpora), to_plain(given), path)
 
 
 def start_record(

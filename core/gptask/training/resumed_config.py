@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +56,26 @@ def resumed_config(config: Train, record: Mapping[str, Any], folder: Path, world
         raise UserError(_refusal(folder, differences))
     merged |= {name: started[name] for name in ("outputs", "folder")} | {"resume": str(folder)}
     return _typed(config, merged)
+
+
+def config_as_given(config: Train, record: Mapping[str, Any]) -> Train:
+    """What a `resumed_config` would have been given as at the run's start: options left open then are open in it."""
+    started, given, now = record["config"], deepcopy(record["given"]), to_plain(config)
+    for option in {*_leaves(started), *_leaves(now)}:
+        if option[0] not in WHERE and _value(started, option) != (today := _value(now, option)):
+            _set(given, option, today)
+    return _typed(config, given)
+
+
+def differing_options(saved: Mapping[str, Any], now: Mapping[str, Any], ignored: Collection[str]) -> list[str]:
+    """How options that a config sets differ from those in a run's config.yaml, a phrase each."""
+    options = [option for option in _leaves(now) if option[0] not in ignored]
+    values = {option: (_value(saved, option), _value(now, option)) for option in options}
+    return [
+        f"{_dotted(option)} is {shown(before)} in it and {shown(today)} now"
+        for option, (before, today) in values.items()
+        if before != today and today not in (None, [], {})
+    ]
 
 
 def _may_change(option: Option) -> bool:

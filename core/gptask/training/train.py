@@ -16,12 +16,11 @@ from gptask.data.corpus import SPLITS
 from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
 from gptask.runs import run, saved_model
-from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
+from gptask.runs.folder import claim_run_folder, is_main_process, logged_into, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
-from gptask.training import builder, loggers, resume
+from gptask.training import builder, loggers, resume, resume_folder
 from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_within_epoch
 from gptask.training.context import RunContext
-from gptask.training.fingerprint import run_fingerprint
 from gptask.training.interrupts import (
     forget_signals,
     hold_signals,
@@ -66,16 +65,22 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
-    folder = config.resume and Path(config.resume)
+    folder = None
     with interruptible():
         try:
-            start = resume.check_resume(config) if config.resume else resume.new_start(config)
-            config, corpora = start.config, start.corpora
-            fingerprint = run_fingerprint(config, corpora)  # as given, before options left open are chosen
+            existing = resume_folder.folder_to_resume(config)
+            start = None if existing else resume.new_start(config)  # before a folder is made
+            title = "" if existing else run_title(config)
             hold_signals()
-            with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+            with claim_run_folder(config.outputs, title, config.folder, existing, may_resume=True) as folder:
                 release_signals()  # from here on a folder in which nothing is written is removed again
-                return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
+                start = start or resume_folder.start_in_folder(folder, config)
+                if start is None:
+                    classes = {name: type(one.task) for name, one in builder.task_configs(config).items()}
+                    return run.load_runs(folder, classes, engine=config.engine)
+                with logged_into(folder):
+                    context = RunContext(start.config, command, start.corpora, start.fingerprint, folder)
+                    return _train(context, start, callbacks)
         except KeyboardInterrupt as stop:
             hint = resume_hint(folder) if folder else "Nothing is written yet: the same command begins again."
             raise type(stop)(f"{str(stop) or 'stopped'}. {hint}") from stop
@@ -117,7 +122,8 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     trainer = build_training_trainer(context.folder, config, callbacks, record)
     with loggers.tracking(trainer, config, context.folder):
         if writes:
-            context.write_config()
+            replace(context, extra={"given": start.given}).write_config()
+            loggers.set_aside_curves(context.folder)
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         try:

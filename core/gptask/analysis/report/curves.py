@@ -50,7 +50,8 @@ def _read_columns(path: Path) -> dict[str, Points]:
     columns: dict[str, Points] = {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
+            whole_lines = (line for line in stream if line.endswith("\n"))  # a killed run cuts its last line off
+            for row in csv.DictReader(whole_lines):
                 for name, cell in row.items():
                     if name and name.startswith(("train/", "val/")) and cell:
                         columns.setdefault(name, []).append((int(row["step"]), float(cell)))

@@ -7,7 +7,9 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from gptask.cli.hydra.compose import search_path
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
-from gptask.runs.folder import is_main_process, numbered_alternatives
+from gptask.config.schemas import AUTO
+from gptask.errors import UserError
+from gptask.runs.folder import RunFolderExists, is_main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
 
@@ -47,11 +51,14 @@ class Job:
         original_argv = sys.argv
         sys.argv = [self.program, *self._arguments(overrides)]  # Lightning starts further processes with it
         resumed = self.command_line.run and self.command_line.verb == "train"
-        command = None if resumed else shlex.join(["gptask", *sys.argv[1:]])
+        typed = [argument for argument in sys.argv[1:] if not re.match(r"\+*resume=", argument)]  # of a new run
+        command = None if resumed else shlex.join(["gptask", *typed])
         try:
             validated = with_user_errors(self.command_line, lambda: validated_config(config, self.command_line))
-            if not (label and self._is_finished(validated)):
-                self.action(validated, command)
+            resume = getattr(validated, "resume", None)
+            if not (label and resume != AUTO and self._is_finished(validated)):
+                run = self._run_in_new_folder if label and not resume else self.action
+                run(validated, command)
         except Exception as error:
             return report_error(error, label)
         finally:
@@ -77,9 +84,20 @@ class Job:
         if folder := fingerprint.find_finished(job, fingerprint.candidate_folders(config)):
             log.info("skipped, already finished: %s", folder)
             return True
-        if config.folder and is_main_process() and Path(config.folder).exists():
-            config.folder = str(next(path for path in numbered_alternatives(Path(config.folder)) if not path.exists()))
         return False
+
+    def _run_in_new_folder(self, config: Any, command: str | None) -> None:
+        """Run the action in the config's folder, if it names one, or in the first free alternative: jobs may race."""
+        if not config.folder:
+            return self.action(config, command)
+        base = Path(config.folder)
+        for path in chain([base], numbered_alternatives(base)):
+            if path.exists() and is_main_process():
+                continue
+            config.folder = str(path)
+            with suppress(RunFolderExists):
+                return self.action(config, command)
+        raise UserError(f"{base} and its numbered alternatives all exist; set folder=<folder>")
 
 
 def log_to_console() -> None:

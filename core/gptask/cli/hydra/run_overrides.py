@@ -12,8 +12,11 @@ from gptask.config import schemas
 from gptask.config.conversion import escaped
 from gptask.config.multitask import check_task_names
 from gptask.config.overrides import quote_if_needed, values_of
+from gptask.config.schemas import AUTO, LATEST, Train
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
+from gptask.runs.folder import checkpoint_files, latest_run
+from gptask.runs.leftovers import lacks_config, require_unfinished_training
 
 INHERITED = {  # what a verb takes from a run besides its task
     "train": (*schemas.GROUP_SCHEMAS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
@@ -30,11 +33,13 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
     """
     if verb == "predict" and any(values_of(overrides, "server")):
         return None, _overrides_for_server(overrides)
-    runs = values_of(overrides, "resume" if verb == "train" else "run") if verb in INHERITED else []
+    if verb == "train":
+        return _locate_resumed(overrides)
+    runs = values_of(overrides, "run") if verb in INHERITED else []
     if len(runs) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, runs))}")
     run = str(runs[0]) if runs and runs[0] is not None else None
-    if not run or verb == "train" or not (task_names := list(read_config(run).get("tasks", {}))):
+    if not run or not (task_names := list(read_config(run).get("tasks", {}))):
         return run, list(overrides)
     requested = [str(name) for name in values_of(overrides, "task")]
     if len(requested) != 1 or requested[0] not in task_names:
@@ -44,6 +49,33 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
     task_folder = str(Path(run) / requested[0])
     others = [o for o in overrides if o.partition("=")[0].lstrip("+") not in ("run", "task")]
     return task_folder, [f"run={quote_if_needed(task_folder)}", *others]
+
+
+def _locate_resumed(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The run folder whose values a training takes, if it goes on in one that has values, and the overrides.
+
+    With ``resume=auto`` the command line has all values, and so has it for a run that was stopped before it wrote its
+    config.yaml. ``resume=latest`` becomes the folder it stands for.
+    """
+    folders = values_of(overrides, "resume")
+    if len(folders) > 1:
+        raise UserError(f"one run folder at a time; call gptask train once for each of {', '.join(map(str, folders))}")
+    if not folders or folders[0] in (None, AUTO):
+        return None, list(overrides)
+    folder, others = str(folders[0]), [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
+    tasks = [str(name) for name in values_of(overrides, "task")]
+    if folder == LATEST:
+        outputs = [str(path) for path in values_of(overrides, "outputs")] or [Train.outputs]
+        folder = str(latest_run(outputs[0], tasks[0] if len(tasks) == 1 else None))
+    resumed = [f"resume={quote_if_needed(folder)}", *others]
+    if not lacks_config(Path(folder)):
+        return folder, resumed
+    if not (tasks or "~task" in overrides or values_of(overrides, "experiment")):  # one task, several, a preset
+        raise UserError(
+            f"the run in {folder} was stopped before it wrote its options into config.yaml: give those that it was "
+            f"started with, gptask train resume={folder} task=<name> ..."
+        )
+    return None, resumed
 
 
 def _overrides_for_server(overrides: Sequence[str]) -> list[str]:
@@ -64,8 +96,9 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
     from hydra.core.config_store import ConfigStore
 
     config = read_config(folder)
-    if verb == "train":
-        _require_checkpoint(folder, config)
+    if verb == "train" and not checkpoint_files(Path(folder)):
+        require_unfinished_training(Path(folder))
+        config = _as_given(config)
     tasks = {name: _saved_task(f"{folder}/config.yaml: tasks.{name}", c) for name, c in config.get("tasks", {}).items()}
     groups, values = dict[str, str](), dict[str, Any]()
     if tasks:
@@ -89,12 +122,15 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
     return [*choices, "saved=run", *overrides]
 
 
-def _require_checkpoint(folder: str, config: dict[str, Any]) -> None:
-    if not any((Path(folder) / "checkpoints").glob("*.ckpt")):
-        hint = "start again without resume"
-        if config.get("task_name"):
-            hint = f"it is one task of {Path(folder).parent}, which can be resumed"
-        raise UserError(f"{folder} has no checkpoint to resume from; {hint}")
+def _as_given(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run that begins anew: as it was given, before the run chose what was left open."""
+    given = config.get("given")
+    if not isinstance(given, dict):
+        return config
+    tasks = {
+        name: {**values, **given.get("tasks", {}).get(name, {})} for name, values in config.get("tasks", {}).items()
+    }
+    return config | given | ({"tasks": tasks} if tasks else {})
 
 
 def _saved_task(where: str, config: dict[str, Any]) -> TaskChoice:

@@ -6,14 +6,17 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gptask.cli.hydra.compose import loader, search_path
 from gptask.cli.hydra.private import read_preset
 from gptask.config.multitask import check_task_names
 from gptask.config.overrides import values_of
+from gptask.config.schemas import AUTO
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, load_task_class
+from gptask.runs.leftovers import lacks_config
 
 log = logging.getLogger("gptask")
 GROUP_OF_TASK = re.compile(r"\+?(?:(?:task|data)@)?tasks\.(?P<name>\w+)\.(?P<group>task|data)=(?P<value>[\w,-]+)")
@@ -114,7 +117,9 @@ def _task_sources(values: Sequence[Any]) -> dict[str, str]:
 
 def _refuse_single_task_options(overrides: Sequence[str]) -> None:
     for key in ("task", "experiment", "resume"):
-        if any(value is not None for value in values_of(overrides, key)):
+        values = [value for value in values_of(overrides, key) if value is not None]
+        has_tasks = key == "resume" and not any(value == AUTO or lacks_config(Path(str(value))) for value in values)
+        if values and (has_tasks or key != "resume"):
             reason = "continues the run with its own tasks" if key == "resume" else "is for a run of one task"
             raise UserError(f"{key}= {reason}; leave it or tasks= out ({SYNTAX})")
 

@@ -11,6 +11,7 @@ from gptask.data.files import shortest_paths
 from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.task import Task
 from gptask.plugins.types import Kind
+from gptask.runs.atomic_write import write_text
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
 from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
@@ -87,7 +88,7 @@ class ModelCard(CardFacts):
     def write(self) -> None:
         """Write README.md."""
         text = f"---\n{front_matter(self).to_yaml()}\n---\n\n{self.body()}"
-        (self.folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(self.folder / "README.md", text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def body(self) -> str:
         """The text below the metadata."""

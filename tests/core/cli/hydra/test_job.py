@@ -58,6 +58,20 @@ def test_finished_jobs_are_skipped_and_unfinished_ones_get_new_folders(run_comma
     assert [folder for _, folder in ran[3:]] == ["runs/1_1", "runs/2_2"]
 
 
+def test_jobs_that_race_for_one_folder_each_get_their_own(run_command, tmp_path):
+    ran: list = []
+
+    def action(config):
+        if not ran and not (tmp_path / "runs/x").exists():
+            (tmp_path / "runs/x").mkdir(parents=True)  # by a job that runs beside this one
+        finish(ran)(config)
+
+    assert run_command("train", "-m", "seed=1,2", "folder=runs/x", action=action).code == 0
+    assert ran == [(1, "runs/x_1"), (2, "runs/x_2")]
+    again = run_command("train", "-m", "seed=1,2", "folder=runs/${seed}", "resume=auto", action=finish(ran))
+    assert (again.code, ran[2:]) == (0, [(1, "runs/1"), (2, "runs/2")])  # auto itself finds what is finished
+
+
 def test_finished_jobs_are_found_in_the_tasks_default_folder(run_command):
     ran: list = []
     for _ in range(2):

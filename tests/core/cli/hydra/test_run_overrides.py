@@ -1,11 +1,12 @@
 """The values of a saved run lie between the defaults and the user's overrides."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from gptask import Config, Fast, Reference
-from gptask.config.schemas import SGD, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
+from gptask.config.schemas import SGD, Evaluate, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
 from gptask.plugins.discovery import discover
 from gptask.runs.config_file import read_config, write_config
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
@@ -127,9 +128,58 @@ def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expect
         assert part in message
 
 
-def test_an_evaluation_cannot_be_resumed(refused, saved):
+def test_an_evaluation_cannot_be_resumed(refused, tmp_path):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    write_config(folder, Evaluate(task=QuestionAnswering(), backbone=Scratch(), data=Sample()))
+    assert "is an evaluation" in refused("train", f"resume={tmp_path}/evaluation")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_with_the_options_it_was_given(run_command, saved):
     shutil.rmtree(saved / "checkpoints")
-    assert "no checkpoint to resume from" in refused("train", f"resume={saved}")
+    chosen, given = read_config(saved), read_config(saved)
+    given["tuning"]["lr"], given["task"]["stride"] = None, 3
+    del given["plugin"], given["format"], given["command"]
+    OmegaConf.save(OmegaConf.create({**chosen, "given": given}), saved / "config.yaml")
+    config = run_command("train", f"resume={saved}", "seed=9").config
+    assert (config.tuning, config.task.stride, config.seed, config.resume) == (Full(), 3, 9, str(saved))
+
+
+def test_resume_auto_takes_all_options_from_the_command_line(run_command, saved):
+    line = ["train", "task=qa", f"folder={saved}", "seed=5"]
+    ended = run_command(*line, "resume=auto")
+    assert (ended.config.resume, ended.config.seed, ended.config.task.stride) == ("auto", 5, QuestionAnswering().stride)
+    assert ended.commands == ["gptask " + " ".join(word if " " not in word else f"'{word}'" for word in line)]
+    several = run_command("train", "tasks=[qa,mood:sentiment]", f"folder={saved}", "resume=auto").config
+    assert list(several.tasks) == ["qa", "mood"]
+
+
+def test_resume_latest_is_the_newest_run_with_a_checkpoint(run_command, refused, saved, caplog):
+    older = Path(shutil.copytree(saved, saved.parent.parent / "kept" / "older"))
+    without = Path(shutil.copytree(saved, saved.parent / "without"))
+    shutil.rmtree(without / "checkpoints")
+    for age, folder in enumerate((without, saved, older)):
+        os.utime(folder / "config.yaml", (10**9 - age, 10**9 - age))
+    ended = run_command("train", "resume=latest", "task=qa", "seed=2")
+    assert (ended.config.resume, ended.config.seed, ended.config.task.stride) == ("outputs/qa/first run", 2, 7)
+    assert "resume=latest: outputs/qa/first run" in ended.err
+    assert run_command("train", "resume=latest", "outputs=outputs/kept").config.resume == "outputs/kept/older"
+    message = refused("train", "resume=latest", "task=sentiment")
+    assert "outputs/qa/first run, the newest run below outputs, is of task qa; none there is of sentiment" in message
+    assert "no run folder below nowhere has a checkpoint" in refused("train", "resume=latest", "outputs=nowhere")
+
+
+def test_a_run_stopped_before_its_config_begins_by_the_command_line(run_command, refused, tmp_path):
+    for name, files in (("begun", ["train.log", ".lock"]), ("empty", [])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+        config = run_command("train", f"resume={name}", "task=qa", "seed=3").config
+        assert (config.resume, config.seed, type(config.task)) == (name, 3, QuestionAnswering)
+        assert list(run_command("train", f"resume={name}", "tasks=[qa,mood:sentiment]").config.tasks) == ["qa", "mood"]
+        assert "give those that it was started with" in refused("train", f"resume={name}", "seed=3")
+    (tmp_path / "begun" / "letter.txt").touch()
+    assert "no run folder at begun" in refused("train", "resume=begun", "task=qa")
 
 
 def test_a_resumed_run_keeps_its_engine_under_environment_and_user(run_command, saved, monkeypatch):
