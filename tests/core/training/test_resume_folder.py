@@ -206,7 +206,10 @@ READERS = {
 
 @pytest.mark.parametrize(
     "name",
-    ["predictions.jsonl", *(pytest.param(n, marks=pytest.mark.long) for n in ("config.yaml", "model", "metrics.json"))],
+    [
+        "predictions.jsonl",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("config.yaml", "backbone.json", "metrics.json")),
+    ],
 )
 def test_no_reader_takes_a_finished_run_that_was_continued_and_killed(tmp_path, monkeypatch, capsys, whole, name):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
