@@ -21,7 +21,7 @@ from gptask.runs.folder import KEY_IN_CHECKPOINT, NoCheckpoint, checkpoint_files
 log = logging.getLogger("gptask")
 PART = ".part"  # behind the name of a file that is being written
 LAST, INTERRUPTED = "last.ckpt", "interrupted.ckpt"
-TIMED = "timed-step=*.ckpt"  # within an epoch
+TIMED = "timed-step=[0-9]*.ckpt"  # within an epoch
 BEST = "best-*.ckpt"
 WRITTEN_LATER = ("timed", "best", "last", "interrupted")  # of equally many steps: the later, the further
 

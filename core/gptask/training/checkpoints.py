@@ -106,37 +106,42 @@ class TimedCheckpoint(pl.Callback):
 
     def __init__(self, folder: Path, minutes: float) -> None:
         self.folder, self.minutes = folder, minutes
-        self._written = 0.0  # time.monotonic() at the last checkpoint
-        self._asked = self._next_question = 0  # optimizer steps
+        self._written, self._written_step = 0.0, 0  # time.monotonic() and optimizer steps made at the last checkpoint
+        self._last_step = self._next_question = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Start the clock."""
-        self._written, self._asked = time.monotonic(), trainer.global_step
+        self._written, self._written_step = time.monotonic(), trainer.global_step
+        self._last_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Start the clock anew."""
-        self._written = time.monotonic()
+        self._written, self._written_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         """Write a checkpoint if it is time, in all processes or in none."""
         step = trainer.global_step
-        if step == self._asked or step < self._next_question:  # no step is made, or the time can't be over yet
+        if step == self._last_step or step < self._next_question:  # no step is made, or it can't be time yet
             return
-        due, wait = trainer.strategy.broadcast(self._due(step, trainer.world_size))
-        self._asked, self._next_question = step, step + wait
+        now = time.monotonic()
+        due, wait = trainer.strategy.broadcast((self._is_due(now), self._steps_to_wait(now, step, trainer.world_size)))
+        self._last_step, self._next_question = step, step + wait
         if due:
             path = self.folder / f"timed-step={step}.ckpt"
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
                 self._remove_others(path, step)
 
-    def _due(self, step: int, processes: int) -> tuple[bool, int]:
-        """Whether it is time, and the steps to wait until asking again: to agree costs several processes time."""
-        passed, allowed = time.monotonic() - self._written, 60 * self.minutes
-        if passed >= allowed or processes == 1:
-            return passed >= allowed, 1
-        steps_left = (allowed - passed) * (step - self._asked) / max(passed, 1e-3)
-        return False, max(1, int(steps_left / 2))
+    def _is_due(self, now: float) -> bool:
+        return now - self._written >= 60 * self.minutes
+
+    def _steps_to_wait(self, now: float, step: int, processes: int) -> int:
+        """After how many steps to ask again: agreeing costs several processes time, so they do it a few times only."""
+        if processes == 1 or self._is_due(now):
+            return 1
+        steps, seconds = step - self._written_step, now - self._written  # since the last checkpoint
+        steps_left = steps * (60 * self.minutes / max(seconds, 1e-6) - 1)
+        return max(1, int(min(steps, steps_left / 2)))  # a few fast steps say little of those that come
 
     def _remove_others(self, newest: Path, step: int) -> None:
         """Keep the one before, should the newest be damaged; one of a later step is of a training that was given up."""

@@ -14,6 +14,7 @@ from gptask.config.schemas import Checkpoint
 from gptask.errors import Terminated
 from gptask.runs.manifest import read_manifest
 from gptask.training.checkpoint_files import write_checkpoint
+from gptask.training.checkpoints import BestCheckpoint, TimedCheckpoint
 from gptask.training.module import GPTModule
 from pytorch_lightning.callbacks import Timer
 
@@ -159,6 +160,32 @@ def test_a_run_whose_time_is_over_when_it_goes_on_is_validated_first(tmp_path, m
     read_manifest(run.folder).verify()
     assert "best checkpoint: best-epoch=0-step=2.ckpt (val/accuracy" in caplog.text
     assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_several_processes_agree_only_a_few_times_whether_it_is_time():
+    timed, asked, step = TimedCheckpoint(Path(), minutes=15), 0, 0
+    while not timed._is_due(now=0.1 * step):  # of 9000 steps a tenth of a second each
+        step += timed._steps_to_wait(0.1 * step, step, processes=2)
+        asked += 1
+    assert step in range(9000, 9003)
+    assert asked < 30
+    assert timed._steps_to_wait(now=0.1, step=1, processes=1) == 1
+
+
+def test_a_best_checkpoint_that_is_lost_counts_as_never_written(tmp_path):
+    options: dict[str, Any] = {"filename": "best-{epoch}-{step}", "monitor": "val/accuracy", "mode": "max"}
+    best = BestCheckpoint(tmp_path, **options)
+    best.best_model_path = best.kth_best_model_path = str(tmp_path / "best-epoch=1-step=6.ckpt")
+    best.kth_value = best.best_model_score = torch.tensor(90.0)
+    best.best_k_models = {best.best_model_path: best.kth_value}
+    state = best.state_dict()
+    write_checkpoint({"callbacks": {}}, Path(best.best_model_path))
+    there, lost = BestCheckpoint(tmp_path, **options), BestCheckpoint(tmp_path, **options)
+    there.load_state_dict(dict(state))
+    Path(best.best_model_path).write_bytes(b"damaged")
+    lost.load_state_dict(dict(state))
+    assert there.state_dict() == state
+    assert lost.state_dict() == BestCheckpoint(tmp_path, **options).state_dict()
 
 
 @pytest.mark.parametrize("minutes", [-1.0, float("nan")])

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from gptask import UserError, train
 from gptask.config.engine import Reference
-from gptask.config.schemas import Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
+from gptask.config.schemas import Checkpoint, Evaluate, Files, Full, Limit, Pretrained, Sample, TensorBoardLog
 from gptask.runs.manifest import read_manifest, write_manifest
 from gptask.training import fingerprint
 from gptask.training.fingerprint import candidate_folders, find_finished, run_fingerprint
@@ -33,6 +33,7 @@ def test_options_that_do_not_change_the_result_are_left_out(tmp_path):
         "probe": True,
         "baseline": True,
         "logger": TensorBoardLog(),
+        "checkpoint": Checkpoint(minutes=None),
         "engine": Reference(),
     }
     assert {f.name for f in dataclasses.fields(small_config(tmp_path))} >= set(fingerprint.NOT_DECISIVE) == set(ignored)
