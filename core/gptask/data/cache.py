@@ -200,7 +200,7 @@ def _abandoned_parts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("*.part"):
         *_, host, pid, _ = (".", ".", *path.name.split("."))
         with suppress(FileNotFoundError):  # another process removes it, too
-            if host == HOST and pid.isdigit():
+            if host == HOST and pid.isdecimal():
                 if not _is_alive(int(pid)):
                     yield path
             elif time.time() - path.stat().st_mtime > MAX_PART_AGE:
