@@ -69,7 +69,7 @@ class FileReader:
         """Rows, each with the name of its file (of parallel files, the names of all)."""
         if self.fields:
             yield from self._parallel_rows()
-        for source in [] if self.fields else self.sources:
+        for source in self.sources if not self.fields else ():
             name = str(source)
             for row in read(source, self.options, header_names, self.notes[name]):
                 yield name, row

@@ -197,9 +197,13 @@ def label_names(options: Data) -> dict[str, str]:
                 raise ValueError
             name = canonical_label(text(value))
         except UnicodeEncodeError as error:
-            raise UserError(f"data.labels holds {key!r}: {value!r}, half a surrogate pair, which is no character") from error
+            raise UserError(
+                f"data.labels holds {key!r}: {value!r}, half a surrogate pair, which is no character"
+            ) from error
         except (ValueError, TypeError) as error:
-            raise UserError(f"data.labels gives {str(key)!r} the name {value!r}; expected a text, null in quotes") from error
+            raise UserError(
+                f"data.labels gives {str(key)!r} the name {value!r}; expected a text, null in quotes"
+            ) from error
         if names.setdefault(label, name) != name:
             raise UserError(f"data.labels names the label '{label}' twice: {names[label]}, {name} (spelled '{key}')")
     return names

@@ -39,7 +39,9 @@ def parse_container(text: str) -> list[Any] | dict[Any, Any] | None:
         value = _python_value(text)
     if value is None and BROKEN.fullmatch(text):
         raise not_a_literal(text)
-    if not isinstance(value, list | dict) or is_deep(value) or (value == [] and text[0] == "("):  # a smiley, or two tags of brackets
+    if (
+        not isinstance(value, list | dict) or is_deep(value) or (value == [] and text[0] == "(")
+    ):  # a smiley, or two tags of brackets
         return None
     return value
 

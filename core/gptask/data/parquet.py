@@ -51,8 +51,9 @@ def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
                 return
             for value in _values(batch.rename_columns(names), wanted):
                 number += 1
-                is_bad = isinstance(value, DataError) or not has_bytes
-                yield Row(number, value if is_bad else _decode_bytes(value, has_bytes, wanted), "row")
+                if has_bytes and isinstance(value, dict):
+                    value = _decode_bytes(value, has_bytes, wanted)
+                yield Row(number, value, "row")
 
 
 @contextmanager
@@ -83,7 +84,9 @@ def _row(batch: Any, row: int, wanted: set[str]) -> dict[str, Any] | DataError:
             cells[name] = column[row].as_py()
         except Exception as error:
             if _is_wanted(name, wanted):
-                return DataError(f"the column '{name}' holds a value that can't be read: {error} ({type(error).__name__})")
+                return DataError(
+                    f"the column '{name}' holds a value that can't be read: {error} ({type(error).__name__})"
+                )
             cells[name] = None
     return cells
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, write_failure, writing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import MODEL, read_manifest
@@ -62,26 +62,38 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
     new_parents = [parent for parent in target.parents if not parent.exists()]  # the innermost first
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
-    handler = logging.FileHandler(path / "train.log", encoding="utf-8")
+    with writing(path):
+        handler = RunLog(path / "train.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", path)
     try:
-        yield path
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise UserError(f"{error.strerror} while writing {path}. {resume_hint(path)}") from error
-        raise
+        with writing(path, lambda: resume_hint(path)):
+            yield path
     finally:
         os.environ.pop("GPTASK_RUN_FOLDER")
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk did not take
+            handler.close()
         if {file.name for file in path.iterdir()} <= {"train.log"}:
             (path / "train.log").unlink(missing_ok=True)
             path.rmdir()
             for parent in new_parents:
                 with suppress(OSError):  # another run has begun there
                     parent.rmdir()
+
+
+class RunLog(logging.FileHandler):
+    """train.log. Where it can't be written, the console says so once, and the run goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Take the log out; Python's own handler prints a stack trace for every line."""
+        error = sys.exc_info()[1]
+        reason = write_failure(error) if error else None
+        if reason is None or self not in log.handlers:
+            return super().handleError(record)
+        log.removeHandler(self)
+        log.warning("%s while writing %s: the run goes on without its log", reason, self.baseFilename)
 
 
 def is_main_process() -> bool:

@@ -147,7 +147,9 @@ def test_plain_cells_stay_what_they_are() -> None:
     assert plain_cell(Decimal("nan")) is plain_cell(np.datetime64("NaT")) is None
 
 
-@pytest.mark.parametrize("cell", [2**63, -(2**63) - 1, 1e30, str(2**70), "9" * 5000, [1, 2**64], "[18446744073709551616]"])
+@pytest.mark.parametrize(
+    "cell", [2**63, -(2**63) - 1, 1e30, str(2**70), "9" * 5000, [1, 2**64], "[18446744073709551616]"]
+)
 def test_a_whole_number_of_more_than_64_bits_is_refused(cell: object) -> None:
     assert "a whole number of more than 64 bits: " in error(cell, Kind.INTEGERS)
 

@@ -166,9 +166,7 @@ def test_a_number_of_too_many_digits_is_broken_json(write_file: Callable, kind: 
         ('"id": 1e999', "the id must be a text or a finite number, got 'inf'"),
     ],
 )
-def test_what_is_no_text_and_no_number_is_a_bad_row(
-    write_file: Callable, kind: str, member: str, message: str
-) -> None:
+def test_what_is_no_text_and_no_number_is_a_bad_row(write_file: Callable, kind: str, member: str, message: str) -> None:
     members = {"text": '"text": "a"', "label": '"label": "x"'} | {member.split('"')[1]: member}
     record = f"{{{', '.join(members.values())}}}"
     name = write_file(f"a.{kind}", record if kind == "jsonl" else f"[{record}]")

@@ -335,7 +335,9 @@ def test_marks_may_be_tags() -> None:
 DEEP = "[" * 100_000
 
 
-@pytest.mark.parametrize("labels", ["[" * 3000 + "]" * 3000, "[" * 3000, "{a: " * 2000, "[&a [*a]]", "[\x01]", "{[1]: a}"])
+@pytest.mark.parametrize(
+    "labels", ["[" * 3000 + "]" * 3000, "[" * 3000, "{a: " * 2000, "[&a [*a]]", "[\x01]", "{[1]: a}"]
+)
 def test_labels_that_are_neither_json_nor_yaml_are_refused(labels: str) -> None:
     with pytest.raises(UserError, match=r"data\.labels=.* is neither JSON nor YAML: ") as caught:
         label_names(Files(labels=labels))
@@ -347,7 +349,9 @@ def test_labels_that_are_neither_json_nor_yaml_are_refused(labels: str) -> None:
 )
 def test_a_damaged_file_of_labels_is_named(write_file: Callable, content: str | bytes) -> None:
     name = write_file("labels.json", content)
-    with pytest.raises(UserError, match=r"data\.labels: .*labels\.json can't be read, its content is damaged: .*Error\)"):
+    with pytest.raises(
+        UserError, match=r"data\.labels: .*labels\.json can't be read, its content is damaged: .*Error\)"
+    ):
         label_names(Files(labels=name))
 
 

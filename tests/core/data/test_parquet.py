@@ -1,6 +1,7 @@
 """Parquet files: bytes, nulls, and names that occur twice."""
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -76,7 +77,9 @@ def test_a_cell_that_python_can_not_hold_is_null_or_a_bad_row_where_it_is_wanted
     assert second["extra"] is not None
     bad, good = values(name, ("text", "extra"))
     assert isinstance(bad, DataError)
-    assert re.match(r"the column 'extra' holds a value that can't be read: .* \((Overflow|UnicodeDecode)Error\)", str(bad))
+    assert re.match(
+        r"the column 'extra' holds a value that can't be read: .* \((Overflow|UnicodeDecode)Error\)", str(bad)
+    )
     assert good == second
 
 
@@ -88,10 +91,9 @@ def test_a_damaged_parquet_file_is_an_error_with_the_row_where_reading_stops(wri
     second_group = pq.ParquetFile(sink).metadata.row_group(1).column(0).data_page_offset
     raw[second_group : second_group + 8] = b"\xff" * 8
     rows = read(Source.parse(write_file("a.parquet", bytes(raw))), Files(), ("text",), ReadingNotes())
-    with pytest.raises(DataError, match=r"a\.parquet, behind row 1024, can't be read, its content is damaged: .*\(OSErr"):
-        for count, _ in enumerate(rows, 1):
-            last = count
-    assert last == 1024
+    assert len(list(itertools.islice(rows, 1024))) == 1024
+    with pytest.raises(DataError, match=r"a\.parquet, behind row 1024, can't be read, .* damaged: .*\(OSError\)"):
+        next(rows)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet at all", b"PARE" * 20])

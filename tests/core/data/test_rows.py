@@ -98,7 +98,9 @@ def test_only_a_short_number_in_ascii_counts_columns(write_file: Callable, name:
     assert wanted_positions({"text": name}) == []
     for file, content in (("a.csv", "text,label\na,b\n"), ("a.jsonl", '{"text": "a"}\n'), ("a.conll", "a b\n")):
         with pytest.raises(UserError, match="no column"):
-            CachedCorpus(Classification(), Files(test=write_file(file, content), columns={"label": name}), 1).split("test")
+            CachedCorpus(Classification(), Files(test=write_file(file, content), columns={"label": name}), 1).split(
+                "test"
+            )
 
 
 def test_a_name_is_resolved_with_its_part(write_file: Callable) -> None:
