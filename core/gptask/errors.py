@@ -1,8 +1,17 @@
 """Errors that a user can fix, and helpers that word messages."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+# why a system refuses to write: no room, no permission, a limit, a broken disk
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+NUMBER_IN_TEXT = re.compile(r"\bos error (\d+)\)")  # of Rust's libraries: safetensors, tokenizers
+SQLITE_REFUSALS = re.compile(r"database or disk is full|disk I/O error|attempt to write a readonly database")
+TORCH_REFUSALS = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed|iostream error")
 
 
 class UserError(Exception):
@@ -22,6 +31,57 @@ class DataError(UserError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM asks the process to end; whoever handles Ctrl-C handles it alike."""
+
+
+class WriteError(UserError):
+    """A file or folder that the system refuses to write; the message says why, and how to go on."""
+
+
+@contextmanager
+def writing(path: object, way_out: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what fails because the system refuses to write into a `WriteError` that names the file, or else ``path``.
+
+    The sentences of ``way_out`` tell how to go on. They are added to a `WriteError` of the block, too.
+    """
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(f"{error} {way_out()}".strip()) from error.__cause__
+    except Exception as error:
+        if (reason := write_failure(error)) is None:
+            raise
+        name = (
+            getattr(error, "filename2", None) or getattr(error, "filename", None) or path
+        )  # the 2nd: where a copy goes
+        raise WriteError(f"{reason} while writing {name}. {way_out()}".strip()) from error
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Why the system refused to write, None for any other error.
+
+    Libraries in other languages raise classes of their own with the system's words in the text; SQLite and PyTorch,
+    where it opened the file itself, have words of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, OSError) and cause.errno in REFUSALS:
+            return _reason(cause.errno)
+        if (match := NUMBER_IN_TEXT.search(text)) and int(match[1]) in REFUSALS:
+            return _reason(int(match[1]))
+        if match := SQLITE_REFUSALS.search(text):
+            return match[0]
+        of_torch = isinstance(cause, RuntimeError) and TORCH_REFUSALS.search(text)
+        following = cause.__cause__ or (cause.__context__ if of_torch else None)  # torch hides what its stream raised
+        if of_torch and following is None:
+            return "a disk that is full or refuses more (PyTorch does not say which)"
+        cause = following
+    return None
+
+
+def _reason(number: int) -> str:
+    limit = " (a limit of the file system, or of the shell: ulimit -f)" if number == errno.EFBIG else ""
+    return os.strerror(number) + limit
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from gptask.errors import DataError, UserError, aligned, damaged
+from gptask.errors import DataError, UserError, WriteError, aligned, damaged, write_failure, writing
 
 
 def test_a_table_is_aligned_at_the_left_and_at_the_right() -> None:
@@ -27,3 +27,54 @@ def test_errors_with_words_of_their_own_and_those_of_the_machine_pass_a_parser(e
     with pytest.raises(type(error)) as caught, damaged("a.json"):
         raise error
     assert caught.value is error
+
+
+def _fail(error: Exception, cause: Exception | None = None, context: Exception | None = None) -> Exception:
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded"),
+        (OSError(27, "x"), "File too large (a limit of the file system, or of the shell: ulimit -f)"),
+        (OSError(5, "x", "a.csv"), "Input/output error"),
+        (PermissionError(13, "x"), "Permission denied"),
+        (
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "No space left on device",
+        ),
+        (Exception("I/O error: Disk quota exceeded (os error 122)"), "Disk quota exceeded"),
+        (ValueError("(sqlite3.OperationalError) database or disk is full [SQL: ...]"), "database or disk is full"),
+        (_fail(ValueError("optuna's"), cause=ValueError("disk I/O error")), "disk I/O error"),
+        (
+            _fail(RuntimeError("unexpected pos 704 vs 598"), context=OSError(28, "No space left on device")),
+            "No space left on device",
+        ),
+        (
+            _fail(RuntimeError("basic_ios::clear: iostream error"), context=RuntimeError("unexpected pos 1 vs 0")),
+            "a disk that is full or refuses more (PyTorch does not say which)",
+        ),
+        (FileNotFoundError(2, "No such file"), None),
+        (ValueError("os error 28 in the user's text"), None),
+        (Exception("(os error 2)"), None),
+        (_fail(ZeroDivisionError(), context=PermissionError(13, "handled before")), None),
+    ],
+)
+def test_a_refusal_to_write_is_recognised_in_the_words_of_every_library(error: Exception, reason: str | None) -> None:
+    assert write_failure(error) == reason
+
+
+def test_what_can_not_be_written_is_named_with_the_ways_out() -> None:
+    message = r"^Disk quota exceeded while writing out/run\. Make room\. Resume it\.$"
+    inner, outer = writing("out/run", lambda: "Make room."), writing("the run", lambda: "Resume it.")
+    with pytest.raises(WriteError, match=message), outer, inner:
+        raise OSError(122, "Disk quota exceeded")
+    with pytest.raises(WriteError, match=r"^Permission denied while writing a/b\.$"), writing("a"):
+        raise PermissionError(13, "Permission denied", "a/b")
+    for error in (UserError("mine"), KeyError("a defect"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, writing("a"):
+            raise error
+        assert caught.value is error

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 
-from gptask.cli.output import report_error
+from gptask.cli.output import is_blocked, report_error
 from gptask.cli.verbs import VERBS
 from gptask.errors import UserError, listing, nearest
 from gptask.training.interrupts import interruptible
@@ -41,18 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     1 is the bad news that a verb is asked for: `compare --fail-if-worse`, `tasks --check`.
     """
     _repair_standard_streams()
+    code = 0
     try:
         code = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # `gptask tasks | head`: the reader is gone, and flushing at exit would raise again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
     except SystemExit as end:
         if not isinstance(end.__context__, BrokenPipeError):
             raise
         code = BROKEN_PIPE  # rich exits with 1, which is bad news here
     except (Exception, KeyboardInterrupt) as error:
-        code = report_error(error)
+        code = code or report_error(error)  # a job may have reported the same
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if is_blocked(stream):  # Python would try again at exit, and change the exit code
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -7,11 +7,12 @@ import os
 import sys
 import traceback
 from concurrent.futures import BrokenExecutor
-from errno import ENOSPC
+from contextlib import suppress
 from typing import Any
 
-from gptask.errors import Terminated, UserError
+from gptask.errors import Terminated, UserError, write_failure
 
+LINE_END = "\n"
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h; 1 is what `compare --fail-if-worse` reports
 
 
@@ -21,6 +22,12 @@ def report_error(error: BaseException, where: str = "") -> int:
     ``where`` names the job or trial that raised it. The stack trace is shown for an internal error, and for every error
     if GPTASK_DEBUG is set.
     """
+    with suppress(OSError):  # standard error is full, too; the exit code tells
+        return _report(error, where)
+    return 130 if isinstance(error, KeyboardInterrupt) else INTERNAL_ERROR if user_message(error) is None else 2
+
+
+def _report(error: BaseException, where: str) -> int:
     message = user_message(error)
     interrupted = isinstance(error, KeyboardInterrupt)
     if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
@@ -41,14 +48,24 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename and error.errno:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno == ENOSPC:
-        return f"{error.strerror} while writing"
+    if reason := write_failure(error):
+        return f"{reason} while writing{' to standard output' if is_blocked(sys.stdout, probe=LINE_END) else ''}"
     if isinstance(error, BrokenExecutor):  # joblib raises it
         return (
             "the process of a job was killed, possibly for lack of memory: hydra.launcher.n_jobs=1 runs one job at a "
             "time. The same command again skips the finished jobs"
         )
     return None
+
+
+def is_blocked(stream: Any, probe: str = "") -> bool:
+    """Whether a stream can't write what it holds back, or ``probe``: its disk is full, or its reader is gone."""
+    try:
+        stream.write(probe)
+        stream.flush()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _internal_error(error: BaseException) -> str:

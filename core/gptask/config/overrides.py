@@ -10,6 +10,7 @@ from gptask.errors import UserError
 
 ASSIGNMENT = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\W\d][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 DELETION = re.compile(r"~[^\W\d][\w./@-]*")
+MAX_DEPTH = 50  # of brackets, beyond which a value is a text: Hydra's grammar is read by recursion
 BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -48,11 +49,13 @@ def quote_if_needed(value: str, multirun: bool = False) -> str:
 
     The parts are the elements of a list or dictionary, or the choices of a sweep.
     """
+    if _depth(value) > MAX_DEPTH:
+        return quoted(value)
     if _parses_as_meant(value, multirun):
         return value
     if (collection := _quote_elements(value)) is not None and _parses_as_meant(collection, multirun):
         return collection
-    if multirun and len(choices := list(_split_at_commas(value))) > 1:
+    if multirun and len(choices := list(_split_at_commas(value))) > 1 and all(choices):
         return ",".join(quote_if_needed(choice.strip()) for choice in choices)
     return quoted(value)
 
@@ -67,6 +70,15 @@ def _parses_as_meant(value: str, multirun: bool) -> bool:
     except HydraException:
         return False
     return multirun or not override.is_sweep_override()
+
+
+def _depth(value: str) -> int:
+    """How deep brackets are open in a value, whatever stands between them."""
+    depth = deepest = 0
+    for character in value if value.count("[") + value.count("{") > MAX_DEPTH else "":
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(depth, deepest)
+    return deepest
 
 
 def _quote_elements(value: str) -> str | None:
@@ -114,8 +126,12 @@ def quoted(value: str) -> str:
 def parse_override(override: str) -> Any:
     """Parse an override with Hydra's own grammar; raises ``HydraException``."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    return OverridesParser.create().parse_override(override)
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # a number of 5,000 digits, say
+        raise HydraException(f"Error parsing override {override[:80]}: {error}") from error
 
 
 def values_of(overrides: Iterable[str], key: str) -> list[Any]:

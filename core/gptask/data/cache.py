@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError
+from gptask.errors import UserError, writing
 
 log = logging.getLogger("gptask")
 SUFFIXES = {  # of the files of an entry, by its kind
@@ -58,18 +58,20 @@ def digest(text: str) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` for a file or a folder, which takes its place unless the block raises.
 
-    What processes that were killed have left unfinished beside it is removed first.
+    What processes that were killed have left unfinished beside it is removed first. Raises `WriteError` for a disk that
+    is full or refuses to be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in _abandoned_parts(path.parent):
-        remove(abandoned)
     part = path.with_name(path.name + part_suffix())
-    try:
-        yield part
-        if not (part.is_dir() and path.exists()):  # another process that wrote the same folder was faster
-            part.replace(path)
-    finally:
-        remove(part)
+    with writing(f"the cache {path.parent}", lambda: "Make room there, or set GPTASK_CACHE to another folder."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in _abandoned_parts(path.parent):
+            remove(abandoned)
+        try:
+            yield part
+            if not (part.is_dir() and path.exists()):  # another process that wrote the same folder was faster
+                part.replace(path)
+        finally:
+            remove(part)
 
 
 def part_suffix() -> str:
@@ -200,7 +202,7 @@ def _abandoned_parts(folder: Path) -> Iterator[Path]:
     for path in folder.glob("*.part"):
         *_, host, pid, _ = (".", ".", *path.name.split("."))
         with suppress(FileNotFoundError):  # another process removes it, too
-            if host == HOST and pid.isdigit():
+            if host == HOST and pid.isdecimal():
                 if not _is_alive(int(pid)):
                     yield path
             elif time.time() - path.stat().st_mtime > MAX_PART_AGE:

@@ -12,6 +12,7 @@ from gptask.data.words import is_blank, words
 from gptask.errors import DataError, listing
 from gptask.plugins.types import Kind
 
+MAX_DIGITS = 100  # of a whole number, zeros before it included
 WHOLE_NUMBER = re.compile(r"\s*([+-]?\d+)(?:\.0*)?\s*", re.ASCII)
 EXPECTED = {  # what a message says of each kind
     Kind.TEXT: "a text",
@@ -59,11 +60,16 @@ def wrong_kind(name: str, kind: Kind, column: str, cell: Any) -> DataError:
 
 
 def text(cell: Any) -> str:
-    """A text, bytes that are UTF-8, or a scalar as JSON writes it; raises `TypeError` for a list or an object."""
+    """A text, bytes that are UTF-8, or a scalar as JSON writes it.
+
+    Raises `TypeError` for a list or an object, `ValueError` for a number that is not finite.
+    """
     if isinstance(cell, list | dict):
         raise TypeError
     if isinstance(cell, bytes):
         return cell.decode()  # raises UnicodeDecodeError, a ValueError
+    if isinstance(cell, float) and not math.isfinite(cell):  # JSON has none, though Python reads them
+        raise ValueError
     written = str(cell).lower() if isinstance(cell, bool) else str(cell)
     if not written.isascii():
         written.encode()  # raises UnicodeEncodeError for half a surrogate pair
@@ -107,15 +113,20 @@ def integers(cell: Any) -> list[int]:
 
 
 def _whole_number(cell: Any) -> int:
-    """A whole number; raises `TypeError` or `ValueError` for a fraction, a boolean, a null or another text."""
+    """A whole number of 64 bits.
+
+    Raises `TypeError` or `ValueError` for a fraction, a boolean, a null or another text, `DataError` for a larger one.
+    """
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         raise TypeError
     if isinstance(cell, str):
         if not (match := WHOLE_NUMBER.fullmatch(cell)):
             raise ValueError
-        return int(match[1])
-    if not float(cell).is_integer():
+        cell = match[1]
+    elif not float(cell).is_integer():
         raise ValueError
+    if len(str(cell)) > MAX_DIGITS or not -(2**63) <= int(cell) < 2**63:
+        raise DataError(f"a whole number of more than 64 bits: {str(cell)[:40]}")
     return int(cell)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gptask.data.cells import plain_cell
 from gptask.data.literals import parse_container
+from gptask.data.rows import is_index
 from gptask.errors import UserError
 
 MISSING = object()  # there is no such cell; a cell that is null is None
@@ -17,7 +18,7 @@ def cell_at(row: Any, column: str) -> Any:
     if isinstance(row, dict):
         if column in row:
             return row[column]
-        if column.isdigit() and int(column) < len(row):
+        if is_index(column) and int(column) < len(row):
             return list(row.values())[int(column)]
         name, dot, path = column.partition(".")
         if not dot or name not in row:
@@ -25,7 +26,7 @@ def cell_at(row: Any, column: str) -> Any:
         content = parse_container(row[name]) if isinstance(row[name], str) else plain_cell(row[name])
         return cell_at(content, path)
     if isinstance(row, list):
-        if column.isdigit():
+        if is_index(column):
             return row[int(column)] if int(column) < len(row) else MISSING
         if row and all(isinstance(part, dict) and column in part for part in row):
             return [part[column] for part in row]
@@ -34,7 +35,7 @@ def cell_at(row: Any, column: str) -> Any:
 
 def column_name(row: Any, column: str) -> str:
     """The name of the column at a position of a row with names; any other column as it is."""
-    is_position = column.isdigit() and isinstance(row, dict) and column not in row and int(column) < len(row)
+    is_position = is_index(column) and isinstance(row, dict) and column not in row and int(column) < len(row)
     return str(list(row)[int(column)]) if is_position else column
 
 
@@ -55,6 +56,6 @@ def trained_columns(data: Mapping[str, Any]) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     for option in ("columns", "validation_columns", "test_columns"):
         for name, column in columns_by_name(data.get(option) or {}).items():
-            if isinstance(column, str) and not column.isdigit() and name != "id":
+            if isinstance(column, str) and not is_index(column) and name != "id":
                 columns.setdefault(name, []).append(column)
     return columns

@@ -14,7 +14,7 @@ from gptask.data.cells import is_blank_cell, plain_cell, wrong_kind
 from gptask.data.column_lookup import MISSING, cell_at, column_name, columns_by_name
 from gptask.data.labels import LabelReader
 from gptask.data.messages import parse_messages
-from gptask.data.rows import EVERY_NAME, Row, TableCells, column_list
+from gptask.data.rows import EVERY_NAME, Row, TableCells, column_list, is_index
 from gptask.errors import DataError, UserError, listing, nearest
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Field, Kind
@@ -129,7 +129,7 @@ class Columns:
         """
         names = [name for field, column, _ in self.columns for name in (field.name, *column_list(column))]
         names += [name for columns in self.trained_columns.values() for name in columns]
-        names = [name for name in [*names, *filter(None, [self.group])] if not name.isdigit()]
+        names = [name for name in [*names, *filter(None, [self.group])] if not is_index(name)]
         return [*names, EVERY_NAME] if self.convert_row else names
 
     def accepted_names(self, field: str) -> list[str]:
@@ -194,7 +194,7 @@ class Columns:
         if example_id is MISSING and self.id_required:
             raise DataError(self._no_column(row.value, "id", id_column))
         if example_id is not MISSING and example_id not in (None, ""):
-            example["id"] = str(example_id)
+            example["id"] = _id(example_id)
         if self.group:
             example["group"] = self._group_value(row.value, self.group)
         return example
@@ -244,7 +244,7 @@ class Columns:
         Raises `DataError` for a row that has some of the columns, but not all.
         """
         (name,) = (name for name, value in self.column_of.items() if value is columns)
-        if not all(column.isdigit() for column in columns):
+        if not all(map(is_index, columns)):
             columns = [column_name(row, column) for column in columns]
         cells = {column: plain_cell(cell_at(row, column)) for column in columns}
         absent = [column for column, cell in cells.items() if cell is MISSING]
@@ -321,3 +321,13 @@ class Columns:
             f"no column '{column}' for {name}; there are: {listing(columns)}.{nearest(column, columns)} Set "
             f"data.columns.{name}=<column>{several}{alone}{no_header}.{hint}"
         )
+
+
+def _id(cell: Any) -> str:
+    """The id of a row as a text; raises `DataError` for one that the stored examples can't hold."""
+    try:
+        return conversion.text(cell) if isinstance(cell, str | float | bytes) else str(cell)
+    except UnicodeEncodeError as error:
+        raise DataError("the id holds half a surrogate pair, which is not a character") from error
+    except ValueError as error:
+        raise DataError(f"the id must be a text or a finite number, got {str(cell)[:40]!r}") from error

@@ -16,6 +16,7 @@ from gptask.data.languages import guess_encoding
 from gptask.data.rows import Lines, ReadingNotes, Row
 from gptask.errors import DataError, UserError
 
+NOT_OF_FILES = {"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # Python's codecs for others
 MARK = "\udcff"  # stands for what can't be decoded; no decoder gives it for bytes that it can
 SNIFFED_BYTES = 65536
 BYTE_ORDER_MARKS = (  # those of UTF-32 before those of UTF-16, which they start with
@@ -64,12 +65,15 @@ def _told_encoding(told: str, marked: str | None, name: object) -> str:
 
 
 def known_codec(told: str) -> str:
-    """Python's name of an encoding; raises `UserError` for an unknown one."""
+    """Python's name of an encoding; raises `UserError` for an unknown one, and for one that no text file has."""
     try:
         "".encode(told)
-        return codecs.lookup(told).name
-    except LookupError as error:
-        raise UserError(f"data.encoding='{told}' is unknown: {error}") from error
+        if (name := codecs.lookup(told).name) not in NOT_OF_FILES:
+            return name
+        cause: object = "it is no encoding of text files"
+    except (LookupError, ValueError) as error:  # a ValueError: of a name with a null character
+        cause = error
+    raise UserError(f"data.encoding='{told[:40]}' is unknown: {str(cause)[:80]}")
 
 
 def _sniff(stream: io.BufferedIOBase, head: bytes, name: object, notes: ReadingNotes) -> str:

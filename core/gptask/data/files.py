@@ -12,7 +12,7 @@ from typing import Any
 
 from gptask.config.schemas import Documents, Files
 from gptask.data.reading import FORMAT_OF_SUFFIX, check_options, content_suffix, read
-from gptask.data.rows import WILDCARDS, ReadingNotes, Row, Source
+from gptask.data.rows import WILDCARDS, ReadingNotes, Row, Source, readable
 from gptask.errors import DataError, UserError, listing
 
 
@@ -35,6 +35,7 @@ class FileReader:
         self.sources = [source for sources in expanded for source in sources]
         for source in self.sources:
             check_options(source, self.options)
+        self._states: dict[Path, tuple[int, ...]] = {}  # of the files when their content was hashed
         self.notes = {str(source): ReadingNotes() for source in self.sources}  # complete when the rows were read
 
     def _require_one_kind(self, name: str, sources: list[Source]) -> None:
@@ -53,19 +54,26 @@ class FileReader:
         """The SHA-256 of each file's content, by its name."""
         hashes = {}
         for source in self.sources:
-            with source.path.open("rb") as stream:
+            with readable(source.path), source.path.open("rb") as stream:
+                self._states[source.path] = _state(source.path)
                 hashes[str(source)] = hashlib.file_digest(stream, "sha256").hexdigest()
         return hashes
+
+    def _refuse_changed(self) -> None:
+        """Raise `DataError` for a file that is another one than was hashed, whose rows would be cached as its rows."""
+        for path, state in self._states.items():
+            if not path.exists() or _state(path) != state:
+                raise DataError(f"{path} has changed while it was read: let what writes it finish, and start again")
 
     def rows(self, header_names: list[str]) -> Iterator[tuple[str, Row]]:
         """Rows, each with the name of its file (of parallel files, the names of all)."""
         if self.fields:
             yield from self._parallel_rows()
-            return
-        for source in self.sources:
+        for source in self.sources if not self.fields else ():
             name = str(source)
             for row in read(source, self.options, header_names, self.notes[name]):
                 yield name, row
+        self._refuse_changed()
 
     def _parallel_rows(self) -> Iterator[tuple[str, Row]]:
         name = "+".join(map(str, self.sources))
@@ -83,6 +91,11 @@ class FileReader:
             values = {field: row.value for field, row in zip(self.fields, rows, strict=True)}
             bad = next((field for field, value in values.items() if isinstance(value, DataError)), None)
             yield name, Row(number, values if bad is None else DataError(f"the {bad}: {values[bad]}"))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def shortest_paths(names: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gptask.data.encoding import MARK, has_mark
+from gptask.data.literals import MAX_DEPTH, is_deep
 from gptask.data.rows import EVERY_NAME, Lines, RepeatedNames, Row, Source
 from gptask.data.squad import flatten
 from gptask.errors import DataError, listing
@@ -41,6 +42,8 @@ def json_lines(lines: Lines, wanted: set[str]) -> Iterator[Row]:
         value: Any
         try:
             value = parser.decode(text)
+            if text.count("[") + text.count("{") > MAX_DEPTH and isinstance(value, list | dict) and is_deep(value):
+                raise RecursionError
         except (ValueError, RecursionError) as error:
             cause = _problem(error, text)
             hint = "; if the file is one JSON list, set data.format=json" if text[0] == "[" and not any_good else ""
@@ -107,7 +110,8 @@ def _is_wanted(path: str, wanted: set[str]) -> bool:
 def _problem(error: Exception, text: str) -> str:
     """What is wrong with a JSON text, and where."""
     if not isinstance(error, json.JSONDecodeError):
-        return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        # the other error of Python's parser
+        return "it is nested too deeply" if isinstance(error, RecursionError) else "a number of more than 4,300 digits"
     where = f"{error.msg.removesuffix(' at')} at column {error.colno}"  # some of json's messages end in "at"
     is_cut = error.pos >= len(text) or error.msg.startswith("Unterminated string")
     return f"{where} (it ends in the middle, at column {len(text) - text.rfind(chr(10))})" if is_cut else where
@@ -115,10 +119,13 @@ def _problem(error: Exception, text: str) -> str:
 
 def _parse(text: str, source: Source, parser: Parser, decoding_error: str | None) -> Any:
     try:
-        return parser.decode(text)
-    except RecursionError as error:
-        raise DataError(f"{source.path}: the JSON is nested too deeply") from error
-    except json.JSONDecodeError as error:
+        content = parser.decode(text)
+        if isinstance(content, list | dict) and is_deep(content):
+            raise RecursionError
+        return content
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError):
+            raise DataError(f"{source.path}: broken JSON: {_problem(error, text)}") from error
         if decoding_error and MARK in text[max(0, error.pos - 1) : error.pos + 2]:
             raise DataError(f"{source.path}: {decoding_error}") from error
         hint = "; if each line is an object, set data.format=jsonl" if error.msg == "Extra data" else ""

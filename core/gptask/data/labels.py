@@ -11,8 +11,8 @@ from gptask.config.schemas import Data, Files
 from gptask.data.cells import is_blank_cell, plain_cell, present, text
 from gptask.data.literals import not_a_literal, parse_container
 from gptask.data.reading import read
-from gptask.data.rows import Source
-from gptask.errors import DataError, UserError, listing
+from gptask.data.rows import Source, is_index
+from gptask.errors import DataError, UserError, damaged, listing
 
 WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*", re.ASCII)
 NULL_WORDS = {"nan", "null", "nat", "<na>", "#n/a"}  # what programs write for a missing value, in any case
@@ -39,7 +39,7 @@ class LabelReader:
         self.separator = options.label_separator
         self.names = label_names(options)  # label id → name
         self.unambiguous_names = set(self.names.values()) - set(self.names)  # names that are not an id as well
-        is_renumbered = all(label.isdigit() and name.isdigit() for label, name in self.names.items())
+        is_renumbered = all(is_index(label) and is_index(name) for label, name in self.names.items())
         self.both = sorted({*self.names} & {*self.names.values()}, key=int) if is_renumbered else []
 
     def name(self, raw: Any) -> str:
@@ -72,7 +72,7 @@ class LabelReader:
     def _hint(self, label: str) -> str:
         if label in BOOLEANS.values() and self.names.keys() >= BOOLEANS.keys():
             return "; the file has numbers: name 0 and 1 in place of false and true"
-        if label.isdigit():
+        if is_index(label):
             return " (ids counted from 1? data.label_start=1)"
         if YAML_BOOLEANS.get(label.lower()) in {*self.names, *self.names.values()}:
             return "; YAML reads yes, no, on and off without quotes as true and false: put quotes around them"
@@ -131,7 +131,7 @@ class LabelReader:
 
     def _vector(self, flags: list[bool]) -> list[str]:
         """The names that a vector of zeros and ones sets, in the order of ``data.labels``."""
-        ids = sorted(self.names, key=int) if all(label.isdigit() for label in self.names) else [*self.names]
+        ids = sorted(self.names, key=int) if all(map(is_index, self.names)) else [*self.names]
         names = list(dict.fromkeys(self.names[label] for label in ids))
         if len(names) != len(flags):
             count = f"data.labels has {len(names)}" if names else "their names are needed"
@@ -153,7 +153,7 @@ class LabelReader:
             if flag is None:
                 raise DataError(f"the label '{column}' has {str(cell)[:40]!r}; expected 0, 1, true, false or nothing")
             flags.append(flag)
-        if cells and all(str(column).isdigit() for column in cells):
+        if cells and all(is_index(str(column)) for column in cells):
             return self._vector(flags)
         return [self.name(column) for column, flag in zip(cells, flags, strict=True) if flag]
 
@@ -191,10 +191,19 @@ def label_names(options: Data) -> dict[str, str]:
         raise UserError(f"data.labels must be a map, a list or a file with one, got {str(options.labels)[:40]!r}")
     names: dict[str, str] = {}
     for key, value in (labels or {}).items():
-        label = canonical_label(text(key))
-        if value is None or value != value or isinstance(value, list | Mapping):
-            raise UserError(f"data.labels gives '{label}' the name {value!r}; expected a text, null in quotes")
-        name = canonical_label(text(value))
+        try:
+            label = canonical_label(text(key))
+            if value is None or isinstance(value, list | Mapping):
+                raise ValueError
+            name = canonical_label(text(value))
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"data.labels holds {key!r}: {value!r}, half a surrogate pair, which is no character"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"data.labels gives {str(key)!r} the name {value!r}; expected a text, null in quotes"
+            ) from error
         if names.setdefault(label, name) != name:
             raise UserError(f"data.labels names the label '{label}' twice: {names[label]}, {name} (spelled '{key}')")
     return names
@@ -206,21 +215,20 @@ def _parse_labels(labels: str) -> Any:
 
     try:
         return json.loads(labels)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return yaml.load(labels, Loader=yaml.BaseLoader)  # every value is a text, no and null included
-    except yaml.YAMLError as error:
-        raise UserError(f"data.labels={labels[:60]} is neither JSON nor YAML: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"data.labels={labels[:60]} is neither JSON nor YAML: {cause}") from error
 
 
 def _read_label_file(file_name: str, options: Data) -> Any:
     path = Source.parse(file_name, getattr(options, "root", None)).path
     if path.suffix.lower() == ".json":
-        try:
+        with damaged(f"data.labels: {path}"):
             return json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"data.labels: {path} is not valid JSON: {error}") from error
     rows = list(read(Source(path), Files(format="lines", encoding=getattr(options, "encoding", None)), ()))
     if bad := next((row for row in rows if isinstance(row.value, DataError)), None):
         raise DataError(f"data.labels: {bad.location(path)}: {bad.value}")

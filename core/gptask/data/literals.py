@@ -10,6 +10,7 @@ from typing import Any
 
 from gptask.errors import DataError
 
+MAX_DEPTH = 100  # of lists and objects; Python's own limit depends on how deep the caller is
 MAX_CHARACTERS = 200_000  # of a Python literal: its syntax tree takes some hundred bytes a character
 CLOSING = {"[": "]", "{": "}", "(": ")"}
 STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
@@ -38,9 +39,22 @@ def parse_container(text: str) -> list[Any] | dict[Any, Any] | None:
         value = _python_value(text)
     if value is None and BROKEN.fullmatch(text):
         raise not_a_literal(text)
-    if not isinstance(value, list | dict) or (value == [] and text[0] == "("):  # a smiley, or two tags of brackets
+    if (
+        not isinstance(value, list | dict) or is_deep(value) or (value == [] and text[0] == "(")
+    ):  # a smiley, or two tags of brackets
         return None
     return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a list or an object is nested deeper than `MAX_DEPTH`; what walks such a value may fail."""
+    nodes = [value]
+    for _ in range(MAX_DEPTH):
+        members = (node.values() if isinstance(node, dict) else node for node in nodes)
+        nodes = [member for node in members for member in node if isinstance(member, list | dict)]
+        if not nodes:
+            return False
+    return True
 
 
 def not_a_literal(text: str) -> DataError:

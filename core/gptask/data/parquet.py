@@ -5,19 +5,24 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gptask.data.rows import Row, unique_names
-from gptask.errors import DataError
+from gptask.errors import DataError, damaged
+
+MAGIC = b"PAR1"
+BATCH_ROWS = 1024
 
 
 def parquet_rows(stream: io.BufferedIOBase, path: Path, wanted: set[str]) -> Iterator[Row]:
     """The rows of a Parquet file.
 
-    Bytes that are not UTF-8 are null, or a bad row where their column is wanted. Raises `DataError` for a file that is
-    not Parquet and for a wanted column that occurs twice.
+    Bytes that are not UTF-8, and what Python can't hold, such as a date of the year 150000, are null, or a bad row
+    where their column is wanted. Raises `DataError` for a file that is not Parquet or damaged and for a wanted column
+    that occurs twice.
     """
     with tempfile.TemporaryFile() as unpacked:
         if not isinstance(stream, io.BufferedReader):  # Parquet is read from its end
@@ -26,23 +31,68 @@ def parquet_rows(stream: io.BufferedIOBase, path: Path, wanted: set[str]) -> Ite
 
 
 def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    stream.seek(0)
+    if stream.read(len(MAGIC)) != MAGIC:
+        raise DataError(f"{path} is not a Parquet file: it does not start with {MAGIC.decode()}")
+    stream.seek(0)
+    with _damaged(path):
+        file = pq.ParquetFile(stream)
+        schema = file.schema_arrow
+    with file:
+        has_bytes = {name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" in str(kind)}
+        names = unique_names(schema.names, wanted, str(path))
+        batches, number = file.iter_batches(BATCH_ROWS), 0
+        while True:
+            with _damaged(f"{path}, behind row {number},"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            for value in _values(batch.rename_columns(names), wanted):
+                number += 1
+                if has_bytes and isinstance(value, dict):
+                    value = _decode_bytes(value, has_bytes, wanted)
+                yield Row(number, value, "row")
+
+
+@contextmanager
+def _damaged(place: object) -> Iterator[None]:
+    """`damaged`, also for sizes in a file that are larger than memory."""
+    import pyarrow as pa
+
+    with damaged(place, DataError):
+        try:
+            yield
+        except pa.ArrowMemoryError as error:
+            raise DataError(f"{place} asks for more memory than there is: {error}") from error
+
+
+def _values(batch: Any, wanted: set[str]) -> Sequence[dict[str, Any] | DataError]:
+    """The rows of a batch; cell by cell only where one of them can't be read."""
     try:
-        with pq.ParquetFile(stream) as file:
-            schema = file.schema_arrow
-            has_bytes = {name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" in str(kind)}
-            names = unique_names(schema.names, wanted, str(path))
-            number = 0
-            for batch in file.iter_batches(1024):
-                for value in batch.rename_columns(names).to_pylist():
-                    number += 1
-                    yield Row(number, _decode_bytes(value, has_bytes, wanted) if has_bytes else value, "row")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path} is not a Parquet file: {error}") from error
-    except ValueError as error:  # of pyarrow: two nested columns of one name
-        raise DataError(f"{path} can't be read: {error}") from error
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except Exception:  # pyarrow raises what Python's own types raise, such as OverflowError
+        return [_row(batch, row, wanted) for row in range(batch.num_rows)]
+
+
+def _row(batch: Any, row: int, wanted: set[str]) -> dict[str, Any] | DataError:
+    cells: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            cells[name] = column[row].as_py()
+        except Exception as error:
+            if _is_wanted(name, wanted):
+                return DataError(
+                    f"the column '{name}' holds a value that can't be read: {error} ({type(error).__name__})"
+                )
+            cells[name] = None
+    return cells
+
+
+def _is_wanted(name: str, wanted: set[str]) -> bool:
+    return any(column == name or column.startswith(f"{name}.") for column in wanted)
 
 
 def _decode_bytes(row: dict[str, Any], has_bytes: set[str], wanted: set[str]) -> dict[str, Any] | DataError:
@@ -52,7 +102,7 @@ def _decode_bytes(row: dict[str, Any], has_bytes: set[str], wanted: set[str]) ->
         try:
             decoded[name] = _decoded(row[name])
         except UnicodeDecodeError as error:
-            if any(column == name or column.startswith(f"{name}.") for column in wanted):
+            if _is_wanted(name, wanted):
                 return DataError(f"the column '{name}' holds bytes that are not UTF-8 text: {error.object[:20]!r}")
             decoded[name] = None
     return decoded

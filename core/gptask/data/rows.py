@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -13,6 +15,8 @@ from gptask.errors import DataError, UserError, listing
 
 Lines = Iterator[tuple[int, str]]  # the number of each line, from 1, and its text with the line break
 WILDCARDS = "*?["
+MAX_DIGITS = 9  # of a number that counts columns or labels
+KINDS_OF_FILE = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 EVERY_NAME = "*"  # among the wanted names: a task that converts rows itself may look at any of them
 
 
@@ -27,8 +31,12 @@ class Row(NamedTuple):
     unit: str = "line"
 
     def location(self, file: object) -> str:
-        """The row's place, for a message: ``file:line``, or ``file record 3``."""
-        return f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
+        """The row's place, for a message or an id: ``file:line``, or ``file record 3``.
+
+        Bytes of the file's name that are not UTF-8 are escaped.
+        """
+        place = f"{file}:{self.number}" if self.unit == "line" else f"{file} {self.unit} {self.number}"
+        return place if place.isascii() else place.encode("utf-8", "backslashreplace").decode()
 
 
 class RepeatedNames(dict[str, Any]):
@@ -64,19 +72,22 @@ class Source:
     @classmethod
     def parse(cls, name: str, root: str | None = None) -> Source:
         """Resolve a file name against ``root``; the `UserError` for a missing file lists the files of its folder."""
-        path, part = _resolve(name, root)
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; expected a file, such as {_files_in(path)}")
-        if not path.parent.is_dir():
-            raise UserError(f"no such file: {path} (its folder does not exist)")
-        if not path.is_file():
-            one = "; one file is expected, not a pattern" if any(character in name for character in WILDCARDS) else ""
-            raise UserError(f"no such file: {path} (files in its folder: {_files_in(path.parent)}){one}")
-        return cls(path, part)
+        with readable(name):
+            path, part = _resolve(name, root)
+            if path.is_dir():
+                raise UserError(f"{path} is a folder; expected a file, such as {_files_in(path)}")
+            if not path.is_file():
+                raise UserError(_why_no_file(path, name))
+            return cls(path, part)
 
     @classmethod
     def parse_all(cls, name: str, root: str | None = None) -> list[Source]:
         """The files that a name, a pattern (``parts/*.csv``) or a folder stands for, sorted; hidden files left out."""
+        with readable(name):
+            return cls._all_files(name, root)
+
+    @classmethod
+    def _all_files(cls, name: str, root: str | None) -> list[Source]:
         path, part = _resolve(name, root)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -101,11 +112,35 @@ class Source:
 
 def _resolve(name: str, root: str | None) -> tuple[Path, str | None]:
     """The path of a name, and the part behind its number sign unless the file's own name has one."""
-    path = Path(root or ".").expanduser() / Path(name).expanduser()
-    if path.exists() or "#" not in path.name:
-        return path, None
+    try:
+        path = Path(root or ".").expanduser() / Path(name).expanduser()
+    except RuntimeError as error:  # Python knows no home of this user
+        raise UserError(f"no such file: {name} ({error})") from error
     stem, _, part = path.name.rpartition("#")
-    return path.with_name(stem), part
+    return (path, None) if not stem or path.exists() else (path.with_name(stem), part)
+
+
+@contextmanager
+def readable(path: object) -> Iterator[None]:
+    """Raise `UserError` for what the system refuses: no permission, a name that is too long, a disk with errors."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]} can't be read: {error.strerror or error}") from error
+
+
+def _why_no_file(path: Path, name: str) -> str:
+    """The message for a path that is no file."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {path.readlink()}, which doesn't exist"
+    if path.exists():
+        kind = KINDS_OF_FILE.get(stat.S_IFMT(path.stat().st_mode), "something else")
+        hint = "; save what it gives to a file first (predict reads standard input: input=-)" * (kind == "a pipe")
+        return f"{path} is {kind}, not a file{hint}"
+    if not path.parent.is_dir():
+        return f"no such file: {path} (its folder does not exist)"
+    one = "; one file is expected, not a pattern" if any(character in name for character in WILDCARDS) else ""
+    return f"no such file: {path} (files in its folder: {_files_in(path.parent)}){one}"
 
 
 def _files_in(folder: Path) -> str:
@@ -126,7 +161,12 @@ def wanted_columns(header_names: Iterable[str], columns: Mapping[str, Any]) -> s
 def wanted_positions(columns: Mapping[str, Any]) -> list[int]:
     """The positions that ``data.columns`` names; none unless all its entries are positions."""
     names = [name for column in columns.values() for name in column_list(column)]
-    return [int(name) for name in names] if all(name.isdigit() for name in names) else []
+    return [int(name) for name in names] if all(map(is_index, names)) else []
+
+
+def is_index(text: str) -> bool:
+    """Whether a text is a number that counts columns or labels: some digits of ASCII, since ``²`` is a digit, too."""
+    return text.isdigit() and text.isascii() and len(text) <= MAX_DIGITS
 
 
 def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:

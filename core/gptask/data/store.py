@@ -48,7 +48,7 @@ class ArrowStore(Sequence[dict[str, Any]]):
                     writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
                     chunk = list(islice(iterator, CHUNK_ROWS))
             with replacing(path.with_suffix(".json")) as description:
-                text = json.dumps({"meta": meta, "seal": seal(table)}, ensure_ascii=False)
+                text = json.dumps({"meta": meta, "seal": seal(table)})  # in ASCII: it may quote half a surrogate pair
                 description.write_text(text, encoding="utf-8")
         return cls(path)
 

@@ -44,8 +44,12 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a file to write beside ``path``, then move it there: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.part")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def sync(*paths: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.schemas import Export
-from gptask.errors import UserError
+from gptask.errors import UserError, writing
 from gptask.runs import saved_model
 from gptask.runs.adapter_export import refuse_adapter_export, write_adapter
 from gptask.runs.atomic_write import share_weights
@@ -74,15 +74,16 @@ def export(config: Export) -> Path:
     model = None if config.adapter else exported_model(run).to(run.backbone.model.dtype)
     partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        partial.mkdir(parents=True)
-        if model is None:
-            write_adapter(run, config, output, partial)
-        else:
-            model.save_pretrained(partial)
-            run.backbone.tokenizer.save_pretrained(partial)
-            (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
-        share_weights(partial, partial / "README.md")
-        partial.replace(output)
+        with writing(f"output={output}", lambda: "Nothing of it is left; choose another place."):
+            partial.mkdir(parents=True)
+            if model is None:
+                write_adapter(run, config, output, partial)
+            else:
+                model.save_pretrained(partial)
+                run.backbone.tokenizer.save_pretrained(partial)
+                (partial / "README.md").write_text(readme(run, output), encoding="utf-8")
+            share_weights(partial, partial / "README.md")
+            partial.replace(output)
     except OSError as error:
         raise UserError(f"output={output} can't be written: {error.strerror or error}") from error
     finally:

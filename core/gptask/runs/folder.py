@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, write_failure, writing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.leftovers import LOG, holds_run
@@ -144,24 +144,36 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 def logged_into(path: Path) -> Iterator[None]:
     """Let the log go to train.log of a run folder, too.
 
-    Raises `UserError` where the folder's disk is full or read-only.
+    Raises `WriteError` where the folder's disk is full or read-only.
     """
     if not is_main_process():
         yield
         return
-    handler = logging.FileHandler(path / LOG, encoding="utf-8")
+    with writing(path):
+        handler = RunLog(path / LOG, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", path)
     try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise UserError(f"{error.strerror} while writing {path}. {resume_hint(path)}") from error
-        raise
+        with writing(path, lambda: resume_hint(path)):
+            yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what a full disk did not take
+            handler.close()
+
+
+class RunLog(logging.FileHandler):
+    """train.log. Where it can't be written, the console says so once, and the run goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Take the log out; Python's own handler prints a stack trace for every line."""
+        error = sys.exc_info()[1]
+        reason = write_failure(error) if error else None
+        if reason is None or self not in log.handlers:
+            return super().handleError(record)
+        log.removeHandler(self)
+        log.warning("%s while writing %s: the run goes on without its log", reason, self.baseFilename)
 
 
 def is_main_process() -> bool:

@@ -16,7 +16,7 @@ from gptask.data.column_lookup import trained_columns
 from gptask.data.columns import Columns
 from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
-from gptask.data.rows import Source, stdin
+from gptask.data.rows import Source, is_index, stdin
 from gptask.errors import DataError, UserError
 from gptask.plugins.task import Task
 from gptask.plugins.types import Kind, Prediction
@@ -168,7 +168,7 @@ def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> d
         column = str(column_names.get(field.name, default))
         if column not in others and field.name not in column_names:
             column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
-        column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
+        column = names[int(column)] if is_index(column) and int(column) < len(names) else column
         candidates = (column, *columns.trained_columns.get(field.name, []))
         cell = others.pop(next((name for name in candidates if name in others), column), None)
         cells[field.name] = example[field.name] if isinstance(example, dict) else cell

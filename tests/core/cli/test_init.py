@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -202,3 +203,27 @@ def fail(error):
         raise error
 
     return action
+
+
+def run_process(*arguments, redirection):
+    command = f"{shlex.quote(sys.executable)} -m gptask {shlex.join(arguments)} {redirection}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["tasks"]])
+def test_a_full_standard_output_is_one_message(arguments):
+    ended = run_process(*arguments, redirection="> /dev/full")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "gptask: No space left on device while writing to standard output\n",
+    )
+
+
+def test_a_full_standard_error_keeps_the_exit_code():
+    assert run_process("trian", redirection="2> /dev/full").returncode == 2
+    assert run_process("--version", redirection="2> /dev/full").returncode == 0
+
+
+def test_closed_streams_change_nothing():
+    for redirection in (">&-", "2>&-", ">&- 2>&- <&-"):
+        assert run_process("--help", redirection=redirection).returncode == 0

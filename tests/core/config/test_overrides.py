@@ -114,3 +114,23 @@ def test_the_last_override_of_a_key_wins_as_in_hydra():
     assert values_of(["run=null"], "run") == [None]
     assert values_of(["task=qa,sentiment"], "task") == ["qa", "sentiment"]
     assert values_of(["task.labels=[a]"], "task") == []
+
+
+HOSTILE = [
+    "[[[[]]]]", "{", "}", "]", "'", '"', "'a", '"a', "\\", "{a:", "{:}", "[,]", "a(", "choice(", "${", "[{]", "~x",
+    "9" * 5000, "[" * 5000, "[" * 5000 + "]" * 5000, "{a:" * 300 + "1" + "}" * 300, "'" * 999, "(" * 999,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_any_value_becomes_one_that_the_grammar_reads(value: str, multirun: bool) -> None:
+    (override,) = normalize_overrides([f"data.train={value}"], multirun, (), ())
+    (read,) = values_of([override], "data.train")
+    assert read == ([[[[]]]] if value == "[[[[]]]]" else value)
+
+
+@pytest.mark.parametrize("value", ["[" * 60 + "]" * 60, "a,]", "glob(*)", "interval(1,2)"])
+def test_values_of_a_multirun_are_read_or_refused(value: str) -> None:
+    (override,) = normalize_overrides([f"task={value}"], True, (), ())
+    parse_override(override)

@@ -145,3 +145,26 @@ def test_plain_cells_stay_what_they_are() -> None:
     assert plain_cell(cells[4]) is cells[4]
     assert plain_cell(np.bool_(True)) is True
     assert plain_cell(Decimal("nan")) is plain_cell(np.datetime64("NaT")) is None
+
+
+@pytest.mark.parametrize(
+    "cell", [2**63, -(2**63) - 1, 1e30, str(2**70), "9" * 5000, [1, 2**64], "[18446744073709551616]"]
+)
+def test_a_whole_number_of_more_than_64_bits_is_refused(cell: object) -> None:
+    assert "a whole number of more than 64 bits: " in error(cell, Kind.INTEGERS)
+
+
+def test_whole_numbers_of_64_bits_are_stored() -> None:
+    assert value([2**63 - 1, str(-(2**63))], Kind.INTEGERS) == [2**63 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("cell", [float("inf"), [float("-inf")], np.float32("inf")])
+@pytest.mark.parametrize("kind", [Kind.TEXT, Kind.TEXTS, Kind.LABEL, Kind.LABELS, Kind.TAGS, Kind.NUMBER])
+def test_a_number_that_is_not_finite_is_no_text_and_no_label(cell: object, kind: Kind) -> None:
+    assert "must be" in error(cell, kind)
+
+
+def test_a_list_written_as_text_that_is_nested_deeply_is_no_list() -> None:
+    text = f"{'[' * 900}'a'{']' * 900}"
+    assert value(text, Kind.TEXT) == text
+    assert "must be" in error(text, Kind.INTEGERS)

@@ -164,3 +164,26 @@ def test_standard_input_may_be_utf16() -> None:
     assert rows[0].value == "ok"
     assert "byte 0xe9 at column 4" in str(rows[1].value)
     assert [row.value for row in read_stream([b"caf\xe9\n"], Files(encoding="latin-1"))] == ["café"]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["undefined", "idna", "punycode", "unicode_escape", "rot13", "utf\0008", "\0", "\ud800", "x" * 5000]
+)
+def test_an_encoding_that_is_none_of_a_text_file_is_refused(write_file: Callable, encoding: str) -> None:
+    name = write_file("a.txt", "a line\n")
+    with pytest.raises(UserError, match=r"data\.encoding='.* is unknown") as caught:
+        list(read(Source.parse(name), Files(encoding=encoding), ()))
+    assert len(str(caught.value)) < 200
+
+
+def test_every_other_encoding_of_python_reads_lines_or_refuses_them(write_file: Callable) -> None:
+    """No codec of the standard library ends in another error, whatever the bytes."""
+    from encodings.aliases import aliases
+
+    name = write_file("a.txt", bytes(range(256)) + b"\nabc\n")
+    for encoding in sorted({*aliases.values(), "idna", "punycode", "undefined", "raw_unicode_escape", "utf_8_sig"}):
+        try:
+            rows = [row.value for row in read(Source.parse(name), Files(encoding=encoding), ())]
+            assert all(isinstance(value, str | DataError) for value in rows)
+        except UserError:
+            pass

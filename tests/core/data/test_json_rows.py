@@ -123,3 +123,60 @@ def test_a_cut_line_says_where_it_ends(write_file: Callable, line: str, message:
 def test_a_list_over_several_lines_gets_a_hint(write_file: Callable) -> None:
     first, *_ = values(write_file("a.jsonl", f"[\n{GOOD}\n]\n"))
     assert "; if the file is one JSON list, set data.format=json" in str(first)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+def test_json_that_is_nested_deeply_is_refused_before_anything_walks_it(
+    write_file: Callable, kind: str, depth: int
+) -> None:
+    """Python's own limit depends on how deep the caller is: what is just below it breaks whoever walks the value."""
+    record = f'{{"text": "a", "label": {"[" * depth}{"]" * depth}}}'
+    name = write_file(f"a.{kind}", record if kind == "jsonl" else f"[{record}]")
+    with pytest.raises(DataError, match=r"a\.json.*nested too deeply"):
+        CachedCorpus(Classification(), Files(test=name), 13).split("test")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_json_with_many_brackets_that_is_not_deep_is_read(write_file: Callable, kind: str) -> None:
+    record = json.dumps({"text": "[" * 1000, "label": "x", "spans": [[1, [2]]] * 500})
+    name = write_file(f"a.{kind}", record if kind == "jsonl" else f"[{record}]")
+    assert values(name) == [json.loads(record)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_number_of_too_many_digits_is_broken_json(write_file: Callable, kind: str) -> None:
+    record = f'{{"text": "a", "label": {"9" * 5000}}}'
+    name = write_file(f"a.{kind}", record if kind == "jsonl" else f"[{record}]")
+    with pytest.raises(DataError, match=r"a\.json.*: broken JSON: a number of more than 4,300 digits"):
+        CachedCorpus(Classification(), Files(test=name), 13).split("test")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ('"id": "\\udfff"', "the id holds half a surrogate pair"),
+        ('"text": "\\ud800"', "the text holds half a surrogate pair"),
+        ('"label": "\\ud800"', "the label holds half a surrogate pair"),
+        ('"label": Infinity', "the label must be one label, got 'inf'"),
+        ('"label": 1e999', "the label must be one label, got 'inf'"),
+        ('"label": NaN', "the label is null"),
+        ('"text": -Infinity', "the text must be a text, got '-inf'"),
+        ('"id": 1e999', "the id must be a text or a finite number, got 'inf'"),
+    ],
+)
+def test_what_is_no_text_and_no_number_is_a_bad_row(write_file: Callable, kind: str, member: str, message: str) -> None:
+    members = {"text": '"text": "a"', "label": '"label": "x"'} | {member.split('"')[1]: member}
+    record = f"{{{', '.join(members.values())}}}"
+    name = write_file(f"a.{kind}", record if kind == "jsonl" else f"[{record}]")
+    with pytest.raises(DataError, match=message):
+        CachedCorpus(Classification(), Files(test=name), 13).split("test")
+
+
+def test_half_a_surrogate_pair_in_the_names_of_a_skipped_row_does_not_spoil_the_cache(write_file: Callable) -> None:
+    name = write_file("a.jsonl", f'{GOOD}\n{{"\\ud800": "a"}}\n')
+    for _ in range(2):  # read, then taken from the cache
+        test = CachedCorpus(Classification(), Files(test=name, on_bad=BadRowPolicy.skip), 13).split("test")
+        assert test.store.meta["skipped"] == 1
+        assert "\ud800" in test.store.meta["first"][0]

@@ -184,7 +184,7 @@ def test_label_names_of_another_form_are_an_error(write_file: Callable) -> None:
         reader(3)
     with pytest.raises(UserError, match="no such file"):
         reader("nowhere.txt")
-    with pytest.raises(UserError, match=r"names.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"names.json can't be read, its content is damaged"):
         reader(write_file("names.json", "[1,"))
 
 
@@ -328,3 +328,47 @@ def test_marks_may_be_tags() -> None:
     for cell in ("( NN )", "[ NN ]", "( )", "NN , CC"):
         assert reader().tags(cell) == cell.split()
     assert "a list without quotes: '[O, B-X]'" in error(reader().tags, "[O, B-X]")
+
+
+# --- labels that no parser takes ------------------------------------------------------------------------------------
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "labels", ["[" * 3000 + "]" * 3000, "[" * 3000, "{a: " * 2000, "[&a [*a]]", "[\x01]", "{[1]: a}"]
+)
+def test_labels_that_are_neither_json_nor_yaml_are_refused(labels: str) -> None:
+    with pytest.raises(UserError, match=r"data\.labels=.* is neither JSON nor YAML: ") as caught:
+        label_names(Files(labels=labels))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, DEEP + "]" * 100_000, f"[{'9' * 5000}]", b"\xff\xfe[\0", b'["\xff"]', "{", "", '["a" "b"]']
+)
+def test_a_damaged_file_of_labels_is_named(write_file: Callable, content: str | bytes) -> None:
+    name = write_file("labels.json", content)
+    with pytest.raises(
+        UserError, match=r"data\.labels: .*labels\.json can't be read, its content is damaged: .*Error\)"
+    ):
+        label_names(Files(labels=name))
+
+
+@pytest.mark.parametrize("labels", [{"\ud800": "a"}, {"a": "\udfff"}, ["\ud800"], '["\\ud800"]'])
+def test_labels_with_half_a_surrogate_pair_are_refused(labels: Any) -> None:
+    with pytest.raises(UserError, match=r"data\.labels holds .*, half a surrogate pair"):
+        label_names(Files(labels=labels))
+
+
+def test_a_label_that_is_no_finite_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.labels gives 'a' the name inf"):
+        label_names(Files(labels='{"a": 1e999}'))
+
+
+def test_digits_that_are_no_number_are_names_of_labels() -> None:
+    for digits in ("²", "9" * 5000):
+        names = reader({digits: digits, "1": "1"})
+        assert names.name(digits) == digits
+        assert names.labels([digits]) == [digits]
+        assert names.labels({digits: 1, "1": 0}) == [digits]

@@ -1,7 +1,9 @@
 """Parquet files: bytes, nulls, and names that occur twice."""
 
 import io
+import itertools
 import math
+import re
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -51,5 +53,50 @@ def test_a_column_twice_is_refused_only_where_it_is_wanted(write_file: Callable)
     assert values(name, ("label",)) == [row]
     assert values(name, columns={"text": 2, "label": 1}) == [row]
     twice_inside = pa.StructArray.from_arrays(arrays[:2], names=["x", "x"])
-    with pytest.raises(DataError, match=r"can't be read: .*duplicate field names"):
-        values(write_file("b.parquet", parquet([twice_inside], ["text"])))
+    (bad,) = values(write_file("b.parquet", parquet([twice_inside], ["text"])))
+    assert isinstance(bad, DataError)
+    assert re.match(r"the column 'text' holds a value that can't be read: .*duplicate field names", str(bad))
+
+
+OUT_OF_RANGE = [
+    pa.array([2**62, 1], pa.timestamp("us")),
+    pa.array([2**31 - 1, 1], pa.date32()),
+    pa.array([2**62, 1], pa.duration("s")),
+    pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"\xff\xfex")),
+]
+
+
+@pytest.mark.parametrize("column", OUT_OF_RANGE, ids=["timestamp", "date", "duration", "no UTF-8"])
+def test_a_cell_that_python_can_not_hold_is_null_or_a_bad_row_where_it_is_wanted(
+    write_file: Callable, column: pa.Array
+) -> None:
+    name = write_file("a.parquet", parquet([pa.array(["a", "b"]), column], ["text", "extra"]))
+    first, second = values(name)
+    assert first == {"text": "a", "extra": None}
+    assert second["text"] == "b"
+    assert second["extra"] is not None
+    bad, good = values(name, ("text", "extra"))
+    assert isinstance(bad, DataError)
+    assert re.match(
+        r"the column 'extra' holds a value that can't be read: .* \((Overflow|UnicodeDecode)Error\)", str(bad)
+    )
+    assert good == second
+
+
+def test_a_damaged_parquet_file_is_an_error_with_the_row_where_reading_stops(write_file: Callable) -> None:
+    sink = io.BytesIO()
+    table = pa.table({"text": [f"text {k}" for k in range(3000)]})
+    pq.write_table(table, sink, compression="none", use_dictionary=False, row_group_size=1500)
+    raw = bytearray(sink.getvalue())
+    second_group = pq.ParquetFile(sink).metadata.row_group(1).column(0).data_page_offset
+    raw[second_group : second_group + 8] = b"\xff" * 8
+    rows = read(Source.parse(write_file("a.parquet", bytes(raw))), Files(), ("text",), ReadingNotes())
+    assert len(list(itertools.islice(rows, 1024))) == 1024
+    with pytest.raises(DataError, match=r"a\.parquet, behind row 1024, can't be read, .* damaged: .*\(OSError\)"):
+        next(rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet at all", b"PARE" * 20])
+def test_a_file_that_is_no_parquet_is_refused(write_file: Callable, content: bytes) -> None:
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file|is empty|damaged"):
+        values(write_file("a.parquet", content))

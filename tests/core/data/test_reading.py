@@ -254,7 +254,7 @@ def test_a_truncated_or_false_gzip_file_is_an_error(write_file: Callable, tmp_pa
 
 
 def test_a_broken_parquet_file_is_an_error(write_file: Callable) -> None:
-    with pytest.raises(DataError, match="is not a Parquet file"):
+    with pytest.raises(DataError, match="Parquet magic bytes not found in footer"):
         values(write_file("a.parquet", b"PAR1 not really"))
 
 

@@ -164,7 +164,7 @@ def test_a_failing_write_leaves_nothing(random_run, tmp_path, monkeypatch):
 
     run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", disk_full)
-    with pytest.raises(UserError, match="can't be written: No space left"):
+    with pytest.raises(UserError, match="No space left on device while writing output="):
         exported(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

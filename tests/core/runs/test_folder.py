@@ -85,3 +85,25 @@ def test_the_hint_names_checkpoints_and_the_command_that_resumes(tmp_path):
     assert resume_hint(tmp_path) == (
         f"Checkpoints in {tmp_path}/checkpoints: best.ckpt, last.ckpt. Resume with: gptask train resume={tmp_path}"
     )
+
+
+def test_a_log_that_can_not_be_written_is_said_once_and_the_run_goes_on(tmp_path, caplog, capsys):
+    log = logging.getLogger("gptask")
+    with open_run_folder(str(tmp_path), "qa", None) as folder:
+        (handler,) = (handler for handler in log.handlers if isinstance(handler, logging.FileHandler))
+        handler.stream = open("/dev/full", "w")  # noqa: SIM115
+        for number in range(3):
+            log.warning("line %d", number)
+        (folder / "config.yaml").write_text("")
+    assert [line for line in caplog.messages if "goes on without its log" in line] == [
+        f"No space left on device while writing {folder}/train.log: the run goes on without its log"
+    ]
+    assert not capsys.readouterr().err, "no stack trace of the logging module"
+
+
+def test_a_text_that_is_no_utf8_is_logged(tmp_path):
+    log = logging.getLogger("gptask")
+    with open_run_folder(str(tmp_path), "qa", None) as folder:
+        log.warning("half a pair: %s", "\ud800")
+        (folder / "config.yaml").write_text("")
+    assert "half a pair: \\ud800" in (folder / "train.log").read_text()

@@ -16,7 +16,7 @@ from typing import Any
 from gptask.analysis.compare.records import WAY_OUT, RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, seed_groups
 from gptask.data.cache import cache_folder, digest, replacing, usable
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, WriteError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.resampling import bootstrap
 from gptask.runs.significance import RESAMPLES, Difference, difference, holm
@@ -226,7 +226,7 @@ def _difference(candidate: SeedGroup, baseline: SeedGroup, metric: str) -> Diffe
             f"'{metric}' has other statistics in {candidate.name} than in {baseline.name}: the options differ"
         )
     result = difference(first.metric(metric), rows[0], rows[1], like.groups)
-    with suppress(OSError), replacing(cached) as part:  # a cache that can't be written only costs time
+    with suppress(OSError, WriteError), replacing(cached) as part:  # a cache that can't be written only costs time
         part.write_text(json.dumps(asdict(result)), encoding="utf-8")
     return result
 

@@ -55,7 +55,7 @@ class CommandLine:
         if isinstance(error, OSError) and error.filename:  # the folder of a multirun
             return UserError(f"{error.filename} can't be created: {error.strerror}; set outputs=<folder>")
         from_hydra = type(error).__module__.split(".")[0] in ("hydra", "omegaconf")
-        if not from_hydra and "Config group override must be" not in str(error):
+        if not from_hydra and "Config group override must be" not in str(error) and not self._composing(error):
             return error
         texts = _error_chain(error)
         error_text = "\n".join(texts)
@@ -66,6 +66,22 @@ class CommandLine:
                 except UserError as user_error:
                     return user_error
         return UserError(_first_readable_line(texts))
+
+    def _composing(self, error: Exception) -> bool:
+        """Whether Hydra's own code raised an error of another class for a group's choice that is no name."""
+        frame = error.__traceback__
+        while frame and frame.tb_next:
+            frame = frame.tb_next
+        in_hydra = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == "hydra"
+        return in_hydra and isinstance(error, TypeError) and self._choice_that_is_no_name() is not None
+
+    def _choice_that_is_no_name(self) -> str | None:
+        """The override of a group whose value is a number, a list or a dictionary in place of a name."""
+        for override in self.overrides:
+            group = override.partition("=")[0].lstrip("+")
+            if group in self.groups and re.fullmatch(r"[^=]+=(null|true|false|[\d.+-]*|[\[{].*)", override, re.DOTALL):
+                return override
+        return None
 
     def refuse_sweep_values(self, key: str, value: str) -> None:
         """Raise `UserError` for several values without ``-m``."""
@@ -152,11 +168,11 @@ class CommandLine:
         return f"{key}{self._origin_note(key)}: {self._expectation(key, error_text)}"
 
     def _invalid_choice(self, match: re.Match[str], error_text: str) -> str:
-        for override in self.overrides:
-            group = override.partition("=")[0].lstrip("+")
-            if group in self.groups and re.fullmatch(r"[^=]+=(null|true|false|[\d.+-]*)", override):
-                return f"{override}: choose one of {listing(self.choices(group), 40)}"
-        return _first_readable_line([error_text])
+        override = self._choice_that_is_no_name()
+        if override is None:
+            return _first_readable_line([error_text])
+        group = override.partition("=")[0].lstrip("+")
+        return f"{override}: choose one of {listing(self.choices(group), 40)}"
 
     def _syntax_error(self, match: re.Match[str], error_text: str) -> str:
         lines = [line.strip() for line in error_text.splitlines() if line.strip()]
@@ -230,7 +246,7 @@ MESSAGE_RULES: tuple[tuple[str, Callable[[CommandLine, re.Match[str], str], str]
         r"Interpolation key '[^']*' not found|Unsupported interpolation type \S+|.*raised while resolving.*",
         CommandLine._invalid_interpolation,
     ),
-    (r"Config group override must be", CommandLine._invalid_choice),
+    (r"Config group override must be|can only concatenate str|is not iterable", CommandLine._invalid_choice),
     (r"(?:Error parsing override|Lexer\w+:|Error when parsing\w*) ?(.*)", CommandLine._syntax_error),
 )
 

@@ -78,6 +78,10 @@ def _multirun(job: Job) -> int:
     if failed := [number for number, code in enumerate(codes) if code]:
         log.warning("%d of %d jobs failed: %s. The same command again runs only these", len(failed), len(codes),
                     listing(failed))  # fmt: skip
+    if not codes:
+        raise UserError(
+            "no run is asked for: one of the overrides gives no value, such as a glob() that matches nothing"
+        )
     return max(codes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,7 +17,7 @@ from typing import Any
 from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
 from gptask.data.hub_access import hub_reachable
-from gptask.errors import UserError
+from gptask.errors import UserError, WriteError
 from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
@@ -131,14 +131,16 @@ def folder_hash(folder: Path) -> str:
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
     cached_hash = cache_folder() / "hashes" / digest("\n".join(map(_file_state, files)))
-    if not usable(cached_hash):
-        total = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-        with replacing(cached_hash) as part:
-            part.write_text(total.hexdigest()[:16])
-    return cached_hash.read_text()
+    if usable(cached_hash):
+        return cached_hash.read_text()
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    weights_hash = total.hexdigest()[:16]
+    with suppress(OSError, WriteError), replacing(cached_hash) as part:  # a cache that can't be written only costs time
+        part.write_text(weights_hash)
+    return weights_hash
 
 
 def _file_state(file: Path) -> str:

@@ -7,6 +7,7 @@ channels.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import zlib
@@ -46,6 +47,7 @@ class ActivationCache(ABC):
 
     def _map_table(self, path: Path) -> Tensor:
         slots, channels = int(self.starts[-1]), self.backbone.channels
+        _reserve(path, slots * channels * self.dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=slots * channels, dtype=self.dtype).view(slots, channels)
 
     def hidden(self, batch: PaddedBatch) -> Tensor:
@@ -97,6 +99,7 @@ class FinalStates(ActivationCache):
                 remove(file)
         self.table = self._map_table(table_file)
         # 0 where the states of an item are not in the table, else 1 more than their CRC-32
+        _reserve(checksum_file, 8 * len(lengths))
         self.checksums = torch.from_file(str(checksum_file), shared=True, size=len(lengths), dtype=torch.int64)
         written = self.checksums.nonzero()[:, 0]
         self.done = torch.zeros(len(lengths), dtype=torch.bool)
@@ -217,6 +220,17 @@ class CachedLayer:
         return out
 
 
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes on disk: where a disk fills later, writing through a map would kill the process."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            remove(path)
+            raise
+
+
 def _real_tokens(batch: PaddedBatch) -> Tensor:
     """(B, T) true at real tokens."""
     return torch.arange(batch.input_ids.shape[1], device=batch.lengths.device) < batch.lengths[:, None]
@@ -285,10 +299,14 @@ def activation_cache_for(
             split, size >> 20, free >> 20, cache_folder(),
         )  # fmt: skip
         return None
-    if lower:
+    try:
+        if not lower:
+            log.info("%s: hidden states are cached in %s (%d MB)", split, cache_folder() / "states", size >> 20)
+            return FinalStates(data, split, backbone, head)
         log.info(
             "%s: the states of the lower %d layers are cached for later epochs (%d MB)", split, len(lower), size >> 20
         )
         return LowerLayerStates(data, split, backbone, head, lower)
-    log.info("%s: hidden states are cached in %s (%d MB)", split, cache_folder() / "states", size >> 20)
-    return FinalStates(data, split, backbone, head)
+    except OSError as error:  # another process has filled the disk
+        log.warning("%s: %s in %s, so every epoch computes the states again", split, error.strerror, cache_folder())
+        return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Train
-from gptask.errors import UserError
+from gptask.errors import UserError, writing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.atomic_write import write_json
 from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
@@ -45,7 +45,7 @@ class SweepPlan:
 def run_sweep(plan: SweepPlan, first: Train) -> Study:
     """Run trials until ``plan.trials`` are complete or pruned; ``first`` is the config of one of them."""
     folder = Path(first.outputs) / "sweeps" / plan.name
-    with lock_study(folder):
+    with writing(folder, lambda: "The same command goes on with the study."), lock_study(folder):
         study = Study(folder, plan.space, study_definition(plan, first), plan.sampler, plan.pruner, first.seed)
         if study.done < plan.trials:
             log.info("study: %s, %d of %d trials done", folder, study.done, plan.trials)

@@ -1,5 +1,6 @@
 """Cached hidden states: read back exactly, computed once, keyed by what they depend on."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -251,3 +252,30 @@ def test_nothing_is_cached_that_no_epoch_could_read(tiny_model, tmp_path, change
     options = lora_config(tiny_model, tmp_path, **changes)
     module, _, _ = build_module(options, builder.build_corpora(options))
     assert not module.runtimes[0].activation_caches
+
+
+def test_a_disk_that_fills_up_costs_the_cache_of_states_alone(monkeypatch, tmp_path):
+    """Writing through a map of a file with holes would end the process (SIGBUS): its room is taken at the start."""
+    file = tmp_path / "states.bin"
+    activation_cache._reserve(file, 10_000)
+    assert file.stat().st_size == 10_000
+    assert file.stat().st_blocks * 512 >= 10_000
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(OSError, match="No space"):
+        activation_cache._reserve(file, 20_000)
+    assert not file.exists()
+
+
+def test_a_training_goes_on_without_cached_states_where_the_disk_fills_up(tiny_model, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    options = config(tiny_model, Sentiment())
+    module, _, _ = build_module(options, builder.build_corpora(options))
+    assert module.runtimes[0].activation_caches == {"train": None, "validation": None}
+    assert any("No space left on device in" in line for line in caplog.messages)
