@@ -70,20 +70,22 @@ def remove_partial_files(checkpoints: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_outdated_best(checkpoints: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Remove each best file but the one that ``checkpoint`` names, which is the last one and was just written.
+def remove_outdated_best(checkpoints: Path, best: str) -> None:
+    """Remove each best file but ``best``, once ``last.ckpt`` names no other.
 
-    Before that, ``last.ckpt`` names an earlier one, which a process that goes on from it needs.
+    Until then ``last.ckpt`` names an earlier one, which a process that goes on from it needs.
     """
     for path in checkpoints.glob(BEST):
-        if path.name != best_name(checkpoint):
+        if path.name != best:
             path.unlink(missing_ok=True)
 
 
-def remove_within_epoch(checkpoints: Path) -> None:
-    """Remove the checkpoints that only a training in progress goes on from."""
+def remove_unneeded(checkpoints: Path, best: str) -> None:
+    """Remove what only a training in progress goes on from, and what one that was killed did not come to remove."""
     for path in (checkpoints / INTERRUPTED, *checkpoints.glob(TIMED)):
         path.unlink(missing_ok=True)
+    remove_partial_files(checkpoints)
+    remove_outdated_best(checkpoints, best)
 
 
 # --- read -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,15 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from gptask.training import private
-from gptask.training.checkpoint_files import BEST, LAST, TIMED, damage, remove_outdated_best, write_checkpoint
+from gptask.training.checkpoint_files import (
+    BEST,
+    LAST,
+    TIMED,
+    best_name,
+    damage,
+    remove_outdated_best,
+    write_checkpoint,
+)
 from gptask.training.interrupts import forget_signals, release_signals
 from gptask.training.resume_point import used_at_epoch_end
 
@@ -27,7 +35,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         write_checkpoint(checkpoint, path)
         if path.name == LAST:
-            remove_outdated_best(path.parent, checkpoint)
+            remove_outdated_best(path.parent, best_name(checkpoint))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint; a best one goes later."""

@@ -19,7 +19,7 @@ from gptask.runs import run, saved_model
 from gptask.runs.folder import claim_run_folder, is_main_process, logged_into, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers, resume, resume_folder
-from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_within_epoch
+from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_unneeded
 from gptask.training.context import RunContext
 from gptask.training.interrupts import (
     forget_signals,
@@ -246,7 +246,8 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkp
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop
     if is_main_process():
-        remove_within_epoch(folder / "checkpoints")
+        callback: Any = trainer.checkpoint_callback
+        remove_unneeded(folder / "checkpoints", Path(callback.best_model_path).name if callback else "")
 
 
 def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
