@@ -146,6 +146,7 @@ def test_max_time_validates_where_it_stops_and_ends_with_a_finished_run(tmp_path
         train(small_config(tmp_path, trainer=limits, resume=str(run.folder)))
 
 
+@pytest.mark.long
 def test_a_run_whose_time_is_over_when_it_goes_on_is_validated_first(tmp_path, monkeypatch, caplog):
     limits = ONE_EPOCH | {"max_epochs": 8, "max_time": "00:00:00:50"}
     config = small_config(tmp_path, folder=str(tmp_path / "run"), trainer=limits)
