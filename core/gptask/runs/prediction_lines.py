@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -22,15 +23,33 @@ class Line(NamedTuple):
     error: str | None
 
 
+class PredictionWriter(ABC):
+    """Writes predictions in one format, to what takes its text or bytes."""
+
+    @abstractmethod
+    def write(self, line: Line) -> None:
+        """Add a row."""
+
+    def end_window(self) -> dict[str, Any] | None:
+        """Write the rows so far; return what `restore` needs to go on after them, None while rows must wait."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most formats have no state)
+        """Go on after a window."""
+
+    def close(self) -> None:  # noqa: B027
+        """Write what is held back."""
+
+
 class WholeLines:
     """Writes lines to a file such that an interruption or a full disk leaves no part of one."""
 
     def __init__(self, stream: io.FileIO) -> None:
         self.stream = stream
 
-    def write(self, text: str) -> None:
+    def write(self, line: bytes) -> None:
         """Write a line."""
-        data = memoryview(text.encode())
+        data = memoryview(line)
         start = self.stream.tell() if self.stream.seekable() else None
         try:
             while data:
@@ -53,7 +72,7 @@ def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, A
     return renamed
 
 
-class JsonLines:
+class JsonLines(PredictionWriter):
     """JSON objects, one a line; ``ascii_only`` makes them readable whatever encoding a terminal has."""
 
     def __init__(self, write: Callable[[str], None], ascii_only: bool = False) -> None:

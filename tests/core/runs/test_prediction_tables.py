@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from gptask import UserError
-from gptask.runs import prediction_tables
+from gptask.runs import parquet_chunks, prediction_tables
 from gptask.runs.predict_file import open_writer, output_format
 from gptask.runs.prediction_lines import Line
 
@@ -75,7 +75,8 @@ def test_any_text_comes_back_from_csv_and_json(text, tmp_path):
 
 
 def test_row_groups_of_different_types_share_one_schema(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_tables, "ROW_GROUP", 2)
+    monkeypatch.setattr(prediction_tables, "CHUNK", 2)
+    monkeypatch.setattr(parquet_chunks, "ROW_GROUP", 2)
     columns = {
         "same": [1, 2, None, None, 3],
         "number": [1, 2, 1.5, None, 3],
