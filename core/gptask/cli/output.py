@@ -10,9 +10,19 @@ from concurrent.futures import BrokenExecutor
 from errno import ENOSPC
 from typing import Any
 
-from gptask.errors import UserError
+from gptask.errors import UserError, visible
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h; 1 is what `compare --fail-if-worse` reports
+
+
+def write_out(text: str) -> None:
+    """Write a text to standard output; on a terminal, control characters of data are made visible."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+
+
+def write_error(text: str) -> None:
+    """Write a text for people to standard error, with the control characters of data made visible."""
+    sys.stderr.write(visible(text))
 
 
 def report_error(error: BaseException, where: str = "") -> int:
@@ -24,14 +34,14 @@ def report_error(error: BaseException, where: str = "") -> int:
     message = user_message(error)
     interrupted = isinstance(error, KeyboardInterrupt)
     if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
-        traceback.print_exception(error)
+        write_error("".join(traceback.format_exception(error)))
     if interrupted:
-        sys.stderr.write(f"\ngptask: {where}{error or 'stopped'}\n")
+        write_error(f"\ngptask: {where}{error or 'stopped'}\n")
         return 130
     if message is None:
-        sys.stderr.write(f"gptask: {where}{_internal_error(error)}\n")
+        write_error(f"gptask: {where}{_internal_error(error)}\n")
         return INTERNAL_ERROR
-    sys.stderr.write(f"gptask: {where}{message}\n")
+    write_error(f"gptask: {where}{message}\n")
     return 2
 
 
@@ -68,4 +78,4 @@ def print_json(value: Any) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2, default=str)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(visible(text) + "\n")

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, VisibleFormatter, listing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import MODEL, read_manifest
@@ -63,7 +63,7 @@ def open_run_folder(outputs: str, task: str, folder: str | None, resume: str | N
     path = Path(resume) if resume else create_run_folder(outputs, task, folder)
     os.environ["GPTASK_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     handler = logging.FileHandler(path / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", path)
     try:

@@ -7,13 +7,13 @@ and input are streams that nobody can go back in.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -25,7 +25,7 @@ from gptask.data.columns import Columns
 from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
-from gptask.errors import DataError, UserError
+from gptask.errors import DataError, UserError, visible
 from gptask.plugins.task import Task
 from gptask.plugins.types import Kind, Prediction
 from gptask.runs.parquet_chunks import join_chunks
@@ -121,14 +121,14 @@ def file_to_replace(output: str) -> Path | None:
     return None if output == "-" or (path.exists() and not path.is_file()) else path
 
 
-@dataclass
+@dataclasses.dataclass
 class Progress:
     """Counts of the rows that are written, and a digest of their inputs."""
 
     rows: int = 0
     blank: int = 0
     errors: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: Any = dataclasses.field(default_factory=hashlib.sha256)
 
     def count(self, entry: InputRow, line: Line) -> None:
         """Count a row."""
@@ -300,7 +300,7 @@ def _file_writer(file_format: str, write: Callable[[bytes], Any], with_errors: b
 
 
 def _write_to_stdout(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(visible(text))  # it stays the same JSON
     sys.stdout.flush()
 
 

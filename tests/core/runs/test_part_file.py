@@ -25,7 +25,7 @@ def window(part, text, **state):
 
 def stopped(target, *texts, pending="", identity=IDENTITY):
     """A part file with these windows, and a begun one, as a stop leaves it."""
-    with pytest.raises(KeyboardInterrupt), PartFile(target, identity) as part:
+    with pytest.raises(KeyboardInterrupt), PartFile(target, identity) as part:  # noqa: PT012
         for number, text in enumerate(texts, 1):
             window(part, text, rows=number)
         part.write(pending.encode())
@@ -76,7 +76,7 @@ def test_a_stop_before_the_first_window_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data.max_tokens": 128}, "of another command, so the predictions begin anew: data.max_tokens is 128, it was 512"),
+        ({"data.max_tokens": 128}, "command, so the predictions begin anew: data.max_tokens is 128, it was 512"),
         ({"new": 1}, "new is 1, it was null"),
         ({"run": "x" * 500}, "run is \"xxx"),
     ],
@@ -116,8 +116,9 @@ def test_two_processes_never_write_one_file(tmp_path):
     target = tmp_path / "out.txt"
     with PartFile(target, IDENTITY) as first:
         window(first, "a\n", rows=1)
-        with pytest.raises(UserError, match=r"another process writes .*out\.txt .*choose another output"), PartFile(
-            target, IDENTITY
+        with (
+            pytest.raises(UserError, match=r"another process writes .*out\.txt .*choose another output"),
+            PartFile(target, IDENTITY),
         ):
             pass
         first.publish()

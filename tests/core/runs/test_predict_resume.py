@@ -296,7 +296,9 @@ def test_memory_does_not_grow_with_the_rows(suffix, tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_kills_at_any_moment_cost_no_row(suffix, random_run, tmp_path):
     run = random_run(Sentiment(labels=["negative", "positive"]), "llama", Lora(rank=2))
-    rows = ({"text": f"the fox {'runs ' * (n * 7 % 13)}{n}", "n": n, "cell": [n] if n % 2 else "x"} for n in range(4000))
+    rows = (
+        {"text": f"the fox {'runs ' * (n * 7 % 13)}{n}", "n": n, "cell": [n] if n % 2 else "x"} for n in range(4000)
+    )
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw, part, journal = random.Random(7), tmp_path / f"out{suffix}.part", tmp_path / f"out{suffix}.part.json"
     stdout = tmp_path / "stdout"
