@@ -43,6 +43,7 @@ class PartFile:
         self._pending: list[bytes] = []
         self._committed = self._end = 0  # bytes that the journal covers; end of the last window in the file
         self._end_state: dict[str, Any] = {}
+        self._is_whole = False
 
     def __enter__(self) -> PartFile:
         if self.target.exists() and not os.access(self.target, os.W_OK):
@@ -61,12 +62,12 @@ class PartFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            if error is not None:
+            if error is not None and not self._is_whole:
                 with suppress(OSError):  # a full disk: the journal is as it was
                     self._cut(self._end)
                     self._commit()
                 if not self._committed:
-                    self._remove()
+                    self.path.unlink(missing_ok=True)
         finally:
             os.close(self._stream)
 
@@ -103,14 +104,13 @@ class PartFile:
             path.chmod(self.target.stat().st_mode & 0o7777)
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
+        self._is_whole = True  # from here on a stop may find the file under its name
         path.replace(self.target)
-        self._remove()
-        _sync_folder(self.target.parent)
-
-    def _remove(self) -> None:
-        self.kept_state = {}
         self.journal.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        self.kept_state = {}
+        if made_of_it:
+            self.path.unlink()
+        _sync_folder(self.target.parent)
 
     def _locked_stream(self) -> int:
         while True:

@@ -154,6 +154,29 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
     assert "has no locks (No locks available)" in caplog.text
 
 
+def test_a_stop_after_the_file_has_its_name_takes_nothing_away(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    def write_until_stopped():
+        with PartFile(tmp_path / "out.txt", IDENTITY) as part:
+            window(part, "a\n", rows=1)
+            part.write(b"b\n")
+            part.flush()
+            monkeypatch.setattr(part_file.Path, "unlink", stop)
+            part.publish()
+
+    with pytest.raises(KeyboardInterrupt):
+        write_until_stopped()
+    monkeypatch.undo()
+    assert (tmp_path / "out.txt").read_text() == "a\nb\n"
+    with PartFile(tmp_path / "out.txt", IDENTITY) as again:  # the journal is still there, its file is not
+        assert again.state == {}
+        window(again, "c\n", rows=1)
+        again.publish()
+    assert (tmp_path / "out.txt").read_text() == "c\n"
+
+
 @pytest.mark.parametrize("stage", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_part_sound(stage, tmp_path, monkeypatch):
     part = stopped(tmp_path / "out.txt", "a\n")
