@@ -36,7 +36,7 @@ def report_error(error: BaseException, where: str = "") -> int:
     if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
         write_error("".join(traceback.format_exception(error)))
     if interrupted:
-        write_error(f"\ngptask: {where}{error or 'stopped'}\n")
+        write_error(f"\ngptask: {where}{str(error) or 'stopped'}\n")
         return 130
     if message is None:
         write_error(f"gptask: {where}{_internal_error(error)}\n")

@@ -47,8 +47,10 @@ def test_error_messages_and_stack_traces_are_visible(capsys, monkeypatch):
     monkeypatch.setenv("GPTASK_DEBUG", "1")
     assert report_error(ValueError(HOSTILE)) == 70
     assert report_error(KeyboardInterrupt(HOSTILE)) == 130
+    assert report_error(KeyboardInterrupt()) == 130
     error = capsys.readouterr().err
     assert not hostile(error)
+    assert error.endswith("\ngptask: stopped\n")
     assert "ValueError: a\\u001b[2J\\u009b31m\\u0007\\u0008\\u000d\\u202eb\n" in error
 
 

@@ -76,7 +76,7 @@ def _multirun(job: Job) -> int:
         with initialized():
             codes = multirun(command_line.verb, job, command_line.overrides)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{stop or 'stopped'}\nThe same command again skips the finished jobs.") from stop
+        raise KeyboardInterrupt(f"{str(stop) or 'stopped'}\nThe same command again skips the finished jobs.") from stop
     if failed := [number for number, code in enumerate(codes) if code]:
         log.warning("%d of %d jobs failed: %s. The same command again runs only these", len(failed), len(codes),
                     listing(failed))  # fmt: skip
