@@ -27,11 +27,11 @@ from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError, visible
 from gptask.plugins.task import Task
-from gptask.plugins.types import Kind, Prediction
+from gptask.plugins.types import Prediction
 from gptask.runs.parquet_chunks import join_chunks
 from gptask.runs.part_file import PartFile
 from gptask.runs.prediction_identity import options_identity, run_identity
-from gptask.runs.prediction_lines import JsonLines, Line, PredictionWriter, WholeLines, renamed_cells
+from gptask.runs.prediction_lines import JsonLines, Line, PredictionWriter, WholeLines, input_cells
 from gptask.runs.prediction_tables import CsvTable, ParquetTable
 from gptask.runs.predictions_file import prediction_fields
 from gptask.runs.predictor import InputRow, Predictor, read_inputs
@@ -246,7 +246,7 @@ def _write_stream(
 
 def _line(number: int, entry: InputRow, prediction: Prediction | DataError, columns: Columns, config: Predict) -> Line:
     """The line for one row; raises `DataError` for a bad one unless on_error=skip."""
-    cells = _cells(entry, columns, config.data.columns)
+    cells = input_cells(entry, columns, config.data.columns)
     if not isinstance(prediction, DataError):
         return Line(number, cells, prediction_fields(prediction), None)
     if config.on_error is BadRowPolicy.stop:
@@ -302,31 +302,3 @@ def _file_writer(file_format: str, write: Callable[[bytes], Any], with_errors: b
 def _write_to_stdout(text: str) -> None:
     sys.stdout.write(visible(text))  # it stays the same JSON
     sys.stdout.flush()
-
-
-def _cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> dict[str, Any]:
-    """The task's fields, then all other cells of the row, cells without a name under their position.
-
-    ``column_names`` are the columns of fields that the user names; a cell that a field is read from, by these or by
-    the run's names, is not repeated.
-    """
-    value, example = entry.row.value, entry.example
-    others: dict[str, Any] = {}
-    if isinstance(value, dict | list):
-        others = {str(name): cell for name, cell in (value.items() if isinstance(value, dict) else enumerate(value))}
-    elif isinstance(value, str) and not isinstance(example, dict):
-        others = {columns.required[0] if len(columns.required) == 1 else "line": value}
-    names, cells = list(others), dict[str, Any]()
-    for field in columns.fields:
-        named = (name for name in columns.accepted_names(field.name) if name in others)
-        default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
-        column = str(column_names.get(field.name, default))
-        if column not in others and field.name not in column_names:
-            column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
-        column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
-        candidates = (column, *columns.trained_columns.get(field.name, []))
-        cell = others.pop(next((name for name in candidates if name in others), column), None)
-        cells[field.name] = example[field.name] if isinstance(example, dict) else cell
-    if "id" in column_names:
-        cells["id"] = others.pop(str(column_names["id"]), None)
-    return cells | renamed_cells(others, list(cells))

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gptask.data.columns import Columns
+from gptask.plugins.types import Kind
 from gptask.runs.atomic_write import finite
+from gptask.runs.predictor import InputRow
 
 NAMES = ("row", "prediction", "score", "samples", "probabilities", "extra", "rest", "error")  # of what is written
 
@@ -70,6 +73,34 @@ def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, A
             new_name = f"input_{new_name}"
         renamed[new_name] = value
     return renamed
+
+
+def input_cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> dict[str, Any]:
+    """The task's fields, then all other cells of the row, cells without a name under their position.
+
+    ``column_names`` are the columns of fields that the user names; a cell that a field is read from, by these or by
+    the run's names, is not repeated.
+    """
+    value, example = entry.row.value, entry.example
+    others: dict[str, Any] = {}
+    if isinstance(value, dict | list):
+        others = {str(name): cell for name, cell in (value.items() if isinstance(value, dict) else enumerate(value))}
+    elif isinstance(value, str) and not isinstance(example, dict):
+        others = {columns.required[0] if len(columns.required) == 1 else "line": value}
+    names, cells = list(others), dict[str, Any]()
+    for field in columns.fields:
+        named = (name for name in columns.accepted_names(field.name) if name in others)
+        default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
+        column = str(column_names.get(field.name, default))
+        if column not in others and field.name not in column_names:
+            column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
+        column = names[int(column)] if column.isdigit() and int(column) < len(names) else column
+        candidates = (column, *columns.trained_columns.get(field.name, []))
+        cell = others.pop(next((name for name in candidates if name in others), column), None)
+        cells[field.name] = example[field.name] if isinstance(example, dict) else cell
+    if "id" in column_names:
+        cells["id"] = others.pop(str(column_names["id"]), None)
+    return cells | renamed_cells(others, list(cells))
 
 
 class JsonLines(PredictionWriter):
