@@ -1,6 +1,7 @@
 """Errors that a user can fix, and helpers that word messages."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 NUMBER_IN_TEXT = re.compile(r"\bos error (\d+)\)")  # of Rust's libraries: safetensors, tokenizers
 SQLITE_REFUSALS = re.compile(r"database or disk is full|disk I/O error|attempt to write a readonly database")
 TORCH_REFUSALS = re.compile(r"unexpected pos \d+ vs|PytorchStreamWriter failed|iostream error")
+# C0 but tab and newline, DEL, C1, the overrides of writing direction, and half surrogate pairs
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -98,6 +101,22 @@ def damaged(path: object, error_class: type[UserError] = UserError) -> Iterator[
     except Exception as error:
         cause = " ".join(str(error).split())[:200] or "no message"
         raise error_class(f"{path} can't be read, its content is damaged: {cause} ({type(error).__name__})") from error
+
+
+def visible(text: str) -> str:
+    """The text with control characters, which could rewrite a terminal's screen, as escapes: ``\\u001b``.
+
+    Newlines and tabs stay. Each character is escaped by itself, so a text may come in pieces; JSON stays the same JSON.
+    """
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats log records without control characters: they may hold cells, labels and names of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return visible(super().format(record))
 
 
 def listing(names: Iterable[object], limit: int = 12) -> str:

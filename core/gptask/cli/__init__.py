@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 
-from gptask.cli.output import is_blocked, report_error
+from gptask.cli.output import is_blocked, report_error, write_out
 from gptask.cli.verbs import VERBS
 from gptask.errors import UserError, listing, nearest
 from gptask.training.interrupts import interruptible
@@ -77,11 +77,11 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         verbs = "\n".join(f"  {verb.name:<10}{verb.summary}" for verb in VERBS.values())
-        sys.stdout.write(USAGE.format(verbs=verbs))
+        write_out(USAGE.format(verbs=verbs))
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == "--version" or "--version" in rest:
-        sys.stdout.write(f"gptask {version('gptask')}\n")
+        write_out(f"gptask {version('gptask')}\n")
         return 0
     if name not in VERBS:
         raise UserError(f"unknown verb '{name}'; available: {listing(VERBS)}.{nearest(name, VERBS)}")

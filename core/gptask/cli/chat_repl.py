@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptask.cli.output import write_error, write_out
 from gptask.data.rows import stdin
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.atomic_write import write_text
@@ -71,11 +72,11 @@ class ChatRepl:
                 if not number and self.chat.dropped_messages:
                     count = self.chat.dropped_messages
                     note(f"the conversation exceeds the model's context: its {count} oldest messages are forgotten")
-                sys.stdout.write(piece)
+                write_out(piece)
                 sys.stdout.flush()
                 if interrupt.pressed:
                     break
-        sys.stdout.write("\n")
+        write_out("\n")
         sys.stdout.flush()
         if interrupt.pressed:
             note("stopped")
@@ -111,7 +112,7 @@ class ChatRepl:
 
     def help(self, argument: str) -> None:
         """List the commands."""
-        sys.stderr.write(f"{COMMANDS}\n")
+        write_error(f"{COMMANDS}\n")
 
 
 class DeferredInterrupt:
@@ -132,7 +133,7 @@ class DeferredInterrupt:
 
 def note(text: str) -> None:
     """Write a remark to standard error, in brackets, so that it is no part of an answer."""
-    sys.stderr.write(f"[{text}]\n")
+    write_error(f"[{text}]\n")
 
 
 def _read_texts(lines: Iterator[str]) -> Iterator[str]:
@@ -156,7 +157,7 @@ def _terminal_lines() -> Iterator[str]:
         while True:
             yield input("> " if sys.stdout.isatty() else "")
     except EOFError:
-        sys.stdout.write("\n")
+        write_out("\n")
 
 
 def _pipe_lines() -> Iterator[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from gptask.cli.output import print_json
+from gptask.cli.output import print_json, write_out
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.deprecation import ContractDeprecation
 from gptask.plugins.discovery import Plugin, load_task_class
@@ -27,7 +26,7 @@ def check_plugins(plugins: Sequence[Plugin], names: Sequence[str], as_json: bool
         print_json(reports)
         return int(not all(report["keeps_contract"] for report in reports))
     passed = [_show_results(plugin) for plugin in selected]
-    sys.stdout.write(f"{sum(passed)} of {len(passed)} tasks keep the contract\n")
+    write_out(f"{sum(passed)} of {len(passed)} tasks keep the contract\n")
     return int(not all(passed))
 
 
@@ -62,10 +61,11 @@ def _results(plugin: Plugin) -> Iterator[Result]:
 
 def _show_results(plugin: Plugin) -> bool:
     """Print the results as they come; return whether no clause failed."""
-    from rich.console import Console  # for start-up time
-    from rich.text import Text
+    from rich.text import Text  # for start-up time
 
-    console = Console(highlight=False, soft_wrap=True)
+    from gptask.analysis.console import VisibleConsole
+
+    console = VisibleConsole(highlight=False, soft_wrap=True)
     passed = True
     for number, result in enumerate(_results(plugin)):
         if not number:  # only now the plugin is loaded

@@ -10,10 +10,20 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from typing import Any
 
-from gptask.errors import Terminated, UserError, write_failure
+from gptask.errors import Terminated, UserError, visible, write_failure
 
 LINE_END = "\n"
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h; 1 is what `compare --fail-if-worse` reports
+
+
+def write_out(text: str) -> None:
+    """Write a text to standard output; on a terminal, control characters of data are made visible."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+
+
+def write_error(text: str) -> None:
+    """Write a text for people to standard error, with the control characters of data made visible."""
+    sys.stderr.write(visible(text))
 
 
 def report_error(error: BaseException, where: str = "") -> int:
@@ -24,21 +34,29 @@ def report_error(error: BaseException, where: str = "") -> int:
     """
     with suppress(OSError):  # standard error is full, too; the exit code tells
         return _report(error, where)
-    return 130 if isinstance(error, KeyboardInterrupt) else INTERNAL_ERROR if user_message(error) is None else 2
+    if isinstance(error, KeyboardInterrupt):
+        return _interrupted_code(error)
+    return INTERNAL_ERROR if user_message(error) is None else 2
+
+
+def _interrupted_code(error: KeyboardInterrupt) -> int:
+    """The exit code of a program that a signal has ended, as a shell reports it."""
+    return 143 if isinstance(error, Terminated) else 130
 
 
 def _report(error: BaseException, where: str) -> int:
     message = user_message(error)
-    interrupted = isinstance(error, KeyboardInterrupt)
-    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (message is None and not interrupted):
-        traceback.print_exception(error)
-    if interrupted:
-        sys.stderr.write(f"\ngptask: {where}{str(error) or 'stopped'}\n")
-        return 143 if isinstance(error, Terminated) else 130
+    if os.environ.get("GPTASK_DEBUG", "") not in ("", "0") or (
+        message is None and not isinstance(error, KeyboardInterrupt)
+    ):
+        write_error("".join(traceback.format_exception(error)))
+    if isinstance(error, KeyboardInterrupt):
+        write_error(f"\ngptask: {where}{str(error) or 'stopped'}\n")
+        return _interrupted_code(error)
     if message is None:
-        sys.stderr.write(f"gptask: {where}{_internal_error(error)}\n")
+        write_error(f"gptask: {where}{_internal_error(error)}\n")
         return INTERNAL_ERROR
-    sys.stderr.write(f"gptask: {where}{message}\n")
+    write_error(f"gptask: {where}{message}\n")
     return 2
 
 
@@ -85,4 +103,4 @@ def print_json(value: Any) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2, default=str)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(visible(text) + "\n")

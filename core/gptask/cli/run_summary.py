@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gptask.analysis.console import VisibleConsole
 from gptask.data.messages import format_message
 from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS
@@ -25,7 +25,7 @@ def show_run(folder: Path) -> None:
     if not is_main_process():
         return
     read_manifest(folder).verify("metrics.json", "predictions.jsonl")
-    console = Console()
+    console = VisibleConsole()
     result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     console.print(_metrics_table(result))
     if baselines := result.get("baselines"):
@@ -38,7 +38,7 @@ def show_run(folder: Path) -> None:
             references = [f"   (truth: {_short(value)})" for value in prediction["references"].values()][:1]
             console.print(Text(f"  {text}", style="dim"))
             console.print(Text("".join([f"    → {_short(prediction['prediction'])}", *references])))
-    console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"\nrun folder: {folder}", soft_wrap=True, highlight=False)
 
 
 def _metrics_table(result: dict[str, Any]) -> Table:

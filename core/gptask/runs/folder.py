@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError, listing, write_failure, writing
+from gptask.errors import UserError, VisibleFormatter, listing, write_failure, writing
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.leftovers import LOG, holds_run
@@ -151,7 +151,7 @@ def logged_into(path: Path) -> Iterator[None]:
         return
     with writing(path):
         handler = RunLog(path / LOG, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.info("run folder: %s", path)
     try:

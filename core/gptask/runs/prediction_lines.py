@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from gptask.data.columns import Columns
+from gptask.data.rows import is_index
+from gptask.plugins.types import Kind
 from gptask.runs.atomic_write import finite
+from gptask.runs.predictor import InputRow
 
 NAMES = ("row", "prediction", "score", "samples", "probabilities", "extra", "rest", "error")  # of what is written
 
@@ -22,15 +27,33 @@ class Line(NamedTuple):
     error: str | None
 
 
+class PredictionWriter(ABC):
+    """Writes predictions in one format, to what takes its text or bytes."""
+
+    @abstractmethod
+    def write(self, line: Line) -> None:
+        """Add a row."""
+
+    def end_window(self) -> dict[str, Any] | None:
+        """Write the rows so far; return what `restore` needs to go on after them, None while rows must wait."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most formats have no state)
+        """Go on after a window."""
+
+    def close(self) -> None:  # noqa: B027
+        """Write what is held back."""
+
+
 class WholeLines:
     """Writes lines to a file such that an interruption or a full disk leaves no part of one."""
 
     def __init__(self, stream: io.FileIO) -> None:
         self.stream = stream
 
-    def write(self, text: str) -> None:
+    def write(self, line: bytes) -> None:
         """Write a line."""
-        data = memoryview(text.encode())
+        data = memoryview(line)
         start = self.stream.tell() if self.stream.seekable() else None
         try:
             while data:
@@ -53,7 +76,35 @@ def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, A
     return renamed
 
 
-class JsonLines:
+def input_cells(entry: InputRow, columns: Columns, column_names: dict[str, Any]) -> dict[str, Any]:
+    """The task's fields, then all other cells of the row, cells without a name under their position.
+
+    ``column_names`` are the columns of fields that the user names; a cell that a field is read from, by these or by
+    the run's names, is not repeated.
+    """
+    value, example = entry.row.value, entry.example
+    others: dict[str, Any] = {}
+    if isinstance(value, dict | list):
+        others = {str(name): cell for name, cell in (value.items() if isinstance(value, dict) else enumerate(value))}
+    elif isinstance(value, str) and not isinstance(example, dict):
+        others = {columns.required[0] if len(columns.required) == 1 else "line": value}
+    names, cells = list(others), dict[str, Any]()
+    for field in columns.fields:
+        named = (name for name in columns.accepted_names(field.name) if name in others)
+        default = "0" if field.kind is Kind.TOKENS and isinstance(value, list) else next(named, field.name)
+        column = str(column_names.get(field.name, default))
+        if column not in others and field.name not in column_names:
+            column = next((name for name in columns.trained_columns.get(field.name, ()) if name in others), column)
+        column = names[int(column)] if is_index(column) and int(column) < len(names) else column
+        candidates = (column, *columns.trained_columns.get(field.name, []))
+        cell = others.pop(next((name for name in candidates if name in others), column), None)
+        cells[field.name] = example[field.name] if isinstance(example, dict) else cell
+    if "id" in column_names:
+        cells["id"] = others.pop(str(column_names["id"]), None)
+    return cells | renamed_cells(others, list(cells))
+
+
+class JsonLines(PredictionWriter):
     """JSON objects, one a line; ``ascii_only`` makes them readable whatever encoding a terminal has."""
 
     def __init__(self, write: Callable[[str], None], ascii_only: bool = False) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gptask.runs.prediction_lines import NAMES, Line, as_json, encodable, renamed_cells
+from gptask.runs.parquet_chunks import arrow_chunk
+from gptask.runs.prediction_lines import NAMES, Line, PredictionWriter, as_json, encodable, renamed_cells
 
 MAX_HELD = 1000  # rows that wait for the first prediction, which names the columns of a table
-ROW_GROUP = 10_000  # rows of a Parquet file that are held in memory
+CHUNK = 10_000  # most rows of a Parquet file that are held in memory
+FORMULA = re.compile(r"[\t\r\n]*[=+\-@]")  # what a spreadsheet computes (OWASP, CSV injection)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-class Table(ABC):
+class Table(PredictionWriter):
     """Rows of named columns: of the input, the prediction, its score, a probability for each label, and the rest."""
 
     def __init__(self, last_names: list[str]) -> None:
@@ -60,6 +62,14 @@ class Table(ABC):
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""
 
+    def end_window(self) -> dict[str, Any] | None:
+        """See `PredictionWriter`."""
+        return None if self._held else {"labels": self.labels}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `PredictionWriter`."""
+        self.labels = state["labels"]
+
     def close(self) -> None:
         """Write what is held back."""
         self.labels = self.labels or []
@@ -78,10 +88,20 @@ class CsvTable(Table):
         """Write a line, the header before the first one."""
         if not self.columns:
             self.columns = list(row)
-            self._write(_csv_line(self.columns))
+            self._write(_csv_line([harmless(name) for name in self.columns]))
         rest = row["rest"] | {name: value for name, value in row.items() if name not in self.columns}
         cells = row | {"rest": rest or None}
         self._write(_csv_line([_csv_cell(cells.get(name)) for name in self.columns]))
+
+    def end_window(self) -> dict[str, Any] | None:
+        """See `PredictionWriter`."""
+        state = super().end_window()
+        return None if state is None else state | {"columns": self.columns}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `PredictionWriter`."""
+        super().restore(state)
+        self.columns = list(state["columns"])
 
     def close(self) -> None:
         """Write what is held back; an empty input gives a header."""
@@ -92,9 +112,14 @@ class CsvTable(Table):
 
 def _csv_cell(value: Any) -> Any:
     if value is None or isinstance(value, str):
-        return encodable(value)
+        return harmless(encodable(value))
     text = as_json(value)
-    return json.loads(text) if text.startswith('"') else "" if text == "null" else text
+    return harmless(json.loads(text)) if text.startswith('"') else "" if text == "null" else text
+
+
+def harmless(cell: Any) -> Any:
+    """The cell of a CSV file, a text with an apostrophe before it where a spreadsheet would run it as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
@@ -104,94 +129,41 @@ def _csv_line(cells: Sequence[Any]) -> str:
 
 
 class ParquetTable(Table):
-    """Typed columns, in row groups of `ROW_GROUP` rows; a column of several types is JSON in texts.
+    """Typed columns, written as chunks, which `join_chunks` makes a Parquet file of.
 
-    A Parquet file has one schema and can't be read before its end is written, so its row groups wait in temporary files
+    A Parquet file has one schema and can't be read before its end is written, so its rows wait in a file of chunks
     until all columns and types are known.
     """
 
-    def __init__(self, stream: io.FileIO, output: str, last_names: list[str]) -> None:
+    def __init__(self, write: Callable[[bytes], None], last_names: list[str]) -> None:
         super().__init__(last_names)
-        self.stream = stream
-        self.rows: list[dict[str, Any]] = []
-        self.folder = TemporaryDirectory(dir=Path(output).resolve().parent, prefix=f".{Path(output).name}.")
-        self.groups: list[tuple[Path, set[str]]] = []  # the file of each row group, and its columns that are JSON
+        self._write = write
+        self._rows: list[dict[str, Any]] = []
+        self._any_chunk = False
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row, and put a full row group aside."""
-        self.rows.append(row | {"rest": as_json(row["rest"]) if row["rest"] else None})
-        if len(self.rows) == ROW_GROUP:
-            self._put_aside()
+        """Add a row, and write a full chunk."""
+        self._rows.append(row | {"rest": as_json(row["rest"]) if row["rest"] else None})
+        if len(self._rows) == CHUNK:
+            self._write_chunk()
+
+    def end_window(self) -> dict[str, Any] | None:
+        """See `PredictionWriter`."""
+        if self._rows:
+            self._write_chunk()
+        return super().end_window()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `PredictionWriter`."""
+        super().restore(state)
+        self._any_chunk = True
 
     def close(self) -> None:
-        """Write the file."""
+        """Write what is held back; an empty input gives a chunk without rows."""
         super().close()
-        with self.folder:
-            if self.rows or not self.groups:
-                self._put_aside()
-            self._write_groups()
+        if self._rows or not self._any_chunk:
+            self._write_chunk()
 
-    def _put_aside(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        arrays, json_names = dict[str, Any](), set[str]()
-        for name in names or ["row", "prediction", "score", *self.last_names]:
-            values = [encodable(row.get(name)) for row in self.rows]
-            try:
-                arrays[name] = pa.array(values)
-                if "struct<>" in str(arrays[name].type):
-                    raise pa.ArrowInvalid("Parquet has no empty structs")
-            except (pa.ArrowException, OverflowError):
-                json_names.add(name)
-                arrays[name] = _json_array(values)
-        path = Path(self.folder.name) / f"{len(self.groups)}.parquet"
-        pq.write_table(pa.table(arrays), path)
-        self.groups.append((path, json_names))
-        self.rows = []
-
-    def _write_groups(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schemas = [pq.read_schema(path) for path, _ in self.groups]
-        names = dict.fromkeys(name for schema in schemas for name in schema.names)
-        types = {name: self._common_type(name, schemas) for name in names}
-        schema = pa.schema([(name, types[name] or pa.string()) for name in names])
-        with pq.ParquetWriter(self.stream, schema) as writer:
-            for path, json_names in self.groups:
-                table = pq.read_table(path)
-                arrays = []
-                for name in names:
-                    column = table.column(name) if name in table.column_names else pa.nulls(len(table))
-                    if types[name] is None and name not in json_names:
-                        column = _json_array(column.to_pylist())
-                    arrays.append(column.cast(schema.field(name).type))
-                writer.write_table(pa.table(arrays, schema=schema))
-
-    def _common_type(self, name: str, schemas: Sequence[Any]) -> Any:
-        """The type of a column in all row groups, None if they can't share one."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if any(name in json_names for _, json_names in self.groups):
-            return None
-        owners = [
-            (path, schema) for (path, _), schema in zip(self.groups, schemas, strict=True) if name in schema.names
-        ]
-        parts = [pa.schema([schema.field(name).remove_metadata()]) for _, schema in owners]
-        try:
-            common = pa.unify_schemas(parts, promote_options="permissive").field(name).type
-            for path, schema in owners:
-                if schema.field(name).type != common:  # a whole number may be too large for float64
-                    pq.read_table(path, columns=[name]).column(name).cast(common)
-        except pa.ArrowException:
-            return None
-        return common
-
-
-def _json_array(values: Sequence[Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.array([None if value is None else as_json(value) for value in values], pa.string())
+    def _write_chunk(self) -> None:
+        self._write(arrow_chunk(self._rows, ["row", "prediction", "score", *self.last_names]))
+        self._rows, self._any_chunk = [], True

@@ -62,6 +62,7 @@ class Predictor:
     backbone: GPTBackbone
     head: Head
     options: Data
+    window = MAX_CHUNK  # rows that are batched together
 
     def predict(self, examples: Any) -> Iterator[Prediction]:
         """Predict what `rows_in_memory` reads, lazily and in order, one prediction for each example.
@@ -85,7 +86,7 @@ class Predictor:
 
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
-        for chunk in chunks(inputs, live):
+        for chunk in chunks(inputs, live, self.window):
             encoded = self.encode(chunk)
             yield from zip(chunk, self.results(encoded, self._predict_items(encoded.items)), strict=True)
 
@@ -203,7 +204,7 @@ def _is_blank(value: Any) -> bool:
     return value is None
 
 
-def chunks(inputs: Iterable[InputRow], live: bool, size: int = MAX_CHUNK) -> Iterator[list[InputRow]]:
+def chunks(inputs: Iterable[InputRow], live: bool, size: int) -> Iterator[list[InputRow]]:
     """Chunks of ``size`` rows, or of a ``live`` source what has been read so far, so that no row waits for others.
 
     A thread reads ahead; an exception that reading raises is raised here, after the rows before it. The thread ends

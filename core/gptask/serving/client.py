@@ -251,7 +251,8 @@ def predict_by_server(config: Predict) -> None:
         raise UserError(f"token_env={config.token_env}: there is no such environment variable, or it is empty")
     with Client(str(config.server), token) as client:
         run = client._run(config.run)
-        predict_rows(config, source, run.task, run.columns(config.data), run)
+        identity = {"server": client.url, "run": config.run, "model": run.identity}
+        predict_rows(config, source, run.task, run.columns(config.data), run, identity)
 
 
 def _checked_url(text: str) -> str:

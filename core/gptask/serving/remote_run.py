@@ -98,7 +98,8 @@ class RemoteRun:
         self.converts_rows = bool(entry.get("converts_rows"))
         remote_task = ConvertingTask(entry) if self.converts_rows else RemoteTask(entry)
         self.task, self._trained_columns = cast(Task, remote_task), remote_task.columns
-        self.rows_of_request = WRITTEN_ROWS if entry.get("writes") else SCORED_ROWS
+        self.window = WRITTEN_ROWS if entry.get("writes") else SCORED_ROWS
+        self.identity = {name: value for name, value in entry.items() if name != "loaded"}  # a server may start again
         self.post = post
 
     def columns(self, options: Data) -> Columns:
@@ -115,7 +116,7 @@ class RemoteRun:
         requests: deque[tuple[list[InputRow], list[bytes | None], Answers]] = deque()
         given_up, self._shortened = threading.Event(), 0
         try:
-            for chunk in chunks(inputs, live, self.rows_of_request):
+            for chunk in chunks(inputs, live, self.window):
                 lines, answers = [self._line(entry) for entry in chunk], Answers()
                 if sent := [line for line in lines if line is not None]:
                     threading.Thread(target=self.post, args=(sent, answers, given_up), daemon=True).start()

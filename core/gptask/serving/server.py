@@ -22,7 +22,7 @@ import anyio.to_thread
 import uvicorn
 
 from gptask.config.schemas import Serve
-from gptask.errors import aligned, listing
+from gptask.errors import aligned, listing, visible
 from gptask.serving.batching.batcher import Batcher
 from gptask.serving.http_app import create_app
 from gptask.serving.models.backbone_pool import megabytes
@@ -87,7 +87,7 @@ def check(options: Serve) -> None:
     state = new_state(options)
     try:
         state.registry.load()
-        sys.stdout.write("\n".join(table(state.registry)) + "\n")
+        sys.stdout.write(visible("\n".join(table(state.registry)) + "\n"))
     finally:
         state.batcher.drain(options.timeout_s)
 

@@ -20,9 +20,9 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path):
 
     with SmallDisk(tmp_path / "out", "wb") as stream:
         lines = WholeLines(stream)
-        lines.write("12345\n")
+        lines.write(b"12345\n")
         with pytest.raises(OSError, match="No space"):
-            lines.write("67890\n")
+            lines.write(b"67890\n")
     assert (tmp_path / "out").read_text() == "12345\n"
 
 

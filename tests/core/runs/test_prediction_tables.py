@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from gptask import UserError
-from gptask.runs import prediction_tables
+from gptask.runs import parquet_chunks, prediction_tables
 from gptask.runs.predict_file import open_writer, output_format
 from gptask.runs.prediction_lines import Line
 
@@ -74,8 +74,30 @@ def test_any_text_comes_back_from_csv_and_json(text, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").column("text").to_pylist() == expected
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+49 30 123", "-rm", "@SUM(A1)", "\t=1", "\r=1", "\n+x", "=", "-", "-1,5", "-١", "+1e", '=A("x")', "-1_0"],
+)  # fmt: skip
+def test_no_cell_of_a_csv_is_a_formula(text, tmp_path):
+    fields = {"prediction": text, "score": 0.5}
+    write(tmp_path / "out.csv", [({"text": text, text: 1}, fields), ({text: text}, fields)])
+    rows = read_csv(tmp_path / "out.csv")
+    assert list(rows[0]) == ["row", "text", f"'{text}", "prediction", "score", "rest"]
+    assert [row["text"] for row in rows] == [f"'{text}", ""]
+    assert [row[f"'{text}"] for row in rows] == ["1", f"'{text}"]
+    assert {row["prediction"] for row in rows} == {f"'{text}"}
+
+
+@pytest.mark.parametrize("text", ["-1", "+1.5", "-.5e-3", "-12.", "a=b", "'=1", " =1", "1-2", "", "很=好"])
+def test_numbers_and_other_texts_of_a_csv_stay(text, tmp_path):
+    write(tmp_path / "out.csv", [({"text": text, "n": -3}, PREDICTED)])
+    (row,) = read_csv(tmp_path / "out.csv")
+    assert (row["text"], row["n"]) == (text, "-3")
+
+
 def test_row_groups_of_different_types_share_one_schema(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_tables, "ROW_GROUP", 2)
+    monkeypatch.setattr(prediction_tables, "CHUNK", 2)
+    monkeypatch.setattr(parquet_chunks, "ROW_GROUP", 2)
     columns = {
         "same": [1, 2, None, None, 3],
         "number": [1, 2, 1.5, None, 3],

@@ -15,7 +15,7 @@ from gptask.training.checkpoint_files import (
     latest_checkpoint,
     load_checkpoint,
     remove_outdated_best,
-    remove_within_epoch,
+    remove_unneeded,
     write_checkpoint,
 )
 
@@ -170,6 +170,8 @@ def test_what_is_outdated_goes_and_the_rest_stays(tmp_path):
     content = {"callbacks": {BEST_STATE: {"best_model_path": "best-epoch=1-step=6.ckpt"}}}
     assert best_name(content) == "best-epoch=1-step=6.ckpt"
     assert best_name({"callbacks": {BEST_STATE: {"best_model_path": ""}}}) == ""
-    remove_outdated_best(best.parent, content)
-    remove_within_epoch(best.parent)
+    remove_outdated_best(best.parent, best_name(content))
+    assert not best.exists()
+    best.with_name("last.ckpt.part").touch()
+    remove_unneeded(best.parent, "best-epoch=1-step=6.ckpt")
     assert sorted(file.name for file in best.parent.iterdir()) == ["best-epoch=1-step=6.ckpt", "last.ckpt", "mine.ckpt"]

@@ -17,6 +17,7 @@ from gptask.analysis.compare.seed_groups import SeedGroup, options
 from gptask.plugins.metric import interval_text, value_text
 from gptask.runs.markdown import escaped
 from gptask.runs.markdown import table as grid
+from gptask.runs.prediction_tables import harmless
 from gptask.runs.verdict import Verdict, decimal_places
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
@@ -144,7 +145,7 @@ def as_csv(comparison: Comparison) -> str:
     lines = [line for table in comparison.tables for line in _records(table)]
     writer = csv.DictWriter(stream, list(lines[0]) if lines else ["run"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: harmless(cell) for name, cell in line.items()} for line in lines)
     return stream.getvalue()
 
 

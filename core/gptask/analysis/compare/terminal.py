@@ -13,6 +13,7 @@ from rich.text import Text
 
 from gptask.analysis.compare.comparison import Comparison, ComparisonTable
 from gptask.analysis.compare.render import DETAILS, details, folded, header, problems, rows, title
+from gptask.analysis.console import VisibleConsole
 
 ENDLESS = 10_000  # columns of a pipe or a file
 MARK = " *"
@@ -22,7 +23,7 @@ TerminalReport = Sequence[Sequence[str]]
 def show(comparison: Comparison) -> None:
     """Print every table, and the runs that can't be compared."""
     piped = not (sys.stdout.isatty() or "COLUMNS" in os.environ)
-    console = Console(width=ENDLESS if piped else None, highlight=False)
+    console = VisibleConsole(width=ENDLESS if piped else None, highlight=False)
     for table in comparison.tables:
         console.print(Text(title(table), style="bold"))
         console.print(Text(f"all runs: {folded(table)}", style="dim"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from gptask.cli.arguments import VerbParser
-from gptask.cli.output import print_json
+from gptask.cli.output import print_json, write_out
 from gptask.data.cache import SUFFIXES, CacheEntry, cache_folder, entries, remove
 from gptask.errors import UserError, aligned
 
@@ -42,9 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     for row in rows:
         sizes = [f"{row[name] / 1e6:,.1f}" for name in ("bytes", "stale_bytes")]
         table.append([row["kind"], f"{row['entries']:,}", sizes[0], f"{row['stale']:,}", sizes[1]])
-    sys.stdout.write("\n".join([str(cache_folder()), *aligned(table), ""]))
+    write_out("\n".join([str(cache_folder()), *aligned(table), ""]))
     if options.prune:
-        sys.stdout.write(f"removed the stale entries: {rows[-1]['stale']}, {rows[-1]['stale_bytes'] / 1e6:.1f} MB\n")
+        write_out(f"removed the stale entries: {rows[-1]['stale']}, {rows[-1]['stale_bytes'] / 1e6:.1f} MB\n")
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import RunRecord, find_runs
 from gptask.analysis.compare.render import TEXTS, problems
 from gptask.cli.arguments import VerbParser
+from gptask.cli.output import write_error, write_out
 from gptask.errors import UserError, listing
 
 DESCRIPTION = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.format == "table":
         terminal.show(comparison)
     else:
-        sys.stdout.write(TEXTS[options.format](comparison))
+        write_out(TEXTS[options.format](comparison))
     if options.format == "csv":  # its rows have no place for notes
         notes = [table.note for table in comparison.tables if table.note]
-        sys.stderr.writelines(f"gptask: {line}\n" for line in notes + problems(comparison.problems))
+        write_error("".join(f"gptask: {line}\n" for line in notes + problems(comparison.problems)))
     return _exit_code(records)
 
 
@@ -52,7 +52,7 @@ def _exit_code(records: Sequence[RunRecord]) -> int:
     """2 if a run that the user named is not compared, else 0; those below a folder that was named are only listed."""
     left_out = [record.folder for record in records if record.problem and record.named]
     if left_out:
-        sys.stderr.write(f"gptask: named, but not compared: {listing(left_out)}\n")
+        write_error(f"gptask: named, but not compared: {listing(left_out)}\n")
     return 2 if left_out else 0
 
 
@@ -95,8 +95,8 @@ def _write_leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]
     above = Path(os.path.commonpath([record.folder.absolute().parent for record in records]))
     folder = next((path for path in arguments if path.is_dir() and path.resolve() not in run_folders), above)
     paths, left_out = leaderboard.write(records, folder, options.metric)
-    sys.stdout.writelines(f"{path}\n" for path in paths)
-    sys.stderr.writelines(f"gptask: {line}\n" for line in problems(left_out))
+    write_out("".join(f"{path}\n" for path in paths))
+    write_error("".join(f"gptask: {line}\n" for line in problems(left_out)))
     return _exit_code(records)
 
 
@@ -114,7 +114,7 @@ def _fail_if_worse(options: argparse.Namespace) -> int:
     failed = verdict.word == "worse" and worst < -options.margin
     beyond = f" beyond the margin {options.margin:g}" if options.margin else ""
     outcome = "failed: a" if failed else "passed: no"
-    sys.stdout.write(f"{table.main}: {verdict.sentence}\n{outcome} significant loss{beyond}\n")
+    write_out(f"{table.main}: {verdict.sentence}\n{outcome} significant loss{beyond}\n")
     return int(failed)
 
 

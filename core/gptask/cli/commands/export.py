@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from gptask.cli.hydra.launch import launch
+from gptask.cli.output import write_error
 from gptask.config.schemas import Export
 
 
@@ -18,4 +18,4 @@ def run(config: Export) -> None:
     """Export and name the folder on standard error."""
     from gptask.runs.export import export  # for start-up time
 
-    sys.stderr.write(f"exported to {export(config)}\n")
+    write_error(f"exported to {export(config)}\n")

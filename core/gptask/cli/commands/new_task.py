@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptask.cli.arguments import VerbParser
+from gptask.cli.output import write_out
 from gptask.cli.scaffold.project import ProjectKind, write_project
 
 DESCRIPTION = "Write a package with one task that works at once: entry point, task module, sample, test, README."
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write the package, print its files and the next steps; return the exit code."""
     options = _parser().parse_args(arguments)
     for path in write_project(options.name, Path(options.folder), ProjectKind(options.kind)):
-        sys.stdout.write(f"{path}\n")
+        write_out(f"{path}\n")
     package, folder = (shlex.quote(f"{options.folder}{extra}") for extra in ("[dev]", ""))
-    sys.stdout.write(NEXT_STEPS.format(package=package, folder=folder, name=options.name))
+    write_out(NEXT_STEPS.format(package=package, folder=folder, name=options.name))
     return 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gptask.analysis.compare import records
 from gptask.analysis.report.page import report_page
 from gptask.cli.arguments import VerbParser
+from gptask.cli.output import write_error, write_out
 from gptask.errors import UserError
 from gptask.runs.atomic_write import write_text
 
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> int:
         write_text(path, html)
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}; choose another place: --output FILE") from error
-    sys.stdout.write(f"{path}\n")
+    write_out(f"{path}\n")
     left_out = [run for run in runs if run.problem]
-    sys.stderr.writelines(f"gptask: not shown: {run.folder}: {run.problem}\n" for run in left_out)
+    write_error("".join(f"gptask: not shown: {run.folder}: {run.problem}\n" for run in left_out))
     return 2 if any(run.named for run in left_out) else 0
 
 

@@ -176,10 +176,11 @@ def _require_validation(options: Mapping[str, Any]) -> None:
 
 def show(plan: SweepPlan, study: Study) -> None:
     """Print the best trials, and the command that trains with the options of the best one."""
-    from rich.console import Console  # for start-up time
-    from rich.table import Table
+    from rich.table import Table  # for start-up time
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    from gptask.analysis.console import VisibleConsole
+
+    console = VisibleConsole(width=None if sys.stdout.isatty() else 200)
     ranked, metric = study.ranked(), study.about["metric"]
     numbers = {state: len(study.in_states(state)) for state in ("COMPLETE", "PRUNED", "FAIL")}
     counts = f"{numbers['COMPLETE']} complete, {numbers['PRUNED']} pruned, {numbers['FAIL']} failed"
@@ -196,4 +197,4 @@ def show(plan: SweepPlan, study: Study) -> None:
         )
     if ranked:
         command = shlex.join(["gptask", "train", *plan.fixed, *study.overrides(ranked[0].params)])
-        console.print(f"\ntrain like the best: {command}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"\ntrain like the best: {command}", soft_wrap=True, highlight=False)

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from gptask.cli.arguments import VerbParser
-from gptask.cli.output import print_json
+from gptask.cli.output import print_json, write_out
 from gptask.errors import UserError, aligned, listing
 from gptask.plugins.discovery import Plugin, discover, installed_plugins, load_task_class
 from gptask.plugins.task import Task
@@ -138,7 +138,7 @@ def _show_plugins(plugins: Sequence[Plugin], as_json: bool) -> None:
         return
     rows = [[p.name, p.origin, p.contract or "-", p.state, _summary(p.task) if p.task else p.error] for p in plugins]
     _show_table(PLUGIN_COLUMNS, rows)
-    sys.stdout.write("\ngptask tasks <name> describes one.\n" if rows else "no task plugins are installed\n")
+    write_out("\ngptask tasks <name> describes one.\n" if rows else "no task plugins are installed\n")
 
 
 def _show_task(plugin: Plugin, task: type[Task], as_json: bool, options: Sequence[str]) -> None:
@@ -146,13 +146,13 @@ def _show_task(plugin: Plugin, task: type[Task], as_json: bool, options: Sequenc
     if as_json:
         print_json(_description(plugin, fields))
         return
-    sys.stdout.write(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
+    write_out(f"{plugin.name} ({plugin.origin}): {_summary(task)}\n\n")
     field_rows = [
         [f.name, f.kind.value, "yes" if f.required else "no", "yes" if f.target else "no", f.help]
         for f in fields or example_fields(task)
     ]
     _show_table(FIELD_COLUMNS, field_rows)
-    sys.stdout.write("\n")
+    write_out("\n")
     option_rows = [[f"task.{o.name}", o.type, command_line_value(o.default), o.help] for o in task_options(task)]
     _show_table(OPTION_COLUMNS, option_rows)
 
@@ -206,12 +206,13 @@ def _description(plugin: Plugin, fields: list[Field] | None = None) -> dict[str,
 def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: of the terminal's width on a terminal, elsewhere aligned columns that are never cut."""
     if not sys.stdout.isatty():
-        sys.stdout.write("\n".join([*aligned([columns, *rows], left=len(columns)), ""]))
+        write_out("\n".join([*aligned([columns, *rows], left=len(columns)), ""]))
         return
     from rich import box  # for start-up time
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from gptask.analysis.console import VisibleConsole
 
     table = Table(*columns[:1], box=box.SIMPLE, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -219,4 +220,4 @@ def _show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    VisibleConsole().print(table)

@@ -18,7 +18,7 @@ from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
 from gptask.config.schemas import AUTO
-from gptask.errors import UserError
+from gptask.errors import UserError, VisibleFormatter
 from gptask.runs.folder import RunFolderExists, is_main_process, numbered_alternatives
 
 log = logging.getLogger("gptask")
@@ -106,7 +106,7 @@ def log_to_console() -> None:
     handler = next((h for h in log.handlers if type(h) is logging.StreamHandler), None)
     if handler is None:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(VisibleFormatter("%(message)s"))
         log.addHandler(handler)
     log.propagate = False  # a library that configures the root logger (absl does) would repeat every line
     handler.stream = sys.stderr  # a program may have replaced it since the last call

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
+from io import StringIO
 from typing import Any, NoReturn
 
 from gptask.cli.hydra.compose import CONFIG_MODULE, initialized, loader, search_path, with_config_folder
@@ -19,6 +20,7 @@ from gptask.cli.hydra.launchers import check_launcher
 from gptask.cli.hydra.private import argument_parser, child_node, multirun
 from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides
 from gptask.cli.hydra.task_list import read_task_list
+from gptask.cli.output import write_out
 from gptask.cli.verbs import MULTIRUN, VERBS
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
@@ -41,7 +43,7 @@ def launch(verb: str, arguments: Sequence[str], action: Callable[[Any, str | Non
     command_line, flags = read_command_line(verb, arguments)
     if "--help" in flags:
         text = with_user_errors(command_line, lambda: help_text(VERBS[verb], command_line.overrides))
-        sys.stdout.write(text)
+        write_out(text)
         return 0
     if any(flag.startswith(DISPLAY_FLAGS) for flag in flags):
         with_user_errors(command_line, lambda: _display(command_line, flags))
@@ -90,8 +92,9 @@ def _display(command_line: CommandLine, flags: Sequence[str]) -> None:
     import hydra
 
     main = hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name=command_line.verb)
-    with _hydra_process([*command_line.overrides, *flags]):
+    with _hydra_process([*command_line.overrides, *flags]), redirect_stdout(StringIO()) as printed:
         main(lambda config: None)()
+    write_out(printed.getvalue())
 
 
 def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine, list[str]]:

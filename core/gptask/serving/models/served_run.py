@@ -12,6 +12,7 @@ from gptask.config.conversion import from_plain
 from gptask.model.heads import GenerationHead
 from gptask.plugins.metric import value_text
 from gptask.runs.manifest import MANIFEST, read_manifest
+from gptask.runs.prediction_identity import run_digest
 from gptask.runs.predictor import Predictor
 from gptask.runs.run import Run
 from gptask.serving.remote_run import input_description
@@ -99,6 +100,7 @@ class ServedModel:
             "max_tokens": self.max_tokens,
             "context": self.context,
             "adapter": self.digest,
+            "manifest": None,
             "backbone": backbone,
             "loaded": datetime.fromtimestamp(self.loaded, UTC).isoformat(timespec="seconds"),
         }
@@ -118,6 +120,7 @@ class ServedRun(ServedModel):
         self.data = from_plain("data", self.run.config["data"])
         self.predictor = Predictor(self.run.task, self.backbone, self.run.head, self.data)
         self.metric = main_metric(self.run)
+        self._manifest = run_digest(self.run.folder)
         self._created = int((self.run.folder / MANIFEST).stat().st_mtime)
 
     @property
@@ -166,6 +169,7 @@ class ServedRun(ServedModel):
             "task": self.run.plugin.name,
             "description": (inspect.getdoc(type(task)) or "").partition("\n")[0],
             "metric": self.metric,
+            "manifest": self._manifest,
             **input_description(task, self.run.config["data"]),
             "labels": [str(label) for label in labels] if isinstance(labels, list | tuple) and labels else None,
         }

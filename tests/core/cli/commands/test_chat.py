@@ -39,6 +39,16 @@ def test_a_model_folder_answers_a_pipe(run_command, piped, tiny_model, tmp_path)
     assert run_command("chat", str(tiny_model("llama")), *options).out.strip() == saved[2]["content"]
 
 
+def test_control_characters_of_an_answer_are_visible_on_a_terminal_alone(monkeypatch, capsys):
+    pieces = ["a\x1b", "[31mred", "\x9b2J\r\n"]
+    chat = SimpleNamespace(say=lambda text: (piece for piece in pieces), dropped_messages=0, reached_limit=False)
+    ChatRepl(chat, terminal=False).answer("hi")
+    assert capsys.readouterr().out == "".join(pieces) + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    ChatRepl(chat, terminal=True).answer("hi")
+    assert capsys.readouterr().out == "a\\u001b[31mred\\u009b2J\\u000d\n\n"
+
+
 def test_the_lines_between_fences_are_one_text(chat, piped):
     piped('"""one', "two", "", 'three"""', "four")
     assert list(chat_repl._read_texts(chat_repl._pipe_lines())) == ["one\ntwo\n\nthree", "four"]

@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from gptask.analysis.compare.comparison import compare
+from gptask.analysis.compare.records import find_runs
+from gptask.analysis.compare.render import as_csv
 from gptask.config.schemas import Full
 
 from tests.support.run_folders import rewrite
@@ -112,6 +115,15 @@ def test_csv_has_plain_numbers(run_command, pair):
     assert float(bad["difference_low"]) < float(bad["difference"]) < float(bad["difference_high"])
     assert bad["verdict"] == "worse"
     assert rows_by_key[pair[0], "mcc"]["verdict"] == ""
+
+
+def test_no_cell_of_the_csv_is_a_formula(pair, sentiment_run, tmp_path, monkeypatch):
+    sentiment_run("=1+1", 0.9, draw=3)
+    monkeypatch.chdir(tmp_path / "outputs" / "sentiment")
+    text = as_csv(compare(find_runs(["good", "=1+1"])))
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert {row["run"] for row in rows} == {"good", "'=1+1"}
+    assert any(float(row["difference"]) < 0 for row in rows if row["difference"])
 
 
 def test_json_holds_every_statistic(run_command, pair):

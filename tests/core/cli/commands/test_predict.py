@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from gptask.cli import main
 from gptask.config.schemas import Lora
+from gptask.runs import part_file, predict_file
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.token_tagging import TokenTagging
 
@@ -95,6 +96,35 @@ def test_a_table_with_a_word_a_row_and_a_parquet_file(predict, tmp_path):
     pq.write_table(pa.table({"text": ["good", "bad"], "when": [None, None]}), tmp_path / "in.parquet")
     remote, local = predict("stars", "input=in.parquet")
     assert_near(*([json.loads(line) for line in path.read_text().splitlines()] for path in (remote, local)))
+
+
+def test_a_stop_keeps_the_rows_and_the_same_command_goes_on(served, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(part_file, "COMMIT_SECONDS", 0.0)
+    (tmp_path / "in.txt").write_text("".join(f"film {number}\n" for number in range(100)))
+    command = ["predict", f"server={served.url}", "run=stars", f"input={tmp_path / 'in.txt'}"]
+    command.append(f"output={tmp_path / 'out.jsonl'}")
+    line = predict_file._line
+
+    def stop_at_70(number, *arguments):
+        if number == 70:
+            raise KeyboardInterrupt
+        return line(number, *arguments)
+
+    monkeypatch.setattr(predict_file, "_line", stop_at_70)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 130
+    assert "the first 64 rows are kept in" in (error := capsys.readouterr().err)
+    assert "the same command goes on after them" in error
+    monkeypatch.setattr(predict_file, "_line", line)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 0
+    assert "64 rows are taken over from" in (error := capsys.readouterr().err)
+    assert "100 rows written to" in error
+    lines = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in lines] == [*range(1, 101)]
+    assert [row["text"] for row in lines] == [f"film {number}" for number in range(100)]
 
 
 def test_a_line_of_standard_input_is_answered_before_the_next_one_is_there(served, monkeypatch):

@@ -17,7 +17,7 @@ from tests.support.run_folders import seal
 KEYS = {
     "id", "object", "created", "owned_by", "task", "description", "writes", "chat_template", "metric", "fields",
     "targets", "columns", "documents",
-    "labels", "converts_rows", "max_tokens", "context", "adapter", "backbone", "loaded",
+    "labels", "converts_rows", "max_tokens", "context", "adapter", "manifest", "backbone", "loaded",
 }  # fmt: skip
 
 
