@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gptask.data.opening import MAX_RATIO, MIN_LARGE_BYTES, too_large
 from gptask.data.rows import Row, unique_names
 from gptask.errors import DataError
 
@@ -20,9 +21,10 @@ def parquet_rows(stream: io.BufferedIOBase, path: Path, wanted: set[str]) -> Ite
     not Parquet and for a wanted column that occurs twice.
     """
     with tempfile.TemporaryFile() as unpacked:
-        if not isinstance(stream, io.BufferedReader):  # Parquet is read from its end
+        is_file = isinstance(getattr(stream, "raw", None), io.FileIO)
+        if not is_file:  # Parquet is read from its end
             shutil.copyfileobj(stream, unpacked)
-        yield from _rows(stream if isinstance(stream, io.BufferedReader) else unpacked, path, wanted)
+        yield from _rows(stream if is_file else unpacked, path, wanted)
 
 
 def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
@@ -31,6 +33,10 @@ def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(stream) as file:
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            limit = max(MIN_LARGE_BYTES, MAX_RATIO * path.stat().st_size)
+            if sum(group.total_byte_size for group in groups) > limit:
+                raise DataError(too_large(path, limit))
             schema = file.schema_arrow
             has_bytes = {name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" in str(kind)}
             names = unique_names(schema.names, wanted, str(path))
