@@ -28,6 +28,7 @@ CODE_OF_EXAMPLES = (  # from files to checked examples
     "gptask.data.json_rows",
     "gptask.data.labels",
     "gptask.data.languages",
+    "gptask.data.line_pattern",
     "gptask.data.literals",
     "gptask.data.messages",
     "gptask.data.opening",
@@ -51,6 +52,7 @@ CODE_OF_ENCODING = (  # from examples to token ids
     "gptask.model.backbone.chat_template",
     "gptask.plugins.generation_options",
     "gptask.plugins.text_tokenizer",
+    "gptask.plugins.time_limit",
     "gptask.plugins.truncation",
 )
 

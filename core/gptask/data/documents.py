@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from gptask.config.schemas import Documents, Files
+from gptask.data.line_pattern import LinePattern
 from gptask.data.rows import Lines, Row
-from gptask.errors import UserError
 from gptask.plugins.task import Task
 
 SECTION_CHARACTERS = 10_000  # from here a section ends at the next blank line, from twice as many at any line
@@ -29,25 +28,19 @@ def documents(lines: Lines, options: Files) -> Iterator[Row]:
     """
     kind = options.documents or Documents.line
     if options.separator:
-        try:
-            is_separator = re.compile(options.separator).fullmatch
-        except re.error as error:
-            raise UserError(
-                f"data.separator {options.separator!r} is not a valid regular expression: {error}"
-            ) from error
-        return _separated(lines, is_separator)
+        return _separated(lines, LinePattern(options.separator, "data.separator").fullmatch)
     if kind is Documents.paragraph:
-        return _separated(lines, lambda line: not line.strip())
+        return _separated(lines, lambda line, number: not line.strip())
     if kind is Documents.line:
         return (Row(number, text.rstrip("\r\n")) for number, text in lines)
     return _sections(lines, SECTION_CHARACTERS if kind is Documents.section else None)
 
 
-def _separated(lines: Lines, is_separator: Callable[[str], object]) -> Iterator[Row]:
+def _separated(lines: Lines, is_separator: Callable[[str, int], object]) -> Iterator[Row]:
     first_line, document = 1, list[str]()
     for number, text in lines:
         line = text.rstrip("\r\n")
-        if not is_separator(line):
+        if not is_separator(line, number):
             document.append(line)
             continue
         if document:

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gptask.data.languages import guess_encoding
+from gptask.data.opening import MAX_LINE_BYTES, limited_lines
 from gptask.data.rows import Lines, ReadingNotes, Row
 from gptask.errors import DataError, UserError
 
 NOT_OF_FILES = {"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # Python's codecs for others
+LONG_LINE_ADVICE = "is it a file of another kind, or without line breaks?"
 MARK = "\udcff"  # stands for what can't be decoded; no decoder gives it for bytes that it can
 SNIFFED_BYTES = 65536
 BYTE_ORDER_MARKS = (  # those of UTF-32 before those of UTF-16, which they start with
@@ -95,7 +97,7 @@ def _sniff(stream: io.BufferedIOBase, head: bytes, name: object, notes: ReadingN
 def _sniff_legacy(stream: io.BufferedIOBase, notes: ReadingNotes) -> str:
     """The encoding of a file that is not all UTF-8: still UTF-8 if any of its lines is, else as its letters tell."""
     sample, first_line, size = list[bytes](), 0, 0
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(limited_lines(stream), 1):
         if raw.isascii():
             continue
         try:
@@ -134,6 +136,8 @@ def decoded_lines(stream: Iterable[bytes], encoding: str, errors: Undecodable) -
     line_end = "\n".encode(encoding)
     raw_lines = stream if len(line_end) == 1 else _wide_lines(stream, line_end)
     for number, raw in enumerate(raw_lines, 1):
+        if len(raw) >= MAX_LINE_BYTES:
+            raise DataError(f"line {number} is longer than {MAX_LINE_BYTES:,} bytes; {LONG_LINE_ADVICE}")
         try:
             text = raw.decode(encoding)
         except UnicodeDecodeError as error:
@@ -152,6 +156,8 @@ def _wide_lines(stream: Iterable[bytes], line_end: bytes) -> Iterator[bytes]:
                 yield rest[start : position + width]
                 start = position + width
         rest = rest[start:]
+        if len(rest) >= MAX_LINE_BYTES:
+            yield rest  # which is refused
     if rest:
         yield rest
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptask.config.schemas import Data, Files
+from gptask.config.yaml_text import MAX_BYTES, load_yaml
 from gptask.data.cells import is_blank_cell, plain_cell, present, text
 from gptask.data.literals import not_a_literal, parse_container
 from gptask.data.reading import read
@@ -218,7 +219,7 @@ def _parse_labels(labels: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        return yaml.load(labels, Loader=yaml.BaseLoader)  # every value is a text, no and null included
+        return load_yaml(labels, "data.labels", texts_only=True)  # no and null are texts too
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         cause = str(error).splitlines()[0]
         raise UserError(f"data.labels={labels[:60]} is neither JSON nor YAML: {cause}") from error
@@ -226,6 +227,10 @@ def _parse_labels(labels: str) -> Any:
 
 def _read_label_file(file_name: str, options: Data) -> Any:
     path = Source.parse(file_name, getattr(options, "root", None)).path
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(
+            f"data.labels: {path} has {size:,} bytes; expected names of labels, at most {MAX_BYTES:,} bytes"
+        )
     if path.suffix.lower() == ".json":
         with damaged(f"data.labels: {path}"):
             return json.loads(path.read_text(encoding="utf-8-sig"))

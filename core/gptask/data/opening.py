@@ -11,12 +11,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptask.errors import DataError, UserError, listing
 
 HEAD_BYTES = 4096
+CHUNK_BYTES = 2**17  # of a file's content, unpacked at once
+MAX_RATIO = 200  # of the unpacked size to that of the file, from MIN_LARGE_BYTES on; logs and tables have 3 to 50
+MIN_LARGE_BYTES = 2**30
+MAX_LINE_BYTES = 2**27
 COMPRESSIONS: tuple[tuple[str, re.Pattern[bytes], Callable[..., Any]], ...] = (
     ("gzip", re.compile(rb"\x1f\x8b"), gzip.open),
     ("bzip2", re.compile(rb"BZh[1-9]1AY&SY"), bz2.open),
@@ -49,6 +54,45 @@ UNREADABLE = (  # position and first bytes, what such a file is, and what to do 
 OFFICE_PARTS = {"xl/": "an Excel workbook", "word/": "a Word document", "ppt/": "a PowerPoint presentation"}
 
 
+class _Unpacked(io.RawIOBase):
+    """The unpacked content of a file; raises `DataError` where it is too large for the file to be meant as data."""
+
+    def __init__(self, path: Path, content: io.BufferedIOBase) -> None:
+        self.path, self.content = path, content
+        self.limit = max(MIN_LARGE_BYTES, MAX_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self.content.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.content.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.content.readinto(buffer)
+        if count and self.content.tell() > self.limit:
+            raise DataError(too_large(self.path, self.limit))
+        return count
+
+
+def too_large(path: Path, limit: int) -> str:
+    """What is said of a file that unpacks to more than ``limit`` bytes."""
+    return (
+        f"{path} unpacks to more than {limit:,} bytes, over {MAX_RATIO} times its size; if it is meant to, unpack it "
+        "first and name the unpacked file"
+    )
+
+
+def limited_lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """The lines of a stream, each cut at `MAX_LINE_BYTES`."""
+    return iter(partial(stream.readline, MAX_LINE_BYTES), b"")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """A file's content, decompressed (gzip, bzip2, xz), as a stream that can be rewound.
@@ -68,7 +112,8 @@ def opened(path: Path) -> Iterator[io.BufferedIOBase]:
             raise DataError(f"{path} is not a complete {expected} file: it does not start like one")
         if head.startswith(b"PK\x03\x04"):
             raise DataError(_zip_advice(path))
-        with open_file(path, "rb") as stream:
+        with open_file(path, "rb") as content:
+            stream = io.BufferedReader(_Unpacked(path, content), CHUNK_BYTES) if compression else content
             refuse_unreadable(stream.read(HEAD_BYTES) if compression else head, path)
             stream.seek(0)
             yield stream

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gptask.data.opening import MAX_RATIO, MIN_LARGE_BYTES, too_large
 from gptask.data.rows import Row, unique_names
 from gptask.errors import DataError, damaged
 
@@ -25,9 +26,10 @@ def parquet_rows(stream: io.BufferedIOBase, path: Path, wanted: set[str]) -> Ite
     that occurs twice.
     """
     with tempfile.TemporaryFile() as unpacked:
-        if not isinstance(stream, io.BufferedReader):  # Parquet is read from its end
+        is_file = isinstance(getattr(stream, "raw", None), io.FileIO)
+        if not is_file:  # Parquet is read from its end
             shutil.copyfileobj(stream, unpacked)
-        yield from _rows(stream if isinstance(stream, io.BufferedReader) else unpacked, path, wanted)
+        yield from _rows(stream if is_file else unpacked, path, wanted)
 
 
 def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
@@ -40,6 +42,9 @@ def _rows(stream: Any, path: Path, wanted: set[str]) -> Iterator[Row]:
     with _damaged(path):
         file = pq.ParquetFile(stream)
         schema = file.schema_arrow
+        unpacked = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+    if unpacked > (limit := max(MIN_LARGE_BYTES, MAX_RATIO * path.stat().st_size)):
+        raise DataError(too_large(path, limit))
     with file:
         has_bytes = {name for name, kind in zip(schema.names, schema.types, strict=True) if "binary" in str(kind)}
         names = unique_names(schema.names, wanted, str(path))

@@ -23,7 +23,8 @@ from gptask.data.encoding import (
 )
 from gptask.data.header import is_named_header
 from gptask.data.json_rows import json_lines, json_records
-from gptask.data.opening import COMPRESSED_SUFFIXES, opened, refuse_unreadable
+from gptask.data.line_pattern import LinePattern
+from gptask.data.opening import COMPRESSED_SUFFIXES, limited_lines, opened, refuse_unreadable
 from gptask.data.parquet import parquet_rows
 from gptask.data.rows import EVERY_NAME, Lines, ReadingNotes, Row, Source, wanted_columns, wanted_positions
 from gptask.data.tables import (
@@ -87,7 +88,7 @@ def check_options(source: Source, options: Files) -> str:
     if options.encoding:
         known_codec(options.encoding)
     if options.pattern:
-        _compiled(options.pattern)
+        _line_pattern(options.pattern)
     return file_format
 
 
@@ -127,13 +128,13 @@ def _stream_rows(
 
         def all_lines() -> Lines:
             stream.seek(0)
-            return decoded_lines(stream, encoding, Undecodable())
+            return decoded_lines(limited_lines(stream), encoding, Undecodable())
 
         sample = list(islice(all_lines(), SAMPLE_LINES))
         layout = resolve_layout(sample, all_lines, file_format, options, header_names - {EVERY_NAME}, notes)
         stream.seek(0)
     errors = Undecodable()
-    lines = decoded_lines(stream, encoding, errors)
+    lines = decoded_lines(limited_lines(stream), encoding, errors)
     yield from refuse_undecodable(_line_rows(file_format, lines, options, wanted, str(source), layout), errors)
 
 
@@ -158,7 +159,7 @@ def read_stream(stream: Iterable[bytes], options: Files, header_names: Iterable[
     if options.format not in ("auto", *FORMATS) or options.format == "parquet":
         expected = listing(name for name in FORMATS if name != "parquet")
         raise UserError(f"standard input can't be read as '{options.format}'; expected {expected}")
-    chunks = iter(stream)
+    chunks = limited_lines(stream) if isinstance(stream, io.BufferedIOBase) else iter(stream)
     first_chunk = next(chunks, None)
     if first_chunk is None:
         return
@@ -253,20 +254,17 @@ def content_suffix(path: Path) -> str:
 
 def _pattern_rows(lines: Lines, pattern: str) -> Iterator[Row]:
     """Lines as the named groups of ``data.pattern``; blank lines are left out."""
-    expression = _compiled(pattern)
+    expression = _line_pattern(pattern)
     for number, text in lines:
         text = text.rstrip("\r\n")
-        if match := expression.fullmatch(text):
+        if match := expression.fullmatch(text, number):
             yield Row(number, match.groupdict())
         elif text.strip():
             yield Row(number, DataError(f"the line does not match data.pattern {pattern!r}: {text[:60]!r}"))
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"data.pattern {pattern!r} is not a valid regular expression: {error}") from error
-    if not expression.groupindex:
+def _line_pattern(pattern: str) -> LinePattern:
+    line_pattern = LinePattern(pattern, "data.pattern")
+    if not line_pattern.group_names:
         raise UserError(f"data.pattern {pattern!r} names no group; write (?P<text>...) for each field")
-    return expression
+    return line_pattern

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +31,18 @@ def is_wide(character: str) -> bool:
 
 
 class PromptFormatter(string.Formatter):
-    """Takes every placeholder as one name: ``{meta.title}`` is a column of that path, not an attribute of ``meta``."""
+    """Takes every placeholder as one name: ``{meta.title}`` is a column of that path, not an attribute of ``meta``.
+
+    It raises ``ValueError`` for a format or a conversion behind a name: ``{text:>1000000000}`` would fill the memory.
+    """
+
+    def parse(self, format_string: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+        """Yield each literal text with the name behind it."""
+        for literal, name, specification, conversion in super().parse(format_string):
+            if specification or conversion:
+                rest = f"!{conversion}" if conversion else f":{specification}"
+                raise ValueError(f"'{{{name}{rest}}}' has a format behind its name, which prompts don't take")
+            yield literal, name, specification, conversion
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Any) -> tuple[Any, str]:
         """Return the value of a name."""
@@ -42,9 +53,9 @@ class PromptFormatter(string.Formatter):
 def placeholder_names(template: str) -> tuple[str, ...]:
     """Return the names in the braces of a template, in the order in which they first occur.
 
-    Raises ``ValueError`` for braces that don't match.
+    Raises ``ValueError`` for braces that don't match, and for a format behind a name.
     """
-    return tuple(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name is not None))
+    return tuple(dict.fromkeys(name for _, name, _, _ in PromptFormatter().parse(template) if name is not None))
 
 
 @dataclass
@@ -72,20 +83,15 @@ class PromptedTask(Task):
         try:
             names = placeholder_names(self.template)
         except ValueError as error:
-            raise UserError(f"task.prompt {self.prompt!r} is no template: {error}") from error
+            raise UserError(
+                f"task.prompt {self.prompt!r} is no template: {error}. A placeholder is a name in braces; write "
+                "{{ }} for literal ones"
+            ) from error
         for name in names:
             self._check_placeholder(name)
         if not self.shown_inputs(self.template):
             first = next(f.name for f in self.fields() if not f.target)
             raise UserError(f"task.prompt {self.template!r} uses no field; put {{{first}}} into it")
-        values = {f.name: 1.0 if f.kind is Kind.NUMBER else "" for f in self.inputs()} | self.placeholders({})
-        try:
-            PromptFormatter().vformat(self.template, (), values)
-        except (ValueError, KeyError) as error:  # what follows a : or ! in a placeholder
-            raise UserError(
-                f"task.prompt {self.template!r} can't be filled in: {error}. A placeholder is a name in braces; write "
-                "{{ }} for literal ones"
-            ) from error
 
     def _check_placeholder(self, name: str) -> None:
         """Raise `UserError` for a placeholder that names neither an input nor a possible column."""

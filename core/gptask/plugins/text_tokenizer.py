@@ -6,6 +6,7 @@ that are marked as data: `TextTokenizer.encode_template`, or `mark` and `encode_
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable
@@ -13,8 +14,23 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from gptask.errors import UserError
+from gptask.plugins.time_limit import within_seconds
 
+log = logging.getLogger("gptask")
 LEAK_CONTEXTS = ("{}", "a{}a", " {} ", "\n{}\n")  # a model may have a piece only behind a space, or only within a word
+
+TEMPLATE_SECONDS = 10.0  # for a first rendering of a few words; a thousand times what templates take
+
+
+def rendered_in_time(render: Callable[[], str]) -> str:
+    """What rendering a chat template returns: it is a program in a sandbox, which reaches nothing but may not end.
+
+    Raises `UserError` where it takes longer than `TEMPLATE_SECONDS`.
+    """
+    try:
+        return within_seconds(TEMPLATE_SECONDS, render)
+    except TimeoutError as error:
+        raise UserError(f"the tokenizer's chat template does not end within {TEMPLATE_SECONDS:g} s") from error
 
 
 def text_tokenizer(tokenizer: Any) -> TextTokenizer:
@@ -110,14 +126,15 @@ class TextTokenizer:
 
     def _rendered_turns(self) -> str:
         """Two turns by the chat template, and the beginning of a third one; empty without a usable template."""
-        from jinja2.exceptions import TemplateError
-
         if not getattr(self.raw, "chat_template", None):
             return ""
         turns = [{"role": role, "content": "0"} for role in ("user", "assistant", "user")]
         try:
-            return str(self.raw.apply_chat_template(turns, tokenize=False))
-        except (TemplateError, ValueError):
+            return rendered_in_time(lambda: str(self.raw.apply_chat_template(turns, tokenize=False)))
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # a template raises whatever its operations do
+            log.debug("the chat template renders no plain turns: %r", error)
             return ""
 
     @cached_property

@@ -75,7 +75,9 @@ def refuse_adapter_export(run: Run) -> None:
 def _layers_of_backbone(run: Run) -> int:
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(run.backbone.origin.location)
+    config: Any = AutoConfig.from_pretrained(
+        run.backbone.origin.location, local_files_only=True, trust_remote_code=False
+    )
     return int(config.get_text_config().num_hidden_layers)
 
 

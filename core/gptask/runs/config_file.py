@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.conversion import escaped, to_plain
+from gptask.config.multitask import check_task_names
+from gptask.config.yaml_text import read_yaml
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
@@ -71,7 +73,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"The latest run folders: {listing(nearby[-4:])}"
         )
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        values = read_yaml(file)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
@@ -81,6 +83,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {RUN_FORMAT}: "
             "train again with this version, or read it with the commit named in its metrics.json"
         )
+    check_task_names([str(name) for name in (*(values.get("tasks") or ()), values.get("task_name") or "x")])
     return {str(name): value for name, value in values.items()}
 
 

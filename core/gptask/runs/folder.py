@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.errors import UserError, VisibleFormatter, listing, write_failure, writing
+from gptask.model.backbone.locate import PICKLES
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.leftovers import LOG, holds_run
@@ -260,6 +261,13 @@ def verified_model(folder: str | Path) -> Path:
     if not any(name.startswith(MODEL) for name in manifest.files):
         parent = f" of {manifest.parent['folder']}, which holds one" if manifest.parent else ""
         raise UserError(f"{folder} holds no model: it is an evaluation{parent}")
+    if links := [path for path in (model, *model.rglob("*")) if path.is_symlink() and path.is_dir()]:
+        raise UserError(f"{links[0]} is a link; a run's model is files in its folder: put a copy there")
+    if pickles := sorted(file.name for file in model.glob("*") if file.suffix in PICKLES):
+        raise UserError(
+            f"{model} holds {listing(pickles, 3)}, which may run code when loaded; a run's model is safetensors and "
+            "JSON. Don't use this run, or remove the file if you know where it comes from"
+        )
     manifest.verify(MODEL)
     return model
 

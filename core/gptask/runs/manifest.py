@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptask.errors import UserError, listing
@@ -67,6 +67,8 @@ class Manifest:
             return f"{name} is not listed"
         if not path.is_file():
             return f"{name} is missing"
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            return f"{name} is a link to a file outside of the run folder"
         if (size := path.stat().st_size) != entry.size:
             return f"{name} has {size:,} instead of {entry.size:,} bytes"
         return "" if _sha256(path) == entry.sha256 else f"{name} has other content (SHA-256)"
@@ -125,6 +127,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         if (found := values["format"]) != RUN_FORMAT:
             raise UserError(f"{folder} has run format {found}; gptask {version('gptask')} reads format {RUN_FORMAT}")
         files = {name: FileEntry(int(entry["bytes"]), entry["sha256"]) for name, entry in values["files"].items()}
+        if outside := [name for name in files if not _is_inside(name)]:
+            raise UserError(f"{file} lists files outside of the run folder: {listing(outside, 3)}")
         parent, splits = values["parent"] and dict(values["parent"]), dict(values["splits"])
         return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -151,6 +155,12 @@ def way_to_finish(folder: Path) -> str:
         if any((path / "checkpoints").glob("*.ckpt")):
             return f"finish it with: gptask train resume={path}"
     return "it has no checkpoint to go on from, so start it again"
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is that of a file in the run folder, on every system: relative, with forward slashes alone."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0])
 
 
 def _model_files(folder: Path) -> Iterator[str]:

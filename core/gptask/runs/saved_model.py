@@ -16,6 +16,7 @@ from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
+from gptask.data.hub_access import hub_switched_off
 from gptask.errors import UserError, listing
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
@@ -119,13 +120,16 @@ def load_backbone(
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
+    from gptask.model.engine.adapter_files import check_ranks
+
+    adapter = backbone.engine.read_adapter(model)  # PEFT alone would look for a missing file on the hub
+    check_ranks(adapter)
     try:
-        backbone.set_model(PeftModel.from_pretrained(backbone.model, str(model)))
-        with safe_open(model / "adapter_model.safetensors", "pt") as file:
-            saved_names = {*file.keys()}
-        if different := saved_names ^ {*get_peft_model_state_dict(backbone.peft, save_embedding_layers=False)}:
+        with hub_switched_off():
+            backbone.set_model(PeftModel.from_pretrained(backbone.model, str(model)))
+        if different := {*adapter.tensors} ^ {*get_peft_model_state_dict(backbone.peft, save_embedding_layers=False)}:
             raise ValueError(f"it has other weights than the backbone's layers need: {listing(sorted(different), 3)}")
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
@@ -246,7 +250,10 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
 
     file = _head_file(model, task)
     try:
-        head.load_state_dict(load_file(file) if file.exists() else {})
+        tensors = load_file(file) if file.exists() else {}
+        if broken := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
+            raise UserError(f"{file} has numbers that are not finite, in {listing(broken, 4)}")
+        head.load_state_dict(tensors)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
 

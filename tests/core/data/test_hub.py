@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         return FakeDataset(ROWS)
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_problem", lambda *_: None)
     return load_calls
 
 
@@ -53,7 +53,7 @@ def test_an_error_of_the_hub_is_one_line(calls: list) -> None:
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(hub, "hub_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_problem", lambda *_: "the hub is out of reach")
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
@@ -65,7 +65,9 @@ def test_offline_a_missing_set_is_an_error_before_datasets_is_imported(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise ImportError
-    with pytest.raises(UserError, match=r"'stanfordnlp/sst2' is neither .* data=files data.train=<file>"):
+    with pytest.raises(
+        UserError, match=r"'stanfordnlp/sst2' is not in the cache, and the hub is out .* data=files data.train=<file>"
+    ):
         HubReader(Hub(path="stanfordnlp/sst2"), "train")
 
 
@@ -76,5 +78,5 @@ def test_offline_a_cached_set_is_loaded(
     (offline / folder).mkdir(parents=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "")  # set by the code under test, so restored afterwards
     assert [row.value for _, row in HubReader(Hub(path="a/b"), "train").rows([])] == ROWS
-    with pytest.raises(UserError, match=r"'a/b \(nowhere\)' is neither"):
+    with pytest.raises(UserError, match=r"'a/b \(nowhere\)' is not in the cache"):
         HubReader(Hub(path="a/b"), "nowhere")

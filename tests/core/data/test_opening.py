@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from gptask.config.schemas import Files
+from gptask.data import opening
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import ReadingNotes, Source
 from gptask.errors import DataError
@@ -103,3 +104,53 @@ def test_standard_input_that_is_packed_is_refused() -> None:
     for content, message in ((gzip.compress(TEXT), "zcat FILE"), (zipped(a=TEXT), "unzip -p FILE"), (b"%PDF-1", "PDF")):
         with pytest.raises(DataError, match=f"standard input is .*{message}"):
             list(read_stream([content], Files()))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.txt"])
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(
+    write_file: Callable, monkeypatch: pytest.MonkeyPatch, compress: Callable, name: str
+) -> None:
+    monkeypatch.setattr(opening, "MIN_LARGE_BYTES", 100_000)
+    content = b"text,label\n" + b"aaaaaaaaaaaaaaaaaaaaaaaa,x\n" * 200_000
+    if name == "a.json":
+        content = b'[{"text": "' + b"a" * 5_000_000 + b'"}]'
+    with pytest.raises(
+        DataError, match=r"unpacks to more than [\d,]+ bytes, over 200 times .*unpack it first and name"
+    ):
+        values(write_file(name, compress(content)))
+
+
+def test_a_large_file_of_usual_density_is_read(write_file: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MIN_LARGE_BYTES", 1000)
+    lines = "".join(f"{number * 7919 % 10007} words of text,{number % 3}\n" for number in range(3000))
+    assert len(values(write_file("a.csv", gzip.compress(b"text,label\n" + lines.encode())))) == 3000
+
+
+def test_a_parquet_file_of_far_more_than_its_size_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from gptask.data import parquet
+
+    table = pa.table({"text": ["a" * 1000] * 5000})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
+    assert len(values(str(tmp_path / "a.parquet"))) == 5000
+    monkeypatch.setattr(parquet, "MIN_LARGE_BYTES", 100_000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        values(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt", "a.conll"])
+def test_an_endless_line_is_refused(write_file: Callable, monkeypatch, encoding: str, name: str) -> None:
+    monkeypatch.setattr(opening, "MAX_LINE_BYTES", 100_000)
+    monkeypatch.setattr("gptask.data.encoding.MAX_LINE_BYTES", 100_000)
+    with pytest.raises(DataError, match="line 2 is longer than 100,000 bytes; is it a file of another kind"):
+        values(write_file(name, ("a\n" + "x" * 300_000).encode(encoding)), encoding=encoding, columns={"text": "0"})
+
+
+def test_an_endless_line_of_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("gptask.data.encoding.MAX_LINE_BYTES", 1000)
+    with pytest.raises(DataError, match="line 2 is longer than 1,000 bytes"):
+        list(read_stream(io.BufferedReader(io.BytesIO(b"a\n" + b"x" * 5000)), Files(), ()))

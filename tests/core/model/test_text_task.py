@@ -54,11 +54,21 @@ def test_a_field_of_value_zero_is_written_and_a_missing_one_is_empty() -> None:
     assert Count().render({"number": None, "word": None})[0] == " is"
 
 
-@pytest.mark.parametrize("rest", ["note:d", "note!x", "note:>{width}", "oc.env:HOME", "number:s"])
-def test_a_placeholder_that_cannot_be_filled_in_is_refused(rest: str) -> None:
-    with pytest.raises(UserError, match=r"can't be filled in: .*write \{\{ \}\} for literal"):
+@pytest.mark.parametrize(
+    "rest", ["note:d", "note!r", "note:>{width}", "oc.env:HOME", "number:.1f", "note:>1000000000", "note!r:{width}"]
+)
+def test_a_format_behind_a_name_is_refused(rest: str) -> None:
+    with pytest.raises(UserError, match=r"has a format behind its name.*write \{\{ \}\} for literal"):
         Count(prompt=f"{{number}} {{{rest}}}").validate()
-    Count(prompt="{number:.1f} {note:>6}").validate()
+    with pytest.raises(ValueError, match="has a format"):  # of an author's template too
+        Count().fill_template(f"{{{rest}}}", {"number": 1})
+
+
+def test_a_placeholder_reaches_no_attribute_and_no_element() -> None:
+    task = Count(prompt="{number} {note.__class__} {note[0]}")
+    task.validate()  # they are names of columns, which the data must have
+    with pytest.raises(KeyError):
+        task.fill_template("{number.__class__}", {"number": 1})
 
 
 def test_literal_braces_are_possible() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptask.analysis.compare.validation import problem_of_config, problem_of_result
+from gptask.config.yaml_text import read_yaml
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
@@ -187,8 +188,7 @@ def read_run(folder: Path) -> RunRecord:
 
     record = RunRecord(folder)
     try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = read_yaml(folder / "config.yaml")
         record.problem = problem_of_config(config)
         if record.damaged:
             record.problem = _unfinished(folder) or record.problem

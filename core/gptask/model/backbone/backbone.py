@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from gptask.config.engine import Fast, Reference, engine_from_environment
 from gptask.config.schemas import DType, Pretrained, Scratch
+from gptask.data.hub_access import hub_switched_off
 from gptask.errors import UserError, listing
 from gptask.model.backbone.chat_template import turn_end
+from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.scratch import build_from_scratch
@@ -320,10 +323,12 @@ def from_folder(
     quiet_transformers()
     folder = origin.location
     auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
+    check_model_folder(Path(folder))
     try:
-        model, loading_info = auto_model.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
-        )
+        with hub_switched_off():
+            model, loading_info = auto_model.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
+            )
         loaded_tokenizer = load_tokenizer(tokenizer or folder)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
@@ -342,15 +347,24 @@ def load_tokenizer(folder: str) -> Any:
     """Load the tokenizer of a folder as transformers does; code from the folder is never run."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
+    check_sizes(Path(folder))
+    with hub_switched_off():
+        return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
 
 
 def _check_supported(backbone: GPTBackbone) -> None:
-    """Raise `UserError` if states depend on later tokens, or if `GPTBackbone.logits` are not the model's logits."""
+    """Raise `UserError` if states depend on later tokens, or if `GPTBackbone.logits` are not the model's logits.
+
+    A weight that is not finite shows in the states or the logits; embeddings show in the logits only where tied.
+    """
     ids_BT = torch.arange(4, device=backbone.device)[None]
     with torch.inference_mode():
         hidden_BTC = backbone.hidden(ids_BT)
         shorter_BTC, logits_BTV = backbone.hidden(ids_BT[:, :3]), backbone.model(ids_BT).logits
+        embeddings, rows = backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings()
+        values = [hidden_BTC, logits_BTV] + ([] if getattr(rows, "weight", None) is embeddings else [embeddings])
+        if not all(tensor.sum().isfinite() for tensor in values):
+            raise UserError(f"{backbone.origin.location} has weights that are not finite (NaN or infinite)")
         checks = [
             (shorter_BTC, hidden_BTC[:, :3], "is not causal (its states depend on later tokens)"),
             (backbone.logits(hidden_BTC), logits_BTV, "does more to its logits than gptask knows of"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptask.data.messages import Message, is_learned
 from gptask.errors import DataError, UserError
-from gptask.plugins.text_tokenizer import text_tokenizer
+from gptask.plugins.text_tokenizer import rendered_in_time, text_tokenizer
 from gptask.plugins.truncation import longest_prefix
 
 log = logging.getLogger("gptask")
@@ -52,8 +52,9 @@ class ChatTemplate:
             ["\nUser:"] if text == PLAIN_TEMPLATE else []
         )  # what a model writes on that did not learn to stop
         question = [{"role": "user", "content": PROBE_QUESTION}]
-        prompt = self._render(question, answer_due=True)
-        answered = self._render([*question, {"role": "assistant", "content": PROBE_ANSWER}], answer_due=False)
+        answer = {"role": "assistant", "content": PROBE_ANSWER}
+        prompt = rendered_in_time(lambda: self._render(question, answer_due=True))
+        answered = rendered_in_time(lambda: self._render([*question, answer], answer_due=False))
         if not answered.startswith(prompt) or PROBE_ANSWER not in answered[len(prompt) :]:
             raise UserError("the tokenizer's chat template does not put an answer after its prompt")
         tail = answered[answered.rindex(PROBE_ANSWER) + len(PROBE_ANSWER) :]  # end mark, then a separator
@@ -67,18 +68,16 @@ class ChatTemplate:
         self.separator = tail[len(end_mark) :] if tail.startswith(end_mark) else ""
 
     def _render(self, messages: Sequence[Message], answer_due: bool) -> str:
-        from jinja2.exceptions import TemplateError
-
+        marked = self.tokenizer.mark(messages)
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    self.tokenizer.mark(messages),
-                    chat_template=self.text,
-                    tokenize=False,
-                    add_generation_prompt=answer_due,
+                    marked, chat_template=self.text, tokenize=False, add_generation_prompt=answer_due
                 )
             )
-        except TemplateError as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a template raises whatever its operations do
             raise DataError(f"the tokenizer's chat template refuses the conversation: {error}") from error
 
     def tokenize(self, messages: Sequence[Message]) -> TokenizedConversation:

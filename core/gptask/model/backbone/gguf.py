@@ -11,6 +11,8 @@ from gptask.data.cache import replacing, seal_folder
 from gptask.errors import UserError
 from gptask.model.backbone.hf_logging import quiet_transformers
 
+ONLY_FILE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
 
 def convert(file: Path, folder: Path) -> None:
     """De-quantise ``file`` through transformers and write model and tokenizer to ``folder``, completely or not at all.
@@ -33,11 +35,13 @@ def _load_gguf(file: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     quiet_transformers()
+    if (file.parent / "adapter_config.json").exists():  # transformers would add it
+        raise UserError(f"an adapter (adapter_config.json) lies beside {file}; move the GGUF file to another folder")
     auto_model: Any = AutoModelForCausalLM  # transformers leaves what it returns untyped
     try:
         with open(os.devnull, "w") as devnull, contextlib.redirect_stderr(devnull):  # a bar that can't be disabled
-            gguf_model = auto_model.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            gguf_model = auto_model.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **ONLY_FILE)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **ONLY_FILE)
     except (ValueError, KeyError, IndexError, OSError, ImportError) as error:
         raise UserError(f"{file} can't be read as a GGUF model: {str(error).strip().splitlines()[0]}") from error
     config = gguf_model.config

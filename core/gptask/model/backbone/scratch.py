@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from gptask.config.schemas import Scratch, TokenizerKind
 from gptask.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+BYTES_OF_LAYER = 50_000  # of a layer's objects, however small its weights
 MIN_VOCAB_SIZE = 257  # 256 bytes and the end of text
 
 
@@ -24,6 +26,7 @@ def build_from_scratch(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any
         raise UserError(f"backbone.dropout={options.dropout} must be at least 0 and below 1")
     if options.n_embd % options.n_head:
         raise UserError(f"backbone.n_embd={options.n_embd} must be a multiple of backbone.n_head={options.n_head}")
+    _check_memory(options)
     tokenizer_of = character_tokenizer if options.tokenizer is TokenizerKind.characters else train_tokenizer
     tokenizer = tokenizer_of(texts, options.vocab_size)
     config = GPT2Config(
@@ -40,6 +43,20 @@ def build_from_scratch(options: Scratch, texts: Iterable[str]) -> tuple[Any, Any
         eos_token_id=tokenizer.eos_token_id,
     )
     return GPT2LMHeadModel(config), tokenizer
+
+
+def _check_memory(options: Scratch) -> None:
+    """Raise `UserError` for a model whose weights alone are larger than this machine's memory."""
+    channels = options.n_embd
+    parameters = 12 * channels**2 * options.n_layer + channels * options.context  # and those of the vocabulary
+    needed = 4 * parameters + BYTES_OF_LAYER * options.n_layer
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > present:
+        raise UserError(
+            f"backbone.n_layer={options.n_layer} n_embd={channels} context={options.context} make {parameters:,} "
+            f"parameters: {needed / 2**30:,.0f} GB, and training four times that, but this machine has "
+            f"{present / 2**30:,.0f} GB; lower them"
+        )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

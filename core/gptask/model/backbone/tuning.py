@@ -69,6 +69,11 @@ def _add_lora(model: Any, tuning: Lora) -> Any:
         )
     if tuning.rank < 1 or not 0 <= tuning.dropout < 1:
         raise UserError(f"tuning.rank={tuning.rank} must be at least 1 and tuning.dropout={tuning.dropout} in [0, 1)")
+    channels = int(model.get_input_embeddings().weight.shape[1])
+    if tuning.rank > channels:
+        raise UserError(
+            f"tuning.rank={tuning.rank} is more than the backbone's {channels} channels; tuning=full has all"
+        )
     top = 1.0 if tuning.top is None else tuning.top
     if not 0 < top <= 1:
         raise UserError(f"tuning.top={top} must be above 0 and at most 1: the share of layers that get adapters")

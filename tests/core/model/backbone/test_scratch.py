@@ -81,3 +81,11 @@ def test_no_text_is_unknown_to_the_tokenizer():
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer("training")["input_ids"]) < len("training")
     assert tokenizer.eos_token_id not in tokenizer("the end.")["input_ids"]
+
+
+@pytest.mark.parametrize("sizes", [{"n_layer": 10**6}, {"n_embd": 2**20}, {"context": 10**10}])
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(sizes):
+    with pytest.raises(UserError, match=r"parameters: [\d,]+ GB, and training four times that, but this machine has"):
+        build_from_scratch(Scratch(**sizes), ["text"])
+    with pytest.raises(UserError, match=r"this machine has"):
+        build_from_scratch(Scratch(n_layer=10**8, n_embd=4), ["text"])  # of layers' objects

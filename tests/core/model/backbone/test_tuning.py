@@ -180,3 +180,9 @@ def test_a_share_that_drops_no_layer_is_said(backbone_of, caplog):
     drop_upper_layers(backbone, Lora(layers=0.8))
     assert len(backbone.layers) == 2
     assert "tuning.layers=0.8 drops none of the backbone's 2 layers" in caplog.text
+
+
+def test_a_rank_above_the_channels_is_refused(backbone_of):
+    peft = backbone_of("llama").peft
+    with pytest.raises(UserError, match=r"tuning\.rank=1000000000 is more than the backbone's \d+ channels"):
+        apply_tuning(peft, Lora(rank=10**9))
