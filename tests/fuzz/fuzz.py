@@ -28,13 +28,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "core"), str(ROOT / "tasks"), str(ROOT / "conf")]
 
 from tests.fuzz.base_runs import base_runs  # noqa: E402
-from tests.fuzz.cases import run_chunk  # noqa: E402
+from tests.fuzz.cases import run_case, run_chunk  # noqa: E402
+from tests.fuzz.run_folders import VERBS, FolderCase  # noqa: E402
 from tests.fuzz.sandbox import MEMORY, Sandbox  # noqa: E402
 from tests.fuzz.target import Setting  # noqa: E402
 from tests.fuzz.targets import TARGETS  # noqa: E402
 
 CHUNK = 100  # cases
-PROGRESS = struct.Struct("<qd")  # the number of the case at work, and when it began
+PROGRESS = struct.Struct("<qdd")  # the number of the case at work, when it began, processor seconds used before
+WAITING = 6  # times the limit that a case may take by the clock: it may wait for a processor
 
 
 @dataclass
@@ -48,13 +50,14 @@ class Worker:
     progress: mmap.mmap
 
     @property
-    def case_seconds(self) -> float:
-        """How long the case at work takes by now."""
-        return time.monotonic() - PROGRESS.unpack(self.progress[: PROGRESS.size])[1]
-
-    @property
     def case_number(self) -> int:
-        return int(PROGRESS.unpack(self.progress[: PROGRESS.size])[0])
+        return int(PROGRESS.unpack(self.progress[:])[0])
+
+    def case_seconds(self) -> tuple[float, float]:
+        """How long the case at work takes by now: of the processor, and by the clock."""
+        _, began, used = PROGRESS.unpack(self.progress[:])
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") - used, time.monotonic() - began
 
 
 class Fuzz:
@@ -67,9 +70,19 @@ class Fuzz:
         self.lines = [json.loads(line) for line in self._whole_lines()]
         self.targets = [TARGETS[name] for name in options.target or TARGETS]
         self.setting: Setting = base_runs(self.folder / "base")
+        self._warm_up()
         self.workers: list[Worker] = []
         self.start = time.monotonic()
         self.next_chunk = 0
+
+    def _warm_up(self) -> None:
+        """Read an unchanged run by every verb, so that workers are forked from a process that has imported all."""
+        box = Sandbox(self.folder / "warm")
+        for verb in dict.fromkeys(VERBS):
+            case = FolderCase("adapted", verb, [], True, 1)
+            if fault := run_case(TARGETS["run folders"], case, box, self.setting):
+                raise SystemExit(f"an unchanged run has a fault: {fault.signature}\n{fault.text}")
+        shutil.rmtree(box.root)
 
     def _whole_lines(self) -> list[str]:
         """The lines of an earlier start; the last one may have been cut off."""
@@ -107,7 +120,7 @@ class Fuzz:
         return int(any(line["counts"] for line in self.lines))
 
     def _ended(self) -> bool:
-        seconds = time.monotonic() - self.start + sum(line["wall"] for line in self.lines[:0])
+        seconds = time.monotonic() - self.start 
         waiting = CHUNK * len(self.workers)
         return seconds > 60 * self.options.minutes or self.cases + waiting >= self.options.cases
 
@@ -122,7 +135,7 @@ class Fuzz:
         folder = self.folder / "workers" / str(chunk)
         folder.mkdir(parents=True, exist_ok=True)
         progress = mmap.mmap(-1, PROGRESS.size)
-        progress[:] = PROGRESS.pack(0, time.monotonic())
+        progress[:] = PROGRESS.pack(0, time.monotonic(), 0.0)
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
@@ -151,7 +164,7 @@ class Fuzz:
             resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
 
             def before_case(number: int) -> None:
-                progress[:] = PROGRESS.pack(number, time.monotonic())
+                progress[:] = PROGRESS.pack(number, time.monotonic(), time.process_time())
 
             result = run_chunk(
                 TARGETS[name], chunk, min(CHUNK, self.options.cases), Sandbox(folder / "box"), self.setting,
@@ -171,7 +184,8 @@ class Fuzz:
         pid, status = os.waitpid(worker.pid, os.WNOHANG)
         kind = "died"
         if not pid:
-            if worker.case_seconds < self.options.limit:
+            seconds, by_clock = worker.case_seconds()
+            if seconds < self.options.limit and by_clock < WAITING * self.options.limit:
                 return
             kind = "hang"
             os.kill(worker.pid, signal.SIGABRT)  # faulthandler then writes where it is
@@ -199,10 +213,11 @@ class Fuzz:
         log = (worker.folder / "worker.log").read_text(encoding="utf-8", errors="replace")
         frames = re.findall(r'File "\S*?/((?:gptask|gptask_tasks|fuzz)/\S+)", line \d+ in (\S+)', log)
         place = " ".join(frames[0]) if frames else f"signal or code {status}"
+        log = re.sub(r"^Extension modules: .*", "", log, flags=re.M)
         found = {"target": worker.target, "kind": kind, "place": place, "case": text[:6000], "text": log[-6000:],
                  "chunk": worker.chunk}  # fmt: skip
         return {"target": worker.target, "chunk": worker.chunk, "cases": worker.case_number + 1, "seconds": 0.0,
-                "slowest": worker.case_seconds, "peak": 0, "counts": {f"{kind}: {place}": 1}, "found": [found]}  # fmt: skip
+                "slowest": self.options.limit, "peak": 0, "counts": {f"{kind}: {place}": 1}, "found": [found]}  # fmt: skip
 
     def summary(self) -> str:
         """A table of the targets, and the faults by signature with their first case."""
@@ -224,12 +239,20 @@ class Fuzz:
         parts = [f"Seed {self.options.seed}, {self.options.workers} workers.\n", *rows]
         for (target, signature), count in totals.most_common():
             found = next(
-                (f for x in self.lines for f in x["found"] if (f["target"], f"{f['kind']}: {f['place']}") == (target, signature)),
+                (
+                    f
+                    for x in self.lines
+                    for f in x["found"]
+                    if (f["target"], f"{f['kind']}: {f['place']}") == (target, signature)
+                ),
                 None,
             )
             parts.append(f"\n## {target}: {signature} ({count})\n")
             if found:
-                parts.append(f"chunk {found['chunk']}\n\n    {found['case'][:1500]}\n\n    " + found["text"][-1500:].replace("\n", "\n    "))
+                parts.append(
+                    f"chunk {found['chunk']}\n\n    {found['case'][:1500]}\n\n    "
+                    + found["text"][-1500:].replace("\n", "\n    ")
+                )
         return "\n".join(parts) + "\n"
 
 
@@ -239,7 +262,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0, help="number of the first chunk")
-    parser.add_argument("--limit", type=float, default=30, help="seconds after which a case hangs")
+    parser.add_argument("--limit", type=float, default=30, help="seconds of the processor after which a case hangs")
     parser.add_argument("--target", action="append", choices=list(TARGETS))
     parser.add_argument("--output", default="outputs/fuzz", help="folder of results; the same one goes on")
     parser.add_argument("--no-shrink", action="store_true")

@@ -12,7 +12,20 @@ from tests.fuzz.hostile import MARK
 from tests.fuzz.sandbox import Fault
 
 VOID = {"meta", "link", "input", "br", "hr", "img", "path", "rect", "line", "circle", "col", "wbr", "use", "polyline"}
-FORBIDDEN = {"iframe", "object", "embed", "form", "base", "frame", "applet", "foreignobject", "audio", "video", "portal", "u"}
+FORBIDDEN = {
+    "iframe",
+    "object",
+    "embed",
+    "form",
+    "base",
+    "frame",
+    "applet",
+    "foreignobject",
+    "audio",
+    "video",
+    "portal",
+    "u",
+}
 ADDRESSES = {"href", "src", "action", "formaction", "xlink:href", "srcset", "data", "poster", "srcdoc"}
 
 
@@ -65,7 +78,9 @@ def check_page(page: str) -> None:
             if name == "style" and (MARK in str(value) or re.search(r"url\(|expression|@import", str(value))):
                 raise Fault("html", f"style of {tag}", str(value)[:300])
     for tag, texts in reader.raw.items():
-        if any(MARK in text for text in texts) or sum(t == tag for t, _ in reader.elements) > (1 if tag == "script" else 20):
+        if any(MARK in text for text in texts) or sum(t == tag for t, _ in reader.elements) > (
+            1 if tag == "script" else 20
+        ):
             raise Fault("html", f"content of {tag}", page[:300])
     if reader.open or reader.unbalanced or any(MARK in comment for comment in reader.comments):
         raise Fault("html", "elements that don't match", f"open {reader.open[:5]}, unbalanced {reader.unbalanced[:5]}")

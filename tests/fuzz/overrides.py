@@ -83,7 +83,9 @@ def run_command_line(case: CommandCase, sandbox: Sandbox, setting: Setting) -> N
     """Read the command line, and where it is good, end before the verb acts."""
     if case.parse_only:
         keys = {"task", "data", "backbone", "trainer", "seed"}
-        sandbox.call(lambda: normalize_overrides(case.arguments, "-m" in case.arguments, keys, {"data.columns", "trainer"}))
+        sandbox.call(
+            lambda: normalize_overrides(case.arguments, "-m" in case.arguments, keys, {"data.columns", "trainer"})
+        )
         return
     done: list[Any] = []
     composed = [verb.module for verb in VERBS.values() if verb.composed]

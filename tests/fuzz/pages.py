@@ -22,7 +22,9 @@ from tests.support.run_folders import write_run
 
 MARKUP = [text for text in TEXTS if MARK in text]
 hostile = st.one_of(st.sampled_from(MARKUP), st.sampled_from(MARKUP), texts)
-names = hostile.map(lambda text: "".join(c for c in text if c not in "/\x00" and c.isprintable())[:60].strip(".~ ") or "a")
+names = hostile.map(
+    lambda text: "".join(c for c in text if c not in "/\x00" and c.isprintable())[:60].strip(".~ ") or "a"
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def _write(folder: Path, case: PageCase, seed: int) -> Path:
         examples.append({"id": name, "text": text, "label": label})
         predictions.append(Prediction(case.labels[int(shares.argmax())], float(shares.max()), table))
     examples = [_encodable(example) for example in examples]
-    task: Any = Translation() if case.task == "translation" else Classification(labels=list(map(_encodable, case.labels)))
+    task: Any = (
+        Translation() if case.task == "translation" else Classification(labels=list(map(_encodable, case.labels)))
+    )
     predictions = [Prediction(**_encodable(vars(prediction))) for prediction in predictions]
     write_run(folder, task, examples, predictions, outputs=_encodable(case.log), seed=seed)
     for file, edits in case.files:

@@ -29,14 +29,29 @@ from tests.fuzz.target import Setting, Target
 TASKS = ("sentiment", "classification", "qa", "translation", "token_tagging", "generation", "language_modeling",
          "question_generation", "summarization")  # fmt: skip
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "conll", "lines")
-SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".conll", ".conllu", ".txt", "", ".csv.gz", ".txt.xz", ".BZ2")
+SUFFIXES = (
+    ".csv",
+    ".tsv",
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".conll",
+    ".conllu",
+    ".txt",
+    "",
+    ".csv.gz",
+    ".txt.xz",
+    ".BZ2",
+)
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "gb18030", "shift_jis")
 TOLD_ENCODINGS = (*ENCODINGS, "undefined", "idna", "punycode", "rot13", "base64", "zlib", "unicode_escape",
                   "raw_unicode_escape", "utf-7", "mbcs", "nosuch", "", "\x00", "utf-8\x00", "²")  # fmt: skip
 COMPRESSIONS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}
 COLUMNS = ("text", "label", "question", "context", "answers", "source", "target", "tokens", "tags", "messages", "id",
            "document", "summary", "sentence", "0", "1", "²", "", "a.b", "__proto__")  # fmt: skip
-SENTENCES = st.sampled_from(["a fine film", "0", "1", "positive", "negative", "B-PER", "de", "The answer is 42.", "a b c"])
+SENTENCES = st.sampled_from(
+    ["a fine film", "0", "1", "positive", "negative", "B-PER", "de", "The answer is 42.", "a b c"]
+)
 CELLS = st.one_of(
     SENTENCES,
     SENTENCES,
@@ -70,7 +85,9 @@ options = st.fixed_dictionaries(
     optional={
         "format": st.sampled_from(["auto", *FORMATS, "conllu", "xml"]),
         "header": st.booleans(),
-        "delimiter": st.one_of(st.sampled_from([",", "\t", ";", "|", "comma", "tab", "\\t", "\n", '"', "", ",,"]), texts),
+        "delimiter": st.one_of(
+            st.sampled_from([",", "\t", ";", "|", "comma", "tab", "\\t", "\n", '"', "", ",,"]), texts
+        ),
         "quote": st.one_of(st.sampled_from(['"', "'", "none", "", "\n", "ab"]), texts),
         "encoding": st.sampled_from(TOLD_ENCODINGS),
         "pattern": st.one_of(
@@ -86,11 +103,17 @@ options = st.fixed_dictionaries(
             st.one_of(st.sampled_from(COLUMNS), st.lists(st.sampled_from(COLUMNS), max_size=3), leaves),
             max_size=3,
         ),
-        "test_columns": st.dictionaries(st.sampled_from(COLUMNS), st.one_of(st.sampled_from(COLUMNS), values), max_size=2),
+        "test_columns": st.dictionaries(
+            st.sampled_from(COLUMNS), st.one_of(st.sampled_from(COLUMNS), values), max_size=2
+        ),
         "labels": st.one_of(
             st.lists(texts, max_size=4),
-            st.dictionaries(st.one_of(st.sampled_from(["0", "1", "²", "a"]), texts), st.one_of(texts, values), max_size=3),
-            st.sampled_from(["labels.json", "labels.txt", '["a","b"]', '{"0": "a"}', "{", "[" * 3000, "nosuch.json", "."]),
+            st.dictionaries(
+                st.one_of(st.sampled_from(["0", "1", "²", "a"]), texts), st.one_of(texts, values), max_size=3
+            ),
+            st.sampled_from(
+                ["labels.json", "labels.txt", '["a","b"]', '{"0": "a"}', "{", "[" * 3000, "nosuch.json", "."]
+            ),
             values,
         ),
         "label_start": st.sampled_from([0, 1, -1, 10**9, 2**70]),
@@ -141,7 +164,9 @@ def content(case: ReaderCase) -> bytes:
             writer.writerow([cell if isinstance(cell, str) else json.dumps(cell) for cell in row])
         data = _encoded(stream.getvalue(), case)
     elif case.file_format == "json":
-        data = _encoded(json.dumps(records if len(records) != 2 else {"data": records, "x": 1}, ensure_ascii=False), case)
+        data = _encoded(
+            json.dumps(records if len(records) != 2 else {"data": records, "x": 1}, ensure_ascii=False), case
+        )
     elif case.file_format == "jsonl":
         data = _encoded("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), case)
     else:
@@ -180,7 +205,9 @@ def _array(cells: list[Any]) -> Any:
     kinds = [
         lambda: pa.array(cells),
         lambda: pa.array([c if isinstance(c, int) else None for c in cells], pa.int64()).cast(pa.timestamp("us")),
-        lambda: pa.array([None if c is None else b"\xff" + str(c).encode() for c in cells], pa.binary()).view(pa.string()),
+        lambda: pa.array([None if c is None else b"\xff" + str(c).encode() for c in cells], pa.binary()).view(
+            pa.string()
+        ),
         lambda: pa.array([str(c).encode(errors="replace").decode() for c in cells]).dictionary_encode(),
     ]
     for make in kinds[len(cells) % 3 :]:
@@ -212,7 +239,7 @@ def run_reader(case: ReaderCase, sandbox: Sandbox, setting: Setting) -> None:
     task = _task(case.task)()
     options = Files(train=file.name, **{name: value for name, value in case.options.items() if value != ""})
     if case.parallel:
-        options = replace(options, train={name: file.name for name in case.names[:2]})
+        options = replace(options, train=dict.fromkeys(case.names[:2], file.name))
     sandbox.call(lambda: _corpus(task, options) if case.how == "corpus" else _rows(task, options))
 
 
@@ -237,8 +264,12 @@ def _corpus(task: Any, options: Files) -> None:
 
 def _predict(case: ReaderCase, sandbox: Sandbox, setting: Setting, file: str) -> None:
     """The file as the input of a finished run, named or as standard input."""
-    plain = {name: value for name, value in case.options.items() if name in ("format", "header", "encoding", "documents")}
-    overrides = [f"data.{name}={value.name if hasattr(value, 'name') else value}" for name, value in plain.items() if value]
+    plain = {
+        name: value for name, value in case.options.items() if name in ("format", "header", "encoding", "documents")
+    }
+    overrides = [
+        f"data.{name}={value.name if hasattr(value, 'name') else value}" for name, value in plain.items() if value
+    ]
     output = ["-", "out/p.csv", "out/p.jsonl", "out/p.parquet"][len(case.rows) % 4]
     skip = ["on_error=skip"] * (len(case.names) % 2)
     run = setting.runs["sentiment"]

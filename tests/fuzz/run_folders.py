@@ -79,7 +79,9 @@ edits = st.one_of(
     tree_edits,
     tree_edits,
     st.tuples(st.just("bytes"), st.integers(0, 40), st.lists(byte_changes, min_size=1, max_size=2)),
-    st.tuples(st.just("file"), st.integers(0, 40), st.sampled_from(["remove", "folder", "fifo", "link", "loop", "device"])),
+    st.tuples(
+        st.just("file"), st.integers(0, 40), st.sampled_from(["remove", "folder", "fifo", "link", "loop", "device"])
+    ),
     st.tuples(st.just("new"), st.integers(0, 40), st.sampled_from(sorted(NEW_FILES))),
 )
 folder_cases = st.builds(
@@ -157,7 +159,9 @@ def _edited(suffix: str, content: bytes, edits: list[tuple[Any, ...]]) -> bytes:
     if suffix == ".yaml":
         import yaml
 
-        return yaml.safe_dump(changed(yaml.safe_load(content), edits), allow_unicode=True).encode("utf-8", "surrogatepass")
+        return yaml.safe_dump(changed(yaml.safe_load(content), edits), allow_unicode=True).encode(
+            "utf-8", "surrogatepass"
+        )
     if suffix == ".safetensors":
         return _edited_tensors(content, edits)
     return _edited_checkpoint(content, edits)
@@ -223,7 +227,9 @@ def _read(case: FolderCase, sandbox: Sandbox, setting: Setting, folder: Path) ->
         more = (["--fail-if-worse"], ["--force"], ["--metric", "accuracy"], [])[case.detail % 4]
         sandbox.command("compare", str(run), str(other), *more, writable=[])
         if case.detail % 5 == 0:
-            sandbox.command("compare", str(run), str(other), "--leaderboard", writable=[sandbox.folder, *other.parents[:1]])
+            sandbox.command(
+                "compare", str(run), str(other), "--leaderboard", writable=[sandbox.folder, *other.parents[:1]]
+            )
     elif case.verb.startswith("report"):
         runs = [str(run), str(other)] if case.verb == "report two" else [str(run)]
         sandbox.command("report", *runs, "--output", "out/report.html")
@@ -239,7 +245,9 @@ def _read(case: FolderCase, sandbox: Sandbox, setting: Setting, folder: Path) ->
         sandbox.command("evaluate", f"run={run}", f"folder={new}", "baseline=false", **hub)
     elif case.verb == "resume":
         epochs = ["trainer.max_epochs=2"] * (case.detail % 2)
-        sandbox.command("train", f"resume={run}", "probe=false", "baseline=false", *epochs, writable=[folder, out], **hub)
+        sandbox.command(
+            "train", f"resume={run}", "probe=false", "baseline=false", *epochs, writable=[folder, out], **hub
+        )
     elif case.verb == "backbone":
         options = ["task=sentiment", "data.limit.train=8", "data.limit.validation=4", "data.limit.test=4",
                    "trainer.max_steps=1", "data.max_tokens=64", "probe=false", "baseline=false"]  # fmt: skip

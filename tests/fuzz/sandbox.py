@@ -88,11 +88,13 @@ class Sandbox:
     @contextmanager
     def _watched(self, writable: Sequence[Path], may_ask_hub: bool) -> Iterator[Watch]:
         with watched([self.cache, self.temporary, *writable]) as watch:
-            yield watch
-        faults = [fault for fault in watch.faults if not (may_ask_hub and fault[0] == "network")]
-        if faults:
-            kind, text = faults[0]
-            raise Fault(kind, re.sub(r"[^a-zA-Z._ ]+", "#", text)[:80], text)
+            try:
+                yield watch
+            finally:  # whatever the product made of the refusal
+                faults = [fault for fault in watch.faults if not (may_ask_hub and fault[0] == "network")]
+                if faults:
+                    kind, text = faults[0]
+                    raise Fault(kind, re.sub(r"[^a-zA-Z._ ]+", "#", text)[:80], text)
 
     def command(
         self, *arguments: str, stdin: bytes = b"", writable: Sequence[Path] | None = None, may_ask_hub: bool = False

@@ -11,6 +11,7 @@ from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest
+from gptask.runs.validation import wrong_config
 
 
 def config_values(
@@ -70,7 +71,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         )
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except Exception as error:
         raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
         raise UserError(f"{file} is not the config of a gptask run")
@@ -79,6 +80,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {RUN_FORMAT}: "
             "train again with this version, or read it with the commit named in its metrics.json"
         )
+    if wrong := wrong_config(values):
+        raise UserError(f"{file} is damaged, it is not the config of a gptask run: {wrong}")
     return {str(name): value for name, value in values.items()}
 
 

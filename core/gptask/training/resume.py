@@ -19,7 +19,9 @@ from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import KEY_IN_CHECKPOINT, checkpoint_files
 from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
+from gptask.runs.validation import wrong_entry
 from gptask.training.builder import build_corpora, task_configs
+from gptask.training.checkpoint_content import require_content
 from gptask.training.resumed_config import resumed_config, shown, with_given_tasks
 
 if TYPE_CHECKING:
@@ -109,6 +111,11 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
         except Exception as error:  # torch raises several classes for a file that is cut off
             raise UserError(f"{path} is damaged: delete it to go on from another checkpoint") from error
     order = {"best": 1, "last": 2, "interrupted": 3}  # of equally many steps, the one that is written last
+    for path, checkpoint in checkpoints.items():
+        if isinstance(checkpoint, dict) and KEY_IN_CHECKPOINT in checkpoint:
+            require_content(path, checkpoint)
+        elif wrong := wrong_entry(checkpoint, {"global_step": int}):
+            raise UserError(f"{path} is damaged: {wrong}")
     latest = max(files, key=lambda path: (checkpoints[path]["global_step"], order.get(path.stem.split("-")[0], 0)))
     if KEY_IN_CHECKPOINT not in checkpoints[latest]:
         raise UserError(f"{latest} is of a version of gptask whose runs can't be resumed by this one; start again")

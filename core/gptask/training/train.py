@@ -19,6 +19,7 @@ from gptask.runs import run, saved_model
 from gptask.runs.folder import is_main_process, open_run_folder, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers, resume
+from gptask.training.checkpoint_content import restoring
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
@@ -203,7 +204,7 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkp
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     try:
-        with gc_frozen():
+        with gc_frozen(), restoring(checkpoint):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except (SystemExit, RuntimeError) as stop:  # Lightning turns Ctrl-C into exit(1)
         if isinstance(stop, RuntimeError) and not isinstance(stop.__context__, KeyboardInterrupt):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gptask.config.engine import Fast, Reference, engine_from_environment
 from gptask.config.schemas import DType, Pretrained, Scratch
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.locate import BackboneOrigin
@@ -314,7 +314,6 @@ def from_folder(
     Raises `UserError` for anything but a complete decoder-only model. Code from the folder is never run, weights are
     never unpickled, and none are left random.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
@@ -325,8 +324,9 @@ def from_folder(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
         )
         loaded_tokenizer = load_tokenizer(tokenizer or folder)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # of the libraries that read the folder, for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder} is no causal language model: {reason}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
     if unused := sorted(loading_info["unexpected_keys"]):
@@ -339,10 +339,14 @@ def from_folder(
 
 
 def load_tokenizer(folder: str) -> Any:
-    """Load the tokenizer of a folder as transformers does; code from the folder is never run."""
+    """Load the tokenizer of a folder as transformers does; code from the folder is never run.
+
+    Raises `UserError` for a damaged one.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
+    with damaged(f"the tokenizer in {folder}"):
+        return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
 
 
 def _check_supported(backbone: GPTBackbone) -> None:
