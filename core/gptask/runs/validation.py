@@ -15,7 +15,7 @@ from gptask.runs.manifest import RUN_FORMAT
 Kinds = dict[str, type | tuple[type, ...]]
 NUMBER, OPTIONAL_MAPPING, NOTHING = (int, float), (dict, type(None)), type(None)
 NAME = re.compile(r"\w[\w.-]*")  # of a task and of a plugin; it may stand in a path
-CONFIG: Kinds = {"plugin": dict, "task": dict, "data": dict, "backbone": OPTIONAL_MAPPING, "seed": int}
+CONFIG: Kinds = {"plugin": dict, "task": dict, "data": dict, "backbone": OPTIONAL_MAPPING, "seed": object}
 PLUGIN: Kinds = {"name": str, "distribution": (str, NOTHING), "version": (str, NOTHING)}
 GROUPS = ("tuning", "optimizer", "logger", "engine", "schedule", "early_stopping", "mixing", "tuned_options", "trainer")
 OPTIONAL: Kinds = {
@@ -23,7 +23,7 @@ OPTIONAL: Kinds = {
     **dict.fromkeys(("parent", "task_name", "command", "folder", "outputs"), (str, NOTHING)),
 }
 OF_TASK: Kinds = {"plugin": dict, "task": dict, "data": dict, "weight": NUMBER}
-SEVERAL: Kinds = {"tasks": dict, "backbone": OPTIONAL_MAPPING, "seed": int}
+SEVERAL: Kinds = {"tasks": dict, "backbone": OPTIONAL_MAPPING, "seed": object}
 SAVED_BACKBONE: Kinds = {"source": str, "location": str, "weights_hash": str, "layers": (list, int)}
 MAX_LAYERS = 100_000
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
