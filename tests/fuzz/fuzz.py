@@ -120,7 +120,7 @@ class Fuzz:
         return int(any(line["counts"] for line in self.lines))
 
     def _ended(self) -> bool:
-        seconds = time.monotonic() - self.start 
+        seconds = time.monotonic() - self.start
         waiting = CHUNK * len(self.workers)
         return seconds > 60 * self.options.minutes or self.cases + waiting >= self.options.cases
 

@@ -90,7 +90,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         _check_network(event, args)
     elif event in PROCESSES:
         program = os.path.basename(os.fsdecode(args[0])) if args and isinstance(args[0], str | bytes) else ""
-        if program not in ("git", "uname", "lscpu"):
+        if program not in ("git", "uname", "lscpu", "fc-list"):
             _refuse("process", f"{event} {args!r:.200}")
     elif event == "pickle.find_class":
         _refuse("pickle", f"a pickle asks for {args[0]}.{args[1]}")

@@ -227,9 +227,7 @@ def _read(case: FolderCase, sandbox: Sandbox, setting: Setting, folder: Path) ->
         more = (["--fail-if-worse"], ["--force"], ["--metric", "accuracy"], [])[case.detail % 4]
         sandbox.command("compare", str(run), str(other), *more, writable=[])
         if case.detail % 5 == 0:
-            sandbox.command(
-                "compare", str(run), str(other), "--leaderboard", writable=[sandbox.folder, *other.parents[:1]]
-            )
+            sandbox.command("compare", str(run), "--leaderboard", writable=[sandbox.folder])
     elif case.verb.startswith("report"):
         runs = [str(run), str(other)] if case.verb == "report two" else [str(run)]
         sandbox.command("report", *runs, "--output", "out/report.html")

@@ -101,6 +101,8 @@ def wrong_result(result: Any) -> str:
     optional: Kinds = costs | {"versions": dict, "baselines": dict, "overlap": OPTIONAL_MAPPING}
     if wrong := wrong_entry(result, RESULT) or wrong_entry(result, optional, True):
         return wrong
+    if wrong := next((name for name in COSTS if not (result.get(name) is None or is_number(result[name]))), ""):
+        return f"{wrong} is {_start(result[wrong])}"
     if wrong := wrong_entry(result.get("overlap") or {}, dict.fromkeys(SPLITS, int), True):
         return f"overlap: {wrong}"
     for name, entry in result["metrics"].items():
@@ -126,20 +128,18 @@ def wrong_entry(values: Any, kinds: Kinds, optional: bool = False) -> str:
 
 
 def _is_moderate(value: Any) -> bool:
-    """Whether a number is finite and fits into 64 bits, as all that a run writes do; anything else is."""
-    if isinstance(value, int):
-        return value.bit_length() < 64
-    return not isinstance(value, float) or math.isfinite(value)
+    """Whether an integer fits into 64 bits, as all that a run writes do; anything else is."""
+    return not isinstance(value, int) or value.bit_length() < 64
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that a run writes."""
-    return isinstance(value, int | float) and _is_moderate(value)
+    """Whether a value is a finite number of at most 64 bits."""
+    return isinstance(value, int | float) and _is_moderate(value) and math.isfinite(value)
 
 
 def _start(value: Any) -> str:
     """The start of a value for a message; Python refuses to write integers of thousands of digits."""
-    return repr(str(value)[:40]) if _is_moderate(value) else "a number that is not finite or has more than 64 bits"
+    return repr(str(value)[:40]) if _is_moderate(value) else "a number of more than 64 bits"
 
 
 def _wrong_bounds(entry: dict[str, Any]) -> str:

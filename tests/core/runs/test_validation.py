@@ -56,7 +56,7 @@ def changed(values, path, value):
         ("plugin.version", 3, "plugin: version is '3'"),
         ("task", None, "task is 'None'"),
         ("data", "x", "data is 'x'"),
-        ("seed", 10**400, "seed is a number that is not finite or has more than 64 bits"),
+        ("seed", 10**400, "seed is a number of more than 64 bits"),
         ("task_name", "../../x", "task_name is '../../x'"),
         ("parent", 3, "parent is '3'"),
         ("tasks", {}, "tasks is empty"),
@@ -77,14 +77,14 @@ def test_what_is_wrong_with_a_config_is_named(run, path, value, wrong):
 @pytest.mark.parametrize(
     ("path", "value", "wrong"),
     [
-        ("n", True + 2**64, "n is a number that is not finite or has more than 64 bits"),
+        ("n", True + 2**64, "n is a number of more than 64 bits"),
         ("metrics", [], "metrics is '[]'"),
         ("metrics.accuracy", None, "the entry of 'accuracy': not a mapping"),
-        ("metrics.accuracy.value", float("nan"), "the entry of 'accuracy': value is a number that is not finite or has"),
+        ("metrics.accuracy.value", 10**400, "the entry of 'accuracy': value is a number of more than 64 bits"),
         ("metrics.accuracy.interval", [1], "the entry of 'accuracy': interval is '[1]'"),
         ("metrics.accuracy.interval", [1, float("inf")], "the entry of 'accuracy': interval is '[1, inf]'"),
         ("metrics.accuracy.range", ["a", 1], "the entry of 'accuracy': range is"),
-        ("wall_seconds", float("inf"), "wall_seconds is a number that is not finite"),
+        ("wall_seconds", float("inf"), "wall_seconds is 'inf'"),
         ("fit_seconds", "x", "fit_seconds is 'x'"),
         ("overlap", {"train": "x"}, "overlap: train is 'x'"),
         ("baselines", {"most frequent": {"metric": "accuracy"}}, "the baseline 'most frequent': no score"),
@@ -123,7 +123,9 @@ def test_a_damaged_file_of_the_model_is_named(model_run, file, content, message)
         load_run(seal(model_run))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)]
+)
 def test_a_pipe_or_a_device_in_the_model_is_never_read(model_run, make):
     make(model_run / "model" / "chat_template.jinja")
     with pytest.raises(UserError, match=r"model/chat_template.jinja is not listed"):

@@ -13,7 +13,9 @@ from tests.support.configs import small_config
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_epochs": 1, "accelerator": "cpu"})).folder
+    return train(
+        small_config(tmp_path_factory.mktemp("outputs"), trainer={"max_epochs": 1, "accelerator": "cpu"})
+    ).folder
 
 
 @pytest.fixture

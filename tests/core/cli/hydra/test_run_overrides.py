@@ -115,7 +115,11 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("  name: qa", "  nme: qa", ["is not the config of a gptask run: plugin: no name"]),
         ("seed: 7", "seed: [", ["is damaged"]),
         ("seed: 7", "seed: ${", ["seed", "expected a whole number, got '${'"]),
-        ("name: qa", "name: ${oc.env:SECRET}", ["is not the config of a gptask run: plugin.name is '${oc.env:SECRET}'"]),
+        (
+            "name: qa",
+            "name: ${oc.env:SECRET}",
+            ["is not the config of a gptask run: plugin.name is '${oc.env:SECRET}'"],
+        ),
     ],
 )
 def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expected):
