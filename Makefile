@@ -44,6 +44,9 @@ docs-check: .venv/tools  ## whether they are up to date
 bench: .venv/tools  ## measure against Trainer, pipeline() and generate(); TIER=full takes an hour
 	$(BIN)/python tests/benchmarks/bench.py --tier $(or $(TIER),quick)
 
+fuzz: .venv/tools  ## hostile files, options and runs: MINUTES=60, CASES=100000; the same command goes on
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),60) --cases $(or $(CASES),100000)
+
 wheel: .venv/tools  ## build sdist and wheel, use the wheel in a clean environment outside the checkout
 	bash tests/wheel.sh
 
@@ -65,4 +68,4 @@ clean:  ## remove the environment and build products (run folders stay)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch .venv/tools
 
-.PHONY: help run test long kill lint types check docs docs-tables docs-check bench wheel clean
+.PHONY: help run test long kill fuzz lint types check docs docs-tables docs-check bench wheel clean

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from gptask.config.schemas import GROUP_SCHEMAS, VERB_SCHEMAS, Train
-from gptask.errors import UserError
+from gptask.errors import UserError, damaged
 
 
 def register_schemas() -> None:
@@ -63,13 +63,18 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(group: str, plain: dict[str, Any], schema: type | None = None) -> Any:
-    """Reverse `to_plain` for one group: merge the values over their typed schema and check them."""
+    """Reverse `to_plain` for one group: merge the values over their typed schema and check them.
+
+    Raises `UserError` for values that are not of the schema; its cause is what OmegaConf raises.
+    """
     from omegaconf import OmegaConf
 
     values = dict(plain)
     kind = values.pop("kind", None)
-    schema = schema or GROUP_SCHEMAS[group][str(kind)]
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), escaped(values)))
+    if schema is None and (schema := GROUP_SCHEMAS[group].get(str(kind))) is None:
+        raise UserError(f"the saved options of {group} are damaged: its kind is {str(kind)[:40]!r}")
+    with damaged(f"the saved options of {group}"):
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), escaped(values)))
 
 
 def escaped(value: Any) -> Any:

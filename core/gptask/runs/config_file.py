@@ -9,11 +9,12 @@ from typing import Any
 from gptask.config.conversion import escaped, to_plain
 from gptask.config.multitask import check_task_names
 from gptask.config.yaml_text import read_yaml
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, damaged, listing, nearest
 from gptask.plugins.discovery import Plugin, plugin_of
 from gptask.plugins.task import CONTRACT_VERSION
 from gptask.runs.atomic_write import write_text
 from gptask.runs.manifest import MANIFEST, RUN_FORMAT, read_manifest, remove_manifest
+from gptask.runs.validation import wrong_config
 
 
 def config_values(
@@ -60,8 +61,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises `UserError` where there is none, where it is damaged or, in a finished run, edited, and where it has another
     run format.
     """
-    import yaml  # for start-up time
-
     folder = Path(folder)
     file = folder / "config.yaml"
     if (folder / MANIFEST).is_file():
@@ -72,10 +71,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"no run folder at {folder}: it has no config.yaml.{nearest(str(folder), nearby)} "
             f"The latest run folders: {listing(nearby[-4:])}"
         )
-    try:
+    with damaged(file):
         values = read_yaml(file)
-    except (yaml.YAMLError, ValueError, OSError) as error:
-        raise UserError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not (values.keys() >= {"plugin", "task"} or values.get("tasks")):
         raise UserError(f"{file} is not the config of a gptask run")
     if values.get("format") != RUN_FORMAT:
@@ -83,6 +80,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} has run format {values.get('format')}; gptask {version('gptask')} reads format {RUN_FORMAT}: "
             "train again with this version, or read it with the commit named in its metrics.json"
         )
+    if wrong := wrong_config(values):
+        raise UserError(f"{file} is damaged, it is not the config of a gptask run: {wrong}")
     check_task_names([str(name) for name in (*(values.get("tasks") or ()), values.get("task_name") or "x")])
     return {str(name): value for name, value in values.items()}
 

@@ -231,8 +231,8 @@ def _start_of_run(folder: Path) -> tuple[float, str]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints of a run."""
-    return sorted((folder / "checkpoints").glob("*.ckpt"))
+    """The checkpoints of a run; a pipe or a device is none, as reading it may never end."""
+    return sorted(path for path in (folder / "checkpoints").glob("*.ckpt") if path.is_file())
 
 
 def resume_hint(folder: Path) -> str:

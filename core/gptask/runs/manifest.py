@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, damaged, listing
 from gptask.runs.atomic_write import sync, write_json, written_whole
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def write_manifest(
     if tensors:
         with written_whole(folder / SPLITS_FILE) as partial:
             partial.write_bytes(save(tensors))
-    names = [*(name for name in FILES if (folder / name).is_file()), *_model_files(folder)]
+    names = [name for name in (*FILES, *_model_files(folder)) if (folder / name).is_file()]
     values = {
         "format": RUN_FORMAT,
         "fingerprint": fingerprint,
@@ -131,7 +131,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             raise UserError(f"{file} lists files outside of the run folder: {listing(outside, 3)}")
         parent, splits = values["parent"] and dict(values["parent"]), dict(values["splits"])
         return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
 
 
@@ -146,7 +146,12 @@ def read_splits(folder: str | Path) -> dict[str, np.ndarray]:
     if not manifest.splits:
         return {}
     manifest.verify(SPLITS_FILE)
-    return dict(load_file(manifest.folder / SPLITS_FILE))
+    file = manifest.folder / SPLITS_FILE
+    with damaged(file):
+        splits = load_file(file)
+    if wrong := [name for name, digests in splits.items() if digests.ndim != 1 or digests.dtype.name != "int64"]:
+        raise UserError(f"{file} is damaged: {listing(wrong)} is no list of 64-bit digests")
+    return dict(splits)
 
 
 def way_to_finish(folder: Path) -> str:
@@ -164,10 +169,13 @@ def _is_inside(name: str) -> bool:
 
 
 def _model_files(folder: Path) -> Iterator[str]:
-    """The paths of the files in ``model/``, without hidden ones: a file manager writes such, no loader reads them."""
+    """The paths of the files in ``model/``, without hidden ones: a file manager writes such, no loader reads them.
+
+    Pipes and devices are among them, so that they are found not to be listed: reading one may never end.
+    """
     for path in sorted((folder / MODEL).rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+        if not path.is_dir() and not any(part.startswith(".") for part in name.parts):
             yield name.as_posix()
 
 

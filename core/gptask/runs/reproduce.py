@@ -70,7 +70,7 @@ def _group_overrides(name: str, value: Any, default: Any) -> Iterator[str]:
         yield from _changed_values(name, value, default)
         return
     kind = value.get("kind")
-    if kind not in schemas.GROUP_SCHEMAS[name]:
+    if not isinstance(kind, str) or kind not in schemas.GROUP_SCHEMAS[name]:
         return
     choice = {"pretrained": None, "scratch": "nano"}.get(kind, kind.removesuffix("_schema"))
     if choice and (default or {}).get("kind") != kind:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
-from gptask.errors import UserError
+from gptask.errors import UserError, damaged
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import Plugin, discover, load_task_class
 from gptask.plugins.task import Task
@@ -21,6 +21,7 @@ from gptask.runs.config_file import read_config
 from gptask.runs.folder import model_folder, refuse_multitask, verified_model
 from gptask.runs.manifest import read_manifest
 from gptask.runs.predictor import Predictor
+from gptask.runs.validation import wrong_result
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -72,8 +73,13 @@ class Runs:
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
     read_manifest(folder).verify("metrics.json")
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return metrics
+    file = folder / "metrics.json"
+    with damaged(file):
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    several = isinstance(metrics, dict) and isinstance(metrics.get("tasks"), dict)
+    if wrong := "" if several else wrong_result(metrics):
+        raise UserError(f"{file} is damaged, it is not that of a gptask run: {wrong}")
+    return cast(dict[str, Any], metrics)
 
 
 def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:
@@ -81,8 +87,6 @@ def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> t
 
     ``cls`` is the task's class where no entry point names it. Raises `UserError` for options that don't fit the class.
     """
-    from omegaconf.errors import OmegaConfBaseException
-
     saved_plugin = values["plugin"]
     name = saved_plugin["name"]
     if cls is None:
@@ -93,10 +97,10 @@ def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> t
         plugin = Plugin(name, saved_plugin["distribution"], saved_plugin["version"], cls)
     try:
         task = from_plain("task", values["task"], cls)
-    except OmegaConfBaseException as error:
+    except UserError as error:
         raise UserError(
             f"the run's options for task '{plugin.name}', written by {saved_plugin['distribution']} "
-            f"{saved_plugin['version']}, don't fit {plugin.origin}: {str(error).splitlines()[0]}"
+            f"{saved_plugin['version']}, don't fit {plugin.origin}: {str(error.__cause__).splitlines()[0]}"
         ) from error
     return plugin, task
 
@@ -104,6 +108,7 @@ def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> t
 def load_task(folder: str | Path) -> Task:
     """The task of a run folder with the run's options, without its model."""
     values = read_config(folder)
+    refuse_multitask(folder, values)
     read_manifest(folder)  # what validation chooses for the task is known of a finished run only
     task, model = task_from_config(values)[1], model_folder(folder)
     if any(model.glob("assets*")):

@@ -17,7 +17,7 @@ from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
 from gptask.data.hub_access import hub_switched_off
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
@@ -25,6 +25,7 @@ from gptask.runs.atomic_write import share_weights, write_json
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import resume_hint, verified_model
 from gptask.runs.manifest import MANIFEST
+from gptask.runs.validation import wrong_backbone
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,6 @@ def load_backbone(
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError
 
     from gptask.model.engine.adapter_files import check_ranks
 
@@ -131,8 +131,8 @@ def load_backbone(
             backbone.set_model(PeftModel.from_pretrained(backbone.model, str(model)))
         if different := {*adapter.tensors} ^ {*get_peft_model_state_dict(backbone.peft, save_embedding_layers=False)}:
             raise ValueError(f"it has other weights than the backbone's layers need: {listing(sorted(different), 3)}")
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"the adapter in {model} can't be loaded: {str(error).strip().splitlines()[-1]}") from error
+    except Exception as error:
+        raise UserError(f"the adapter in {model} can't be loaded: {_last_line(error)}") from error
     return backbone
 
 
@@ -202,12 +202,17 @@ def read_adapter_of_run(backbone: GPTBackbone, model: Path) -> AdapterFiles | No
 
 
 def _saved_backbone(model: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = json.loads((model / "backbone.json").read_text(encoding="utf-8"))
-    return saved
+    """The content of backbone.json; raises `UserError` for a damaged one."""
+    file = model / "backbone.json"
+    with damaged(file):
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    if wrong := wrong_backbone(saved):
+        raise UserError(f"{file} is damaged: {wrong}")
+    return dict(saved)
 
 
 def _kept_layers(saved: dict[str, Any]) -> int:
-    layers = saved["layers"]  # earlier versions saved their number
+    layers: list[int] | int = saved["layers"]  # earlier versions saved their number
     return layers if isinstance(layers, int) else len(layers)
 
 
@@ -245,7 +250,6 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
 
     Raises `UserError` for weights that are damaged or don't have the names and shapes the task's options ask for.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = _head_file(model, task)
@@ -254,8 +258,14 @@ def load_head(head: Head, model: Path, task: str | None = None) -> None:
         if broken := sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all()):
             raise UserError(f"{file} has numbers that are not finite, in {listing(broken, 4)}")
         head.load_state_dict(tensors)
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{file} does not fit the task: {str(error).strip().splitlines()[-1].strip()}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file} does not fit the task: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def _assets_folder(model: Path, task: str | None) -> Path:

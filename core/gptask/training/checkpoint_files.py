@@ -17,6 +17,7 @@ from typing import Any
 
 from gptask.errors import UserError, damaged
 from gptask.runs.folder import KEY_IN_CHECKPOINT, NoCheckpoint, checkpoint_files
+from gptask.training.checkpoint_content import wrong_content
 
 log = logging.getLogger("gptask")
 PART = ".part"  # behind the name of a file that is being written
@@ -184,6 +185,8 @@ def _content(path: Path) -> dict[str, Any]:
         raise UserError("is no checkpoint")
     if KEY_IN_CHECKPOINT not in content:
         raise UserError("is of a version of gptask whose runs can't be resumed by this one")
+    if wrong := wrong_content(content):
+        raise UserError(f"is damaged, it is not the checkpoint of a gptask training: {wrong}")
     return dict(content)
 
 

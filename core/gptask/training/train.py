@@ -19,6 +19,7 @@ from gptask.runs import run, saved_model
 from gptask.runs.folder import claim_run_folder, is_main_process, logged_into, resume_hint, run_title
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers, resume, resume_folder
+from gptask.training.checkpoint_content import restoring
 from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_unneeded
 from gptask.training.context import RunContext
 from gptask.training.interrupts import (
@@ -241,7 +242,7 @@ def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkp
         if is_main_process():
             remove_partial_files(checkpoint.parent)
     try:
-        with gc_frozen(), interrupts_of_lightning():
+        with gc_frozen(), interrupts_of_lightning(), restoring(checkpoint):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop

@@ -66,7 +66,15 @@ class ConfusionMetric(Metric):
     def confusion(self, rows: np.ndarray) -> np.ndarray:
         """Count rows by true label and predicted label, (K, K)."""
         k = len(self.labels)
-        return np.bincount((rows[:, 0] * k + rows[:, 1]).astype(int), minlength=k * k).reshape(k, k)
+        return np.bincount(self._cells(rows), minlength=k * k).reshape(k, k)
+
+    def _cells(self, rows: np.ndarray) -> np.ndarray:
+        """The number of each row's cell (N,) in the confusion matrix; raises ``ValueError`` for other indices."""
+        k = len(self.labels)
+        if rows.shape[1] != 2 or not ((rows >= 0) & (rows < k) & (rows == rows.astype(int))).all():
+            raise ValueError(f"expected the numbers of two of {k} labels")
+        cells: np.ndarray = (rows[:, 0] * k + rows[:, 1]).astype(int)
+        return cells
 
     @abstractmethod
     def values(self, tables: np.ndarray) -> np.ndarray:
@@ -79,7 +87,7 @@ class ConfusionMetric(Metric):
     def resampled(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Compute the metric from the confusion matrix of each set; only cells that occur are counted."""
         k = len(self.labels)
-        cells, cell_of_row = np.unique((rows[:, 0] * k + rows[:, 1]).astype(int), return_inverse=True)
+        cells, cell_of_row = np.unique(self._cells(rows), return_inverse=True)
         cell_counts = counts @ np.eye(len(cells))[cell_of_row]  # (R, cells)
         values = []
         for block in np.array_split(cell_counts, -(-len(cell_counts) * k * k // RESAMPLES_PER_BLOCK)):

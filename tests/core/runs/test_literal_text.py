@@ -145,5 +145,5 @@ def test_a_name_of_a_task_that_looks_like_an_interpolation_is_damage(refused, ru
     rewrite(file, file.read_text().replace("  name: sentiment", "  name: ${oc.env:SECRET}"))
     seal(run_copy)
     message = refused("evaluate", f"run={run_copy}")
-    assert "is damaged: it names no task plugin" in message
+    assert "plugin.name is '${oc.env:SECRET}'" in message
     assert SECRET not in message

@@ -198,7 +198,9 @@ def _test(table: ComparisonTable, metrics: Sequence[str]) -> None:
         table.note = f"not tested: {error}"
         return
     for name in metrics:
-        if table.metrics[name]["direction"] != "none":
+        if table.metrics[name]["direction"] != "none" and len(table.methods) > 1:
+            for record in (record for method in table.methods for record in method.records):
+                record.check_statistics(name)
             table.verdicts[name] = dict(_verdicts(table, name))
 
 

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from gptask.analysis.compare.validation import problem_of_config, problem_of_result
 from gptask.config.yaml_text import read_yaml
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, damaged, listing, nearest
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
 from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, way_to_finish
 from gptask.runs.run import task_from_config
+from gptask.runs.validation import Kinds, problem_of_config, problem_of_result, wrong_entry
 
 WAY_OUT = "Restore them from a copy, run them again, or leave them out"  # of damaged runs
 MARKS = (MANIFEST, "config.yaml", "metrics.json", "train.log")  # any of them makes a folder a run folder
+
+
+PREDICTION: Kinds = {"id": (str, int), "digest": str, "group": str, "statistics": dict}
 
 
 @dataclass
@@ -51,7 +54,7 @@ class PredictionsTable:
         """(N, K) numbers of a metric; raises `UserError` where a line has none, or another number of them."""
         try:
             return np.asarray([row["statistics"][metric] for row in self.rows], dtype=float).reshape(len(self.rows), -1)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.path} lacks the statistics of '{metric}' in some lines") from error
 
     def reordered(self, order: Sequence[int]) -> PredictionsTable:
@@ -109,6 +112,12 @@ class RunRecord:
         Raises `UserError` where a line has none, and for other examples.
         """
         return (self.predictions if like is None else self._aligned(like)).statistics(metric)
+
+    def check_statistics(self, metric: str) -> None:
+        """Raise `UserError` for statistics that the installed plugin's metric can't aggregate."""
+        computed, rows = self.metric(metric), self.statistics(metric)
+        with np.errstate(all="ignore"), damaged(f"the statistics of '{metric}' in {self.predictions.path}"):
+            computed.aggregate(rows)
 
     def _aligned(self, like: PredictionsTable) -> PredictionsTable:
         predictions = self.predictions
@@ -184,10 +193,11 @@ def find_runs(patterns: Iterable[str], task: str | None = None, latest: int | No
 
 def read_run(folder: Path) -> RunRecord:
     """The record of a run folder; ``problem`` says what is wrong with it."""
-    import yaml
 
     record = RunRecord(folder)
     try:
+        if not (folder / "config.yaml").is_file():
+            raise UserError("config.yaml is missing")
         config = read_yaml(folder / "config.yaml")
         record.problem = problem_of_config(config)
         if record.damaged:
@@ -195,7 +205,7 @@ def read_run(folder: Path) -> RunRecord:
         else:
             record.config = config
             record.problem = record.problem or _unfinished(folder) or _read_result(record)
-    except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+    except Exception as error:  # of the parsers, for a damaged file
         record.problem = _unfinished(folder) or f"damaged: {' '.join(str(error).split())[:200]}"
     return record
 
@@ -223,9 +233,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
-                row = json.loads(line)
-                if not (isinstance(row, dict) and {"id", "digest", "group", "statistics"} <= row.keys()):
-                    raise UserError(f"{path}, line {number} is not a prediction of a gptask run")
+                with damaged(f"{path}, line {number}"):
+                    row = json.loads(line)
+                if wrong := wrong_entry(row, PREDICTION):
+                    raise UserError(f"{path}, line {number} is not a prediction of a gptask run ({wrong})")
                 yield row
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}") from error

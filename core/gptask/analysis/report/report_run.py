@@ -16,6 +16,7 @@ from gptask.data.messages import format_message
 from gptask.errors import UserError
 from gptask.plugins.metric import Metric
 from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS, Kind
+from gptask.runs.validation import is_number
 
 
 @dataclass
@@ -69,7 +70,7 @@ class ReportRun:
         """Why metrics can't be recomputed, such as a plugin that is missing or has changed; empty if they can."""
         try:
             for name in self.directed_metrics:
-                self.record.metric(name)
+                self.record.check_statistics(name)
         except UserError as error:
             return str(error)
         return "" if self.directed_metrics else "no metric has a direction"
@@ -143,7 +144,7 @@ def _is_prediction(row: dict[str, Any]) -> bool:
     score, probabilities = row.get("score"), row.get("probabilities") or {}
     if not isinstance(row.get("references", {}), dict) or not isinstance(probabilities, dict):
         return False
-    return isinstance(score, int | float | None) and all(isinstance(p, int | float) for p in probabilities.values())
+    return (score is None or is_number(score)) and all(map(is_number, probabilities.values()))
 
 
 def input_fields(row: dict[str, Any]) -> dict[str, Any]:

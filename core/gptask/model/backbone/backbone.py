@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gptask.config.engine import Fast, Reference, engine_from_environment
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.data.hub_access import hub_switched_off
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
 from gptask.model.backbone.hf_logging import quiet_transformers
@@ -317,7 +317,6 @@ def from_folder(
     Raises `UserError` for anything but a complete decoder-only model. Code from the folder is never run, weights are
     never unpickled, and none are left random.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
@@ -330,8 +329,9 @@ def from_folder(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
             )
         loaded_tokenizer = load_tokenizer(tokenizer or folder)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder} is no causal language model: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # of the libraries that read the folder, for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder} is no causal language model: {reason}") from error
     if missing := sorted(loading_info["missing_keys"]):
         raise UserError(f"{folder} lacks weights of {type(model).__name__}: {listing(missing, 4)}")
     if unused := sorted(loading_info["unexpected_keys"]):
@@ -344,11 +344,14 @@ def from_folder(
 
 
 def load_tokenizer(folder: str) -> Any:
-    """Load the tokenizer of a folder as transformers does; code from the folder is never run."""
+    """Load the tokenizer of a folder as transformers does; code from the folder is never run.
+
+    Raises `UserError` for a damaged one.
+    """
     from transformers import AutoTokenizer
 
     check_sizes(Path(folder))
-    with hub_switched_off():
+    with hub_switched_off(), damaged(f"the tokenizer in {folder}"):
         return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
 
 

@@ -44,7 +44,7 @@ def multitask_card(folder: Path, config: Train, result: dict[str, Any], command:
     rows = []
     for name, scores in result["tasks"].items():
         value = ", ".join(  # results hold each task's main metric only
-            f"{metric} {value_text(score['value'])} ({interval_text(score)})"
+            f"{escaped(metric)} {value_text(score['value'])} ({interval_text(score)})"
             for metric, score in scores["metrics"].items()
         )
         weight = f"{config.tasks[name].weight:g}"

@@ -1,6 +1,7 @@
 """Finding run folders, and recognising damaged and unfinished ones."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ from gptask import UserError
 from gptask.analysis.compare.records import find_runs, read_run
 from gptask.runs.manifest import RUN_FORMAT
 
-from tests.support.run_folders import rewrite
+from tests.support.run_folders import hotel_reviews, rewrite, write_review_run
 
 
 def names(records):
@@ -63,7 +64,7 @@ def other_format(folder):
         (lambda folder: (folder / "manifest.json").write_text('{"format": 3}'), "damaged"),
         (lambda folder: (folder / "metrics.json").unlink(), "damaged: metrics.json is missing"),
         (lambda folder: (folder / "predictions.jsonl").unlink(), "damaged: predictions.jsonl is missing"),
-        (lambda folder: (folder / "config.yaml").unlink(), "damaged: [Errno 2] No such file"),
+        (lambda folder: (folder / "config.yaml").unlink(), "damaged: config.yaml is missing"),
         (lambda folder: (folder / "config.yaml").write_text("a: [1"), "damaged"),
         (lambda folder: (folder / "config.yaml").write_text("just text"), "damaged"),
         (lambda folder: rewrite(folder / "metrics.json", "[]"), "damaged"),
@@ -127,7 +128,7 @@ def set_in_config(**changes):
         (changed("", metrics=[1]), "metrics is '[1]'"),
         (
             changed("", metrics={"accuracy": 3}),
-            "'accuracy' in metrics.json is not that of a gptask run (not a mapping)",
+            "metrics.json is not that of a gptask run (the entry of 'accuracy': not a mapping)",
         ),
         (changed("", seed=[1]), "seed is"),
         (changed("", split=None), "split is 'None'"),
@@ -135,7 +136,7 @@ def set_in_config(**changes):
         (changed("", wall_seconds="long"), "wall_seconds is 'long'"),
         (changed("", versions=None), "versions is"),
         (changed("accuracy", value="high"), "value is"),
-        (changed("accuracy", interval=[1]), "interval is [1]"),
+        (changed("accuracy", interval=[1]), "interval is '[1]'"),
         (changed("accuracy", range=["a", 1]), "range is"),
         (changed("accuracy", direction="up"), "direction is 'up'"),
         (set_in_config(plugin={}), "no name"),
@@ -182,3 +183,40 @@ def test_a_report_in_a_run_does_not_make_it_newer(sentiment_run, tmp_path):
         os.utime(sentiment_run(name, 0.9, count=10) / "metrics.json", (number, number))
     (tmp_path / "outputs/sentiment/a/report.html").write_text("")
     assert names(find_runs([str(tmp_path / "outputs")], latest=1)) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("id", ["x"], r"line 1 is not a prediction of a gptask run \(id is"),
+        ("digest", 3, r"line 1 is not a prediction of a gptask run \(digest is"),
+        ("group", {}, r"line 1 is not a prediction of a gptask run \(group is"),
+        ("statistics", {"accuracy": 10**400}, "lacks the statistics of 'accuracy'"),
+        ("statistics", {"accuracy": []}, "lacks the statistics of 'accuracy'"),
+    ],
+)
+def test_a_prediction_that_no_run_writes_is_named(entry, value, message, sentiment_run):
+    file = sentiment_run("a", 0.9, count=3) / "predictions.jsonl"
+    first, *others = file.read_text().splitlines()
+    rewrite(file, "\n".join([json.dumps(json.loads(first) | {entry: value}), *others]))
+    with pytest.raises(UserError, match=message):
+        read_run(file.parent).statistics("accuracy")
+
+
+def test_statistics_that_the_metric_cant_aggregate_are_refused_before_memory_is_taken(tmp_path):
+    """The numbers of labels are cells of a confusion matrix: 10^9 would ask for gigabytes."""
+    file = write_review_run(tmp_path / "a", hotel_reviews(8)) / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[3]["statistics"]["f1_macro"] = [1e9, 0]
+    rewrite(file, "".join(json.dumps(row) + "\n" for row in rows))
+    record = read_run(file.parent)
+    record.check_statistics("accuracy")
+    with pytest.raises(UserError, match="the statistics of 'f1_macro' in .*expected the numbers of two of 3 labels"):
+        record.check_statistics("f1_macro")
+
+
+def test_a_pipe_for_a_config_is_not_read(sentiment_run):
+    folder = sentiment_run("a", 0.9, count=3)
+    (folder / "config.yaml").unlink()
+    os.mkfifo(folder / "config.yaml")
+    assert read_run(folder).problem == "damaged: config.yaml is missing"

@@ -113,10 +113,14 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("format: 3", "format: 1", ["run format 1", "reads format 3", "train again"]),
         ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),
-        ("  name: qa", "  nme: qa", ["is damaged: it names no task plugin"]),
+        ("  name: qa", "  nme: qa", ["is not the config of a gptask run: plugin: no name"]),
         ("seed: 7", "seed: [", ["is damaged"]),
         ("seed: 7", "seed: ${", ["seed", "expected a whole number, got '${'"]),
-        ("name: qa", "name: ${oc.env:SECRET}", ["is damaged: it names no task plugin"]),
+        (
+            "name: qa",
+            "name: ${oc.env:SECRET}",
+            ["is not the config of a gptask run: plugin.name is '${oc.env:SECRET}'"],
+        ),
     ],
 )
 def test_a_damaged_or_foreign_config_is_refused(refused, saved, old, new, expected):
