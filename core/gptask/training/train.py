@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.interrupts import interruptible, interrupts_of_lightning
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
+from gptask.training.process_watch import set_hint, watched
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
 
@@ -60,11 +62,12 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
-    with interruptible():
+    with interruptible(), watched():
         start = resume.check_resume(config) if config.resume else resume.new_start(config)
         config, corpora = start.config, start.corpora
         fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
         with open_run_folder(config.outputs, run_title(config), config.folder, config.resume) as folder:
+            set_hint(partial(resume_hint, folder))
             try:
                 return _train(RunContext(config, command, corpora, fingerprint, folder), start, callbacks)
             except KeyboardInterrupt as stop:
@@ -98,6 +101,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
 
     from gptask.training.cost_probe import probe_cost
     from gptask.training.divergence import Diverged, with_advice
+    from gptask.training.process_start import start_processes
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
@@ -107,6 +111,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             context.write_config()
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
+        start_processes(trainer)
         try:
             _fit(trainer, module, data, context.folder, start.checkpoint)
         except Diverged as diverged:
@@ -151,6 +156,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     from gptask.model.backbone import tuning
     from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.module import GPTModule
+    from gptask.training.trainer import process_count
 
     def texts() -> Iterator[str]:
         for corpus in corpora.values():
@@ -168,7 +174,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     data = runtimes[0].data
     if config.tasks:
         data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
-    config, chosen_schedule = resolve_schedule(config, data)
+    config, chosen_schedule = resolve_schedule(config, data, process_count(config.trainer))
     log_chosen([*chosen, *resolved.chosen, *chosen_schedule])
     module = GPTModule(backbone, runtimes, config.optimizer, config.schedule)
     if origin:

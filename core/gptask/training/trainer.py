@@ -81,6 +81,11 @@ def build_trainer(folder: Path, options: dict[str, Any], **arguments: Any) -> pl
         raise UserError(f"the trainer refuses its options {options}: {error}") from error
 
 
+def process_count(options: dict[str, Any]) -> int:
+    """The number of processes in which a trainer with these options works."""
+    return int(build_trainer(Path(), options, logger=False).world_size)
+
+
 def build_training_trainer(
     folder: Path, config: Train, callbacks: Sequence[pl.Callback], record: dict[str, Any]
 ) -> pl.Trainer:
