@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from gptask.errors import DataError, UserError, aligned, damaged
 
 

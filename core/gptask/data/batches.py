@@ -21,8 +21,9 @@ class BatchesByLength(Sampler[list[int]]):
     the same number: the last one may be a filler (`is_filler`), which must not count. For scoring a process that would
     get none gets an empty one. ``limit`` bounds the batches of all processes together.
     ``common`` holds the prefix group (N,) of each item and the length (N,) of its shared prefix
-    (`prefixes.shared_prefixes`): a group's items stay neighbours, and their prefix counts once. ``costs`` are the padded
-    tokens of each batch. The first pass leaves out ``first_batch`` batches, which a resumed training has behind it.
+    (`prefixes.shared_prefixes`): a group's items stay neighbours, and their prefix counts once. ``costs`` are the
+    padded tokens of each batch. The first pass leaves out ``first_batch`` batches, which a resumed training has behind
+    it.
     """
 
     def __init__(

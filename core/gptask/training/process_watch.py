@@ -2,7 +2,7 @@
 
 Every other process, a *member*, holds a connection to rank 0, which the system closes with the process: that tells of a
 death at once, wherever the main threads are, and under any launcher. A signal to a member is handed on to rank 0, which
-stops as a single process does (`interrupts`), writes its checkpoint alone, and then lets all end. Whatever does not stop
+stops as a single process does (`interrupts`), writes its checkpoint alone, and then lets all end. What does not stop
 within `GRACE` seconds, as in a collective operation with a dead process, is ended by the threads.
 """
 

@@ -218,10 +218,9 @@ def _log_batches_per_step(config: Train, accumulate: int, processes: int, in_one
         options = {f"data.{name}": getattr(config.data, name) // processes for name in ("batch_size", "batch_tokens")}
         options["trainer.accumulate_grad_batches"] = in_one_process
     log.warning(
-        "an optimizer step takes %d batches (%d processes with trainer.accumulate_grad_batches=%d), %g times the %d of "
-        "one process; %s keeps its size", accumulate * processes, processes, accumulate,
-        accumulate * processes / in_one_process, in_one_process,
-        " ".join(f"{name}={value}" for name, value in options.items()),
+        "an optimizer step takes %d batches (%d processes with trainer.accumulate_grad_batches=%d), %g times as many "
+        "as in one process; %s keeps its size, or nearly", accumulate * processes, processes, accumulate,
+        accumulate * processes / in_one_process, " ".join(f"{name}={value}" for name, value in options.items()),
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ from gptask.training.checkpoint_files import load_checkpoint, remove_partial_fil
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.interrupts import interruptible, interrupts_of_lightning
-from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.process_watch import set_hint, watched
+from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
 
