@@ -74,7 +74,8 @@ class PaddedBatch:
 def collate(items: Sequence[dict[str, Any]]) -> PaddedBatch:
     """Pad encoded items on the right; pads are known by position, so their id does not matter."""
     if not items:  # of a process that has nothing to score
-        return PaddedBatch(*(torch.zeros(shape, dtype=torch.long) for shape in ((0, 0), 0, 0)))
+        none = torch.zeros(0, dtype=torch.long)
+        return PaddedBatch(none.view(0, 0), none, none)
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return PaddedBatch(

@@ -24,15 +24,10 @@ def start_processes(trainer: pl.Trainer) -> None:
     """Start the other processes of a trainer that has several, unless a launcher did, and watch over them.
 
     They run the command of this process again. Lightning would start them, too, and end this process by SIGKILL when
-    one of them dies. Raises `UserError` where there is no command, and for a strategy that forks processes.
+    one of them dies. Raises `UserError` where there is no command.
     """
     if trainer.world_size == 1:
         return
-    if not private.starts_commands(trainer):
-        raise UserError(
-            f"trainer.strategy={trainer.strategy.strategy_name}: gptask trains in processes that run its command "
-            "again: set trainer.strategy=ddp"
-        )
     _forget_ended()
     private.keep_signal_handlers(trainer)
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]

@@ -259,8 +259,10 @@ class MainWatch(_Watch):
         waits = self._cause and not self._failure and signals_are_held()
         if now > self._deadline + (LONG_GRACE - GRACE if waits else 0):
             self._deadline = float("inf")
-            log.error("gptask: %s, and rank 0 could not stop in %.0f seconds: all processes are ended. %s",
-                      self._failure or self._cause, GRACE, _process.hint())  # fmt: skip
+            log.error(
+                "gptask: %s: all processes are ended, as rank 0 did not stop in %.0f seconds. %s",
+                self._failure or self._cause, GRACE, _process.hint(),
+            )  # fmt: skip
             self._end_all(self._exit_code)
             _exit(self._exit_code)
 

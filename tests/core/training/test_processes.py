@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from gptask import UserError
+from gptask.training.trainer import build_trainer
 from safetensors.torch import load_file
 
 from tests.core.training.test_resume_point import outcome
@@ -67,6 +69,12 @@ def check_end(tmp_path: Path, event: str, code: int, message: str) -> None:
 def test_a_signal_to_the_second_process_ends_both_with_a_checkpoint(tmp_path):
     check_end(tmp_path, "step 1 SIGTERM", *SIGNALLED["step 1 SIGTERM"])
     assert (tmp_path / "run/checkpoints/interrupted.ckpt").is_file()
+
+
+def test_processes_that_would_be_forked_are_refused(tmp_path):
+    options = {"devices": 2, "accelerator": "cpu", "strategy": "ddp_spawn"}
+    with pytest.raises(UserError, match=r"trainer\.strategy=ddp_spawn: .*; with trainer\.strategy=ddp they run"):
+        build_trainer(tmp_path, options, logger=False)
 
 
 @pytest.mark.long
