@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,13 @@ class BatchesByLength(Sampler[list[int]]):
     With a ``seed``, for training, chunks of a shuffled order are sorted by length (lengths mix, batches vary from epoch
     to epoch). Without one, for scoring, all items are sorted, longest first, so that memory runs out at once or never.
     A batch of more than `BUSY_TOKENS` tokens is closed before the share of pads exceeds ``max_padding``.
-    ``shard`` is a process's rank and the number of processes. ``common`` holds the prefix group (N,) of each item and
-    the length (N,) of its shared prefix (`prefixes.shared_prefixes`): a group's items stay neighbours, and their
-    prefix counts once. ``costs`` are the padded tokens of each batch. The first pass leaves out ``first_batch``
-    batches, which a resumed training has behind it.
+    ``shard`` is a process's rank and the number of processes, among which the batches are divided. For training all get
+    the same number: the last one may be a filler (`is_filler`), which must not count. For scoring a process that would
+    get none gets an empty one. ``limit`` bounds the batches of all processes together.
+    ``common`` holds the prefix group (N,) of each item and the length (N,) of its shared prefix
+    (`prefixes.shared_prefixes`): a group's items stay neighbours, and their prefix counts once. ``costs`` are the
+    padded tokens of each batch. The first pass leaves out ``first_batch`` batches, which a resumed training has behind
+    it.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class BatchesByLength(Sampler[list[int]]):
         max_padding: float = 1.0,
         common: tuple[np.ndarray, np.ndarray] | None = None,
         first_batch: int = 0,
+        limit: int | None = None,
     ) -> None:
         self.lengths, self.max_examples, self.max_tokens = lengths, max_examples, max_tokens
         self.max_padding = max_padding
@@ -46,10 +49,14 @@ class BatchesByLength(Sampler[list[int]]):
         packed = list(self._pack(self._order(generator)))
         if generator:
             generator.shuffle(packed)
+        packed = packed[:limit]
         rank, world_size = shard
-        # every process gets the same number of batches, so the first ones may come twice
-        total = -(-len(packed) // world_size) * world_size
-        shard_batches = list(islice(cycle(packed), total))[rank::world_size]
+        shard_batches = packed[rank::world_size]
+        self.has_filler = generator is not None and 0 < len(packed) % world_size <= rank
+        if self.has_filler:
+            shard_batches.append(min(packed, key=lambda batch: batch[1]))
+        elif packed and not shard_batches:
+            shard_batches = [([], 0)]
         self.batches = [batch for batch, _ in shard_batches]
         self.costs = [cost for _, cost in shard_batches]
 
@@ -96,6 +103,10 @@ class BatchesByLength(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def is_filler(self, number: int) -> bool:
+        """Whether a batch of the epoch is there only because the other processes have as many."""
+        return self.has_filler and number == len(self.batches) - 1
 
 
 def epoch_of_batches(trainer: Any) -> int:

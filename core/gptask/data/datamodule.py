@@ -89,6 +89,9 @@ class PaddedBatch:
 
 def collate(items: Sequence[dict[str, Any]]) -> PaddedBatch:
     """Pad encoded items on the right; pads are known by position, so their id does not matter."""
+    if not items:  # of a process that has nothing to score
+        none = torch.zeros(0, dtype=torch.long)
+        return PaddedBatch(none.view(0, 0), none, none)
     sequences = [torch.tensor(item["ids"] + (item["target"] or []), dtype=torch.long) for item in items]
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     return PaddedBatch(
@@ -225,14 +228,23 @@ class DataModule(pl.LightningDataModule):
         return self._loader("train", batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Batches of a split, longest first, in a fixed order; large ones where text is generated behind prompts."""
-        store = self.items(split)
+        """Batches of a split, longest first, in a fixed order; large ones where text is generated behind prompts.
+
+        Several processes divide them among themselves, and a number that the trainer limits them to, too.
+        """
+        trainer, store = self.trainer, self.items(split)
+        limit, shard = None, (0, 1)
+        if trainer and trainer.world_size > 1:  # a trainer limits the batches of each process
+            limit = trainer.limit_val_batches if trainer.state.fn == "fit" else trainer.limit_test_batches
+            shard = trainer.global_rank, trainer.world_size
         writes = len(store) > 0 and store[0]["target"] is not None
         batches = BatchesByLength(
             self._lengths(split),
             self.options.eval_batch_size,
             eval_batch_tokens(self.options, reads=split == "validation" or not writes, writes=writes),
             seed=None,
+            shard=shard,
+            limit=limit if isinstance(limit, int) else None,
             max_padding=1.0 if writes else 0.1,
             common=self._shared_prefixes(split),
         )

@@ -23,7 +23,8 @@ from gptask.training.checkpoint_files import (
     remove_outdated_best,
     write_checkpoint,
 )
-from gptask.training.interrupts import forget_signals, release_signals
+from gptask.training.interrupts import forget_signals, release_signals, signals_are_held
+from gptask.training.process_watch import lost_process
 from gptask.training.resume_point import used_at_epoch_end
 
 
@@ -160,7 +161,7 @@ class TimedCheckpoint(pl.Callback):
 
 
 class SaveOnInterrupt(pl.Callback):
-    """Writes a checkpoint on Ctrl-C and SIGTERM, so that nothing computed is lost."""
+    """Writes a checkpoint on Ctrl-C, SIGTERM and the death of another process, so that nothing computed is lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -176,9 +177,14 @@ class SaveOnInterrupt(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         """Save if the training has made a step; validation between the steps counts as training."""
+        half_made = signals_are_held()
         forget_signals()
-        if isinstance(exception, KeyboardInterrupt) and self._first_step not in (None, trainer.global_step):
-            trainer.save_checkpoint(self.path)
+        if self._first_step in (None, trainer.global_step):
+            return
+        if isinstance(exception, KeyboardInterrupt) or (
+            isinstance(exception, RuntimeError) and not half_made and lost_process()
+        ):
+            private.save_alone(trainer, self.path)
 
 
 class LastCheckpoint(PortableCheckpoint):

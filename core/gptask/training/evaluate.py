@@ -29,6 +29,7 @@ from gptask.training import builder
 from gptask.training.context import RunContext
 from gptask.training.fingerprint import run_fingerprint
 from gptask.training.interrupts import interruptible, interrupts_of_lightning
+from gptask.training.process_watch import watched
 from gptask.training.resolve import ChosenOption, log_chosen, prepare_tasks, resolve_data
 from gptask.training.results import write_results
 
@@ -52,7 +53,7 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
         raise UserError("allow_overlap=false is about what a run was trained on: set run=<run folder>, or leave it out")
     corpora = builder.build_corpora(config)
     fingerprint = run_fingerprint(config, corpora)
-    with interruptible(), open_run_folder(config.outputs, run_title(config), config.folder) as folder:
+    with interruptible(), watched(), open_run_folder(config.outputs, run_title(config), config.folder) as folder:
         _evaluate(RunContext(config, command, corpora, fingerprint, folder, extra={"parent": config.run}))
     return folder
 
@@ -114,6 +115,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     log.info("%s", backbone.engine.summary())
 
     from gptask.training.module import GPTModule
+    from gptask.training.process_start import start_processes
     from gptask.training.task_runtime import TaskRuntime
     from gptask.training.trainer import build_trainer
 
@@ -123,6 +125,8 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     runtime = TaskRuntime(name, task, head, data)
     module = GPTModule(backbone, [runtime]).requires_grad_(False)
     trainer = build_trainer(context.folder, config.trainer, logger=False)
+    start_processes(trainer)
+    data.trainer = trainer  # which tells the rank of this process
     with interrupts_of_lightning():
         trainer.test(module, dataloaders=data.eval_dataloader(config.split), verbose=False)
     if is_main_process():

@@ -59,6 +59,11 @@ def hold_signals() -> None:
     _state.holding = True
 
 
+def signals_are_held() -> bool:
+    """Whether a signal would be held back now."""
+    return _state.holding
+
+
 def release_signals() -> None:
     """Stop the work now if a signal was held back."""
     _state.holding = False

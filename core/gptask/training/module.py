@@ -16,6 +16,7 @@ from gptask.config.schemas import SGD, AdamW, Schedule
 from gptask.data.datamodule import PaddedBatch
 from gptask.data.mixture import TaskBatch
 from gptask.model.backbone.backbone import GPTBackbone
+from gptask.plugins.metric import Metric
 from gptask.training import optim
 from gptask.training.divergence import DivergenceCheck, clip_gradients
 from gptask.training.task_runtime import TaskRuntime, normalized_score
@@ -57,7 +58,13 @@ class GPTModule(pl.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
         if runtime.prefix:
             self.log(f"train/{runtime.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
-        return loss * runtime.weight
+        return loss * (0.0 if self._is_filler(batch_idx) else runtime.weight)
+
+    def _is_filler(self, batch_idx: int) -> bool:
+        """Whether a batch is trained on elsewhere: with a loss of 0 an optimizer step of several is as of one."""
+        loader = self.trainer.train_dataloader if self.trainer.world_size > 1 else None
+        is_filler = getattr(getattr(loader, "batch_sampler", None), "is_filler", None)
+        return bool(is_filler and is_filler(batch_idx))
 
     def _hidden(self, runtime: TaskRuntime, batch: PaddedBatch, split: str) -> Tensor:
         """Last hidden states (B, T, C), right where the head reads them; from disk where they are cached."""
@@ -85,27 +92,29 @@ class GPTModule(pl.LightningModule):
         """Drop the outputs of an earlier pass."""
         self.divergence.read()
         for runtime in self.runtimes:
-            runtime.outputs = {}
+            runtime.outputs, runtime.losses = {}, []
 
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss and predictions of one batch."""
         runtime = self.runtimes[dataloader_idx]
-        epoch_mean: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        if not batch.rows:  # of a process that has nothing to score
+            return
 
         def score(part: PaddedBatch) -> Tensor:
             hidden = self._hidden(runtime, part, "validation")
             loss = runtime.head.loss(hidden, part)
             self._predict_batch(runtime, part, None if runtime.head.decodes else hidden)
-            return loss
+            return loss.detach()
 
-        for rows, loss in self._in_parts(runtime, "validation", batch, score):
-            self.log(f"val/{runtime.prefix}loss", loss, batch_size=rows, **epoch_mean)
+        runtime.losses += self._in_parts(runtime, "validation", batch, score)
 
     def test_step(self, batch: PaddedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Predictions of one batch."""
         runtime = self.runtimes[dataloader_idx]
+        if not batch.rows:
+            return
 
         def predict(part: PaddedBatch) -> None:
             self._predict_batch(runtime, part, None if runtime.head.decodes else self._hidden(runtime, part, "test"))
@@ -133,15 +142,19 @@ class GPTModule(pl.LightningModule):
         runtime.outputs.update(zip(batch.rows, outputs, strict=True))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the tasks' metrics as ``val/<name>``; for several tasks, also the mean of their main ones.
+        """Log the tasks' losses and metrics as ``val/<name>``; for several tasks, also the mean of their main ones.
 
         A value that is not finite is logged as nan, which counts as the worst.
         """
         if self.trainer.sanity_checking:
             return
+        self._gather_outputs()
         main_scores = []
         for runtime in self.runtimes:
-            for number, (metric, value) in enumerate(runtime.validation_scores()):
+            loss, scores = self._validation_results(runtime)
+            if loss is not None:
+                self.log(f"val/{runtime.prefix}loss", loss)
+            for number, (metric, value) in enumerate(scores):
                 name = f"val/{runtime.prefix}{metric.name}"
                 if not math.isfinite(value):
                     log.warning("%s is %s at step %d: it counts as the worst value", name, value, self.global_step)
@@ -151,6 +164,36 @@ class GPTModule(pl.LightningModule):
                     main_scores.append(normalized_score(metric, value))
         if len(self.runtimes) > 1:
             self.log(SCORE, fmean(main_scores), prog_bar=True)
+
+    def _validation_results(self, runtime: TaskRuntime) -> tuple[float | None, list[tuple[Metric, float]]]:
+        """The mean loss, None where no batch was scored, and the metrics, which rank 0 computes for all processes."""
+        scores = list(runtime.validation_scores()) if self.trainer.is_global_zero else []
+        values = [value for _, value in scores]
+        results = runtime.mean_loss(), values, runtime.tuned_options
+        loss, values, tuned_options = self.trainer.strategy.broadcast(results)
+        if scores:
+            return loss, scores
+        runtime.set_tuned_options(tuned_options)
+        return loss, [*zip((metric for metric in runtime.task.metrics() if not metric.final), values, strict=True)]
+
+    def _gather_outputs(self) -> None:
+        """Let rank 0 have the losses and outputs of all processes, each of which has scored batches of its own.
+
+        A plugin's own data module may have all of them score everything: then each example counts once.
+        """
+        trainer = self.trainer
+        if trainer.world_size == 1:
+            return
+        for runtime in self.runtimes:
+            own = (runtime.outputs, [(rows, float(loss)) for rows, loss in runtime.losses])
+            parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
+            torch.distributed.gather_object(own, parts, dst=0)
+            for outputs, losses in (parts or [])[1:]:
+                if not outputs.keys() <= runtime.outputs.keys():
+                    runtime.losses += losses
+                runtime.outputs = outputs | runtime.outputs
+
+    on_test_epoch_end = _gather_outputs
 
     @property
     def tuned_options(self) -> dict[str, Any]:

@@ -7,8 +7,14 @@ there: a version of Lightning that renames one raises `AttributeError`, and neve
 from __future__ import annotations
 
 import math
+import signal
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 
 def drop_train_loader(trainer: Any) -> None:
@@ -29,6 +35,31 @@ def validates_now(trainer: Any) -> bool:
 def set_stepped_batches(trainer: Any, count: int) -> None:
     """Set the number of batches behind which an optimizer stepped, by which loggers count."""
     _set(trainer.fit_loop.epoch_loop, "_batches_that_stepped", count)
+
+
+def save_alone(trainer: Any, path: Path) -> None:
+    """Write a checkpoint in rank 0 without the other processes; where the strategy shards the state, write none."""
+    if trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy:
+        trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
+
+
+def starts_commands(trainer: Any) -> bool:
+    """Whether the processes of a trainer are started by commands, by it or by another launcher."""
+    return isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
+
+
+def keep_signal_handlers(trainer: Any) -> None:
+    """Keep Lightning's handler of SIGTERM away: it waits for the other processes, which may wait for this one."""
+    connector = trainer._signal_connector
+    register = connector.register_signal_handlers
+
+    def register_all_but_sigterm() -> None:
+        handler = signal.getsignal(signal.SIGTERM)
+        register()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    connector.register_signal_handlers = register_all_but_sigterm
 
 
 def step_of_last_save(callback: Any) -> int:

@@ -181,13 +181,13 @@ def _tuning_values(tuning: Any, heads: Sequence[Head], backbone: GPTBackbone) ->
     return {name: choice for name, choice in values.items() if getattr(tuning, name) is None}
 
 
-def resolve_schedule(config: Train, data: Any) -> tuple[Train, list[ChosenOption]]:
+def resolve_schedule(config: Train, data: Any, processes: int = 1) -> tuple[Train, list[ChosenOption]]:
     """Return the config with epochs and batches per optimizer step, where it leaves these open.
 
     A small training set gets more epochs, from `MIN_EPOCHS` up to `MAX_EPOCHS`. Where long texts leave a batch few
     examples, an optimizer step takes several batches, `Task.examples_per_step` examples together: the gradient of one
     or two short answers is too noisy for LoRA's learning rates. With several tasks, the one with the fewest examples
-    in a batch decides.
+    in a batch decides. Of several ``processes`` each takes its share of these batches.
     """
     try:
         batches = max(1, len(data.train_dataloader()))
@@ -195,13 +195,33 @@ def resolve_schedule(config: Train, data: Any) -> tuple[Train, list[ChosenOption
     except TypeError:  # a plugin's stream
         batches, epochs_reason = MIN_TOTAL_BATCHES, "a stream of unknown length"
     epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, -(-MIN_TOTAL_BATCHES // batches)))
+    batches_per_step = _batches_per_step(data)
+    reason = f"enough examples per optimizer step{f', in {processes} processes' if processes > 1 else ''}"
     values: dict[str, tuple[Any, str]] = {
-        "accumulate_grad_batches": (_batches_per_step(data), "enough examples per optimizer step")
+        "accumulate_grad_batches": (max(1, round(batches_per_step / processes)), reason)
     }
     if config.trainer.get("max_steps") in (None, -1):
         values["max_epochs"] = (epochs, epochs_reason)
     trainer, chosen = _with_trainer_values(config.trainer, values)
+    if processes > 1:
+        given = config.trainer.get("accumulate_grad_batches")
+        _log_batches_per_step(config, trainer["accumulate_grad_batches"], processes, given or batches_per_step)
     return replace(config, trainer=trainer), chosen
+
+
+def _log_batches_per_step(config: Train, accumulate: int, processes: int, in_one_process: int) -> None:
+    """Say by how much an optimizer step of several processes differs from that of one, and what keeps it the same."""
+    if accumulate * processes == in_one_process:
+        return
+    options = {"trainer.accumulate_grad_batches": in_one_process // processes}
+    if in_one_process % processes:  # more batches, of fewer examples
+        options = {f"data.{name}": getattr(config.data, name) // processes for name in ("batch_size", "batch_tokens")}
+        options["trainer.accumulate_grad_batches"] = in_one_process
+    log.warning(
+        "an optimizer step takes %d batches (%d processes with trainer.accumulate_grad_batches=%d), %g times as many "
+        "as in one process; %s keeps its size, or nearly", accumulate * processes, processes, accumulate,
+        accumulate * processes / in_one_process, " ".join(f"{name}={value}" for name, value in options.items()),
+    )  # fmt: skip
 
 
 def _batches_per_step(data: Any) -> int:

@@ -54,13 +54,13 @@ def check_resume(config: Train) -> Start:
     Raises `NoCheckpoint` where there is none to go on from, and `UserError` where it can't go on, where it would be
     another training, and where nothing is left to train.
     """
-    from gptask.training.trainer import build_trainer
+    from gptask.training.trainer import process_count
 
     folder = Path(str(config.resume))
     path, checkpoint = latest_checkpoint(folder)
     record = checkpoint[KEY_IN_CHECKPOINT]["record"]
     _refuse_other_plugins(config, record)
-    devices = build_trainer(folder, record["config"]["trainer"] | config.trainer, logger=False).world_size
+    devices = process_count(record["config"]["trainer"] | config.trainer)
     config = resumed_config(config, record, folder, devices)
     _refuse_without_training(folder, checkpoint, config)
     corpora = build_corpora(with_given_tasks(config, record["given"]))

@@ -29,7 +29,7 @@ class ResumePoint(pl.Callback):
     """Adds to each checkpoint what a training needs to go on as if it had not stopped, and restores it.
 
     ``record`` is what the run started with (`resume.start_record`); each checkpoint holds it under ``gptask``, beside
-    the random states of all processes.
+    the random state.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -49,6 +49,7 @@ class ResumePoint(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         """Note the random state at the start of an optimizer step: where it is interrupted, it is made anew."""
         if not self._accumulating:
+            self._draw_anew(trainer)
             self._states, self._accumulating = self._current(trainer), True
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
@@ -69,6 +70,7 @@ class ResumePoint(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Note the random state: an interrupted validation is made anew."""
         if trainer.state.fn == "fit":
+            self._draw_anew(trainer)
             self._states = self._states or self._current(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
@@ -76,6 +78,7 @@ class ResumePoint(pl.Callback):
         if trainer.state.fn == "fit":
             hold_signals()  # until each callback has used what validation found
             self._validated_step = trainer.global_step
+            self._draw_anew(trainer)
             if not self._accumulating:
                 self._states = None
             if self._validation_forced:
@@ -86,6 +89,19 @@ class ResumePoint(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Note the state of a loader no batch of which is drawn yet."""
         self._note_loader(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """See `_draw_anew`."""
+        self._draw_anew(trainer)
+
+    def _draw_anew(self, trainer: pl.Trainer) -> None:
+        """Seed the random generators of one of several processes by its rank and the optimizer steps made.
+
+        So each process draws numbers of its own, and a checkpoint, which rank 0 writes without asking the others for
+        their states, tells what they were.
+        """
+        if trainer.world_size > 1:
+            seed_random_states(self.record["config"]["seed"], trainer.global_step, trainer.global_rank)
 
     def _note_loader(self, trainer: pl.Trainer) -> None:
         loader: Any = trainer.train_dataloader
@@ -104,12 +120,9 @@ class ResumePoint(pl.Callback):
             states = self._current(trainer)
         elif self._loader_state is not None:
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = [self._loader_state]
-        by_process: list[Any] = [_as_tensors(states[1])] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(by_process, by_process[0])
         checkpoint[KEY_IN_CHECKPOINT] = {
             "record": self.record | {"world_size": trainer.world_size, "total_steps": self._total_steps},
-            "random_states": by_process,
+            "random_states": [_as_tensors(states[1])],  # of several processes, rank 0's
             "validated": self._validated_step == trainer.global_step,
         }
 
@@ -131,12 +144,12 @@ class ResumePoint(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Restore the random states before a loader is made, as a plugin's may draw from them."""
         self._total_steps = trainer.estimated_stepping_batches
+        self._draw_anew(trainer)
         if not self._resumed:
             return
         private.drop_train_loader(trainer)  # made for the learning-rate schedule, before the loops were restored
-        states = self._resumed["random_states"]
-        if trainer.global_rank < len(states):  # else the run goes on with more devices
-            restore_random_states(states[trainer.global_rank], trainer.strategy.root_device)
+        if trainer.world_size == 1:
+            restore_random_states(self._resumed["random_states"][0], trainer.strategy.root_device)
         loop = trainer.fit_loop.epoch_loop
         unvalidated = self._first_batch and self._validated_step < self._step and trainer.enable_validation
         if unvalidated and time_is_over(trainer):
@@ -246,6 +259,14 @@ def random_states(device: torch.device) -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's random generators, and of the CUDA device's if it is one."""
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def seed_random_states(*numbers: int) -> None:
+    """Seed Python's, NumPy's and torch's random generators by numbers that are not negative."""
+    seeds = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.manual_seed(seeds[2])
 
 
 def _as_tensors(states: dict[str, Any]) -> dict[str, Any]:

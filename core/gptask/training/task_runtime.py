@@ -59,6 +59,7 @@ class TaskRuntime:
     weight: float = 1.0  # of its loss
     single_task: bool = True
     outputs: dict[int, Any] = field(default_factory=dict)  # row of the encoded item -> the head's output
+    losses: list[tuple[int, Any]] = field(default_factory=list)  # of validation batches, each with its examples
     tuned_options: dict[str, Any] = field(default_factory=dict)  # options of the task that validation chose
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
     dividers: dict[str, BatchDivider] = field(default_factory=lambda: defaultdict(BatchDivider))  # by split
@@ -78,6 +79,11 @@ class TaskRuntime:
         return predictions_by_example(
             self.task, self.data.examples(split), self.data.items(split).column("example"), self.outputs
         )
+
+    def mean_loss(self) -> float | None:
+        """The mean of the losses of the validation batches, which is the same in any order; None without a batch."""
+        examples = sum(rows for rows, _ in self.losses)
+        return math.fsum(rows * float(loss) for rows, loss in self.losses) / examples if examples else None
 
     def set_tuned_options(self, options: dict[str, Any]) -> None:
         """Let a task with options that validation chose predict from now on; none: the task as it was configured."""

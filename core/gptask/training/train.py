@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from gptask.training.interrupts import (
     interrupts_of_lightning,
     release_signals,
 )
+from gptask.training.process_watch import set_hint, watched
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
@@ -67,7 +69,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
     folder = None
-    with interruptible():
+    with interruptible(), watched():
         try:
             existing = resume_folder.folder_to_resume(config)
             start = None if existing else resume.new_start(config)  # before a folder is made
@@ -79,6 +81,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
                 if start is None:
                     classes = {name: type(one.task) for name, one in builder.task_configs(config).items()}
                     return run.load_runs(folder, classes, engine=config.engine)
+                set_hint(partial(resume_hint, folder))
                 with logged_into(folder):
                     context = RunContext(start.config, command, start.corpora, start.fingerprint, folder)
                     return _train(context, start, callbacks)
@@ -117,6 +120,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     from gptask.training.batch_trial import memory_advice
     from gptask.training.cost_probe import probe_cost
     from gptask.training.divergence import Diverged, with_advice
+    from gptask.training.process_start import start_processes
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
@@ -127,6 +131,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             loggers.set_aside_curves(context.folder)
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
+        start_processes(trainer)
         try:
             with memory_advice(trainer, config, context.folder):
                 _fit(trainer, module, data, context.folder, start.checkpoint)
@@ -173,6 +178,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.batch_trial import fit_batches
     from gptask.training.module import GPTModule
+    from gptask.training.trainer import process_count
 
     def texts() -> Iterator[str]:
         for corpus in corpora.values():
@@ -195,7 +201,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
         _cache_activations(module, config)
     trains = all(config.trainer.get(name) != 0 for name in TRAINING_LIMITS)
     config, chosen_tokens = fit_batches(config, module) if trains else (config, [])
-    config, chosen_schedule = resolve_schedule(config, data)
+    config, chosen_schedule = resolve_schedule(config, data, process_count(config.trainer))
     log_chosen([*chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
     return module, data, config
 

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 
 from gptask.config.schemas import Train
 from gptask.errors import UserError
-from gptask.training import loggers
+from gptask.training import loggers, private
 from gptask.training.callbacks import progress_bar
 from gptask.training.checkpoint_files import INTERRUPTED
 from gptask.training.checkpoints import (
@@ -76,9 +76,20 @@ def build_trainer(folder: Path, options: dict[str, Any], **arguments: Any) -> pl
         own = arguments.get("plugins", [])
         options = options | {"plugins": [*own, *(plugins if isinstance(plugins, list | tuple) else [plugins])]}
     try:
-        return pl.Trainer(**(settings | arguments | options))
+        trainer = pl.Trainer(**(settings | arguments | options))
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UserError(f"the trainer refuses its options {options}: {error}") from error
+    if trainer.world_size > 1 and not private.starts_commands(trainer):
+        raise UserError(
+            f"trainer.strategy={options.get('strategy')}: forked or spawned processes know nothing of the run; "
+            "with trainer.strategy=ddp they run its command again"
+        )
+    return trainer
+
+
+def process_count(options: dict[str, Any]) -> int:
+    """The number of processes in which a trainer with these options works."""
+    return int(build_trainer(Path(), options, logger=False).world_size)
 
 
 def build_training_trainer(

@@ -69,6 +69,27 @@ def test_processes_divide_all_items_into_the_same_number_of_batches(n: int, worl
     assert sum(map(len, shards)) - len(batches) < world
 
 
+def test_a_batch_that_fills_up_a_process_is_the_smallest_and_known_as_such() -> None:
+    sizes = lengths(400)
+    whole = BatchesByLength(sizes, 8, 400, 5)
+    processes = [BatchesByLength(sizes, 8, 400, 5, (rank, 3)) for rank in range(3)]
+    numbers = range(len(processes[0]))
+    counted = [batch for one in processes for n, batch in enumerate(one.batches) if not one.is_filler(n)]
+    assert sorted(counted) == sorted(whole.batches)
+    fillers = [one.costs[n] for one in processes for n in numbers if one.is_filler(n)]
+    assert len(fillers) == -len(whole) % 3
+    assert set(fillers) <= {min(whole.costs)}
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_processes_divide_what_is_scored_without_a_batch_twice(limit: int | None) -> None:
+    sizes = lengths(100)
+    whole = BatchesByLength(sizes, 8, 400, None).batches[:limit]
+    shards = [BatchesByLength(sizes, 8, 400, None, (rank, 4), limit=limit).batches for rank in range(4)]
+    assert sorted(batch for shard in shards for batch in shard if batch) == sorted(whole)
+    assert all(shards)
+
+
 def test_a_batch_is_closed_before_a_tenth_of_it_is_pads(monkeypatch):
     monkeypatch.setattr("gptask.data.batches.BUSY_TOKENS", 40)
     sizes = np.random.default_rng(0).integers(5, 60, 300)

@@ -219,16 +219,43 @@ def test_epochs_differ_and_repeat_with_the_seed(build: Callable) -> None:
     assert order(build(seed=14).train_dataloader()) != order(build().train_dataloader())
 
 
-def test_processes_train_on_different_batches_and_each_scores_all(build: Callable) -> None:
+def process(rank: int, **limits: Any) -> SimpleNamespace:
+    """The trainer of one of two processes."""
+    limits = {"limit_val_batches": 1.0, "limit_test_batches": 1.0} | limits
+    state = SimpleNamespace(fn="fit")
+    return SimpleNamespace(
+        current_epoch=0, global_rank=rank, world_size=2, reload_dataloaders_every_n_epochs=1, state=state, **limits
+    )
+
+
+def test_processes_train_on_different_batches_and_score_different_ones(build: Callable) -> None:
     data = build()
-    rank_rows = []
+    whole = order(data.test_dataloader())
+    trained, scored = [], []
     for rank in range(2):
-        data.trainer = SimpleNamespace(
-            current_epoch=0, global_rank=rank, world_size=2, reload_dataloaders_every_n_epochs=1
-        )
-        rank_rows.append({row for rows in order(data.train_dataloader()) for row in rows})
-        assert sorted(row for rows in order(data.test_dataloader()) for row in rows) == list(range(6))
-    assert not rank_rows[0] & rank_rows[1]
+        data.trainer = process(rank)
+        trained.append({row for rows in order(data.train_dataloader()) for row in rows})
+        scored.append([rows for rows in order(data.test_dataloader()) if rows])
+    assert not trained[0] & trained[1]
+    assert sorted([*scored[0], *scored[1]]) == sorted(whole)
+    assert abs(len(scored[0]) - len(scored[1])) <= 1
+
+
+def test_a_limit_on_scored_batches_is_that_of_all_processes(build: Callable) -> None:
+    data = build(eval_batch_size=2)
+    whole = order(data.val_dataloader())
+    scored = []
+    for rank in range(2):
+        data.trainer = process(rank, limit_val_batches=1)
+        scored += [rows for rows in order(data.val_dataloader()) if rows]
+    assert scored == whole[:1]
+
+
+def test_a_process_without_anything_to_score_gets_one_empty_batch(build: Callable) -> None:
+    data = build(eval_batch_size=1000)
+    data.trainer = process(1)
+    (batch,) = data.test_dataloader()
+    assert (batch.rows, batch.lengths.shape, batch.input_ids.shape) == ([], (0,), (0, 0))
 
 
 class Silent(Echo):

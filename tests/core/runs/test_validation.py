@@ -139,7 +139,7 @@ def test_options_that_no_schema_has_are_named(model_run, path):
     config = read_config(model_run)
     (model_run / "config.yaml").write_text(yaml.safe_dump(changed(config, path, {"x": 1})))
     seal(model_run)
-    with pytest.raises(UserError, match="the saved options of (data|backbone)"):
+    with pytest.raises(UserError, match=r"the saved options of (data|backbone)"):
         next(iter(load_run(model_run).predict(["x"])))
 
 

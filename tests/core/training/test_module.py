@@ -1,6 +1,7 @@
 """The LightningModule hands a head the states that it needs, and computes no others."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -86,3 +87,34 @@ def test_a_batch_that_is_validated_in_parts_has_the_loss_and_the_outputs_of_the_
     memory.tokens, memory.error = 1, lambda: RuntimeError("shapes cannot be multiplied")
     with pytest.raises(RuntimeError, match="shapes"):
         trainer.validate(module, loader, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("of_second", "losses"),
+    [
+        (({2: "c"}, [(1, 5.0)]), [(2, 1.0), (1, 5.0)]),
+        (({0: "a", 1: "b"}, [(2, 1.0)]), [(2, 1.0)]),  # a plugin's data module lets every process score everything
+    ],
+)
+def test_outputs_of_all_processes_are_gathered_and_each_example_counts_once(
+    of_second, losses, backbone_of, monkeypatch
+):
+    runtime = TaskRuntime("task", None, RecordingHead(backbone_of("llama")), None)
+    runtime.outputs, runtime.losses = {0: "a", 1: "b"}, [(2, torch.tensor(1.0))]
+    module = GPTModule(runtime.head.backbone, [runtime])
+    module._trainer = SimpleNamespace(world_size=2, is_global_zero=True)
+    monkeypatch.setattr(
+        torch.distributed, "gather_object", lambda own, parts, dst: parts.__setitem__(slice(2), [own, of_second])
+    )
+    module.on_test_epoch_end()
+    assert runtime.outputs == {0: "a", 1: "b"} | of_second[0]
+    assert [(rows, float(loss)) for rows, loss in runtime.losses] == losses
+
+
+def test_a_process_without_anything_to_score_computes_nothing(backbone_of, states):
+    runtime = TaskRuntime("task", None, RecordingHead(backbone_of("llama")), None)
+    module = GPTModule(runtime.head.backbone, [runtime])
+    states.clear()
+    module.validation_step(collate([]), 0)
+    module.test_step(collate([]), 0)
+    assert (states, runtime.outputs, runtime.losses) == ([], {}, [])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,33 @@ def test_small_data_gets_more_epochs_and_a_step_takes_several_small_batches(opti
 def test_a_stream_of_unknown_length_gets_two_epochs(tmp_path):
     resolved, _ = resolve_schedule(small_config(tmp_path, trainer={"max_epochs": None}), STREAM)
     assert resolved.trainer == {"max_epochs": 2, "accumulate_grad_batches": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "accumulated", "message"),
+    [
+        (None, 2, 1, ""),  # two batches a step in one process
+        (
+            4,
+            2,
+            4,
+            r"step takes 8 batches .*, 2 times as .*; trainer\.accumulate_grad_batches=2 keeps its size, or nearly",
+        ),
+        (1, 2, 1, "2 times .*; data.batch_size=4 data.batch_tokens=512 trainer.accumulate_grad_batches=1 keeps"),
+        (None, 3, 1, r"1\.5 times .*; data.batch_size=2 data.batch_tokens=341 trainer.accumulate_grad_batches=2 keeps"),
+    ],
+)
+def test_several_processes_keep_the_size_of_a_step_or_say_what_keeps_it(
+    given, processes, accumulated, message, tmp_path, caplog
+):
+    options = {} if given is None else {"accumulate_grad_batches": given}
+    data = Sample(limit=Limit(train=24), batch_size=8, batch_tokens=1024, max_tokens=128)
+    settings = small_config(tmp_path, data=data, trainer={"accelerator": "cpu", **options})
+    _, loaders, _ = built(settings)
+    caplog.clear()
+    resolved, _ = resolve_schedule(settings, loaders, processes)
+    assert resolved.trainer["accumulate_grad_batches"] == accumulated
+    assert re.search(message, caplog.text) if message else not caplog.text
 
 
 def test_a_run_writes_the_chosen_epochs_and_accumulation_into_its_config(tmp_path):
