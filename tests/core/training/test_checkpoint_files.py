@@ -22,13 +22,35 @@ from gptask.training.checkpoint_files import (
 BEST_STATE = "BestCheckpoint{'monitor': 'val/accuracy'}"
 
 
+COUNTS = dict.fromkeys(("ready", "started", "processed", "completed"), 1)
+PROGRESS = {"current": COUNTS, "total": COUNTS, "is_last_batch": True}
+LOOP = {
+    "state_dict": {},
+    "epoch_progress": PROGRESS,
+    "epoch_loop.batch_progress": PROGRESS,
+    "epoch_loop.val_loop.batch_progress": PROGRESS,
+    "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": PROGRESS}},
+}
+RECORD = {
+    "config": {"trainer": {}, "outputs": "outputs"},
+    "given": {},
+    "data": {},
+    "plugins": {},
+    "weights": "",
+    "world_size": 1,
+    "total_steps": 9,
+}
+
+
 def save(folder: Path, name: str, step: int, best: str = "") -> Path:
     """A checkpoint of 40 kB in a run folder."""
     path = folder / "checkpoints" / name
     content = {
         "global_step": step,
+        "epoch": 0,
+        "loops": {"fit_loop": LOOP},
         "callbacks": {BEST_STATE: {"best_model_path": best}},
-        "gptask": {"record": {}},
+        "gptask": {"record": RECORD, "random_states": [], "validated": True},
         "state_dict": {"weight": torch.rand(10_000) + 1},
     }
     write_checkpoint(content, path)
