@@ -211,7 +211,7 @@ def test_statistics_that_the_metric_cant_aggregate_are_refused_before_memory_is_
     rewrite(file, "".join(json.dumps(row) + "\n" for row in rows))
     record = read_run(file.parent)
     record.check_statistics("accuracy")
-    with pytest.raises(UserError, match="the statistics of 'f1_macro' in .*expected the numbers of two of 3 labels"):
+    with pytest.raises(UserError, match=r"the statistics of 'f1_macro' in .*expected the numbers of two of 3 labels"):
         record.check_statistics("f1_macro")
 
 
