@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "core"), str(ROOT / "tasks"), str(ROOT / "conf")]
 
 from tests.fuzz.base_runs import base_runs  # noqa: E402
-from tests.fuzz.cases import run_case, run_chunk  # noqa: E402
+from tests.fuzz.cases import ChunkResult, run_case, run_chunk  # noqa: E402
 from tests.fuzz.run_folders import VERBS, FolderCase  # noqa: E402
 from tests.fuzz.sandbox import MEMORY, Sandbox  # noqa: E402
 from tests.fuzz.target import Setting  # noqa: E402
@@ -216,8 +216,8 @@ class Fuzz:
         log = re.sub(r"^Extension modules: .*", "", log, flags=re.M)
         found = {"target": worker.target, "kind": kind, "place": place, "case": text[:6000], "text": log[-6000:],
                  "chunk": worker.chunk}  # fmt: skip
-        return {"target": worker.target, "chunk": worker.chunk, "cases": worker.case_number + 1, "seconds": 0.0,
-                "slowest": self.options.limit, "peak": 0, "counts": {f"{kind}: {place}": 1}, "found": [found]}  # fmt: skip
+        result = ChunkResult(worker.target, worker.chunk, worker.case_number + 1, slowest=self.options.limit)
+        return result.to_dict() | {"counts": {f"{kind}: {place}": 1}, "found": [found]}
 
     def summary(self) -> str:
         """A table of the targets, and the faults by signature with their first case."""
@@ -228,10 +228,10 @@ class Fuzz:
             faults = Counter[str]()
             for line in lines:
                 faults.update(line["counts"])
+            slowest, peak = (max((line[key] for line in lines), default=0) for key in ("slowest", "peak"))
             rows.append(
                 f"| {name} | {sum(line['cases'] for line in lines):,} | {sum(faults.values()):,} | {len(faults)} | "
-                f"{sum(line['seconds'] for line in lines):,.0f} | {max((x['slowest'] for x in lines), default=0):.1f} | "
-                f"{max((x['peak'] for x in lines), default=0) / 2**20:,.0f} |"
+                f"{sum(line['seconds'] for line in lines):,.0f} | {slowest:.1f} | {peak / 2**20:,.0f} |"
             )
         totals = Counter[tuple[str, str]]()
         for line in self.lines:

@@ -1,4 +1,4 @@
-"""Model cards from hostile names and texts: the metadata is read back as it was meant, the text has the markup meant."""
+"""Model cards from hostile names and texts: the metadata is read back as it was meant, the text has no other markup."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _card(case: CardCase, run: Any, folder: Path) -> ModelCard:
     result = {
         "versions": {"gptask": "0.1.0"}, "split": "test", "seed": 1, "weights_hash": hash_, "git_commit": commit,
         "trainable_parameters": 1, "parameters": 2, "test_data_hash": hash_,
-        "metrics": {_clean(name): score | {"name": _clean(name), "value": value} for name, value in case.metrics.items()},
+        "metrics": {_clean(name): score | {"value": value} for name, value in case.metrics.items()},
     }  # fmt: skip
     data = SimpleNamespace(corpus=corpus, examples=lambda split: [1, 2, 3])
     plugin = run.plugin

@@ -19,8 +19,10 @@ from tests.fuzz.hostile import byte_changes, changed, changed_bytes, changes, nu
 from tests.fuzz.sandbox import Sandbox
 from tests.fuzz.target import Setting, Target
 
-VERBS = ("compare", "compare", "compare two", "report", "report two", "predict", "predict", "export", "serve", "evaluate",
-         "resume", "backbone", "load", "adapter")  # fmt: skip
+VERBS = (
+    "compare", "compare", "compare two", "report", "report two", "predict", "predict", "export", "serve", "evaluate",
+    "resume", "backbone", "load", "adapter",
+)  # fmt: skip
 RUNS = ("sentiment", "adapted", "tags", "translation", "several")
 TREES = (".json", ".yaml", ".jsonl", ".safetensors", ".ckpt")
 NEW_FILES = {
@@ -28,7 +30,7 @@ NEW_FILES = {
     "model/pytorch_model.bin": b"\x80\x04cgptask_fuzz_canary\nEvil\n.",
     "model/model.safetensors.index.json": b'{"weight_map": {"a": "../../x"}}',
     "model/modeling_evil.py": b"import " + CANARY.encode(),
-    "model/chat_template.jinja": b"{{ ''.__class__.__mro__[1].__subclasses__() }}{% for x in range(10**9) %}{% endfor %}",
+    "model/chat_template.jinja": b"{{ ''.__class__.__mro__[1].__subclasses__() }}{% for x in range(10**9) %}{% end %}",
     "model/generation_config.json": b'{"max_new_tokens": -1, "num_beams": "x"}',
     "model/added_tokens.json": b'{"<x>": -5}',
     "model/special_tokens_map.json": b'{"eos_token": 3}',
@@ -38,14 +40,24 @@ NEW_FILES = {
     "pruned.json": b"[",
     "notes.txt": b"x",
 }
-CHANGED_KEYS = ("auto_map", "architectures", "model_type", "peft_type", "auto_mapping", "parent", "kind", "source", "_target_",
-                "tokenizer_class", "quantization_config", "dtype", "base_model_name_or_path", "name", "format")  # fmt: skip
-KEY_VALUES = st.one_of(
-    st.sampled_from([{"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}, CANARY,
-                     {"base_model_class": "Evil", "parent_library": CANARY}, [f"{CANARY}.Evil"], "gpt2", "llama", "bert", "t5",
-                     "IA3", "PROMPT_TUNING", "full_schema", "lora_schema", "../..", {"quant_method": "bitsandbytes"}]),
-    texts, numbers, st.none(),
+CHANGED_KEYS = (
+    "auto_map", "architectures", "model_type", "peft_type", "auto_mapping", "parent", "kind", "source", "_target_",
+    "tokenizer_class", "quantization_config", "dtype", "base_model_name_or_path", "name", "format",
 )  # fmt: skip
+KEY_VALUES = st.one_of(
+    st.sampled_from(
+        [
+            {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"},
+            {"base_model_class": "Evil", "parent_library": CANARY},
+            {"quant_method": "bitsandbytes"},
+            [f"{CANARY}.Evil"],
+            *(CANARY, "gpt2", "llama", "bert", "t5", "IA3", "PROMPT_TUNING", "full_schema", "lora_schema", "../.."),
+        ]
+    ),
+    texts,
+    numbers,
+    st.none(),
+)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +198,3 @@ def test_changes_of_trees_and_bytes() -> None:
     assert changed(tree, edits[2:]) == {"b": {"c": 3}, "e": 5}
     assert tree == {"a": [1, 2], "b": {"c": 3}}
     assert changed_bytes(b"abcd", [("cut", 0.5), ("insert", 0.0, b"x"), ("flip", 0.0, 1)]) == b"yab"
-
-
-@pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Threads and caches are those of the other tests; the environment is restored."""
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    yield

@@ -21,7 +21,6 @@ from gptask.runs.config_file import read_config
 from gptask.runs.folder import model_folder, refuse_multitask, verified_model
 from gptask.runs.manifest import read_manifest
 from gptask.runs.predictor import Predictor
-from gptask.runs.validation import wrong_result
 
 if TYPE_CHECKING:
     from gptask.model.backbone.backbone import GPTBackbone
@@ -76,10 +75,9 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     file = folder / "metrics.json"
     with damaged(file):
         metrics = json.loads(file.read_text(encoding="utf-8"))
-    several = isinstance(metrics, dict) and isinstance(metrics.get("tasks"), dict)
-    if wrong := "" if several else wrong_result(metrics):
-        raise UserError(f"{file} is damaged, it is not that of a gptask run: {wrong}")
-    return cast(dict[str, Any], metrics)
+    if not isinstance(metrics, dict):
+        raise UserError(f"{file} is damaged: it holds no mapping")
+    return metrics
 
 
 def task_from_config(values: dict[str, Any], cls: type[Task] | None = None) -> tuple[Plugin, Task]:

@@ -22,18 +22,16 @@ OPTIONAL: Kinds = {
     **dict.fromkeys(GROUPS, OPTIONAL_MAPPING),
     **dict.fromkeys(("parent", "task_name", "command", "folder", "outputs"), (str, NOTHING)),
 }
-OF_TASK: Kinds = {"plugin": dict, "task": dict, "data": dict, "weight": NUMBER}
-SEVERAL: Kinds = {"tasks": dict, "backbone": OPTIONAL_MAPPING, "seed": object}
+OF_TASK: Kinds = {"plugin": dict, "task": dict, "data": dict, "weight": object}
+SEVERAL: Kinds = {"tasks": dict, "backbone": OPTIONAL_MAPPING}
 SAVED_BACKBONE: Kinds = {"source": str, "location": str, "weights_hash": str, "layers": (list, int)}
 MAX_LAYERS = 100_000
 RESULT: Kinds = {"task": str, "split": str, "test_data_hash": str, "n": int, "seed": (int, NOTHING), "metrics": dict}
-METRIC: Kinds = {
+VALUE: Kinds = {
     "value": (*NUMBER, NOTHING),  # None: not a finite number
     "interval": (list, NOTHING),
     "n": int,
     "direction": str,
-    "range": list,
-    "signature": str,
 }
 BASELINE: Kinds = {"metric": str, "score": dict, "verdict": dict}
 SPLITS = ("train", "validation", "test")
@@ -54,15 +52,16 @@ def wrong_config(config: Any) -> str:
     for name, values in tasks.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             return f"tasks has the name {str(name)[:40]!r}"
-        if wrong := wrong_entry(values, OF_TASK) or _wrong_names(values):
+        if wrong := wrong_entry(values, OF_TASK, True) or _wrong_names(values):
             return f"tasks.{name}: {wrong}"
     return "" if tasks else "tasks is empty"
 
 
 def _wrong_names(config: dict[str, Any]) -> str:
-    if wrong := wrong_entry(config["plugin"], PLUGIN):
+    plugin = config.get("plugin")
+    if plugin is not None and (wrong := wrong_entry(plugin, PLUGIN)):
         return f"plugin: {wrong}"
-    for key, name in (("plugin.name", config["plugin"]["name"]), ("task_name", config.get("task_name"))):
+    for key, name in (("plugin.name", plugin and plugin["name"]), ("task_name", config.get("task_name"))):
         if name is not None and not NAME.fullmatch(name):
             return f"{key} is {name[:40]!r}"
     return ""
@@ -106,11 +105,11 @@ def wrong_result(result: Any) -> str:
     if wrong := wrong_entry(result.get("overlap") or {}, dict.fromkeys(SPLITS, int), True):
         return f"overlap: {wrong}"
     for name, entry in result["metrics"].items():
-        if wrong := wrong_entry(entry, METRIC) or _wrong_bounds(entry):
+        if wrong := _wrong_metric(entry):
             return f"the entry of '{name}': {wrong}"
     for name, entry in result.get("baselines", {}).items():
         wrong = wrong_entry(entry, BASELINE) or wrong_entry(entry["verdict"], {"sentence": str})
-        if wrong := wrong or wrong_entry(entry["score"], METRIC) or _wrong_bounds(entry["score"]):
+        if wrong := wrong or _wrong_metric(entry["score"]):
             return f"the baseline '{name}': {wrong}"
     return ""
 
@@ -132,9 +131,13 @@ def _is_moderate(value: Any) -> bool:
     return not isinstance(value, int) or value.bit_length() < 64
 
 
+def _is_moderate_number(value: Any) -> bool:
+    return isinstance(value, int | float) and _is_moderate(value)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number of at most 64 bits."""
-    return isinstance(value, int | float) and _is_moderate(value) and math.isfinite(value)
+    return _is_moderate_number(value) and math.isfinite(value)
 
 
 def _start(value: Any) -> str:
@@ -142,11 +145,20 @@ def _start(value: Any) -> str:
     return repr(str(value)[:40]) if _is_moderate(value) else "a number of more than 64 bits"
 
 
-def _wrong_bounds(entry: dict[str, Any]) -> str:
-    """What is wrong with a metric's interval, range or direction; empty if nothing is."""
+def wrong_value(entry: Any) -> str:
+    """What is wrong with a metric's value, interval, n or direction; empty if nothing is."""
+    if wrong := wrong_entry(entry, VALUE):
+        return wrong
     interval = entry["interval"]
-    if interval is not None and (len(interval) != 2 or not all(map(is_number, interval))):
+    if interval is not None and (len(interval) != 2 or not all(map(_is_moderate_number, interval))):
         return f"interval is {_start(interval)}"
-    if len(entry["range"]) != 2 or not all(end is None or is_number(end) for end in entry["range"]):
-        return f"range is {_start(entry['range'])}"
     return "" if entry["direction"] in DIRECTIONS else f"direction is {entry['direction']!r}"
+
+
+def _wrong_metric(entry: Any) -> str:
+    """What is wrong with a metric's entry, its range and signature included; empty if nothing is."""
+    if wrong := wrong_value(entry) or wrong_entry(entry, {"range": list, "signature": str}):
+        return wrong
+    if len(entry["range"]) != 2 or not all(end is None or _is_moderate_number(end) for end in entry["range"]):
+        return f"range is {_start(entry['range'])}"
+    return ""

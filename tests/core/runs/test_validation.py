@@ -82,7 +82,7 @@ def test_what_is_wrong_with_a_config_is_named(run, path, value, wrong):
         ("metrics.accuracy", None, "the entry of 'accuracy': not a mapping"),
         ("metrics.accuracy.value", 10**400, "the entry of 'accuracy': value is a number of more than 64 bits"),
         ("metrics.accuracy.interval", [1], "the entry of 'accuracy': interval is '[1]'"),
-        ("metrics.accuracy.interval", [1, float("inf")], "the entry of 'accuracy': interval is '[1, inf]'"),
+        ("metrics.accuracy.interval", [1, "x"], "the entry of 'accuracy': interval is"),
         ("metrics.accuracy.range", ["a", 1], "the entry of 'accuracy': range is"),
         ("wall_seconds", float("inf"), "wall_seconds is 'inf'"),
         ("fit_seconds", "x", "fit_seconds is 'x'"),

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import from_plain
+from gptask.errors import UserError
 from gptask.model.heads import GenerationHead
 from gptask.plugins.metric import value_text
 from gptask.runs.manifest import MANIFEST, read_manifest
 from gptask.runs.prediction_identity import run_digest
 from gptask.runs.predictor import Predictor
 from gptask.runs.run import Run
+from gptask.runs.validation import wrong_entry, wrong_value
 from gptask.serving.remote_run import input_description
 
 if TYPE_CHECKING:
@@ -184,8 +186,12 @@ def main_metric(run: Run) -> dict[str, Any] | None:
         return None
     measured = run.metrics
     name = run.task.metrics()[0].name
-    if not (entry := measured.get("metrics", {}).get(name)):
+    if wrong := wrong_entry(measured, {"metrics": dict, "split": str}):
+        raise UserError(f"{run.folder}/metrics.json is damaged: {wrong}")
+    if not (entry := measured["metrics"].get(name)):
         return None
+    if wrong := wrong_value(entry):
+        raise UserError(f"{run.folder}/metrics.json is damaged: the entry of '{name}': {wrong}")
     low, high = entry["interval"] or (None, None)
     return {
         "name": name,

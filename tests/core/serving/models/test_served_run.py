@@ -89,3 +89,20 @@ def test_the_bare_backbone_is_described_by_the_same_keys(mood):
 def test_tags_are_labels_too(random_run):
     run = random_run(TokenTagging(types=["PER"], plain=False), "llama", Lora(rank=2))
     assert ServedRun("a", run.backbone, run).description()["labels"] == ["O", "B-PER", "I-PER"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no mapping"),
+        ('{"metrics": {}}', "no split"),
+        ('{"split": "test", "metrics": {"accuracy": 3}}', "the entry of 'accuracy': not a mapping"),
+        ("[" * 10_000, "RecursionError"),
+    ],
+)
+def test_damaged_measurements_are_named(mood, tmp_path, content, message):
+    run = load_run(measured(Path(shutil.copytree(mood.folder, tmp_path / "a"))))
+    (run.folder / "metrics.json").write_text(content)
+    seal(run.folder)
+    with pytest.raises(UserError, match=message):
+        ServedRun("a", run.backbone, run)
