@@ -139,8 +139,8 @@ class Killer:
             code, _, _ = self.start(folder, case.arguments, point, folder / "cache")
             if code == -signal.SIGKILL and point:
                 trial.kills.append({"kind": point.kind, "at": round(point.at, 3)})
-                if case.once and (folder / case.result / "manifest.json").exists():
-                    break
+            elif case.once and code == 2 and "is finished" in last_lines(folder / "log"):
+                break
             elif code:
                 trial.problems.append(f"start {len(trial.kills) + 1} ends with {code}: {last_lines(folder / 'log')}")
             else:
