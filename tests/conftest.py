@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -39,6 +39,14 @@ def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let caplog alone hear our log, whatever a command line before set up in this process: its stream is closed."""
     monkeypatch.setattr(logging.getLogger("gptask"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("gptask"), "handlers", [])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape half surrogate pairs in what a test has logged: xdist can't send them to its main process."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
