@@ -62,7 +62,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
-    with interruptible(), watched():
+    with interruptible(), watched(resumable=True):
         start = resume.check_resume(config) if config.resume else resume.new_start(config)
         config, corpora = start.config, start.corpora
         fingerprint = run_fingerprint(config, corpora)  # of the config as given, before options left open are chosen
