@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -74,7 +75,17 @@ def _start_commands(trainer: pl.Trainer, watch: MainWatch, environment: Any) -> 
     for rank in range(1, trainer.world_size):
         variables = os.environ | {"LOCAL_RANK": str(rank), ADDRESS: watch.address}
         watch.processes[rank] = subprocess.Popen(command, env=variables)
+    if not _started:
+        atexit.register(_end_started)
     _started.extend(watch.processes.values())
+
+
+def _end_started() -> None:
+    """Leave no process behind at the end of this one."""
+    for process in _started:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
 
 
 def _command_of_this_process() -> list[str]:

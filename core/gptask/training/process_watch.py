@@ -23,9 +23,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gptask.errors import UserError
+from gptask.runs.folder import resume_hint
 from gptask.training.interrupts import signals_are_held
 
 log = logging.getLogger("gptask")
@@ -297,7 +300,7 @@ class MemberWatch(_Watch):
         try:
             self.channel = Channel(socket.create_connection((host, int(port)), timeout=10))
         except OSError as error:
-            raise ProcessFailed(f"rank {rank}: rank 0 has died ({error.strerror or error})") from error
+            raise ProcessFailed(f"rank 0 has died: rank {rank} is ended. {_process.hint()}") from error
         self.channel.send(token=token, rank=rank, pid=os.getpid())
         self.selector.register(self.channel.connection, selectors.EVENT_READ, self._hear)
         self._stopping = threading.Event()
@@ -380,10 +383,15 @@ _process = _Process()
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Let the enclosed work end with that of the other processes, from where they are started or have met."""
+def watched(resumable: bool = False) -> Iterator[None]:
+    """Let the enclosed work end with that of the other processes, from where they are started or have met.
+
+    ``resumable`` work goes on from its run folder.
+    """
     global _process
     _process = _Process()
+    if resumable and (folder := os.environ.get("GPTASK_RUN_FOLDER")):
+        set_hint(partial(resume_hint, Path(folder)))
     if address := os.environ.pop(ADDRESS, None):
         begin_watch(MemberWatch(int(os.environ["LOCAL_RANK"]), address))
     try:

@@ -69,7 +69,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
     _refuse_random_weights_that_stay(config)
     loggers.require_logger(config.logger)
     folder = None
-    with interruptible(), watched():
+    with interruptible(), watched(resumable=True):
         try:
             existing = resume_folder.folder_to_resume(config)
             start = None if existing else resume.new_start(config)  # before a folder is made

@@ -141,7 +141,7 @@ def test_a_member_ends_when_rank_0_dies(members):
 def test_a_member_that_finds_no_rank_0_says_so():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(ProcessFailed, match=r"rank 1: rank 0 has died"):
+    with pytest.raises(ProcessFailed, match=r"rank 0 has died: rank 1 is ended\. The same"):
         MemberWatch(1, f"127.0.0.1:{port}:token")
 
 

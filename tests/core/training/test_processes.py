@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_in_two_processes_ends_as_if_nothing_had_happened(eve
     assert whole.code == 0, whole.output
     assert run_with(tmp_path / "stopped", event).code != 0
     folder = tmp_path / "stopped/run"
-    goes_on = run_with(tmp_path / "stopped", NOTHING, "train", f"resume={folder}")
+    goes_on = run_with(tmp_path / "stopped", NOTHING, "train", f"resume={folder}", "baseline=false")
     assert goes_on.code == 0, goes_on.output
     assert outcome(folder) == outcome(tmp_path / "whole/run")
 
