@@ -17,7 +17,7 @@ from typing import Any
 from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
 from gptask.data.hub_access import hub_reachable
-from gptask.errors import UserError
+from gptask.errors import UserError, listing
 from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
@@ -125,11 +125,13 @@ def _missing_message(source: str, reason: str) -> str:
 def folder_hash(folder: Path) -> str:
     """Return a hash of all weight files; it is cached by their names, sizes and times, since gigabytes take seconds.
 
-    Raises `UserError` for a folder without weights.
+    Raises `UserError` for a folder without weights, or with weights that are no files.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder")
+    if special := [file.name for file in files if not file.is_file()]:  # reading a pipe or a device may never end
+        raise UserError(f"{folder} is damaged: {listing(special)} is no plain file")
     cached_hash = cache_folder() / "hashes" / digest("\n".join(map(_file_state, files)))
     if not usable(cached_hash):
         total = hashlib.sha256()
