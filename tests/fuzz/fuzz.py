@@ -159,6 +159,7 @@ class Fuzz:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             faulthandler.enable(log, all_threads=True)
+            faulthandler.register(signal.SIGUSR1, log, all_threads=True)
             sys.dont_write_bytecode = True
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
@@ -188,7 +189,9 @@ class Fuzz:
             if seconds < self.options.limit and by_clock < WAITING * self.options.limit:
                 return
             kind = "hang"
-            os.kill(worker.pid, signal.SIGABRT)  # faulthandler then writes where it is
+            os.kill(worker.pid, signal.SIGUSR1)  # faulthandler then writes where it is
+            time.sleep(1)
+            os.kill(worker.pid, signal.SIGKILL)
             _, status = os.waitpid(worker.pid, 0)
         self.workers.remove(worker)
         file = worker.folder / "result.json"

@@ -111,6 +111,11 @@ def test_a_backbone_keeps_some_layers(name, value):
         ("model/backbone.json", b'{"source": 1}', "backbone.json is damaged: source is '1'"),
         ("model/tokenizer.json", b"{}", "the tokenizer in .* can't be read|is no causal language model"),
         ("model/tokenizer_config.json", b'{"eos_token": 3}', "can't be read|is no causal language model"),
+        (
+            "model/tokenizer_config.json",
+            b'{"model_max_length": [1]}',
+            r"the tokenizer in .* can't be read.*\(TypeError\)",
+        ),
         ("model/head.safetensors", b"\xff" * 9, "head.safetensors does not fit the task"),
         ("model/adapter_model.safetensors", b"", "the adapter in .* can't be loaded"),
         ("model/adapter_config.json", b'{"peft_type": "LORA", "r": "x"}', "the adapter in .* can't be loaded"),

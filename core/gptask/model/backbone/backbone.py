@@ -352,7 +352,9 @@ def load_tokenizer(folder: str) -> Any:
 
     check_sizes(Path(folder))
     with hub_switched_off(), damaged(f"the tokenizer in {folder}"):
-        return AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
+        tokenizer.decode(tokenizer("a b")["input_ids"])  # its options are checked where they are used
+        return tokenizer
 
 
 def _check_supported(backbone: GPTBackbone) -> None:

@@ -159,7 +159,7 @@ def _missing_message(source: str, reason: str) -> str:
 def folder_hash(folder: Path) -> str:
     """Return a hash of all weight files; it is cached by their names, sizes and times, since gigabytes take seconds.
 
-    Raises `UserError` for a folder without weights.
+    Raises `UserError` for a folder without weights, or with weights that are no files.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -168,6 +168,8 @@ def folder_hash(folder: Path) -> str:
         raise UserError(
             f"{folder} has no weights (*.safetensors); expected a Hugging Face model folder{hint if pickles else ''}"
         )
+    if special := [file.name for file in files if not file.is_file()]:  # reading a pipe or a device may never end
+        raise UserError(f"{folder} is damaged: {listing(special)} is no plain file")
     cached_hash = cache_folder() / "hashes" / digest("\n".join(map(_file_state, files)))
     if usable(cached_hash):
         return cached_hash.read_text()

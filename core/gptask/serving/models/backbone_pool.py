@@ -18,7 +18,7 @@ import torch
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Pretrained
-from gptask.errors import UserError
+from gptask.errors import UserError, damaged
 from gptask.model.backbone.backbone import from_folder, number_format
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.runs.run import Run, load_run_onto
@@ -182,7 +182,7 @@ def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
 
     count = 0
     for file in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
+        with damaged(file), safe_open(file, "pt") as weights:
             count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return count * dtype.itemsize
 

@@ -256,3 +256,10 @@ def test_a_scratch_backbone_is_not_located_and_a_pretrained_one_is_logged(tiny_m
         locate_backbone(Pretrained(source=str(tiny_model("llama")), license="MIT"))
     assert "local folder" in caplog.text
     assert "MIT" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_weights_that_are_a_pipe_or_a_device_are_never_read(make, tmp_path):
+    make(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"is damaged: model.safetensors is no plain file"):
+        locate.folder_hash(tmp_path)
