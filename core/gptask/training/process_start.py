@@ -15,10 +15,26 @@ import torch
 
 from gptask.errors import UserError
 from gptask.training import private
-from gptask.training.process_watch import ADDRESS, MainWatch, MemberWatch, begin_watch, current_watch
+from gptask.training.process_threads import MainWatch, MemberWatch, WaitingWatch
+from gptask.training.process_watch import ADDRESS, begin_watch, current_watch, hint
+from gptask.training.trainer import build_trainer
 
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")  # as Lightning reads them
 _started: list[subprocess.Popen[bytes]] = []  # by an earlier run of this process
+
+
+def expect_processes(options: dict[str, Any]) -> int:
+    """The number of processes of a trainer with these options; they may wait for each other from here on."""
+    trainer = build_trainer(Path(), options, logger=False)
+    if trainer.world_size > 1 and current_watch() is None and _has_launcher(trainer):
+        begin_watch(WaitingWatch(trainer.global_rank, hint))
+    return int(trainer.world_size)
+
+
+def _has_launcher(trainer: pl.Trainer) -> bool:
+    """Whether another program, or Lightning in each of several machines, starts the processes."""
+    environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+    return environment.creates_processes_externally or trainer.num_nodes > 1
 
 
 def start_processes(trainer: pl.Trainer) -> None:
@@ -32,13 +48,14 @@ def start_processes(trainer: pl.Trainer) -> None:
     _forget_ended()
     private.keep_signal_handlers(trainer)
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
-    external = environment.creates_processes_externally or trainer.num_nodes > 1
-    meets = external and current_watch() is None
-    trainer.callbacks.insert(0, StopTogether(meets))  # type: ignore[attr-defined]
+    has_launcher, is_member = _has_launcher(trainer), isinstance(current_watch(), MemberWatch)
+    trainer.callbacks.insert(0, StopTogether(has_launcher and not is_member))  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        begin_watch(watch := MainWatch(environment.main_address))
-        if not external:
+        begin_watch(watch := MainWatch(environment.main_address, hint))
+        if not has_launcher:
             _start_commands(trainer, watch, environment)
+    elif not is_member:
+        begin_watch(WaitingWatch(trainer.global_rank, hint))
 
 
 class StopTogether(pl.Callback):
@@ -55,7 +72,7 @@ class StopTogether(pl.Callback):
         watch = current_watch()
         address = trainer.strategy.broadcast(watch.address if isinstance(watch, MainWatch) else "")
         if not trainer.is_global_zero:
-            begin_watch(MemberWatch(trainer.global_rank, address))
+            begin_watch(MemberWatch(trainer.global_rank, address, hint))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """From here on, what has to be saved is saved."""

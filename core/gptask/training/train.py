@@ -178,12 +178,13 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.batch_trial import fit_batches
     from gptask.training.module import GPTModule
-    from gptask.training.trainer import process_count
+    from gptask.training.process_start import expect_processes
 
     def texts() -> Iterator[str]:
         for corpus in corpora.values():
             yield from builder.training_texts(corpus.task, corpus)
 
+    processes = expect_processes(config.trainer)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     backbone = load_or_build_backbone(config.backbone, origin, texts, config.engine)
     resolved = resolve_options(config, corpora, backbone)
@@ -201,7 +202,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
         _cache_activations(module, config)
     trains = all(config.trainer.get(name) != 0 for name in TRAINING_LIMITS)
     config, chosen_tokens = fit_batches(config, module) if trains else (config, [])
-    config, chosen_schedule = resolve_schedule(config, data, process_count(config.trainer))
+    config, chosen_schedule = resolve_schedule(config, data, processes)
     log_chosen([*chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
     return module, data, config
 

@@ -218,3 +218,27 @@ def test_processes_that_another_launcher_starts_end_together(tmp_path):
     assert codes == [2, -9], output
     assert re.search(r"rank 1 \(process \d+\) has died: all processes are ended\. Checkpoints in", output), output
     assert (tmp_path / "run/checkpoints/interrupted.ckpt").is_file()
+
+
+@pytest.mark.long
+def test_a_process_that_waits_for_others_in_vain_ends_at_a_signal(tmp_path):
+    """As a launcher sends it where another process did not start."""
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "WORLD_SIZE": "2"}
+    event = {"LOCAL_RANK": "0", "FAULT": "join 0 nothing", "FAULT_FOLDER": str(tmp_path)}
+    program = Path(__file__).parents[2] / "support/two_processes.py"
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(program), *TINY, *TWO, f"folder={tmp_path / 'run'}"],
+            env=os.environ | variables | event, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        wait_for((tmp_path / "event").exists)
+        time.sleep(1)  # until it waits
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+    message = r"rank 0 \(process \d+\) got SIGTERM.*: .* ended.* begins again"
+    assert re.search(message, (tmp_path / "output").read_text().replace("\n", " "))

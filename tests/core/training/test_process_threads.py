@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from gptask.errors import Terminated, UserError
-from gptask.training import process_watch
+from gptask.training import process_threads, process_watch
 from gptask.training.interrupts import interruptible
-from gptask.training.process_watch import ADDRESS, MainWatch, MemberWatch, ProcessFailed, begin_watch, watched
+from gptask.training.process_threads import MainWatch, MemberWatch, ProcessFailed
+from gptask.training.process_watch import ADDRESS, begin_watch, watched
 
 MEMBER = """
 import sys, time
@@ -66,7 +67,7 @@ def run_rank_0(members: list["subprocess.Popen[str]"], work: str = "sys.stdin.re
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_watch, "OWN_ERROR_FIRST", 0.05)
+    monkeypatch.setattr(process_threads, "OWN_ERROR_FIRST", 0.05)
 
 
 def test_a_killed_member_stops_the_main_thread_of_rank_0(members):
@@ -93,7 +94,7 @@ def test_a_signal_to_a_member_stops_rank_0_and_then_the_member_with_its_code(num
 def test_an_error_of_a_member_is_reported_by_rank_0(members):
     with pytest.raises(ProcessFailed, match=r"rank 1 \(process \d+\) failed: bad data: all"):
         run_rank_0(members, "raise UserError('bad data')")
-    assert members[0].wait(20) == process_watch.FAILED
+    assert members[0].wait(20) == process_threads.FAILED
     assert members[0].stderr.read() == ""
 
 
@@ -107,11 +108,11 @@ def fail(error: Exception) -> Callable[[object], None]:
 def test_an_error_of_rank_0_stays_its_own_and_ends_the_members(members):
     with pytest.raises(UserError, match=r"^bad data$"):
         run_rank_0(members, then=fail(UserError("bad data")))
-    assert members[0].wait(20) == process_watch.FAILED
+    assert members[0].wait(20) == process_threads.FAILED
 
 
 def test_what_fails_in_rank_0_since_a_member_died_names_the_member(members, monkeypatch):
-    monkeypatch.setattr(process_watch, "OWN_ERROR_FIRST", 20)
+    monkeypatch.setattr(process_threads, "OWN_ERROR_FIRST", 20)
     with pytest.raises(ProcessFailed, match=r"rank 1 .* ended with exit code 3"):
         run_rank_0(members, "import os; os._exit(3)", starts=True, then=fail(RuntimeError("Connection closed by peer")))
 
@@ -132,7 +133,7 @@ def test_a_member_ends_when_rank_0_dies(members):
     watch.start()
     member = start_member(members, watch)
     watch.close()  # as the system does
-    assert member.wait(20) == process_watch.FAILED
+    assert member.wait(20) == process_threads.FAILED
     assert re.search(
         r"gptask: rank 0 has died: rank 1 \(process \d+\) is ended\. The same command", member.stderr.read()
     )
@@ -159,11 +160,11 @@ def test_a_stranger_is_sent_away(message):
 def test_a_main_thread_that_does_not_return_is_ended_after_the_grace():
     program = """
 import threading, signal, os
-from gptask.training import process_watch as w
-w.GRACE = 0.1
+from gptask.training import process_threads, process_watch as w
+process_threads.GRACE = 0.1
 signal.signal(signal.SIGTERM, lambda *_: None)
 with w.watched():
-    w.begin_watch(w.MainWatch())
+    w.begin_watch(process_threads.MainWatch())
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(60)
 """
