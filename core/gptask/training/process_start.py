@@ -26,6 +26,7 @@ _started: list[subprocess.Popen[bytes]] = []  # by an earlier run of this proces
 def expect_processes(options: dict[str, Any]) -> int:
     """The number of processes of a trainer with these options; they may wait for each other from here on."""
     trainer = build_trainer(Path(), options, logger=False)
+    _forget_ended()
     if trainer.world_size > 1 and current_watch() is None and _has_launcher(trainer):
         begin_watch(WaitingWatch(trainer.global_rank, hint))
     return int(trainer.world_size)

@@ -105,8 +105,8 @@ def test_signals_at_random_moments_end_both(what, number, tmp_path, record_prope
             return
 
     ended = run_with(tmp_path, NOTHING, *TINY, *TWO, "trainer.max_epochs=20", f"folder={tmp_path / 'run'}", send=send)
-    if (tmp_path / "run/manifest.json").is_file() and ended.code == 0:
-        return  # it was over
+    if (tmp_path / "run/manifest.json").is_file():
+        return  # it was over: the first process may have printed its results, or not
     expected = {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -9 if target == "0" else 2}[name]
     assert ended.code == expected, (delay, ended.output)
     assert ended.seconds < 30, (delay, ended.output)
