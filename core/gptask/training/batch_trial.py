@@ -254,16 +254,19 @@ def measure(module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, trial:
 def training_pass(
     module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, loader: Any, number: int
 ) -> tuple[float, float]:
-    """Compute a training batch and add to the gradients; return its seconds in the first epoch and in later ones."""
+    """Compute a training batch and add to the gradients; return its seconds in the first epoch and in later ones.
+
+    Where hidden states are cached, the pass fills the cache with those of the batch, as the first epoch would.
+    """
     batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
     batch = trainer.precision_plugin.convert_input(batch).to(module.device)
-    cache, states = runtime.activation_caches.get("train"), None
+    cache = runtime.activation_caches.get("train")
     seconds = []
     for _ in range(2 if cache else 1):
         start = time.perf_counter()
         with trainer.precision_plugin.train_step_context():
             if cache:
-                hidden, states = cache.compute_or_resume(batch, states)
+                hidden = cache.hidden(batch)
             else:
                 needed = runtime.head.needed_positions(batch)
                 hidden = module.backbone.hidden(batch.input_ids, batch.lengths, needed)

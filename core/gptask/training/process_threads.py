@@ -15,10 +15,8 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -239,7 +237,7 @@ class MemberWatch(Watch):
             if self._stopping.wait(OWN_ERROR_FIRST):  # the error is a consequence
                 time.sleep(LONG_GRACE)  # the thread ends the process, once rank 0 has written what it has to
                 exit_now(FAILED)
-            traceback.print_exception(error)
+            log.error("rank %d fails", self.rank, exc_info=error)
         self.channel.send(failed=str(error) or type(error).__name__)
         exit_now(FAILED)  # which ends an operation that rank 0 waits in
 
@@ -261,8 +259,9 @@ class MemberWatch(Watch):
         if messages is None:
             self.selector.unregister(self.channel.connection)
             if not self.channel.done:
-                sys.stderr.write(f"gptask: rank 0 has died: rank {self.rank} (process {os.getpid()}) is ended. "
-                                 f"{self.hint()}\n")  # fmt: skip
+                log.error(
+                    "gptask: rank 0 has died: rank %d (process %d) is ended. %s", self.rank, os.getpid(), self.hint()
+                )
                 exit_now(FAILED)
 
 
@@ -291,6 +290,8 @@ class WaitingWatch(Watch):
     def _look_around(self) -> None:
         if time.monotonic() > self._deadline:
             name = signal.Signals(self._number).name
-            sys.stderr.write(f"gptask: rank {self.rank} (process {os.getpid()}) got {name} while it waited for others: "
-                             f"it is ended. {self.hint()}\n")  # fmt: skip
+            log.error(
+                "gptask: rank %d (process %d) got %s while it waited for others: it is ended. %s",
+                self.rank, os.getpid(), name, self.hint(),
+            )  # fmt: skip
             exit_now(128 + self._number)

@@ -37,7 +37,9 @@ AROUND_A_RUN = {  # what a training executes besides: it decides no weight, pred
         f"gptask.runs.{name}"
         for name in ("atomic_write", "config_file", "folder", "manifest", "markdown", "provenance", "reproduce")
     ),
-    *("gptask.runs.run", "gptask.runs.cards"),
+    *("gptask.runs.run", "gptask.runs.cards", "gptask.runs.run_lock"),
+    *(f"gptask.training.{name}" for name in ("checkpoint_content", "interrupts", "process_start", "process_threads")),
+    *("gptask.training.process_channel", "gptask.training.process_watch"),
     *(f"gptask.training.{name}" for name in ("baseline", "callbacks", "cost_probe", "fingerprint", "loggers")),
 }
 

@@ -78,7 +78,7 @@ def test_other_processes_use_the_folder_of_the_main_one(tmp_path, monkeypatch):
 
 
 def test_the_hint_names_checkpoints_and_the_command_that_resumes(tmp_path):
-    assert resume_hint(tmp_path) == "No checkpoint has been written yet."
+    assert resume_hint(tmp_path) == "No checkpoint has been written yet: the same command begins again."
     (tmp_path / "checkpoints").mkdir()
     for name in ("last.ckpt", "best.ckpt"):
         (tmp_path / "checkpoints" / name).write_text("")

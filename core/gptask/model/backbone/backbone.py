@@ -329,6 +329,8 @@ def from_folder(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **ONLY_LOCAL
             )
         loaded_tokenizer = load_tokenizer(tokenizer or folder)
+    except UserError:
+        raise
     except Exception as error:  # of the libraries that read the folder, for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder} is no causal language model: {reason}") from error

@@ -90,10 +90,10 @@ def test_a_row_without_a_score_leaves_the_run_without_confidence(tmp_path):
     assert run_of(folder).confidence is None
 
 
-def test_a_score_that_is_not_a_number_leaves_the_run_without_confidence(tmp_path):
+def test_a_score_that_is_null_leaves_the_run_without_confidence(tmp_path):
     folder = write_review_run(tmp_path / "run")
     text = (folder / "predictions.jsonl").read_text()
-    rewrite(folder / "predictions.jsonl", text.replace('"score": ', '"score": NaN, "old": ', 1))
+    rewrite(folder / "predictions.jsonl", text.replace('"score": ', '"score": null, "old": ', 1))
     assert run_of(folder).confidence is None
 
 
