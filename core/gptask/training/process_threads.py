@@ -22,7 +22,7 @@ from typing import Any
 
 from gptask.errors import UserError
 from gptask.training.interrupts import signals_are_held
-from gptask.training.process_channel import SIGNALS, Channel, Watch, begin_again, exit_now
+from gptask.training.process_channel import POLL, SIGNALS, Channel, Watch, begin_again, exit_now
 
 log = logging.getLogger("gptask")
 GRACE = 7.0  # seconds from a signal or a death until what has not stopped is ended
@@ -74,6 +74,11 @@ class MainWatch(Watch):
         caused = error is not None and not isinstance(error, UserError)
         lost = caused and (self._failure or (not isinstance(error, KeyboardInterrupt) and self.lost_process()))
         if error is None:
+            ends = time.monotonic() + LONG_GRACE
+            while (
+                not (all(member.done for member in self.members.values()) or self._failure) and time.monotonic() < ends
+            ):
+                time.sleep(POLL / 10)  # a connection that is closed with an unread message would lose the next one
             self._tell_all(finished=True)
         else:
             interrupted = isinstance(error, KeyboardInterrupt) and not self._failure
@@ -207,7 +212,7 @@ class MemberWatch(Watch):
             raise ProcessFailed(f"rank 0 has died: rank {rank} is ended. {self.hint()}") from error
         self.channel.send(token=token, rank=rank, pid=os.getpid())
         self.selector.register(self.channel.connection, selectors.EVENT_READ, self._hear)
-        self._stopping = threading.Event()
+        self._stopping, self._finished = threading.Event(), threading.Event()
         self._handlers: dict[int, Any] = {}
 
     def sockets(self) -> list[socket.socket]:
@@ -228,9 +233,10 @@ class MemberWatch(Watch):
             signal.signal(number, handler)
 
     def finish(self, error: BaseException | None) -> None:
-        """Tell rank 0 that the work is done; an error, which rank 0 reports, ends the process."""
+        """Tell rank 0 that the work is done, and wait for its end; an error, which rank 0 reports, ends the process."""
         if error is None:
             self.channel.send(done=True)
+            self._finished.wait()
             self.close()
             return
         if not isinstance(error, UserError):
@@ -251,7 +257,9 @@ class MemberWatch(Watch):
     def _hear(self, _: socket.socket) -> None:
         messages = self.channel.receive()
         for message in messages or []:
-            self.channel.done |= "finished" in message
+            if "finished" in message:
+                self.channel.done = True
+                self._finished.set()
             if "stopping" in message:
                 self._stopping.set()
             if "end" in message:

@@ -122,7 +122,7 @@ def test_work_that_is_done_in_all_processes_ends_none(members, caplog):
         begin_watch(watch := MainWatch())
         member = start_member(members, watch, "pass")
         watch.processes[1] = member
-        assert member.wait(20) == 0
+    assert member.wait(20) == 0
     assert not caplog.text
     assert process_watch.current_watch() is None
     assert signal.set_wakeup_fd(-1) == -1
@@ -137,6 +137,17 @@ def test_a_member_ends_when_rank_0_dies(members):
     assert re.search(
         r"gptask: rank 0 has died: rank 1 \(process \d+\) is ended\. The same command", member.stderr.read()
     )
+
+
+def test_a_member_that_is_done_tells_of_the_end_of_rank_0(members):
+    watch = MainWatch()
+    watch.start()
+    member = start_member(members, watch, "pass")
+    while not watch.members[1].done:
+        time.sleep(0.01)
+    watch.close()
+    assert member.wait(20) == process_threads.FAILED
+    assert "rank 0 has died" in member.stderr.read()
 
 
 def test_a_member_that_finds_no_rank_0_says_so():
