@@ -156,7 +156,7 @@ def _fits(
         if config.probe and on_cpu and not config.resume:
             runtime.trial = measure(module, trainer, runtime, trial)
         else:
-            training_pass(module, trainer, runtime, trial.loader, trial.number)
+            training_pass(module, trainer, runtime, trial.loader, trial.number, once=True)
         return True
     except Exception as error:
         if not is_out_of_memory(error):
@@ -252,17 +252,18 @@ def measure(module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, trial:
 
 
 def training_pass(
-    module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, loader: Any, number: int
+    module: GPTModule, trainer: pl.Trainer, runtime: TaskRuntime, loader: Any, number: int, once: bool = False
 ) -> tuple[float, float]:
     """Compute a training batch and add to the gradients; return its seconds in the first epoch and in later ones.
 
-    Where hidden states are cached, the pass fills the cache with those of the batch, as the first epoch would.
+    Where hidden states are cached, the pass fills the cache with those of the batch, as the first epoch would, and a
+    second one reads them, unless ``once`` is enough.
     """
     batch = loader.collate_fn([loader.dataset[row] for row in loader.batch_sampler.batches[number]])
     batch = trainer.precision_plugin.convert_input(batch).to(module.device)
     cache = runtime.activation_caches.get("train")
     seconds = []
-    for _ in range(2 if cache else 1):
+    for _ in range(2 if cache and not once else 1):
         start = time.perf_counter()
         with trainer.precision_plugin.train_step_context():
             if cache:

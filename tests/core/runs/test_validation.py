@@ -117,9 +117,9 @@ def test_a_backbone_keeps_some_layers(name, value):
             r"the tokenizer in .* can't be read.*\(TypeError\)",
         ),
         ("model/head.safetensors", b"\xff" * 9, "head.safetensors does not fit the task"),
-        ("model/adapter_model.safetensors", b"", "the adapter in .* can't be loaded"),
-        ("model/adapter_config.json", b'{"peft_type": "LORA", "r": "x"}', "the adapter in .* can't be loaded"),
-        ("model/adapter_config.json", b"[]", "the adapter in .* can't be loaded"),
+        ("model/adapter_model.safetensors", b"", "the adapter in .* does not fit the model"),
+        ("model/adapter_config.json", b'{"peft_type": "LORA", "r": "x"}', "adapter_config.json has the rank 'x'"),
+        ("model/adapter_config.json", b"[]", "holds no LoRA adapter: adapter_config.json"),
     ],
 )
 def test_a_damaged_file_of_the_model_is_named(model_run, file, content, message):
@@ -151,7 +151,7 @@ def test_options_that_no_schema_has_are_named(model_run, path):
 def test_the_task_of_a_run_of_several_is_asked_for(run):
     config = read_config(run)
     task = {name: config[name] for name in ("plugin", "task", "data")} | {"weight": 1.0}
-    (run / "config.yaml").write_text(yaml.safe_dump(changed(config, "tasks", {"a": task, "b": task})))
+    (run / "config.yaml").write_text(yaml.safe_dump(changed(config, "tasks", {"a": task, "b": copy.deepcopy(task)})))
     with pytest.raises(UserError, match="is a run of several tasks: a, b"):
         load_task(seal(run))
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -230,6 +231,7 @@ def test_a_batch_trains_only_the_head_of_its_task(tmp_path):
 def test_the_loss_is_multiplied_by_the_weight_of_the_task(tmp_path, monkeypatch):
     module, mixture, _ = build_module(settings := multitask_config(tmp_path), builder.build_corpora(settings))
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    module._trainer = SimpleNamespace(world_size=1)
     task_batch = next(one for one in mixture.train_dataloader() if module.runtimes[one.task_index].name == "topic")
     batch = task_batch.batch
     loss = module.runtimes[task_batch.task_index].head.loss(
