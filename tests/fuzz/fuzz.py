@@ -33,6 +33,7 @@ from tests.fuzz.run_folders import VERBS, FolderCase  # noqa: E402
 from tests.fuzz.sandbox import MEMORY, Sandbox  # noqa: E402
 from tests.fuzz.target import Setting  # noqa: E402
 from tests.fuzz.targets import TARGETS  # noqa: E402
+from tests.support.recorded_counts import record_count  # noqa: E402
 
 CHUNK = 100  # cases
 PROGRESS = struct.Struct("<qdd")  # the number of the case at work, when it began, processor seconds used before
@@ -117,7 +118,20 @@ class Fuzz:
             text = self.summary()
             (self.folder / "summary.md").write_text(text, encoding="utf-8")
             print(text)
+        if self.options.record:
+            self._record()
         return int(any(line["counts"] for line in self.lines))
+
+    def _record(self) -> None:
+        cases = ", ".join(
+            f"{sum(line['cases'] for line in self.lines if line['target'] == name):,} {name}" for name in TARGETS
+        )
+        faults = sum(sum(line["counts"].values()) for line in self.lines)
+        peak = max(line["peak"] for line in self.lines) / 2**30
+        record_count(
+            "fuzz", f"{self.cases:,} hostile cases ({cases}): stack traces, hangs, files outside; peak memory",
+            f"{faults}; {peak:.1f} GB", "none; < 4 GB", not faults and peak < 4,
+        )  # fmt: skip
 
     def _ended(self) -> bool:
         seconds = time.monotonic() - self.start
@@ -269,6 +283,7 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=list(TARGETS))
     parser.add_argument("--output", default="outputs/fuzz", help="folder of results; the same one goes on")
     parser.add_argument("--no-shrink", action="store_true")
+    parser.add_argument("--record", action="store_true", help="write the counts into docs/results.json")
     return Fuzz(parser.parse_args()).run()
 
 

@@ -25,10 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "core"), str(ROOT / "tasks"), str(ROOT / "conf")]
 
 from tests.reliability.kill_points import KillPoint, PointCounter
 from tests.reliability.leftovers import differences
+from tests.support.recorded_counts import record_count
 
 TIME_LIMIT = 120.0  # seconds of one start; what takes longer hangs
 MOST_KILLS = 4  # in one trial
@@ -259,14 +261,6 @@ def work(killer: Killer, output: Path, numbers: Iterator[int], goes_on: Callable
             stream.write(json.dumps(vars(trial)) + "\n")
 
 
-def record(measure: str, value: str, is_met: bool) -> None:
-    """Write the counts into docs/results.json, with the command that made them."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-    from serving import Kept, add_to_record
-
-    add_to_record([Kept("kill", measure, value, "all", is_met)])
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -315,7 +309,8 @@ def main() -> None:
     if failed:
         print(f"the folders of the others are in {base}")
     if options.record:
-        record(f"{kills:,} kills ({details}) in {len(done):,} trials", f"{identical:,} identical", not failed)
+        measure = f"{kills:,} kills ({details}) in {len(done):,} commands that start again until they end"
+        record_count("kill", measure, f"{identical:,} identical", "all", not failed)
     if not failed:
         shutil.rmtree(base)
     sys.exit(1 if failed or crashed else 0)
