@@ -28,9 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "core"), str(ROOT / "tasks"), str(ROOT / "conf")]
 
-from tests.reliability.kill_points import KillPoint, PointCounter
-from tests.reliability.leftovers import differences
-from tests.support.recorded_counts import record_count
+from tests.reliability.kill_points import KillPoint, PointCounter  # noqa: E402
+from tests.reliability.leftovers import differences  # noqa: E402
+from tests.support.recorded_counts import record_count  # noqa: E402
 
 TIME_LIMIT = 120.0  # seconds of one start; what takes longer hangs
 MOST_KILLS = 4  # in one trial
