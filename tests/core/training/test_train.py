@@ -211,7 +211,7 @@ def test_a_wrong_option_of_data_leaves_no_folder(options, message, tmp_path, mon
 
 
 def test_an_existing_folder_is_never_reused(tmp_path):
-    with pytest.raises(UserError, match="exists; choose another"):
+    with pytest.raises(UserError, match="exists: choose another"):
         train(small_config(tmp_path, folder=str(tmp_path)))
 
 
