@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 # why a system refuses to write: no room, no permission, a limit, a broken disk
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -117,6 +118,14 @@ class VisibleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         return visible(super().format(record))
+
+
+def user_path(text: object) -> Path:
+    """The path that a user names, with ``~`` for a home folder; raises `UserError` where there is no such user."""
+    try:
+        return Path(str(text)).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no such file or folder: {text} ({str(error).rstrip('.')})") from error
 
 
 def listing(names: Iterable[object], limit: int = 12) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from gptask.errors import (
@@ -13,6 +14,7 @@ from gptask.errors import (
     WriteError,
     aligned,
     damaged,
+    user_path,
     visible,
     write_failure,
     writing,
@@ -121,3 +123,9 @@ def test_log_lines_and_their_stack_traces_are_visible() -> None:
     text = VisibleFormatter("%(message)s").format(record)
     assert text.startswith("a\\u001b\nb\\u009b\nTraceback")
     assert text.endswith("ValueError: bad \\u001b[2J cell")
+
+
+def test_a_user_without_a_home_is_named() -> None:
+    assert user_path("a/b") == Path("a/b")
+    with pytest.raises(UserError, match="no such file or folder: ~nobody-at-all/x"):
+        user_path("~nobody-at-all/x")

@@ -104,14 +104,16 @@ class Killer:
 
     def prepare(self) -> None:
         """Make the folders that trials start with, and the undisturbed run of each case."""
-        templates = self.base / "templates"
-        make_model(templates / "model" / "model")
-        finished = templates / "finished"
-        finished.mkdir()
-        write_rows(finished / "rows.jsonl")
-        code, _, _ = self.start(finished, CASES["classes"].arguments, None)
-        if code:
-            raise SystemExit(f"the case 'classes' fails: {(finished / 'log').read_text()[-2000:]}")
+        templates, needed = self.base / "templates", {CASES[name].template for name in self.cases}
+        if "model" in needed:
+            make_model(templates / "model" / "model")
+        if "finished" in needed:
+            finished = templates / "finished"
+            finished.mkdir(parents=True)
+            write_rows(finished / "rows.jsonl")
+            code, _, _ = self.start(finished, CASES["classes"].arguments, None)
+            if code:
+                raise SystemExit(f"the case 'classes' fails: {(finished / 'log').read_text()[-2000:]}")
         for name in self.cases:
             folder = self.new_folder(name, "reference")
             code, seconds, points = self.start(folder, CASES[name].arguments, None)

@@ -173,7 +173,7 @@ def tiny(words: Sequence[str]) -> list[str]:
     verb, *arguments = words
     if verb == "chat":
         return [verb, *arguments, "max_new_tokens=4"]
-    if verb not in ("train", "evaluate", "sweep") or any(re.match("run=|resume=", word) for word in arguments):
+    if verb not in ("train", "evaluate", "sweep") or any(re.match("run=|resume=(?!auto)", word) for word in arguments):
         return [verb, *arguments]
     if not any(word.startswith("backbone.source=") for word in arguments):
         arguments = [word for word in arguments if not re.match("backbone[.=]", word)] + TINY

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.cli.output import write_error, write_out
 from gptask.data.rows import stdin
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, listing, nearest, user_path
 from gptask.runs.atomic_write import write_text
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class ChatRepl:
 
     def save(self, argument: str) -> None:
         """Write the conversation in the chat format, which `gptask train` reads; other files are not overwritten."""
-        path = Path(argument).expanduser()
+        path = user_path(argument)
         if not argument:
             raise UserError("/save needs a file: /save talk.jsonl")
         if not any(message["role"] == "assistant" for message in self.chat.messages):

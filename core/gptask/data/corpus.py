@@ -22,7 +22,7 @@ from gptask.data.opening import COMPRESSED_SUFFIXES
 from gptask.data.reading import FORMAT_OF_SUFFIX
 from gptask.data.splitting import joined_groups, stratified_splits
 from gptask.data.store import ArrowStore
-from gptask.errors import DataError, UserError, listing
+from gptask.errors import DataError, UserError, listing, user_path
 from gptask.plugins.task import Task
 from gptask.plugins.types import Field, Kind
 
@@ -186,7 +186,7 @@ class CachedCorpus:
         if not isinstance(self.options, Hub) or not isinstance(source, str):
             return False
         suffixes = {suffix.lower() for suffix in Path(source).suffixes}
-        return not (suffixes & LOCAL_SUFFIXES or Path(source).expanduser().is_file())
+        return not (suffixes & LOCAL_SUFFIXES or user_path(source).is_file())
 
     def _reader(self, name: str) -> FileReader | HubReader:
         if name not in self._readers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gptask.errors import DataError, UserError, listing
+from gptask.errors import DataError, UserError, listing, user_path
 
 Lines = Iterator[tuple[int, str]]  # the number of each line, from 1, and its text with the line break
 WILDCARDS = "*?["
@@ -112,10 +113,7 @@ class Source:
 
 def _resolve(name: str, root: str | None) -> tuple[Path, str | None]:
     """The path of a name, and the part behind its number sign unless the file's own name has one."""
-    try:
-        path = Path(root or ".").expanduser() / Path(name).expanduser()
-    except RuntimeError as error:  # Python knows no home of this user
-        raise UserError(f"no such file: {name} ({error})") from error
+    path = user_path(root or ".") / user_path(name)
     stem, _, part = path.name.rpartition("#")
     return (path, None) if not stem or path.exists() else (path.with_name(stem), part)
 
@@ -174,7 +172,8 @@ def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:
 
     Raises `DataError` if a wanted one occurs twice; ``place`` is the file, and the line of its header.
     """
-    unique = list[str]()
+    unique = dict[str, None]()
+    known, numbers = set(names), Counter[str]()
     for name in names:
         if name in unique and name and not wanted.isdisjoint({name, EVERY_NAME}):
             positions = [str(position) for position, other in enumerate(names) if other == name]
@@ -182,12 +181,12 @@ def unique_names(names: list[str], wanted: set[str], place: str) -> list[str]:
                 f"{place}: {len(positions)} columns are called '{name}' (positions {', '.join(positions)}, from 0); "
                 f"rename one, or name a position: data.columns.<field>={positions[0]}"
             )
-        number, new = 0, name
-        while new in unique or (number and new in names):
-            number += 1
-            new = f"{name}.{number}"
-        unique.append(new)
-    return unique
+        new = name
+        while new in unique or (numbers[name] and new in known):
+            numbers[name] += 1
+            new = f"{name}.{numbers[name]}"
+        unique[new] = None
+    return [*unique]
 
 
 def stdin() -> IO[bytes]:

@@ -17,7 +17,7 @@ from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
 from gptask.data.hub_access import hub_switched_off
-from gptask.errors import UserError, damaged, listing
+from gptask.errors import UserError, damaged, listing, user_path
 from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
@@ -232,6 +232,10 @@ def has_full_weights(model: Path) -> bool:
 
 def _locate_frozen(options: Any, saved: dict[str, Any]) -> BackboneOrigin:
     """The backbone whose weights the run left as they were; ``saved`` is the content of backbone.json."""
+    if isinstance(options, Scratch):
+        raise UserError(
+            "the run's model has no weights: all of a backbone from scratch belong to the run, so restore them"
+        )
     origin = _locate(options)
     if origin.weights_hash != saved["weights_hash"]:
         raise UserError(
@@ -301,7 +305,7 @@ def locate_backbone(options: Pretrained | Scratch) -> BackboneOrigin | None:
 
 
 def _locate(options: Pretrained) -> BackboneOrigin:
-    path = Path(str(options.source)).expanduser()
+    path = user_path(str(options.source))
     # a run folder has one of these, a Hugging Face folder a config.json
     is_run = any((path / name).is_file() for name in ("config.yaml", MANIFEST))
     return _locate_run(path) if is_run else locate(options)

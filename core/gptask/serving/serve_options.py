@@ -10,10 +10,9 @@ import re
 import socket
 import stat
 from importlib.util import find_spec
-from pathlib import Path
 
 from gptask.config.schemas import Serve
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, user_path
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask.serving.models.run_folders import folders_below, named_folders
@@ -55,7 +54,7 @@ def check_options(options: Serve) -> None:
 
 def check_files(options: Serve) -> None:
     """Raise `UserError` for a token, and for run folders, that can't be read: before torch is imported, for seconds."""
-    file = Path(options.token_file).expanduser() if options.token_file else None
+    file = user_path(options.token_file) if options.token_file else None
     if not (file and file.is_fifo()):  # what a shell puts for <(command) can be read once
         read_token(options)
         if file and file.stat().st_mode & stat.S_IROTH:
@@ -65,7 +64,7 @@ def check_files(options: Serve) -> None:
         read_config(run.folder)
         read_manifest(run.folder)
     if options.runs_root:
-        folders_below(Path(options.runs_root).expanduser())
+        folders_below(user_path(options.runs_root))
 
 
 def is_loopback(host: str) -> bool:
@@ -92,7 +91,7 @@ def read_token(options: Serve) -> str | None:
         if token is None:
             raise UserError(f"{where}: the environment has no such variable")
     elif options.token_file:
-        where, file = f"token_file={options.token_file}", Path(options.token_file).expanduser()
+        where, file = f"token_file={options.token_file}", user_path(options.token_file)
         try:
             token = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
-from gptask.errors import UserError
+from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
@@ -104,7 +104,7 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
 
 def _weights_hash(config: Train | Evaluate) -> str:
     """The hash of a local model, whose files may change while its name stays; empty for one that is not local."""
-    folder = Path(config.backbone.source).expanduser() if isinstance(config.backbone, Pretrained) else None
+    folder = user_path(config.backbone.source) if isinstance(config.backbone, Pretrained) else None
     if folder and (folder / "config.yaml").is_file():
         folder = model_folder(folder)
     if isinstance(config, Evaluate) and config.run:

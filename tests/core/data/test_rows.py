@@ -9,7 +9,7 @@ import pytest
 from gptask.config.schemas import Files
 from gptask.data.corpus import CachedCorpus
 from gptask.data.files import FileReader
-from gptask.data.rows import Source, is_index, wanted_positions
+from gptask.data.rows import Source, is_index, unique_names, wanted_positions
 from gptask.errors import DataError, UserError
 from gptask_tasks.classification import Classification
 
@@ -28,7 +28,7 @@ def refused(name: str, **options: str) -> str:
         ("y/" * 3000, "File name too long"),
         ("?" * 300, "File name too long"),
         ("#" * 300, "File name too long"),
-        ("~nobody-of-this-name/x", "no such file: ~nobody-of-this-name/x"),
+        ("~nobody-of-this-name/x", "no such file or folder: ~nobody-of-this-name/x"),
         ("a\0b", "no such file"),
         ("#", "no such file: #"),
         ("folder", "is a folder without files"),
@@ -106,3 +106,10 @@ def test_only_a_short_number_in_ascii_counts_columns(write_file: Callable, name:
 def test_a_name_is_resolved_with_its_part(write_file: Callable) -> None:
     name = write_file("a.json", "{}")
     assert Source.parse(f"{name}#train") == Source(Path(name), "train")
+
+
+def test_a_wide_table_of_one_name_takes_no_time() -> None:
+    names = unique_names(["0"] * 30_000 + ["0.7"], set(), "a.csv")
+    assert names[:3] == ["0", "0.1", "0.2"]
+    assert names[-1] == "0.7"
+    assert len({*names}) == len(names)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from gptask import UserError, load_run, load_task
-from gptask.config.schemas import DType, Full, HeadOnly, Lora
+from gptask.config.schemas import DType, Full, HeadOnly, Lora, Scratch
 from gptask.runs import saved_model
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -219,3 +219,8 @@ def test_a_hook_that_fails_is_named_and_the_earlier_model_stays(words, run_copy,
     (run_copy / "model/assets").mkdir()
     with pytest.raises(UserError, match=r"Sentiment\.load_assets\(\) fails\n(.*\n)*.*words\.txt"):
         load_task(run_copy)
+
+
+def test_a_run_from_scratch_without_its_weights_says_what_is_missing():
+    with pytest.raises(UserError, match="has no weights: all of a backbone from scratch belong to the run"):
+        saved_model._locate_frozen(Scratch(), {"weights_hash": ""})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gptask.config.yaml_text import read_yaml
-from gptask.errors import UserError, damaged, listing, nearest
+from gptask.errors import UserError, damaged, listing, nearest, user_path
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
 from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, way_to_finish
@@ -177,7 +177,7 @@ def find_runs(patterns: Iterable[str], task: str | None = None, latest: int | No
         if not run_folders:
             raise UserError(f"no run folder at or below {pattern} (a run folder holds config.yaml and metrics.json)")
         folders |= {folder.resolve(): folder for folder in run_folders}
-        named |= {folder.resolve() for folder in run_folders if folder == Path(pattern).expanduser()}
+        named |= {folder.resolve() for folder in run_folders if folder == user_path(pattern)}
     records = sorted(map(read_run, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
     for record in records:
         record.named = record.folder.resolve() in named
@@ -244,7 +244,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _matching_folders(pattern: str) -> list[Path]:
     """The folder itself, or the folders that a glob pattern matches."""
-    path = Path(pattern).expanduser()
+    path = user_path(pattern)
     if path.is_dir():
         return [path]
     return [Path(match) for match in sorted(glob.glob(str(path), recursive=True)) if Path(match).is_dir()]

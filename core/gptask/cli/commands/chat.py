@@ -21,7 +21,7 @@ from gptask.cli.hydra.job import log_to_console
 from gptask.config.engine import Fast, Reference, engine_from_overrides
 from gptask.config.overrides import parse_override, quote_if_needed
 from gptask.config.schemas import Pretrained
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, listing, nearest, user_path
 from gptask.model.backbone.chat_template import PLAIN_TEMPLATE
 from gptask.model.generation.chat import Chat, ChatOptions
 from gptask.runs.run import load_run
@@ -102,7 +102,7 @@ def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference) -
     """The backbone of a run or a pretrained one, on a GPU if there is one."""
     import torch
 
-    path = Path(model).expanduser()
+    path = user_path(model)
     is_run = path.is_dir() and not (path / "config.json").exists()
     backbone = _run_backbone(path, options, engine) if is_run else _pretrained_backbone(model, engine)
     log.info("%s", backbone.engine.summary())

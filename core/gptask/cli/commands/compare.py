@@ -14,7 +14,7 @@ from gptask.analysis.compare.records import RunRecord, find_runs
 from gptask.analysis.compare.render import TEXTS, problems
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import write_error, write_out
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, user_path
 
 DESCRIPTION = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
 EPILOG = """examples:
@@ -91,7 +91,7 @@ def _refuse_unused_options(options: argparse.Namespace) -> None:
 def _write_leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]) -> int:
     """Write it into the first argument that is a folder of runs, else into the folder above all runs."""
     run_folders = {record.folder.resolve() for record in records}
-    arguments = [Path(argument).expanduser() for argument in options.runs]
+    arguments = [user_path(argument) for argument in options.runs]
     above = Path(os.path.commonpath([record.folder.absolute().parent for record in records]))
     folder = next((path for path in arguments if path.is_dir() and path.resolve() not in run_folders), above)
     paths, left_out = leaderboard.write(records, folder, options.metric)

@@ -10,7 +10,7 @@ from gptask.analysis.compare import records
 from gptask.analysis.report.page import report_page
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import write_error, write_out
-from gptask.errors import UserError
+from gptask.errors import UserError, user_path
 from gptask.runs.atomic_write import write_text
 
 MAX_RUNS = 12  # columns of a page
@@ -53,7 +53,7 @@ def _parser() -> VerbParser:
 def _page_path(output: str | None, folders: Sequence[Path]) -> Path:
     """The file to write: in the run's folder or the one above all runs, never in the root of the file system."""
     if output:
-        path = Path(output).expanduser()
+        path = user_path(output)
         return path / "report.html" if path.is_dir() else path
     above = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     if above == Path(above.anchor):

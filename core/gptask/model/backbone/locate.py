@@ -17,7 +17,7 @@ from typing import Any
 from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
 from gptask.data.hub_access import hub_problem
-from gptask.errors import UserError, WriteError, listing
+from gptask.errors import UserError, WriteError, listing, user_path
 from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
@@ -41,7 +41,7 @@ def locate(options: Pretrained) -> BackboneOrigin:
     Raises `UserError` for a missing one, within a second, with the way to get it.
     """
     source = str(options.source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return BackboneOrigin(str(path), "local folder", folder_hash(path))
     if path.suffix == ".gguf" and path.is_file():

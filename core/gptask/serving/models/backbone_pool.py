@@ -18,7 +18,7 @@ import torch
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Pretrained
-from gptask.errors import UserError, damaged
+from gptask.errors import UserError, damaged, user_path
 from gptask.model.backbone.backbone import from_folder, number_format
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.runs.run import Run, load_run_onto
@@ -173,7 +173,7 @@ def _copy_weights(backbone: GPTBackbone) -> None:
 
 def name_of_source(source: Any) -> str:
     """A backbone's name: the last part of its source, without .gguf."""
-    return url_name(last_part(Path(str(source)).expanduser()).removesuffix(".gguf"))
+    return url_name(last_part(user_path(str(source))).removesuffix(".gguf"))
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:

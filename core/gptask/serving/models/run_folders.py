@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError
+from gptask.errors import UserError, user_path
 from gptask.runs.manifest import MANIFEST
 
 NAME = re.compile(r"\w[\w.~-]*", re.ASCII)  # of characters that a URL shows as they are
@@ -42,11 +42,11 @@ def named_folders(runs: Any) -> list[RunFolder]:
 
 def _named_folder(text: str) -> RunFolder:
     """A folder, whose name may have colons, goes before a name with a folder."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     name, colon, rest = text.partition(":")
     if path.exists() or not colon:
         return RunFolder(last_part(path), path, True)
-    return RunFolder(name, Path(rest).expanduser(), True)
+    return RunFolder(name, user_path(rest), True)
 
 
 def last_part(path: Path) -> str:

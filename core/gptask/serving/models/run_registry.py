@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptask.config.schemas import Pretrained, Serve
-from gptask.errors import UserError, listing, nearest
+from gptask.errors import UserError, listing, nearest, user_path
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import verified_model
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone
@@ -87,7 +87,7 @@ class RunRegistry:
             lambda call: batcher.call(call).result(),
             lambda engine: batcher.forget(engine).result(),
         )
-        self._root = Path(options.runs_root).expanduser() if options.runs_root else None
+        self._root = user_path(options.runs_root) if options.runs_root else None
         self._folders: dict[RunFolder, WatchedFolder] = {}
         self._bare: dict[PooledBackbone, ServedModel] = {}
         self._root_problem = ""
