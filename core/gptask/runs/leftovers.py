@@ -86,7 +86,8 @@ def remove_earlier_start(folder: Path) -> None:
 def _foreign_names(folder: Path) -> list[str]:
     """The names in a folder that no run leaves there before it writes config.yaml."""
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [name for name in names if name not in BEFORE_CONFIG]
+    set_aside = {path.suffix for path in (folder / "checkpoints").glob("*")} <= {".damaged"}  # by an earlier start
+    return [name for name in names if name not in BEFORE_CONFIG and not (name == "checkpoints" and set_aside)]
 
 
 def _run_folders(folder: Path, tasks: Iterable[str]) -> Iterator[Path]:

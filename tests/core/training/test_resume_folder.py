@@ -13,7 +13,7 @@ from gptask.analysis.compare.records import read_run
 from gptask.cli import main
 from gptask.config.schemas import Evaluate, Files, Pretrained, TaskConfig
 from gptask.data.cache import digest
-from gptask.runs.leftovers import remove_earlier_start
+from gptask.runs.leftovers import remove_earlier_start, require_unfinished_training
 from gptask.runs.manifest import read_manifest
 from gptask.runs.run import load_task
 from gptask.runs.run_lock import run_lock
@@ -189,6 +189,16 @@ def test_what_an_earlier_start_left_goes_but_nothing_outside_of_it(tmp_path, who
     remove_earlier_start(folder)
     assert {p.name for p in folder.iterdir()} == {"train.log", "notes.txt", "checkpoints", "mood"}
     assert {p.name for p in outside.iterdir()} == {"model", "letter"}
+
+
+def test_a_folder_with_nothing_but_checkpoints_that_were_set_aside_is_begun_in(tmp_path):
+    """A loss of power while a training begins anew leaves them without a config.yaml."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt.damaged").touch()
+    require_unfinished_training(tmp_path)
+    (tmp_path / "checkpoints/mine.pt").touch()
+    with pytest.raises(UserError, match="holds checkpoints and no config.yaml"):
+        require_unfinished_training(tmp_path)
 
 
 READERS = {
