@@ -197,7 +197,7 @@ def test_a_folder_with_nothing_but_checkpoints_that_were_set_aside_is_begun_in(t
     (tmp_path / "checkpoints/last.ckpt.damaged").touch()
     require_unfinished_training(tmp_path)
     (tmp_path / "checkpoints/mine.pt").touch()
-    with pytest.raises(UserError, match="holds checkpoints and no config.yaml"):
+    with pytest.raises(UserError, match=r"holds checkpoints and no config\.yaml"):
         require_unfinished_training(tmp_path)
 
 
