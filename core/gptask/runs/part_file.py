@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from gptask.errors import UserError, listing
-from gptask.runs.atomic_write import finite
+from gptask.runs.atomic_write import finite, sync_folder
 
 try:
     import fcntl
@@ -74,7 +74,7 @@ class PartFile:
     def begin_anew(self) -> None:
         """Drop the content and the journal, the journal first: it must never speak of other content."""
         self.journal.unlink(missing_ok=True)
-        _sync_folder(self.journal.parent)
+        sync_folder(self.journal.parent)
         self.state = self.kept_state = self._end_state = {}
         self._committed = self._end = 0
         self._cut(0)
@@ -110,7 +110,7 @@ class PartFile:
         self.kept_state = {}
         if made_of_it:
             self.path.unlink()
-        _sync_folder(self.target.parent)
+        sync_folder(self.target.parent)
 
     def _locked_stream(self) -> int:
         while True:
@@ -201,13 +201,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _short(values: Mapping[str, Any], name: str) -> str:
     text = json.dumps(values.get(name), ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power, where its file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -10,12 +10,12 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gptask.errors import UserError, damaged
+from gptask.runs.atomic_write import sync_folder, written_whole
 from gptask.runs.folder import KEY_IN_CHECKPOINT, NoCheckpoint, checkpoint_files
 from gptask.training.checkpoint_content import wrong_content
 
@@ -39,30 +39,16 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial_files(path.parent)
-    partial = path.with_name(path.name + PART)
     try:
-        with open(partial, "wb") as file:
+        with written_whole(path) as partial, open(partial, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except RuntimeError as error:  # torch's archive writer fails at its end where writing has failed
         if isinstance(cause := error.__context__, OSError | KeyboardInterrupt):
             raise cause from None
         raise
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let a new name outlast a loss of power, where the system can open folders."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def remove_partial_files(checkpoints: Path) -> None:
