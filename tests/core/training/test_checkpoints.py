@@ -24,14 +24,7 @@ from tests.support.configs import small_config
 ONE_EPOCH = {"max_epochs": 1, "accelerator": "cpu", "accumulate_grad_batches": 1}
 
 
-@pytest.fixture(autouse=True)
-def usual_handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("usual_handlers")
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,7 @@ from gptask.training.interrupts import (
     release_signals,
 )
 
-
-@pytest.fixture(autouse=True)
-def usual_handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("usual_handlers")
 
 
 @pytest.mark.parametrize(
