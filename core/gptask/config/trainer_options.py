@@ -12,6 +12,7 @@ from typing import Any
 from gptask.errors import UserError, listing, nearest
 
 SET_BY_GPTASK = ("logger", "callbacks", "default_root_dir", "use_distributed_sampler")
+TRAINING_LIMITS = ("max_epochs", "max_steps", "limit_train_batches")  # options that at 0 train nothing
 TYPE_WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
 
 

@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from gptask.config.schemas import AdamW, Train
+from gptask.config.trainer_options import TRAINING_LIMITS
 from gptask.data.batches import BatchesByLength
 from gptask.data.datamodule import DataModule
 from gptask.errors import UserError
@@ -40,9 +41,12 @@ def fit_batches(config: Train, module: GPTModule) -> tuple[Train, list[ChosenOpt
 
     The module is moved to the device that trains it, and computes its largest batch there beside the gradients and the
     optimizer's state. Weights, gradients, buffers, modes and random states stay as they are. A plugin's own batches,
-    which have no known costs, are not tried, and neither is a model that is shared out among devices.
+    which have no known costs, are not tried, and neither is a model that is shared out among devices. A training of no
+    step tries none.
     Raises `UserError` where a single example does not fit, and where a run that goes on does not.
     """
+    if any(config.trainer.get(name) == 0 for name in TRAINING_LIMITS):
+        return config, []
     trainer = build_trainer(
         Path(config.outputs), config.trainer | {"max_epochs": 1}, logger=False, enable_checkpointing=False
     )

@@ -94,6 +94,12 @@ def probe_cost(
         max(growth * train_peak, peak_memory_mb() + max(validation_kv, test_kv) / 2**20) + pages / 2**20
     )
     forecast.unknown = _unknown(trainer, module.runtimes)
+    _log_forecast(forecast)
+    return forecast
+
+
+def _log_forecast(forecast: Forecast) -> None:
+    """Log a forecast, and a warning where its memory is more than there is."""
     log.info("%s", forecast)
     limit = memory_limit_mb()
     if limit is not None and forecast.peak_memory_mb > limit:
@@ -101,7 +107,6 @@ def probe_cost(
             "the expected peak memory of %.0f MB is more than the %d MB that this process can get: the system may kill "
             "it; lower data.batch_tokens or data.max_tokens", forecast.peak_memory_mb, limit,
         )  # fmt: skip
-    return forecast
 
 
 def _seconds_of_split(module: GPTModule, split: str, limit: float, passes: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import validated_copy
 from gptask.config.schemas import HeadOnly, Lora, Scratch, Train
-from gptask.config.trainer_options import check_trainer_options
+from gptask.config.trainer_options import TRAINING_LIMITS, check_trainer_options
 from gptask.data.corpus import SPLITS
 from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from gptask.training.module import GPTModule
 
 log = logging.getLogger("gptask")
-TRAINING_LIMITS = ("max_epochs", "max_steps", "limit_train_batches")  # Trainer options that at 0 train nothing
 MIN_HINTED_EPOCHS = 4  # of a training whose best epoch is looked at
 FULL_PRECISIONS = (None, "32-true", "32", 32)  # with these the trainer keeps the backbone's own number format
 
@@ -117,9 +116,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     context = replace(context, config=config)
     record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
-    from gptask.training.batch_trial import memory_advice
     from gptask.training.cost_probe import probe_cost
-    from gptask.training.divergence import Diverged, with_advice
     from gptask.training.process_start import start_processes
     from gptask.training.trainer import build_training_trainer
 
@@ -132,15 +129,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
         start_processes(trainer)
-        try:
-            with memory_advice(trainer, config, context.folder):
-                _fit(trainer, module, data, context.folder, start.checkpoint)
-        except Diverged as diverged:
-            raise with_advice(diverged, config) from diverged
-        if not trainer.global_step:
-            limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
-            log.warning("nothing was trained (%s): backbone and heads are tested as they are",
-                        listing(limits) or "no optimizer step")  # fmt: skip
+        _fit(trainer, module, data, context, start.checkpoint)
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
         context = replace(context, extra={"tuned_options": module.tuned_options})
@@ -200,8 +189,7 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     module = GPTModule(backbone, runtimes, config.optimizer, config.schedule)
     if origin:
         _cache_activations(module, config)
-    trains = all(config.trainer.get(name) != 0 for name in TRAINING_LIMITS)
-    config, chosen_tokens = fit_batches(config, module) if trains else (config, [])
+    config, chosen_tokens = fit_batches(config, module)
     config, chosen_schedule = resolve_schedule(config, data, processes)
     log_chosen([*chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
     return module, data, config
@@ -240,22 +228,33 @@ def _cache_activations(module: GPTModule, config: Train) -> None:
             }
 
 
-def _fit(trainer: pl.Trainer, module: GPTModule, data: Any, folder: Path, checkpoint: Path | None) -> None:
-    """Train, from a checkpoint if there is one."""
+def _fit(
+    trainer: pl.Trainer, module: GPTModule, data: Any, context: RunContext[Train], checkpoint: Path | None
+) -> None:
+    """Train, from a checkpoint if there is one, and remove the checkpoints that nothing goes on from any more."""
+    from gptask.training.batch_trial import memory_advice
+    from gptask.training.divergence import Diverged, with_advice
     from gptask.training.trainer import gc_frozen
 
+    config, folder = context.config, context.folder
     if checkpoint:
         log.info("resuming from %s", checkpoint)
         if is_main_process():
             remove_partial_files(checkpoint.parent)
     try:
-        with gc_frozen(), interrupts_of_lightning(), restoring(checkpoint):
+        with memory_advice(trainer, config, folder), gc_frozen(), interrupts_of_lightning(), restoring(checkpoint):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except Diverged as diverged:
+        raise with_advice(diverged, config) from diverged
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop
     if is_main_process():
         callback: Any = trainer.checkpoint_callback
         remove_unneeded(folder / "checkpoints", Path(callback.best_model_path).name if callback else "")
+    if not trainer.global_step:
+        limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
+        log.warning("nothing was trained (%s): backbone and heads are tested as they are",
+                    listing(limits) or "no optimizer step")  # fmt: skip
 
 
 def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
