@@ -80,7 +80,7 @@ def differing_options(saved: Mapping[str, Any], now: Mapping[str, Any], ignored:
 
 def _may_change(option: Option) -> bool:
     """Whether an option may differ from the run's start; those of several tasks' data are named without the task."""
-    name = ".".join(option[2:] if option[0] == "tasks" else option)
+    name = _joined(option[2:] if option[0] == "tasks" else option)
     shown_only = option[0] == "trainer" and option[1] in SHOWN_ONLY
     return shown_only or any(f"{name}.".startswith(f"{allowed}.") for allowed in MAY_CHANGE)
 
@@ -100,7 +100,12 @@ def _refusal(folder: Path, differences: list[tuple[Option, Any, Any]]) -> str:
 
 
 def _dotted(option: Option) -> str:
-    return ".".join(option[:-1] if option[-1] == "kind" else option)
+    return _joined(option[:-1] if option[-1] == "kind" else option)
+
+
+def _joined(option: Option) -> str:
+    """The dotted name of an option; a key of a map, such as a label's id, may be a number."""
+    return ".".join(map(str, option))
 
 
 def shown(value: Any) -> str:

@@ -102,6 +102,17 @@ def test_all_differences_are_named_at_once_with_what_may_change(started):
     assert "may change trainer.max_epochs, trainer.max_steps" in lines[2]
 
 
+def test_a_run_whose_labels_are_named_by_number_goes_on(tmp_path):
+    numbered = [row | {"label": int(row["label"] == "positive")} for row in REVIEWS]
+    for name in ("train", "validation", "test"):
+        write_lines(tmp_path / f"{name}.jsonl", numbered)
+    labels = {"labels": {0: "negative", 1: "positive"}}
+    train(files_config(tmp_path, **with_data(tmp_path, **labels)))
+    assert check_resume(resumed(tmp_path, **with_data(tmp_path, **labels))).checkpoint
+    with pytest.raises(UserError, match=r"data\.labels\.1: \"positive\" in the run, \"good\" now"):
+        check_resume(resumed(tmp_path, **with_data(tmp_path, labels={0: "negative", 1: "good"})))
+
+
 def test_a_changed_data_file_is_refused_and_the_same_one_is_not(started):
     file, text = started / "train.jsonl", (started / "train.jsonl").read_text()
     try:
