@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio.to_thread
 import uvicorn
@@ -28,10 +28,10 @@ from gptask.serving.http_app import create_app
 from gptask.serving.models.backbone_pool import megabytes
 from gptask.serving.models.run_registry import RunRegistry
 from gptask.serving.models.served_run import ServedRun
-from gptask.serving.private import end_process
 from gptask.serving.prometheus import ServerMetrics
 from gptask.serving.serve_options import BACKLOG, check_options, listening_socket, read_token, url_of
 from gptask.serving.state import ServerState
+from gptask.training.process_channel import exit_now
 
 log = logging.getLogger("gptask")
 HELPER_THREADS = 2  # that tokenize beside the event loop and the batcher
@@ -174,7 +174,7 @@ class Server(uvicorn.Server):
         watcher_ended = await asyncio.to_thread(self.state.registry.close)
         ended = await asyncio.to_thread(self.state.batcher.drain, SECONDS_TO_DRAIN) and watcher_ended
         if self.state.failure is None and (self.loader.is_alive() or not ended):
-            leave(0)
+            exit_now(0)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -192,7 +192,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no more requests and finish those that run; at the second signal, end at once."""
         if self.should_exit:
-            leave(INTERRUPTED)
+            exit_now(INTERRUPTED)
         self.should_exit, self.state.ready = True, False
 
 
@@ -213,11 +213,3 @@ class LoopErrors:
         elif time.monotonic() >= self.silent_until:
             self.silent_until = time.monotonic() + SILENT_SECONDS
             log.error("no further connection can be accepted: %s; ulimit -n bounds the open files", error.strerror)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process while its threads compute."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # it may be closed, full, or being written
-            stream.flush()
-    end_process(code)

@@ -7,14 +7,12 @@ there: a version of Lightning that renames one raises `AttributeError`, and neve
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from typing import Any, NoReturn
 
 
 def drop_train_loader(trainer: Any) -> None:
@@ -39,12 +37,16 @@ def set_stepped_batches(trainer: Any, count: int) -> None:
 
 def save_alone(trainer: Any, path: Path) -> None:
     """Write a checkpoint in rank 0 without the other processes; where the strategy shards the state, write none."""
+    from pytorch_lightning.strategies import DDPStrategy  # for start-up time
+
     if trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy:
         trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(False), path)
 
 
 def starts_commands(trainer: Any) -> bool:
     """Whether the processes of a trainer are started by commands, by it or by another launcher."""
+    from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher  # for start-up time
+
     return isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
 
 
@@ -73,6 +75,11 @@ def set_learning_rates(scheduler: Any, step: int, rates: Sequence[float]) -> Non
     _set(scheduler, "_last_lr", [*rates])
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process at once, without waiting for its threads; the call is public for all its underscore."""
+    os._exit(code)
 
 
 def _set(owner: Any, name: str, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import signal
 import socket
@@ -12,6 +11,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
+
+from gptask.training.private import end_process
 
 POLL = 0.2  # seconds between two looks at what tells nothing by itself
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -108,8 +109,8 @@ class Watch:
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process at once: its main thread may be in an operation that never returns."""
+    """End the process at once: its threads may be in operations that never return."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
+        with suppress(Exception):  # it may be closed, full, or being written
             stream.flush()
-    os._exit(code)
+    end_process(code)

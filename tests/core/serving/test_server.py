@@ -129,7 +129,7 @@ def test_a_signal_lets_running_requests_finish_and_a_second_one_does_not(running
     server.server.handle_exit(signal.SIGTERM, None)
     assert not server.state.ready
     left = []
-    monkeypatch.setattr(server_module, "leave", left.append)
+    monkeypatch.setattr(server_module, "exit_now", left.append)
     server.server.handle_exit(signal.SIGINT, None)
     assert left == [130]
     with suppress(OSError, http.client.HTTPException):  # refused or reset, once it has stopped listening
@@ -147,7 +147,7 @@ def test_a_signal_lets_running_requests_finish_and_a_second_one_does_not(running
 
 def test_a_request_that_outlasts_the_time_limit_does_not_hold_up_the_end(running, monkeypatch):
     left = []
-    monkeypatch.setattr(server_module, "leave", left.append)
+    monkeypatch.setattr(server_module, "exit_now", left.append)
     monkeypatch.setattr(server_module, "SECONDS_TO_DRAIN", 0.01)
     server = running(timeout_s=0.3).loaded()
     go = threading.Event()
@@ -169,7 +169,7 @@ def test_a_request_that_outlasts_the_time_limit_does_not_hold_up_the_end(running
 
 def test_a_signal_while_it_loads_ends_it_and_it_never_becomes_ready(running, monkeypatch):
     go, left = threading.Event(), []
-    monkeypatch.setattr(server_module, "leave", left.append)
+    monkeypatch.setattr(server_module, "exit_now", left.append)
     monkeypatch.setattr(RunRegistry, "load", lambda registry: go.wait(60))
     server = running()
     assert ask(server.port, "/health")[0] == 200
@@ -222,7 +222,7 @@ def test_a_failure_of_the_loader_that_the_end_causes_is_none(running, monkeypatc
         load(registry)
 
     monkeypatch.setattr(RunRegistry, "load", load_late)
-    monkeypatch.setattr(server_module, "leave", lambda code: None)
+    monkeypatch.setattr(server_module, "exit_now", lambda code: None)
     server = running()
     assert ask(server.port, "/health")[0] == 200
     server.state.batcher.drain(60)  # as `shutdown` does while it loads
@@ -236,11 +236,11 @@ def test_a_failure_of_the_loader_that_the_end_causes_is_none(running, monkeypatc
 @pytest.mark.parametrize("stream", [None, FullStream()])
 def test_the_process_leaves_whatever_its_streams_are(stream, monkeypatch):
     codes = []
-    monkeypatch.setattr(server_module, "end_process", codes.append)
+    monkeypatch.setattr("gptask.training.process_channel.end_process", codes.append)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "stderr", stream)
-        server_module.leave(7)
+        server_module.exit_now(7)
     assert codes == [7]
 
 

@@ -19,6 +19,7 @@ from gptask.training.interrupts import interruptible
 from gptask.training.process_threads import MainWatch, MemberWatch, ProcessFailed
 from gptask.training.process_watch import ADDRESS, begin_watch, watched
 
+pytestmark = pytest.mark.usefixtures("usual_handlers")
 MEMBER = """
 import sys, time
 from gptask.errors import UserError
