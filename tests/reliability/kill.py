@@ -69,6 +69,11 @@ CASES = {
          "task.generation.max_new_tokens=6", "trainer.val_check_interval=2", "checkpoint.minutes=0.000001"), "run",
     ),
     "longer": Case(("train", *("resume=run", "trainer.max_epochs=3")), "run", "finished", once=True),
+    "numbered": Case(
+        ("train", "task=sentiment", *NANO, *AGAIN, "data=files", "data.train=labelled.tsv",
+         "data.columns={text: 0, label: 1}", "data.labels={0: negative, 1: positive}", "checkpoint.minutes=0.000001"),
+        "run", "labelled",
+    ),
     "predict": Case(("predict", "run=run", "input=rows.jsonl", "output=answers.jsonl"), "answers.jsonl", "finished"),
     "table": Case(("predict", "run=run", "input=rows.jsonl", "output=answers.csv"), "answers.csv", "finished"),
 }  # fmt: skip
@@ -107,6 +112,9 @@ class Killer:
         templates, needed = self.base / "templates", {CASES[name].template for name in self.cases}
         if "model" in needed:
             make_model(templates / "model" / "model")
+        if "labelled" in needed:
+            (templates / "labelled").mkdir(parents=True)
+            write_labelled(templates / "labelled" / "labelled.tsv")
         if "finished" in needed:
             finished = templates / "finished"
             finished.mkdir(parents=True)
@@ -230,10 +238,20 @@ def make_model(folder: Path) -> None:
 
 def write_rows(path: Path, count: int = 600) -> None:
     """Write rows to predict, of different lengths."""
+    texts = enumerate(random_texts(count))
+    path.write_text("".join(json.dumps({"text": text, "n": number}) + "\n" for number, text in texts))
+
+
+def write_labelled(path: Path, count: int = 60) -> None:
+    """Write texts with labels by number, in a table without a header."""
+    path.write_text("".join(f"{text}\t{number % 2}\n" for number, text in enumerate(random_texts(count))))
+
+
+def random_texts(count: int) -> Iterator[str]:
+    """Texts of 2 to 20 words, the same at each call."""
     words = ["the", "room", "was", "small", "but", "very", "clean", "and", "our", "late", "flight", "stay", "helped"]
     chance = random.Random(0)
-    texts = (" ".join(chance.choices(words, k=chance.randint(2, 20))) for _ in range(count))
-    path.write_text("".join(json.dumps({"text": text, "n": number}) + "\n" for number, text in enumerate(texts)))
+    return (" ".join(chance.choices(words, k=chance.randint(2, 20))) for _ in range(count))
 
 
 def last_lines(path: Path) -> str:
