@@ -2,15 +2,16 @@
 
     python tests/reliability/kill.py --kills 400 --minutes 60 --output outputs/kill.jsonl
 
-Each trial forks a child from this process, which has imported torch, runs one command line of gptask in it and kills it
-at a file operation, at a step of training, validation or test, or after a random time. The same command line then
-starts again, and may be killed again, until it ends. A line of the output file records each trial; a later start goes
-on behind the last line. A trial is repeated by its number: ``--trial 17``.
+Each trial forks a child from this process, which has imported what a command needs, runs one command line of gptask in
+it and kills it at a file operation, at a step of training, validation or test, or after a random time. The same command
+line then starts again, and may be killed again, until it ends. A line of the output file records each trial; a later
+start goes on behind the last line. A trial is repeated by its number: ``--trial 17``.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -260,10 +261,22 @@ def last_lines(path: Path) -> str:
 
 
 def import_all() -> None:
-    """Import what a command needs, so that children need not."""
-    import peft  # noqa: F401
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    """Import what a command needs, so that children need not: more than half of a start's time is imports."""
+    from importlib import import_module
+    from pkgutil import walk_packages
+
+    import gptask
+    import gptask_tasks
+
+    for package in (gptask, gptask_tasks):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".__main__") and ".serving" not in module.name:  # an extra's
+                import_module(module.name)
+    for name in ("gpt2.modeling_gpt2", "llama.modeling_llama"):
+        import_module(f"transformers.models.{name}")
+    for name in ("hydra", "pandas", "sklearn.feature_extraction.text", "sklearn.linear_model", "safetensors.torch"):
+        import_module(name)
+    gc.freeze()  # children then copy fewer pages
 
 
 def trials_done(output: Path) -> list[dict[str, Any]]:
