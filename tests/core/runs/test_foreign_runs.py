@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from contextlib import suppress
 
 import pytest
 from gptask import UserError, load_run
 from gptask.config.schemas import Full, Lora
+from gptask.model.engine.adapter_files import check_ranks, read_adapter
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
 from gptask_tasks.sentiment import Sentiment
@@ -57,6 +59,8 @@ def test_a_pickle_among_the_model_is_refused(name, run, no_network):
         ({"r": 10**9}, "has the rank 1000000000, its tensors 2"),
         ({"rank_pattern": {"q_proj": 10**9}}, "has the rank 1000000000"),
         ({"r": "2"}, "has the rank '2'"),
+        ({"rank_pattern": 1.5}, r"has rank_pattern=1\.5; expected numbers by layer"),
+        ({"alpha_pattern": [["q_proj", 2]]}, r"has alpha_pattern=\[\["),
         ({"target_modules": "(.*)*x"}, "expected plain names of layers"),
         ({"exclude_modules": "(a+)+$"}, "expected plain names of layers"),
         ({"alpha_pattern": {".*.*.*.*.*x": 2}}, "expected plain names of layers"),
@@ -68,6 +72,16 @@ def test_a_pickle_among_the_model_is_refused(name, run, no_network):
 def test_an_adapter_config_that_claims_or_runs_more_is_refused(values, message, run, no_network):
     edit(run / "model/adapter_config.json", **values)
     refused(run, message)
+
+
+def test_any_value_of_an_adapter_config_is_read_or_refused(run):
+    file = run / "model/adapter_config.json"
+    config = json.loads(file.read_text())
+    for name in config:
+        for value in (1.5, "x", [1], {"a": "b"}, 10**12):
+            file.write_text(json.dumps(config | {name: value}))
+            with suppress(UserError):
+                check_ranks(read_adapter(run / "model"))
 
 
 def test_the_base_that_an_adapter_names_is_not_followed(run, no_network):

@@ -103,7 +103,9 @@ def _config(folder: Path, content: bytes) -> Any:
     config_class: Any = PeftConfig  # PEFT leaves its methods untyped
     try:
         config = config_class.from_peft_type(**config_class.check_kwargs(**json.loads(content)))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # PEFT raises whatever a value of the wrong kind leads to, such as RecursionError
         raise UserError(f"{folder} holds no LoRA adapter: {CONFIG}: {str(error).strip().splitlines()[-1]}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     variants = [option.name for option in fields(config) if option.metadata.get("is_lora_variant")]
@@ -124,6 +126,9 @@ def _config(folder: Path, content: bytes) -> Any:
 
 def _refuse_patterns(folder: Path, config: Any) -> None:
     """Refuse what PEFT would import, and patterns that may take it longer than a few seconds to find layers by."""
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(value := getattr(config, name) or {}, dict):
+            raise UserError(f"the adapter in {folder}: {CONFIG} has {name}={value!r}; expected numbers by layer")
     patterns = [*(config.rank_pattern or ()), *(config.alpha_pattern or ())]
     patterns += [text for text in (config.target_modules, config.exclude_modules) if isinstance(text, str)]
     wrong = [text for text in patterns if QUANTIFIED_GROUP.search(text) or len(REPEAT.findall(text)) > MAX_REPEATS]
