@@ -106,7 +106,8 @@ def _config(folder: Path, content: bytes) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # PEFT raises whatever a value of the wrong kind leads to, such as RecursionError
-        raise UserError(f"{folder} holds no LoRA adapter: {CONFIG}: {str(error).strip().splitlines()[-1]}") from error
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{folder} holds no LoRA adapter: {CONFIG}: {reason.splitlines()[-1]}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     variants = [option.name for option in fields(config) if option.metadata.get("is_lora_variant")]
     more = [name for name in [*MORE_THAN_FACTORS, *variants] if getattr(config, name, None)]
