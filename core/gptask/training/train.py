@@ -21,7 +21,7 @@ from gptask.runs.folder import claim_run_folder, is_main_process, logged_into, r
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder, loggers, resume, resume_folder
 from gptask.training.checkpoint_content import restoring
-from gptask.training.checkpoint_files import load_checkpoint, remove_partial_files, remove_unneeded
+from gptask.training.checkpoint_files import LAST, load_checkpoint, remove_partial_files, remove_unneeded
 from gptask.training.context import RunContext
 from gptask.training.interrupts import (
     forget_signals,
@@ -248,8 +248,11 @@ def _fit(
         raise with_advice(diverged, config) from diverged
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop
+    callback: Any = trainer.checkpoint_callback
+    last = folder / "checkpoints" / LAST
+    if callback and trainer.global_step and trainer.strategy.broadcast(not last.exists()):
+        trainer.save_checkpoint(last)  # an earlier start was killed behind its last step, and before this
     if is_main_process():
-        callback: Any = trainer.checkpoint_callback
         remove_unneeded(folder / "checkpoints", Path(callback.best_model_path).name if callback else "")
     if not trainer.global_step:
         limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]

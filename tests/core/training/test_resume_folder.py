@@ -104,6 +104,16 @@ def test_auto_begins_goes_on_and_is_done(tmp_path, monkeypatch, whole, name, cal
     assert state(folder) == finished
 
 
+def test_a_training_killed_between_its_best_and_its_last_checkpoint_writes_the_last(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "killed")
+    (folder / "manifest.json").unlink()
+    (folder / "checkpoints/last.ckpt").unlink()
+    train(auto(folder))
+    assert {*state(folder / "checkpoints")} == {*state(whole / "checkpoints")}
+    assert result(folder) == result(whole)
+    assert train(replace(auto(folder), resume=str(folder), trainer={"max_epochs": 2})).folder == folder
+
+
 def test_auto_takes_no_finished_run_of_other_options(tmp_path, whole):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     before = state(folder)
