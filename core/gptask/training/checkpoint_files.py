@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -84,6 +85,8 @@ def damage(path: Path) -> str:
         state = path.stat()
     except OSError as error:
         return "is missing" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+    if not stat.S_ISREG(state.st_mode):  # reading a pipe or a device may never end
+        return "is no plain file"
     return _damage(path, state.st_size, state.st_mtime_ns, state.st_ino)
 
 

@@ -131,6 +131,18 @@ def test_a_file_that_names_a_lost_best_comes_behind_all_others(tmp_path, caplog)
     assert "which is missing: it is lost, and the best of the validations from here on is kept" in caplog.text
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_best_file_that_may_never_end_is_not_read(make, tmp_path, caplog):
+    best = save(tmp_path, "best-epoch=0-step=3.ckpt", 3, "best-epoch=0-step=3.ckpt")
+    save(tmp_path, "last.ckpt", 3, best.name)
+    best.unlink()
+    make(best)
+    assert damage(best) == "is no plain file"
+    with caplog.at_level(logging.WARNING, "gptask"):
+        assert latest_checkpoint(tmp_path)[0].name == "last.ckpt"
+    assert f"last.ckpt names {best.name}, the best so far, which is no plain file" in caplog.text
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("stopped")])
 @pytest.mark.parametrize("where", ["write", "fsync"])
 def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(error, where, tmp_path, monkeypatch):
