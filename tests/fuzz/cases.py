@@ -11,7 +11,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 
-from tests.fuzz.sandbox import MEMORY, Fault, Sandbox, peak_memory
+from tests.fuzz.sandbox import MEMORY, Fault, Sandbox, peak_memory, reset_peak_memory
 from tests.fuzz.target import Setting, Target
 
 MAX_TEXT = 6000  # characters that are kept of a fault
@@ -52,6 +52,7 @@ class _NewFault(Exception):
 
 def run_case(target: Target, case: Any, sandbox: Sandbox, setting: Setting) -> Fault | None:
     """Run one case; return its fault."""
+    reset_peak_memory()
     try:
         with sandbox.case(repr(case)):
             target.run(case, sandbox, setting)
@@ -95,6 +96,7 @@ def run_chunk(
         fault = run_case(target, case, sandbox, setting)
         result.cases += 1
         result.slowest = max(result.slowest, time.monotonic() - began)
+        result.peak = max(result.peak, peak_memory())
         if fault is None:
             return
         counts[fault.signature] += 1
@@ -113,6 +115,6 @@ def run_chunk(
     except hypothesis.errors.Flaky as error:  # another outcome the second time: reported with what was seen first
         drawn.setdefault("flaky", Found(target.name, "flaky", "outcome", "", str(error)[:MAX_TEXT], chunk))
         counts["flaky: outcome"] += 1
-    result.seconds, result.peak = time.monotonic() - start, peak_memory()
+    result.seconds = time.monotonic() - start
     result.counts, result.found = dict(counts), list(drawn.values())
     return result

@@ -6,12 +6,11 @@ import io
 import logging
 import os
 import re
-import resource
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +176,13 @@ def place_of(text: str) -> str:
     return f"{error[0] if error else '?'} in {file} {name}" + (f" (from {library[1]})" if library else "")
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from here on, so that a case is not blamed for one before it (proc(5), clear_refs)."""
+    with suppress(OSError):  # a container may not allow it
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process has held since `reset_peak_memory`, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -19,7 +19,7 @@ from gptask.plugins.time_limit import within_seconds
 log = logging.getLogger("gptask")
 LEAK_CONTEXTS = ("{}", "a{}a", " {} ", "\n{}\n")  # a model may have a piece only behind a space, or only within a word
 
-TEMPLATE_SECONDS = 0.5  # of a first rendering of a few words; hundreds of times what templates take, and 1 GB at most
+TEMPLATE_SECONDS = 0.5  # of a first rendering of a few words; hundreds of times what templates take
 
 
 def rendered_in_time(render: Callable[[], str]) -> str:
