@@ -248,16 +248,21 @@ def _fit(
         raise with_advice(diverged, config) from diverged
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{str(stop) or 'stopped'} at step {trainer.global_step}") from stop
-    callback: Any = trainer.checkpoint_callback
-    last = folder / "checkpoints" / LAST
-    if callback and trainer.global_step and trainer.strategy.broadcast(not last.exists()):
-        trainer.save_checkpoint(last)  # an earlier start was killed behind its last step, and before this
-    if is_main_process():
-        remove_unneeded(folder / "checkpoints", Path(callback.best_model_path).name if callback else "")
+    _keep_best_and_last(trainer, folder / "checkpoints")
     if not trainer.global_step:
         limits = [f"trainer.{name}=0" for name in TRAINING_LIMITS if config.trainer.get(name) == 0]
         log.warning("nothing was trained (%s): backbone and heads are tested as they are",
                     listing(limits) or "no optimizer step")  # fmt: skip
+
+
+def _keep_best_and_last(trainer: pl.Trainer, checkpoints: Path) -> None:
+    """Leave two checkpoints of a training that has ended, also where an earlier start was killed before the last."""
+    callback: Any = trainer.checkpoint_callback
+    last = checkpoints / LAST
+    if callback and trainer.global_step and trainer.strategy.broadcast(not last.exists()):
+        trainer.save_checkpoint(last)
+    if is_main_process():
+        remove_unneeded(checkpoints, Path(callback.best_model_path).name if callback else "")
 
 
 def _load_best(trainer: pl.Trainer, module: GPTModule) -> None:
