@@ -92,9 +92,7 @@ class RunRecord:
     @cached_property
     def parent(self) -> RunRecord | None:
         """The run that was evaluated, if it still exists undamaged; its path may be relative to any folder above."""
-        name = self.config.get("parent") or ""
-        candidates = [base / name for base in (*self.folder.absolute().parents, Path())] if name else []
-        parent = next((read_run(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
+        parent = next(map(read_run, named_runs(self.folder, self.config.get("parent") or "")), None)
         return parent if parent and parent.manifest else None
 
     @cached_property
@@ -158,6 +156,12 @@ class RunRecord:
     @cached_property
     def _metrics(self) -> dict[str, Metric]:
         return {metric.name: metric for metric in self.plugin.metrics()}
+
+
+def named_runs(folder: Path, name: str) -> Iterator[Path]:
+    """The run folders that a run in ``folder`` may call ``name``, which is relative to any folder above, or to here."""
+    candidates = [base / user_path(name) for base in (*folder.absolute().parents, Path())] if name else []
+    yield from (path for path in candidates if (path / "config.yaml").is_file())
 
 
 @lru_cache(maxsize=256)
