@@ -1,8 +1,12 @@
 """`gptask report`: where the page is written, and its refusals."""
 
 import json
+import random
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 from gptask.cli.commands import report as module
 from gptask.runs.manifest import write_manifest
 
@@ -142,3 +146,41 @@ def test_a_damaged_run_beside_has_no_say_in_labels(run_command, tmp_path, monkey
     assert (ended.code, ended.out) == (0, "runs/report.html\nissues.jsonl\n")
     assert "3 of 60 labels" in ended.err
     assert "not shown: runs/b" in ended.err
+
+
+def noisy_reviews(path, count=600, wrong=30):
+    """Write reviews of made-up sentences; return the ids of the rows whose label is wrong."""
+    draw = random.Random(0)
+    words = {"positive": "good great lovely fine superb happy warm", "negative": "bad awful poor sad cold dull broken"}
+    fill = ["the", "film", "was", "and", "with", "some", "actors", "in", "a", "room", "that", "we", "saw", "today"]
+    lines, labels = ["text,label"], sorted(words)
+    flipped = set(draw.sample(range(count), wrong))
+    for number in range(count):
+        true = number % 2
+        text = draw.choices(fill, k=6) + draw.choices(words[labels[true]].split(), k=3)
+        draw.shuffle(text)
+        lines.append(f"{' '.join(text)},{labels[1 - true if number in flipped else true]}")
+    path.write_text("\n".join(lines) + "\n")
+    return {f"{path.name}:{number + 2}" for number in flipped}
+
+
+@pytest.mark.long
+def test_two_halves_find_the_wrong_labels_of_the_training_data(tmp_path):
+    wrong = noisy_reviews(tmp_path / "reviews.csv")
+
+    def gptask(*arguments):
+        command = [sys.executable, "-m", "gptask", *arguments]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert process.returncode == 0, process.stderr[-2000:]
+
+    options = ("task=sentiment", "backbone=nano", "data=files", "data.train=reviews.csv", "trainer.max_epochs=4")
+    for half in (1, 2):
+        gptask("train", *options, f"data.half={half}", f"folder=half{half}", "baseline=false")
+        gptask("evaluate", f"run=half{half}", "split=train", f"data.half={3 - half}", f"folder=half{half}_on_the_other")
+    gptask("evaluate", "run=half1", "split=validation", "folder=half1_on_validation")
+    runs = ("half1_on_the_other", "half2_on_the_other", "half1_on_validation", "half1")
+    gptask("report", *runs, "--labels", "issues.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "issues.jsonl").read_text().splitlines()]
+    found = {line["id"] for line in lines}
+    assert len(found & wrong) >= 0.9 * max(len(found), len(wrong))
+    assert {f"{line['file']}:{line['row']}" for line in lines} == found
