@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -135,10 +136,10 @@ def train(folder: Path, name: str, data: str, options: argparse.Namespace, *more
 
 
 def evaluate(folder: Path, name: str, half: int) -> None:
-    """Evaluate the run of one half on the other, once for each model."""
+    """Evaluate the run of one half on the other."""
     target = folder / f"{name}_on_{half}"
-    if not (target / "manifest.json").is_file():
-        gptask(folder, "evaluate", f"run={name}", "split=train", f"data.half={half}", f"folder={target.name}")
+    shutil.rmtree(target, ignore_errors=True)  # it may be that of an earlier run in the folder
+    gptask(folder, "evaluate", f"run={name}", "split=train", f"data.half={half}", f"folder={target.name}")
 
 
 def find(folder: Path, flipped: set[int]) -> Found:

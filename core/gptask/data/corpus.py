@@ -49,7 +49,7 @@ class CachedCorpus:
                 )
         if options.half not in (None, 1, 2):
             raise UserError(
-                f"data.half={options.half} must be 1 or 2: the half of train to take, the other one is for evaluation"
+                f"data.half={options.half} must be 1 or 2, the half of train to take, or null for all of it"
             )
         if options.stratify and not _label_field(task):
             raise UserError("data.stratify=true needs a task whose examples have labels; leave it out (null) or false")

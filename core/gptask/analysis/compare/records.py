@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -160,8 +161,11 @@ class RunRecord:
 
 def named_runs(folder: Path, name: str) -> Iterator[Path]:
     """The run folders that a run in ``folder`` may call ``name``, which is relative to any folder above, or to here."""
-    candidates = [base / user_path(name) for base in (*folder.absolute().parents, Path())] if name else []
-    yield from (path for path in candidates if (path / "config.yaml").is_file())
+    with suppress(UserError):  # the home folder of somebody who is unknown here
+        path = user_path(name)
+        for base in (*folder.absolute().parents, Path()) if name else ():
+            if (base / path / "config.yaml").is_file():
+                yield base / path
 
 
 @lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from gptask import Config
+from gptask.analysis.compare.records import named_runs
 from gptask.analysis.report.learned_rows import learned_inputs
 from gptask.config.schemas import Pretrained, TaskConfig
 from gptask.errors import UserError
@@ -61,6 +62,7 @@ def test_a_parent_that_is_missing_or_has_changed_is_an_error(tmp_path):
     shutil.rmtree(parent)
     with pytest.raises(UserError, match=r"comes from the run .*run, which is not there, .*: put it back"):
         learned(folder)
+    assert not list(named_runs(folder, "~nobody-of-this-name/run"))
 
 
 def test_a_run_has_learned_what_the_run_of_its_backbone_has(tmp_path):
