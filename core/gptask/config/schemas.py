@@ -125,6 +125,7 @@ class Data:
     label_start: int = option(0, "the first label id where labels is a list")
     label_separator: str = option(",", "separates several labels in one cell")
     limit: Limit = option(Limit, "upper limits on the examples of each split")
+    half: int | None = option(None, "1 | 2: take this half of train, duplicates and groups kept together (null: all)")
     cut: float = option(0.1, "share of train cut off for each missing split, duplicates kept together")
     stratify: bool | None = option(None, "cut the same share of every label (null: where an example has labels)")
     group: str | None = option(None, "column whose equal values stay in one split and are resampled together")

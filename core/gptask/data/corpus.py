@@ -47,6 +47,10 @@ class CachedCorpus:
                     f"data.{split}_columns is for a file of its own, and data.{split} is not set: the {split} split is "
                     "cut from train, whose columns data.columns names"
                 )
+        if options.half not in (None, 1, 2):
+            raise UserError(
+                f"data.half={options.half} must be 1 or 2, the half of train to take, or null for all of it"
+            )
         if options.stratify and not _label_field(task):
             raise UserError("data.stratify=true needs a task whose examples have labels; leave it out (null) or false")
         self.task, self.seed = task, seed
@@ -64,11 +68,12 @@ class CachedCorpus:
                     self._reader(split)
 
     def split(self, name: str) -> Examples:
-        """A split, cut from train where the user gave no file for it; limited by ``data.limit``."""
+        """A split, cut from train where the user gave no file for it; limited by ``data.limit``, and ``data.half``."""
         if name not in SPLITS:
             raise UserError(f"no split '{name}'; there are {listing(SPLITS)}")
         if name not in self._splits:
-            self._splits[name] = self._limited(name, *self._choose_rows(name))
+            examples = self._limited(name, *self._choose_rows(name))
+            self._splits[name] = self._half(examples) if name == "train" and self.options.half else examples
         return self._splits[name]
 
     def all_rows(self, name: str) -> Examples:
@@ -144,28 +149,58 @@ class CachedCorpus:
 
         Duplicates, questions on one context and equal values of the column ``data.group`` stay in one split.
         """
-        store, missing = self._store("train"), self._missing
+        missing, rows = self._missing, np.arange(len(self._store("train")))
+        groups, group_of_row = self._groups(rows)
+        groups_per_split = max(1, round(self.options.cut * groups))
+        if groups < groups_per_split * len(missing) + 1:
+            raise DataError(
+                f"train has {groups} different examples, too few to cut {listing(missing)} from; "
+                "add rows or name a file for each split"
+            )
+        split_of_row = self._draw_splits(rows, group_of_row, len(missing), groups_per_split)
+        cut = {split: np.flatnonzero(split_of_row == number) for number, split in enumerate(missing)}
+        return cut | {"train": np.flatnonzero(split_of_row >= len(missing))}
+
+    def _groups(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """How many groups some rows (N,) of train form that must stay together, and the number of each row's (N,)."""
+        store = self._store("train")
         values = store.column("group")
         if self.options.group:
             values = joined_groups(values, task_groups(self.task, store))
-        groups, group_of_row = np.unique(values, return_inverse=True)
-        groups_per_split = max(1, round(self.options.cut * len(groups)))
-        if len(groups) < groups_per_split * len(missing) + 1:
-            raise DataError(
-                f"train has {len(groups)} different examples, too few to cut {listing(missing)} from; "
-                "add rows or name a file for each split"
-            )
+        groups, group_of_row = np.unique(values[rows], return_inverse=True)
+        return len(groups), group_of_row
+
+    def _draw_splits(self, rows: np.ndarray, group_of_row: np.ndarray, splits: int, size: int) -> np.ndarray:
+        """The split (N,) of some rows (N,) of train, ascending, with their groups (N,).
+
+        It is 0 to ``splits`` - 1, of ``size`` groups each, and a higher number for the rest. The seed decides.
+        """
         generator, field = np.random.default_rng(self.seed), _label_field(self.task)
+        groups = int(group_of_row.max()) + 1
         if self._stratified and field:
-            rows, labels = store.labels(field.name)
+            labelled_rows, labels = self._store("train").labels(field.name)
+            is_drawn = np.isin(labelled_rows, rows)
+            group_of_label = group_of_row[np.searchsorted(rows, labelled_rows[is_drawn])]
+            labels = np.unique(labels[is_drawn], return_inverse=True)[1]
             by_rarest = field.kind is Kind.LABELS
-            sizes = len(groups), len(missing), groups_per_split
-            split_of_group = stratified_splits(group_of_row[rows], labels, *sizes, by_rarest, generator)
+            split_of_group = stratified_splits(group_of_label, labels, groups, splits, size, by_rarest, generator)
         else:
-            split_of_group = generator.permutation(len(groups)) // groups_per_split
-        split_of_row = split_of_group[group_of_row]
-        cut = {split: np.flatnonzero(split_of_row == number) for number, split in enumerate(missing)}
-        return cut | {"train": np.flatnonzero(split_of_row >= len(missing))}
+            split_of_group = generator.permutation(groups) // size
+        split_of_row: np.ndarray = split_of_group[group_of_row]
+        return split_of_row
+
+    def _half(self, train: Examples) -> Examples:
+        """The half of the training examples that ``data.half`` names; the seed divides them by groups.
+
+        The halves have the same share of every label, where cuts are stratified.
+        """
+        groups, group_of_row = self._groups(train.rows)
+        if groups < 2:
+            raise DataError(f"data.half={self.options.half}: train has {groups} different examples, too few to halve")
+        is_first = self._draw_splits(train.rows, group_of_row, 1, groups // 2) == 0
+        rows = train.rows[is_first if self.options.half == 1 else ~is_first]
+        log.info("train: %d of %d examples (data.half=%d)", len(rows), len(train), self.options.half)
+        return Examples(train.store, rows, train.name)
 
     def _limited(self, name: str, store: ArrowStore, rows: np.ndarray) -> Examples:
         limit, total = getattr(self.options.limit, name), len(rows)

@@ -43,7 +43,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json."""
-        return _read_metrics(self.folder)
+        return read_metrics(self.folder)
 
     def predict(self, examples: Any) -> Iterator[Prediction]:
         """Yield a `Prediction` for each example, in order and as the iterator is drawn from.
@@ -67,10 +67,11 @@ class Runs:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json of the whole run; each task's own is ``tasks[name].metrics``."""
-        return _read_metrics(self.folder)
+        return read_metrics(self.folder)
 
 
-def _read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of a finished run's metrics.json; raises `UserError` for a damaged one."""
     read_manifest(folder).verify("metrics.json")
     file = folder / "metrics.json"
     with damaged(file):

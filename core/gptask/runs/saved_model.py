@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptask.model.heads import Head
 
 log = logging.getLogger("gptask")
+RUN_ORIGIN = "run "  # begins the description of a backbone that is the model of a run
 
 
 def save_model(folder: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple[Task, Head]], tuning: Any) -> None:
@@ -318,7 +319,7 @@ def _locate_run(folder: Path) -> BackboneOrigin:
     model, and where the backbone that an adapter belongs to is missing or another.
     """
     values, model = read_config(folder), verified_model(folder)
-    name = f"run {folder}"
+    name = f"{RUN_ORIGIN}{folder}"
     if has_full_weights(model):
         return BackboneOrigin(str(model), name, folder_hash(model))
     if (model / "adapter_config.json").exists():

@@ -506,6 +506,63 @@ def test_a_limit_draws_examples_after_the_cut(write_file: Callable, logged: list
     assert not set(texts(limited.split("train"))) & set(texts(limited.split("test")))
 
 
+# --- halves of train ----------------------------------------------------------------------------------------------
+
+
+def halves(file: str, task: Task | None = None, **options: object) -> list[Examples]:
+    return [corpus(task, train=file, half=number, **options).split("train") for number in (1, 2)]
+
+
+def test_the_halves_are_the_whole_training_split_and_share_no_input(write_file: Callable, logged: list) -> None:
+    name = write_file("a.jsonl", jsonl(40, repeats=3))
+    whole = corpus(train=name).split("train")
+    first, second = halves(name)
+    assert sorted([*first.rows, *second.rows]) == [*whole.rows]
+    assert len(first) == len(second) == len(whole) / 2
+    assert not {*first.digests} & {*second.digests}
+    assert f"INFO train: {len(first)} of {len(whole)} examples (data.half=1)" in logged
+    assert [*halves(name)[0].rows] == [*first.rows] != [*halves(name, seed=14)[0].rows]
+    for split in ("validation", "test"):
+        assert [*corpus(train=name, half=1).split(split).rows] == [*corpus(train=name).split(split).rows]
+
+
+def test_each_half_has_its_share_of_every_label(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "rare" if k < 4 else "ab"[k % 2]} for k in range(200)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(3):
+        for half in halves(name, validation=name, test=name, seed=seed):
+            assert Counter(texts(half, "label")) == {"a": 49, "b": 49, "rare": 2}
+
+
+def test_halves_are_taken_of_what_the_limit_leaves(write_file: Callable) -> None:
+    name = write_file("a.jsonl", jsonl(100))
+    limited = corpus(train=name, limit=Limit(train=11)).split("train")
+    first, second = halves(name, limit=Limit(train=11))
+    assert sorted([*first.rows, *second.rows]) == [*limited.rows]
+    assert {len(first), len(second)} == {5, 6}
+
+
+def test_groups_stay_in_one_half(write_file: Callable) -> None:
+    rows = [{"text": f"text {k}", "label": "ab"[k % 2], "patient": k % 10} for k in range(60)]
+    name = write_file("a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    first, second = ({int(text.split()[1]) % 10 for text in texts(half)} for half in halves(name, group="patient"))
+    assert first.isdisjoint(second)
+    questions = [{"context": f"c {k % 9}", "question": f"q {k}", "answers": f"c {k % 9}"} for k in range(36)]
+    file = write_file("a.json", json.dumps(questions))
+    first, second = ({*texts(half, "context")} for half in halves(file, QuestionAnswering()))
+    assert first
+    assert second
+    assert first.isdisjoint(second)
+
+
+def test_another_half_than_1_or_2_is_an_error_and_so_is_half_an_example(write_file: Callable) -> None:
+    name = write_file("a.jsonl", jsonl(1, repeats=4))
+    with pytest.raises(UserError, match=r"data\.half=3 must be 1 or 2"):
+        corpus(train=name, half=3)
+    with pytest.raises(DataError, match=r"data\.half=1: train has 1 different examples, too few to halve"):
+        corpus(train=name, validation=name, test=name, half=1).split("train")
+
+
 # --- the cache --------------------------------------------------------------------------------------------------
 
 

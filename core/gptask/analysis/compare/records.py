@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -92,9 +93,7 @@ class RunRecord:
     @cached_property
     def parent(self) -> RunRecord | None:
         """The run that was evaluated, if it still exists undamaged; its path may be relative to any folder above."""
-        name = self.config.get("parent") or ""
-        candidates = [base / name for base in (*self.folder.absolute().parents, Path())] if name else []
-        parent = next((read_run(folder) for folder in candidates if (folder / "config.yaml").is_file()), None)
+        parent = next(map(read_run, named_runs(self.folder, self.config.get("parent") or "")), None)
         return parent if parent and parent.manifest else None
 
     @cached_property
@@ -158,6 +157,15 @@ class RunRecord:
     @cached_property
     def _metrics(self) -> dict[str, Metric]:
         return {metric.name: metric for metric in self.plugin.metrics()}
+
+
+def named_runs(folder: Path, name: str) -> Iterator[Path]:
+    """The run folders that a run in ``folder`` may call ``name``, which is relative to any folder above, or to here."""
+    with suppress(UserError):  # the home folder of somebody who is unknown here
+        path = user_path(name)
+        for base in (*folder.absolute().parents, Path()) if name else ():
+            if (base / path / "config.yaml").is_file():
+                yield base / path
 
 
 @lru_cache(maxsize=256)

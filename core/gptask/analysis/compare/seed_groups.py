@@ -145,7 +145,8 @@ def data_of(data: dict[str, Any]) -> str:
     text = kind if source is None else "+".join(Path(str(name)).name for name in names)
     limits = data.get("limit")
     counts = limits.items() if isinstance(limits, dict) else []
-    return " ".join([text, *(f"{split}≤{count}" for split, count in counts if count is not None)])
+    half = [f"half {data['half']}"] if data.get("half") else []
+    return " ".join([text, *(f"{split}≤{count}" for split, count in counts if count is not None), *half])
 
 
 def overlap_of(results: Sequence[dict[str, Any]]) -> str:

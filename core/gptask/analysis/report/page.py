@@ -16,18 +16,22 @@ from gptask.analysis.compare.records import WAY_OUT, RunRecord
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
 from gptask.analysis.report.curves import Curve, learning_curves
 from gptask.analysis.report.disagreements import find_flips, groups_on_same_examples
+from gptask.analysis.report.example_cards import passage
 from gptask.analysis.report.example_lists import example_lists, flip_lists
-from gptask.analysis.report.report_run import ReportRun, report_runs
+from gptask.analysis.report.label_issues import LabelIssues
+from gptask.analysis.report.report_run import ReportRun, input_fields, report_runs
 from gptask.errors import UserError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+MAX_LABEL_ISSUES = 50  # rows of the table of labels that are likely wrong
+MAX_LABEL_PAIRS = 12
 
 
-def report_page(records: Sequence[RunRecord]) -> str:
-    """The HTML of a report that compares runs with the first one.
+def report_page(records: Sequence[RunRecord], label_issues: LabelIssues | None = None) -> str:
+    """The HTML of a report that compares runs with the first one; ``label_issues`` add a section on their labels.
 
     Raises `UserError` if none of them can be shown.
     """
@@ -50,6 +54,7 @@ def report_page(records: Sequence[RunRecord]) -> str:
             **_overview(runs),
             **_learning_curves(runs),
             **_sections(runs),
+            **_labels(runs, label_issues),
         )
     )
 
@@ -113,6 +118,20 @@ def _sections(runs: Sequence[ReportRun]) -> dict[str, Any]:
         "unavailable": [(run, run.unavailable_reason) for run in runs if run.unavailable_reason],
         "lists": list(example_lists(runs)),
         "flips": flip_lists(find_flips(runs[0], other) for other in runs[1:]),
+    }
+
+
+def _labels(runs: Sequence[ReportRun], issues: LabelIssues | None) -> dict[str, Any]:
+    """The template's variables for labels that are likely wrong."""
+    run_of = {run.record.folder: run for run in runs}
+    shown = issues.issues[:MAX_LABEL_ISSUES] if issues else []
+    texts = [[(name, passage(value)) for name, value in input_fields(issue.row).items()] for issue in shown]
+    return {
+        "label_issues": issues,
+        "max_label_pairs": MAX_LABEL_PAIRS,
+        "shown_label_issues": [
+            (issue, run_of[issue.record.folder], fields) for issue, fields in zip(shown, texts, strict=True)
+        ],
     }
 
 

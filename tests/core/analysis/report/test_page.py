@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
 from gptask import Prediction
 from gptask.analysis.compare import records
+from gptask.analysis.report import page
+from gptask.analysis.report.label_issues import LabelIssue, LabelIssues, LabelPair
 from gptask.analysis.report.page import report_page
 from gptask.errors import UserError
 from gptask_tasks.classification import Classification
@@ -214,6 +217,70 @@ def test_markup_in_data_stays_text(tmp_path):
         assert "<script>alert(1)</script>" in reader.text
         links = [a[n] for _, a in reader.elements for n in ("href", "src", "xlink:href") if n in a]
         assert all(link.startswith(("#", "data:,")) for link in links)
+
+
+# --- labels that are likely wrong -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Figures are left out, which take most of the time."""
+    for name in ("learning_plots", "reliability_diagram"):
+        monkeypatch.setattr(page.plots, name, lambda *arguments: [])
+
+
+def read_labels(folders, per_run, learned=0):
+    """The page with the first rows of each run as rows whose label is likely wrong."""
+    runs = records.find_runs(map(str, folders))
+    issues = []
+    for run in runs:
+        for row in run.predictions.rows[:per_run]:
+            given = row["references"]["label"]
+            suggested = next(name for name in row["probabilities"] if name != given)
+            issues.append(LabelIssue(run, row, given, suggested, row["probabilities"][given]))
+    counts = Counter((issue.given, issue.suggested) for issue in issues)
+    pairs = [LabelPair(*pair, count, 20) for pair, count in counts.most_common()]
+    reader = PageReader(report_page(runs, LabelIssues(80, 21, learned, issues, pairs)))
+    assert not reader.open
+    return reader, issues
+
+
+def test_labels_that_are_likely_wrong_have_a_section_with_counts_pairs_and_the_first_50(folders, no_plots):
+    reader, issues = read_labels([folders["a"], folders["other"]], 40, learned=3)
+    assert "labels" in [section["id"] for section in reader.named("section")]
+    assert [link for link in reader.named("a") if link["href"] == "#labels"]
+    for expected in (
+        f"{len(issues)} of 80 labels ({100 * len(issues) / 80:.1f}%) are likely wrong", "The first 50 rows",
+        "3 rows that it has learned are left out", "disagrees with 21 of the labels (26.2%)", "Noisy pairs of labels",
+    ):  # fmt: skip
+        assert expected in reader.text, expected
+    table = reader.text.split("least probable labels first.")[1]
+    assert issues[49].row["text"] in table.split("Examples")[0]
+    only, _ = read_labels([folders["a"]], 3)
+    assert "The rows, the least probable labels first" in only.text
+    assert "has learned are left out" not in only.text
+
+
+def test_no_likely_error_is_said_too(folders, no_plots):
+    reader, _ = read_labels([folders["a"]], 0)
+    assert "0 of 80 labels (0.0%) are likely wrong" in reader.text
+    assert "Noisy pairs" not in reader.text
+
+
+def test_markup_in_wrong_labels_stays_text(tmp_path, no_plots):
+    labels = HOSTILE_TEXTS[:4]
+    examples = [{"text": text, "label": labels[0], "id": text + "1"} for text in HOSTILE_TEXTS]
+    table = {name: float(name == labels[1]) for name in labels}
+    predictions = [Prediction(labels[1], 1.0, table) for _ in examples]
+    folder = write_run(tmp_path / "run", Classification(labels=labels), examples, predictions)
+    reader, _ = read_labels([folder], len(examples))
+    assert not {"img", "iframe", "u"} & {tag for tag, _ in reader.elements}
+    assert len(reader.named("script")) == 1
+    assert not [n for _, attributes in reader.elements for n in attributes if n.startswith("on")]
+    assert "<script>alert(1)</script>1" in reader.text.split("least probable labels first.")[1]
+
+
+# --- the page itself ------------------------------------------------------------------------------------------------
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_script(folders):
