@@ -86,6 +86,22 @@ def _unigram() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+def sentencepiece_by_scores(family: str) -> Any:
+    """As ``llama`` and ``gemma`` have it in transformers: a merge for each way to make a token of two."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GemmaTokenizer, LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = {"llama": ["<unk>", "<s>", "</s>"], "gemma": ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]}[family]
+    special += [*(f"<0x{byte:02X}>" for byte in range(256))]
+    trained.train_from_iterator([TEXT[:130]] * 3, trainers.BpeTrainer(vocab_size=380, special_tokens=special))
+    vocab = json.loads(trained.to_str())["model"]["vocab"]
+    merges = generate_merges({token: number for token, number in vocab.items() if token not in special})
+    return {"llama": LlamaTokenizer, "gemma": GemmaTokenizer}[family](vocab=vocab, merges=merges)
+
+
 _BUILDERS: dict[str, Callable[[], Any]] = {
     "byte-level": _byte_level,
     "characters": _characters,
