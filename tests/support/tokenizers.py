@@ -86,6 +86,31 @@ def _unigram() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+def with_rule(steps: list[str], ignore_merges: bool = False) -> Any:
+    """A byte-level tokenizer that splits texts by these steps: ``digits``, ``bytes``, ``bytes and words``, patterns."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {
+        "digits": pre_tokenizers.Digits(individual_digits=True),
+        "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        "bytes and words": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    }
+    backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [known.get(step) or pre_tokenizers.Split(Regex(step), "isolated") for step in steps]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([TEXT, "in 1234567890 and 12345 \n\n\n   it's we'll IT'S WE'LL\n\n"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
 def sentencepiece_by_scores(family: str) -> Any:
     """As ``llama`` and ``gemma`` have it in transformers: a merge for each way to make a token of two."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers

@@ -13,6 +13,7 @@ import numpy as np
 
 from gptask.config.schemas import DType, Export, Quantization
 from gptask.errors import UserError, writing
+from gptask.plugins.generation_options import DEFAULT_NEW_TOKENS, GenerationOptions
 from gptask.runs.atomic_write import written_whole
 from gptask.runs.gguf_tokenizer import add_tokenizer, normalizes_unicode
 from gptask.runs.gguf_weights import (
@@ -50,7 +51,7 @@ PARSED = (
     "such strings from a text before it goes into the template."
 )
 NOT_NORMALIZED = "Send texts in Unicode's form NFC, into which the run's tokenizer brings them and llama.cpp does not."
-BEAMS = "The run searches with {} beams, which llama.cpp does not have: its texts are those of one beam."
+NOT_DECODED = "llama.cpp has no {}, with which the run decodes: its texts differ from the run's."
 
 
 def export_gguf(config: Export) -> Path:
@@ -109,8 +110,7 @@ def _check_head(run: Run) -> None:
 
 def _write(run: Run, quantization: Quantization, path: Path) -> str:
     """Write the file; return which number formats its weights have."""
-    from gguf import GGUFWriter, LlamaFileType
-    from gguf.constants import GGML_QUANT_VERSION
+    from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
 
     backbone = run.backbone
     peft: Any = backbone.peft
@@ -148,11 +148,17 @@ def _write(run: Run, quantization: Quantization, path: Path) -> str:
 
 def _page(run: Run, output: Path, formats: str) -> str:
     """The page beside the file: how llama.cpp computes it, and what prompts look like."""
+    from gptask.model.heads import GenerationHead
+
     template, backbone = prompt_template(run.task, run.backbone), run.config["backbone"]
     licence = f" (licence: {backbone['license']})" if backbone.get("license") else ""
     notes = [PARSED, NOT_NORMALIZED] if normalizes_unicode(run.backbone.tokenizer) else [PARSED]
-    if (options := getattr(run.head, "options", None)) and options.num_beams > 1:
-        notes.append(BEAMS.format(options.num_beams))
+    request: dict[str, Any] = {"prompt": template, "n_predict": DEFAULT_NEW_TOKENS}
+    if isinstance(run.head, GenerationHead):
+        options = run.head.options
+        request |= _decoding(options)
+        unknown = {"num_beams": options.num_beams, "min_new_tokens": max(options.min_new_tokens, 1)}
+        notes += [NOT_DECODED.format(f"{name}={value}") for name, value in unknown.items() if value > 1]
     return README.format(
         title=output.name,
         run=run.folder,
@@ -160,22 +166,16 @@ def _page(run: Run, output: Path, formats: str) -> str:
         backbone=backbone.get("source", "from scratch") + licence,
         formats=formats,
         file=shlex.quote(str(output)),
-        request=shlex.quote(json.dumps(_request(run, template), ensure_ascii=False)),
+        request=shlex.quote(json.dumps(request, ensure_ascii=False)),
         end=" and ends with a line break" if template.endswith("\n") else "",
         template=fenced("text", template),
         notes="\n\n".join(notes),
     )
 
 
-def _request(run: Run, template: str) -> dict[str, Any]:
-    """What llama.cpp's server is asked, with the decoding of the run."""
-    from gptask.model.heads import GenerationHead
-
-    request: dict[str, Any] = {"prompt": template}
-    if not isinstance(run.head, GenerationHead):
-        return request | {"n_predict": 64}
-    options = run.head.options
-    request |= {"n_predict": options.limit, "stop": options.stop, "temperature": options.temperature}
+def _decoding(options: GenerationOptions) -> dict[str, Any]:
+    """The options of a request to llama.cpp's server that decode as the run does."""
+    request: dict[str, Any] = {"n_predict": options.limit, "stop": options.stop, "temperature": options.temperature}
     request |= {"repeat_penalty": options.repetition_penalty, "repeat_last_n": -1}
     if options.temperature > 0:
         request |= {"top_k": options.top_k, "top_p": options.top_p, "min_p": 0.0}

@@ -48,7 +48,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, stop_ids: set[int], rows: 
         vocabulary[number] = token
     if model.get("byte_fallback"):
         _add_scores(writer, description, vocabulary)
-        writer.add_add_space_prefix(_begins_with_space(description, tokenizer.mentions_control(template)))
+        control = tokenizer.mentions_control(template)
+        writer.add_add_space_prefix(_begins_with_space(description, template if not control else ""))
     else:
         _add_merges(writer, description)
     _add_tokens(writer, description, vocabulary, tokenizer.unk_token_id)
@@ -128,10 +129,11 @@ def _add_scores(writer: GGUFWriter, description: dict[str, Any], vocabulary: lis
     writer.add_token_scores([-float(rank.get(token, len(rank))) for token in vocabulary])
 
 
-def _begins_with_space(description: dict[str, Any], has_control: bool) -> bool:
-    """Whether a space is put before a text, as llama.cpp then does behind each control token of it, too.
+def _begins_with_space(description: dict[str, Any], template: str) -> bool:
+    """Whether a space is put before a text; ``template`` is the run's prompt, empty if it holds control tokens.
 
-    Raises `UserError` for any other change than ``SPACE`` for spaces.
+    llama.cpp puts one behind each control token, too, and before a text that has one already. Raises `UserError` where
+    that makes a difference, and for any other change of texts than ``SPACE`` for spaces.
     """
     steps = _steps(description["normalizer"]) + _steps(description["pre_tokenizer"])
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -140,10 +142,13 @@ def _begins_with_space(description: dict[str, Any], has_control: bool) -> bool:
         return False
     if steps == [{"type": "Prepend", "prepend": SPACE}, replace]:
         return True
-    if len(steps) == 1 and steps[0]["type"] == "Metaspace" and steps[0]["replacement"] == SPACE:
-        scheme = steps[0]["prepend_scheme"]
-        if not steps[0]["split"] and not (scheme == "first" and has_control):
-            return bool(scheme != "never")
+    (step, *more) = steps or [{"type": "none"}]
+    if step["type"] == "Metaspace" and step["replacement"] == SPACE and not step["split"] and not more:
+        if step["prepend_scheme"] == "never":
+            return False
+        if template and template[0] not in f" {SPACE}{{":  # a field may begin with a space
+            return True
+        raise _refusal(f"it puts a space before texts that begin with none, and llama.cpp does so before {template!r}")
     raise _refusal(f"it changes texts by {json.dumps(steps, ensure_ascii=False)}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gptask.config.schemas import Quantization
 from gptask.errors import UserError
-from gptask.model.backbone.gguf import GEMMA3_PERIOD, gemma3_attention_scalar, llama3_rope_factors
+from gptask.model.backbone.gguf import GEMMA3_PERIOD, gemma3_attention_scalar, llama3_rope_factors, sliding_layers
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -165,7 +165,8 @@ def stored_array(tensor: StoredTensor, config: Any) -> Any:
         array = interleaved_halves(array, config.num_attention_heads)
     if architecture == "llama" and ".attn_k." in tensor.name:
         array = interleaved_halves(array, config.num_key_value_heads)
-    stored = quants.quantize(np.ascontiguousarray(array), tensor.format)
+    with np.errstate(over="ignore"):  # is looked for below
+        stored = quants.quantize(np.ascontiguousarray(array), tensor.format)
     if stored.dtype == np.float16 and not np.isfinite(stored).all():
         raise UserError(f"format=gguf: {tensor.name} has values that are too large for half precision (f16)")
     return stored
@@ -215,7 +216,5 @@ def _layer_types(config: Any) -> list[str]:
 def _period(config: Any) -> int | None:
     """How many layers make one period, of which the last sees all positions; None where the layers have none."""
     slides = [layer == "sliding_attention" for layer in _layer_types(config)]
-    for period in (GEMMA3_PERIOD, *range(1, len(slides) + 2)):
-        if all(slide == (number % period < period - 1) for number, slide in enumerate(slides)):
-            return period
-    return None
+    periods = (GEMMA3_PERIOD, *range(1, len(slides) + 2))
+    return next((period for period in periods if slides == sliding_layers(len(slides), period)), None)
