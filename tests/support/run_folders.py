@@ -221,7 +221,10 @@ def translation_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``random_run(task, "llama", tuning)``: a run with its model, with random numbers as the trained weights."""
+    """``random_run(task, "llama", tuning)``: a run with its model, with random numbers as the trained weights.
+
+    The family may be the folder of a model.
+    """
 
     def make(task: Any, family: str, tuning: Any, seed: int = 0, dtype: str = "float32", layers: int = 2) -> Any:
         import torch
@@ -232,7 +235,8 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
 
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":
-            source = family if family.startswith("llm-") else str(tiny_model(family, 128, layers=layers))
+            is_source = family.startswith("llm-") or Path(family).is_dir()
+            source = family if is_source else str(tiny_model(family, 128, layers=layers))
             options = Pretrained(source=source, dtype=DType(dtype), license="MIT")
         torch.manual_seed(seed)
         backbone = load_or_build_backbone(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)

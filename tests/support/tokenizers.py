@@ -86,6 +86,47 @@ def _unigram() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+def with_rule(steps: list[str], ignore_merges: bool = False) -> Any:
+    """A byte-level tokenizer that splits texts by these steps: ``digits``, ``bytes``, ``bytes and words``, patterns."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    known = {
+        "digits": pre_tokenizers.Digits(individual_digits=True),
+        "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        "bytes and words": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    }
+    backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [known.get(step) or pre_tokenizers.Split(Regex(step), "isolated") for step in steps]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([TEXT, "in 1234567890 and 12345 \n\n\n   it's we'll IT'S WE'LL\n\n"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def sentencepiece_by_scores(family: str) -> Any:
+    """As ``llama`` and ``gemma`` have it in transformers: a merge for each way to make a token of two."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import GemmaTokenizer, LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = {"llama": ["<unk>", "<s>", "</s>"], "gemma": ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]}[family]
+    special += [*(f"<0x{byte:02X}>" for byte in range(256))]
+    trained.train_from_iterator([TEXT[:130]] * 3, trainers.BpeTrainer(vocab_size=380, special_tokens=special))
+    vocab = json.loads(trained.to_str())["model"]["vocab"]
+    merges = generate_merges({token: number for token, number in vocab.items() if token not in special})
+    return {"llama": LlamaTokenizer, "gemma": GemmaTokenizer}[family](vocab=vocab, merges=merges)
+
+
 _BUILDERS: dict[str, Callable[[], Any]] = {
     "byte-level": _byte_level,
     "characters": _characters,

@@ -46,6 +46,21 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class ExportFormat(Enum):
+    """A folder for transformers, or a file for llama.cpp."""
+
+    huggingface = "huggingface"
+    gguf = "gguf"
+
+
+class Quantization(Enum):
+    """Number format of the matrices in a GGUF file: 8.5, 5 and 16 bits a weight."""
+
+    q8_0 = "q8_0"
+    q4_1 = "q4_1"
+    f16 = "f16"
+
+
 class WandbMode(Enum):
     """Whether a run is sent to Weights & Biases at once, or later by ``wandb sync``."""
 
@@ -391,6 +406,8 @@ class Export:
 
     run: str = MISSING
     output: str = MISSING
+    format: ExportFormat = option(ExportFormat.huggingface, "huggingface: a folder | gguf: a file for llama.cpp")
+    quantization: Quantization | None = option(None, "with format=gguf: q8_0 (the default) | q4_1 | f16")
     dtype: DType | None = option(None, "float32 | bfloat16; null: what the run predicts in")
     adapter: bool = option(False, "write the adapter alone, for PEFT and for vLLM's --enable-lora")
     base: str | None = option(None, "with adapter: a folder for the backbone it belongs to, written if it is new")

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptask.config.schemas import Export
+from gptask.config.schemas import Export, ExportFormat
 from gptask.errors import UserError, writing
 from gptask.runs import saved_model
 from gptask.runs.adapter_export import refuse_adapter_export, write_adapter
 from gptask.runs.atomic_write import share_weights
 from gptask.runs.folder import model_folder
+from gptask.runs.gguf_export import export_gguf
 from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 from gptask.runs.run import Run, load_run
 
@@ -59,13 +60,19 @@ names = [model.config.id2label[number] for number in range(model.config.num_labe
 def export(config: Export) -> Path:
     """Write the run's model to a new folder: adapter merged, with tokenizer, generation config and README.
 
-    With ``config.adapter`` it is the adapter alone. The number format is ``config.dtype``, by default what the run
-    predicts in on this machine. Raises `UserError` where the folder is not empty or can't be written, where no
-    transformers class fits the head, and where the run is more than an adapter.
+    With ``config.adapter`` it is the adapter alone, with ``config.format`` a GGUF file (`export_gguf`). The number
+    format is ``config.dtype``, by default what the run predicts in on this machine. Raises `UserError` where the folder
+    is not empty or can't be written, where no transformers class fits the head, and where the run is more than an
+    adapter.
     """
     if config.base and not config.adapter:
         raise UserError(f"base={config.base} goes with adapter=true: other exports have the backbone in them")
+    if config.format is ExportFormat.gguf:
+        return export_gguf(config)
     output = Path(config.output)
+    if config.quantization or output.suffix == ".gguf":
+        option = f"quantization={config.quantization.value}" if config.quantization else f"output={output}"
+        raise UserError(f"{option} goes with format=gguf; a folder has dtype=float32|bfloat16")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"output={output} exists and is not an empty folder; choose another")
     run = load_run(config.run, dtype=config.dtype, engine=config.engine)

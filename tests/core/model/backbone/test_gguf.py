@@ -120,6 +120,18 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
         locate(Pretrained(source=str(tmp_path / "model.gguf")))
 
 
+def test_weights_of_another_shape_are_not_left_random(file, tmp_path, monkeypatch):
+    def wrong_heads(config, reader):
+        config.head_dim = 16
+
+    monkeypatch.setattr(conversion, "complete_config", wrong_heads)
+    with pytest.raises(
+        UserError, match=r"tiny\.gguf lacks weights of Qwen2ForCausalLM, or has them in another shape: "
+    ):
+        convert(file, tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_converted_default_wheel_generates_sensible_text(monkeypatch):
     try:
