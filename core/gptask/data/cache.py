@@ -1,7 +1,7 @@
 """The cache: entries that are written completely or not at all, checked when they are read, and listed by kind.
 
-An entry of ``examples`` or ``encoded`` is a table with a JSON file beside it, of ``backbones`` a folder with a JSON
-file in it: this file seals the entry, and its time of change tells when the entry was last used.
+An entry of ``examples``, ``encoded`` or ``scores`` is a table with a JSON file beside it, of ``backbones`` a folder
+with a JSON file in it: this file seals the entry, and its time of change tells when the entry was last used.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SUFFIXES = {  # of the files of an entry, by its kind
     "examples": (".arrow", ".json"),
     "encoded": (".arrow", ".json"),
     "states": (".bin", ".crc"),
+    "scores": (".arrow", ".json"),
+    "texts": (".jsonl",),
     "hashes": ("",),
     "verdicts": (".json",),
 }
@@ -145,7 +147,7 @@ def _problem(kind: str, paths: Sequence[Path]) -> str | None:
             for name, expected in json.loads(_mark(paths).read_text(encoding="utf-8"))["files"].items():
                 if not is_sealed(paths[0] / name, expected):
                     return f"{name} is not as it was written"
-        elif kind in ("examples", "encoded"):
+        elif kind in ("examples", "encoded", "scores"):
             table, meta = paths
             if not is_sealed(table, json.loads(meta.read_text(encoding="utf-8"))["seal"]):
                 return f"{table.name} is not as it was written"
@@ -154,7 +156,7 @@ def _problem(kind: str, paths: Sequence[Path]) -> str | None:
                 return "it holds no hash"
         elif kind == "verdicts":
             json.loads(paths[0].read_text(encoding="utf-8"))
-        elif kind == "states":
+        elif kind in ("states", "texts"):
             for path in paths:
                 path.stat()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -67,6 +67,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.checkpoint_files",
     "gptask.training.checkpoints",
     "gptask.training.context",
+    "gptask.training.distillation",
     "gptask.training.divergence",
     "gptask.training.evaluate",
     "gptask.training.module",
@@ -79,8 +80,12 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.resume_point",
     "gptask.training.resumed_config",
     "gptask.training.task_runtime",
+    "gptask.training.teacher",
+    "gptask.training.teacher_scores",
+    "gptask.training.teacher_texts",
     "gptask.training.train",
     "gptask.training.trainer",
+    "gptask.training.unlabelled",
 )
 # options that do not change the result
 NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "checkpoint", "engine")
