@@ -53,12 +53,16 @@ class GPTModule(pl.LightningModule):
         """Loss of one batch, which is of one task, times that task's weight."""
         task_index, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
         runtime = self.runtimes[task_index]
-        loss = runtime.head.loss(self._hidden(runtime, batch, "train"), batch)
+        loss = self.training_loss(runtime, batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
         if runtime.prefix:
             self.log(f"train/{runtime.prefix}loss", loss.detach(), batch_size=len(batch.lengths))
         return loss * (0.0 if self._is_filler(batch_idx) else runtime.weight)
+
+    def training_loss(self, runtime: TaskRuntime, batch: PaddedBatch) -> Tensor:
+        """Loss of one task's batch, before its weight."""
+        return runtime.head.loss(self._hidden(runtime, batch, "train"), batch)
 
     def _is_filler(self, batch_idx: int) -> bool:
         """Whether a batch is trained on elsewhere: with a loss of 0 an optimizer step of several is as of one."""
