@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gptask.config.compression import Compress
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
@@ -67,7 +68,6 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.checkpoint_files",
     "gptask.training.checkpoints",
     "gptask.training.context",
-    "gptask.training.distillation",
     "gptask.training.divergence",
     "gptask.training.evaluate",
     "gptask.training.module",
@@ -80,12 +80,21 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.resume_point",
     "gptask.training.resumed_config",
     "gptask.training.task_runtime",
-    "gptask.training.teacher",
-    "gptask.training.teacher_scores",
-    "gptask.training.teacher_texts",
     "gptask.training.train",
     "gptask.training.trainer",
-    "gptask.training.unlabelled",
+    "gptask.training.variation",
+)
+CODE_OF_COMPRESSION = (  # beside that
+    "gptask.analysis.compress.distil",
+    "gptask.analysis.compress.distillation",
+    "gptask.analysis.compress.methods",
+    "gptask.analysis.compress.parent",
+    "gptask.analysis.compress.prune",
+    "gptask.analysis.compress.teacher",
+    "gptask.analysis.compress.teacher_scores",
+    "gptask.analysis.compress.teacher_texts",
+    "gptask.analysis.compress.unlabelled",
+    "gptask.config.compression",
 )
 # options that do not change the result
 NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "checkpoint", "engine")
@@ -100,9 +109,12 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]
     code = [versions()["gptask"]]
-    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, CODE_OF_RUN))]
+    modules = (*CODE_OF_RUN, *CODE_OF_COMPRESSION) if isinstance(config, Compress) else CODE_OF_RUN
+    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, modules))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
+    if isinstance(config, Compress):
+        parts += [digest((read_manifest(parent).folder / MANIFEST).read_text()) for parent in config.parents]
     text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
 

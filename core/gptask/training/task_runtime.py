@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from gptask.data.datamodule import PaddedBatch
     from gptask.model.engine.activation_cache import ActivationCache
     from gptask.model.heads import Head
-    from gptask.training.distillation import Distillation
 
 
 @dataclass
@@ -69,8 +67,7 @@ class TaskRuntime:
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
     dividers: dict[str, BatchDivider] = field(default_factory=lambda: defaultdict(BatchDivider))  # by split
     trial: BatchTrial | None = None  # of the largest training batch, for the forecast of the cost
-    distillation: Distillation | None = None  # the training loss of a student, in place of its head's own
-    teacher_texts: Path | None = None  # the texts that a teacher has written, a line for each training example
+    loss_of_student: Callable[[Head, Tensor, PaddedBatch], Tensor] | None = None  # in training; None: its head's own
 
     def __post_init__(self) -> None:
         """Keep the task as it was configured."""
@@ -83,8 +80,8 @@ class TaskRuntime:
 
     def training_loss(self, hidden: Tensor, batch: PaddedBatch) -> Tensor:
         """The loss of a training batch, from its last hidden states (B, T, C)."""
-        if self.distillation:
-            return self.distillation.loss(self.head, hidden, batch)
+        if self.loss_of_student:
+            return self.loss_of_student(self.head, hidden, batch)
         return self.head.loss(hidden, batch)
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:

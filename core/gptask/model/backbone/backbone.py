@@ -9,11 +9,11 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class GPTBackbone(nn.Module):
     """
 
     adapter: str | None = None
+    _kept_layers: list[int] | None = None
 
     def __init__(
         self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
@@ -121,7 +122,12 @@ class GPTBackbone(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; empty if they are no plain list."""
-        return list(self.body.get_submodule(self._layers_path)) if self._layers_path else []
+        return [*self.layer_list] if self.layer_list is not None else []
+
+    @property
+    def layer_list(self) -> nn.ModuleList | None:
+        """The module that holds the decoder's layers; None if they are no plain list."""
+        return cast(nn.ModuleList, self.body.get_submodule(self._layers_path)) if self._layers_path else None
 
     @property
     def _layers_path(self) -> str | None:
@@ -130,56 +136,85 @@ class GPTBackbone(nn.Module):
         lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
         return next((name for name, modules in lists if len(modules) == count), None)
 
-    def keep_first_layers(self, layers: int) -> None:
-        """Keep only the first ``layers`` (1 or more); the model's last norm then applies to the states of the last one.
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The numbers of its layers in the model that it came from, in their order."""
+        return self._kept_layers or [*range(self.config.num_hidden_layers)]
 
-        Raises `UserError` for a model that needs its other layers.
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """Keep only the layers with these `layer_numbers`; the model's last norm then applies to the last one's states.
+
+        Raises `UserError` for a number of none, and for a model that needs its other layers.
         """
-        old_count = self.config.num_hidden_layers
-        if layers >= old_count:
+        count, kept = len(self.layer_numbers), sorted(numbers)
+        if kept == self.layer_numbers:
             return
+        if missing := sorted({*kept} - {*self.layer_numbers}):
+            there = f"0 to {count - 1}" if self.layer_numbers == [*range(count)] else str(self.layer_numbers)
+            raise UserError(f"the backbone has no layer {listing(missing)}: it has {count}, {there}")
+        positions = [self.layer_numbers.index(number) for number in kept]
         self.engine.uninstall()
         try:
-            with torch.inference_mode(), self.only_first_layers(layers):
-                self.body(input_ids=torch.arange(4, device=self.device)[None], use_cache=False)
-            self._cut_layers(layers)
+            with self.only_layers(positions):
+                self._check_layers(positions)
+            self._cut_layers(positions)
+            self._kept_layers = kept
         except Exception as error:  # models that need all their layers raise whatever they like
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
+            raise UserError(f"{type(self.model).__name__} needs all of its {count} layers ({reason})") from error
         finally:
             self.engine.install()
 
+    def _check_layers(self, positions: Sequence[int]) -> None:
+        """Raise an error where the layers left of those at ``positions`` can't do without the others.
+
+        Their new numbers may only say where their keys and values are in a cache, and the config must describe them.
+        """
+        ids_1T = torch.arange(4, device=self.device)[None]
+        with torch.inference_mode():
+            renumbered_1TC = self.body(input_ids=ids_1T, use_cache=False).last_hidden_state
+            _number_layers(self.layers, positions)
+            states_1TC = self.body(input_ids=ids_1T, use_cache=False).last_hidden_state
+        if not torch.equal(renumbered_1TC, states_1TC):
+            raise ValueError("a layer computes by its number")
+        restored = type(self.config).from_dict(self.config.to_dict())
+        if self._lists_by_layer(restored) != self._lists_by_layer(self.config):
+            raise ValueError("its config describes them by their number")
+
     @contextmanager
-    def only_first_layers(self, layers: int) -> Iterator[None]:
-        """The model has its first ``layers`` only inside this context, in all threads."""
-        put_back = self._cut_layers(layers)
+    def only_layers(self, positions: Sequence[int]) -> Iterator[None]:
+        """The model has only its layers at these positions inside this context, in all threads."""
+        put_back = self._cut_layers(positions)
         try:
             yield
         finally:
             put_back()
 
-    def _cut_layers(self, layers: int) -> Callable[[], None]:
-        """Drop the layers above the first ones; return what puts them back."""
+    def _cut_layers(self, positions: Sequence[int]) -> Callable[[], None]:
+        """Drop the layers that are not at ``positions``; return what puts them back."""
         config, path, old_layers = self.config, self._layers_path, self.layers
         if path is None:
             raise ValueError("they are no plain list")
-        # one entry per layer, such as its type
-        old_lists = {
-            key: value
-            for key, value in vars(config).items()
-            if isinstance(value, list) and len(value) == len(old_layers)
-        }
+        old_lists = self._lists_by_layer(config)
 
         def put_back() -> None:
             self.body.set_submodule(path, nn.ModuleList(old_layers))
+            _number_layers(old_layers, range(len(old_layers)))
             config.num_hidden_layers = len(old_layers)
             vars(config).update(old_lists)
 
-        self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
-        config.num_hidden_layers = layers
-        for key, value in old_lists.items():
-            setattr(config, key, value[:layers])
+        kept_layers = [old_layers[position] for position in positions]
+        self.body.set_submodule(path, nn.ModuleList(kept_layers))
+        _number_layers(kept_layers, range(len(kept_layers)))
+        config.num_hidden_layers = len(kept_layers)
+        for key, values in old_lists.items():
+            setattr(config, key, [values[position] for position in positions])
         return put_back
+
+    def _lists_by_layer(self, config: Any) -> dict[str, list[Any]]:
+        """The options of a config that have an entry per layer, such as its type."""
+        lists = ((key, value) for key, value in vars(config).items() if isinstance(value, list))
+        return {key: value for key, value in lists if len(value) == config.num_hidden_layers}
 
     @property
     def device(self) -> torch.device:
@@ -277,6 +312,15 @@ class GPTBackbone(nn.Module):
         return torch.stack(vectors_C)
 
 
+def _number_layers(layers: Sequence[nn.Module], numbers: Sequence[int]) -> None:
+    """Tell the modules of each layer its number, by which a cache finds the layer's keys and values."""
+    for layer, number in zip(layers, numbers, strict=True):
+        modules: Iterable[Any] = layer.modules()
+        for module in modules:
+            if getattr(module, "layer_idx", None) is not None:
+                module.layer_idx = number
+
+
 def number_format(choice: DType) -> torch.dtype:
     """Return the chosen format; ``auto`` is bfloat16 if the processor multiplies in it (CUDA, AVX512-BF16, AMX), else
     float32."""
@@ -342,6 +386,8 @@ def from_folder(
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
+    if origin.keep is not None:
+        backbone.keep_layers(origin.keep)
     return backbone
 
 

@@ -131,7 +131,8 @@ def _score(predictor: Predictor, items: list[dict[str, Any]], meta: dict[str, An
     scores: dict[int, np.ndarray] = {}
     with torch.inference_mode():
         for numbers in predictor.batches(items):
-            scores.update(zip(numbers, _batch_scores(predictor, [items[number] for number in numbers]), strict=True))
+            batch_items = [items[number] | {"label": None} for number in numbers]  # some may have none
+            scores.update(zip(numbers, _batch_scores(predictor, batch_items), strict=True))
     meta["width"] = scores[0].shape[1]
     for number in range(len(items)):
         yield {"scores": scores[number].ravel()}

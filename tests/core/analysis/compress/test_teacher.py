@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gptask.analysis.compress import teacher_scores, teacher_texts
+from gptask.analysis.compress.distillation import Distillation
+from gptask.analysis.compress.teacher import Teacher, teach
 from gptask.config.schemas import Limit, Lora, Sample
 from gptask.data.cache import cache_folder
 from gptask.data.datamodule import DataModule, collate
 from gptask.errors import DataError, UserError
-from gptask.training import teacher_scores, teacher_texts
 from gptask.training.builder import build_corpus
 from gptask.training.task_runtime import TaskRuntime
-from gptask.training.teacher import Teacher, teach
 from gptask_tasks.classification import Classification
 from gptask_tasks.language_modeling import LanguageModeling
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
@@ -25,12 +26,13 @@ from gptask_tasks.token_tagging import Context, TokenTagging
 from gptask_tasks.translation import Translation
 
 LORA = Lora(rank=2, top=1.0)
-SMALL = Sample(limit=Limit(train=9, validation=4, test=4), max_tokens=128)
-LABELS = ["negative", "positive"]
+SMALL = Sample(limit=Limit(train=9, validation=4, test=4), max_tokens=512)
+LABELS = ["negative", "neutral", "positive"]
+TOPICS = ["account", "cancellation", "complaint", "delivery", "payment", "product", "refund", "warranty"]
 TYPES = ["DATE", "LOC", "ORG", "PER"]
 TASKS = {
     "classes": Sentiment(labels=LABELS),
-    "several labels": Classification(labels=["delivery", "payment", "account", "return"], multi_label=True),
+    "several labels": Classification(labels=TOPICS, multi_label=True),
     "tags": TokenTagging(types=TYPES, plain=False),
     "spans": QuestionAnswering(answer=AnswerForm.span, stride=16),
 }
@@ -59,6 +61,10 @@ def teacher_of(run: Any) -> Teacher:
     return Teacher(str(run.folder), run.backbone.engine.options)
 
 
+def distillation_of(runtime: TaskRuntime) -> Distillation:
+    return runtime.loss_of_student.__self__
+
+
 def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Teacher, "load", lambda self: pytest.fail("the teacher is loaded again"))
 
@@ -74,16 +80,15 @@ def test_an_item_has_the_scores_that_the_teacher_gives_it_alone(
     run = random_run(TASKS[name], "llama", LORA)
     runtime = runtime_of(run)
     teach(runtime, teacher_of(run), 2.0, 0.5, None)
-    assert runtime.distillation
     items = runtime.data.items("train")
-    assert len(runtime.distillation.scores.parts) == -(-len(items) // 4) > 1
+    assert len(distillation_of(runtime).scores.parts) == -(-len(items) // 4) > 1
     for number, item in enumerate(items):
         batch = collate([item])
         with torch.inference_mode():
             expected = run.head.scores(run.backbone.hidden(batch.input_ids), batch)[0]
         words = run.head.scored_words(batch)
         expected = expected if words is None else expected[words[0]]
-        rows = torch.tensor(runtime.distillation.scores.rows(number))
+        rows = torch.tensor(distillation_of(runtime).scores.rows(number))
         torch.testing.assert_close(rows, expected.reshape(rows.shape), rtol=1e-3, atol=1e-4)
 
 
@@ -97,8 +102,7 @@ def test_a_student_like_its_teacher_has_no_soft_loss_and_another_one_learns(
     batch = collate([{**runtime.data.items("train")[row], "row": row} for row in (0, 3, 5)])
     for student, is_like in ((run, True), (other, False)):
         hidden = student.backbone.hidden(batch.input_ids, batch.lengths).detach().requires_grad_()
-        assert runtime.distillation
-        loss = runtime.distillation.loss(student.head, hidden, batch)
+        loss = distillation_of(runtime).loss(student.head, hidden, batch)
         (gradient,) = torch.autograd.grad(loss, hidden)
         assert gradient.isfinite().all()
         assert (loss.item() < 1e-5) == is_like
@@ -133,8 +137,7 @@ def test_another_teacher_has_other_scores(random_run: Any, runtime_of: Any) -> N
     for run in runs:
         runtime = runtime_of(run)
         teach(runtime, teacher_of(run), 2.0, 0.5, None)
-        assert runtime.distillation
-        rows.append(runtime.distillation.scores.rows(0))
+        rows.append(distillation_of(runtime).scores.rows(0))
     assert not np.allclose(*rows)
 
 
@@ -159,7 +162,7 @@ def test_classes_go_by_example_to_a_student_with_another_tokenizer(
         teach(runtime, teacher_of(run), 2.0, 0.5, None)
     assert like.data.items("train")[0]["ids"] != other.data.items("train")[0]["ids"]
     for number in range(9):
-        assert np.array_equal(like.distillation.scores.rows(number), other.distillation.scores.rows(number))
+        assert np.array_equal(distillation_of(like).scores.rows(number), distillation_of(other).scores.rows(number))
 
 
 def test_tags_go_by_word_through_other_windows(random_run: Any, runtime_of: Any, other_tokenizer: Any) -> None:
@@ -171,9 +174,8 @@ def test_tags_go_by_word_through_other_windows(random_run: Any, runtime_of: Any,
         teach(runtime, teacher_of(run), 2.0, 0.5, None)
 
     def by_example(runtime: TaskRuntime) -> list[np.ndarray]:
-        assert runtime.distillation
         owners = runtime.data.items("train").column("example")
-        rows = [runtime.distillation.scores.rows(number) for number in range(len(owners))]
+        rows = [distillation_of(runtime).scores.rows(number) for number in range(len(owners))]
         return [np.concatenate([rows[n] for n in np.flatnonzero(owners == example)]) for example in range(9)]
 
     assert len(other.data.items("train")) > len(like.data.items("train"))
@@ -181,7 +183,7 @@ def test_tags_go_by_word_through_other_windows(random_run: Any, runtime_of: Any,
         assert len(got) == len(example["tokens"])
         assert np.array_equal(expected, got)
     batch = collate([{**other.data.items("train")[row], "row": row} for row in range(4)])
-    assert other.distillation.loss(run.head, run.backbone.hidden(batch.input_ids), batch).isfinite()
+    assert other.training_loss(run.backbone.hidden(batch.input_ids), batch).isfinite()
 
 
 def test_spans_need_the_teachers_tokens(random_run: Any, runtime_of: Any, other_tokenizer: Any) -> None:
@@ -197,7 +199,7 @@ def test_other_labels_are_refused_by_name(random_run: Any, runtime_of: Any) -> N
     run = random_run(Sentiment(labels=["bad", *LABELS]), "llama", LORA)
     with pytest.raises(UserError, match=r"not those of its teacher .*: only the teacher has bad\. Leave"):
         teach(runtime_of(run, Sentiment(labels=LABELS)), teacher_of(run), 2.0, 0.5, None)
-    with pytest.raises(UserError, match=r"they are in another order, positive, negative and bad\."):
+    with pytest.raises(UserError, match=r"they are in another order, positive, neutral, negative, bad\."):
         teach(runtime_of(run, Sentiment(labels=[*LABELS[::-1], "bad"])), teacher_of(run), 2.0, 0.5, None)
 
 
@@ -220,9 +222,9 @@ def test_the_student_learns_what_its_teacher_writes(random_run: Any, runtime_of:
     run = random_run(TRANSLATION, "llama", LORA)
     runtime = runtime_of(run)
     train = runtime.data.corpus.split("train")
-    teach(runtime, teacher_of(run), 2.0, 0.5, None)
+    file = teach(runtime, teacher_of(run), 2.0, 0.5, None)
     expected = [prediction.value for prediction in run.predict(example["source"] for example in train)]
-    lines = [json.loads(line) for line in runtime.teacher_texts.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines == [
         {"id": example["id"], "source": example["source"], "target": text}
         for example, text in zip(train, expected, strict=True)
@@ -232,7 +234,7 @@ def test_the_student_learns_what_its_teacher_writes(random_run: Any, runtime_of:
     assert len(runtime.data.items("train")) == len(learned) > 0
     for split in ("validation", "test"):  # are the corpus's own
         assert runtime.data.examples(split) is runtime.data.corpus.split(split)
-    assert runtime.distillation is None
+    assert runtime.loss_of_student is None
 
 
 def test_a_killed_teacher_goes_on_writing(
@@ -257,13 +259,12 @@ def test_a_killed_teacher_goes_on_writing(
     with pytest.raises(KeyboardInterrupt):
         teach(runtime, teacher_of(run), 2.0, 0.5, None)
     with caplog.at_level(logging.INFO, "gptask"):
-        teach(runtime, teacher_of(run), 2.0, 0.5, None)
+        file = teach(runtime, teacher_of(run), 2.0, 0.5, None)
     assert calls == [4, 4, 4, 1]
     assert "4 are there" in caplog.text
-    text = runtime.teacher_texts.read_text()
-    runtime.teacher_texts.unlink()
-    teach(whole, teacher_of(run), 2.0, 0.5, None)
-    assert whole.teacher_texts.read_text() == text
+    text = file.read_text()
+    file.unlink()
+    assert teach(whole, teacher_of(run), 2.0, 0.5, None).read_text() == text
     forbid_loading(monkeypatch)
     teach(whole, teacher_of(run), 2.0, 0.5, None)
 
@@ -271,11 +272,10 @@ def test_a_killed_teacher_goes_on_writing(
 def test_a_file_that_lost_lines_is_written_again(random_run: Any, runtime_of: Any) -> None:
     run = random_run(TRANSLATION, "llama", LORA)
     runtime = runtime_of(run)
-    teach(runtime, teacher_of(run), 2.0, 0.5, None)
-    whole = runtime.teacher_texts.read_text()
-    runtime.teacher_texts.write_text(whole[: len(whole) // 2])
-    teach(runtime, teacher_of(run), 2.0, 0.5, None)
-    assert runtime.teacher_texts.read_text() == whole
+    file = teach(runtime, teacher_of(run), 2.0, 0.5, None)
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    assert teach(runtime, teacher_of(run), 2.0, 0.5, None).read_text() == whole
 
 
 def test_texts_that_the_task_refuses_are_left_out_and_counted(
@@ -315,7 +315,8 @@ def test_inputs_without_labels_are_learned_behind_the_labelled_ones(
     runtime = runtime_of(run)
     teach(runtime, teacher_of(run), 2.0, 0.5, unlabelled("one film", "another film"))
     data = runtime.data
-    assert [example["label"] for example in data.examples("train")][8:] == [data.corpus.split("train")[8]["label"], None, None]
+    labels = [example["label"] for example in data.examples("train")]
+    assert labels == [*(example["label"] for example in data.corpus.split("train")), None, None]
     assert data.has_label(range(11)).tolist() == [True] * 9 + [False] * 2
     sampler = data.train_dataloader().batch_sampler
     assert sorted(row for batch in sampler for row in batch) == list(range(11))
@@ -348,7 +349,7 @@ def test_a_bad_row_is_refused_with_its_line(random_run: Any, runtime_of: Any, tm
     (tmp_path / "bad.jsonl").write_text('{"text": "a film"}\n{"other": 1}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:2: no column 'text'.*data.on_bad=skip"):
         teach(runtime_of(run), teacher_of(run), 2.0, 0.5, str(tmp_path / "bad.jsonl"))
-    with pytest.raises(UserError, match="missing.txt"):
+    with pytest.raises(UserError, match=r"missing\.txt"):
         teach(runtime_of(run), teacher_of(run), 2.0, 0.5, str(tmp_path / "missing.txt"))
 
 
@@ -356,7 +357,7 @@ def test_a_teacher_writes_texts_for_inputs_without_any(random_run: Any, runtime_
     run = random_run(TRANSLATION, "llama", LORA)
     runtime = runtime_of(run)
     (tmp_path / "more.txt").write_text("the dog\nthe fox\n")
-    teach(runtime, teacher_of(run), 2.0, 0.5, str(tmp_path / "more.txt"))
-    lines = [json.loads(line) for line in runtime.teacher_texts.read_text().splitlines()]
+    file = teach(runtime, teacher_of(run), 2.0, 0.5, str(tmp_path / "more.txt"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["source"] for line in lines[9:]] == ["the dog", "the fox"]
-    assert cache_folder() in runtime.teacher_texts.parents
+    assert cache_folder() in file.parents

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gptask.analysis.compress.teacher_scores import TeacherScores
 from gptask.data.datamodule import PaddedBatch
 from gptask.errors import UserError
 from gptask.model.heads import Head
-from gptask.training.teacher_scores import TeacherScores
 
 LOG_PROBABILITIES = -1e4, -1e-30  # of a yes: those beyond have no finite logit in float32
 

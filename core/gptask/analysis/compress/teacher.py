@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+from gptask.analysis.compress.distillation import Distillation
+from gptask.analysis.compress.teacher_scores import align, compute_scores
+from gptask.analysis.compress.teacher_texts import texts_of_teacher, written_examples
+from gptask.analysis.compress.unlabelled import with_unlabelled
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import Data
@@ -24,12 +28,8 @@ from gptask.runs.folder import verified_model
 from gptask.runs.prediction_identity import run_digest
 from gptask.runs.run import Run, load_run, load_task
 from gptask.runs.saved_model import prediction_format
-from gptask.training.distillation import Distillation
-from gptask.training.fingerprint import CODE_OF_RUN
+from gptask.training.fingerprint import CODE_OF_COMPRESSION, CODE_OF_RUN
 from gptask.training.task_runtime import TaskRuntime
-from gptask.training.teacher_scores import align, compute_scores
-from gptask.training.teacher_texts import texts_of_teacher, written_examples
-from gptask.training.unlabelled import with_unlabelled
 
 
 @dataclass
@@ -59,12 +59,13 @@ class Teacher:
     def identity(self) -> dict[str, Any]:
         """All that decides what it makes of an example."""
         model = verified_model(self.folder)
+        code = code_hash(self.task, (*CODE_OF_RUN, *CODE_OF_COMPRESSION))
         return {
             "teacher": run_digest(Path(self.folder)),
             "engine": repr(self.engine),
             "format": str(prediction_format(model, self.values)),
             "processor": "cuda" if torch.cuda.is_available() else "cpu",
-            "code": [torch.__version__, plugin_of(self.task).origin, code_hash(self.task, CODE_OF_RUN)],
+            "code": [torch.__version__, plugin_of(self.task).origin, code],
         }
 
     def load(self) -> Run:
@@ -100,10 +101,13 @@ class Teacher:
         )
 
 
-def teach(runtime: TaskRuntime, teacher: Teacher, temperature: float, weight: float, unlabelled: str | None) -> None:
+def teach(
+    runtime: TaskRuntime, teacher: Teacher, temperature: float, weight: float, unlabelled: str | None
+) -> Path | None:
     """Let a task be learned from its teacher: by its scores beside the labels, or by the texts that it writes.
 
-    ``unlabelled`` is a file of further inputs. Raises `UserError` where this teacher can't teach this student.
+    ``unlabelled`` is a file of further inputs. Returns the file of the texts. Raises `UserError` where this teacher
+    can't teach this student.
     """
     teacher.require_task(runtime.task)
     data = runtime.data
@@ -115,12 +119,13 @@ def teach(runtime: TaskRuntime, teacher: Teacher, temperature: float, weight: fl
     train = data.corpus.split("train")
     examples = with_unlabelled(data.corpus, unlabelled) if unlabelled else train
     if runtime.head.decodes:
-        runtime.teacher_texts = texts_of_teacher(teacher.load, examples, teacher.options, teacher.identity)
-        data.train_examples = written_examples(runtime.task, examples, runtime.teacher_texts)
-        return
+        texts = texts_of_teacher(teacher.load, examples, teacher.options, teacher.identity)
+        data.train_examples = written_examples(runtime.task, examples, texts)
+        return texts
     if unlabelled:
         data.train_examples, data.labelled_examples = examples, len(train)
     teacher_data = teacher.data_like(data)
     scores = compute_scores(teacher.load, teacher_data, teacher.options, repr(teacher.identity))
     scores = align(scores, teacher_data, data, runtime.head)
-    runtime.distillation = Distillation(scores, temperature, weight, data.has_label)
+    runtime.loss_of_student = Distillation(scores, temperature, weight, data.has_label).loss
+    return None

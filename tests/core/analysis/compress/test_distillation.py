@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gptask.analysis.compress.distillation import Distillation, soft_loss
 from gptask.errors import UserError
-from gptask.training.distillation import Distillation, soft_loss
 from torch import Tensor
 from torch.nn import functional
 
