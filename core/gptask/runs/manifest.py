@@ -95,7 +95,7 @@ def write_manifest(
     values = {
         "format": RUN_FORMAT,
         "fingerprint": fingerprint,
-        "parent": parent and {"folder": parent, "manifest": _sha256(read_manifest(parent).folder / MANIFEST)},
+        "parent": parent and {"folder": parent, "manifest": manifest_digest(parent)},
         "method": method,
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
         "splits": {
@@ -136,6 +136,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
+
+
+def manifest_digest(folder: str | Path) -> str:
+    """The SHA-256 of a finished run's manifest, which names all of its files."""
+    return _sha256(read_manifest(folder).folder / MANIFEST)
 
 
 def read_splits(folder: str | Path) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
-from gptask.runs.manifest import MANIFEST, read_manifest
+from gptask.runs.manifest import MANIFEST, manifest_digest, read_manifest
 from gptask.runs.provenance import versions
 from gptask.training import builder
 
@@ -114,7 +114,7 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
     if isinstance(config, Compress):
-        parts += [digest((read_manifest(parent).folder / MANIFEST).read_text()) for parent in config.parents]
+        parts += map(manifest_digest, config.parents)
     text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
 

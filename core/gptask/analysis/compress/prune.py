@@ -18,7 +18,6 @@ from gptask.config.engine import Reference
 from gptask.config.schemas import Lora, Train
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError, listing
-from gptask.runs.run import load_runs
 from gptask.training.builder import build_data, task_configs
 from gptask.training.resolve import ChosenOption, resolve_data
 from gptask.training.task_runtime import TaskRuntime
@@ -118,9 +117,8 @@ class Pruning(FromParent):
 
     def influence(self, config: Train, corpora: Mapping[str, CachedCorpus]) -> dict[int, float]:
         """The mean influence of each of the parent's layers on the training data of its tasks."""
-        tasks = task_configs(config)
-        runs = load_runs(self.parent, {name: type(one.task) for name, one in tasks.items()}, engine=Reference())
-        backbone = next(iter(runs.tasks.values())).backbone
+        parent = self.load_parent(Reference())  # which calls the layers on padded rows
+        backbone = next(iter(parent.tasks.values())).backbone
         tasks = task_configs(resolve_data(config, backbone)[0])
         by_task = []
         for name, one in tasks.items():
