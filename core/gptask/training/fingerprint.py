@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
+from gptask.data.rows import Source
 from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
@@ -113,10 +115,22 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, modules))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
-    if isinstance(config, Compress):
-        parts += map(manifest_digest, config.parents)
+    parts += starting_digests(config)
     text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
+
+
+def started_from(config: Train | Evaluate) -> list[str]:
+    """The runs that a compression starts from, and the files without labels that it learns."""
+    return [*config.parents, *config.input_files.values()] if isinstance(config, Compress) else []
+
+
+def starting_digests(config: Train | Evaluate) -> list[str]:
+    """The digests of what a compression has `started_from`."""
+    if not isinstance(config, Compress):
+        return []
+    contents = [Source.parse(file).path.read_bytes() for file in config.input_files.values()]
+    return [*map(manifest_digest, config.parents), *(hashlib.sha256(content).hexdigest() for content in contents)]
 
 
 def _weights_hash(config: Train | Evaluate) -> str:

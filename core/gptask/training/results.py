@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
-from gptask.runs.atomic_write import write_json, write_text
+from gptask.runs.atomic_write import write_json, write_text, written_whole
 from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import multitask_card
 from gptask.runs.manifest import read_splits, write_manifest
@@ -110,6 +111,9 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         **run_cost(module, context),
         **variation.results(module, runtime, examples, statistics),
     }
+    for name, file in variation.files(runtime).items():
+        with written_whole(context.folder / name) as partial:
+            shutil.copyfile(file, partial)
     write_json(context.folder / "metrics.json", result)
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     if undefined := [one.name for one in scores if not math.isfinite(one.value)]:

@@ -67,7 +67,7 @@ class TaskRuntime:
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
     dividers: dict[str, BatchDivider] = field(default_factory=lambda: defaultdict(BatchDivider))  # by split
     trial: BatchTrial | None = None  # of the largest training batch, for the forecast of the cost
-    loss_of_student: Callable[[Head, Tensor, PaddedBatch], Tensor] | None = None  # in training; None: its head's own
+    student_loss: Callable[[Head, Tensor, PaddedBatch], Tensor] | None = None  # in training; None: its head's own
 
     def __post_init__(self) -> None:
         """Keep the task as it was configured."""
@@ -80,8 +80,8 @@ class TaskRuntime:
 
     def training_loss(self, hidden: Tensor, batch: PaddedBatch) -> Tensor:
         """The loss of a training batch, from its last hidden states (B, T, C)."""
-        if self.loss_of_student:
-            return self.loss_of_student(self.head, hidden, batch)
+        if self.student_loss:
+            return self.student_loss(self.head, hidden, batch)
         return self.head.loss(hidden, batch)
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:

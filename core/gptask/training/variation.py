@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import Train
@@ -37,10 +38,17 @@ class Variation:
         return config, []
 
     def build_module(self, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime], config: Train) -> GPTModule:
-        """Build the module to train: its weights are the start, its `GPTModule.training_loss` is what is learned."""
+        """Build the module to train, with the weights it starts from.
+
+        It is the last step that may change what is learned: the examples of a data module, `TaskRuntime.student_loss`.
+        """
         from gptask.training.module import GPTModule
 
         return GPTModule(backbone, runtimes, config.optimizer, config.schedule)
+
+    def files(self, runtime: TaskRuntime) -> dict[str, Path]:
+        """The files by name of which a task's run folder gets a copy."""
+        return {}
 
     def results(
         self,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from gptask.analysis.compress.distil import Distilling
 from gptask.analysis.compress.parent import FromParent
 from gptask.analysis.compress.prune import Pruning
 from gptask.config.compression import Compress, CompressionMethod
+from gptask.errors import UserError, listing
 from gptask.runs.run import Runs
 from gptask.training.train import train_tasks
 
-METHODS: dict[CompressionMethod, type[FromParent]] = {CompressionMethod.prune: Pruning}
+METHODS: dict[CompressionMethod, type[FromParent]] = {
+    CompressionMethod.prune: Pruning,
+    CompressionMethod.distil: Distilling,
+}
+
+OF_DISTILLING = ("student", "temperature", "weight", "input")
 
 
 def compress(config: Compress, command: str | None = None) -> Runs:
@@ -17,4 +26,8 @@ def compress(config: Compress, command: str | None = None) -> Runs:
     ``command`` is the command line that the config comes from, if any. Raises `UserError` for whatever the user can
     fix.
     """
+    if config.method is not CompressionMethod.distil:
+        defaults = {f.name: f.default for f in fields(Compress)}
+        if unused := [name for name in OF_DISTILLING if getattr(config, name) != defaults[name]]:
+            raise UserError(f"{listing(unused)}: this is for method=distil alone; leave it out")
     return train_tasks(config, command=command, variation=METHODS[config.method](config))

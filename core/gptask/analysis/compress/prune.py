@@ -47,7 +47,7 @@ class Pruning(FromParent):
         self.has_adapter = (self.model / "adapter_config.json").exists()
         if not isinstance(config.tuning, Lora):
             raise UserError(
-                "method=prune heals the layers that stay by tuning=lora. Another tuning is for a new training on them: "
+                "keep= heals the layers that stay by tuning=lora. Another tuning is for a new training on them: "
                 f"gptask train backbone.source={self.parent} backbone.keep=[...]"
             )
         for name in FORM if self.has_adapter else ():

@@ -127,5 +127,5 @@ def teach(
     teacher_data = teacher.data_like(data)
     scores = compute_scores(teacher.load, teacher_data, teacher.options, repr(teacher.identity))
     scores = align(scores, teacher_data, data, runtime.head)
-    runtime.loss_of_student = Distillation(scores, temperature, weight, data.has_label).loss
+    runtime.student_loss = Distillation(scores, temperature, weight, data.has_label).loss
     return None

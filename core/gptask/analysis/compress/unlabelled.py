@@ -30,7 +30,7 @@ def with_unlabelled(corpus: CachedCorpus, file: str) -> Examples:
     or test, are left out and counted. Raises `UserError` where the file can't be read, and `DataError` for a bad row
     and where nothing is left.
     """
-    source = Source.parse(file, getattr(corpus.options, "root", None))
+    source = Source.parse(file)
     train, *held_out = (corpus.split(split) for split in SPLITS)
     with source.path.open("rb") as stream:
         content = [str(source), hashlib.file_digest(stream, "sha256").hexdigest(), corpus.options.on_bad]

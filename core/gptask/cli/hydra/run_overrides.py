@@ -9,7 +9,7 @@ from typing import Any
 
 from gptask.cli.hydra.task_list import TaskChoice, group_overrides, set_for_every_task
 from gptask.config import schemas
-from gptask.config.compression import OWN_OPTIONS, values_to_compress
+from gptask.config.compression import CHOSEN_BY_BACKBONE, OWN_OPTIONS, named_run, untuned, values_to_compress
 from gptask.config.conversion import escaped
 from gptask.config.multitask import check_task_names
 from gptask.config.overrides import quote_if_needed, values_of
@@ -17,7 +17,7 @@ from gptask.config.schemas import AUTO, LATEST, Train
 from gptask.config.verb_schemas import TRAINING_VERBS, verb_of_run
 from gptask.errors import UserError, listing, nearest
 from gptask.runs.config_file import read_config
-from gptask.runs.folder import checkpoint_files, latest_run
+from gptask.runs.folder import checkpoint_files, latest_run, refuse_multitask
 from gptask.runs.leftovers import lacks_config, refuse_evaluation, require_unfinished_training
 
 OF_TRAINING = (*schemas.GROUP_SCHEMAS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile")
@@ -42,6 +42,9 @@ def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[st
         if resumed or verb == "train":
             return resumed, list(overrides)
     runs = values_of(overrides, "run") if verb in INHERITED else []
+    if verb == "compress" and runs:  # of several teachers, the first one's values
+        first, *_ = runs[0] if isinstance(runs[0], list) and runs[0] else runs[:1]
+        runs = [named_run(str(first))[1] if first is not None else None, *runs[1:]]
     if len(runs) > 1:
         raise UserError(f"one run folder at a time; call gptask {verb} once for each of {', '.join(map(str, runs))}")
     run = str(runs[0]) if runs and runs[0] is not None else None
@@ -112,7 +115,11 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
             config = _as_given(config)
     elif verb == "compress":
         refuse_evaluation(Path(folder), config)
-        config = {k: v for k, v in values_to_compress(folder, config).items() if k not in OWN_OPTIONS}
+        teachers, student = values_of(overrides, "run")[0], bool(values_of(overrides, "student"))
+        config = values_to_compress(folder, config, student)
+        if isinstance(teachers, list) and len(teachers) > 1:
+            config = _of_several_teachers(config, [named_run(str(teacher)) for teacher in teachers])
+        config = {name: value for name, value in config.items() if name not in OWN_OPTIONS}
     tasks = {name: _saved_task(f"{folder}/config.yaml: tasks.{name}", c) for name, c in config.get("tasks", {}).items()}
     groups, values = dict[str, str](), dict[str, Any]()
     if tasks:
@@ -134,6 +141,45 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
     if tasks:
         return [*choices, *group_overrides(tasks), "+saved@_global_=run", *overrides]
     return [*choices, "saved=run", *overrides]
+
+
+def _of_several_teachers(config: dict[str, Any], teachers: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The config of the first of several teachers, each given by name and folder, with the tasks of all of them."""
+    tasks: dict[str, Any] = {}
+    for name, folder in teachers:
+        values = untuned(read_config(folder))
+        refuse_evaluation(Path(folder), values)
+        refuse_multitask(folder, values)
+        name = name or values.get("task_name") or _plugin_name(f"{folder}/config.yaml", values)
+        if name in tasks:
+            raise UserError(
+                f"run= names two teachers of '{name}': give one another name, as in run=[{name},other:{folder}]"
+            )
+        tasks[name] = {entry: values[entry] for entry in ("plugin", "task", "data")}
+    trainer = {name: value for name, value in config["trainer"].items() if name not in CHOSEN_BY_BACKBONE}
+    single = ("plugin", "task", "data", "task_name")
+    return {name: value for name, value in config.items() if name not in single} | {"tasks": tasks, "trainer": trainer}
+
+
+def with_student(verb: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides with the backbone that ``student`` chooses for `gptask compress` as ``backbone``.
+
+    Raises `UserError` for ``backbone`` itself, as the parent has one.
+    """
+    if verb != "compress":
+        return list(overrides)
+    changed, chosen = [], False
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        part = key.lstrip("+~")
+        if part in ("backbone", "backbone.source"):
+            raise UserError(f"{override}: the layers of run= stay by keep=, and another backbone is student={value}")
+        if part == "student" and value in ("null", ""):
+            continue
+        is_student = part.partition(".")[0] == "student"
+        chosen = chosen or is_student
+        changed.append(key.replace("student", "backbone", 1) + equals + value if is_student else override)
+    return [*changed, *(["student=backbone"] if chosen else [])]
 
 
 def is_resumed(folder: str | None, overrides: Sequence[str]) -> bool:

@@ -62,7 +62,7 @@ def teacher_of(run: Any) -> Teacher:
 
 
 def distillation_of(runtime: TaskRuntime) -> Distillation:
-    return runtime.loss_of_student.__self__
+    return runtime.student_loss.__self__
 
 
 def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_the_student_learns_what_its_teacher_writes(random_run: Any, runtime_of:
     assert len(runtime.data.items("train")) == len(learned) > 0
     for split in ("validation", "test"):  # are the corpus's own
         assert runtime.data.examples(split) is runtime.data.corpus.split(split)
-    assert runtime.loss_of_student is None
+    assert runtime.student_loss is None
 
 
 def test_a_killed_teacher_goes_on_writing(
