@@ -223,7 +223,15 @@ def translation_run(tmp_path: Path) -> Callable[..., Path]:
 def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """``random_run(task, "llama", tuning)``: a run with its model, with random numbers as the trained weights."""
 
-    def make(task: Any, family: str, tuning: Any, seed: int = 0, dtype: str = "float32", layers: int = 2) -> Any:
+    def make(
+        task: Any,
+        family: str,
+        tuning: Any,
+        seed: int = 0,
+        dtype: str = "float32",
+        layers: int = 2,
+        keep: list[int] | None = None,
+    ) -> Any:
         import torch
         from gptask.config.schemas import DType, Pretrained, Scratch
         from gptask.model.backbone.backbone import load_or_build_backbone
@@ -233,7 +241,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         options: Any = Scratch(n_layer=1, n_head=2, n_embd=16, context=64, vocab_size=300)
         if family != "scratch":
             source = family if family.startswith("llm-") else str(tiny_model(family, 128, layers=layers))
-            options = Pretrained(source=source, dtype=DType(dtype), license="MIT")
+            options = Pretrained(source=source, dtype=DType(dtype), license="MIT", keep=keep)
         torch.manual_seed(seed)
         backbone = load_or_build_backbone(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)
         head = task.head(backbone)

@@ -33,6 +33,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.data.prefixes",
     "gptask.model.backbone.backbone",
     "gptask.model.backbone.gguf",
+    "gptask.model.backbone.layer_cut",
     "gptask.model.backbone.scratch",
     "gptask.model.backbone.tuning",
     "gptask.model.engine.activation_cache",

@@ -25,6 +25,7 @@ from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
 from gptask.model.backbone.hf_logging import quiet_transformers
+from gptask.model.backbone.layer_cut import check_cut, cut_layers, layers_path
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.scratch import build_from_scratch
 from gptask.model.engine import private
@@ -122,19 +123,13 @@ class GPTBackbone(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; empty if they are no plain list."""
-        return [*self.layer_list] if self.layer_list is not None else []
+        return [*(self.layer_list or ())]
 
     @property
     def layer_list(self) -> nn.ModuleList | None:
         """The module that holds the decoder's layers; None if they are no plain list."""
-        return cast(nn.ModuleList, self.body.get_submodule(self._layers_path)) if self._layers_path else None
-
-    @property
-    def _layers_path(self) -> str | None:
-        """The name of the decoder's submodule that is the list of its layers."""
-        count = self.config.num_hidden_layers
-        lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
-        return next((name for name, modules in lists if len(modules) == count), None)
+        path = layers_path(self.model)
+        return cast(nn.ModuleList, self.body.get_submodule(path)) if path else None
 
     @property
     def layer_numbers(self) -> list[int]:
@@ -156,8 +151,8 @@ class GPTBackbone(nn.Module):
         self.engine.uninstall()
         try:
             with self.only_layers(positions):
-                self._check_layers(positions)
-            self._cut_layers(positions)
+                check_cut(self.model, positions)
+            cut_layers(self.model, positions)
             self._kept_layers = kept
         except Exception as error:  # models that need all their layers raise whatever they like
             reason = str(error).strip().partition("\n")[0]
@@ -165,56 +160,14 @@ class GPTBackbone(nn.Module):
         finally:
             self.engine.install()
 
-    def _check_layers(self, positions: Sequence[int]) -> None:
-        """Raise an error where the layers left of those at ``positions`` can't do without the others.
-
-        Their new numbers may only say where their keys and values are in a cache, and the config must describe them.
-        """
-        ids_1T = torch.arange(4, device=self.device)[None]
-        with torch.inference_mode():
-            renumbered_1TC = self.body(input_ids=ids_1T, use_cache=False).last_hidden_state
-            _number_layers(self.layers, positions)
-            states_1TC = self.body(input_ids=ids_1T, use_cache=False).last_hidden_state
-        if not torch.equal(renumbered_1TC, states_1TC):
-            raise ValueError("a layer computes by its number")
-        restored = type(self.config).from_dict(self.config.to_dict())
-        if self._lists_by_layer(restored) != self._lists_by_layer(self.config):
-            raise ValueError("its config describes them by their number")
-
     @contextmanager
     def only_layers(self, positions: Sequence[int]) -> Iterator[None]:
         """The model has only its layers at these positions inside this context, in all threads."""
-        put_back = self._cut_layers(positions)
+        put_back = cut_layers(self.model, positions)
         try:
             yield
         finally:
             put_back()
-
-    def _cut_layers(self, positions: Sequence[int]) -> Callable[[], None]:
-        """Drop the layers that are not at ``positions``; return what puts them back."""
-        config, path, old_layers = self.config, self._layers_path, self.layers
-        if path is None:
-            raise ValueError("they are no plain list")
-        old_lists = self._lists_by_layer(config)
-
-        def put_back() -> None:
-            self.body.set_submodule(path, nn.ModuleList(old_layers))
-            _number_layers(old_layers, range(len(old_layers)))
-            config.num_hidden_layers = len(old_layers)
-            vars(config).update(old_lists)
-
-        kept_layers = [old_layers[position] for position in positions]
-        self.body.set_submodule(path, nn.ModuleList(kept_layers))
-        _number_layers(kept_layers, range(len(kept_layers)))
-        config.num_hidden_layers = len(kept_layers)
-        for key, values in old_lists.items():
-            setattr(config, key, [values[position] for position in positions])
-        return put_back
-
-    def _lists_by_layer(self, config: Any) -> dict[str, list[Any]]:
-        """The options of a config that have an entry per layer, such as its type."""
-        lists = ((key, value) for key, value in vars(config).items() if isinstance(value, list))
-        return {key: value for key, value in lists if len(value) == config.num_hidden_layers}
 
     @property
     def device(self) -> torch.device:
@@ -310,15 +263,6 @@ class GPTBackbone(nn.Module):
             ids_T = torch.tensor(ids, device=embeddings_VC.device)
             vectors_C.append(embeddings_VC[ids_T].float().mean(0))
         return torch.stack(vectors_C)
-
-
-def _number_layers(layers: Sequence[nn.Module], numbers: Sequence[int]) -> None:
-    """Tell the modules of each layer its number, by which a cache finds the layer's keys and values."""
-    for layer, number in zip(layers, numbers, strict=True):
-        modules: Iterable[Any] = layer.modules()
-        for module in modules:
-            if getattr(module, "layer_idx", None) is not None:
-                module.layer_idx = number
 
 
 def number_format(choice: DType) -> torch.dtype:
