@@ -25,7 +25,7 @@ PARTIAL = (
 # what a run that begins anew would leave standing, or mix with its own; logs and trackers' curves stay
 OF_EARLIER_START = (
     *PARTIAL, *(name for name in FILES if name != CONFIG), "README.md", MODEL_FOLDER, "metrics.csv",
-    "metrics.before-resume-*.csv", "hparams.yaml",
+    "metrics.before-resume-*.csv", "hparams.yaml", "teacher.jsonl",
 )  # fmt: skip
 
 

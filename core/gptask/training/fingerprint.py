@@ -116,22 +116,20 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, modules))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
-    parts += starting_digests(config)
+    parts += starting_digests(config).values()
     text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
 
 
-def started_from(config: Train | Evaluate) -> list[str]:
-    """The runs that a compression starts from, and the files without labels that it learns."""
-    return [*config.parents, *config.input_files.values()] if isinstance(config, Compress) else []
-
-
-def starting_digests(config: Train | Evaluate) -> list[str]:
-    """The digests of what a compression has `started_from`."""
+def starting_digests(config: Train | Evaluate) -> dict[str, str]:
+    """SHA-256 of what a compression starts from: the manifest of each run, and each file without labels."""
     if not isinstance(config, Compress):
-        return []
-    contents = [Source.parse(file).path.read_bytes() for file in config.input_files.values()]
-    return [*map(manifest_digest, config.parents), *(hashlib.sha256(content).hexdigest() for content in contents)]
+        return {}
+    digests = {folder: manifest_digest(folder) for folder in config.parents}
+    for file in config.input_files.values():
+        with Source.parse(file).path.open("rb") as stream:
+            digests[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def _weights_hash(config: Train | Evaluate) -> str:

@@ -132,10 +132,11 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
+    started_from = {"started_from": record["start"]} if record["start"] else {}
     trainer = build_training_trainer(context.folder, config, callbacks, record)
     with loggers.tracking(trainer, config, context.folder):
         if writes:
-            replace(context, extra={"given": start.given}).write_config()
+            replace(context, extra={"given": start.given} | started_from).write_config()
             loggers.set_aside_curves(context.folder)
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
@@ -143,7 +144,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
         _fit(trainer, module, data, context, start.checkpoint)
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
-        context = replace(context, extra={"tuned_options": module.tuned_options})
+        context = replace(context, extra={"tuned_options": module.tuned_options} | started_from)
         if writes:
             context.write_config()  # again, with what validation chose
             tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}

@@ -17,6 +17,7 @@ import numpy as np
 from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
 IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "engine", "tuned_options", "command", "run"}
+IGNORED_KEYS |= {"started_from"}
 
 
 @dataclass

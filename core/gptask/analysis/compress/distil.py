@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from gptask.training.resolve import ChosenOption
 from gptask.training.task_runtime import TaskRuntime
 
 if TYPE_CHECKING:
+    from gptask.analysis.compress.teacher import Teacher
     from gptask.model.backbone.backbone import GPTBackbone
     from gptask.training.module import GPTModule
 
@@ -60,7 +62,7 @@ class Distilling(FromParent):
                 f"such as nano>{both}"
             )
         self.inputs = self._checked_inputs(config)
-        self.starts = [] if config.student else [Pruning(replace(config, run=folder)) for folder in config.parents]
+        self.starts = [] if config.student else self._starts(config)
         if len({(base_weights_hash(start.model), tuple(start.layers)) for start in self.starts}) > 1:
             raise UserError(
                 f"keep= takes layers of one backbone, and {listing(config.parents)} are on different ones: choose "
@@ -76,6 +78,15 @@ class Distilling(FromParent):
             raise UserError(f"run= names {len(config.parents)} teachers for {len(names)} tasks: {listing(names)}")
         return dict(zip(names, config.parents, strict=True))
 
+    def _starts(self, config: Compress) -> list[Pruning]:
+        """The start of a student with some of the layers: of one parent all of it, of several one for each task."""
+        if len(config.parents) == 1:
+            return [Pruning(config)]
+        return [
+            Pruning(replace(config, run=folder, task=one.task, data=one.data, tasks={}))
+            for folder, one in zip(config.parents, config.tasks.values(), strict=True)
+        ]
+
     def _checked_inputs(self, config: Compress) -> dict[str, str]:
         """The files of ``input``, by task; raises `UserError` where one is missing, or is of no task."""
         names = [*config.tasks] or [""]
@@ -85,6 +96,13 @@ class Distilling(FromParent):
                 raise UserError(f"input={config.input}: expected {form}.{nearest(name, names) if config.tasks else ''}")
             Source.parse(file)
         return config.input_files
+
+    @cached_property
+    def teachers(self) -> dict[str, Teacher]:
+        """The teacher of each task."""
+        from gptask.analysis.compress.teacher import Teacher
+
+        return {name: Teacher(folder, self.config.engine) for name, folder in self.folders.items()}
 
     def parent_of(self, task: str | None) -> str | None:
         """See `Variation`; a run with several teachers has none as a whole."""
@@ -98,6 +116,12 @@ class Distilling(FromParent):
         runs = {name: load_run(folder, type(tasks[name].task), engine=engine) for name, folder in self.folders.items()}
         return Runs(self.parent, runs)
 
+    def training_corpora(self, config: Train, corpora: Mapping[str, CachedCorpus]) -> Mapping[str, CachedCorpus]:
+        """See `Variation`; raises `UserError` where a teacher has another task or other labels."""
+        for name, one in task_configs(config).items():
+            self.teachers[name].require_task(one.task)
+        return super().training_corpora(config, corpora)
+
     def choose_options(self, config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[Train, list[ChosenOption]]:
         """See `Variation`: of several teachers, the layers that are most important to all of them stay."""
         if len(self.starts) < 2:
@@ -106,16 +130,15 @@ class Distilling(FromParent):
         if isinstance(keep, int):
             if present is not None and len(present) == keep:
                 return config, []  # chosen before the run was stopped
-            keep = self._most_important(config, corpora, keep)
+            keep = self._most_important(corpora, keep)
         chosen = ChosenOption("backbone.keep", keep, "the layers that change the states of the teachers most")
         return replace(config, backbone=replace(config.backbone, keep=keep)), [chosen]
 
-    def _most_important(self, config: Train, corpora: Mapping[str, CachedCorpus], keep: int) -> list[int]:
+    def _most_important(self, corpora: Mapping[str, CachedCorpus], keep: int) -> list[int]:
         """The layers with the highest influence, summed over the teachers."""
         total: dict[int, float] = {}
-        for start, (name, one) in zip(self.starts, config.tasks.items(), strict=True):
-            alone = replace(config, task=one.task, data=one.data, tasks={})
-            influence = start.influence(alone, {plugin_of(one.task).name: corpora[name]})
+        for start, corpus in zip(self.starts, corpora.values(), strict=True):
+            influence = start.influence(start.config, {plugin_of(start.config.task).name: corpus})
             total = {number: total.get(number, 0.0) + value for number, value in influence.items()}
         return sorted(sorted(total, key=total.__getitem__)[-keep:])
 
@@ -123,15 +146,14 @@ class Distilling(FromParent):
         """See `Variation`: the losses, or the examples, of the module are its teachers'."""
         from pytorch_lightning.utilities.seed import isolate_rng
 
-        from gptask.analysis.compress.teacher import Teacher, teach
+        from gptask.analysis.compress.teacher import teach
 
         build = self.starts[0].build_module if len(self.starts) == 1 else super().build_module
         module, options = build(backbone, runtimes, config), self.config
         with isolate_rng():  # the training is the same whether the teacher works or its work is in the cache
             for runtime in runtimes:
-                teacher = Teacher(self.folders[runtime.name], config.engine)
                 unlabelled = self.inputs.get("" if runtime.single_task else runtime.name)
-                texts = teach(runtime, teacher, options.temperature, options.weight, unlabelled)
+                texts = teach(runtime, self.teachers[runtime.name], options.temperature, options.weight, unlabelled)
                 if texts:
                     self.texts[runtime.name] = texts
         return module
