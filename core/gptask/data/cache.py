@@ -181,7 +181,7 @@ def entries() -> list[CacheEntry]:
     for kind, suffixes in SUFFIXES.items():
         files_by_name: dict[str, list[Path]] = {}
         for path in sorted((folder / kind).glob("*")):
-            if path.suffix != ".part":
+            if ".part" not in path.suffixes:
                 files_by_name.setdefault(path.name.partition(".")[0], []).append(path)
         for name, paths in files_by_name.items():
             expected = [folder / kind / f"{name}{suffix}" for suffix in suffixes]
@@ -201,7 +201,7 @@ def _size(paths: Sequence[Path]) -> int:
 
 def _abandoned_parts(folder: Path) -> Iterator[Path]:
     """Unfinished files and folders of processes that are gone."""
-    for path in folder.glob("*.part"):
+    for path in folder.glob("*.part*"):  # a `PartFile` has its journal beside it, .part.json
         *_, host, pid, _ = (".", ".", *path.name.split("."))
         with suppress(FileNotFoundError):  # another process removes it, too
             if host == HOST and pid.isdecimal():

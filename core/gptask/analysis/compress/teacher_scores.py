@@ -23,19 +23,21 @@ from gptask.runs.predictor import Predictor
 from gptask.runs.run import Run
 
 log = logging.getLogger("gptask")
-PART_ITEMS = CHUNK_ROWS  # items of a file in the cache: what a killed run may have to compute again
+PROGRESS_SECONDS = 30.0  # between two lines on how far the teacher is
+MAX_PARTS = 256  # files in the cache that hold the scores of one training, all of which are open
 
 
 class TeacherScores:
     """The scores of a teacher for its own items, as a student's items need them.
 
-    ``parts`` hold `PART_ITEMS` items each, in the order of the data. A student's item takes the rows of the teacher's
-    item of the same number where both read the same ids. Else ``slices`` (I, 4) tell for each of the student's items
-    which items of the teacher belong to its example, from one number to another, and which of their rows are its own.
+    ``parts`` hold ``size`` items each, in the order of the data. A student's item takes the rows of the teacher's item
+    of the same number where both read the same ids. Else ``slices`` (I, 4) tell for each of the student's items which
+    items of the teacher belong to its example, from one number to another, and which of their rows are its own.
     """
 
-    def __init__(self, parts: Sequence[ArrowStore], width: int, slices: np.ndarray | None = None) -> None:
-        self.parts, self.width, self.slices = parts, width, slices
+    def __init__(self, parts: Sequence[ArrowStore], size: int, slices: np.ndarray | None = None) -> None:
+        self.parts, self.size, self.slices = parts, size, slices
+        self.width = int(parts[0].meta["width"])  # K
 
     def rows(self, item: int) -> np.ndarray:
         """Log-probabilities (N, K) for one of the student's items."""
@@ -46,8 +48,9 @@ class TeacherScores:
 
     def rows_of_teacher(self, item: int) -> np.ndarray:
         """Log-probabilities (N, K) for one of the teacher's items."""
-        part, row = divmod(item, PART_ITEMS)
-        numbers: np.ndarray = self.parts[part].chunks[0].column(0)[row].values.to_numpy()
+        part, number = divmod(item, self.size)
+        chunk, row = divmod(number, CHUNK_ROWS)
+        numbers: np.ndarray = self.parts[part].chunks[chunk].column(0)[row].values.to_numpy()
         return numbers.reshape(-1, self.width)
 
 
@@ -59,23 +62,27 @@ def compute_scores(load_teacher: Callable[[], Run], data: DataModule, options: D
     Raises `UserError` for a teacher without scores.
     """
     items = data.items("train")
-    names = [digest(repr([items.path.stem, first, identity])) for first in range(0, len(items), PART_ITEMS)]
+    size = CHUNK_ROWS * -(-len(items) // (CHUNK_ROWS * MAX_PARTS))  # of a part: what a kill may cost
+    names = [digest(repr([items.path.stem, first, size, identity])) for first in range(0, len(items), size)]
     paths = [cache_folder() / "scores" / f"{name}.arrow" for name in names]
     parts = [ArrowStore.cached(path) for path in paths]
     missing = [number for number, part in enumerate(parts) if part is None]
     if missing:
-        start, teacher = time.perf_counter(), load_teacher()
+        teacher, start = load_teacher(), time.perf_counter()
+        told = start
         predictor = Predictor(teacher.task, teacher.backbone, teacher.head, options)
         predictor.move_to_device()
         log.info("the teacher %s scores %s items", teacher.folder, f"{len(items):,}")
         for number in missing:
-            first = number * PART_ITEMS
-            part_items = [items[item] for item in range(first, min(first + PART_ITEMS, len(items)))]
+            first = number * size
+            part_items = [items[item] for item in range(first, min(first + size, len(items)))]
             meta: dict[str, Any] = {}
             parts[number] = ArrowStore.write(paths[number], _score(predictor, part_items, meta), meta, _schema())
+            if time.perf_counter() - told > PROGRESS_SECONDS:
+                told = time.perf_counter()
+                log.info("the teacher: %s of %s", f"{first + len(part_items):,}", f"{len(items):,}")
         log.info("the teacher's scores took %.0f s; they are kept in %s", time.perf_counter() - start, paths[0].parent)
-    stores = [part for part in parts if part is not None]
-    return TeacherScores(stores, int(stores[0].meta["width"]))
+    return TeacherScores([part for part in parts if part is not None], size)
 
 
 def align(scores: TeacherScores, teacher: DataModule, student: DataModule, head: Head) -> TeacherScores:
@@ -117,7 +124,7 @@ def align(scores: TeacherScores, teacher: DataModule, student: DataModule, head:
                 f"example '{student.examples('train')[example]['id']}' has {rows_of_example} words for the teacher and "
                 f"more for the student: give both the same task's options"
             )
-    return TeacherScores(scores.parts, scores.width, slices)
+    return TeacherScores(scores.parts, scores.size, slices)
 
 
 def _schema() -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptask.analysis.compress.teacher_scores import PROGRESS_SECONDS
 from gptask.config.schemas import Data
 from gptask.data.cache import cache_folder, digest, remove, usable
 from gptask.data.examples import Examples, stored_examples
@@ -50,7 +52,7 @@ def texts_of_teacher(
         written = int(part.state.get("rows", 0))
         log.info("the teacher %s writes %s texts into %s%s", teacher.folder, f"{len(examples):,}", part.path,
                  f"; {written:,} are there" if written else "")  # fmt: skip
-        inputs = _inputs(teacher.task, examples, written)
+        inputs, told = _inputs(teacher.task, examples, written), time.monotonic()
         for (_, example, _), prediction in predictor.predict_each(inputs, live=False):
             assert isinstance(example, dict)  # each is an example, none is blank or in error
             text = None if isinstance(prediction, DataError) else str(prediction.value)
@@ -58,6 +60,9 @@ def texts_of_teacher(
             written += 1
             if written % predictor.window == 0:
                 part.end_window({"rows": written})
+                if time.monotonic() - told > PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    log.info("the teacher: %s of %s", f"{written:,}", f"{len(examples):,}")
         part.flush()
         part.publish()
     return path

@@ -10,7 +10,7 @@ import gptask
 import pytest
 import torch
 from gptask.analysis.compress.methods import compress
-from gptask.config.compression import Compress, named_run, untuned
+from gptask.config.compression import Compress, CompressionMethod, named_run, untuned
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Full, Limit, Lora, Sample, Scratch
 from gptask.errors import UserError
@@ -18,10 +18,12 @@ from gptask.runs.config_file import read_config
 from gptask.runs.manifest import manifest_digest, read_manifest
 from gptask.training.train import train
 from gptask_tasks.classification import Classification
+from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
 from tests.support.configs import small_config
 
+LABELS = ["negative", "neutral", "positive"]
 STUDENT = Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300)
 
 
@@ -55,7 +57,7 @@ def test_layers_of_the_run_begin_where_it_ended(trained: Any, composed: Any) -> 
     assert config.backbone.source == str(trained["sentiment"])
     assert isinstance(config.tuning, Lora)
     assert (config.keep, config.temperature, config.weight, config.student, config.input) == (2, 3.0, 1.0, None, None)
-    assert config.task.labels == ["negative", "neutral", "positive"]
+    assert config.task.labels == LABELS
 
 
 def test_another_backbone_is_trained_as_it_is_by_default(trained: Any, composed: Any) -> None:
@@ -104,27 +106,33 @@ def test_what_validation_chose_is_chosen_anew() -> None:
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-REFUSALS = {
-    (): "method=distil needs a student: keep=<how many layers of the run stay>, or student=",
-    ("keep=1", "student=nano"): r"or student=<another backbone, such as nano>, not both; student.keep=\[...\]",
-    ("keep=1", "temperature=0"): "temperature=0.0 must be above 0",
-    ("keep=1", "weight=1.5"): "weight=1.5 must lie between 0",
-    ("keep=1", "input=missing.txt"): r"no such file: missing\.txt",
-    ("keep=1", "input={other: x.txt}"): "expected a file",
-    ("student=nano", "task.labels=[negative,neutral,good]"): "only the teacher has positive; only the student has good",
-    ("student=nano", "seed=3", "data.seed=4"): "a paired test needs the same",
-}
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"student": None}, "method=distil needs a student: keep=<how many layers of the run stay>, or student="),
+    ({"keep": 1}, r"or student=<another backbone, such as nano>, not both; student.keep=\[...\]"),
+    ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+    ({"weight": 1.5}, "weight=1.5 must lie between 0"),
+    ({"input": "missing.txt"}, r"no such file: .*missing\.txt"),
+    ({"input": {"other": "x.txt"}}, "expected a file"),
+    ({"task": Sentiment(labels=["negative", "neutral", "good"])}, "teacher has positive; only the student has good"),
+    ({"task": Classification(labels=LABELS)}, "a run of task 'sentiment', and the student learns 'classification'"),
+    ({"data": Sample(limit=Limit(test=10), seed=4)}, "a paired test needs the same"),
+    ({"method": CompressionMethod.prune, "weight": 0.2}, "student, weight: this is for method=distil alone"),
+]
 
 
-@pytest.mark.parametrize("arguments", REFUSALS, ids=" ".join)
+def student_of(teacher: Path, folder: Path, **changes: Any) -> Compress:
+    """A config as the command line would compose it: the teacher's, with a small backbone."""
+    small = vars(small_config(folder.parent, backbone=STUDENT, folder=str(folder), task=Sentiment(labels=LABELS)))
+    options = small | {"run": str(teacher), "method": CompressionMethod.distil, "student": "backbone"} | changes
+    return Compress(**options)
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSALS, ids=[str(list(changes)) for changes, _ in REFUSALS])
 def test_what_can_not_be_distilled_is_refused_before_anything_is_written(
-    arguments: tuple[str, ...], trained: Any, composed: Any, tmp_path: Path
+    changes: dict[str, Any], message: str, trained: Any, tmp_path: Path
 ) -> None:
-    config = composed(f"run={trained['sentiment']}", f"folder={tmp_path / 'student'}", *SHORT, *arguments)
-    if "seed=3" in arguments:  # the test set is cut and limited by the seed
-        config = replace(config, data=replace(config.data, seed=4))
-    with pytest.raises(UserError, match=REFUSALS[arguments]):
-        compress(config)
+    with pytest.raises(UserError, match=message):
+        compress(student_of(trained["sentiment"], tmp_path / "student", **changes))
     assert not (tmp_path / "student").exists()
 
 
@@ -133,12 +141,6 @@ def test_the_command_line_refuses_what_has_no_meaning(trained: Any, refused: Any
     assert "another backbone is student=nano" in refused("compress", run, method, "backbone=nano")
     several = f"run=[{trained['sentiment']},{trained['sentiment']}]"
     assert "two teachers of 'sentiment': give one another name" in refused("compress", several, method, *NANO)
-
-
-def test_options_of_distilling_are_refused_where_nothing_is_distilled(trained: Any, run_command: Any) -> None:
-    config = run_command("compress", f"run={trained['sentiment']}", "method=prune", "keep=1", "weight=0.2").config
-    with pytest.raises(UserError, match="weight: this is for method=distil alone"):
-        compress(config)
 
 
 def test_layers_of_different_backbones_are_refused(trained: Any, composed: Any) -> None:
@@ -151,14 +153,14 @@ def test_layers_of_different_backbones_are_refused(trained: Any, composed: Any) 
 
 
 def test_a_student_learns_classes_and_is_compared_with_its_teacher(
-    trained: Any, composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptask.analysis.compress.distillation import Distillation
 
     losses, loss = [], Distillation.loss
     monkeypatch.setattr(Distillation, "loss", lambda *parts: losses.append(loss(*parts)) or losses[-1])
     folder = tmp_path / "student"
-    config = composed(f"run={trained['sentiment']}", *NANO, *SHORT, f"folder={folder}", "trainer.max_steps=2")
+    config = student_of(trained["sentiment"], folder, trainer={"max_steps": 2, "accelerator": "cpu"})
     (run,) = compress(config).tasks.values()
     assert len(losses) >= 2
     manifest, digest = read_manifest(folder), manifest_digest(trained["sentiment"])
@@ -174,13 +176,12 @@ def test_a_student_learns_classes_and_is_compared_with_its_teacher(
 
 @pytest.mark.long
 def test_the_weights_do_not_depend_on_whether_the_teacher_had_to_work(
-    trained: Any, composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTASK_CACHE", str(tmp_path / "cache"))
     weights = []
     for name in ("first", "second"):  # whose teacher's scores are in the cache
-        config = composed(f"run={trained['sentiment']}", *NANO, *SHORT, f"folder={tmp_path / name}")
-        (run,) = compress(config).tasks.values()
+        (run,) = compress(student_of(trained["sentiment"], tmp_path / name)).tasks.values()
         weights.append({**run.head.state_dict(), **run.backbone.state_dict()})
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

@@ -57,6 +57,11 @@ def runtime_of() -> Callable[..., Any]:
     return make
 
 
+def long_but(*short: str) -> Callable[[str], Any]:
+    """The parameter of a test, which is of the long tier unless it is among the short ones."""
+    return lambda name: name if name in short else pytest.param(name, marks=pytest.mark.long)
+
+
 def teacher_of(run: Any) -> Teacher:
     return Teacher(str(run.folder), run.backbone.engine.options)
 
@@ -72,11 +77,11 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*map(long_but("classes", "tags"), TASKS)])
 def test_an_item_has_the_scores_that_the_teacher_gives_it_alone(
     name: str, random_run: Any, runtime_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_scores, "PART_ITEMS", 4)
+    monkeypatch.setattr(teacher_scores, "CHUNK_ROWS", 4)
     run = random_run(TASKS[name], "llama", LORA)
     runtime = runtime_of(run)
     teach(runtime, teacher_of(run), 2.0, 0.5, None)
@@ -92,7 +97,7 @@ def test_an_item_has_the_scores_that_the_teacher_gives_it_alone(
         torch.testing.assert_close(rows, expected.reshape(rows.shape), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [*map(long_but("several labels", "spans"), TASKS)])
 def test_a_student_like_its_teacher_has_no_soft_loss_and_another_one_learns(
     name: str, random_run: Any, runtime_of: Any
 ) -> None:
@@ -111,7 +116,7 @@ def test_a_student_like_its_teacher_has_no_soft_loss_and_another_one_learns(
 def test_what_is_in_the_cache_is_not_computed_again(
     random_run: Any, runtime_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher_scores, "PART_ITEMS", 4)
+    monkeypatch.setattr(teacher_scores, "CHUNK_ROWS", 4)
     run = random_run(TASKS["classes"], "llama", LORA)
     runtime = runtime_of(run)
     score, calls = teacher_scores._score, []
@@ -131,6 +136,7 @@ def test_what_is_in_the_cache_is_not_computed_again(
     teach(runtime, teacher_of(run), 3.0, 0.5, None)
 
 
+@pytest.mark.long
 def test_another_teacher_has_other_scores(random_run: Any, runtime_of: Any) -> None:
     runs = [random_run(TASKS["classes"], "llama", LORA, seed=seed) for seed in (0, 1)]
     rows = []
@@ -186,6 +192,7 @@ def test_tags_go_by_word_through_other_windows(random_run: Any, runtime_of: Any,
     assert other.training_loss(run.backbone.hidden(batch.input_ids), batch).isfinite()
 
 
+@pytest.mark.long
 def test_spans_need_the_teachers_tokens(random_run: Any, runtime_of: Any, other_tokenizer: Any) -> None:
     run = random_run(TASKS["spans"], "llama", LORA)
     with pytest.raises(UserError, match=r"token by token, and these two read other tokens.*keep="):
@@ -209,6 +216,7 @@ def test_another_task_is_refused(random_run: Any, runtime_of: Any) -> None:
         teach(runtime_of(run, TASKS["tags"]), teacher_of(run), 2.0, 0.5, None)
 
 
+@pytest.mark.long
 def test_a_head_without_scores_is_refused(random_run: Any, runtime_of: Any) -> None:
     run = random_run(LanguageModeling(), "llama", LORA)
     with pytest.raises(UserError, match="LanguageModelHead has no scores"):
@@ -269,6 +277,7 @@ def test_a_killed_teacher_goes_on_writing(
     teach(whole, teacher_of(run), 2.0, 0.5, None)
 
 
+@pytest.mark.long
 def test_a_file_that_lost_lines_is_written_again(random_run: Any, runtime_of: Any) -> None:
     run = random_run(TRANSLATION, "llama", LORA)
     runtime = runtime_of(run)
@@ -353,6 +362,7 @@ def test_a_bad_row_is_refused_with_its_line(random_run: Any, runtime_of: Any, tm
         teach(runtime_of(run), teacher_of(run), 2.0, 0.5, str(tmp_path / "missing.txt"))
 
 
+@pytest.mark.long
 def test_a_teacher_writes_texts_for_inputs_without_any(random_run: Any, runtime_of: Any, tmp_path: Path) -> None:
     run = random_run(TRANSLATION, "llama", LORA)
     runtime = runtime_of(run)
