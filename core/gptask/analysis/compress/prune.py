@@ -136,7 +136,10 @@ class Pruning(FromParent):
 
 
 def block_influence(backbone: GPTBackbone, batches: Any) -> list[float]:
-    """How much each layer changes the states of real tokens, from 0: 1 - cos(before, after), on `SAMPLE_TOKENS`."""
+    """How much each layer changes the states of real tokens, from 0: 1 - cos(before, after), on `SAMPLE_TOKENS`.
+
+    The backbone has the reference engine, which calls its layers on padded rows.
+    """
     import torch
 
     sums = [0.0] * len(backbone.layers)

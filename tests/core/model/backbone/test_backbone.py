@@ -153,7 +153,9 @@ def test_a_model_whose_layers_compute_by_their_number_is_refused(backbone_of, ti
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"scale_attn_by_inverse_layer_idx": True}))
     backbone = from_folder(BackboneOrigin(str(tmp_path), "local folder", ""))
-    with pytest.raises(UserError, match=r"needs all of its 3 layers \(its config does not describe the others: attn.scaling"):
+    with pytest.raises(
+        UserError, match=r"needs all of its 3 layers \(its config does not describe the others: attn.scaling"
+    ):
         backbone.keep_layers([0, 2])
     assert [layer.attn.layer_idx for layer in backbone.layers] == [0, 1, 2]
     backbone.keep_layers([0, 1])  # these have the numbers they had
