@@ -100,6 +100,7 @@ def test_layers_that_can_not_be_kept_are_refused(keep, message, parent):
     ("tuning", "message"),
     [
         (Full(), "method=prune heals the layers that stay by tuning=lora. .* gptask train backbone.source=.*"),
+        (Lora(rank=2, layers=0.5), "tuning.layers=0.5: keep= says which layers stay"),
         (Lora(rank=4), "tuning.rank=4: healing goes on with the adapter of .*, which has 2; leave this out"),
         (Lora(rank=2, alpha=16), "tuning.alpha=16: healing goes on"),
         (Lora(rank=2, target_modules=["q_proj"]), r"tuning.target_modules=\['q_proj'\]: healing goes on"),
@@ -121,6 +122,19 @@ def test_layers_that_have_an_adapter_keep_it(keep, top, expected, parent):
 def test_fewer_adapted_layers_than_the_parent_has_are_refused(parent):
     with pytest.raises(UserError, match=r"tuning.top=0.3: 2 of the 2 layers that stay .* set tuning.top=1 or more"):
         pruning(parent, [1, 3])._adapted_share(Lora(rank=2, top=0.3), [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("backbone.keep=[0]", r"backbone.keep=\[0\]: the option that says which layers stay is keep="),
+        ("backbone.source={other}", "method=prune goes on with the backbone of .*; leave backbone= out"),
+    ],
+)
+def test_another_backbone_is_refused(option, message, parent, compressed, tiny_model, tmp_path):
+    ended = compressed(parent, "keep=[0,3]", option.format(other=tiny_model("llama", 128, seed=1, layers=4)))
+    assert (ended.code, bool(re.search(message, ended.err))) == (2, True), ended.err
+    assert not (tmp_path / "small").exists()
 
 
 # --- what a run starts from -------------------------------------------------------------------------------------------
@@ -228,6 +242,7 @@ def test_an_export_is_a_plain_folder_of_fewer_layers(family, keep, random_run, t
     torch.testing.assert_close(names["probabilities"], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_pruned_run_that_writes_texts_writes_those_of_its_export(random_run, tmp_path):
     task = Translation(prompt="Say in French: {source}")
     task.generation.max_new_tokens = 8
