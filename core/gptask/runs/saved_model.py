@@ -142,11 +142,13 @@ def base_weights_hash(model: Path) -> str:
 
     A run that keeps the first layers shares a backbone that has them all; one that keeps others has its own.
     """
-    if has_full_weights(model):
-        return folder_hash(model)
-    saved = _saved_backbone(model)
-    layers, files_hash = _kept_layers(saved), str(saved["weights_hash"])
+    layers, files_hash = kept_layers(model), files_hash_of_backbone(model)
     return files_hash if _are_first(layers) else hash_of_layers(files_hash, layers)
+
+
+def files_hash_of_backbone(model: Path) -> str:
+    """The hash of all weights of the backbone that a run is on, whichever of its layers the run keeps."""
+    return folder_hash(model) if has_full_weights(model) else str(_saved_backbone(model)["weights_hash"])
 
 
 def _are_first(layers: Sequence[int]) -> bool:

@@ -18,6 +18,7 @@ from gptask.config.engine import Reference
 from gptask.config.schemas import Lora, Train
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError, listing
+from gptask.runs.saved_model import files_hash_of_backbone
 from gptask.training.builder import build_data, task_configs
 from gptask.training.resolve import ChosenOption, resolve_data
 from gptask.training.task_runtime import TaskRuntime
@@ -50,6 +51,8 @@ class Pruning(FromParent):
                 "keep= heals the layers that stay by tuning=lora. Another tuning is for a new training on them: "
                 f"gptask train backbone.source={self.parent} backbone.keep=[...]"
             )
+        if config.tuning.layers != 1:
+            raise UserError(f"tuning.layers={config.tuning.layers}: keep= says which layers stay; leave this out")
         for name in FORM if self.has_adapter else ():
             value, saved = getattr(config.tuning, name), self.values["tuning"][name]
             if value != saved:
@@ -81,8 +84,9 @@ class Pruning(FromParent):
 
     def choose_options(self, config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[Train, list[ChosenOption]]:
         """See `Variation`: the layers that stay, and the share of these that have adapters."""
-        present, reason = getattr(config.backbone, "keep", None), "keep="
-        keep = self.keep
+        present, keep, reason = getattr(config.backbone, "keep", None), self.keep, "keep="
+        if present not in (None, self.layers) and len(present) != (keep if isinstance(keep, int) else len(keep)):
+            raise UserError(f"backbone.keep={present}: the option that says which layers stay is keep=; leave this out")
         if isinstance(keep, int):
             if present is not None and len(present) == keep:
                 return config, []  # chosen before the run was stopped
@@ -128,6 +132,8 @@ class Pruning(FromParent):
 
     def build_module(self, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime], config: Train) -> GPTModule:
         """See `Variation`: the module begins with the parent's heads and, where it has one, its adapter."""
+        if backbone.origin.files_hash != files_hash_of_backbone(self.model):
+            raise UserError(f"method=prune goes on with the backbone of {self.parent}; leave backbone= out")
         module = super().build_module(backbone, runtimes, config)
         if self.has_adapter:
             load_adapter(backbone, self.model, self.layers)
@@ -136,7 +142,10 @@ class Pruning(FromParent):
 
 
 def block_influence(backbone: GPTBackbone, batches: Any) -> list[float]:
-    """How much each layer changes the states of real tokens, from 0: 1 - cos(before, after), on `SAMPLE_TOKENS`."""
+    """How much each layer changes the states of real tokens, from 0: 1 - cos(before, after), on `SAMPLE_TOKENS`.
+
+    The backbone has the reference engine, which calls its layers on padded rows.
+    """
     import torch
 
     sums = [0.0] * len(backbone.layers)

@@ -331,7 +331,10 @@ def from_folder(
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
     if origin.keep is not None:
-        backbone.keep_layers(origin.keep)
+        try:
+            backbone.keep_layers(origin.keep)
+        except UserError as error:
+            raise UserError(f"backbone.keep={[*origin.keep]}: {error}") from error
     return backbone
 
 
