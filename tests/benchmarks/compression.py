@@ -1,4 +1,6 @@
-"""Quality, sizes and speeds of runs without some of their layers, for the table of docs/compress.md.
+"""Quality, sizes and speeds of runs without some of their layers, and of the smallest when its parent teaches it.
+
+They are the table of docs/compress.md.
 
 python tests/benchmarks/compression.py --record                # SST-2 and Multi30k, 24, 18 and 12 of 30 layers: hours
 python tests/benchmarks/compression.py --layers 24 data.limit.train=64 trainer.max_steps=4 data.limit.test=40   # a try
@@ -57,14 +59,17 @@ def measure(name: str, options: argparse.Namespace) -> list[Compressed]:
     train = ["train", f"experiment={name}", "tuning.layers=1", *options.overrides]
     gptask(*train, f"data.root={DATA}", f"folder={parent}", "resume=auto")
     entries: list[Compressed] = []
-    for count in options.layers:
-        folder = options.folder / name / f"keep_{count}"
-        compress = ["compress", f"run={parent}", "method=prune", f"keep={count}"]
+    fewest = min(options.layers)
+    for method, count in [*(("prune", count) for count in options.layers), ("distil", fewest)]:
+        suffix, model = ("", "") if method == "prune" else ("_distilled", ", distilled")
+        folder = options.folder / name / f"keep_{count}{suffix}"
+        compress = ["compress", f"run={parent}", f"method={method}", f"keep={count}"]
         gptask(*compress, f"folder={folder}", "resume=auto")
         result, against = read(folder), read(folder)["against_parent"]
         if not entries:  # the parent's sizes and speeds were measured in turns with each of the others
             entries.append(entry_of(f"{name}_parent", name, "all layers", train, read(parent), against, "parent"))
-        entries.append(entry_of(f"{name}_keep_{count}", name, f"{count} layers", compress, result, against, "run"))
+        model = f"{count} layers{model}"
+        entries.append(entry_of(f"{name}_{folder.name}", name, model, compress, result, against, "run"))
     return entries
 
 
