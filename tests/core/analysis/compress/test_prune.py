@@ -10,7 +10,7 @@ from gptask.analysis.compress import prune
 from gptask.analysis.compress.prune import Pruning, block_influence
 from gptask.config.compression import Compress, CompressionMethod
 from gptask.config.conversion import from_plain
-from gptask.config.engine import Reference
+from gptask.config.engine import Fast, Reference
 from gptask.config.schemas import DType, Evaluate, Export
 from gptask.data.datamodule import collate
 from gptask.model.backbone.backbone import load_or_build_backbone
@@ -18,6 +18,7 @@ from gptask.runs.export import export
 from gptask.runs.manifest import manifest_digest, read_manifest
 from gptask.runs.run import load_run_onto
 from gptask.runs.saved_model import locate_backbone
+from gptask.serving.models.backbone_pool import BackbonePool
 from gptask.training import builder
 from gptask.training.evaluate import evaluate
 from gptask.training.train import build_module
@@ -273,3 +274,18 @@ def test_runs_of_other_layers_never_share_a_backbone_in_memory(random_run):
     torch.testing.assert_close(probabilities(load_run_onto(own, others.folder)), probabilities(others))
     torch.testing.assert_close(probabilities(load_run_onto(own, head_only.folder)), probabilities(head_only))
     assert own.origin.weights_hash != whole.origin.weights_hash
+
+
+def test_a_server_gives_a_run_of_other_layers_a_backbone_of_its_own(random_run):
+    task = Classification(labels=["a", "b", "c"])
+    first, others, alike = (
+        random_run(task, "llama", tuning, layers=4, keep=keep)
+        for tuning, keep in ((Lora(rank=2), [0, 1]), (Lora(rank=2), [0, 3]), (HeadOnly(), [0, 3]))
+    )
+    pool = BackbonePool(Fast(), 1000, lambda call: call(), lambda engine: None)
+    whole = pool.add_bare(Pretrained(source=first.config["backbone"]["source"], dtype=DType.float32))
+    pooled = [pool.backbone_of_run(run.folder, run.folder / "model", run.config) for run in (first, others, alike)]
+    assert pooled[0] is whole
+    assert pooled[1] is pooled[2] is not whole
+    for run, backbone in zip((first, others, alike), pooled, strict=True):
+        torch.testing.assert_close(probabilities(pool.load_run(backbone, run.folder)), probabilities(run))
