@@ -48,8 +48,8 @@ class Pruning(FromParent):
         self.has_adapter = (self.model / "adapter_config.json").exists()
         if not isinstance(config.tuning, Lora):
             raise UserError(
-                "keep= heals the layers that stay by tuning=lora. Another tuning is for a new training on them: "
-                f"gptask train backbone.source={self.parent} backbone.keep=[...]"
+                f"method={config.method.name} heals the layers that stay by tuning=lora. Another tuning is for a new "
+                f"training on them: gptask train backbone.source={self.parent} backbone.keep=[...]"
             )
         if config.tuning.layers != 1:
             raise UserError(f"tuning.layers={config.tuning.layers}: keep= says which layers stay; leave this out")
@@ -133,7 +133,8 @@ class Pruning(FromParent):
     def build_module(self, backbone: GPTBackbone, runtimes: Sequence[TaskRuntime], config: Train) -> GPTModule:
         """See `Variation`: the module begins with the parent's heads and, where it has one, its adapter."""
         if backbone.origin.files_hash != files_hash_of_backbone(self.model):
-            raise UserError(f"method=prune goes on with the backbone of {self.parent}; leave backbone= out")
+            method = f"method={self.config.method.name}"
+            raise UserError(f"{method} goes on with the backbone of {self.parent}; leave backbone= out")
         module = super().build_module(backbone, runtimes, config)
         if self.has_adapter:
             load_adapter(backbone, self.model, self.layers)

@@ -162,18 +162,13 @@ def _of_several_teachers(config: dict[str, Any], teachers: Sequence[tuple[str, s
 
 
 def with_student(verb: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides with the backbone that ``student`` chooses for `gptask compress` as ``backbone``.
-
-    Raises `UserError` for ``backbone`` itself, as the parent has one.
-    """
+    """The overrides with the backbone that ``student`` chooses for `gptask compress` as ``backbone``."""
     if verb != "compress":
         return list(overrides)
     changed, chosen = [], False
     for override in overrides:
         key, equals, value = override.partition("=")
         part = key.lstrip("+~")
-        if part in ("backbone", "backbone.source"):
-            raise UserError(f"{override}: the layers of run= stay by keep=, and another backbone is student={value}")
         if part == "student" and value in ("null", ""):
             continue
         is_student = part.partition(".")[0] == "student"

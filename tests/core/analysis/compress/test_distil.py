@@ -145,11 +145,9 @@ def test_what_can_not_be_distilled_is_refused_before_anything_is_written(
     assert not (tmp_path / "student").exists()
 
 
-def test_the_command_line_refuses_what_has_no_meaning(written: Any, refused: Any) -> None:
-    run, method = f"run={written['sentiment']}", "method=distil"
-    assert "another backbone is student=nano" in refused("compress", run, method, "backbone=nano")
+def test_two_teachers_of_one_name_are_refused(written: Any, refused: Any) -> None:
     several = f"run=[{written['sentiment']},{written['sentiment']}]"
-    assert "two teachers of 'sentiment': give one another name" in refused("compress", several, method, *NANO)
+    assert "two teachers of 'sentiment': give one another name" in refused("compress", several, "method=distil", *NANO)
 
 
 @pytest.mark.long
