@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from results_file import Bound, Entry, Machine, Record, Result, Score, Side, Speed, load
+from results_file import Bound, Compressed, Entry, Machine, Record, Result, Score, Side, Speed, load
 
-EntryType = TypeVar("EntryType", Result, Speed, Bound)
+EntryType = TypeVar("EntryType", Result, Speed, Bound, Compressed)
 
 
 def results(*ids: str) -> None:
@@ -26,6 +26,11 @@ def speed(*ids: str, notes: bool = True) -> None:
 def bounds(*ids: str) -> None:
     """Write the table of these figures and the bounds they keep, in this order."""
     _write(bounds_table(load(), ids))
+
+
+def compression(*ids: str) -> None:
+    """Write the table of these models made smaller; of all, by data set and size, without ids."""
+    _write(compression_table(load(), ids))
 
 
 def results_table(record: Record, ids: Sequence[str] = ()) -> str:
@@ -62,6 +67,31 @@ def bounds_table(record: Record, ids: Sequence[str] = ()) -> str:
         [entry.measure, value, entry.bound, f"`{entry.command}`"] for entry, value in zip(chosen, values, strict=True)
     ]
     return _table(["measure", "measured", "bound", "command"], rows) + _caption(chosen)
+
+
+def compression_table(record: Record, ids: Sequence[str] = ()) -> str:
+    """Quality, sizes and speeds of each model, and below them what they were measured on."""
+    if not record.compression:
+        return "No figures are recorded yet."
+    chosen = _chosen(record.compression, ids)
+    if not ids:
+        chosen.sort(key=lambda entry: (entry.data, -entry.disk_mb, -entry.memory_mb, entry.id))
+    rows = [
+        [
+            entry.data,
+            entry.model,
+            f"{entry.metric} {_score(entry.score)}, n = {entry.n:,}",
+            entry.verdict or "–",
+            f"{entry.disk_mb:,.0f}",
+            f"{entry.memory_mb:,.0f}",
+            _three_digits(entry.examples_per_second),
+            "–" if entry.tokens_per_second is None else _three_digits(entry.tokens_per_second),
+            f"{_three_digits(entry.speed)}×",
+        ]
+        for entry in chosen
+    ]
+    header = ["data", "model", "quality (95% interval)", "against the parent", "MB on disk", "MB in memory"]
+    return _table([*header, "examples/s", "tokens/s", "speed in turns"], rows) + _caption(chosen)
 
 
 def _speed_row(comparison: Speed, side: Side, notes: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """docs/results.json: the record of figures. Tables are rendered from it (figures.py), record.py adds to it.
 
 An entry of ``results`` is what one command reached on a test set, one of ``speed`` is a comparison measured in rounds,
-one of ``bounds`` is a figure with the bound that it is to keep.
+one of ``bounds`` is a figure with the bound that it is to keep, one of ``compression`` is a model made smaller.
 """
 
 from __future__ import annotations
@@ -127,6 +127,23 @@ class Bound(Entry):
     is_met: bool
 
 
+@dataclass(frozen=True)
+class Compressed(Entry):
+    """A model made smaller, or the run that it comes from, whose ``verdict`` is empty and whose ``speed`` is 1."""
+
+    data: str  # name of the data set, for people
+    model: str  # such as "18 layers"
+    metric: str
+    score: Score
+    n: int  # test examples
+    verdict: str  # of the paired test against the run that it comes from
+    disk_mb: float  # of the weights that export writes
+    memory_mb: float  # of the weights
+    examples_per_second: float
+    tokens_per_second: float | None  # that it writes
+    speed: float  # times that of the run it comes from, measured in turns
+
+
 @dataclass
 class Record:
     """The whole file: entries by id."""
@@ -134,10 +151,12 @@ class Record:
     results: dict[str, Result] = field(default_factory=dict)
     speed: dict[str, Speed] = field(default_factory=dict)
     bounds: dict[str, Bound] = field(default_factory=dict)
+    compression: dict[str, Compressed] = field(default_factory=dict)
 
-    def add(self, entry: Result | Speed | Bound) -> bool:
+    def add(self, entry: Result | Speed | Bound | Compressed) -> bool:
         """Add an entry; return whether it replaces one of the same id."""
         kinds: dict[type, dict[str, Any]] = {Result: self.results, Speed: self.speed, Bound: self.bounds}
+        kinds[Compressed] = self.compression
         entries = kinds[type(entry)]
         replaces = entry.id in entries
         entries[entry.id] = entry
@@ -153,6 +172,7 @@ def load(file: Path = FILE) -> Record:
         _entries(values["results"], result_from, file),
         _entries(values["speed"], speed_from, file),
         _entries(values["bounds"], bound_from, file),
+        _entries(values["compression"], compressed_from, file),
     )
 
 
@@ -182,7 +202,12 @@ def bound_from(values: Mapping[str, Any]) -> Bound:
     return Bound(**{**values, "machine": Machine(**values["machine"])})
 
 
-EntryType = TypeVar("EntryType", Result, Speed, Bound)
+def compressed_from(values: Mapping[str, Any]) -> Compressed:
+    """A model made smaller from plain values."""
+    return Compressed(**{**values, "machine": Machine(**values["machine"]), "score": Score(**values["score"])})
+
+
+EntryType = TypeVar("EntryType", Result, Speed, Bound, Compressed)
 
 
 def _entries(

@@ -20,6 +20,7 @@ from harness import ROOT, Result, report
 
 COMPARISONS = ("training", "pretraining", "inference", "generation")
 COMPARISONS += ("activation_cache", "memory", "startup", "attention", "packed_weights", "time_to_quality")
+COMPARISONS += ("distillation",)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from gptask.cli.verbs import MULTIRUN
 from gptask.config import schemas
 from gptask.config.conversion import register_schemas
 from gptask.config.trainer_options import check_trainer_options
+from gptask.config.verb_schemas import VERB_SCHEMAS
 from gptask.plugins.config_group import register_task_group
 from gptask.plugins.discovery import discover
 from gptask.plugins.task import Task
@@ -22,7 +23,14 @@ FOLDER = Path(gptask_conf.__file__).parent
 FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
 PRIMARY = [path.stem for path in FILES if len(path.parts) == 1]
 PRESETS = [path for path in FILES if len(path.parts) > 1]
-NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export": ["run=x", "output=y"], "serve": []}
+NEEDED = {
+    "train": [],
+    "evaluate": [],
+    "predict": ["run=x", "input=y"],
+    "export": ["run=x", "output=y"],
+    "serve": [],
+    "compress": ["run=x", "method=prune"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +62,21 @@ def composed(configs, verb, *overrides):
 
 
 def test_every_verb_has_its_file():
-    assert set(PRIMARY) == set(schemas.VERB_SCHEMAS)
+    assert set(PRIMARY) == set(VERB_SCHEMAS)
 
 
 @pytest.mark.parametrize("verb", PRIMARY)
 def test_a_primary_config_is_its_verbs_dataclass(configs, verb):
-    assert type(to_schema(composed(configs, verb), verb)) is schemas.VERB_SCHEMAS[verb]
+    assert type(to_schema(composed(configs, verb), verb)) is VERB_SCHEMAS[verb]
 
 
 @pytest.mark.parametrize("verb", PRIMARY)
 def test_a_primary_config_has_the_schemas_defaults(configs, verb):
     """Python users get the same values as the command line."""
-    options, schema = to_schema(composed(configs, verb), verb), schemas.VERB_SCHEMAS[verb]()
+    options, schema = to_schema(composed(configs, verb), verb), VERB_SCHEMAS[verb]()
     for field in fields(schema):
         value = getattr(options, field.name)
-        if field.name not in (*schemas.GROUP_SCHEMAS, "task", "trainer", "run", "input", "output"):
+        if field.name not in (*schemas.GROUP_SCHEMAS, "task", "trainer", "run", "input", "output", "method"):
             assert value == getattr(schema, field.name), field.name
 
 

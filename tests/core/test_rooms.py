@@ -17,7 +17,10 @@ FILES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 CORE = [name for name in FILES if name.startswith("gptask.") and name != "gptask.__main__"]
-WITH_TORCH = ("gptask.data.batches", "gptask.data.datamodule", "gptask.data.mixture")
+WITH_TORCH = (
+    *("gptask.data.batches", "gptask.data.datamodule", "gptask.data.mixture"),
+    *(f"gptask.analysis.compress.{name}" for name in ("distillation", "teacher", "teacher_scores", "teacher_texts")),
+)
 WITHOUT_TORCH = [  # at import; of the model room what a task's module and a start need
     *(
         name

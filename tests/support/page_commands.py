@@ -24,7 +24,7 @@ from tests.support.distributions import write_distribution
 from tests.support.page_programs import CHECKS, UNCHECKED
 from tests.support.pages import ROOT, Block, Command
 
-TINY = ["backbone=nano", "backbone.n_layer=1", "backbone.n_embd=16", "backbone.n_head=2", "backbone.vocab_size=300"]
+TINY = ["backbone=nano", "backbone.n_layer=2", "backbone.n_embd=16", "backbone.n_head=2", "backbone.vocab_size=300"]
 SMALL = ["data.limit.train=16", "data.limit.validation=4", "data.limit.test=4", "trainer.accelerator=cpu"]
 SHELL = {"cat", "cp", "echo", "head", "ls", "mkdir", "printf", "sed", "tail", "wc"}  # a block that is run may use them
 WORK = {  # what a verb that reads its own arguments calls once it has read and checked them
@@ -173,6 +173,8 @@ def tiny(words: Sequence[str]) -> list[str]:
     verb, *arguments = words
     if verb == "chat":
         return [verb, *arguments, "max_new_tokens=4"]
+    if verb == "compress":
+        return [verb, *(re.sub(r"^keep=.*", "keep=1", word) for word in arguments)]
     if verb not in ("train", "evaluate", "sweep") or any(re.match("run=|resume=(?!auto)", word) for word in arguments):
         return [verb, *arguments]
     if not any(word.startswith("backbone.source=") for word in arguments):

@@ -226,7 +226,15 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
     The family may be the folder of a model.
     """
 
-    def make(task: Any, family: str, tuning: Any, seed: int = 0, dtype: str = "float32", layers: int = 2) -> Any:
+    def make(
+        task: Any,
+        family: str,
+        tuning: Any,
+        seed: int = 0,
+        dtype: str = "float32",
+        layers: int = 2,
+        keep: list[int] | None = None,
+    ) -> Any:
         import torch
         from gptask.config.schemas import DType, Pretrained, Scratch
         from gptask.model.backbone.backbone import load_or_build_backbone
@@ -237,7 +245,7 @@ def random_run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPat
         if family != "scratch":
             is_source = family.startswith("llm-") or Path(family).is_dir()
             source = family if is_source else str(tiny_model(family, 128, layers=layers))
-            options = Pretrained(source=source, dtype=DType(dtype), license="MIT")
+            options = Pretrained(source=source, dtype=DType(dtype), license="MIT", keep=keep)
         torch.manual_seed(seed)
         backbone = load_or_build_backbone(options, saved_model.locate_backbone(options), lambda: [TEXT] * 3)
         head = task.head(backbone)

@@ -73,3 +73,29 @@ def test_scores_of_tags_are_the_predicted_log_probabilities(context: Context, ba
     (gradient_BTC,) = torch.autograd.grad(scores_BWK[1, -1, 0], hidden_BTC)
     assert gradient_BTC[1].any()
     assert not gradient_BTC[0].any()
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.score_labels() or name == "span"])
+def test_scores_sum_to_one_along_the_axis_that_the_head_names(name: str, backbone: Any) -> None:
+    task = TASKS[name]
+    head: Any = task.head(backbone)
+    example = {"text": TEXTS[1], "tokens": TEXTS[1].split(), "context": TEXTS[1], "question": TEXTS[0]}
+    batch = batch_of(task, backbone, [example])
+    scores = head.scores(backbone.hidden(batch.input_ids), batch)
+    if head.score_axis is None:
+        assert name == "multi_label"
+        return
+    sums = scores.exp().sum(head.score_axis)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+    assert len(task.score_labels()) == (0 if name == "span" else scores.shape[-1])
+
+
+def test_each_word_of_a_long_text_is_scored_in_one_window(backbone: Any) -> None:
+    task = TASKS["tagging"]
+    items = encode(task, {"tokens": TEXTS[1].split() * 4}, backbone.tokenizer, 24)
+    assert len(items) > 1
+    batch = collate(items)
+    words_BW = task.head(backbone).scored_words(batch)
+    outputs = task.head(backbone).predict(backbone.hidden(batch.input_ids), batch)
+    assert words_BW.sum(1).tolist() == list(map(len, outputs))
+    assert int(words_BW.sum()) == 4 * len(TEXTS[1].split())

@@ -14,6 +14,7 @@ from gptask.analysis.console import VisibleConsole
 from gptask.data.messages import format_message
 from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS
+from gptask.runs.cards.parent_table import HEAD, parent_rows
 from gptask.runs.folder import is_main_process
 from gptask.runs.manifest import read_manifest
 
@@ -30,6 +31,9 @@ def show_run(folder: Path) -> None:
     console.print(_metrics_table(result))
     if baselines := result.get("baselines"):
         console.print(_baselines_table(baselines))
+    if rows := parent_rows(against := result.get("against_parent") or {}):
+        console.print(_parent_table(rows, against["folder"]))
+        console.print(f"{against['conclusion']}\n", soft_wrap=True, highlight=False)
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:
         for line in islice(lines, EXAMPLES):
             prediction = json.loads(line)
@@ -59,6 +63,15 @@ def _baselines_table(baselines: dict[str, Any]) -> Table:
         score = baseline["score"]
         value, interval = value_text(score["value"]), interval_text(score)
         table.add_row(name, baseline["metric"], value, interval, baseline["verdict"]["sentence"])
+    return table
+
+
+def _parent_table(rows: list[list[str]], parent: str) -> Table:
+    table = Table(title=f"the run against its parent, {parent}, on the same test examples")
+    for column in HEAD:
+        table.add_column(column, justify="right" if column in ("run", "parent") else "left")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

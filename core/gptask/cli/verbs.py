@@ -27,6 +27,7 @@ VERBS = {
         Verb("train", "fine-tune on a task, keep the best checkpoint, test it", composed=True, multirun=True),
         Verb("evaluate", "score a run folder or the bare backbone without training", composed=True, multirun=True),
         Verb("sweep", "search for the options that do best on validation"),
+        Verb("compress", "make a run smaller, and compare it with what it was", composed=True, multirun=True),
         Verb("predict", "run a run folder on a file or standard input", composed=True),
         Verb("chat", "talk to a run folder or a bare backbone", own_signals=True),
         Verb("serve", "answer requests for many runs from one backbone, over HTTP", composed=True, own_signals=True),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-from gptask.config.schemas import GROUP_SCHEMAS, VERB_SCHEMAS, Train
+from gptask.config.schemas import GROUP_SCHEMAS, Train
+from gptask.config.verb_schemas import VERB_SCHEMAS
 from gptask.errors import UserError, damaged
 
 
@@ -51,7 +53,7 @@ def to_plain(config: Any) -> dict[str, Any]:
         omitted = ("task", "data") if config.tasks else ("tasks", "mixing")
     for name in (f.name for f in fields(config) if f.name not in omitted):
         value = getattr(config, name)
-        plain[name] = value
+        plain[name] = value.name if isinstance(value, Enum) else value
         if name == "tasks":
             plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
         elif is_dataclass(value):

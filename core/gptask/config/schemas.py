@@ -98,6 +98,7 @@ class Pretrained:
     revision: str | None = None
     license: str | None = None
     dtype: DType = option(DType.auto, DTYPES)
+    keep: list[int] | None = option(None, "numbers of the layers that stay, from 0; null: all")
 
 
 @dataclass
@@ -447,13 +448,6 @@ class Serve:
         self.engine = self.engine or engine_from_environment()
 
 
-VERB_SCHEMAS: dict[str, type] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "predict": Predict,
-    "export": Export,
-    "serve": Serve,
-}
 GROUP_SCHEMAS: dict[str, dict[str, type]] = {
     "backbone": {"pretrained": Pretrained, "scratch": Scratch},
     "data": {"sample_schema": Sample, "files_schema": Files, "hub_schema": Hub},

@@ -21,9 +21,9 @@ class BatchesByLength(Sampler[list[int]]):
     the same number: the last one may be a filler (`is_filler`), which must not count. For scoring a process that would
     get none gets an empty one. ``limit`` bounds the batches of all processes together.
     ``common`` holds the prefix group (N,) of each item and the length (N,) of its shared prefix
-    (`prefixes.shared_prefixes`): a group's items stay neighbours, and their prefix counts once. ``costs`` are the
-    padded tokens of each batch. The first pass leaves out ``first_batch`` batches, which a resumed training has behind
-    it.
+    (`prefixes.shared_prefixes`): a group's items stay neighbours, and their prefix counts once. ``parts`` (N,) numbers
+    items that must not be in a batch with those of another part. ``costs`` are the padded tokens of each batch. The
+    first pass leaves out ``first_batch`` batches, which a resumed training has behind it.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class BatchesByLength(Sampler[list[int]]):
         common: tuple[np.ndarray, np.ndarray] | None = None,
         first_batch: int = 0,
         limit: int | None = None,
+        parts: np.ndarray | None = None,
     ) -> None:
         self.lengths, self.max_examples, self.max_tokens = lengths, max_examples, max_tokens
         self.max_padding = max_padding
@@ -46,7 +47,9 @@ class BatchesByLength(Sampler[list[int]]):
         self.prefix_lengths: np.ndarray
         self.groups, self.prefix_lengths = nothing_shared if common is None else common
         generator = None if seed is None else np.random.default_rng(seed)
-        packed = list(self._pack(self._order(generator)))
+        order = self._order(generator)
+        orders = [order] if parts is None else [order[parts[order] == part] for part in np.unique(parts)]
+        packed = [batch for one_part in orders for batch in self._pack(one_part)]
         if generator:
             generator.shuffle(packed)
         packed = packed[:limit]

@@ -1,7 +1,7 @@
 """The cache: entries that are written completely or not at all, checked when they are read, and listed by kind.
 
-An entry of ``examples`` or ``encoded`` is a table with a JSON file beside it, of ``backbones`` a folder with a JSON
-file in it: this file seals the entry, and its time of change tells when the entry was last used.
+An entry of ``examples``, ``encoded`` or ``scores`` is a table with a JSON file beside it, of ``backbones`` a folder
+with a JSON file in it: this file seals the entry, and its time of change tells when the entry was last used.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SUFFIXES = {  # of the files of an entry, by its kind
     "examples": (".arrow", ".json"),
     "encoded": (".arrow", ".json"),
     "states": (".bin", ".crc"),
+    "scores": (".arrow", ".json"),
+    "texts": (".jsonl",),
     "hashes": ("",),
     "verdicts": (".json",),
 }
@@ -145,7 +147,7 @@ def _problem(kind: str, paths: Sequence[Path]) -> str | None:
             for name, expected in json.loads(_mark(paths).read_text(encoding="utf-8"))["files"].items():
                 if not is_sealed(paths[0] / name, expected):
                     return f"{name} is not as it was written"
-        elif kind in ("examples", "encoded"):
+        elif kind in ("examples", "encoded", "scores"):
             table, meta = paths
             if not is_sealed(table, json.loads(meta.read_text(encoding="utf-8"))["seal"]):
                 return f"{table.name} is not as it was written"
@@ -154,7 +156,7 @@ def _problem(kind: str, paths: Sequence[Path]) -> str | None:
                 return "it holds no hash"
         elif kind == "verdicts":
             json.loads(paths[0].read_text(encoding="utf-8"))
-        elif kind == "states":
+        elif kind in ("states", "texts"):
             for path in paths:
                 path.stat()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,7 +181,7 @@ def entries() -> list[CacheEntry]:
     for kind, suffixes in SUFFIXES.items():
         files_by_name: dict[str, list[Path]] = {}
         for path in sorted((folder / kind).glob("*")):
-            if path.suffix != ".part":
+            if ".part" not in path.suffixes:
                 files_by_name.setdefault(path.name.partition(".")[0], []).append(path)
         for name, paths in files_by_name.items():
             expected = [folder / kind / f"{name}{suffix}" for suffix in suffixes]
@@ -199,7 +201,7 @@ def _size(paths: Sequence[Path]) -> int:
 
 def _abandoned_parts(folder: Path) -> Iterator[Path]:
     """Unfinished files and folders of processes that are gone."""
-    for path in folder.glob("*.part"):
+    for path in folder.glob("*.part*"):  # a `PartFile` has its journal beside it, .part.json
         *_, host, pid, _ = (".", ".", *path.name.split("."))
         with suppress(FileNotFoundError):  # another process removes it, too
             if host == HOST and pid.isdecimal():

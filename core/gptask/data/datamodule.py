@@ -148,11 +148,15 @@ class DataModule(pl.LightningDataModule):
         self.task, self.corpus, self.tokenizer, self.options, self.seed = task, corpus, tokenizer, options, seed
         self.shares_prefixes = False  # whether the backbone computes a prefix that prompts of a batch share only once
         self.resumed_at = (0, 0)  # the epoch in which a resumed training goes on, and its batches that are done
+        self.train_examples: Examples | None = None  # what is learned in place of the corpus's own training examples
+        self.labelled_examples: int | None = None  # the first ones of train, the others have no labels; None: all
         self._items: dict[str, ArrowStore] = {}
         self._prefixes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def examples(self, split: str) -> Examples:
         """The examples of a split."""
+        if split == "train" and self.train_examples is not None:
+            return self.train_examples
         return self.corpus.split(split)
 
     def items(self, split: str) -> ArrowStore:
@@ -198,6 +202,12 @@ class DataModule(pl.LightningDataModule):
             generator=torch.Generator(),  # so that making a loader leaves the training's random state as it is
         )
 
+    def has_label(self, rows: Any) -> np.ndarray:
+        """Whether training items, by their numbers (N,), are of examples with labels, shape (N,)."""
+        owners = self.items("train").column("example")[rows]
+        labelled: np.ndarray = owners < (np.inf if self.labelled_examples is None else self.labelled_examples)
+        return labelled
+
     def _lengths(self, split: str) -> np.ndarray:
         return self.items(split).column("length")
 
@@ -224,6 +234,7 @@ class DataModule(pl.LightningDataModule):
             (trainer.global_rank, trainer.world_size) if trainer else (0, 1),
             common=self._shared_prefixes("train"),
             first_batch=done if trainer and trainer.current_epoch == resumed_epoch else 0,
+            parts=None if self.labelled_examples is None else self.has_label(np.arange(len(self.items("train")))),
         )
         return self._loader("train", batches)
 

@@ -52,6 +52,10 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return self.store.records_at(self.rows)
 
+    def after(self, number: int) -> Iterator[Example]:
+        """The examples behind the first ``number``."""
+        return self.store.records_at(self.rows[number:])
+
     def without(self, digests: Sequence[int]) -> Examples:
         """The examples whose input digest is none of these."""
         kept = ~np.isin(self.digests, np.asarray(digests, dtype=np.int64))
@@ -105,9 +109,9 @@ class ExampleReader:
         if not isinstance(cleaned, Iterable):
             raise TypeError(f"Task.clean() must yield the examples, got {cleaned!r}")
         for example in cleaned:
-            input_digest = _signed_digest([example[name] for name in self.input_names])
+            input_digest = signed_digest([example[name] for name in self.input_names])
             values = [example[name] for name in self.group_names]
-            yield example | {"digest": input_digest, "group": _signed_digest(values) if values else input_digest}
+            yield example | {"digest": input_digest, "group": signed_digest(values) if values else input_digest}
 
     def _examples(self, reader: FileReader | HubReader) -> Iterator[Example]:
         """The usable examples, each with an id: the row's own, else its file and line."""
@@ -152,16 +156,17 @@ def task_groups(task: Task, store: ArrowStore) -> np.ndarray:
     """The groups (N,) that a task itself keeps together, besides ``data.group``: by its fields, else equal inputs."""
     if not (names := _group_names(task)):
         return store.column("digest")
-    return np.array([_signed_digest([example[name] for name in names]) for example in store])
+    return np.array([signed_digest([example[name] for name in names]) for example in store])
 
 
-def _signed_digest(values: list[Any]) -> int:
+def signed_digest(values: list[Any]) -> int:
     """A digest as a signed 64-bit number: eight bytes a row however large the data."""
     text = f"[{', '.join(map(_to_json, values))}]"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") - 2**63
 
 
-def _schema(task: Task) -> Any:
+def example_schema(task: Task) -> Any:
+    """The columns of a task's examples in a store."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
@@ -180,6 +185,17 @@ def _schema(task: Task) -> Any:
     return pa.schema([("id", text), *columns, ("digest", number), ("group", number)])
 
 
+def stored_examples(task: Task, records: Iterable[Example], content: Any, meta: dict[str, Any], name: str) -> Examples:
+    """Examples that are made of others, in the cache under a key of the ``content`` they are made of and of the task.
+
+    Drawing ``records`` may fill ``meta``, which the store keeps.
+    """
+    key = digest(repr([content, task, code_hash(task, CODE_OF_EXAMPLES)]))
+    path = cache_folder() / "examples" / f"{key}.arrow"
+    store = ArrowStore.cached(path) or ArrowStore.write(path, records, meta, example_schema(task))
+    return Examples(store, np.arange(len(store)), name)
+
+
 def cached_examples(task: Task, options: Data, split: str, reader: FileReader | HubReader) -> ArrowStore:
     """The examples of a split, from the cache if it holds them; logs the rows read, cleaned, skipped and duplicate."""
     columns = Columns(task, options, split=split)
@@ -196,7 +212,7 @@ def cached_examples(task: Task, options: Data, split: str, reader: FileReader | 
         example_reader = ExampleReader(task, columns, options.on_bad, train, short_names)
         example_reader.meta["files"] = list(hashes)
         example_reader.meta["notes"] = {name: vars(notes) for name, notes in getattr(reader, "notes", {}).items()}
-        store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, _schema(task))
+        store = ArrowStore.write(path, example_reader.records(reader), example_reader.meta, example_schema(task))
     store.sources = hashes
     row_counts = store.meta["rows"]
     # the same files in the same order, under the names they had when the cache was filled

@@ -40,7 +40,9 @@ class Head(nn.Module, ABC):
     the state of a sequence's last real token (other heads say in `needed_positions` what they read).
     ``lora_top_fraction`` is the share of layers, counted from the top, that LoRA adapts for this head unless
     ``tuning.top`` is set. ``lora_lr`` is its learning rate on SmolLM2-135M unless ``tuning.lr`` is set;
-    `gptask.model.backbone.tuning.scaled_lora_lr` scales it for other models.
+    `gptask.model.backbone.tuning.scaled_lora_lr` scales it for other models. ``score_axis`` is the axis of `scores`
+    along which the probabilities sum to 1: the last one for classes and tags, 1 for the positions of a span, None where
+    each class is a yes or no of its own.
     """
 
     export_class: ClassVar[str | None] = "AutoModelForCausalLM"
@@ -48,6 +50,7 @@ class Head(nn.Module, ABC):
     last_only: ClassVar[bool] = False
     lora_top_fraction: ClassVar[float] = 1.0
     lora_lr: ClassVar[float] = 1e-3
+    score_axis: int | None = -1
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -86,6 +89,13 @@ class Head(nn.Module, ABC):
         They are those of K classes (B, K), each class a yes or no of its own where a sequence may have several; of the
         tags (B, W, K) of W words; or of the start and the end of a span (B, T, 2), minus infinity where none may be.
         Rows of padding hold anything.
+        """
+        return None
+
+    def scored_words(self, batch: Batch) -> Tensor | None:
+        """Return which words (B, W) of `scores` each sequence stands for; None: all of its own, pads alone left out.
+
+        A text that is cut into windows has each word in just one of them, and elsewhere as context.
         """
         return None
 

@@ -101,6 +101,7 @@ class TaskHead(Protocol):
     last_only: ClassVar[bool]
     lora_top_fraction: ClassVar[float]
     lora_lr: ClassVar[float]
+    score_axis: int | None
 
     def needed_positions(self, batch: Batch) -> Tensor | None:
         """Return which states (B, T) of a batch loss, scores and predictions depend on; None: all."""
@@ -113,6 +114,9 @@ class TaskHead(Protocol):
 
     def scores(self, hidden: Tensor, batch: Batch) -> Tensor | None:
         """Return differentiable log-probabilities of classes (B, K), tags (B, W, K) or spans (B, T, 2); None: none."""
+
+    def scored_words(self, batch: Batch) -> Tensor | None:
+        """Return which words (B, W) of the scores each sequence stands for; None: all of its own."""
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the weights under the names of ``export_class``, and the values of its config."""

@@ -164,6 +164,13 @@ class Task(ABC):
             ids = ids[:-1]
         return ids
 
+    def score_labels(self) -> list[str]:
+        """Return the names of the K classes or tags whose log-probabilities `Head.scores` returns, in that order.
+
+        The default, none, is for a head without scores, and for one that scores positions.
+        """
+        return []
+
     def datamodule(self, corpus: Corpus, tokenizer: Any, options: Any, seed: int) -> Any:
         """Build the task's own data module; None selects gptask's, which encodes, caches and batches by length."""
         return None

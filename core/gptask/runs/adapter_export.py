@@ -62,9 +62,7 @@ def refuse_adapter_export(run: Run) -> None:
     elif not (model_folder(run.folder) / "adapter_config.json").exists():
         problem = f"it has none: tuning={run.config['tuning']['kind'].removesuffix('_schema')}"
     elif kept < (count := _layers_of_backbone(run)):
-        problem = (
-            f"it belongs to the first {kept} of the backbone's {count} layers, and others would compute all of them"
-        )
+        problem = f"it belongs to {kept} of the backbone's {count} layers, and others would compute all of them"
     if problem:
         raise UserError(
             f"{run.folder} can't be exported as an adapter: {problem}. Without adapter=true, export writes the whole "

@@ -17,7 +17,7 @@ from gptask.model.backbone.locate import PICKLES
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.config_file import read_config
 from gptask.runs.leftovers import LOG, holds_run
-from gptask.runs.manifest import MODEL, read_manifest
+from gptask.runs.manifest import MODEL, read_manifest, training_verb
 from gptask.runs.run_lock import LOCK_FILE, run_lock
 
 log = logging.getLogger("gptask")
@@ -238,10 +238,11 @@ def checkpoint_files(folder: Path) -> list[Path]:
 def resume_hint(folder: Path) -> str:
     """A sentence that names the checkpoints of a stopped run and the command that resumes it."""
     names = ", ".join(path.name for path in checkpoint_files(folder))
+    command = f"gptask {training_verb(folder)} resume={folder}"
     if not names:
-        begin_again = f"gptask train resume={folder} begins again" if (folder / "config.yaml").is_file() else ""
+        begin_again = f"{command} begins again" if (folder / "config.yaml").is_file() else ""
         return f"No checkpoint has been written yet: {begin_again or 'the same command begins again'}."
-    return f"Checkpoints in {folder / 'checkpoints'}: {names}. Resume with: gptask train resume={folder}"
+    return f"Checkpoints in {folder / 'checkpoints'}: {names}. Resume with: {command}"
 
 
 def model_folder(folder: str | Path) -> Path:

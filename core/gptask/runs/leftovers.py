@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gptask.errors import UserError, listing
 from gptask.runs.config_file import read_config
@@ -24,7 +25,7 @@ PARTIAL = (
 # what a run that begins anew would leave standing, or mix with its own; logs and trackers' curves stay
 OF_EARLIER_START = (
     *PARTIAL, *(name for name in FILES if name != CONFIG), "README.md", MODEL_FOLDER, "metrics.csv",
-    "metrics.before-resume-*.csv", "hparams.yaml",
+    "metrics.before-resume-*.csv", "hparams.yaml", "teacher.jsonl",
 )  # fmt: skip
 
 
@@ -51,13 +52,18 @@ def require_unfinished_training(folder: Path) -> None:
         values = read_config(folder)
         if values.get("task_name"):
             raise UserError(f"{folder} is one task of {folder.parent}, which can be resumed")
-        if "optimizer" not in values:
-            raise UserError(f"{folder} is an evaluation: `gptask evaluate` makes it again, in another folder")
+        refuse_evaluation(folder, values)
     elif names := _foreign_names(folder):
         raise UserError(
             f"{folder} is no run folder, it holds {listing(names, 4)} and no {CONFIG}. It stays as it is: choose "
             "another folder"
         )
+
+
+def refuse_evaluation(folder: Path, values: dict[str, Any]) -> None:
+    """Raise `UserError` for an evaluation, which has no training; ``values`` are the folder's config."""
+    if "optimizer" not in values:
+        raise UserError(f"{folder} is an evaluation: `gptask evaluate` makes it again, in another folder")
 
 
 def remove_partial(folder: Path, tasks: Iterable[str]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gptask.config.verb_schemas import verb_of_run
+from gptask.config.yaml_text import read_yaml
 from gptask.errors import UserError, damaged, listing
 from gptask.runs.atomic_write import sync, write_json, written_whole
 
@@ -92,7 +95,7 @@ def write_manifest(
     values = {
         "format": RUN_FORMAT,
         "fingerprint": fingerprint,
-        "parent": parent and {"folder": parent, "manifest": _sha256(read_manifest(parent).folder / MANIFEST)},
+        "parent": parent and {"folder": parent, "manifest": manifest_digest(parent)},
         "method": method,
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
         "splits": {
@@ -135,6 +138,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
 
 
+def manifest_digest(folder: str | Path) -> str:
+    """The SHA-256 of a finished run's manifest, which names all of its files."""
+    return _sha256(read_manifest(folder).folder / MANIFEST)
+
+
 def read_splits(folder: str | Path) -> dict[str, np.ndarray]:
     """The 64-bit input digests (N,) of each split of a finished run's N examples, by the split's name.
 
@@ -158,8 +166,15 @@ def way_to_finish(folder: Path) -> str:
     """How the user gets an unfinished run finished: from its checkpoints, which several tasks of a run share."""
     for path in (folder, folder.parent):
         if any((path / "checkpoints").glob("*.ckpt")):
-            return f"finish it with: gptask train resume={path}"
+            return f"finish it with: gptask {training_verb(path)} resume={path}"
     return "it has no checkpoint to go on from, so start it again"
+
+
+def training_verb(folder: Path) -> str:
+    """The verb that goes on with a run, by its config.yaml; train where that can't be read."""
+    with suppress(Exception):  # of the parser, for a damaged file
+        return verb_of_run(read_yaml(folder / "config.yaml"))
+    return "train"
 
 
 def _is_inside(name: str) -> bool:

@@ -82,13 +82,17 @@ class Predictor:
         A blank row's prediction is None. The error of an unreadable row is its own prediction; a row whose example
         can't be encoded has the error as its prediction.
         """
+        self.move_to_device()
+        for chunk in chunks(inputs, live, self.window):
+            encoded = self.encode(chunk)
+            yield from zip(chunk, self.results(encoded, self._predict_items(encoded.items)), strict=True)
+
+    def move_to_device(self) -> None:
+        """Move the weights to where they compute fastest."""
         import torch
 
         for module in (self.backbone, self.head):
             module.to("cuda" if torch.cuda.is_available() else "cpu")
-        for chunk in chunks(inputs, live, self.window):
-            encoded = self.encode(chunk)
-            yield from zip(chunk, self.results(encoded, self._predict_items(encoded.items)), strict=True)
 
     def results(self, chunk: EncodedChunk, outputs: dict[int, Any]) -> list[Prediction | DataError]:
         """One prediction or error for each row of a chunk, from the head's output for each item, by its number."""
@@ -159,10 +163,11 @@ class Predictor:
             needed = self.head.needed_positions(batch)
             return self.head.predict(self.backbone.hidden(batch.input_ids, batch.lengths, needed), batch)
 
-        return [*chain.from_iterable(self._divider.compute([item["length"] for item in items], predict))]
+        return [*chain.from_iterable(self.divider.compute([item["length"] for item in items], predict))]
 
     @cached_property
-    def _divider(self) -> BatchDivider:
+    def divider(self) -> BatchDivider:
+        """What divides a batch that does not fit into memory."""
         return BatchDivider()
 
 

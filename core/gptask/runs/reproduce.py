@@ -10,6 +10,7 @@ from typing import Any
 from gptask.config import schemas
 from gptask.config.conversion import escaped, to_plain
 from gptask.config.overrides import quote_if_needed, quoted
+from gptask.config.verb_schemas import VERB_SCHEMAS, verb_of_run
 from gptask.plugins.discovery import discover
 
 # options that belong to one run or machine only (folder to engine), or that the command states in another way
@@ -23,16 +24,16 @@ def reproduce_command(config: dict[str, Any]) -> str:
     """
     if command := config.get("command"):
         return str(command)
-    verb = "train" if "optimizer" in config else "evaluate"
-    defaults = to_plain(schemas.VERB_SCHEMAS[verb]())
-    parent = config.get("parent")
+    verb = verb_of_run(config)
+    defaults = to_plain(VERB_SCHEMAS[verb]())
+    parent = config["run"] if verb == "compress" else config.get("parent")
     words = [f"run={quote_if_needed(str(parent))}"] if parent else []
     if "tasks" in config:
         words += _multitask_overrides(config["tasks"])
     else:
         words += [] if parent else [f"task={config['plugin']['name']}"]
         words += _changed_values("task", config["task"], _task_defaults(config))
-    for name in (f.name for f in fields(schemas.VERB_SCHEMAS[verb])):
+    for name in (f.name for f in fields(VERB_SCHEMAS[verb])):
         from_parent = parent and name in ("backbone", "data")
         if name in config and name not in NOT_REPRODUCED and not from_parent:
             words += _group_overrides(name, config[name], defaults.get(name))

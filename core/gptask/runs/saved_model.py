@@ -7,8 +7,9 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
 from gptask.data.hub_access import hub_switched_off
 from gptask.errors import UserError, damaged, listing, user_path
-from gptask.model.backbone.locate import BackboneOrigin, folder_hash, locate
+from gptask.model.backbone.locate import BackboneOrigin, folder_hash, hash_of_layers, locate
 from gptask.plugins.discovery import plugin_of, traceback_end
 from gptask.plugins.task import Task
 from gptask.runs.atomic_write import share_weights, write_json
@@ -88,8 +89,8 @@ def _write_model(partial: Path, backbone: GPTBackbone, tasks: Mapping[str, tuple
         {
             "source": backbone.origin.kind,
             "location": backbone.origin.location,
-            "weights_hash": backbone.origin.weights_hash,
-            "layers": list(range(backbone.config.num_hidden_layers)),  # the backbone's layers that are kept
+            "weights_hash": backbone.origin.files_hash,
+            "layers": backbone.layer_numbers,  # the backbone's layers that are kept
         },
     )
 
@@ -118,7 +119,7 @@ def load_backbone(
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(options, saved)
     backbone = from_folder(origin, torch_dtype, str(model), engine)
-    backbone.keep_first_layers(_kept_layers(saved))
+    backbone.keep_layers(_kept_layers(saved))
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
@@ -138,8 +139,21 @@ def load_backbone(
 
 
 def base_weights_hash(model: Path) -> str:
-    """The hash of the weights under a run's adapter and head: its own full weights, or those it left as they were."""
+    """The hash of the weights under a run's adapter and head: its own full weights, or those it left as they were.
+
+    A run that keeps the first layers shares a backbone that has them all; one that keeps others has its own.
+    """
+    layers, files_hash = kept_layers(model), files_hash_of_backbone(model)
+    return files_hash if _are_first(layers) else hash_of_layers(files_hash, layers)
+
+
+def files_hash_of_backbone(model: Path) -> str:
+    """The hash of all weights of the backbone that a run is on, whichever of its layers the run keeps."""
     return folder_hash(model) if has_full_weights(model) else str(_saved_backbone(model)["weights_hash"])
+
+
+def _are_first(layers: Sequence[int]) -> bool:
+    return [*layers] == [*range(len(layers))]
 
 
 def locate_base(model: Path, values: dict[str, Any]) -> BackboneOrigin:
@@ -150,7 +164,8 @@ def locate_base(model: Path, values: dict[str, Any]) -> BackboneOrigin:
     saved = _saved_backbone(model)
     if has_full_weights(model):
         return BackboneOrigin(str(model), saved["source"], folder_hash(model))
-    return _locate_frozen(from_plain("backbone", values["backbone"]), saved)
+    origin = _locate_frozen(from_plain("backbone", values["backbone"]), saved)
+    return replace(origin, keep=None) if _are_first(_kept_layers(saved)) else origin
 
 
 def share_backbone(backbone: GPTBackbone, model: Path, values: dict[str, Any]) -> GPTBackbone:
@@ -191,7 +206,7 @@ def _set_tokenizer(view: GPTBackbone, model: Path) -> None:
 
 def read_adapter_of_run(backbone: GPTBackbone, model: Path) -> AdapterFiles | None:
     """Read the adapter of a run's model, to be loaded beside those of other runs; None for a run that has none."""
-    layers = _kept_layers(_saved_backbone(model))
+    layers = len(_kept_layers(_saved_backbone(model)))
     if (model / "adapter_config.json").exists():
         return backbone.engine.read_adapter(model, layers)
     if layers < backbone.config.num_hidden_layers:
@@ -212,9 +227,15 @@ def _saved_backbone(model: Path) -> dict[str, Any]:
     return dict(saved)
 
 
-def _kept_layers(saved: dict[str, Any]) -> int:
+def kept_layers(model: Path) -> list[int]:
+    """The numbers of a run's layers in the backbone it is on; a run with full weights is its own backbone."""
+    layers = _kept_layers(_saved_backbone(model))
+    return [*range(len(layers))] if has_full_weights(model) else layers
+
+
+def _kept_layers(saved: dict[str, Any]) -> list[int]:
     layers: list[int] | int = saved["layers"]  # earlier versions saved their number
-    return layers if isinstance(layers, int) else len(layers)
+    return [*range(layers)] if isinstance(layers, int) else layers
 
 
 def prediction_format(model: Path, values: dict[str, Any]) -> torch.dtype:
@@ -238,10 +259,10 @@ def _locate_frozen(options: Any, saved: dict[str, Any]) -> BackboneOrigin:
             "the run's model has no weights: all of a backbone from scratch belong to the run, so restore them"
         )
     origin = _locate(options)
-    if origin.weights_hash != saved["weights_hash"]:
+    if origin.files_hash != saved["weights_hash"]:
         raise UserError(
             f"the run was trained on another backbone: weights {saved['weights_hash']} ({saved['source']}), but "
-            f"{origin.location} has {origin.weights_hash}. Restore that backbone or train again"
+            f"{origin.location} has {origin.files_hash}. Restore that backbone or train again"
         )
     return origin
 
@@ -309,7 +330,7 @@ def _locate(options: Pretrained) -> BackboneOrigin:
     path = user_path(str(options.source))
     # a run folder has one of these, a Hugging Face folder a config.json
     is_run = any((path / name).is_file() for name in ("config.yaml", MANIFEST))
-    return _locate_run(path) if is_run else locate(options)
+    return _locate_run(path).keeping(options.keep) if is_run else locate(options)
 
 
 def _locate_run(folder: Path) -> BackboneOrigin:
@@ -327,13 +348,13 @@ def _locate_run(folder: Path) -> BackboneOrigin:
     options = from_plain("backbone", values["backbone"])  # only the head was trained
     assert isinstance(options, Pretrained)
     origin = _locate(options)
-    return BackboneOrigin(origin.location, f"{name}, whose backbone is {origin.kind}", origin.weights_hash)
+    return replace(origin, kind=f"{name}, whose backbone is {origin.kind}")
 
 
 def _merge_adapter(model: Path, values: dict[str, Any], name: str) -> BackboneOrigin:
     """The cached folder of a run's backbone with its adapter merged into the weights."""
     saved = _saved_backbone(model)
-    identity = f"{folder_hash(model)} on {saved['weights_hash']}"
+    identity = f"{folder_hash(model)} on {saved['weights_hash']}, layers {_kept_layers(saved)}"
     folder = cache_folder() / "backbones" / digest(identity)
     if not usable(folder):
         backbone = load_backbone(model, values, DType.float32)

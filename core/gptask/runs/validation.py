@@ -84,6 +84,8 @@ def wrong_backbone(saved: Any) -> str:
         return wrong
     layers = saved["layers"]  # earlier versions saved their number
     count = len(layers) if isinstance(layers, list) else layers
+    if isinstance(layers, list) and not all(isinstance(n, int) and 0 <= n <= MAX_LAYERS for n in layers):
+        count = 0
     return "" if 0 < count <= MAX_LAYERS else f"layers is {str(layers)[:40]}"
 
 

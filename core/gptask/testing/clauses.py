@@ -25,6 +25,7 @@ from gptask.plugins.types import CORE_COLUMNS, PREDICTION_COLUMNS, Field, Kind
 from gptask.runs.predictions_file import prediction_fields
 from gptask.testing.expectations import LEARNED_SHARE, NotApplicable, expect, nearly_equal
 from gptask.testing.metric_clauses import metrics_rank
+from gptask.testing.score_clauses import scores_are_log_probabilities
 from gptask.testing.trial import BATCH_SIZE, Trial, padded
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ STAGES: tuple[tuple[Clause, ...], ...] = (
     (
         padding_invariant,
         loss_ignores_prompt_and_pads,
+        scores_are_log_probabilities,
         learns_to_stop,
         overfits_one_batch,
         predicts_without_targets,

@@ -275,7 +275,7 @@ def training_pass(
             else:
                 needed = runtime.head.needed_positions(batch)
                 hidden = module.backbone.hidden(batch.input_ids, batch.lengths, needed)
-            loss = runtime.head.loss(hidden, batch)
+            loss = runtime.training_loss(hidden, batch)
         if loss.requires_grad:
             torch.autograd.backward(loss)
         loss.item()  # waits for a GPU

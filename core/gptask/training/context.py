@@ -14,6 +14,7 @@ from gptask.plugins.task import Task
 from gptask.runs.config_file import config_values, write_config
 from gptask.runs.reproduce import reproduce_command
 from gptask.training.builder import Config, task_configs, with_task_configs
+from gptask.training.variation import Variation
 
 
 @dataclass
@@ -28,6 +29,7 @@ class RunContext(Generic[Config]):
     started: float = field(default_factory=time.time)  # seconds since the epoch
     fit_seconds: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)  # entries of config.yaml besides the config
+    variation: Variation = field(default_factory=Variation)  # of a training
 
     @property
     def plugin(self) -> Plugin:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gptask.config.compression import Compress
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
 from gptask.data.corpus import CachedCorpus
+from gptask.data.rows import Source
 from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
-from gptask.runs.manifest import MANIFEST, read_manifest
+from gptask.runs.manifest import MANIFEST, manifest_digest, read_manifest
 from gptask.runs.provenance import versions
 from gptask.training import builder
 
@@ -30,6 +33,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.data.prefixes",
     "gptask.model.backbone.backbone",
     "gptask.model.backbone.gguf",
+    "gptask.model.backbone.layer_cut",
     "gptask.model.backbone.scratch",
     "gptask.model.backbone.tuning",
     "gptask.model.engine.activation_cache",
@@ -81,6 +85,19 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.training.task_runtime",
     "gptask.training.train",
     "gptask.training.trainer",
+    "gptask.training.variation",
+)
+CODE_OF_COMPRESSION = (  # beside that
+    "gptask.analysis.compress.distil",
+    "gptask.analysis.compress.distillation",
+    "gptask.analysis.compress.methods",
+    "gptask.analysis.compress.parent",
+    "gptask.analysis.compress.prune",
+    "gptask.analysis.compress.teacher",
+    "gptask.analysis.compress.teacher_scores",
+    "gptask.analysis.compress.teacher_texts",
+    "gptask.analysis.compress.unlabelled",
+    "gptask.config.compression",
 )
 # options that do not change the result
 NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "checkpoint", "engine")
@@ -95,11 +112,24 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]
     code = [versions()["gptask"]]
-    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, CODE_OF_RUN))]
+    modules = (*CODE_OF_RUN, *CODE_OF_COMPRESSION) if isinstance(config, Compress) else CODE_OF_RUN
+    code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, modules))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]
+    parts += starting_digests(config).values()
     text = json.dumps(parts, default=str, ensure_ascii=False)
     return digest(json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False))  # now every key is a string
+
+
+def starting_digests(config: Train | Evaluate) -> dict[str, str]:
+    """SHA-256 of what a compression starts from: the manifest of each run, and each file without labels."""
+    if not isinstance(config, Compress):
+        return {}
+    digests = {folder: manifest_digest(folder) for folder in config.parents}
+    for file in config.input_files.values():
+        with Source.parse(file).path.open("rb") as stream:
+            digests[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 def _weights_hash(config: Train | Evaluate) -> str:

@@ -53,7 +53,7 @@ class GPTModule(pl.LightningModule):
         """Loss of one batch, which is of one task, times that task's weight."""
         task_index, batch = batch if isinstance(batch, TaskBatch) else (0, batch)
         runtime = self.runtimes[task_index]
-        loss = runtime.head.loss(self._hidden(runtime, batch, "train"), batch)
+        loss = runtime.training_loss(self._hidden(runtime, batch, "train"), batch)
         self.tokens += int(batch.lengths.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.lengths))
         if runtime.prefix:

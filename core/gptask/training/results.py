@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from gptask.plugins.discovery import plugin_of
 from gptask.plugins.metric import score_all
 from gptask.plugins.task import Task
 from gptask.plugins.types import Example, Prediction
-from gptask.runs.atomic_write import write_json, write_text
+from gptask.runs.atomic_write import write_json, write_text, written_whole
 from gptask.runs.cards.model_card import ModelCard
 from gptask.runs.cards.multitask_card import multitask_card
 from gptask.runs.manifest import read_splits, write_manifest
@@ -90,10 +91,10 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
     scores, statistics = score_all(task.metrics(), predictions, examples) if examples else ([], [])
     _warn_of_one_answer(predictions, examples, task)
     write_predictions(context.folder / "predictions.jsonl", task, examples, predictions, statistics)
-    method, names = ("train", SPLITS) if isinstance(context.config, Train) else ("evaluate", (split,))
-    splits = {name: data.examples(name).digests for name in names}
-    parent = context.extra.get("parent")
-    trained_on = read_splits(parent) if parent else splits if method == "train" else {}
+    trains, variation = isinstance(context.config, Train), context.variation
+    splits = {name: data.examples(name).digests for name in (SPLITS if trains else (split,))}
+    parent = variation.parent_of(None if runtime.single_task else runtime.name) if trains else context.extra["parent"]
+    trained_on = splits if trains else read_splits(parent) if parent else {}
     result = {
         "fingerprint": context.fingerprint,
         "task": plugin.name,
@@ -108,14 +109,18 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         "seed": context.config.seed,
         **parameter_counts(module.backbone, runtime.head),
         **run_cost(module, context),
+        **variation.results(module, runtime, examples, statistics),
     }
+    for name, file in variation.files(runtime).items():
+        with written_whole(context.folder / name) as partial:
+            shutil.copyfile(file, partial)
     write_json(context.folder / "metrics.json", result)
     logged = {f"test/{runtime.prefix}{name}": score["value"] for name, score in result["metrics"].items()}
     if undefined := [one.name for one in scores if not math.isfinite(one.value)]:
         log.warning("%s: %s could not be computed; metrics.json holds null", split, listing(undefined))
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
-    write_manifest(context.folder, context.fingerprint, method, splits, parent)
+    write_manifest(context.folder, context.fingerprint, variation.method if trains else "evaluate", splits, parent)
     return result
 
 
@@ -168,7 +173,8 @@ def write_multitask_results(context: RunContext[Train], module: GPTModule, resul
     card = multitask_card(context.folder, context.config, run_result, context.reproduce_command)
     write_text(context.folder / "README.md", card)
     write_json(context.folder / "metrics.json", run_result)
-    write_manifest(context.folder, context.fingerprint, "train", {})
+    variation = context.variation
+    write_manifest(context.folder, context.fingerprint, variation.method, {}, variation.parent_of(None))
 
 
 def parameter_counts(*modules: nn.Module) -> dict[str, int]:

@@ -21,7 +21,7 @@ from gptask.runs.manifest import MANIFEST
 from gptask.runs.saved_model import locate_backbone
 from gptask.training.builder import build_corpora, task_configs
 from gptask.training.checkpoint_files import latest_checkpoint
-from gptask.training.fingerprint import run_fingerprint
+from gptask.training.fingerprint import run_fingerprint, starting_digests
 from gptask.training.resumed_config import config_as_given, resumed_config, shown, with_given_tasks
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ def check_resume(config: Train) -> Start:
     corpora = build_corpora(with_given_tasks(config, record["given"]))
     _refuse_other_data(folder, corpora, record)
     _refuse_other_weights(folder, locate_backbone(config.backbone), record)
+    before, now = record.get("start", {}), starting_digests(config)
+    if changed := [name for name in now if now[name] != before.get(name)]:
+        raise UserError(
+            f"{folder} started from {listing(changed)}, whose content has changed since then: restore it, or start "
+            "another run"
+        )
     given = config_as_given(config, record)
     return Start(config, corpora, run_fingerprint(given, corpora), to_plain(given), path)
 
@@ -85,6 +91,7 @@ def start_record(
         "data": {name: _data_hashes(corpus) for name, corpus in corpora.items()},
         "plugins": {name: plugin_of(one.task).origin for name, one in task_configs(config).items()},
         "weights": weights_hash,
+        "start": starting_digests(config),
     }
 
 

@@ -12,7 +12,7 @@ from gptask.errors import UserError, listing
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import NoCheckpoint, checkpoint_files, is_main_process, latest_run, run_title
 from gptask.runs.leftovers import LOG, remove_earlier_start, remove_partial, require_unfinished_training
-from gptask.runs.manifest import MANIFEST, read_manifest
+from gptask.runs.manifest import MANIFEST, read_manifest, training_verb
 from gptask.training.builder import build_corpora
 from gptask.training.fingerprint import NOT_DECISIVE, run_fingerprint
 from gptask.training.resume import Start, check_resume, new_start
@@ -90,5 +90,5 @@ def _require_same_run(folder: Path, config: Train) -> None:
     cause = listing(options, 6) if options else "its data, its backbone or gptask's code were others"
     raise UserError(
         f"resume=auto: {folder} holds a finished run that is not this one: {cause}. Choose another folder= for "
-        f"this one, or train that one longer: gptask train resume={folder} trainer.max_epochs=<more>"
+        f"this one, or train that one longer: gptask {training_verb(folder)} resume={folder} trainer.max_epochs=<more>"
     )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def _typed(config: Train, plain: dict[str, Any]) -> Train:
             values[name] = from_plain(name, value)
         elif isinstance(value, dict) and name != "trainer":
             values[name] = from_plain(name, value, type(current))
+        elif isinstance(current, Enum):
+            values[name] = type(current)[value]
         else:
             values[name] = value
     return replace(config, **values)

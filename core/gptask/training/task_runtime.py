@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from gptask.plugins.task import Task, with_options
 from gptask.plugins.types import Example, Prediction
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gptask.data.datamodule import PaddedBatch
     from gptask.model.engine.activation_cache import ActivationCache
     from gptask.model.heads import Head
 
@@ -64,6 +67,7 @@ class TaskRuntime:
     activation_caches: dict[str, ActivationCache | None] = field(default_factory=dict)  # split -> cached hidden states
     dividers: dict[str, BatchDivider] = field(default_factory=lambda: defaultdict(BatchDivider))  # by split
     trial: BatchTrial | None = None  # of the largest training batch, for the forecast of the cost
+    student_loss: Callable[[Head, Tensor, PaddedBatch], Tensor] | None = None  # in training; None: its head's own
 
     def __post_init__(self) -> None:
         """Keep the task as it was configured."""
@@ -73,6 +77,12 @@ class TaskRuntime:
     def prefix(self) -> str:
         """What stands before the names of its metrics."""
         return "" if self.single_task else f"{self.name}/"
+
+    def training_loss(self, hidden: Tensor, batch: PaddedBatch) -> Tensor:
+        """The loss of a training batch, from its last hidden states (B, T, C)."""
+        if self.student_loss:
+            return self.student_loss(self.head, hidden, batch)
+        return self.head.loss(hidden, batch)
 
     def predictions(self, split: str) -> tuple[list[Example], list[Prediction]]:
         """The examples of a split that the head read (all, unless the trainer was limited) and their predictions."""

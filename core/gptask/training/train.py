@@ -34,6 +34,7 @@ from gptask.training.process_watch import set_hint, watched
 from gptask.training.resolve import Resolved, log_chosen, prepare_tasks, resolve_options, resolve_schedule
 from gptask.training.results import task_context, write_run_results
 from gptask.training.task_runtime import TaskRuntime
+from gptask.training.variation import Variation
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -60,8 +61,16 @@ def train(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | N
     return only_run
 
 
-def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: str | None = None) -> run.Runs:
-    """`train` for any number of tasks: one backbone, whose tuning they share, and a head each."""
+def train_tasks(
+    config: Train,
+    callbacks: Sequence[pl.Callback] = (),
+    command: str | None = None,
+    variation: Variation | None = None,
+) -> run.Runs:
+    """`train` for any number of tasks: one backbone, whose tuning they share, and a head each.
+
+    A ``variation`` is a training that is no plain one.
+    """
     config = validated_copy(config)
     check_trainer_options(config.trainer)
     _check_minutes(config.checkpoint.minutes)
@@ -83,6 +92,7 @@ def train_tasks(config: Train, callbacks: Sequence[pl.Callback] = (), command: s
                 set_hint(partial(resume_hint, folder))
                 with logged_into(folder):
                     context = RunContext(start.config, command, start.corpora, start.fingerprint, folder)
+                    context = replace(context, variation=variation or Variation())
                     return _train(context, start, callbacks)
         except KeyboardInterrupt as stop:
             hint = resume_hint(folder) if folder else "Nothing is written yet: the same command begins again."
@@ -112,8 +122,9 @@ def _refuse_random_weights_that_stay(config: Train) -> None:
 
 
 def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[pl.Callback]) -> run.Runs:
-    module, data, config = build_module(context.config, context.corpora)
-    context = replace(context, config=config)
+    corpora = context.variation.training_corpora(context.config, context.corpora)
+    module, data, config = build_module(context.config, corpora, context.variation)
+    context = replace(context, config=config, corpora=corpora)
     record = resume.start_record(start.given, config, context.corpora, module.backbone.origin.weights_hash)
 
     from gptask.training.cost_probe import probe_cost
@@ -121,10 +132,11 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     from gptask.training.trainer import build_training_trainer
 
     writes = is_main_process()
+    started_from = {"started_from": record["start"]} if record["start"] else {}
     trainer = build_training_trainer(context.folder, config, callbacks, record)
     with loggers.tracking(trainer, config, context.folder):
         if writes:
-            replace(context, extra={"given": start.given}).write_config()
+            replace(context, extra={"given": start.given} | started_from).write_config()
             loggers.set_aside_curves(context.folder)
             if config.probe and not config.resume:
                 probe_cost(module, trainer, context.folder, data.passes() if config.tasks else (1.0,))
@@ -132,7 +144,7 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
         _fit(trainer, module, data, context, start.checkpoint)
         _load_best(trainer, module)
         context = context.with_tasks({runtime.name: runtime.task for runtime in module.runtimes})
-        context = replace(context, extra={"tuned_options": module.tuned_options})
+        context = replace(context, extra={"tuned_options": module.tuned_options} | started_from)
         if writes:
             context.write_config()  # again, with what validation chose
             tasks = {runtime.name if config.tasks else "": (runtime.task, runtime.head) for runtime in module.runtimes}
@@ -148,11 +160,15 @@ def _train(context: RunContext[Train], start: resume.Start, callbacks: Sequence[
     return _finished_runs(context, module)
 
 
-def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GPTModule, Any, Train]:
+def build_module(
+    config: Train, corpora: Mapping[str, CachedCorpus], variation: Variation | None = None
+) -> tuple[GPTModule, Any, Train]:
     """Return the module to train, its data module, and the config with the options that were left open chosen.
 
     No file is written yet.
     """
+    variation = variation or Variation()
+    config, chosen_start = variation.choose_options(config, corpora)
     origin = locate_backbone(config.backbone)
     given_tasks, (config, chosen) = builder.task_configs(config), prepare_tasks(config, corpora)
     for name, corpus in corpora.items():
@@ -166,7 +182,6 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     from gptask.model.backbone import tuning
     from gptask.model.backbone.backbone import load_or_build_backbone
     from gptask.training.batch_trial import fit_batches
-    from gptask.training.module import GPTModule
     from gptask.training.process_start import expect_processes
 
     def texts() -> Iterator[str]:
@@ -186,12 +201,12 @@ def build_module(config: Train, corpora: Mapping[str, CachedCorpus]) -> tuple[GP
     data = runtimes[0].data
     if config.tasks:
         data = Mixture({runtime.name: runtime.data for runtime in runtimes}, config.mixing, config.seed)
-    module = GPTModule(backbone, runtimes, config.optimizer, config.schedule)
+    module = variation.build_module(backbone, runtimes, config)
     if origin:
         _cache_activations(module, config)
     config, chosen_tokens = fit_batches(config, module)
     config, chosen_schedule = resolve_schedule(config, data, processes)
-    log_chosen([*chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
+    log_chosen([*chosen_start, *chosen, *resolved.chosen, *chosen_tokens, *chosen_schedule])
     return module, data, config
 
 

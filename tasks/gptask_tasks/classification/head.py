@@ -27,6 +27,7 @@ class ClassificationHead(Head):
     def __init__(self, backbone: Backbone, labels: Sequence[str], words: Sequence[str], multi_label: bool) -> None:
         super().__init__(backbone)
         self.labels, self.multi_label = list(labels), multi_label
+        self.score_axis = None if multi_label else -1
         vectors_KC = backbone.word_vectors(words)
         self.linear = nn.Linear(backbone.channels, len(self.labels), bias=False, device=vectors_KC.device)
         self.linear.weight.data.copy_(vectors_KC - vectors_KC.mean(0, keepdim=True))

@@ -94,6 +94,7 @@ class SpanHead(Head):
     """
 
     export_class = None  # transformers' question answering has no such query
+    score_axis = 1
 
     def __init__(self, backbone: Backbone, max_answer_tokens: int) -> None:
         super().__init__(backbone)

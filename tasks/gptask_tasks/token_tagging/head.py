@@ -48,6 +48,12 @@ class TaggingHead(Head):
         """Return log-probabilities (B, W, K)."""
         return self.logits(hidden, batch).log_softmax(-1)
 
+    def scored_words(self, batch: Batch) -> Tensor:
+        """Return the words (B, W) that are predicted in their window."""
+        first_B1, stop_B1 = (torch.tensor(batch.extra[name])[:, None] for name in ("first", "stop"))
+        word_W = torch.arange(max(map(len, batch.extra["ends"])))
+        return (word_W >= first_B1) & (word_W < stop_B1)
+
     def predict(self, hidden: Tensor, batch: Batch) -> list[Any]:
         """Return K log-probabilities for each word that belongs to the window."""
         windows = zip(self.scores(hidden, batch), batch.extra["first"], batch.extra["stop"], strict=True)

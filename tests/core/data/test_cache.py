@@ -126,6 +126,9 @@ def test_entries_are_listed_with_what_is_wrong_with_them(folder: Path, dead_proc
     (folder / "hashes" / "d").write_text("1234")
     (folder / "verdicts").mkdir()
     (folder / "verdicts" / "e.json").write_text(json.dumps({}))
+    (folder / "texts").mkdir()
+    (folder / "texts" / "f.jsonl.part").write_text("half")  # that a killed process left, and another goes on with
+    (folder / "texts" / "f.jsonl.part.json").write_text("{}")
     (folder / f"model.gguf.{cache.HOST}.{dead_process}.part").write_text("half")
     problems = {(entry.kind, entry.paths[0].name.partition(".")[0]): entry.problem for entry in cache.entries()}
     assert {name for name, problem in problems.items() if problem is None} == {("encoded", "a"), ("verdicts", "e")}

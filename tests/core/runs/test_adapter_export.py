@@ -86,7 +86,7 @@ def test_what_is_more_than_an_adapter_is_refused(random_run, translation, tmp_pa
         r"its head \(ClassificationHead\) is no part of an adapter": random_run(labelled, "llama", Lora(rank=2)),
         "it has none: tuning=full": translation("scratch", Full()),
         "it has none: tuning=head": translation("llama", HeadOnly()),
-        "it belongs to the first 1 of the backbone's 2 layers": translation("llama", Lora(rank=2, layers=0.5)),
+        "it belongs to 1 of the backbone's 2 layers": translation("llama", Lora(rank=2, layers=0.5)),
     }
     for message, run in refused.items():
         with pytest.raises(UserError, match=f"can't be exported as an adapter: {message}.*Without adapter=true"):

@@ -65,7 +65,7 @@ class Member:
         self.layers, tuning, k = TUNINGS[number]
         self.head, self.folder, self.backbone = Head(k, all_states=number == 1), None, backbone
         backbone.use_engine(Reference())
-        backbone.keep_first_layers(self.layers)
+        backbone.keep_layers(range(self.layers))
         if tuning is not None:
             torch.manual_seed(number)
             backbone.set_model(apply_tuning(backbone.peft, tuning))

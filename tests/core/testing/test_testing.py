@@ -270,6 +270,33 @@ class LearnsPrompts(Toy):
 
 
 @dataclass
+class ScoresOfLogits(Toy):
+    """scores_are_log_probabilities: a probability is"""
+
+    def head(self, backbone: Any) -> Any:
+        return with_head(self, backbone, scores=lambda head, hidden, batch: hidden[:, 0].abs() + 1)
+
+
+@dataclass
+class UnnamedAxis(Toy):
+    """scores_are_log_probabilities: must sum to 1 along its axis -1"""
+
+    def head(self, backbone: Any) -> Any:
+        return with_head(self, backbone, scores=lambda head, hidden, batch: hidden[..., :2].log_softmax(1))
+
+
+@dataclass
+class OneLabel(Toy):
+    """scores_are_log_probabilities: names 1 labels, and Head.scores() has 2"""
+
+    def score_labels(self) -> list[str]:
+        return ["red"]
+
+    def head(self, backbone: Any) -> Any:
+        return with_head(self, backbone, scores=lambda head, hidden, batch: hidden[:, 0, :2].log_softmax(-1))
+
+
+@dataclass
 class NeverStops(Toy):
     """learns_to_stop: EOS must be in the loss"""
 
@@ -429,6 +456,7 @@ BROKEN = [
     *(TruncatedTarget, NoTarget, TargetOfNothing, TakenName, Drifts, Undecorated, Unstated, FromTheFuture, heavy),
     *(Overlaps, RefusesItsSample, SetsInPrepare, ReturnsNothing, Exits, Detached, DeadWeight, SameName),
     *(DilutedLoss, CrowdedPrediction, LearnsPrompts, NeverStops, Smoothed, Leaks, NeedsAnswer, Unwritable, Forgets),
+    *(ScoresOfLogits, UnnamedAxis, OneLabel),
     CopiesTheBackbone,
     *(Ragged, OutOfRange, Undefined, Hasty, Proud, UpsideDown, Constant, FearsSilence),
 ]
@@ -486,7 +514,8 @@ def test_a_correct_task_passes_every_clause_and_nothing_is_changed(folder: str) 
         Toy(folder=folder), os.environ["GPTASK_CACHE"], torch.get_rng_state(), torch.get_num_threads(),
     )  # fmt: skip
     passed = check_task(task)
-    assert passed == [clause for clause in CLAUSES if clause != "assets_restored"]  # it has none
+    absent = ("assets_restored", "scores_are_log_probabilities")  # it has no files and no scores
+    assert passed == [clause for clause in CLAUSES if clause not in absent]
     assert "learns_to_stop" in passed
     assert task == Toy(folder=folder)
     assert os.environ["GPTASK_CACHE"] == cache
@@ -495,7 +524,8 @@ def test_a_correct_task_passes_every_clause_and_nothing_is_changed(folder: str) 
 
 
 def test_a_task_with_a_file_of_its_own_passes_every_clause(folder: str) -> None:
-    assert check_task(Synonyms(folder=folder, file=f"{folder}/synonyms")) == CLAUSES
+    passed = check_task(Synonyms(folder=folder, file=f"{folder}/synonyms"))
+    assert passed == [clause for clause in CLAUSES if clause != "scores_are_log_probabilities"]
 
 
 def test_a_failure_on_the_reference_engine_alone_is_reported(folder: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from gptask.analysis.compare.records import PredictionsTable, RunRecord
 
 IGNORED_KEYS = {"seed", "folder", "outputs", "resume", "probe", "logger", "engine", "tuned_options", "command", "run"}
+IGNORED_KEYS |= {"started_from"}
 
 
 @dataclass
@@ -120,6 +121,9 @@ def _method_config(record: RunRecord) -> dict[str, Any]:
     if isinstance(data := config.get("data"), dict):
         config["data"] = {key: value for key, value in data.items() if key != "seed"}  # the run's, unless it is set
     tuned = record.config.get("tuned_options") or {}  # on validation, so these values follow from the seed
+    if isinstance(config.get("keep"), int):  # which layers stay follows from the run, and so from its seed
+        for group, chosen in (("backbone", "keep"), ("tuning", "top")):
+            config[group] = {key: value for key, value in (config.get(group) or {}).items() if key != chosen}
     return config | {"task": {key: value for key, value in config["task"].items() if key not in tuned}}
 
 
@@ -163,7 +167,8 @@ def backbone_of(backbone: dict[str, Any]) -> str:
     if backbone.get("kind") == "scratch":
         return f"scratch {backbone.get('n_layer')}×{backbone.get('n_embd')}"
     source = str(backbone.get("source", "?"))
-    return Path(source).name if "/" in source and Path(source).exists() else source
+    name = Path(source).name if "/" in source and Path(source).exists() else source
+    return f"{name}, {len(keep)} layers" if isinstance(keep := backbone.get("keep"), list) else name
 
 
 def engine_of(engine: dict[str, Any]) -> str:

@@ -67,6 +67,17 @@ def _duration(seconds: Any) -> str | None:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 120 else f"{minutes} min {rest:02} s"
 
 
+def _kept(backbone: Any) -> str | None:
+    keep = backbone.get("keep") if isinstance(backbone, dict) else None
+    return f"{len(keep)}: {', '.join(map(str, keep))}" if isinstance(keep, list) else None
+
+
+def _parent(against: Any) -> str | None:
+    if not isinstance(against, dict):
+        return None
+    return ": ".join(str(against[name]) for name in ("folder", "conclusion") if against.get(name))
+
+
 def _trainable(result: dict[str, Any]) -> str | None:
     trainable, total = result.get("trainable_parameters"), result.get("parameters")
     if not isinstance(trainable, int):
@@ -88,6 +99,8 @@ FACTS: dict[str, Fact] = {
     "examples seen before": lambda config, result: overlap_of([result]) or None,
     "test data hash": lambda config, result: result.get("test_data_hash"),
     "backbone": lambda config, result: _group_summary(config, "backbone"),
+    "layers kept": lambda config, result: _kept(config.get("backbone")),
+    "made smaller from": lambda config, result: _parent(result.get("against_parent")),
     "weights from": lambda config, result: result.get("backbone"),
     "weights hash": lambda config, result: result.get("weights_hash"),
     "tuning": lambda config, result: _group_summary(config, "tuning"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptask.cli.hydra.compose import search_path
 from gptask.cli.hydra.error_messages import CommandLine, with_user_errors
+from gptask.cli.hydra.run_overrides import is_resumed
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
 from gptask.config.schemas import AUTO
@@ -50,7 +51,7 @@ class Job:
         """
         original_argv = sys.argv
         sys.argv = [self.program, *self._arguments(overrides)]  # Lightning starts further processes with it
-        resumed = self.command_line.run and self.command_line.verb == "train"
+        resumed = is_resumed(self.command_line.run, self.command_line.overrides)
         typed = [argument for argument in sys.argv[1:] if not re.match(r"\+*resume=", argument)]  # of a new run
         command = None if resumed else shlex.join(["gptask", *typed])
         try:

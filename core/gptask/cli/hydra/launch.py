@@ -18,7 +18,7 @@ from gptask.cli.hydra.help import help_text
 from gptask.cli.hydra.job import Job, log_to_console
 from gptask.cli.hydra.launchers import check_launcher
 from gptask.cli.hydra.private import argument_parser, child_node, multirun
-from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides
+from gptask.cli.hydra.run_overrides import locate_run, with_run_overrides, with_student
 from gptask.cli.hydra.task_list import read_task_list
 from gptask.cli.output import write_out
 from gptask.cli.verbs import MULTIRUN, VERBS
@@ -26,6 +26,7 @@ from gptask.config import schemas
 from gptask.config.conversion import register_schemas
 from gptask.config.engine import environment_overrides
 from gptask.config.overrides import normalize_overrides, values_of
+from gptask.config.verb_schemas import VERB_SCHEMAS
 from gptask.errors import UserError, listing
 from gptask.plugins.config_group import register_task_group, stored_configs
 from gptask.plugins.discovery import Plugin, discover, load_task_class
@@ -104,8 +105,8 @@ def read_command_line(verb: str, arguments: Sequence[str]) -> tuple[CommandLine,
     register_schemas()
     log_to_console()
     overrides, flags, config_folder = _split_flags(verb, arguments)
-    several = "--multirun" in flags
-    top_keys = {*(f.name for f in fields(schemas.VERB_SCHEMAS[verb])), "experiment"}
+    overrides, several = with_student(verb, overrides), "--multirun" in flags
+    top_keys = {*(f.name for f in fields(VERB_SCHEMAS[verb])), "experiment"}
     overrides = normalize_overrides(overrides, several, top_keys, open_keys())
     overrides = with_config_folder(config_folder, overrides) if config_folder else overrides
     check_launcher(overrides)

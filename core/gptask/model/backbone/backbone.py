@@ -9,11 +9,11 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.chat_template import turn_end
 from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
 from gptask.model.backbone.hf_logging import quiet_transformers
+from gptask.model.backbone.layer_cut import check_cut, cut_layers, layers_path
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.scratch import build_from_scratch
 from gptask.model.engine import private
@@ -45,6 +46,7 @@ class GPTBackbone(nn.Module):
     """
 
     adapter: str | None = None
+    _kept_layers: list[int] | None = None
 
     def __init__(
         self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
@@ -121,65 +123,51 @@ class GPTBackbone(nn.Module):
     @property
     def layers(self) -> list[nn.Module]:
         """The decoder's layers; empty if they are no plain list."""
-        return list(self.body.get_submodule(self._layers_path)) if self._layers_path else []
+        return [*(self.layer_list or ())]
 
     @property
-    def _layers_path(self) -> str | None:
-        """The name of the decoder's submodule that is the list of its layers."""
-        count = self.config.num_hidden_layers
-        lists = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.ModuleList))
-        return next((name for name, modules in lists if len(modules) == count), None)
+    def layer_list(self) -> nn.ModuleList | None:
+        """The module that holds the decoder's layers; None if they are no plain list."""
+        path = layers_path(self.model)
+        return cast(nn.ModuleList, self.body.get_submodule(path)) if path else None
 
-    def keep_first_layers(self, layers: int) -> None:
-        """Keep only the first ``layers`` (1 or more); the model's last norm then applies to the states of the last one.
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The numbers of its layers in the model that it came from, in their order."""
+        return self._kept_layers or [*range(self.config.num_hidden_layers)]
 
-        Raises `UserError` for a model that needs its other layers.
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """Keep only the layers with these `layer_numbers`; the model's last norm then applies to the last one's states.
+
+        Raises `UserError` for a number of none, and for a model that needs its other layers.
         """
-        old_count = self.config.num_hidden_layers
-        if layers >= old_count:
+        count, kept = len(self.layer_numbers), sorted(numbers)
+        if kept == self.layer_numbers:
             return
+        if missing := sorted({*kept} - {*self.layer_numbers}):
+            there = f"0 to {count - 1}" if self.layer_numbers == [*range(count)] else str(self.layer_numbers)
+            raise UserError(f"the backbone has no layer {listing(missing)}: it has {count}, {there}")
+        positions = [self.layer_numbers.index(number) for number in kept]
         self.engine.uninstall()
         try:
-            with torch.inference_mode(), self.only_first_layers(layers):
-                self.body(input_ids=torch.arange(4, device=self.device)[None], use_cache=False)
-            self._cut_layers(layers)
+            with self.only_layers(positions):
+                check_cut(self.model, positions)
+            cut_layers(self.model, positions)
+            self._kept_layers = kept
         except Exception as error:  # models that need all their layers raise whatever they like
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{type(self.model).__name__} needs all of its {old_count} layers ({reason})") from error
+            raise UserError(f"{type(self.model).__name__} needs all of its {count} layers ({reason})") from error
         finally:
             self.engine.install()
 
     @contextmanager
-    def only_first_layers(self, layers: int) -> Iterator[None]:
-        """The model has its first ``layers`` only inside this context, in all threads."""
-        put_back = self._cut_layers(layers)
+    def only_layers(self, positions: Sequence[int]) -> Iterator[None]:
+        """The model has only its layers at these positions inside this context, in all threads."""
+        put_back = cut_layers(self.model, positions)
         try:
             yield
         finally:
             put_back()
-
-    def _cut_layers(self, layers: int) -> Callable[[], None]:
-        """Drop the layers above the first ones; return what puts them back."""
-        config, path, old_layers = self.config, self._layers_path, self.layers
-        if path is None:
-            raise ValueError("they are no plain list")
-        # one entry per layer, such as its type
-        old_lists = {
-            key: value
-            for key, value in vars(config).items()
-            if isinstance(value, list) and len(value) == len(old_layers)
-        }
-
-        def put_back() -> None:
-            self.body.set_submodule(path, nn.ModuleList(old_layers))
-            config.num_hidden_layers = len(old_layers)
-            vars(config).update(old_lists)
-
-        self.body.set_submodule(path, nn.ModuleList(old_layers[:layers]))
-        config.num_hidden_layers = layers
-        for key, value in old_lists.items():
-            setattr(config, key, value[:layers])
-        return put_back
 
     @property
     def device(self) -> torch.device:
@@ -342,6 +330,11 @@ def from_folder(
         raise UserError(f"the tokenizer in {folder} has no EOS token, so the model could not learn to stop")
     backbone = GPTBackbone(model, loaded_tokenizer, origin, engine)
     _check_supported(backbone)
+    if origin.keep is not None:
+        try:
+            backbone.keep_layers(origin.keep)
+        except UserError as error:
+            raise UserError(f"backbone.keep={[*origin.keep]}: {error}") from error
     return backbone
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -28,11 +28,40 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # may run code wh
 
 @dataclass(frozen=True)
 class BackboneOrigin:
-    """A Hugging Face folder to load, a description of where it came from, and the hash of its weights."""
+    """A Hugging Face folder to load, a description of where it came from, and the hash of the weights in its files.
+
+    ``keep`` numbers the layers that are loaded of it, in their order; None stands for all.
+    """
 
     location: str
     kind: str
-    weights_hash: str
+    files_hash: str
+    keep: tuple[int, ...] | None = None
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash of the weights that are loaded."""
+        return self.files_hash if self.keep is None else hash_of_layers(self.files_hash, self.keep)
+
+    def keeping(self, layers: Sequence[int] | None) -> BackboneOrigin:
+        """The same backbone with only these of its layers, numbered among those it has; None leaves it as it is.
+
+        Raises `UserError` unless the numbers are different ones, from 0.
+        """
+        if layers is None:
+            return self
+        own = self.keep
+        if not layers or min(layers) < 0 or len({*layers}) < len(layers) or (own and max(layers) >= len(own)):
+            raise UserError(
+                f"backbone.keep={[*layers]}: expected the numbers of the layers that stay, each once, from 0"
+                f"{f' to {len(own) - 1}' if own else ''}"
+            )
+        return replace(self, keep=tuple(own[layer] if own else layer for layer in sorted(layers)))
+
+
+def hash_of_layers(files_hash: str, layers: Sequence[int]) -> str:
+    """The hash of some layers of the weights with this hash."""
+    return digest(f"{files_hash} layers {[*layers]}")
 
 
 def locate(options: Pretrained) -> BackboneOrigin:
@@ -40,6 +69,10 @@ def locate(options: Pretrained) -> BackboneOrigin:
 
     Raises `UserError` for a missing one, within a second, with the way to get it.
     """
+    return _locate_source(options).keeping(options.keep)
+
+
+def _locate_source(options: Pretrained) -> BackboneOrigin:
     source = str(options.source)
     path = user_path(source)
     if path.is_dir():

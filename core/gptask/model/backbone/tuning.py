@@ -40,7 +40,7 @@ def drop_upper_layers(backbone: GPTBackbone, tuning: Lora | Full | HeadOnly) -> 
     if share < 1 and kept == count:
         log.warning("tuning.layers=%g drops none of the backbone's %d layers", share, count)
     try:
-        backbone.keep_first_layers(kept)
+        backbone.keep_layers(backbone.layer_numbers[:kept])
     except UserError as error:
         raise UserError(f"tuning.layers={share}: {error}; set tuning.layers=1") from error
 
@@ -75,10 +75,8 @@ def _add_lora(model: Any, tuning: Lora) -> Any:
             f"tuning.rank={tuning.rank} is more than the backbone's {channels} channels; tuning=full has all"
         )
     top = 1.0 if tuning.top is None else tuning.top
-    if not 0 < top <= 1:
-        raise UserError(f"tuning.top={top} must be above 0 and at most 1: the share of layers that get adapters")
     count = model.config.get_text_config().num_hidden_layers
-    first = min(round(count * (1 - top)), count - 1)  # at least one layer: PEFT takes an empty list for all of them
+    first = first_adapted(count, top)
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -89,6 +87,16 @@ def _add_lora(model: Any, tuning: Lora) -> Any:
         layers_to_transform=None if top == 1 else list(range(first, count)),
     )
     return get_peft_model(model, config)
+
+
+def first_adapted(layers: int, top: float) -> int:
+    """The position of the first of so many layers that gets an adapter, where a share ``top`` of them does.
+
+    At least one layer does: PEFT takes an empty list for all of them. Raises `UserError` for a share out of range.
+    """
+    if not 0 < top <= 1:
+        raise UserError(f"tuning.top={top} must be above 0 and at most 1: the share of layers that get adapters")
+    return min(round(layers * (1 - top)), layers - 1)
 
 
 def _target_modules(model: Any, names: list[str]) -> list[str]:

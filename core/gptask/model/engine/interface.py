@@ -54,8 +54,8 @@ class EngineBackbone(Backbone, Protocol):
     def sees_all(self, positions: int) -> bool:
         """Whether every layer sees this many positions back."""
 
-    def only_first_layers(self, layers: int) -> AbstractContextManager[None]:
-        """A context in which the model has its first ``layers`` only."""
+    def only_layers(self, positions: Sequence[int]) -> AbstractContextManager[None]:
+        """A context in which the model has only its layers at these positions."""
 
     def set_model(self, model: Any) -> None:
         """Replace the model by one that is wrapped or tuned in another way."""

@@ -59,7 +59,7 @@ def why_not(backbone: EngineBackbone, layers: int) -> str | None:
         with torch.inference_mode():
             with forward_state(layers=layers):
                 left_1TC = backbone.body(input_ids=ids_1T, use_cache=False).last_hidden_state
-            with backbone.only_first_layers(layers):
+            with backbone.only_layers(range(layers)):
                 expected_1TC = backbone.body(input_ids=ids_1T, use_cache=False).last_hidden_state
     except Exception as error:  # models that need all their layers raise whatever they like
         return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,14 +6,17 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
+from gptask.config.compression import Compress
 from gptask.config.schemas import Sample, Scratch
 from gptask.data.files import shortest_paths
+from gptask.errors import listing
 from gptask.plugins.metric import interval_text, value_text
 from gptask.plugins.task import Task
 from gptask.plugins.types import Kind
 from gptask.runs.atomic_write import write_text
 from gptask.runs.cards.card_facts import CardFacts
 from gptask.runs.cards.hub_metadata import front_matter, languages
+from gptask.runs.cards.parent_table import HEAD, parent_rows
 from gptask.runs.markdown import code_span, escaped, fenced, one_line, table
 from gptask.runs.prompt_text import control_tokens_note, prompt_template, prompts_block
 
@@ -111,7 +114,8 @@ class ModelCard(CardFacts):
         gptask = f"gptask {self.result['versions'].get('gptask', '')}".strip()
         if self.trained:
             others = "" if self.single_task else ", together with other tasks on the same backbone"
-            return f"A model for the task {code_span(self.plugin.name)}, trained with {gptask}{others}."
+            model = f"A model for the task {code_span(self.plugin.name)}, trained with {gptask}{others}."
+            return f"{model} {made_smaller(self.config)}".strip()
         model = (
             f"the run {code_span(self.config.run)}" if self.config.run else "the bare backbone, without any training"
         )
@@ -132,6 +136,12 @@ class ModelCard(CardFacts):
             values = ", ".join(f"{f.name}={getattr(self.config.tuning, f.name)}" for f in fields(self.config.tuning))
             counts = f"{self.result['trainable_parameters']:,} of {self.result['parameters']:,} parameters were trained"
             rows.append(["tuning", f"{self.tuning}: {code_span(values)}; {counts}"])
+        if against := self.result.get("against_parent"):
+            rows.append(
+                ["parent", f"{code_span(against['folder'])}, SHA-256 of its manifest {code_span(against['manifest'])}"]
+            )
+        if len(layers := self.backbone.layer_numbers) <= max(layers):
+            rows.append(["layers", f"of the backbone's, numbered from 0, these {len(layers)}: {listing(layers, 100)}"])
         return table(["what", "which"], rows)
 
     def splits(self) -> str:
@@ -160,7 +170,13 @@ class ModelCard(CardFacts):
         ]
         data = f"Split {code_span(self.result['split'])}, data hash {code_span(self.result['test_data_hash'])}."
         head = ["metric", "value", "95% interval", "better", "n", "signature"]
-        return f"{data}\n\n{table(head, rows) if rows else 'No example was scored, so there are no metrics.'}"
+        text = f"{data}\n\n{table(head, rows) if rows else 'No example was scored, so there are no metrics.'}"
+        if not (parent := parent_rows(against := self.result.get("against_parent") or {})):
+            return text
+        parent_table = table(HEAD, [[escaped(cell) for cell in row] for row in parent])
+        return (
+            f"{text}\n\nAgainst its parent, on the same examples: {escaped(against['conclusion'])}.\n\n{parent_table}"
+        )
 
     def reproduce(self) -> str:
         """The command that repeats the run, and the files that hold its options and versions."""
@@ -186,7 +202,7 @@ class ModelCard(CardFacts):
         export = code_span(f"gptask export {folder} output=<new folder>")
         if self.auto_class is None:
             parts.append("No transformers class fits its head.")
-        elif self.auto_class == "AutoModelForCausalLM" and self.library:
+        elif self.auto_class == "AutoModelForCausalLM" and self.is_loadable:
             template = prompt_template(self.config.task, self.backbone)
             parts += ["With plain transformers:", fenced("python", self.generating_code())]
             parts += [
@@ -199,6 +215,12 @@ class ModelCard(CardFacts):
                 f"For plain transformers, {export} writes a folder that `{self.auto_class}` loads, with instructions."
             )
         return "\n\n".join(parts)
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether plain libraries load the model as it is: of a backbone's layers they take the first ones only."""
+        layers = self.backbone.layer_numbers
+        return bool(self.library) and (self.library != "peft" or layers == [*range(len(layers))])
 
     def generating_code(self) -> str:
         """The Python lines that load a model and generate texts as the run does, without gptask."""
@@ -256,6 +278,14 @@ class ModelCard(CardFacts):
         if self.auto_class == "AutoModelForCausalLM":
             sentences.append("The generated text can be fluent and wrong: have it checked where that matters.")
         return sentences
+
+
+def made_smaller(config: Any) -> str:
+    """A sentence on the run that `gptask compress` made a run from; empty for a run that was trained alone."""
+    if not isinstance(config, Compress):
+        return ""
+    runs = listing(map(code_span, config.parents))
+    return f"It is the run {runs} made smaller by {code_span(f'method={config.method.name}')}."
 
 
 def example_input(task: Task) -> dict[str, Any]:

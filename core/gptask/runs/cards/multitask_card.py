@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.plugins.metric import interval_text, value_text
+from gptask.runs.cards.model_card import made_smaller
 from gptask.runs.markdown import code_span, escaped, fenced, table
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ CARD = """# {title}
 
 {count} tasks on one backbone, trained together with gptask {version}. `model/` holds the tuning that all tasks share
 and one head per task. Each folder below is the run folder of one task, with its model card, metrics and predictions.
+{origin}
 
 {tasks}
 
@@ -55,6 +57,7 @@ def multitask_card(folder: Path, config: Train, result: dict[str, Any], command:
     return CARD.format(
         title=" + ".join(map(escaped, result["tasks"])),
         count=len(rows),
+        origin=f"\n{text}\n" if (text := made_smaller(config)) else "",
         version=result["versions"].get("gptask", ""),
         tasks=table(["folder", "task", "weight of the loss", "main metric, 95% interval", "n"], rows),
         trained=result["trainable_parameters"],

@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 from gptask import Config, Fast, Reference
-from gptask.config.schemas import SGD, Evaluate, Files, Full, Limit, Sample, Schedule, ScheduleName, Scratch
+from gptask.config.compression import Compress, CompressionMethod
+from gptask.config.schemas import (
+    SGD,
+    DType,
+    Evaluate,
+    Files,
+    Full,
+    Limit,
+    Lora,
+    Pretrained,
+    Sample,
+    Schedule,
+    ScheduleName,
+    Scratch,
+)
 from gptask.plugins.discovery import discover
 from gptask.runs.config_file import read_config, write_config
 from gptask_tasks.qa import AnswerForm, QuestionAnswering
@@ -59,6 +73,47 @@ def test_evaluate_takes_task_data_and_backbone(run_command, saved):
     assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
     assert isinstance(config.backbone, Scratch)
     assert config.trainer == {}
+
+
+def test_compress_takes_the_whole_training_and_adapters_in_place_of_full_weights(run_command, saved):
+    options = ["method=prune", "keep=1", "tuning.rank=4"]
+    config = run_command("compress", f"run={saved}", *options, "data.limit.test=3").config
+    assert config.task == QuestionAnswering(answer=AnswerForm.span, stride=7)
+    assert (config.data.limit.test, config.data.max_tokens, config.seed) == (3, 99, 7)
+    assert config.trainer["max_epochs"] == 9
+    assert (config.backbone, config.tuning) == (Pretrained(source=str(saved), dtype=DType.float32), Lora(rank=4))
+    assert (config.run, config.method, config.keep) == (str(saved), CompressionMethod.prune, 1)
+    assert config.resume is None
+
+
+@pytest.mark.parametrize(("saved_rate", "expected"), [(1e-2, None), (5e-2, 5e-2)])
+def test_compress_leaves_open_a_rate_that_followed_from_the_tuning(saved_rate, expected, run_command, tmp_path):
+    backbone = Pretrained(source="x", keep=[0, 2, 3])
+    tuning, optimizer = Lora(lr=1e-2, layers=0.5, top=0.5), SGD(lr=saved_rate)
+    config = Config(task=QuestionAnswering(), backbone=backbone, tuning=tuning, optimizer=optimizer)
+    write_config(tmp_path, config, discover()["qa"])
+    config = run_command("compress", f"run={tmp_path}", "method=prune", "keep=[0,2]", "tuning.lr=1e-3").config
+    assert (config.optimizer, config.backbone) == (SGD(lr=expected), backbone)
+    assert config.tuning == Lora(lr=1e-3, layers=1.0, top=0.5)
+
+
+def test_a_compression_goes_on_by_its_own_verb(run_command, refused, tmp_path):
+    folder = tmp_path / "small"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    method = {"run": "parent", "method": CompressionMethod.prune, "keep": 2}
+    write_config(folder, Compress(task=QuestionAnswering(), tuning=Lora(lr=0.5), **method), discover()["qa"])
+    ended = run_command("compress", f"resume={folder}", "trainer.max_epochs=3")
+    assert {name: getattr(ended.config, name) for name in method} == method
+    assert (ended.config.tuning.lr, ended.config.resume, ended.commands) == (0.5, str(folder), [None])
+    assert f"gptask compress resume={folder} goes on with it" in refused("train", f"resume={folder}")
+    assert "is an evaluation" in refused("compress", f"run={evaluation(tmp_path)}", "method=prune", "keep=2")
+
+
+def evaluation(outputs):
+    (outputs / "evaluated").mkdir()
+    write_config(outputs / "evaluated", Evaluate(task=QuestionAnswering(), data=Sample()), discover()["qa"])
+    return outputs / "evaluated"
 
 
 def test_another_kind_of_data_replaces_all_data_options_of_the_run(run_command, saved):

@@ -6,12 +6,14 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from gptask.config.schemas import DType, Lora, Scratch
 from gptask.data.datamodule import collate
 from gptask.errors import UserError
 from gptask.model.backbone.backbone import from_folder, load_or_build_backbone, number_format
 from gptask.model.backbone.locate import BackboneOrigin
 from gptask.model.backbone.tuning import apply_tuning
+from gptask.model.engine.interface import DecodingRow
 from gptask.model.generation.generate import generate
 from gptask.model.heads import GenerationHead
 from gptask.plugins.generation_options import GenerationOptions
@@ -95,12 +97,73 @@ def test_states_of_a_cut_model_are_the_normed_states_of_its_last_layer(family, b
     with torch.inference_mode():
         layer_states = uncut.model(batch.input_ids[:, :7], output_hidden_states=True).hidden_states
         for layers in (3, 1):  # the second cut applies to the result of the first
-            backbone.keep_first_layers(layers)
+            backbone.keep_layers(range(layers))
             assert len(backbone.layers) == backbone.model.config.num_hidden_layers == layers
             torch.testing.assert_close(backbone.hidden(batch.input_ids[:, :7]), norm(layer_states[layers]))
             needed = torch.arange(batch.input_ids.shape[1]) == batch.last()[:, None]
             needed_states = backbone.hidden(batch.input_ids, batch.lengths, needed)[needed]
             torch.testing.assert_close(needed_states, backbone.hidden(batch.input_ids)[needed], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gemma3", *(pytest.param(name, marks=pytest.mark.long) for name in ("llama", "qwen2", "qwen3"))]
+)
+def test_layers_that_stay_compute_and_cache_as_in_a_model_that_never_had_others(family, backbone_of, tmp_path):
+    uncut, backbone = backbone_of(family, layers=5), backbone_of(family, layers=5)
+    ids_BT = collate(ITEMS).input_ids[:, :7]
+    kinds = getattr(uncut.config, "layer_types", [])
+    backbone.keep_layers([1, 2, 4])
+    backbone.keep_layers([1, 4])  # by the numbers they had in the model
+    assert backbone.layer_numbers == [1, 4]
+    assert getattr(backbone.config, "layer_types", []) == [kinds[layer] for layer in (1, 4) if kinds]
+    for number in (0, 2, 3):  # a layer that adds nothing to the states is as good as none
+        for name, parameter in uncut.layers[number].named_parameters():
+            if name.rpartition(".")[0].endswith(("o_proj", "down_proj", "c_proj")):
+                parameter.data.zero_()
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone.hidden(ids_BT), uncut.hidden(ids_BT))
+    (row,) = rows = [DecodingRow([5, 6, 7, 8, 9, 10, 11, 12, 13, 14], 8, GenerationOptions())]
+    backbone.engine.decode(rows)
+    (expected,) = uncut_rows = [DecodingRow(row.prompt, 8, GenerationOptions())]
+    uncut.engine.decode(uncut_rows)
+    assert row.new_ids == expected.new_ids
+    cache = transformers.DynamicCache(config=backbone.config)
+    backbone.body(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+    assert len(cache.layers) == 2  # were the layers not renumbered, there would be empty ones
+    backbone.model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(ids_BT).logits, backbone.model(ids_BT).logits)
+
+
+def test_layers_that_are_not_there_are_refused_and_nothing_changes(backbone_of):
+    backbone, ids_BT = backbone_of("gemma3", layers=4), collate(ITEMS).input_ids[:, :7]
+    before, kinds = backbone.hidden(ids_BT), [*backbone.config.layer_types]
+    with pytest.raises(UserError, match="the backbone has no layer 4, 7: it has 4, 0 to 3"):
+        backbone.keep_layers([0, 4, 7])
+    backbone.body.register_forward_pre_hook(lambda body, _: None if body.layers[3] else ())
+    with pytest.raises(UserError, match="Gemma3ForCausalLM needs all of its 4 layers"):
+        backbone.keep_layers([0, 3])
+    assert (backbone.layer_numbers, backbone.config.layer_types) == ([0, 1, 2, 3], kinds)
+    assert [layer.self_attn.layer_idx for layer in backbone.layers] == [0, 1, 2, 3]
+    assert torch.equal(backbone.hidden(ids_BT), before)
+
+
+def test_a_model_whose_layers_compute_by_their_number_is_refused(backbone_of, tiny_model, tmp_path):
+    shutil.copytree(tiny_model("gpt2", layers=3), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"scale_attn_by_inverse_layer_idx": True}))
+    backbone = from_folder(BackboneOrigin(str(tmp_path), "local folder", ""))
+    with pytest.raises(
+        UserError, match=r"needs all of its 3 layers \(its config does not describe the others: attn.scaling"
+    ):
+        backbone.keep_layers([0, 2])
+    assert [layer.attn.layer_idx for layer in backbone.layers] == [0, 1, 2]
+    backbone.keep_layers([0, 1])  # these have the numbers they had
+    plain = backbone_of("gpt2", layers=3)
+    for layer in plain.layers:
+        layer.register_forward_hook(lambda layer, args, states: states * (1 + layer.attn.layer_idx))
+    with pytest.raises(UserError, match=r"needs all of its 3 layers \(a layer computes by its number\)"):
+        plain.keep_layers([0, 2])
 
 
 def test_a_word_vector_is_the_mean_output_embedding_of_its_tokens(backbone_of):

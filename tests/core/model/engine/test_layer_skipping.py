@@ -58,7 +58,7 @@ def cut_models(backbone_of, tmp_path_factory):
         for number, (layers, tuning) in enumerate(TUNINGS):
             backbone = backbone_of(family, layers=LAYERS)
             backbone.use_engine(Reference())
-            backbone.keep_first_layers(layers)
+            backbone.keep_layers(range(layers))
             random_adapter(backbone, tuning, number)
             folders.append(tmp_path_factory.mktemp(f"{family}-{layers}"))
             backbone.peft.save_pretrained(folders[-1])
@@ -154,7 +154,7 @@ def test_what_an_adapter_itself_excludes_stays_without_factors(excluded, backbon
     from peft import LoraConfig, get_peft_model
 
     alone = backbone_of("llama", layers=LAYERS)
-    alone.keep_first_layers(2)
+    alone.keep_layers([0, 1])
     options = LoraConfig(r=2, target_modules="all-linear", exclude_modules=excluded, init_lora_weights="gaussian")
     alone.set_model(get_peft_model(alone.peft, options))
     torch.nn.init.normal_(next(p for name, p in alone.named_parameters() if "lora_B" in name))
