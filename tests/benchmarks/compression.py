@@ -74,8 +74,9 @@ def measure(name: str, options: argparse.Namespace) -> list[Compressed]:
 
 
 def gptask(*words: str) -> None:
-    """Run a command, whose output is shown."""
-    subprocess.run([sys.executable, "-m", "gptask", *words], check=True)
+    """Run a command, whose output is shown; one that fails ends the script, and the same call goes on there."""
+    if code := subprocess.run([sys.executable, "-m", "gptask", *words], check=False).returncode:
+        sys.exit(code)
 
 
 def read(folder: Path) -> dict[str, Any]:

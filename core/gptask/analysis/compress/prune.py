@@ -107,7 +107,7 @@ class Pruning(FromParent):
         """The value of ``tuning.top`` with which all layers of ``keep`` that the parent adapts have adapters."""
         from gptask.model.backbone.tuning import first_adapted
 
-        saved = self.values["tuning"]["top"]
+        saved = self.values["tuning"]["top"] or 1.0
         adapted = self.layers[first_adapted(len(self.layers), saved) :]
         needed = max(1, len({*keep} & {*adapted}))
         if tuning.top == saved:
