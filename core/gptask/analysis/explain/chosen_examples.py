@@ -71,7 +71,7 @@ def _reference_likelihoods(run: ReportRun) -> np.ndarray | None:
 
     Where an example may have several labels, each is a yes or no of its own.
     """
-    tables = [row.get("probabilities") for row in run.rows]
+    tables: list[dict[str, float]] = [row.get("probabilities") or {} for row in run.rows]
     if run.true_labels is None or not all(tables):
         return None
     several = any(target.kind is Kind.LABELS for target in run.record.plugin.targets())

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{len(runs)} runs are too many for one page, {MAX_RUNS} at most: name some, or use --latest 2")
     path = _page_path(options.output, [run.folder for run in runs])
     html = (
-        report_page(runs).encode("utf-8", errors="replace").decode("utf-8")
+        report_page(runs, path.parent).encode("utf-8", errors="replace").decode("utf-8")
     )  # half a surrogate pair from a data file: ?
     try:
         write_text(path, html)
