@@ -18,6 +18,7 @@ from gptask.runs.atomic_write import json_text, write_text
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("element.js", "word_group.js", "attention.js", "explanation.js", "page.js")  # each imports earlier ones only
+SHARED = (*SCRIPTS[:-1], "explanation.css")  # what the page of `gptask serve` is made of, too
 STYLES = (REPORT_STYLE, STATIC / "explanation.css", STATIC / "page.css")
 METHOD_NAMES = {
     "ig": "Integrated gradients (Sundararajan et al. 2017)",

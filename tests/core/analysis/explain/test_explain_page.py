@@ -58,7 +58,7 @@ def opened(shared_page, tmp_path):
 
 
 def words(page, card=0):
-    return page.locator(".card").nth(card).locator(".explanation > div .words [data-word]")
+    return page.locator(".card").nth(card).locator(".explanation > div .word-group [data-word]")
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -170,14 +170,14 @@ def test_the_keyboard_reaches_each_text_once_and_moves_between_words(opened):
 def test_texts_of_every_script_are_shown_as_they_are(opened):
     texts = [HOSTILE, ARABIC, CHINESE, ASTRAL, "two\r\nlines\tand a tab"]
     page = opened([classified(text) for text in texts])
-    shown = page.locator(".explanation > div .words").all_text_contents()
+    shown = page.locator(".explanation > div .word-group").all_text_contents()
     expected = [text.replace("\x07", "\u2407").replace("\r\n", "\n") for text in texts]
     assert shown == expected
     for card, text in enumerate(texts):
         spans = [word.text for word in classified(text).words]
         assert words(page, card).all_text_contents() == [span.replace("\x07", "\u2407") for span in spans]
     direction = "nodes => nodes.map((node) => getComputedStyle(node).direction)"
-    assert page.locator(".explanation > div .words").evaluate_all(direction) == ["ltr", "rtl", "ltr", "ltr", "ltr"]
+    assert page.locator(".explanation > div .word-group").evaluate_all(direction) == ["ltr", "rtl", "ltr", "ltr", "ltr"]
     assert page.title().startswith("Why a/b")
     assert page.locator(".cards img, .cards b").count() == 0
 
@@ -244,7 +244,7 @@ def test_heads_are_shown_with_their_words(opened):
     page.locator(".heads select").first.select_option("0")
     page.locator(".heads select").nth(1).select_option("1")
     assert said.inner_text() == "layer 0, head 1: “fox” reads “brown” 100%"
-    group = page.locator(".heads .words [data-word]")
+    group = page.locator(".heads .word-group [data-word]")
     group.nth(1).focus()
     assert said.inner_text() == "layer 0, head 1: “quick” reads “the” 100%"
     large = page.locator(".maps > canvas")

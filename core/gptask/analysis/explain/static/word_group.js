@@ -20,7 +20,7 @@ export class WordGroup {
   constructor(text, words, label, { activate = () => {}, point = () => {}, grown = () => {} }) {
     this.nodes = new Map();
     this.characters = Array.from(text);
-    this.box = element("div", { class: "words", dir: "auto", role: "group", "aria-label": label });
+    this.box = element("div", { class: "word-group", dir: "auto", role: "group", "aria-label": label });
     this.written = 0;
     this.show(words.slice(0, SHOWN_WORDS));
     if (words.length > SHOWN_WORDS) {
