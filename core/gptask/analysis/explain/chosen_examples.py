@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,20 @@ CHOICES = ("worst", "surprising")  # names that input= takes in the place of a f
 SMALLEST = 1e-6  # a probability that predictions.jsonl, which has six digits, calls zero
 
 
-def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[InputRow], str]:
+class ChosenExample(NamedTuple):
+    """A test example without its targets, and what its prediction is compared with, None where that is not known."""
+
+    entry: InputRow
+    reference: Any
+
+
+def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[ChosenExample], str]:
     """At most ``limit`` test examples of a finished run, the first one first, and a sentence on their order.
 
     ``worst``: the most confident of the wrong predictions or, where no metric tells right from wrong, the examples with
     the lowest values of the main metric. ``surprising``: those to whose reference the run gives the lowest
-    probability; where it gives none, the report's most surprising ones. Examples hold their references. Raises
-    `UserError` for a run that is unfinished or damaged, or that has nothing to order by.
+    probability; where it gives none, the report's most surprising ones. Raises `UserError` for a run that is unfinished
+    or damaged, or that has nothing to order by.
     """
     runs, damaged = report_runs([read_run(folder)])
     if damaged:
@@ -37,12 +44,18 @@ def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[InputRo
         raise UserError(f"input={choice}: {folder} has no such test examples ({order}); give a file: input=FILE")
     total = len(rows)
     shown = "" if total <= limit else f"; the first {limit:,} of {total:,}"
-    return [_input_row(run.rows[number], number) for number in rows[:limit].tolist()], f"{order}{shown}"
+    return [_chosen(run, number) for number in rows[:limit].tolist()], f"{order}{shown}"
 
 
-def _input_row(row: dict[str, Any], number: int) -> InputRow:
-    example = {"id": row["id"]} | input_fields(row) | row.get("references", {})
-    return InputRow(Row(number + 1, example), example, f"test example {row['id']}")
+def _chosen(run: ReportRun, number: int) -> ChosenExample:
+    row = run.rows[number]
+    example = {"id": row["id"]} | input_fields(row)
+    # further targets, such as the place of an answer, only add to the first one
+    target = next(iter(run.record.plugin.targets()), None)
+    reference = row.get("references", {}).get(target.name) if target else None
+    if target and target.kind is Kind.TEXTS and isinstance(reference, list) and len(reference) == 1:
+        (reference,) = reference
+    return ChosenExample(InputRow(Row(number + 1, example), example, f"test example {row['id']}"), reference)
 
 
 def _worst(run: ReportRun) -> tuple[np.ndarray, str]:

@@ -18,21 +18,22 @@ def rows_of(folder):
 def test_the_worst_are_the_most_confident_of_the_wrong_ones(tmp_path):
     folder = write_review_run(tmp_path / "run", hotel_reviews(25))
     rows, (inputs, order) = rows_of(folder), chosen_examples(folder, "worst", 1000)
-    chosen = [rows[entry.example["id"]] for entry in inputs]
+    chosen = [rows[entry.example["id"]] for entry, _ in inputs]
     wrong = [row for row in rows.values() if row["prediction"] != row["references"]["label"]]
     assert chosen == sorted(wrong, key=lambda row: -row["score"])
-    assert inputs[0].example["text"] == chosen[0]["text"]
-    assert inputs[0].example["label"] == chosen[0]["references"]["label"]
+    entry, reference = inputs[0]
+    assert entry.example == {"id": chosen[0]["id"], "text": chosen[0]["text"]}
+    assert reference == chosen[0]["references"]["label"]
     assert order == "wrong predictions, the most confident first"
     few, order = chosen_examples(folder, "worst", 3)
-    assert [entry.example for entry in few] == [entry.example for entry in inputs[:3]]
+    assert [entry.example for entry, _ in few] == [entry.example for entry, _ in inputs[:3]]
     assert order.endswith(f"the first 3 of {len(wrong)}")
 
 
 def test_the_most_surprising_have_the_least_probable_reference(tmp_path):
     folder = write_review_run(tmp_path / "run", hotel_reviews(25))
     rows, (inputs, order) = rows_of(folder), chosen_examples(folder, "surprising", 1000)
-    chosen = [rows[entry.example["id"]] for entry in inputs]
+    chosen = [rows[entry.example["id"]] for entry, _ in inputs]
     probabilities = [row["probabilities"][row["references"]["label"]] for row in chosen]
     assert probabilities == sorted(probabilities)
     assert len(chosen) == 25
@@ -47,7 +48,8 @@ def test_of_several_labels_each_counts(tmp_path):
     predictions = [Prediction([label for label, p in table.items() if p > 0.5], None, table) for table in tables]
     task = Classification(labels=["joy", "anger"], multi_label=True)
     inputs, _ = chosen_examples(write_run(tmp_path / "run", task, examples, predictions), "surprising", 10)
-    assert [entry.example["text"] for entry in inputs] == ["text 2", "text 0", "text 1"]  # 0.01, 0.09, 0.48
+    assert inputs[0].reference == ["joy", "anger"]
+    assert [entry.example["text"] for entry, _ in inputs] == ["text 2", "text 0", "text 1"]  # 0.01, 0.09, 0.48
 
 
 def test_written_texts_are_ordered_by_the_metric_and_by_the_report(tmp_path):
@@ -55,7 +57,7 @@ def test_written_texts_are_ordered_by_the_metric_and_by_the_report(tmp_path):
     inputs, order = chosen_examples(folder, "worst", 5)
     assert order.startswith("the lowest values of ")
     assert order.endswith("; the first 5 of 20")
-    assert inputs[0].example["target"]
+    assert inputs[0].reference == rows_of(folder)[inputs[0].entry.example["id"]]["references"]["target"][0]
     surprising, order = chosen_examples(folder, "surprising", 100)
     assert len(surprising) == 10
     assert order == "wrong or low-scoring predictions, the most confident first"
