@@ -17,7 +17,16 @@ FILES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 CORE = [name for name in FILES if name.startswith("gptask.") and name != "gptask.__main__"]
-WITH_TORCH = ("gptask.data.batches", "gptask.data.datamodule", "gptask.data.mixture")
+WITH_TORCH = (
+    *("gptask.data.batches", "gptask.data.datamodule", "gptask.data.mixture"),
+    *(
+        f"gptask.analysis.explain.{name}"
+        for name in (
+            *("attention_rollout", "explainer", "integrated_gradients"),
+            *("objectives", "scoring", "targets", "variants", "word_shares"),
+        )
+    ),
+)
 WITHOUT_TORCH = [  # at import; of the model room what a task's module and a start need
     *(
         name

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from gptask.config.engine import Fast, Reference, engine_from_environment
+from gptask.config.explain_options import Explain
 from gptask.config.option import option
 
 
@@ -433,6 +434,7 @@ VERB_SCHEMAS: dict[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "export": Export,
     "serve": Serve,
 }

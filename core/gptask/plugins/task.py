@@ -58,6 +58,10 @@ class Task(ABC):
     def head(self, backbone: Backbone) -> TaskHead:
         """Build the head, which turns hidden states into a loss and into outputs."""
 
+    def score_names(self) -> list[str] | None:
+        """Return the names of the classes or tags that the head scores, in its order; None: they have numbers only."""
+        return None
+
     @abstractmethod
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Turn the head's outputs, one for each `Encoded` of an example, into the prediction."""

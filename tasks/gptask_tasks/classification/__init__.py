@@ -151,6 +151,10 @@ class Classification(PromptedTask):
             backbone, self.labels, [self.label_word(name) for name in self.labels], self.multi_label
         )
 
+    def score_names(self) -> list[str]:
+        """Return the labels."""
+        return self.labels
+
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the likeliest label (or all from the threshold on) with the probabilities of all."""
         probabilities = dict(zip(self.labels, outputs[0], strict=True))

@@ -161,6 +161,10 @@ class TokenTagging(Task):
         cls = BidirectionalHead if self.context is Context.bidirectional else TaggingHead
         return cls(backbone, len(self.tags))
 
+    def score_names(self) -> list[str]:
+        """Return the tags."""
+        return self.tags
+
     def prediction(self, example: Example, outputs: Sequence[Any]) -> Prediction:
         """Return the spans of the likeliest consistent tags (of plain tags, every word) with their probabilities."""
         import numpy as np

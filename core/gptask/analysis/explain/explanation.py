@@ -37,8 +37,9 @@ class AttributionMap:
     of a written word its number among the written ones; None of a class and of a span that is no part of a text. With
     ``against``, the map tells why the target and not that one.
 
-    ``attributions`` are parts of the target's log-probability (of its difference to that of ``against``), of
-    ``attention`` shares of 1; None for a word that the model did not read (it was cut off). ``without`` is the target's
+    ``attributions`` are parts of the target's log-odds, in nats (of a written text's log-probability; with ``against``
+    of the difference of both log-probabilities), and by ``attention`` shares of 1; None for a word that the model did
+    not read (it was cut off). ``without`` is the target's
     probability after a word is deleted; None for a word whose deletion deletes the target itself. All of it is None
     where it was not computed. ``completeness_error`` is the part of the difference to the baseline that the
     attributions miss, after so many ``steps``. ``faithfulness`` is insertion − deletion by this map, ``random`` that of
@@ -123,16 +124,16 @@ class Faithfulness:
     """How faithful a method's maps are over a file of ``n`` inputs: insertion − deletion (Petsiuk et al. 2018).
 
     ``value`` is the mean of the method's maps, ``random`` that of random orders of the words; ``difference`` with its
-    95% interval is the paired one. ``is_better`` is false where the method is no better than random; ``sentence`` says
-    which.
+    95% interval (None where there are too few inputs) is the paired one. ``is_better`` is false where the method is no
+    better than random; ``sentence`` says which.
     """
 
     method: str
     value: float
     random: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     is_better: bool
     sentence: str

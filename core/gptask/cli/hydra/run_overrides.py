@@ -22,6 +22,7 @@ INHERITED = {  # what a verb takes from a run besides its task
     "train": (*schemas.GROUP_SCHEMAS, "mixing", "schedule", "early_stopping", "trainer", "seed", "probe", "compile"),
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
+    "explain": (),
 }
 OF_A_SERVER = ("task", "engine", "data.max_tokens")  # what a server has set already for a run that it predicts with
 
@@ -113,7 +114,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
             values[key] = config[key]
         elif not values_of([*environment, *overrides], key):
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
-    if verb == "predict":
+    if verb in ("predict", "explain"):
         values["data"] = {"max_tokens": config["data"]["max_tokens"], "labels": None}
     ConfigStore.instance().store(group="saved", name="run", node=escaped(values), package="_global_")
     choices = [f"{group}={choice}" for group, choice in groups.items() if not values_of(overrides, group)]
