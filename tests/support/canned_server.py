@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from tests.support.explanations import classified
+from tests.support.explanations import attended, classified
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -60,7 +60,14 @@ def models() -> list[dict[str, Any]]:
     accuracy = metric("accuracy", 90.8257, 88.85, 92.81, 872)
     lower = metric("bits_per_byte", 0.9123, 0.9011, 0.9299, 1400) | {"higher_is_better": False}
     return [
-        model("sst2", "sentiment", [field("text")], metric=accuracy, labels=["negative", "positive"], explains=["ig"]),
+        model(
+            "sst2",
+            "sentiment",
+            [field("text")],
+            metric=accuracy,
+            labels=["negative", "positive"],
+            explains=["ig", "attention"],
+        ),
         model("banking77", "classification", [field("text")], metric=metric("accuracy", 92.4, 91.4, 93.3, 3080)),
         model("goemotions", "classification", [field("text")], metric=metric("f1_micro", 55.31, 54.2, 56.4, 5427)),
         model(
@@ -166,8 +173,10 @@ class CannedServer:
         return refusal(json.dumps(example)) or answer(run, example)
 
     async def explain(self, request: Request) -> Any:
-        text = (await request.json())["example"]["text"]
-        return refusal(text) or Response(classified(text).to_json(), media_type="application/json")
+        body = await request.json()
+        text, method = body["example"]["text"], body["method"]
+        explanation = (attended if method == "attention" else classified)(text)
+        return refusal(text) or {"method": method, "truncated": 0} | json.loads(explanation.to_json())
 
     async def write(self, request: Request) -> Any:
         body = await request.json()

@@ -29,13 +29,14 @@ class Explain:
 
     task: Any = None  # null: the run's
     run: str = MISSING
-    input: str = MISSING
-    output: str = option("-", "a .jsonl file; - is standard output")
+    input: str = option(MISSING, "a file; worst or surprising: the run's own test examples, into its explain.html")
+    output: str | None = option(None, "a .html or .jsonl file; - is standard output; null: see input")
     method: ExplainMethod = option(ExplainMethod.ig, "ig (integrated gradients) | occlusion | attention")
     against: str | None = option(None, "a class or a tag: why the predicted one and not this one")
     steps: Any = option(AUTO_STEPS, "ig: auto doubles 16 to 256 until less than 5% is missing; or a number")
     places: int = option(16, "most tagged or written words of an input that are explained, the first ones")
     other_classes: int = option(2, "classes that are explained beside the predicted one, the likeliest ones")
+    examples: int = option(100, "most test examples of input=worst or surprising that are explained")
     attention_maps: bool = option(False, "keep the attention of every head between the words, too")
     data: Any = None
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
@@ -46,6 +47,8 @@ class Explain:
 
     def check(self) -> int | None:
         """Return the number of steps, None for ``auto``; raises `UserError` for a value out of range."""
+        if self.examples < 1:
+            raise UserError(f"examples={self.examples} must be at least 1")
         if self.places < 1:
             raise UserError(f"places={self.places} must be at least 1")
         if self.other_classes < 0:

@@ -77,7 +77,8 @@ def _each_layer(backbone: GPTBackbone, ids_1T: Tensor, take: Callable[[Tensor], 
     handles = [module.register_forward_hook(hook) for module in attentions]
     try:
         with torch.inference_mode(), eager_attention(backbone):
-            backbone.hidden(ids_1T)
+            # not by the backbone's own method, which in a server lets others go first: the hooks are for this pass
+            backbone.engine.hidden(ids_1T, adapters=None if backbone.adapter is None else [backbone.adapter])
     finally:
         for handle in handles:
             handle.remove()

@@ -20,14 +20,14 @@ CHOICES = ("worst", "surprising")  # names that input= takes in the place of a f
 SMALLEST = 1e-6  # a probability that predictions.jsonl, which has six digits, calls zero
 
 
-class ChosenExample(NamedTuple):
-    """A test example without its targets, and what its prediction is compared with, None where that is not known."""
+class ReferencedRow(NamedTuple):
+    """A row to explain, and what its prediction is compared with, None where that is not known."""
 
     entry: InputRow
     reference: Any
 
 
-def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[ChosenExample], str]:
+def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[ReferencedRow], str]:
     """At most ``limit`` test examples of a finished run, the first one first, and a sentence on their order.
 
     ``worst``: the most confident of the wrong predictions or, where no metric tells right from wrong, the examples with
@@ -47,7 +47,7 @@ def chosen_examples(folder: Path, choice: str, limit: int) -> tuple[list[ChosenE
     return [_chosen(run, number) for number in rows[:limit].tolist()], f"{order}{shown}"
 
 
-def _chosen(run: ReportRun, number: int) -> ChosenExample:
+def _chosen(run: ReportRun, number: int) -> ReferencedRow:
     row = run.rows[number]
     example = {"id": row["id"]} | input_fields(row)
     # further targets, such as the place of an answer, only add to the first one
@@ -55,7 +55,7 @@ def _chosen(run: ReportRun, number: int) -> ChosenExample:
     reference = row.get("references", {}).get(target.name) if target else None
     if target and target.kind is Kind.TEXTS and isinstance(reference, list) and len(reference) == 1:
         (reference,) = reference
-    return ChosenExample(InputRow(Row(number + 1, example), example, f"test example {row['id']}"), reference)
+    return ReferencedRow(InputRow(Row(number + 1, example), example, f"test example {row['id']}"), reference)
 
 
 def _worst(run: ReportRun) -> tuple[np.ndarray, str]:

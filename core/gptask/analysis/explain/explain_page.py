@@ -26,7 +26,7 @@ METHOD_NAMES = {
     "attention": "Attention rollout (Abnar and Zuidema 2020)",
 }
 MAX_MAP_WORDS = 128  # of a text whose attention is in the page: its maps grow with the square
-MAX_ATTENTION_MB = 24  # of all maps together, compressed: the browser reads them before it shows anything
+MAX_ATTENTION_MB = 12  # of all maps together, compressed: the browser reads them before it shows anything
 MAX_CLASSES = 500  # in the list that chooses one
 
 

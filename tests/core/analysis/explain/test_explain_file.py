@@ -124,7 +124,7 @@ def test_attention_is_called_no_reason(options, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "why.csv"}, r"output=why\.csv: explain writes \.jsonl"),
+        ({"output": "why.csv"}, r"output=why\.csv: explain writes \.html and \.jsonl"),
         ({"input": "texts.jsonl", "output": "texts.jsonl"}, "is the input"),
         ({"input": "text.txt"}, r"text\.txt"),
         ({"steps": 32}, "steps=32 is for method=ig, not for method=occlusion"),

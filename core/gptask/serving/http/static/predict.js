@@ -8,6 +8,16 @@ import { explanationView } from "./explanation.js";
 import { FieldError, buildForm } from "./fields.js";
 import { CodeBox, History, RequestForm, errorBox, seconds } from "./parts.js";
 
+const METHODS = { ig: "by gradients", occlusion: "by leaving words out", attention: "by attention" };
+const NOTES = {
+  ig: "A solid line speaks for what is predicted, a dashed one against it.",
+  attention: "Attention is not a reason: it says where the model reads, not what its prediction depends on.",
+};
+
+/** The heads' maps of an answer, in bytes. */
+const attentionOf = ({ shape, weights }) =>
+  ({ shape, weights: Uint8Array.from(atob(weights), (character) => character.charCodeAt(0)) });
+
 export function predictView(model) {
   const path = `v1/predict/${encodeURIComponent(model.id)}`;
   const fields = buildForm(model.fields);
@@ -41,14 +51,18 @@ export function predictView(model) {
     return `Answer: ${summary}`;
   });
 
-  const explain = task((example, signal) => call("v1/explain", { model: model.id, example }, signal), (answer, texts, time) => {
-    history.add(explanationView(answer), element("p", { class: "note" }, "A solid line speaks for the prediction, a dashed one against it."),
-      rawAnswer(answer, time));
+  const method = element("select", { "aria-label": "Method" }, (model.explains ?? []).map((name) =>
+    element("option", { value: name }, METHODS[name] ?? name)));
+  const explain = task((example, signal) => call("v1/explain", { model: model.id, example, method: method.value }, signal), (answer, texts, time) => {
+    const { attention, ...rest } = answer;
+    const loadAttention = attention ? async () => attentionOf(attention) : null;
+    history.add(element("p", { class: "note" }, NOTES[answer.method] ?? NOTES.ig), explanationView(answer, { loadAttention }), rawAnswer(rest, time));
     return "The explanation is shown";
   });
 
-  const button = model.explains?.length > 0 && element("button", { type: "button", click: () => form.run(explain) }, "Explain");
-  const form = new RequestForm("Predict", "Ctrl + Enter", fields.elements, predict, [button]);
+  const controls = model.explains?.length > 0
+    ? [element("button", { type: "button", click: () => form.run(explain) }, "Explain"), method] : [];
+  const form = new RequestForm("Predict", "Ctrl + Enter", fields.elements, predict, controls);
   form.element.addEventListener("input", () => code.update());
   return element("div", {}, form.element, problem, code.element, history.element);
 }
