@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from gptask.analysis.explain.explainer import Explainer
 from gptask.analysis.explain.input_words import input_words
+from gptask.analysis.explain.integrated_gradients import PASS_TOKENS
 from gptask.config.explain_options import ExplainMethod
 from gptask.model.backbone.backbone import GPTBackbone
 from gptask.runs.predictor import InputRow, Predictor
@@ -31,7 +32,6 @@ from gptask.serving.state import ServerState
 
 MAX_TOKENS, MAX_WORDS = 256, 100  # of an example that the server explains: a pass stays as short as others
 MAX_STEPS = 64  # of integrated gradients
-PASS_TOKENS = 512  # of a batch that is read without words
 PLACES = 4  # tags or written words that are explained
 EXAMPLE = {
     "anyOf": [{"type": "object"}, {"type": "string"}],
@@ -71,7 +71,7 @@ class ExplainRequest(RequestModel):
     example: Annotated[Any, WithJsonSchema(EXAMPLE)]
     method: Annotated[str, WithJsonSchema({"enum": METHODS})] = "ig"
     against: str | None = Field(None, description="a class or tag: why the predicted one and not this one")
-    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="of integrated gradients; 16 by default")
+    steps: int | None = Field(None, ge=2, le=MAX_STEPS, description="of integrated gradients; 16 by default")
 
 
 def explain_router(state: ServerState) -> APIRouter:
@@ -83,6 +83,8 @@ def explain_router(state: ServerState) -> APIRouter:
         model = run_of(state, request, body.model, "model")
         if body.method not in METHODS:
             raise ApiError(400, f"method is {body.method[:40]!r}; expected one of {', '.join(METHODS)}", "method")
+        if body.steps is not None and body.method != ExplainMethod.ig.value:
+            raise ApiError(400, f"steps is for the method ig, not for {body.method}: leave it out", "steps")
         row, truncated = await in_thread(state, request, lambda: _checked_row(request, model, body.example), model)
         explanation = await _explained(state, request, model, body, row)
         return json_response({"method": body.method, "truncated": truncated} | explanation)
@@ -163,9 +165,13 @@ def _in_turns(backbone: GPTBackbone, turns: Turns) -> GPTBackbone:
     """A view of a backbone whose passes each begin a turn."""
     view, hidden = copy.copy(backbone), backbone.hidden
 
-    def hidden_in_turn(*args: Any, **options: Any) -> Any:
+    def hidden_in_turn(input_ids: Any = None, *args: Any, embeds: Any = None, **options: Any) -> Any:
+        tokens = (input_ids if embeds is None else embeds).shape[1]
+        if tokens > PASS_TOKENS:  # for which integrated gradients would set up the layers for longer than a turn
+            written = "the example and what is written behind it have"
+            raise ApiError(422, f"{written} {tokens} tokens; the server explains up to {PASS_TOKENS}", "example")
         turns.next()
-        return hidden(*args, **options)
+        return hidden(input_ids, *args, embeds=embeds, **options)
 
     view.hidden = hidden_in_turn  # type: ignore[method-assign]
     return view

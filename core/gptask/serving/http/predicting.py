@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gptask.config.schemas import Data
 from gptask.data.column_lookup import trained_columns
@@ -214,7 +214,7 @@ async def in_thread(
     def run() -> T:
         try:
             return function()
-        except EXPECTED_ERRORS:
+        except (ApiError, UserError, ClientDisconnect):
             raise
         except BaseException as error:  # SystemExit, too, which would end the server
             if isinstance(model, ServedRun):

@@ -75,6 +75,7 @@ def test_mistakes_are_named(server):
         ({"model": "nothing"}, 404, "nothing"),
         ({"method": "magic"}, 400, "expected one of ig, occlusion, attention"),
         ({"steps": 1000}, 400, "steps"),
+        ({"steps": 16, "method": "occlusion"}, 400, "steps is for the method ig"),
         ({"colour": "red"}, 400, "colour is not supported here"),
         ({"against": "purple"}, 422, "against=purple is none of the run's classes"),
         ({"example": {"txt": "a"}}, 422, "example.txt: unknown field"),
@@ -88,6 +89,13 @@ def test_mistakes_are_named(server):
         assert part in answer.json()["error"]["message"], answer.text
     bare = next(name for name, model in server.state.registry.models.items() if not isinstance(model, ServedRun))
     assert "without a task" in explain(server, bare, TEXT).json()["error"]["message"]
+
+
+def test_a_long_text_that_is_written_is_refused_before_it_is_explained(server, monkeypatch):
+    monkeypatch.setattr(module, "PASS_TOKENS", 10)
+    answer = explain(server, "french", "the lazy dog")
+    assert answer.status_code == 422
+    assert "what is written behind it have" in answer.json()["error"]["message"]
 
 
 def test_the_token_is_asked_for(with_options):
