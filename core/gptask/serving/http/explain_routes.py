@@ -31,7 +31,7 @@ from gptask.serving.models.served_run import ServedRun
 from gptask.serving.state import ServerState
 
 MAX_TOKENS, MAX_WORDS = 256, 100  # of an example that the server explains: a pass stays as short as others
-MAX_STEPS = 64  # of integrated gradients
+STEPS, MAX_STEPS = 32, 64  # of integrated gradients, by default and at most
 PLACES = 4  # tags or written words that are explained
 EXAMPLE = {
     "anyOf": [{"type": "object"}, {"type": "string"}],
@@ -71,7 +71,7 @@ class ExplainRequest(RequestModel):
     example: Annotated[Any, WithJsonSchema(EXAMPLE)]
     method: Annotated[str, WithJsonSchema({"enum": METHODS})] = "ig"
     against: str | None = Field(None, description="a class or tag: why the predicted one and not this one")
-    steps: int | None = Field(None, ge=2, le=MAX_STEPS, description="of integrated gradients; 16 by default")
+    steps: int | None = Field(None, ge=2, le=MAX_STEPS, description="of integrated gradients; 32 by default")
 
 
 def explain_router(state: ServerState) -> APIRouter:
@@ -101,7 +101,7 @@ def _checked_row(request: Request, model: ServedRun, example: Any) -> tuple[Inpu
         raise ApiError(
             422,
             f"the example has {words} words in {tokens} tokens; the server explains up to {MAX_WORDS} words in "
-            f"{MAX_TOKENS} tokens. `gptask explain run={model.run.folder.name}` explains longer ones",
+            f"{MAX_TOKENS} tokens; `gptask explain` takes longer ones",
             "example",
         )
     record_of(request).tokens_in += tokens
@@ -131,7 +131,7 @@ async def _explained(
                 TurnPredictor(model, turns, write),
                 ExplainMethod(body.method),
                 body.against,
-                body.steps or 16,
+                body.steps or STEPS,
                 PLACES,
                 with_attention=body.method == ExplainMethod.attention.value,
             )

@@ -29,7 +29,9 @@ def expected(server, run, example, method="ig", **options):
     """The explanation by the run's own predictor."""
     model = server.state.registry.get(run)
     (row,) = input_rows(model, [example], str)
-    return Explainer(model.predictor, ExplainMethod(method), steps=16, places=module.PLACES, **options).explain(row)
+    return Explainer(
+        model.predictor, ExplainMethod(method), steps=module.STEPS, places=module.PLACES, **options
+    ).explain(row)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_methods_and_a_rejected_class(server):
     assert AttentionMaps.from_json(values["attention"]).weights.shape[2:] == (words, words)
     (against,) = explain(server, "topics", TEXT, against="delivery").json()["maps"]
     assert against["against"] == "delivery"
-    assert explain(server, "topics", TEXT, steps=32).json()["maps"][0]["steps"] == 32
+    assert explain(server, "topics", TEXT, steps=16).json()["maps"][0]["steps"] == 16
 
 
 def test_mistakes_are_named(server):

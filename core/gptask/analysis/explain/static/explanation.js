@@ -6,6 +6,7 @@ import { WordGroup, visible } from "./word_group.js";
 
 const FAINT = 0.05; // of the strongest word's value: a weaker word has no line below it
 const STRONGEST = 6;
+const ROUGH = 0.1; // completeness error
 const MOST_BARS = 6;
 const LONG = 600; // characters of a text that is not explained
 
@@ -17,6 +18,7 @@ export function share(value) {
 }
 
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toPrecision(2)}`;
+const decimal = (value) => value.toFixed(2).replace("-", "−");
 const isNumber = (value) => typeof value === "number";
 
 /** A prediction or a reference as text. */
@@ -174,9 +176,9 @@ class ExplanationView {
     const { steps, completeness_error: error, faithfulness, random } = this.map;
     this.facts.textContent = [
       isNumber(steps) && `${steps} steps`,
-      isNumber(error) && `completeness error ${share(error)}`,
-      isNumber(faithfulness) && `faithfulness of this map ${faithfulness.toFixed(2)}`
-        + (isNumber(random) ? ` (random order ${random.toFixed(2)})` : ""),
+      isNumber(error) && `completeness error ${share(error)}${error > ROUGH ? ": a rough map, more steps make it better" : ""}`,
+      isNumber(faithfulness) && `faithfulness of this map ${decimal(faithfulness)}`
+        + (isNumber(random) ? ` (random order ${decimal(random)})` : ""),
     ].filter(Boolean).join(", ");
     this.facts.hidden = !this.facts.textContent;
   }
