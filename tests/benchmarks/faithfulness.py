@@ -52,7 +52,7 @@ def main() -> None:
         start, explanations = time.perf_counter(), []
         for number, entry in enumerate(islice(read_inputs(rows, columns, source.path.name), options.count), 1):
             explanations.append(explainer.explain(entry))
-            if number % 10 == 0:
+            if number % 5 == 0:
                 print(f"{number} {summarize(method, explanations).sentence}", flush=True)
         summary = summarize(method, explanations)
         seconds = (time.perf_counter() - start) / len(explanations)
