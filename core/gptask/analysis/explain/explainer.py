@@ -113,7 +113,7 @@ class Explainer:
         return explanation
 
     @cached_property
-    def _baseline_C(self) -> torch.Tensor:
+    def _neutral_C(self) -> torch.Tensor:
         return mean_embedding(self.predictor.backbone)
 
     def _written_text(self, output: Any) -> str:
@@ -215,7 +215,7 @@ class Explainer:
         encoded, ids = reading.items[item], self._ids(reading, item)[0].tolist()
         shares = self._padded(reading.shares[item], len(ids))
         values, is_input = partial(values_of_embeddings, self.predictor, encoded, pairs), shares.sum(1) > 0
-        tokens = integrated_gradients(self.predictor.backbone, values, ids, is_input, self._baseline_C, self.steps)
+        tokens = integrated_gradients(self.predictor.backbone, values, ids, is_input, self._neutral_C, self.steps)
         parts_MW = tokens.parts @ shares
         return [
             Attribution(parts_W.tolist(), tokens.steps, float(error))

@@ -1,7 +1,7 @@
 """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) of an item's scores in its token embeddings.
 
-The path goes straight from a baseline, in which the tokens of the input's words have the baseline's vector and those of
-the prompt's own text stay, to the item. The gradient is integrated by Gauss-Legendre quadrature.
+The path goes straight from a baseline, in which all tokens of the input's words have one vector and those of the
+prompt's own text stay, to the item. The gradient is integrated by Gauss-Legendre quadrature.
 
 Shapes: T tokens of an item, C channels, S steps, B steps of one pass, M objectives.
 """
@@ -42,19 +42,19 @@ def integrated_gradients(
     values: Values,
     ids: Sequence[int],
     is_input: np.ndarray,
-    baseline_C: Tensor,
+    neutral_C: Tensor,
     steps: int | None = None,
 ) -> TokenAttributions:
     """Attribute objectives to the tokens of an item that ``is_input`` (T,) marks; all others have no part in them.
 
-    ``steps`` None doubles them from 16 to 256 until the error of every objective is below `MAX_ERROR`.
+    ``neutral_C`` is that of `mean_embedding`. ``steps`` None doubles them from 16 to 256 until the error of every
+    objective is below `MAX_ERROR`.
     """
     embeddings = backbone.model.get_input_embeddings()
     ids_1T = torch.tensor([list(ids)], device=backbone.device)
     with torch.no_grad():
         item_1TC = embeddings(ids_1T)
-        input_1T1 = torch.tensor(is_input, device=backbone.device)[None, :, None]
-        baseline_1TC = torch.where(input_1T1, baseline_C, item_1TC)
+        baseline_1TC = input_baseline(item_1TC, is_input, neutral_C)
         at_baseline, at_item = values(torch.cat([baseline_1TC, item_1TC])).double()
     difference_M = at_item - at_baseline
     for count in [steps] if steps else AUTO_STEPS:
@@ -65,12 +65,22 @@ def integrated_gradients(
     return TokenAttributions(parts_MT.cpu().numpy(), errors_M.cpu().numpy(), count)
 
 
-def mean_embedding(backbone: GPTBackbone) -> Tensor:
-    """The mean (C,) of all token embeddings, which stands for a token that says nothing.
+def input_baseline(item_1TC: Tensor, is_input: np.ndarray, neutral_C: Tensor) -> Tensor:
+    """The item (1, T, C) with the mean of the input's own embeddings in the place of each.
 
-    From a baseline of zeros the integral does not converge: the norm of a model's first layer makes the same of a
-    vector however short it is, so that the gradient grows without bound towards 0 (docs/explain.md has figures).
+    A word then weighs by what sets it apart from the others. The neutral vector counts as one more of them, without
+    which an input of one word would be its own baseline. Zeros are none: the norm of a model's first layer makes the
+    same of a vector however short it is, so that the gradient grows without bound towards 0, and the integral does not
+    converge (docs/explain.md has figures of several baselines).
     """
+    input_T = torch.tensor(is_input, device=item_1TC.device)
+    inputs_NC = item_1TC[0, input_T].float()
+    mean_C = (inputs_NC.sum(0) + neutral_C.float()) / (len(inputs_NC) + 1)
+    return torch.where(input_T[None, :, None], mean_C.to(item_1TC.dtype), item_1TC)
+
+
+def mean_embedding(backbone: GPTBackbone) -> Tensor:
+    """The mean (C,) of all token embeddings, which stands for a token that says nothing."""
     embeddings = backbone.model.get_input_embeddings()
     size = embeddings.weight.shape[0]
     with torch.inference_mode(False), torch.no_grad():

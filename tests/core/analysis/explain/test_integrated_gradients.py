@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gptask.analysis.explain import integrated_gradients as module
-from gptask.analysis.explain.integrated_gradients import integrated_gradients, mean_embedding
+from gptask.analysis.explain.integrated_gradients import input_baseline, integrated_gradients, mean_embedding
 from gptask.config.engine import Fast, Reference
 
 IDS = [5, 9, 17, 3, 21, 8, 30, 11]
@@ -21,10 +21,10 @@ def test_the_parts_are_those_of_captum(engine, adapted_backbone_of):
     captum = pytest.importorskip("captum.attr", reason="captum is not installed: pip install captum")
     backbone = adapted_backbone_of("llama").eval()
     backbone.use_engine(engine)
-    values, baseline_C = values_of(backbone), mean_embedding(backbone)
-    found = integrated_gradients(backbone, values, IDS, IS_INPUT, baseline_C, steps=16)
+    values, neutral_C = values_of(backbone), mean_embedding(backbone)
+    found = integrated_gradients(backbone, values, IDS, IS_INPUT, neutral_C, steps=16)
     item_1TC = backbone.model.get_input_embeddings()(torch.tensor([IDS])).detach()
-    baseline_1TC = torch.where(torch.tensor(IS_INPUT)[None, :, None], baseline_C, item_1TC)
+    baseline_1TC = input_baseline(item_1TC, IS_INPUT, neutral_C)
     theirs = captum.IntegratedGradients(lambda embeds, number: values(embeds)[:, number])
     for number in range(2):
         parts, delta = theirs.attribute(
@@ -44,7 +44,14 @@ def test_tokens_of_the_prompt_have_no_part(adapted_backbone_of):
     assert found.parts[:, IS_INPUT].any(1).all()
 
 
-def test_the_baseline_is_what_the_model_makes_of_its_vocabulary(backbone_of, monkeypatch):
+def test_the_baseline_keeps_the_prompt_and_levels_the_input():
+    item_1TC, neutral_C = torch.arange(12.0).view(1, 4, 3), torch.tensor([1.0, 0.0, -1.0])
+    baseline_1TC = input_baseline(item_1TC, np.array([False, True, True, False]), neutral_C)
+    expected_C = (item_1TC[0, 1] + item_1TC[0, 2] + neutral_C) / 3
+    torch.testing.assert_close(baseline_1TC[0], torch.stack([item_1TC[0, 0], expected_C, expected_C, item_1TC[0, 3]]))
+
+
+def test_the_neutral_vector_is_what_the_model_makes_of_its_vocabulary(backbone_of, monkeypatch):
     monkeypatch.setattr(module, "EMBEDDINGS_AT_ONCE", 7)
     backbone = backbone_of("gemma3")  # its embeddings are scaled
     embeddings = backbone.model.get_input_embeddings()

@@ -80,12 +80,14 @@ def test_the_words_of_a_tagged_sentence(context, tokenizer):
 
 def test_windows_over_a_context_with_the_question_around_them(tokenizer):
     task = QuestionAnswering(answer=AnswerForm.span, stride=8)
-    context = "the quick brown fox jumps over the lazy dog. this film is very good, the dog is bad"
-    found = list(readings(task, {"context": context, "question": "is it good?"}, tokenizer, max_tokens=80))
+    context = (
+        "the quick brown fox jumps over the lazy dog. this film is very good, the dog is bad and over it jumps a fox"
+    )
+    found = list(readings(task, {"context": context, "question": "is it good?"}, tokenizer, max_tokens=70))
     assert len(found) > 1
     for reading in found:
         assert joined(reading)[:4] == ["is", "it", "good", "?"] == joined(reading)[-4:]
-    assert {word for reading in found for word in joined(reading)} >= set(context.replace(".", "").split()) - {"good,"}
+    assert {word for reading in found for word in joined(reading)} >= {"quick", "lazy", "film", "very", "bad", "a"}
 
 
 def test_a_conversation_in_its_template(tokenizer):
