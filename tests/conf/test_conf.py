@@ -27,6 +27,7 @@ NEEDED = {
     "train": [],
     "evaluate": [],
     "predict": ["run=x", "input=y"],
+    "explain": ["run=x", "input=y"],
     "export": ["run=x", "output=y"],
     "serve": [],
     "compress": ["run=x", "method=prune"],

@@ -20,6 +20,13 @@ CORE = [name for name in FILES if name.startswith("gptask.") and name != "gptask
 WITH_TORCH = (
     *("gptask.data.batches", "gptask.data.datamodule", "gptask.data.mixture"),
     *(f"gptask.analysis.compress.{name}" for name in ("distillation", "teacher", "teacher_scores", "teacher_texts")),
+    *(
+        f"gptask.analysis.explain.{name}"
+        for name in (
+            *("attention_rollout", "explainer", "integrated_gradients"),
+            *("objectives", "scoring", "targets", "variants", "word_shares"),
+        )
+    ),
 )
 WITHOUT_TORCH = [  # at import; of the model room what a task's module and a start need
     *(

@@ -11,6 +11,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from tests.support.explanations import attended, classified
+
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -44,6 +46,7 @@ def model(name: str, task: str | None, fields: list[dict[str, Any]], **entries: 
         "adapter": "1f0c9d3a7be24466",
         "backbone": "smollm2",
         "loaded": "2026-11-28T23:00:00+00:00",
+        "explains": [],
     }
     return {"id": name, "task": task, "fields": fields} | defaults | entries
 
@@ -57,7 +60,14 @@ def models() -> list[dict[str, Any]]:
     accuracy = metric("accuracy", 90.8257, 88.85, 92.81, 872)
     lower = metric("bits_per_byte", 0.9123, 0.9011, 0.9299, 1400) | {"higher_is_better": False}
     return [
-        model("sst2", "sentiment", [field("text")], metric=accuracy, labels=["negative", "positive"]),
+        model(
+            "sst2",
+            "sentiment",
+            [field("text")],
+            metric=accuracy,
+            labels=["negative", "positive"],
+            explains=["ig", "attention"],
+        ),
         model("banking77", "classification", [field("text")], metric=metric("accuracy", 92.4, 91.4, 93.3, 3080)),
         model("goemotions", "classification", [field("text")], metric=metric("f1_micro", 55.31, 54.2, 56.4, 5427)),
         model(
@@ -140,6 +150,7 @@ class CannedServer:
         self.app.include_router(router)
         self.app.add_api_route("/v1/models", self.list_models)
         self.app.add_api_route("/v1/predict/{run:path}", self.predict, methods=["POST"])
+        self.app.add_api_route("/v1/explain", self.explain, methods=["POST"])
         self.app.add_api_route("/v1/chat/completions", self.write, methods=["POST"])
         self.app.add_api_route("/v1/completions", self.write, methods=["POST"])
         self.app.middleware("http")(self.guard)
@@ -160,6 +171,12 @@ class CannedServer:
     async def predict(self, run: str, request: Request) -> Any:
         example = await request.json()
         return refusal(json.dumps(example)) or answer(run, example)
+
+    async def explain(self, request: Request) -> Any:
+        body = await request.json()
+        text, method = body["example"]["text"], body["method"]
+        explanation = (attended if method == "attention" else classified)(text)
+        return refusal(text) or {"method": method, "truncated": 0} | json.loads(explanation.to_json())
 
     async def write(self, request: Request) -> Any:
         body = await request.json()

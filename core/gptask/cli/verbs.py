@@ -29,6 +29,7 @@ VERBS = {
         Verb("sweep", "search for the options that do best on validation"),
         Verb("compress", "make a run smaller, and compare it with what it was", composed=True, multirun=True),
         Verb("predict", "run a run folder on a file or standard input", composed=True),
+        Verb("explain", "say which words a prediction depends on, and how faithful that is", composed=True),
         Verb("chat", "talk to a run folder or a bare backbone", own_signals=True),
         Verb("serve", "answer requests for many runs from one backbone, over HTTP", composed=True, own_signals=True),
         Verb("export", "write a Hugging Face folder for plain transformers", composed=True),

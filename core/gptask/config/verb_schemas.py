@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gptask.config.compression import Compress
+from gptask.config.explain_options import Explain
 from gptask.config.schemas import Evaluate, Export, Predict, Serve, Train
 
 VERB_SCHEMAS: dict[str, type] = {
@@ -12,6 +13,7 @@ VERB_SCHEMAS: dict[str, type] = {
     "compress": Compress,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "export": Export,
     "serve": Serve,
 }

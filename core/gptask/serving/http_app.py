@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from gptask.serving.http.access import Access
 from gptask.serving.http.classify_routes import classify_router
 from gptask.serving.http.embedding_routes import embedding_router
+from gptask.serving.http.explain_routes import explain_router
 from gptask.serving.http.http_errors import ErrorAnswers, install_error_handlers
 from gptask.serving.http.model_routes import model_router
 from gptask.serving.http.openapi_schema import install_openapi
@@ -34,7 +35,7 @@ def create_app(state: ServerState) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (predict_router, openai_router, embedding_router, classify_router, model_router):
+    for router in (predict_router, explain_router, openai_router, embedding_router, classify_router, model_router):
         app.include_router(router(state))
     app.include_router(playground_router())
     install_error_handlers(app)

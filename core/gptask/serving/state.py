@@ -24,3 +24,5 @@ class ServerState:
     failure: BaseException | None = None  # what ended the loading or the batcher, and with it the server
     # for encoding and for `Task.prediction`, which are a plugin's code and may take long
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "encoder"))
+    # for explanations, one at a time: each waits for many turns with the batcher
+    explainer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "explainer"))

@@ -43,12 +43,12 @@ def example_lists(runs: Sequence[ReportRun]) -> Iterator[ExampleList]:
         for run in runs
     )
     with_confidence = [run for run in runs if run.confidence is not None]
-    surprising = [(run, _surprising(run)) for run in with_confidence]
+    surprising = [(run, surprising_rows(run)) for run in with_confidence]
     if main_metric_judges and len(with_confidence) == len(runs):  # one list: all wrong examples are equally bad
         title = "Worst and most surprising: wrong predictions, the most confident first"
         yield _example_list("worst", title, limit, surprising, "wrong predictions")
     else:
-        worst = [(run, _worst(run)) for run in runs if run.example_scores]
+        worst = [(run, worst_rows(run)) for run in runs if run.example_scores]
         metrics = " or ".join(sorted({next(iter(run.example_scores)) for run, _ in worst}))
         title = f"Worst by {metrics}, computed for each example alone"
         yield _example_list("worst", title, limit, worst, "wrong or low-scoring examples")
@@ -97,7 +97,7 @@ def _count_note(shown: int, total: int, noun: str) -> str:
     return f"{shown:,} of {total:,} {noun}; the others are in predictions.jsonl."
 
 
-def _worst(run: ReportRun) -> np.ndarray:
+def worst_rows(run: ReportRun) -> np.ndarray:
     """The row numbers of wrong examples, or of the lower half if no metric tells right from wrong."""
     rows = run.worst_first
     if run.right is None:
@@ -106,7 +106,7 @@ def _worst(run: ReportRun) -> np.ndarray:
     return wrong_rows
 
 
-def _surprising(run: ReportRun) -> np.ndarray:
+def surprising_rows(run: ReportRun) -> np.ndarray:
     """The row numbers of wrong examples, or of the quarter with the lowest values, by falling confidence."""
     assert run.confidence is not None
     if run.right is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup
+from typing import Any
+from urllib.parse import quote
 
 from gptask.analysis.compare.records import WAY_OUT, RunRecord
+from gptask.analysis.explain.page_of_run import page_of_run
+from gptask.analysis.html_page import rendered
 from gptask.analysis.report import calibration, classes, facts, measures, plots, settings, slices
 from gptask.analysis.report.curves import Curve, learning_curves
 from gptask.analysis.report.disagreements import find_flips, groups_on_same_examples
@@ -22,40 +21,35 @@ from gptask.analysis.report.label_issues import LabelIssues
 from gptask.analysis.report.report_run import ReportRun, input_fields, report_runs
 from gptask.errors import UserError
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_LABEL_ISSUES = 50  # rows of the table of labels that are likely wrong
 MAX_LABEL_PAIRS = 12
+REPORT_STYLE = TEMPLATES / "page.css"
 
 
-def report_page(records: Sequence[RunRecord], label_issues: LabelIssues | None = None) -> str:
-    """The HTML of a report that compares runs with the first one; ``label_issues`` add a section on their labels.
+def report_page(records: Sequence[RunRecord], folder: Path = Path(), label_issues: LabelIssues | None = None) -> str:
+    """The HTML of a report that compares runs with the first one; it will lie in ``folder``, where its links begin.
+
+    ``label_issues`` add a section on their labels.
 
     Raises `UserError` if none of them can be shown.
     """
     runs, damaged = report_runs(records)
     if not runs:
         raise UserError(_damage_message(damaged))
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            several=len(runs) > 1,
-            runs=runs,
-            damaged=damaged,
-            way_out=WAY_OUT,
-            version=version("gptask"),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-            **_overview(runs),
-            **_learning_curves(runs),
-            **_sections(runs),
-            **_labels(runs, label_issues),
-        )
+    return rendered(
+        TEMPLATES / "page.html",
+        style=REPORT_STYLE.read_text(encoding="utf-8"),
+        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        several=len(runs) > 1,
+        runs=runs,
+        damaged=damaged,
+        way_out=WAY_OUT,
+        explained=_explain_pages(runs, folder),
+        **_overview(runs),
+        **_learning_curves(runs),
+        **_sections(runs),
+        **_labels(runs, label_issues),
     )
 
 
@@ -64,6 +58,16 @@ def _damage_message(damaged: Sequence[RunRecord]) -> str:
     problems = [f"{record.folder}: {record.problem}" for record in damaged]
     message = problems[0] if len(problems) == 1 else f"none of {len(problems)} runs can be shown; {problems[0]}"
     return f"{message}. {WAY_OUT}" if damaged[0].damaged else message
+
+
+def _explain_pages(runs: Sequence[ReportRun], folder: Path) -> list[tuple[ReportRun, str, str]]:
+    """Each run that `gptask explain` wrote a page for, with the relative URL, and with what is wrong with the page."""
+    pages = []
+    for run in runs:
+        path, problem = page_of_run(run.record.folder)
+        if path is not None:
+            pages.append((run, quote(Path(os.path.relpath(path, folder)).as_posix()), problem))
+    return pages
 
 
 def _overview(runs: Sequence[ReportRun]) -> dict[str, Any]:
@@ -133,22 +137,3 @@ def _labels(runs: Sequence[ReportRun], issues: LabelIssues | None) -> dict[str, 
             (issue, run_of[issue.record.folder], fields) for issue, fields in zip(shown, texts, strict=True)
         ],
     }
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash for None and nan."""
-    return "–" if value is None or value != value else f"{value:,.{digits}f}"

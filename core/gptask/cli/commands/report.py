@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     _refuse_files_of_runs([file for file in (path, labels_path) if file], runs)
     shown = [run.record for run in report_runs(runs)[0]] if labels_path else []
     issues = find_label_issues(shown) if shown else None
-    html = report_page(runs, issues)
+    html = report_page(runs, path.parent, issues)
     if labels_path and issues:
         _write(labels_path, "".join(map(_json_line, issues.lines())), "--labels")
     _write(path, _encodable(html), "--output")

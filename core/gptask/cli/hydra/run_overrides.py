@@ -26,6 +26,7 @@ INHERITED = {  # what a verb takes from a run besides its task
     "compress": (*OF_TRAINING, *OWN_OPTIONS),
     "evaluate": ("backbone", "data", "seed"),
     "predict": (),
+    "explain": (),
 }
 OF_A_SERVER = ("task", "engine", "data.max_tokens")  # what a server has set already for a run that it predicts with
 
@@ -134,7 +135,7 @@ def with_run_overrides(verb: str, folder: str, overrides: Sequence[str], environ
             values[key] = config[key]
         elif not values_of([*environment, *overrides], key):
             groups[key], values[key] = _group_choice(f"{folder}/config.yaml", key, config[key])
-    if verb == "predict":
+    if verb in ("predict", "explain"):
         values["data"] = {"max_tokens": config["data"]["max_tokens"], "labels": None}
     ConfigStore.instance().store(group="saved", name="run", node=escaped(values), package="_global_")
     choices = [f"{group}={choice}" for group, choice in groups.items() if not values_of(overrides, group)]

@@ -148,7 +148,7 @@ class FastEngine(ReferenceEngine):
 
     @contextmanager
     def _running(self, adapter: str | None, layers: int) -> Iterator[None]:
-        if self.backbone.peft.training or torch.is_grad_enabled():
+        if self.backbone.peft.training or (torch.is_grad_enabled() and self._learns()):
             self.weights.clear()  # a step of a fused optimizer changes no version
         weights = None
         if self.has("linear") and not self.backbone.peft.training and not torch.is_grad_enabled():
@@ -156,6 +156,10 @@ class FastEngine(ReferenceEngine):
             weights = self.weights
         with forward_state(adapter=adapter, layers=layers, inference_weights=weights):
             yield
+
+    def _learns(self) -> bool:
+        """Whether a weight may change: a pass that asks for the gradients of its input alone leaves all as they are."""
+        return any(parameter.requires_grad for parameter in self.backbone.peft.parameters())
 
     def summary(self) -> str:
         """See `Engine`."""

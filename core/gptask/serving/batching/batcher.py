@@ -88,7 +88,8 @@ class Batcher:
         with self._changed:
             if self._refusal:
                 raise BatcherEnded(self._refusal)
-            self.require_room()
+            if not (isinstance(work, WholeWork) and work.continues):
+                self.require_room()
             work.submitted = time.monotonic()
             self._open[work.future] = work
             self._arrivals.append(work)

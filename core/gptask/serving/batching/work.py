@@ -94,6 +94,10 @@ class WritingWork(Work):
 
 @dataclass(eq=False)
 class WholeWork(Work):
-    """What must run alone between two steps, such as a head that decodes in its own way; the result is the call's."""
+    """What must run alone between two steps, such as a head that decodes in its own way; the result is the call's.
+
+    One that ``continues`` a request is not refused where the queue is full: the request was let in.
+    """
 
     call: Callable[[], Any]
+    continues: bool = False

@@ -1,7 +1,8 @@
 """The page at `/`: try every model of a server in the browser.
 
-Its files lie in `static/`. They load nothing but each other, hold no inline script or style, and name each other and
-the API by relative URLs, so that the page works under a strict Content-Security-Policy and behind a path prefix.
+Its files lie in `static/`; it shares those that show an explanation with the page of `gptask explain`. They load
+nothing but each other, hold no inline script or style, and name each other and the API by relative URLs, so that the
+page works under a strict Content-Security-Policy and behind a path prefix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
+
+from gptask.analysis.explain import explain_page
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {
@@ -23,11 +26,16 @@ MEDIA_TYPES = {
 def playground_router() -> APIRouter:
     """The routes of the page and its files. They hold nothing of a run, so no token guards them."""
     router = APIRouter(include_in_schema=False)
-    for file in sorted(STATIC.iterdir()):
+    for file in page_files():
         path = "/" if file.name == "index.html" else f"/static/{file.name}"
         answer = partial(_answer, file.read_bytes(), MEDIA_TYPES[file.suffix])
         router.add_api_route(path, answer, methods=["GET", "HEAD"])
     return router
+
+
+def page_files() -> list[Path]:
+    """The files of the page."""
+    return sorted([*STATIC.iterdir(), *(explain_page.STATIC / name for name in explain_page.SHARED)])
 
 
 async def _answer(content: bytes, media_type: str, request: Request) -> Response:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gptask.config.schemas import Data
 from gptask.data.column_lookup import trained_columns
@@ -106,6 +107,15 @@ async def predict_examples(
 
 def encode_examples(model: ServedRun, examples: Sequence[Any], place_of: Callable[[int], str]) -> EncodedChunk:
     """Encode examples; raises `ApiError` that names the first one that can't be used, and its field."""
+    chunk = model.predictor.encode(input_rows(model, examples, place_of))
+    for number, problem in sorted(chunk.errors.items()):
+        if isinstance(problem, DataError):
+            raise _bad_example(problem, place_of(number)) from problem
+    return chunk
+
+
+def input_rows(model: ServedRun, examples: Sequence[Any], place_of: Callable[[int], str]) -> list[InputRow]:
+    """Read examples; raises `ApiError` that names the first one that the task can't read, and its field."""
     predictor = model.predictor
     columns = Columns(
         predictor.task,
@@ -121,11 +131,7 @@ def encode_examples(model: ServedRun, examples: Sequence[Any], place_of: Callabl
             inputs.append(InputRow(row, columns.example(row)))
         except DataError as error:
             raise _bad_example(error, place_of(row.number - 1)) from error
-    chunk = predictor.encode(inputs)
-    for number, problem in sorted(chunk.errors.items()):
-        if isinstance(problem, DataError):
-            raise _bad_example(problem, place_of(number)) from problem
-    return chunk
+    return inputs
 
 
 def _refuse_unknown(example: Any, columns: Columns) -> None:
@@ -193,16 +199,22 @@ async def _written(
     return list(await computed(state, request, WholeWork(model, outputs)))
 
 
-async def in_thread(state: ServerState, request: Request, function: Callable[[], T], model: ServedModel) -> T:
-    """The result of a function that runs in a worker thread; a time limit ends the waiting, not the thread.
+async def in_thread(
+    state: ServerState,
+    request: Request,
+    function: Callable[[], T],
+    model: ServedModel,
+    threads: ThreadPoolExecutor | None = None,
+) -> T:
+    """The result of a function that runs in a worker thread (of ``threads``, else of those that encode).
 
-    An exception of a plugin's code becomes the `ApiError` that names it.
+    A time limit ends the waiting, not the thread. An exception of a plugin's code becomes the `ApiError` that names it.
     """
 
     def run() -> T:
         try:
             return function()
-        except (ApiError, UserError):
+        except (ApiError, UserError, ClientDisconnect):
             raise
         except BaseException as error:  # SystemExit, too, which would end the server
             if isinstance(model, ServedRun):
@@ -210,4 +222,4 @@ async def in_thread(state: ServerState, request: Request, function: Callable[[],
             raise
 
     async with asyncio.timeout(record_of(request).seconds_left):
-        return await asyncio.get_running_loop().run_in_executor(state.threads, run)
+        return await asyncio.get_running_loop().run_in_executor(threads or state.threads, run)

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import from_plain
+from gptask.config.explain_options import ExplainMethod
 from gptask.errors import UserError
-from gptask.model.heads import GenerationHead
+from gptask.model.heads import GenerationHead, Head
 from gptask.plugins.metric import value_text
 from gptask.runs.manifest import MANIFEST, read_manifest
 from gptask.runs.prediction_identity import run_digest
@@ -99,6 +100,7 @@ class ServedModel:
             "documents": "line",
             "converts_rows": False,
             "labels": None,
+            "explains": [],
             "max_tokens": self.max_tokens,
             "context": self.context,
             "adapter": self.digest,
@@ -138,6 +140,12 @@ class ServedRun(ServedModel):
         return isinstance(head, GenerationHead) and not own_predict and head.options.num_beams == 1
 
     @property
+    def explains(self) -> bool:
+        """Whether there are scores behind its predictions, which words can speak for."""
+        head = self.run.head
+        return bool(head.decodes) or type(head).scores is not Head.scores
+
+    @property
     def max_tokens(self) -> int:
         """The most tokens that are read of an example; longer ones are truncated."""
         return min(int(self.data.max_tokens), self.context)
@@ -171,6 +179,7 @@ class ServedRun(ServedModel):
             "task": self.run.plugin.name,
             "description": (inspect.getdoc(type(task)) or "").partition("\n")[0],
             "metric": self.metric,
+            "explains": [method.value for method in ExplainMethod] if self.explains else [],
             "manifest": self._manifest,
             **input_description(task, self.run.config["data"]),
             "labels": [str(label) for label in labels] if isinstance(labels, list | tuple) and labels else None,

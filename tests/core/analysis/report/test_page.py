@@ -240,7 +240,7 @@ def read_labels(folders, per_run, learned=0):
             issues.append(LabelIssue(run, row, given, suggested, row["probabilities"][given]))
     counts = Counter((issue.given, issue.suggested) for issue in issues)
     pairs = [LabelPair(*pair, count, 20) for pair, count in counts.most_common()]
-    reader = PageReader(report_page(runs, LabelIssues(80, 21, learned, issues, pairs)))
+    reader = PageReader(report_page(runs, label_issues=LabelIssues(80, 21, learned, issues, pairs)))
     assert not reader.open
     return reader, issues
 

@@ -57,6 +57,22 @@ def test_inference_merges_the_factors_as_they_are_now(adapted):
     assert not made(backbone, layer), "training keeps no merged weight"
 
 
+def test_a_pass_for_the_gradient_of_its_input_keeps_the_weights_unless_some_learn(adapted):
+    backbone = adapted()
+    layer, learning = lora_layer(backbone), [p for p in backbone.parameters() if p.requires_grad]
+    embeds = backbone.model.get_input_embeddings()(IDS).detach().requires_grad_()
+    with torch.inference_mode():
+        logits(backbone)
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    backbone.hidden(embeds=embeds).sum().backward()
+    assert embeds.grad.abs().sum() > 0
+    assert made(backbone, layer), "all weights are as they were"
+    learning[0].requires_grad_(True)
+    backbone.hidden(embeds=embeds)
+    assert not made(backbone, layer)
+
+
 @bfloat16_products
 def test_few_rows_use_a_packed_weight_and_many_do_not(backbone_of, monkeypatch):
     backbone = backbone_of("llama")

@@ -17,7 +17,7 @@ from tests.support.run_folders import seal
 KEYS = {
     "id", "object", "created", "owned_by", "task", "description", "writes", "chat_template", "metric", "fields",
     "targets", "columns", "documents",
-    "labels", "converts_rows", "max_tokens", "context", "adapter", "manifest", "backbone", "loaded",
+    "labels", "explains", "converts_rows", "max_tokens", "context", "adapter", "manifest", "backbone", "loaded",
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def test_a_run_is_described_with_its_fields_labels_and_metric(mood, tmp_path):
         "name": "text", "kind": "text", "required": True, "blank": False, "help": "",
     }  # fmt: skip
     assert (described["id"], described["task"], described["labels"]) == ("a", "sentiment", ["negative", "positive"])
+    assert described["explains"] == ["ig", "occlusion", "attention"]
     assert (described["max_tokens"], described["context"], described["backbone"]) == (128, 128, "llama")
     assert (described["writes"], described["chat_template"], described["converts_rows"]) == (False, False, False)
     assert described["created"] == int((tmp_path / "a" / "manifest.json").stat().st_mtime)

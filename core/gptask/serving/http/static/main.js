@@ -28,7 +28,8 @@ async function load() {
   }
 }
 
-const formOf = ({ task, fields, writes, chat_template: template }) => JSON.stringify([task, fields, writes, template]);
+const formOf = ({ task, fields, writes, chat_template: template, explains }) =>
+  JSON.stringify([task, fields, writes, template, explains]);
 
 function forget(id) {
   for (const view of Object.keys(VIEWS)) views.delete(address(id, view));

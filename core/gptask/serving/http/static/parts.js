@@ -72,12 +72,12 @@ export class RequestForm {
     });
   }
 
-  async run() {
+  async run(task = this.task) {
     if (this.controller) return;
     this.controller = new AbortController();
     this.showBusy(true);
     try {
-      await this.task(this.controller.signal);
+      await task(this.controller.signal);
     } finally {
       this.controller = null;
       this.showBusy(false);

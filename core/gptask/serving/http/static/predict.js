@@ -4,8 +4,19 @@ import { renderAnswer } from "./answers.js";
 import { call } from "./api.js";
 import { curl, pythonPredict } from "./code.js";
 import { announce, copyButton, element, foldedText } from "./dom.js";
+import { explanationView } from "./explanation.js";
 import { FieldError, buildForm } from "./fields.js";
 import { CodeBox, History, RequestForm, errorBox, seconds } from "./parts.js";
+
+const METHODS = { ig: "by gradients", occlusion: "by leaving words out", attention: "by attention" };
+const NOTES = {
+  ig: "A solid line speaks for what is predicted, a dashed one against it.",
+  attention: "Attention is not a reason: it says where the model reads, not what its prediction depends on.",
+};
+
+/** The heads' maps of an answer, in bytes. */
+const attentionOf = ({ shape, weights }) =>
+  ({ shape, weights: Uint8Array.from(atob(weights), (character) => character.charCodeAt(0)) });
 
 export function predictView(model) {
   const path = `v1/predict/${encodeURIComponent(model.id)}`;
@@ -17,26 +28,41 @@ export function predictView(model) {
     return { curl: curl(path, example), Python: pythonPredict(model.id, example) };
   });
 
-  async function predict(signal) {
+  /** Ask for what is in the form: `ask(example, signal)` makes the request, `show(answer, texts, time)` its card. */
+  const task = (ask, show) => async function run(signal) {
     problem.replaceChildren();
     try {
       const example = fields.read();
       const texts = new Map(model.fields.map(({ name }) => [name, fields.raw(name)])); // the user may write on meanwhile
       const start = performance.now();
       announce("Waiting for the answer");
-      const answer = await (await call(path, example, signal)).json();
-      const time = seconds(performance.now() - start);
-      const { element: body, summary, shown } = renderAnswer(answer, model, (name) => texts.get(name));
-      history.add(inputs(model, texts, shown), body, rawAnswer(answer, time));
-      announce(`Answer: ${summary}`);
+      const answer = await (await ask(example, signal)).json();
+      announce(show(answer, texts, seconds(performance.now() - start)));
     } catch (error) {
       if (error.name === "AbortError") announce("Stopped");
       else if (error instanceof FieldError) fields.showError(error.field, error.message);
-      else if (!fields.showError(error.param, error.message)) problem.append(errorBox(error, () => form.run()));
+      else if (!fields.showError(error.param, error.message)) problem.append(errorBox(error, () => form.run(run)));
     }
-  }
+  };
 
-  const form = new RequestForm("Predict", "Ctrl + Enter", fields.elements, predict);
+  const predict = task((example, signal) => call(path, example, signal), (answer, texts, time) => {
+    const { element: body, summary, shown } = renderAnswer(answer, model, (name) => texts.get(name));
+    history.add(inputs(model, texts, shown), body, rawAnswer(answer, time));
+    return `Answer: ${summary}`;
+  });
+
+  const method = element("select", { "aria-label": "Method" }, (model.explains ?? []).map((name) =>
+    element("option", { value: name }, METHODS[name] ?? name)));
+  const explain = task((example, signal) => call("v1/explain", { model: model.id, example, method: method.value }, signal), (answer, texts, time) => {
+    const { attention, ...rest } = answer;
+    const loadAttention = attention ? async () => attentionOf(attention) : null;
+    history.add(element("p", { class: "note" }, NOTES[answer.method] ?? NOTES.ig), explanationView(answer, { loadAttention }), rawAnswer(rest, time));
+    return "The explanation is shown";
+  });
+
+  const controls = model.explains?.length > 0
+    ? [element("button", { type: "button", click: () => form.run(explain) }, "Explain"), method] : [];
+  const form = new RequestForm("Predict", "Ctrl + Enter", fields.elements, predict, controls);
   form.element.addEventListener("input", () => code.update());
   return element("div", {}, form.element, problem, code.element, history.element);
 }
