@@ -84,12 +84,15 @@ def quality(
 ) -> dict[str, dict[str, Any]]:
     """Every metric of the N ``examples`` against the parent's: both values, the difference with its test, the verdict.
 
-    ``statistics`` are the run's. A metric that ranks nothing has no verdict.
+    ``statistics`` are the run's. A metric that ranks nothing has no verdict, and
+    one with other statistics than the parent's is left out.
     """
     groups, results = number_groups([example["group"] for example in examples]), {}
     for metric in metrics:
         rows = np.asarray([row[metric.name] for row in statistics], dtype=float)
         parents = np.asarray([row["statistics"][metric.name] for row in parent_rows], dtype=float)
+        if rows.shape != parents.shape:  # with other options of the task it counts other things
+            continue
         values = Pair(metric.aggregate(rows), metric.aggregate(parents))
         results[metric.name] = {**values.to_dict()} | _tested(metric, rows, parents, groups)
     return results

@@ -94,8 +94,7 @@ class FromParent(Variation):
             return {"against_parent": result}
         module.eval()
         parent_rows = tested_rows(record, runtime.task, examples)
-        parents_metrics = {name: metric["signature"] for name, metric in record.metrics.items()}
-        metrics = [m for m in runtime.task.metrics() if parents_metrics.get(m.name) == m.signature]
+        metrics = [metric for metric in runtime.task.metrics() if metric.name in record.metrics]
         compared = quality(parent_rows, metrics, examples, statistics)
         parent = self.compared_parent.tasks[runtime.name]
         run = Run(record.folder, plugin_of(runtime.task), runtime.task, module.backbone, runtime.head, parent.config)

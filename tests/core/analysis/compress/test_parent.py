@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from gptask import Full, Lora, UserError, load_run, load_runs, train_tasks
+from gptask import Full, Lora, Prediction, UserError, load_run, load_runs, train_tasks
 from gptask.analysis.compare.comparison import compare
 from gptask.analysis.compare.records import find_runs
 from gptask.analysis.compress import against_parent as against
@@ -13,12 +13,13 @@ from gptask.analysis.compress.against_parent import Pair, Speeds
 from gptask.analysis.compress.prune import Pruning
 from gptask.config.compression import Compress, CompressionMethod
 from gptask.config.schemas import DType, Export, HeadOnly, Pretrained
-from gptask.plugins.metric import MeanMetric
+from gptask.plugins.metric import MeanMetric, score_all
 from gptask.runs.export import export
 from gptask.runs.manifest import manifest_digest, read_manifest
 from gptask.training import train as training
 from gptask_tasks.classification import Classification
 from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.translation import Translation
 
 from tests.core.training.test_multitask import multitask_config
 from tests.support.run_folders import rewrite
@@ -95,6 +96,19 @@ def test_the_verdict_is_that_of_a_paired_test():
     assert (same["accuracy"]["verdict"], same["accuracy"]["p"]) == ("same", 1.0)
 
 
+def test_a_metric_whose_signature_is_known_only_after_scoring_is_compared():
+    task = Translation()
+    examples = [{"id": str(n), "group": n, "source": "a", "target": ["the dog runs fast"]} for n in range(4)]
+    texts = ["the dog runs fast", "a dog runs", "the dog", "cat"]
+    _, statistics = score_all(task.metrics(), [Prediction(text, 1.0) for text in texts], examples)
+    parents = [{"statistics": row} for row in statistics[::-1]]
+    result = against.quality(parents, task.metrics(), examples, statistics)
+    assert result.keys() == {"bleu", "chrf"}
+    assert result["bleu"]["run"] == result["bleu"]["parent"] > 0
+    other = [{"statistics": {name: [*row, 0.0] for name, row in rows.items()}} for rows in statistics]
+    assert against.quality(other, task.metrics(), examples, statistics) == {}
+
+
 # --- the test data ----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +180,7 @@ def test_a_run_of_several_tasks_keeps_all_of_them(tiny_model, compressed, tmp_pa
     for name, count in (("mood", 8), ("topic", 10), ("qa", 3)):
         result = json.loads((small / name / "metrics.json").read_text())["against_parent"]
         assert (result["folder"], result["n"]) == (str(parent / name), count)
+        assert {*result["metrics"]} == {*json.loads((small / name / "metrics.json").read_text())["metrics"]}
         assert read_manifest(small / name).parent["manifest"] == manifest_digest(parent / name)
         assert ("tokens_per_second" in result) == (name == "qa")
     assert read_manifest(small).parent == {"folder": str(parent), "manifest": manifest_digest(parent)}
