@@ -65,7 +65,7 @@ def explain(predictor, example, reference=None, **options):
 @pytest.mark.parametrize("kind", INPUTS)
 def test_each_word_has_a_number(kind, method, predictor_of):
     task, example = INPUTS[kind]
-    steps = 4 if method is ExplainMethod.ig else None
+    steps = 2 if method is ExplainMethod.ig else None
     explanation = explain(predictor_of(task), example, method=method, steps=steps, places=3)
     assert explanation.maps
     for entry in explanation.maps:
@@ -120,10 +120,10 @@ def test_a_tagged_word_stays_while_others_go(predictor_of):
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", ["class", "tags", "span", "text"])
 def test_both_engines_integrate_the_same_gradients(kind, predictor_of):
     task, example = INPUTS[kind]
-    explanations = [explain(predictor_of(task, engine), example, steps=8, places=2) for engine in (Fast(), Reference())]
+    explanations = [explain(predictor_of(task, engine), example, steps=4, places=2) for engine in (Fast(), Reference())]
     for fast, reference in zip(*(explanation.maps for explanation in explanations), strict=True):
         assert fast.target == reference.target
         np.testing.assert_allclose(fast.attributions, reference.attributions, rtol=1e-3, atol=1e-4)
