@@ -90,6 +90,7 @@ FACTS: dict[str, Fact] = {
     "backbone": lambda config, result: _group_summary(config, "backbone"),
     "weights from": lambda config, result: result.get("backbone"),
     "weights hash": lambda config, result: result.get("weights_hash"),
+    "number format": lambda config, result: config.get("dtype"),
     "tuning": lambda config, result: _group_summary(config, "tuning"),
     "trainable parameters": lambda config, result: _trainable(result),
     "seed": lambda config, result: result.get("seed"),

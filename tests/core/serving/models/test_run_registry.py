@@ -29,7 +29,9 @@ from gptask.serving.prometheus import ServerMetrics
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
+from gptask_tasks.summarization import Summarization
 from gptask_tasks.token_tagging import TokenTagging
+from gptask_tasks.translation import Translation
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -37,6 +39,7 @@ from tests.support.run_folders import seal
 
 LABELS = ["negative", "positive"]
 TEXT = "is this film good or bad?"
+SHORT = GenerationOptions(max_new_tokens=6, min_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -294,11 +297,45 @@ def test_a_run_in_another_number_format_computes_in_that_of_the_first(served, fo
     caplog.set_level(logging.INFO, "gptask")
     other = random_run(Sentiment(labels=LABELS), "llama", HeadOnly(), dtype="bfloat16").folder
     registry = served(f"mood:{folders['old']}", f"other:{other}")
-    assert (
-        "predicts in torch.float32, the format of the shared backbone; alone it would in torch.bfloat16" in caplog.text
-    )
+    assert "predicts in float32, the format of the shared backbone; alone it would in bfloat16" in caplog.text
     expected = next(load_run(other, dtype=DType.float32).predict(TEXT)).probabilities
     assert probabilities(registry, "other") == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_runs_on_a_backbone_in_int4_predict_as_each_alone_in_int4(served, folders, random_run, needs_int4, caplog):
+    caplog.set_level(logging.INFO, "gptask")
+    tasks = Translation(generation=GenerationOptions(max_new_tokens=6)), Summarization(generation=SHORT)
+    writers = [random_run(task, "llama", Lora(rank=2), seed=seed).folder for seed, task in enumerate(tasks)]
+    registry = served(
+        *(f"{name}:{folders[name]}" for name in ("old", "new")), f"a:{writers[0]}", f"b:{writers[1]}", dtype=DType.int4
+    )
+    (pooled,) = registry.pool.backbones.values()
+    weights = sum(parameter.numel() for name, parameter in pooled.backbone.named_parameters() if "lora_" not in name)
+    assert pooled.backbone.weight_format == "int4"
+    assert pooled.bytes == 2 * weights + pooled.backbone.int4.nbytes
+    assert pooled.bytes <= backbone_pool.weight_bytes(Path(pooled.backbone.origin.location), torch.bfloat16, True)
+    assert "MB of weights in int4; engine: fast, with" in caplog.text
+    assert len(adapters(registry)) == 4
+    for name in ("old", "new"):
+        expected = next(load_run(folders[name], dtype=DType.int4).predict(TEXT)).probabilities
+        assert probabilities(registry, name) == pytest.approx(list(expected.values()), abs=0.02)
+    rows = []
+    for name in ("a", "b"):  # two rows of two adapters are written together
+        model: Any = registry.get(name)
+        (item,) = model.predictor.encode([InputRow(Row(1, TEXT), {model.run.task.inputs()[0].name: TEXT})]).items
+        rows.append(DecodingRow(item["ids"], 6, SHORT, model.backbone.adapter))
+    pooled.backbone.engine.decode(rows)
+    for row, folder in zip(rows, writers, strict=True):
+        alone = load_run(folder, dtype=DType.int4).backbone
+        copied = DecodingRow(row.prompt, 6, SHORT)
+        alone.engine.decode([copied])
+        assert copied.log_probabilities[0] == pytest.approx(row.log_probabilities[0], abs=0.15)
+
+
+def test_a_bare_backbone_is_served_in_int4(served, tiny_model, needs_int4):
+    registry = served(backbone=Pretrained(source=str(tiny_model("llama", 128))), dtype=DType.int4)
+    (model,) = registry.models.values()
+    assert model.backbone.weight_format == "int4"
 
 
 def test_full_weights_stay_as_they_were_loaded_when_their_file_is_written_over(served, folders, tmp_path):
