@@ -84,6 +84,7 @@ def quantize(backbone: EngineBackbone) -> None:
         with replacing(file) as part:
             part.write_text(json.dumps({"perplexity_change": change}), encoding="utf-8")
     backbone.int4 = replace(quantization, perplexity_change=round(change, 4) if math.isfinite(change) else None)
+    log.info("%s", quantization.summary())
     _report(backbone.origin.kind, change)
 
 

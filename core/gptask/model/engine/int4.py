@@ -56,13 +56,13 @@ class Quantization:
 
     def describe(self) -> dict[str, Any]:
         """The same for metrics.json."""
-        kept = {"layers": self.layers, "kept": self.kept, "perplexity_change": self.perplexity_change}
-        return {"format": "int4", **kept}
+        counts = {"layers": self.layers, "kept": self.kept}
+        return {"format": "int4", **counts, "perplexity_change": self.perplexity_change}
 
     def summary(self) -> str:
-        """The same for the log."""
-        kept = [f"{count} stay bfloat16: {reason}" for reason, count in self.kept.items()]
-        return f"weights in int4 ({listing([f'{self.layers} layers', *kept])})"
+        """The layers for the log."""
+        kept = "".join(f"; {count} stay bfloat16 ({reason})" for reason, count in self.kept.items())
+        return f"int4: {self.layers} linear layers{kept}"
 
 
 def int4_weight(layer: nn.Module, x: Tensor) -> Int4Weight | None:

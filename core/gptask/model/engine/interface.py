@@ -324,4 +324,4 @@ class Engine(ABC):
     @property
     def int4_note(self) -> str:
         """What the summary says of weights in int4, empty where there are none."""
-        return f"; {self.backbone.int4.summary()}" if self.backbone.int4 else ""
+        return "; weights in int4" if self.backbone.int4 else ""

@@ -119,7 +119,7 @@ def test_a_run_and_a_bare_backbone_answer_in_int4(run_command, piped, tiny_model
         piped("good film?")
         ended = run_command("chat", str(model), "max_new_tokens=4", "temperature=0", "dtype=int4")
         assert (ended.code, ended.configs) == (0, [])
-        assert "weights in int4 (" in ended.err
+        assert "; weights in int4" in ended.err
         assert ended.out.strip()
     piped("good film?")
     assert "int4" not in run_command("chat", str(tiny_model("gpt2")), "max_new_tokens=4", "dtype=null").err

@@ -1,5 +1,6 @@
 """Weights in int4: their values, which products use the kernel, and that all passes compute with the same weights."""
 
+import logging
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -112,8 +113,9 @@ def test_the_kernel_multiplies_with_the_values(shape: tuple[int, ...], bias: Ten
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_linear_layers_are_int4_and_those_the_kernel_cannot_take_are_counted(
-    family: str, int4_backbone_of: Callable[..., Any]
+    family: str, int4_backbone_of: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "gptask")
     backbone = int4_backbone_of(family)
     layers = linear_layers(backbone)
     kept = [layer for layer in layers if not is_int4(layer)]
@@ -126,10 +128,12 @@ def test_linear_layers_are_int4_and_those_the_kernel_cannot_take_are_counted(
     else:
         assert {layer.in_features for layer in kept} == {48}
         assert backbone.int4.kept == {"32 does not divide their 48 input channels": 2}
-        assert "2 stay bfloat16: 32 does not divide their 48 input channels" in backbone.engine.summary()
+        said = "int4: 12 linear layers; 2 stay bfloat16 (32 does not divide their 48 input channels)"
+        assert caplog.messages.count(said) == 1
     weights = backbone.engine.describe()["weights"]
     assert (weights["format"], weights["layers"]) == ("int4", backbone.int4.layers)
     assert backbone.weight_format == "int4"
+    assert backbone.engine.summary().endswith("; weights in int4")
 
 
 def test_a_layer_whose_shape_the_kernel_refuses_stays_as_it_is() -> None:
