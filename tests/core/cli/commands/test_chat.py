@@ -121,8 +121,6 @@ def test_a_run_and_a_bare_backbone_answer_in_int4(run_command, piped, tiny_model
         assert (ended.code, ended.configs) == (0, [])
         assert "; weights in int4" in ended.err
         assert ended.out.strip()
-    piped("good film?")
-    assert "int4" not in run_command("chat", str(tiny_model("gpt2")), "max_new_tokens=4", "dtype=null").err
 
 
 def test_help_lists_options_and_commands(run_command):

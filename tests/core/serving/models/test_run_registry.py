@@ -29,9 +29,7 @@ from gptask.serving.prometheus import ServerMetrics
 from gptask_tasks.classification import Classification
 from gptask_tasks.qa import QuestionAnswering
 from gptask_tasks.sentiment import Sentiment
-from gptask_tasks.summarization import Summarization
 from gptask_tasks.token_tagging import TokenTagging
-from gptask_tasks.translation import Translation
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -39,7 +37,6 @@ from tests.support.run_folders import seal
 
 LABELS = ["negative", "positive"]
 TEXT = "is this film good or bad?"
-SHORT = GenerationOptions(max_new_tokens=6, min_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -302,34 +299,28 @@ def test_a_run_in_another_number_format_computes_in_that_of_the_first(served, fo
     assert probabilities(registry, "other") == pytest.approx(list(expected.values()), abs=1e-5)
 
 
-def test_runs_on_a_backbone_in_int4_predict_as_each_alone_in_int4(served, folders, random_run, needs_int4, caplog):
+def test_runs_on_a_backbone_in_int4_predict_and_write_as_each_alone_in_int4(served, folders, needs_int4, caplog):
     caplog.set_level(logging.INFO, "gptask")
-    tasks = Translation(generation=GenerationOptions(max_new_tokens=6)), Summarization(generation=SHORT)
-    writers = [random_run(task, "llama", Lora(rank=2), seed=seed).folder for seed, task in enumerate(tasks)]
-    registry = served(
-        *(f"{name}:{folders[name]}" for name in ("old", "new")), f"a:{writers[0]}", f"b:{writers[1]}", dtype=DType.int4
-    )
+    registry = served(folders["old"], folders["new"], dtype=DType.int4)
     (pooled,) = registry.pool.backbones.values()
     weights = sum(parameter.numel() for name, parameter in pooled.backbone.named_parameters() if "lora_" not in name)
     assert pooled.backbone.weight_format == "int4"
     assert pooled.bytes == 2 * weights + pooled.backbone.int4.nbytes
     assert pooled.bytes <= backbone_pool.weight_bytes(Path(pooled.backbone.origin.location), torch.bfloat16, True)
     assert "MB of weights in int4; engine: fast, with" in caplog.text
-    assert len(adapters(registry)) == 4
-    for name in ("old", "new"):
-        expected = next(load_run(folders[name], dtype=DType.int4).predict(TEXT)).probabilities
-        assert probabilities(registry, name) == pytest.approx(list(expected.values()), abs=0.02)
-    rows = []
-    for name in ("a", "b"):  # two rows of two adapters are written together
-        model: Any = registry.get(name)
-        (item,) = model.predictor.encode([InputRow(Row(1, TEXT), {model.run.task.inputs()[0].name: TEXT})]).items
-        rows.append(DecodingRow(item["ids"], 6, SHORT, model.backbone.adapter))
+    names = [folders[name].name for name in ("old", "new")]
+    options, prompt = GenerationOptions(), [7, 3, 90, 41, 12]
+    rows = [DecodingRow(prompt, 6, options, registry.get(name).backbone.adapter) for name in names]
+    assert len({row.adapter for row in rows}) == 2
     pooled.backbone.engine.decode(rows)
-    for row, folder in zip(rows, writers, strict=True):
-        alone = load_run(folder, dtype=DType.int4).backbone
-        copied = DecodingRow(row.prompt, 6, SHORT)
-        alone.engine.decode([copied])
-        assert copied.log_probabilities[0] == pytest.approx(row.log_probabilities[0], abs=0.15)
+    for name, row, folder in zip(names, rows, (folders["old"], folders["new"]), strict=True):
+        alone = load_run(folder, dtype=DType.int4)
+        assert probabilities(registry, name) == pytest.approx(
+            list(next(alone.predict(TEXT)).probabilities.values()), abs=0.02
+        )
+        own_row = DecodingRow(prompt, 6, options)
+        alone.backbone.engine.decode([own_row])
+        assert own_row.log_probabilities[0] == pytest.approx(row.log_probabilities[0], abs=0.15)
 
 
 def test_a_bare_backbone_is_served_in_int4(served, tiny_model, needs_int4):
