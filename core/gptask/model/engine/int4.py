@@ -21,6 +21,7 @@ from gptask.errors import UserError, listing
 from gptask.model.engine import private
 
 GROUP = 32  # K, that of Q4_1
+KERNEL_OUTPUTS = 16  # torch's kernel takes multiples of so many output channels
 BYTES_PER_WEIGHT = 0.5 + 4 / GROUP
 MAX_ROWS = 2  # rows up to which the kernel is faster than a product in bfloat16 (tests/benchmarks/int4.py)
 LAST_CODE = 15
@@ -127,13 +128,12 @@ def _quantize(layer: Any) -> str | None:
     """Quantize a layer; return the reason where it stays as it is."""
     is_transposed = isinstance(layer, Conv1D)
     weight_NC = layer.weight.T if is_transposed else layer.weight
-    channels = weight_NC.shape[1]
-    if channels % GROUP:
-        return f"{GROUP} does not divide their {channels:,} input channels"
-    try:
-        int4, values_NC = quantized(weight_NC)
-    except RuntimeError as error:
-        return f"torch's kernel refuses {weight_NC.shape[0]:,} output channels ({_first_line(error)})"
+    outputs, inputs = weight_NC.shape
+    if inputs % GROUP:
+        return f"{GROUP} does not divide their {inputs:,} input channels"
+    if outputs % KERNEL_OUTPUTS:
+        return f"{KERNEL_OUTPUTS} does not divide their {outputs:,} output channels"
+    int4, values_NC = quantized(weight_NC)
     _check(int4, values_NC)
     values = values_NC.T.contiguous() if is_transposed else values_NC
     layer.weight = nn.Parameter(values, requires_grad=False)
@@ -150,7 +150,3 @@ def _check(int4: Int4Weight, values_NC: Tensor) -> None:
         raise UserError(
             f"dtype=int4: torch {torch.__version__} computes wrong products on this processor: leave it out"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
