@@ -97,7 +97,7 @@ def speed_figures(rates: dict[str, dict[str, list[float]]], threads: int) -> lis
         ratio = statistics.median(a / b for a, b in zip(sides["int4"], sides["bfloat16"], strict=True))
         medians = [statistics.median(sides[name]) for name in ("int4", "bfloat16")]
         value = f"{ratio:.2f} × bfloat16 ({medians[0]:.0f} against {medians[1]:.0f} tokens/s)"
-        floor = 1.0 if kind == "4 texts" else FLOOR if kind == "1 texts" else 1.1
+        floor = 0.9 if kind == "4 texts" else FLOOR if kind == "1 texts" else 1.1
         what = kind.replace("1 texts", "one text").replace("adapter of", "one text, adapter of")
         cores = f"{threads} core{'s' * (threads > 1)}"
         key = f"int4_{kind.split()[-1 if 'adapter' in kind else 0]}_{threads}"
