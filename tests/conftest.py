@@ -20,6 +20,7 @@ pytest_plugins = [  # imported after this module, so that gptask finds the envir
     "tests.support.adapter_folders",
     "tests.support.command_line",
     "tests.support.distributions",
+    "tests.support.int4",
     "tests.support.limited_memory",
     "tests.support.tiny_models",
     "tests.support.run_folders",

@@ -56,6 +56,8 @@ def to_plain(config: Any) -> dict[str, Any]:
         plain[name] = value.name if isinstance(value, Enum) else value
         if name == "tasks":
             plain[name] = {task_name: to_plain(task_config) for task_name, task_config in value.items()}
+        elif isinstance(value, Enum):
+            plain[name] = value.name
         elif is_dataclass(value):
             plain[name] = OmegaConf.to_container(OmegaConf.structured(escaped(value)), resolve=True, enum_to_str=True)
             kinds = {schema: kind for kind, schema in GROUP_SCHEMAS.get(name, {}).items()}

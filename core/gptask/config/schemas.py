@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 from gptask.config.engine import Fast, Reference, engine_from_environment
 from gptask.config.option import option
+from gptask.errors import UserError
 
 
 class BadRowPolicy(Enum):
@@ -39,11 +40,15 @@ class TokenizerKind(Enum):
 
 
 class DType(Enum):
-    """Number format of the backbone's weights; ``auto`` is bfloat16 on processors that compute in it."""
+    """Number format of the backbone's weights; ``auto`` is bfloat16 on processors that compute in it.
+
+    ``int4`` is for runs that are loaded: a backbone that learns, and weights on disk, are in one of the others.
+    """
 
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int4 = "int4"
 
 
 class ExportFormat(Enum):
@@ -86,6 +91,8 @@ class Sampling(Enum):
 
 DTYPES = "number format of the weights: float32 | bfloat16 | auto (bfloat16 on processors that compute in it)"
 
+LOADED_DTYPES = "float32 | bfloat16 | int4 (writes one text at a time faster, on CPUs); null: what the run predicts in"
+
 # --- backbone ---------------------------------------------------------------------------------------------------
 
 
@@ -100,6 +107,10 @@ class Pretrained:
     dtype: DType = option(DType.auto, DTYPES)
     keep: list[int] | None = option(None, "numbers of the layers that stay, from 0; null: all")
 
+    def __post_init__(self) -> None:
+        """Refuse int4."""
+        refuse_int4(self.dtype)
+
 
 @dataclass
 class Scratch:
@@ -113,6 +124,19 @@ class Scratch:
     tokenizer: TokenizerKind = TokenizerKind.bpe
     vocab_size: int = 2048  # upper limit
     dtype: DType = option(DType.float32, DTYPES)
+
+    def __post_init__(self) -> None:
+        """Refuse int4."""
+        refuse_int4(self.dtype)
+
+
+def refuse_int4(dtype: DType) -> None:
+    """Raise `UserError` for a backbone that is to be in int4 whatever is done with it."""
+    if dtype is DType.int4:
+        raise UserError(
+            "backbone.dtype=int4: weights in int4 can't learn, so train takes float32, bfloat16 or auto; evaluate, "
+            "predict, chat and serve compute in int4 by dtype=int4"
+        )
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -374,6 +398,7 @@ class Evaluate:
     trainer: dict[str, Any] = field(default_factory=dict)
     outputs: str = "outputs"
     folder: str | None = None
+    dtype: DType | None = option(None, LOADED_DTYPES)
     tuning: Any = None  # unused, but a backbone preset may set it
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
@@ -394,6 +419,7 @@ class Predict:
     server: str | None = option(None, "address of a server that predicts; run= is then a name that it serves")
     token_env: str | None = option(None, "environment variable with the server's token (null: GPTASK_TOKEN)")
     data: Any = None
+    dtype: DType | None = option(None, LOADED_DTYPES)
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()
 
     def __post_init__(self) -> None:
@@ -439,6 +465,7 @@ class Serve:
     kv_mb: int = option(1024, "most megabytes of keys and values of the texts that are written at once")
     memory_mb: int | None = option(None, "most megabytes of weights, which allow further backbones; null: one backbone")
     log_texts: bool = option(False, "write the texts of requests into the log")
+    dtype: DType | None = option(None, LOADED_DTYPES)
     check: bool = option(False, "load everything, answer nothing, exit")
     tuning: Any = None  # unused, but a backbone preset may set it
     engine: Any = None  # null: $GPTASK_ENGINE, else Fast()

@@ -32,6 +32,7 @@ SUFFIXES = {  # of the files of an entry, by its kind
     "texts": (".jsonl",),
     "hashes": ("",),
     "verdicts": (".json",),
+    "int4": (".json",),
 }
 SEAL = "gptask.json"  # the file that seals a folder
 HOST = platform.node().replace(".", "-")
@@ -154,7 +155,7 @@ def _problem(kind: str, paths: Sequence[Path]) -> str | None:
         elif kind == "hashes":
             if not re.fullmatch("[0-9a-f]{16}", paths[0].read_text()):
                 return "it holds no hash"
-        elif kind == "verdicts":
+        elif kind in ("verdicts", "int4"):
             json.loads(paths[0].read_text(encoding="utf-8"))
         elif kind in ("states", "texts"):
             for path in paths:

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gptask.config.schemas import Export, ExportFormat
+from gptask.config.schemas import DType, Export, ExportFormat
 from gptask.errors import UserError, writing
 from gptask.runs import saved_model
 from gptask.runs.adapter_export import refuse_adapter_export, write_adapter
@@ -65,6 +65,11 @@ def export(config: Export) -> Path:
     is not empty or can't be written, where no transformers class fits the head, and where the run is more than an
     adapter.
     """
+    if config.dtype is DType.int4:
+        raise UserError(
+            "dtype=int4: the weights of an export are float32 or bfloat16; evaluate, predict, chat and serve compute "
+            "in int4"
+        )
     if config.base and not config.adapter:
         raise UserError(f"base={config.base} goes with adapter=true: other exports have the backbone in them")
     if config.format is ExportFormat.gguf:

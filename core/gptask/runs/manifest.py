@@ -46,6 +46,7 @@ class Manifest:
     method: str  # the verb that made the run
     files: dict[str, FileEntry]
     splits: dict[str, dict[str, Any]]  # by name: examples (n), SHA-256 of their input digests, the file of these
+    dtype: str | None = None  # the number format in which the run was scored; None where that is not known
 
     def problems(self, *names: str) -> list[str]:
         """How files differ from what the run wrote, a phrase each; ``model/`` stands for all files in it."""
@@ -78,11 +79,17 @@ class Manifest:
 
 
 def write_manifest(
-    folder: Path, fingerprint: str, method: str, splits: Mapping[str, np.ndarray], parent: str | None = None
+    folder: Path,
+    fingerprint: str,
+    method: str,
+    splits: Mapping[str, np.ndarray],
+    parent: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Write splits.safetensors and, last of a run's files, manifest.json: from then on the run is finished.
 
-    ``splits`` are the 64-bit input digests (N,) of each split's N examples; ``parent`` is the evaluated run's folder.
+    ``splits`` are the 64-bit input digests (N,) of each split's N examples; ``parent`` is the evaluated run's folder,
+    ``dtype`` the number format in which the run was scored.
     The files are on the disk before the manifest is, which the loss of power can't separate then.
     """
     from safetensors.numpy import save  # for start-up time, as numpy
@@ -97,6 +104,7 @@ def write_manifest(
         "fingerprint": fingerprint,
         "parent": parent and {"folder": parent, "manifest": manifest_digest(parent)},
         "method": method,
+        "dtype": dtype,
         "files": {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names},
         "splits": {
             name: {"n": len(tensor), "sha256": hashlib.sha256(tensor.tobytes()).hexdigest(), "file": SPLITS_FILE}
@@ -133,7 +141,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         if outside := [name for name in files if not _is_inside(name)]:
             raise UserError(f"{file} lists files outside of the run folder: {listing(outside, 3)}")
         parent, splits = values["parent"] and dict(values["parent"]), dict(values["splits"])
-        return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits)
+        dtype = values.get("dtype")
+        return Manifest(file.parent, values["fingerprint"], parent, values["method"], files, splits, dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error!r}): restore it from a copy, or start the run again") from error
 

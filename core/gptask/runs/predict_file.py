@@ -63,7 +63,7 @@ def predict(config: Predict) -> None:
     Raises `UserError` where a file can't be read or written, `DataError` for a bad row (unless on_error=skip).
     """
     source = input_file(config)
-    run = load_run(config.run, config.task, engine=config.engine)
+    run = load_run(config.run, config.task, config.dtype, config.engine)
     log.info("%s", run.backbone.engine.summary())
     columns = Columns(
         run.task, config.data, run.task.inputs(), trained_columns=trained_columns(run.config.get("data") or {})

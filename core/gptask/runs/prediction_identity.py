@@ -29,7 +29,7 @@ def run_identity(run: Run) -> dict[str, Any]:
         "run": run_digest(run.folder),
         **_flat("task", asdict(run.task)),
         "engine": run.backbone.engine.summary(),
-        "weights": sorted({str(weight.dtype) for weight in run.backbone.parameters()}),
+        "weights": sorted({run.backbone.weight_format, *(str(weight.dtype) for weight in run.backbone.parameters())}),
         "processor": "cuda" if torch.cuda.is_available() else "cpu",
         "code": [
             f"gptask {version('gptask')}",

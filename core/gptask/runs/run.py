@@ -129,9 +129,9 @@ def load_run(
     """Load a run folder's model for prediction; of a run of several tasks, the folder of one task.
 
     ``task`` is a class that no entry point names, or an instance, which replaces the run's options; ``dtype`` replaces
-    the number format the run was trained with; ``engine`` is that of ``GPTASK_ENGINE`` where it is None. Raises
-    `UserError` where there is no such run, where it is unfinished or damaged, where its backbone is missing or another
-    than the run was trained on, and where its files don't fit.
+    the number format the run was trained with, and may be int4; ``engine`` is that of ``GPTASK_ENGINE`` where it is
+    None. Raises `UserError` where there is no such run, where it is unfinished or damaged, where its backbone is
+    missing or another than the run was trained on, where its files don't fit, and where int4 can't be computed.
     """
     return _load_task_run(
         Path(folder), task, lambda model, values: saved_model.load_backbone(model, values, dtype, engine)

@@ -107,19 +107,26 @@ def load_backbone(
 ) -> GPTBackbone:
     """The backbone of a run with its adapter; ``values`` are the run's config, ``dtype`` replaces its number format.
 
-    Raises `UserError` where the backbone is missing or not the one the run was trained on.
+    An adapter stays beside weights in int4, in its own format. Raises `UserError` where the backbone is missing or not
+    the one the run was trained on.
     """
     from gptask.model.backbone.backbone import from_folder, number_format
+    from gptask.model.backbone.quantizing import quantize
 
     saved = _saved_backbone(model)
     torch_dtype = number_format(dtype) if dtype else prediction_format(model, values)
     if has_full_weights(model):
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
-        return from_folder(origin, torch_dtype, engine=engine)
+        backbone = from_folder(origin, torch_dtype, engine=engine)
+        if dtype is DType.int4:
+            quantize(backbone)
+        return backbone
     options = from_plain("backbone", values["backbone"])
     origin = _locate_frozen(options, saved)
     backbone = from_folder(origin, torch_dtype, str(model), engine)
     backbone.keep_layers(_kept_layers(saved))
+    if dtype is DType.int4:
+        quantize(backbone)
     if not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
@@ -178,7 +185,7 @@ def share_backbone(backbone: GPTBackbone, model: Path, values: dict[str, Any]) -
         source = _saved_backbone(model)["source"]
         cause = "has weights of its own" if has_full_weights(model) else f"belongs to {source}"
         raise UserError(f"the model in {model} {cause}; it can't share the backbone {backbone.origin.kind}")
-    own, shared = prediction_format(model, values), backbone.model.dtype
+    own, shared = str(prediction_format(model, values)).removeprefix("torch."), backbone.weight_format
     if own != shared:
         log.info("%s: predicts in %s, the format of the shared backbone; alone it would in %s", model, shared, own)
     view = backbone.with_adapter(None)

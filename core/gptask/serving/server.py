@@ -21,8 +21,9 @@ from typing import Any
 import anyio.to_thread
 import uvicorn
 
-from gptask.config.schemas import Serve
+from gptask.config.schemas import DType, Serve
 from gptask.errors import aligned, listing, visible
+from gptask.model.backbone.quantizing import require_int4
 from gptask.serving.batching.batcher import Batcher
 from gptask.serving.http_app import create_app
 from gptask.serving.models.backbone_pool import megabytes
@@ -98,6 +99,8 @@ def serve(options: Serve) -> None:
     Raises `UserError` for what can't be served, and `RuntimeError` where the thread that computes ends.
     """
     check_options(options)
+    if options.dtype is DType.int4:
+        require_int4()
     if options.check:
         check(options)
         return

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.config.conversion import validated_copy
-from gptask.config.schemas import Evaluate
+from gptask.config.schemas import DType, Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus, count_overlap
 from gptask.data.label_report import log_labels
 from gptask.errors import UserError, listing
+from gptask.model.backbone.quantizing import require_int4
 from gptask.plugins.task import Task
 from gptask.plugins.text_tokenizer import text_tokenizer
 from gptask.runs import run
@@ -47,6 +48,8 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
     """
     config = validated_copy(_with_seeds_of_run(config) if config.run else config)
     check_trainer_options(config.trainer)
+    if config.dtype is DType.int4:
+        require_int4()
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")
     if not config.run and not config.allow_overlap:
@@ -103,7 +106,7 @@ def _evaluate(context: RunContext[Evaluate]) -> None:
     given_task = config.task
     chosen: list[ChosenOption] = []
     if config.run:
-        trained_run = run.load_run(config.run, config.task, engine=config.engine)
+        trained_run = run.load_run(config.run, config.task, config.dtype, config.engine)
         backbone, head = trained_run.backbone, trained_run.head
     else:
         config, chosen, backbone = _bare_backbone(config, context.corpora)
@@ -144,7 +147,7 @@ def _bare_backbone(
     origin, ((_, corpus),) = locate_backbone(config.backbone), corpora.items()
     config, chosen = prepare_tasks(config, corpora)
     texts = partial(builder.training_texts, corpus.task, corpus)
-    return config, chosen, load_or_build_backbone(config.backbone, origin, texts, config.engine)
+    return config, chosen, load_or_build_backbone(config.backbone, origin, texts, config.engine, config.dtype)
 
 
 def demonstrations(task: Task, corpus: CachedCorpus, shots: int, seed: int, tokenizer: Any) -> str:

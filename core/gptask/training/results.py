@@ -120,7 +120,8 @@ def write_results(context: RunContext[Any], module: GPTModule, runtime: TaskRunt
         log.warning("%s: %s could not be computed; metrics.json holds null", split, listing(undefined))
     loggers.log_scores(module.trainer.loggers, logged, module.trainer.global_step)
     write_card(context, module.backbone, runtime, result)
-    write_manifest(context.folder, context.fingerprint, variation.method if trains else "evaluate", splits, parent)
+    method, weight_format = variation.method if trains else "evaluate", module.backbone.weight_format
+    write_manifest(context.folder, context.fingerprint, method, splits, parent, weight_format)
     return result
 
 

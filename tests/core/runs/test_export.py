@@ -63,6 +63,13 @@ def test_the_readme_tells_how_the_exported_tokenizer_reads_special_tokens(random
     assert safe_ids == run.backbone.tokenizer(f"good{eos}")["input_ids"]
 
 
+def test_weights_on_disk_are_not_int4(random_run, tmp_path):
+    run = random_run(Sentiment(labels=LABELS), "llama", HeadOnly())
+    with pytest.raises(UserError, match="dtype=int4: the weights of an export are float32 or bfloat16"):
+        exported(run, tmp_path / "out", DType.int4)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("tuning", [Full(), HeadOnly(), Lora(rank=2, layers=0.5)])
 def test_every_tuning_exports_several_labels_per_text(tuning, random_run, tmp_path):
     run = random_run(Classification(labels=["a", "b", "c"], multi_label=True), "llama", tuning)

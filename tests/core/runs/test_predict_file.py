@@ -13,11 +13,13 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gptask import DataError, UserError, train
-from gptask.config.schemas import BadRowPolicy, Files, Predict
+from gptask import DataError, GenerationOptions, Lora, UserError, load_run, train
+from gptask.config.schemas import BadRowPolicy, DType, Files, Predict
 from gptask.runs.predict_file import predict
+from gptask.runs.prediction_identity import run_identity
 from gptask.runs.predictor import MAX_CHUNK
 from gptask_tasks.classification import Classification
+from gptask_tasks.translation import Translation
 
 from tests.support.configs import small_config
 
@@ -57,6 +59,22 @@ def test_columns_are_mapped_and_plain_lines_are_texts(run, tmp_path, capsys):
     assert "review" not in lines[0]
     assert lines[3] == {"row": 2, "text": "", "prediction": None}
     assert lines[0]["score"] == pytest.approx(lines[2]["score"], abs=1e-5)
+
+
+def test_predictions_in_int4_are_those_of_the_run_in_int4_and_have_an_identity_of_their_own(
+    random_run, tmp_path, needs_int4
+):
+    run = random_run(Translation(generation=GenerationOptions(max_new_tokens=4)), "llama", Lora(rank=2))
+    (tmp_path / "in.jsonl").write_text('{"source": "good film"}\n{"source": "the lazy dog"}\n')
+    call(run, tmp_path / "in.jsonl", output=str(tmp_path / "out.jsonl"), dtype=DType.int4)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    in_int4 = load_run(run.folder, dtype=DType.int4)
+    expected = list(in_int4.predict(["good film", "the lazy dog"]))
+    assert [line["prediction"] for line in lines] == [prediction.value for prediction in expected]
+    assert [line["score"] for line in lines] == pytest.approx([prediction.score for prediction in expected], abs=1e-5)
+    in_bfloat16 = load_run(run.folder, dtype=DType.bfloat16)
+    identities = [run_identity(one)["weights"] for one in (in_int4, in_bfloat16)]
+    assert identities == [["int4", "torch.bfloat16", "torch.float32"], ["bfloat16", "torch.bfloat16", "torch.float32"]]
 
 
 def test_columns_of_the_training_are_read_and_not_repeated_but_never_chosen_by_chance(tmp_path, capsys):

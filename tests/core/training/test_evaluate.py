@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from gptask import UserError, train
+from gptask import GenerationOptions, Lora, Pretrained, UserError, train
+from gptask.analysis.compare.records import find_runs
+from gptask.analysis.compare.seed_groups import options, seed_groups
 from gptask.config.conversion import from_plain
-from gptask.config.schemas import Evaluate, Files, Limit, Sample
+from gptask.config.schemas import DType, Evaluate, Files, Limit, Sample
 from gptask.model.backbone.scratch import train_tokenizer
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import read_manifest
+from gptask.runs.reproduce import reproduce_command
 from gptask.runs.run import task_from_config
 from gptask.training.builder import build_corpus
 from gptask.training.evaluate import demonstrations, evaluate
@@ -101,6 +104,50 @@ def test_the_bare_backbone_is_scored_without_training(tmp_path):
     assert metrics["n"] == 10
     assert metrics["trainable_parameters"] == 0
     assert metrics["train_tokens_per_second"] is None
+
+
+# --- number formats -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writing_run(random_run):
+    task = Translation(generation=GenerationOptions(max_new_tokens=3))
+    return random_run(task, "llama", Lora(rank=2), dtype="bfloat16")
+
+
+def test_an_evaluation_in_int4_is_another_result_and_says_so(writing_run, tmp_path, needs_int4):
+    backbone, folders = from_plain("backbone", writing_run.config["backbone"]), {}
+    options_of_run = {"run": str(writing_run.folder), "task": writing_run.task, "backbone": backbone, "baseline": False}
+    for dtype in (None, DType.int4):
+        data = Sample(limit=Limit(train=24, validation=8, test=4))
+        folders[dtype] = evaluated(tmp_path / str(dtype), data=data, dtype=dtype, **options_of_run)
+    metrics = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in folders.items()}
+    assert "weights" not in metrics[None]["engine"]
+    weights = metrics[DType.int4]["engine"]["weights"]
+    assert (weights["format"], weights["layers"], sum(weights["kept"].values())) == ("int4", 12, 2)
+    assert [read_manifest(folder).dtype for folder in folders.values()] == ["bfloat16", "int4"]
+    assert metrics[None]["fingerprint"] != metrics[DType.int4]["fingerprint"]
+    folder = folders[DType.int4]
+    assert read_config(folder)["dtype"] == "int4"
+    assert reproduce_command(read_config(folder)).endswith(" dtype=int4")
+    card = (folder / "README.md").read_text()
+    assert f"An evaluation of the run `{writing_run.folder}`, with weights in int4, made with gptask" in card
+    (first, second) = seed_groups(find_runs(map(str, folders.values())))
+    assert options([first, second]) == ["dtype=None", "dtype=int4"]
+
+
+def test_a_bare_backbone_is_scored_in_int4(tmp_path, tiny_model, needs_int4):
+    task = Translation(generation=GenerationOptions(max_new_tokens=3))
+    backbone = Pretrained(source=str(tiny_model("gpt2", 128)))
+    folder = evaluated(tmp_path, task=task, backbone=backbone, dtype="int4", data=Sample(limit=Limit(test=2)))
+    assert json.loads((folder / "metrics.json").read_text())["engine"]["weights"]["layers"] == 8
+
+
+def test_int4_is_refused_before_data_is_read_where_it_cannot_be_computed(run, tmp_path, monkeypatch, needs_int4):
+    monkeypatch.setattr("gptask.training.builder.build_corpora", lambda config: pytest.fail("data is read"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(UserError, match="dtype=int4 is for CPUs"):
+        evaluated(tmp_path, run=str(run.folder), dtype=DType.int4)
 
 
 # --- cuts, limits and overlap -------------------------------------------------------------------------------------

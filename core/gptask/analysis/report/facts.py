@@ -103,6 +103,7 @@ FACTS: dict[str, Fact] = {
     "made smaller from": lambda config, result: _parent(result.get("against_parent")),
     "weights from": lambda config, result: result.get("backbone"),
     "weights hash": lambda config, result: result.get("weights_hash"),
+    "number format": lambda config, result: config.get("dtype"),
     "tuning": lambda config, result: _group_summary(config, "tuning"),
     "trainable parameters": lambda config, result: _trainable(result),
     "seed": lambda config, result: result.get("seed"),

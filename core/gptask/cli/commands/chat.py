@@ -20,7 +20,7 @@ from gptask.cli.chat_repl import COMMANDS, ChatRepl
 from gptask.cli.hydra.job import log_to_console
 from gptask.config.engine import Fast, Reference, engine_from_overrides
 from gptask.config.overrides import parse_override, quote_if_needed
-from gptask.config.schemas import Pretrained
+from gptask.config.schemas import LOADED_DTYPES, DType, Pretrained
 from gptask.errors import UserError, listing, nearest, user_path
 from gptask.model.backbone.chat_template import PLAIN_TEMPLATE
 from gptask.model.generation.chat import Chat, ChatOptions
@@ -43,8 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     log_to_console()
     engine_overrides = [override for override in overrides if re.match(r"engine[.=]", override)]
     engine = engine_from_overrides(engine_overrides)
-    options = _chat_options([override for override in overrides if override not in engine_overrides])
-    chat = Chat(_load_backbone(model, options, engine), options)
+    dtype_overrides = [override for override in overrides if override.startswith("dtype=")]
+    dtype = _dtype(dtype_overrides[-1].removeprefix("dtype=")) if dtype_overrides else None
+    others = [override for override in overrides if override not in (*engine_overrides, *dtype_overrides)]
+    options = _chat_options(others)
+    chat = Chat(_load_backbone(model, options, engine, dtype), options)
     if chat.template.text == PLAIN_TEMPLATE:
         log.warning("%s has no chat template: turns are written as 'User: ...' and 'Assistant: ...' lines", model)
     return ChatRepl(chat, sys.stdin.isatty()).run()
@@ -58,6 +61,7 @@ def _parser() -> VerbParser:
         if field.name not in UNSUPPORTED
     )
     option_rows += f"  {'engine=fast':<24}fast or reference; components: engine.packing=off (also $GPTASK_ENGINE)\n"
+    option_rows += f"  {'dtype=null':<24}{LOADED_DTYPES}\n"
     parser = VerbParser(
         "chat",
         usage="gptask chat [MODEL] [option=value ...]",
@@ -77,11 +81,19 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return (models or [DEFAULT_MODEL])[0], [a for a in arguments if a not in models]
 
 
+def _dtype(text: str) -> DType | None:
+    """The number format that ``dtype=`` names; raises `UserError` for what names none."""
+    names = [*(dtype.name for dtype in DType), "null"]
+    if text not in names:
+        raise UserError(f"dtype={text}: expected {listing(names)}.{nearest(text, names)}")
+    return None if text == "null" else DType[text]
+
+
 def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     from hydra.errors import HydraException  # for start-up time
 
     config = OmegaConf.structured(ChatOptions)
-    available = [*(f.name for f in dataclasses.fields(ChatOptions) if f.name not in UNSUPPORTED), "engine"]
+    available = [*(f.name for f in dataclasses.fields(ChatOptions) if f.name not in UNSUPPORTED), "engine", "dtype"]
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in available:
@@ -98,29 +110,29 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     return options
 
 
-def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference) -> GPTBackbone:
+def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
     """The backbone of a run or a pretrained one, on a GPU if there is one."""
     import torch
 
     path = user_path(model)
     is_run = path.is_dir() and not (path / "config.json").exists()
-    backbone = _run_backbone(path, options, engine) if is_run else _pretrained_backbone(model, engine)
+    backbone = _run_backbone(path, options, engine, dtype) if is_run else _pretrained_backbone(model, engine, dtype)
     log.info("%s", backbone.engine.summary())
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _run_backbone(path: Path, options: ChatOptions, engine: Fast | Reference) -> GPTBackbone:
+def _run_backbone(path: Path, options: ChatOptions, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
     """The backbone of a run; sets the texts that end an answer to those of the run's task, unless the user did."""
     from gptask.model.heads import GenerationHead  # imports torch
 
-    run = load_run(path, engine=engine)
+    run = load_run(path, dtype=dtype, engine=engine)
     if not isinstance(run.head, GenerationHead):
         raise UserError(f"{path} is a run of task '{run.plugin.name}', which generates no text; choose another run")
     options.stop = options.stop or list(run.head.options.stop)
     return run.backbone
 
 
-def _pretrained_backbone(model: str, engine: Fast | Reference) -> GPTBackbone:
+def _pretrained_backbone(model: str, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
     """The backbone of a preset, or of a source such as a folder, a GGUF file or a hub id."""
     from gptask.model.backbone.backbone import load_or_build_backbone  # imports torch
 
@@ -138,6 +150,6 @@ def _pretrained_backbone(model: str, engine: Fast | Reference) -> GPTBackbone:
             )
         options = Pretrained(**values)
     try:
-        return load_or_build_backbone(options, locate_backbone(options), list, engine)
+        return load_or_build_backbone(options, locate_backbone(options), list, engine, dtype)
     except UserError as error:
         raise UserError(f"{error}{nearest(model, presets)}") from error

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from gptask.cli.hydra.compose import choices, compose, loader, search_path
+from gptask.config.verb_schemas import VERB_SCHEMAS
 from gptask.errors import UserError, listing, nearest
 from gptask.plugins.config_group import stored_configs
 from gptask.plugins.discovery import discover, load_task_class
@@ -216,6 +217,8 @@ class CommandLine:
             return note
         if group == "task":
             discover()  # loads every plugin
+        if not name and (verbs := [verb for verb, schema in VERB_SCHEMAS.items() if key in schema.__annotations__]):
+            return f" It is an option of {listing(f'gptask {verb}' for verb in verbs)}."
         schemas = stored_configs(group) if group in self.groups and name else {}
         with_option = {choice.removesuffix("_schema") for choice, node in schemas.items() if name.split(".")[0] in node}
         owners = [choice for choice in self.choices(group) if choice in with_option] if with_option else []

@@ -28,7 +28,12 @@ INHERITED = {  # what a verb takes from a run besides its task
     "predict": (),
     "explain": (),
 }
-OF_A_SERVER = ("task", "engine", "data.max_tokens")  # what a server has set already for a run that it predicts with
+OF_A_SERVER = (
+    "task",
+    "engine",
+    "dtype",
+    "data.max_tokens",
+)  # what a server has set already for a run that it predicts with
 
 
 def locate_run(verb: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -27,9 +27,11 @@ from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.layer_cut import check_cut, cut_layers, layers_path
 from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.backbone.quantizing import quantize, require_int4
 from gptask.model.backbone.scratch import build_from_scratch
 from gptask.model.engine import private
 from gptask.model.engine.fast import FastEngine
+from gptask.model.engine.int4 import Quantization
 from gptask.model.engine.interface import Adapters, Engine
 from gptask.model.engine.reference import ReferenceEngine
 from gptask.plugins.text_tokenizer import text_tokenizer
@@ -42,11 +44,13 @@ class GPTBackbone(nn.Module):
     """A causal language model (PEFT-wrapped or not), its tokenizer, where they came from and what computes them.
 
     ``engine`` is the one that ``GPTASK_ENGINE`` names where it is None. ``adapter`` is the digest of an adapter that
-    `Engine.add_adapter` loaded, by which `hidden` and text generation compute; None is the model as it is.
+    `Engine.add_adapter` loaded, by which `hidden` and text generation compute; None is the model as it is. ``int4``
+    tells what of the model `quantize` has put into int4; such a backbone can't learn.
     """
 
     adapter: str | None = None
     _kept_layers: list[int] | None = None
+    int4: Quantization | None = None
 
     def __init__(
         self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
@@ -98,7 +102,12 @@ class GPTBackbone(nn.Module):
         return view
 
     def train(self, mode: bool = True) -> GPTBackbone:
-        """Set training or inference; training drops what the engine made of the weights for inference."""
+        """Set training or inference; training drops what the engine made of the weights for inference.
+
+        Raises `UserError` for training with weights in int4.
+        """
+        if mode and self.int4:
+            raise UserError("weights in int4 can't learn: load the backbone in float32 or bfloat16 to train it")
         if mode:
             self.engine.drop_inference_weights()
         return super().train(mode)
@@ -173,6 +182,11 @@ class GPTBackbone(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.parameters()).device
+
+    @property
+    def weight_format(self) -> str:
+        """The name of the number format of the weights: float32, bfloat16 or int4."""
+        return "int4" if self.int4 else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def channels(self) -> int:
@@ -267,7 +281,13 @@ class GPTBackbone(nn.Module):
 
 def number_format(choice: DType) -> torch.dtype:
     """Return the chosen format; ``auto`` is bfloat16 if the processor multiplies in it (CUDA, AVX512-BF16, AMX), else
-    float32."""
+    float32. Beside weights in int4, all else is bfloat16.
+
+    Raises `UserError` for int4 where this machine does not compute in it.
+    """
+    if choice is DType.int4:
+        require_int4()
+        return torch.bfloat16
     if choice is DType.float32:
         return torch.float32
     if choice is DType.bfloat16:
@@ -282,16 +302,24 @@ def load_or_build_backbone(
     origin: BackboneOrigin | None,
     texts: Callable[[], Iterable[str]],
     engine: Fast | Reference | None = None,
+    dtype: DType | None = None,
 ) -> GPTBackbone:
-    """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``."""
+    """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``.
+
+    ``dtype`` replaces the number format of the ``options``.
+    """
     quiet_transformers()
-    dtype = number_format(options.dtype)
+    torch_dtype = number_format(dtype or options.dtype)
     if isinstance(options, Pretrained):
         assert origin is not None, "a pretrained backbone is located before it is loaded"
-        return from_folder(origin, dtype, engine=engine)
-    model, tokenizer = build_from_scratch(options, texts())
-    log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
-    return GPTBackbone(model.to(dtype), tokenizer, BackboneOrigin("", "scratch", ""), engine)
+        backbone = from_folder(origin, torch_dtype, engine=engine)
+    else:
+        model, tokenizer = build_from_scratch(options, texts())
+        log.info("backbone: GPT-2 from scratch, %s parameters", f"{model.num_parameters():,}")
+        backbone = GPTBackbone(model.to(torch_dtype), tokenizer, BackboneOrigin("", "scratch", ""), engine)
+    if dtype is DType.int4:
+        quantize(backbone)
+    return backbone
 
 
 def from_folder(

@@ -165,7 +165,7 @@ class FastEngine(ReferenceEngine):
         """See `Engine`."""
         on = listing(f.name for f in fields(self.options) if self.has(f.name))
         off = "".join(f"; {name} is off: {reason}" for name, reason in self.off.items())
-        return f"engine: fast, with {on}{off}"
+        return f"engine: fast, with {on}{off}{self.int4_note}"
 
     def drop_inference_weights(self) -> None:
         """Forget what was made of the weights for inference: they may have changed."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gptask.model.engine import private
+from gptask.model.engine.int4 import MAX_ROWS, is_int4
 
 PACKED_MAX_ROWS = 256  # rows up to which a packed weight pays (tests/benchmarks/packed_weights.py)
 OWN = "default"  # the model's own adapter
@@ -51,6 +52,25 @@ class InferenceWeight(PackedWeight):
         super().__init__(weight)
         self.adapter, self.identity = adapter, _identity(layer, adapter)
         self.sources = [part.detach() for part in parts]  # while these live, no other tensor gets their addresses
+
+
+class UnmergedLora:
+    """The factors of a layer over an int4 weight, which stay apart: merged, they would be rounded to 16 values."""
+
+    def __init__(self, layer: Any, adapter: str) -> None:
+        a_rC, b_Nr = scaled_factors(layer, adapter, layer.base_layer.weight)
+        self.a, self.b = PackedWeight(a_rC), PackedWeight(b_Nr)
+        # for few rows, products in float32 take a third of the time
+        self.few_rows_Cr, self.few_rows_rN = (factor.float().T.contiguous() for factor in (a_rC, b_Nr))
+        self.adapter, self.identity = adapter, _identity(layer, adapter)
+        self.sources = [part.detach() for part in _parts(layer, adapter)]  # as of `InferenceWeight`
+
+    def add_product(self, x: Tensor, base: Tensor) -> Tensor:
+        """``base + scale · x Aᵀ Bᵀ``."""
+        if x.numel() <= MAX_ROWS * x.shape[-1]:
+            low_Mr = x.reshape(-1, x.shape[-1]).float() @ self.few_rows_Cr
+            return base + (low_Mr @ self.few_rows_rN).to(base.dtype).view(base.shape)
+        return base + self.b.product(self.a.product(x))
 
 
 class StackedFactors:
@@ -136,7 +156,7 @@ class InferenceWeights:
     def __init__(self) -> None:
         self.drops = 0  # how often all were dropped
         self.sole: str | None = None  # the only adapter beside the model, which is merged like a model's own
-        self._made: dict[nn.Module, InferenceWeight] = {}
+        self._made: dict[nn.Module, InferenceWeight | UnmergedLora] = {}
         self._factors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # by layer, adapter, and kind of states
         self._stack = AdapterStack([])
 
@@ -175,17 +195,18 @@ class InferenceWeights:
         made = self._made.get(layer)
         if made is None and private.can_prepack(layer.weight):
             made = self._made[layer] = InferenceWeight(layer.weight, layer, _parts(layer))
+        assert not isinstance(made, UnmergedLora), "of LoRA layers alone"
         return made
 
-    def merged(self, layer: Any, adapter: str = OWN) -> InferenceWeight:
-        """A LoRA layer's weight with the model's own adapter added to it, or with the only one beside the model."""
+    def adapted_product(self, layer: Any, x: Tensor, adapter: str = OWN) -> Tensor:
+        """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` of a LoRA layer by the model's own adapter, or the only one beside it."""
         made = self._made.get(layer)
         if made is None:
-            weight_NC, a_rC, b_Nr = _parts(layer, adapter)
-            merged = weight_NC.float() + layer.scaling[adapter] * (b_Nr.float() @ a_rC.float())
-            made = InferenceWeight(merged.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr), adapter)
-            self._made[layer] = made
-        return made
+            make = UnmergedLora if is_int4(layer.base_layer) else _merged
+            made = self._made[layer] = make(layer, adapter)
+        if isinstance(made, UnmergedLora):
+            return made.add_product(x, layer.base_layer(x))
+        return made.product(x, layer.base_layer.bias)
 
     def factors(self, layer: Any, adapter: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """A (r, C) and ``scale · B`` (N, r) of an added adapter, in the number format of ``like``."""
@@ -206,6 +227,13 @@ class InferenceWeights:
             more = idle[max(0, len(idle) + len(needed) - STACKED_ADAPTERS) :]
             stack = self._stack = AdapterStack([*more, *sorted(needed, key=str)])
         return stack
+
+
+def _merged(layer: Any, adapter: str) -> InferenceWeight:
+    """A LoRA layer's weight with an adapter added to it."""
+    weight_NC, a_rC, b_Nr = _parts(layer, adapter)
+    merged_NC = weight_NC.float() + layer.scaling[adapter] * (b_Nr.float() @ a_rC.float())
+    return InferenceWeight(merged_NC.to(weight_NC.dtype), layer, (weight_NC, a_rC, b_Nr), adapter)
 
 
 def own_adapter(layer: Any) -> str | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from gptask.model.engine.int4 import Quantization
 from gptask.plugins.protocols import Backbone
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class EngineBackbone(Backbone, Protocol):
     origin: Any  # where its weights came from, with their hash
     engine: Engine
     adapter_layers: dict[str, int]  # of each adapter of `Engine.add_adapter`, how many layers its rows pass
+    int4: Quantization | None  # what of the model is in int4
 
     @property
     def config(self) -> Any:
@@ -311,9 +313,15 @@ class Engine(ABC):
         return not reason
 
     def describe(self) -> dict[str, Any]:
-        """The engine's name, and the reason of each component that is off."""
-        return {"name": self.name, "off": self.off}
+        """The engine's name, the reason of each component that is off, and the weights where they are in int4."""
+        int4 = self.backbone.int4
+        return {"name": self.name, "off": self.off} | ({"weights": int4.describe()} if int4 else {})
 
     def summary(self) -> str:
         """The same as a line of the log."""
-        return f"engine: {self.name}"
+        return f"engine: {self.name}{self.int4_note}"
+
+    @property
+    def int4_note(self) -> str:
+        """What the summary says of weights in int4, empty where there are none."""
+        return "; weights in int4" if self.backbone.int4 else ""

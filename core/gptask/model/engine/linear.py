@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from gptask.model.engine.forward_registry import original_forward, replace_forward, replaced_by
 from gptask.model.engine.forward_state import ForwardState, current_state
 from gptask.model.engine.inference_weights import PACKED_MAX_ROWS, scaled_factors
+from gptask.model.engine.int4 import int4_weight, is_int4
 
 LORA_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # names of layers that read the same states
 
@@ -94,6 +96,8 @@ def install(model: Any) -> str | None:
             installed += replace_forward(module, LoraForward(groups.get(module) or LoraGroup([module])))
         elif type(module) is nn.Linear:
             installed += replace_forward(module, linear_forward)
+        elif type(module) is Conv1D and is_int4(module):
+            installed += replace_forward(module, int4_conv1d_forward)
     return None if installed else "the model has no plain linear layers"
 
 
@@ -112,11 +116,22 @@ def linear_forward(layer: Any, x: Tensor) -> Tensor:
     """A linear layer without adapters; only products of few rows are worth a second copy of its weight."""
     state = current_state()
     if state and state.inference_weights and x.dtype is layer.weight.dtype:
+        if int4 := int4_weight(layer, x):
+            return int4.product(x, layer.bias)
         few_rows = x.numel() <= PACKED_MAX_ROWS * x.shape[-1]
         if few_rows and (packed := state.inference_weights.packed(layer)):
             product: Tensor = packed.product(x, layer.bias)
             return product
     return nn.functional.linear(x, layer.weight, layer.bias)
+
+
+def int4_conv1d_forward(layer: Any, x: Tensor) -> Tensor:
+    """A linear layer of GPT-2, whose weight is transposed, with an int4 weight."""
+    state = current_state()
+    if state and state.inference_weights and (int4 := int4_weight(layer, x)):
+        return int4.product(x, layer.bias)
+    product: Tensor = original_forward(layer)(x)
+    return product
 
 
 class LoraForward:
@@ -139,14 +154,15 @@ class LoraForward:
             return original_forward(layer)(x, *args, **kwargs)
         if state.inference_weights is None:
             return self.group(layer, x, state)
-        return state.inference_weights.merged(layer).product(x, layer.base_layer.bias)
+        product: Tensor = state.inference_weights.adapted_product(layer, x)
+        return product
 
 
 def _with_added_adapter(layer: Any, x: Tensor, adapter: str, weights: Any) -> Tensor:
     """``x Wᵀ + bias + scale · x Aᵀ Bᵀ`` by an adapter beside the model's own; it is merged if it is the only one."""
     _refuse_merged(layer)
     if weights and weights.sole == adapter and adapter in layer.lora_A and x.dtype is layer.base_layer.weight.dtype:
-        product: Tensor = weights.merged(layer, adapter).product(x, layer.base_layer.bias)
+        product: Tensor = weights.adapted_product(layer, x, adapter)
         return product
     base: Tensor = layer.base_layer(x)
     if adapter not in layer.lora_A:

@@ -62,3 +62,21 @@ def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """``x Wᵀ + bias`` with a weight of `prepack`."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return product
+
+
+def has_int4_kernel() -> bool:
+    """Whether torch multiplies with int4 weights on a CPU."""
+    names = ("_convert_weight_to_int4pack_for_cpu", "_weight_int4pack_mm_for_cpu")
+    return all(hasattr(torch.ops.aten, name) for name in names)
+
+
+def int4_pack(codes: Tensor) -> Tensor:
+    """Codes (N, C) of 0 to 15 in the kernel's layout; raises `RuntimeError` for a shape that it does not take."""
+    packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)  # the second is for GPUs alone
+    return packed
+
+
+def int4_linear(x: Tensor, codes: Tensor, group: int, scales_and_zeros: Tensor) -> Tensor:
+    """``x Wᵀ`` (M, N) with ``W = scale · (code - 8) + zero``; only where `has_int4_kernel` says so."""
+    product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, codes, group, scales_and_zeros)
+    return product

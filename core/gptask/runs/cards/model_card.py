@@ -119,7 +119,8 @@ class ModelCard(CardFacts):
         model = (
             f"the run {code_span(self.config.run)}" if self.config.run else "the bare backbone, without any training"
         )
-        return f"An evaluation of {model}, made with {gptask}. This folder holds no model."
+        in_int4 = ", with weights in int4" if self.backbone.weight_format == "int4" else ""
+        return f"An evaluation of {model}{in_int4}, made with {gptask}. This folder holds no model."
 
     def about(self) -> str:
         """Task, backbone and tuning."""

@@ -17,10 +17,12 @@ import torch
 
 from gptask.config.conversion import from_plain
 from gptask.config.engine import Fast, Reference
-from gptask.config.schemas import Pretrained
+from gptask.config.schemas import DType, Pretrained
 from gptask.errors import UserError, damaged, user_path
 from gptask.model.backbone.backbone import from_folder, number_format
 from gptask.model.backbone.locate import BackboneOrigin
+from gptask.model.backbone.quantizing import quantize
+from gptask.model.engine.int4 import BYTES_PER_WEIGHT as INT4_BYTES
 from gptask.runs.run import Run, load_run_onto
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone, locate_base, prediction_format
 from gptask.serving.models.run_folders import last_part, url_name
@@ -44,23 +46,26 @@ class PooledBackbone:
     def __post_init__(self) -> None:
         """Count the bytes of the weights, before adapters come to them."""
         self.bytes = sum(weight.numel() * weight.itemsize for weight in self.backbone.parameters())
+        self.bytes += self.backbone.int4.nbytes if self.backbone.int4 else 0
 
 
 class BackbonePool:
     """Loads backbones, within ``memory_mb`` megabytes of weights if there are several, and runs onto them.
 
-    One thread at a time calls its methods. ``between_passes`` calls a function while no pass runs; ``forget`` drops
-    what others keep of an engine whose backbone is removed.
+    ``dtype`` replaces the number format of all. ``between_passes`` calls a function while no pass runs; ``forget``
+    drops what others keep of an engine whose backbone is removed. One thread at a time calls its methods.
     """
 
     def __init__(
         self,
         engine: Fast | Reference,
+        dtype: DType | None,
         memory_mb: int | None,
         between_passes: Callable[[Callable[[], Any]], Any],
         forget: Callable[[Engine], None],
     ) -> None:
-        self.engine, self.memory_mb, self.between_passes, self.forget = engine, memory_mb, between_passes, forget
+        self.engine, self.dtype, self.memory_mb = engine, dtype, memory_mb
+        self.between_passes, self.forget = between_passes, forget
         self.backbones: dict[str, PooledBackbone] = {}  # by the hash of their weights
         # Finalizers run in any thread at any time, within a lock of that thread too: they leave notes, and no more
         self._dropped: deque[tuple[str, str | None]] = deque()
@@ -72,14 +77,16 @@ class BackbonePool:
         origin = locate_backbone(options)
         assert origin is not None
         name = name_of_source(options.source)
-        return self._pooled(origin, name, number_format(options.dtype), True, None, f"the backbone {name}")
+        dtype = number_format(self.dtype or options.dtype)
+        return self._pooled(origin, name, dtype, True, None, f"the backbone {name}")
 
     def backbone_of_run(self, folder: Path, model: Path, values: dict[str, Any]) -> PooledBackbone:
         """The backbone in memory on which a run is loaded; ``values`` are the run's config.
 
         Raises `UserError` where there is none and no memory for another.
         """
-        full, dtype = has_full_weights(model), prediction_format(model, values)
+        full = has_full_weights(model)
+        dtype = number_format(self.dtype) if self.dtype else prediction_format(model, values)
         if pooled := self.backbones.get(base_weights_hash(model)):
             return pooled
         source = getattr(from_plain("backbone", values["backbone"]), "source", None)
@@ -92,14 +99,16 @@ class BackbonePool:
     ) -> PooledBackbone:
         """The backbone with these weights, loaded unless it is there; ``why`` begins the refusal of another one."""
         if origin.weights_hash not in self.backbones:
-            self._require_memory(weight_bytes(Path(origin.location), dtype), why)
+            self._require_memory(weight_bytes(Path(origin.location), dtype, self.dtype is DType.int4), why)
             backbone = from_folder(origin, dtype, tokenizer, self.engine).eval()
             backbone.to("cuda" if torch.cuda.is_available() else "cpu")
             if not bare:
                 _copy_weights(backbone)
+            if self.dtype is DType.int4:
+                quantize(backbone)
             pooled = self.backbones[origin.weights_hash] = PooledBackbone(name, backbone, bare)
             log.info("backbone %s: %d MB of weights in %s; %s", name, megabytes(pooled.bytes),
-                     format_name(dtype), backbone.engine.summary())  # fmt: skip
+                     backbone.weight_format, backbone.engine.summary())  # fmt: skip
         return self.backbones[origin.weights_hash]
 
     def _require_memory(self, needed: int, why: str) -> None:
@@ -176,20 +185,15 @@ def name_of_source(source: Any) -> str:
     return url_name(last_part(user_path(str(source))).removesuffix(".gguf"))
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """The bytes that the weights in a folder take in a number format."""
+def weight_bytes(folder: Path, dtype: torch.dtype, with_int4: bool = False) -> int:
+    """The bytes that the weights in a folder take in a number format, with those of int4 beside them at most."""
     from safetensors import safe_open
 
     count = 0
     for file in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
         with damaged(file), safe_open(file, "pt") as weights:
             count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return count * dtype.itemsize
-
-
-def format_name(dtype: torch.dtype) -> str:
-    """The name of a number format."""
-    return str(dtype).removeprefix("torch.")
+    return count * dtype.itemsize + (math.ceil(count * INT4_BYTES) if with_int4 else 0)
 
 
 def megabytes(size: int) -> int:

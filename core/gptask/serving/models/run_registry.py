@@ -83,6 +83,7 @@ class RunRegistry:
         self.loading = False  # whether `load` is still to be done
         self.pool = BackbonePool(
             options.engine,
+            options.dtype,
             options.memory_mb,
             lambda call: batcher.call(call).result(),
             lambda engine: batcher.forget(engine).result(),

@@ -10,7 +10,7 @@ import pytest
 from gptask import Fast, Reference
 from gptask.cli import chat_repl
 from gptask.cli.chat_repl import ChatRepl, DeferredInterrupt
-from gptask.config.schemas import Full
+from gptask.config.schemas import Full, Lora
 from gptask.errors import UserError
 from gptask_tasks.sentiment import Sentiment
 from gptask_tasks.translation import Translation
@@ -84,6 +84,7 @@ def test_models_that_cant_chat_are_refused(refused, random_run, tmp_path):
         ("engine=fsat", "engine=fsat: unknown engine 'fsat'"),
         ("engine.pakcing=off", "Did you mean 'packing'?"),
         ("engin=fast", "Did you mean 'engine'?"),
+        ("dtype=int8", "dtype=int8: expected auto, float32, bfloat16, int4, null. Did you mean 'int4'?"),
         ("--temperature", "unrecognized arguments"),
     ],
 )
@@ -95,7 +96,7 @@ def test_a_wrong_option_is_refused_before_anything_is_loaded(option, message, re
 def test_a_system_message_needs_no_quotes_of_hydras(run_command, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        "gptask.cli.commands.chat._load_backbone", lambda model, options, engine: loaded.append(options) or exit(0)
+        "gptask.cli.commands.chat._load_backbone", lambda model, options, *_: loaded.append(options) or exit(0)
     )
     run_command("chat", "system=You are terse, yes: [very]", "stop=[a,b c]", "temperature=0")
     assert loaded[0].system == "You are terse, yes: [very]"
@@ -105,12 +106,21 @@ def test_a_system_message_needs_no_quotes_of_hydras(run_command, monkeypatch):
 def test_an_engine_is_chosen_by_option_or_environment(run_command, monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        "gptask.cli.commands.chat._load_backbone", lambda model, options, engine: loaded.append(engine) or exit(0)
+        "gptask.cli.commands.chat._load_backbone", lambda model, options, engine, _: loaded.append(engine) or exit(0)
     )
     monkeypatch.setenv("GPTASK_ENGINE", "fast,norm=off")
     for options in ([], ["engine=reference"], ["temperature=1", "engine.packing=off"]):
         run_command("chat", *options)
     assert loaded == [Fast(norm=False), Reference(), Fast(norm=False, packing=False)]
+
+
+def test_a_run_and_a_bare_backbone_answer_in_int4(run_command, piped, tiny_model, random_run, needs_int4):
+    for model in (random_run(Translation(), "llama", Lora(rank=2)).folder, tiny_model("gpt2")):
+        piped("good film?")
+        ended = run_command("chat", str(model), "max_new_tokens=4", "temperature=0", "dtype=int4")
+        assert (ended.code, ended.configs) == (0, [])
+        assert "; weights in int4" in ended.err
+        assert ended.out.strip()
 
 
 def test_help_lists_options_and_commands(run_command):

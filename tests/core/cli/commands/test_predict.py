@@ -176,7 +176,8 @@ def test_what_is_wrong_is_told(served, tmp_path, monkeypatch, capsys, refused):
 
 
 @pytest.mark.parametrize(
-    "override", ["task=qa", "task.labels=[a]", "engine=reference", "engine.packing=off", "data.max_tokens=9"]
+    "override",
+    ["task=qa", "task.labels=[a]", "engine=reference", "engine.packing=off", "dtype=int4", "data.max_tokens=9"],
 )
 def test_what_the_server_decides_is_refused(override, refused):
     message = refused("predict", "server=http://127.0.0.1:1", "run=stars", "input=a.csv", override)

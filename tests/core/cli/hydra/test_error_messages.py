@@ -14,6 +14,11 @@ import pytest
         ("train task=", ["unknown task ''; installed: classification"]),
         ("train experiment=[sst2,tre]", ["unknown experiment 'tre'", "Did you mean 'trec'?"]),
         ("train taks=qa", ["unknown option 'taks'", "Did you mean 'task"]),
+        ("train dtype=int4", ["unknown option 'dtype'", "It is an option of gptask evaluate, gptask predict"]),
+        (
+            "train backbone.dtype=int4",
+            ["backbone.dtype=int4: weights in int4 can't learn", "compute in int4 by dtype=int4"],
+        ),
         ("train task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train +task.lables=[a]", ["unknown option 'task.lables'", "Did you mean 'labels'?"]),
         ("train ~seed", ["~seed", "can't be removed"]),

@@ -182,10 +182,13 @@ def test_weights_are_looked_at_once_in_a_pass_and_made_once(adapted, monkeypatch
     looks, made = [], []
     drop = InferenceWeights.drop_outdated
     monkeypatch.setattr(InferenceWeights, "drop_outdated", lambda self: looks.append(1) or drop(self))
-    merged = InferenceWeights.merged
-    monkeypatch.setattr(
-        InferenceWeights, "merged", lambda self, layer: made.append(layer not in self._made) or merged(self, layer)
-    )
+    product = InferenceWeights.adapted_product
+
+    def note_layer(self, layer, x):
+        made.append(layer not in self._made)
+        return product(self, layer, x)
+
+    monkeypatch.setattr(InferenceWeights, "adapted_product", note_layer)
     states(adapted)
     states(adapted)
     layers = 7 * len(adapted.layers)

@@ -294,11 +294,39 @@ def test_a_run_in_another_number_format_computes_in_that_of_the_first(served, fo
     caplog.set_level(logging.INFO, "gptask")
     other = random_run(Sentiment(labels=LABELS), "llama", HeadOnly(), dtype="bfloat16").folder
     registry = served(f"mood:{folders['old']}", f"other:{other}")
-    assert (
-        "predicts in torch.float32, the format of the shared backbone; alone it would in torch.bfloat16" in caplog.text
-    )
+    assert "predicts in float32, the format of the shared backbone; alone it would in bfloat16" in caplog.text
     expected = next(load_run(other, dtype=DType.float32).predict(TEXT)).probabilities
     assert probabilities(registry, "other") == pytest.approx(list(expected.values()), abs=1e-5)
+
+
+def test_runs_on_a_backbone_in_int4_predict_and_write_as_each_alone_in_int4(served, folders, needs_int4, caplog):
+    caplog.set_level(logging.INFO, "gptask")
+    registry = served(folders["old"], folders["new"], dtype=DType.int4)
+    (pooled,) = registry.pool.backbones.values()
+    weights = sum(parameter.numel() for name, parameter in pooled.backbone.named_parameters() if "lora_" not in name)
+    assert pooled.backbone.weight_format == "int4"
+    assert pooled.bytes == 2 * weights + pooled.backbone.int4.nbytes
+    assert pooled.bytes <= backbone_pool.weight_bytes(Path(pooled.backbone.origin.location), torch.bfloat16, True)
+    assert "MB of weights in int4; engine: fast, with" in caplog.text
+    names = [folders[name].name for name in ("old", "new")]
+    options, prompt = GenerationOptions(), [7, 3, 90, 41, 12]
+    rows = [DecodingRow(prompt, 6, options, registry.get(name).backbone.adapter) for name in names]
+    assert len({row.adapter for row in rows}) == 2
+    pooled.backbone.engine.decode(rows)
+    for name, row, folder in zip(names, rows, (folders["old"], folders["new"]), strict=True):
+        alone = load_run(folder, dtype=DType.int4)
+        assert probabilities(registry, name) == pytest.approx(
+            list(next(alone.predict(TEXT)).probabilities.values()), abs=0.02
+        )
+        own_row = DecodingRow(prompt, 6, options)
+        alone.backbone.engine.decode([own_row])
+        assert own_row.log_probabilities[0] == pytest.approx(row.log_probabilities[0], abs=0.15)
+
+
+def test_a_bare_backbone_is_served_in_int4(served, tiny_model, needs_int4):
+    registry = served(backbone=Pretrained(source=str(tiny_model("llama", 128))), dtype=DType.int4)
+    (model,) = registry.models.values()
+    assert model.backbone.weight_format == "int4"
 
 
 def test_full_weights_stay_as_they_were_loaded_when_their_file_is_written_over(served, folders, tmp_path):
