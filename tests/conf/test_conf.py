@@ -22,7 +22,14 @@ FOLDER = Path(gptask_conf.__file__).parent
 FILES = sorted(path.relative_to(FOLDER) for path in FOLDER.rglob("*.yaml"))
 PRIMARY = [path.stem for path in FILES if len(path.parts) == 1]
 PRESETS = [path for path in FILES if len(path.parts) > 1]
-NEEDED = {"train": [], "evaluate": [], "predict": ["run=x", "input=y"], "export": ["run=x", "output=y"], "serve": []}
+NEEDED = {
+    "train": [],
+    "evaluate": [],
+    "predict": ["run=x", "input=y"],
+    "explain": ["run=x", "input=y"],
+    "export": ["run=x", "output=y"],
+    "serve": [],
+}
 
 
 @pytest.fixture(scope="module")
