@@ -19,6 +19,7 @@ HOSTILE = "a\x1b[2J\x9b31m\x07\x08\r\u202eb\n"
 WRITERS = {  # where a stream is written to, or a console made
     "cli/output.py",  # makes visible what it writes
     "cli/hydra/completion.py",  # a shell reads it
+    "analysis/explain/explain_file.py",  # lines of JSON, made visible
     "runs/predict_file.py",  # one line, made visible
     "serving/server.py",  # one text, made visible
 }

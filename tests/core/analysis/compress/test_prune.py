@@ -282,7 +282,7 @@ def test_a_server_gives_a_run_of_other_layers_a_backbone_of_its_own(random_run):
         random_run(task, "llama", tuning, layers=4, keep=keep)
         for tuning, keep in ((Lora(rank=2), [0, 1]), (Lora(rank=2), [0, 3]), (HeadOnly(), [0, 3]))
     )
-    pool = BackbonePool(Fast(), 1000, lambda call: call(), lambda engine: None)
+    pool = BackbonePool(Fast(), None, 1000, lambda call: call(), lambda engine: None)
     whole = pool.add_bare(Pretrained(source=first.config["backbone"]["source"], dtype=DType.float32))
     pooled = [pool.backbone_of_run(run.folder, run.folder / "model", run.config) for run in (first, others, alike)]
     assert pooled[0] is whole

@@ -104,7 +104,7 @@ def test_labels_are_written_beside_the_page_and_counted(run_command, tmp_path):
 
 
 def test_texts_that_are_no_unicode_or_would_rewrite_the_terminal(run_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "report_page", lambda runs, issues: issues.summary)
+    monkeypatch.setattr(module, "report_page", lambda runs, folder, issues: issues.summary)
     folder, rows = write_labelled_run(tmp_path / "a")
     rows[0]["text"] = "half \ud800 pair"
     for row in rows:
@@ -139,7 +139,7 @@ def test_rows_that_were_learned_are_refused_and_nothing_is_written(refused, tmp_
 
 
 def test_a_damaged_run_beside_has_no_say_in_labels(run_command, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "report_page", lambda runs, issues: issues.summary)
+    monkeypatch.setattr(module, "report_page", lambda runs, folder, issues: issues.summary)
     write_labelled_run(tmp_path / "runs" / "a")
     (write_review_run(tmp_path / "runs" / "b") / "metrics.json").write_text("{")
     ended = run_command("report", "runs", "--labels", "issues.jsonl")
