@@ -51,7 +51,7 @@ def record(monkeypatch):
 def add(record, tmp_path):
     """Call record.py on a record of the test's own; return it as plain values."""
     file = tmp_path / "results.json"
-    file.write_text('{"results": [], "speed": [], "bounds": []}')
+    file.write_text('{"results": [], "speed": [], "bounds": [], "compression": []}')
 
     def call(*arguments):
         assert record.main([*map(str, arguments), "--file", str(file)]) == 0
@@ -308,6 +308,6 @@ def test_every_recorded_command_composes_or_is_a_program_of_the_benchmarks(recor
 
 
 def test_an_entry_that_does_not_fit_is_named(record, add):
-    add.file.write_text('{"results": [{"id": "a", "metric": {}}], "speed": [], "bounds": []}')
+    add.file.write_text('{"results": [{"id": "a", "metric": {}}], "speed": [], "bounds": [], "compression": []}')
     with pytest.raises(ValueError, match="entry 'a'"):
         record.results_file.load(add.file)

@@ -30,9 +30,10 @@ AROUND_A_RUN = {  # what a training executes besides: it decides no weight, pred
     "gptask",
     "gptask.data.code_hash",  # the lists themselves
     "gptask.data.label_report",
-    *(f"gptask.config.{name}" for name in ("conversion", "engine", "overrides", "trainer_options")),
+    *(f"gptask.config.{name}" for name in ("conversion", "engine", "overrides", "trainer_options", "verb_schemas")),
+    "gptask.config.yaml_text",
     *(f"gptask.plugins.{name}" for name in ("discovery", "isolation", "compatibility", "deprecation", "protocols")),
-    "gptask.model.backbone.hf_logging",
+    *("gptask.model.backbone.hf_logging", "gptask.model.backbone.locate"),
     *(
         f"gptask.runs.{name}"
         for name in ("atomic_write", "config_file", "folder", "manifest", "markdown", "provenance", "reproduce")
