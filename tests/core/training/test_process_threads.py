@@ -114,8 +114,14 @@ def test_an_error_of_rank_0_stays_its_own_and_ends_the_members(members):
 
 def test_what_fails_in_rank_0_since_a_member_died_names_the_member(members, monkeypatch):
     monkeypatch.setattr(process_threads, "OWN_ERROR_FIRST", 20)
+
+    def fail_after(member: "subprocess.Popen[str]") -> None:
+        assert member.stdin
+        member.stdin.close()
+        raise RuntimeError("Connection closed by peer")
+
     with pytest.raises(ProcessFailed, match=r"rank 1 .* ended with exit code 3"):
-        run_rank_0(members, "import os; os._exit(3)", starts=True, then=fail(RuntimeError("Connection closed by peer")))
+        run_rank_0(members, "sys.stdin.read(); import os; os._exit(3)", starts=True, then=fail_after)
 
 
 def test_work_that_is_done_in_all_processes_ends_none(members, caplog):
@@ -144,7 +150,7 @@ def test_a_member_that_is_done_tells_of_the_end_of_rank_0(members):
     watch = MainWatch()
     watch.start()
     member = start_member(members, watch, "pass")
-    while not watch.members[1].done:
+    while not (1 in watch.members and watch.members[1].done):
         time.sleep(0.01)
     watch.close()
     assert member.wait(20) == process_threads.FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class CardFacts:
             return None
         path = str(self.options.path)
         from_hub = any(name.startswith(f"{path}[") for name in self.files(split))
-        return hub_id(path) if from_hub and not Path(path).exists() else None
+        return hub_id(path) if from_hub and not os.path.exists(path) else None  # unlike Path, of a name of any length
 
 
 def hub_id(name: str) -> str | None:
