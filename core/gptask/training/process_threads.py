@@ -28,6 +28,7 @@ log = logging.getLogger("gptask")
 GRACE = 7.0  # seconds from a signal or a death until what has not stopped is ended
 LONG_GRACE = 60.0  # ... while an optimizer step or a checkpoint is half made and all processes live
 OWN_ERROR_FIRST = 2.0  # seconds that a process gets to fail by itself, and to hear of a cause elsewhere
+AGAIN = 1.0  # seconds until the main thread is interrupted again: a signal just before it waits does not wake it
 FAILED = 2  # the exit code where a process was lost
 
 
@@ -50,7 +51,7 @@ class MainWatch(Watch):
         self._has_failure = threading.Event()
         self._interrupt_at = self._deadline = float("inf")
         self._is_leaving = False
-        self._exit_code = FAILED
+        self._exit_code, self._interrupt = FAILED, signal.SIGTERM
 
     def sockets(self) -> list[socket.socket]:
         """See `Watch`."""
@@ -75,9 +76,7 @@ class MainWatch(Watch):
         lost = caused and (self._failure or (not isinstance(error, KeyboardInterrupt) and self.lost_process()))
         if error is None:
             ends = time.monotonic() + LONG_GRACE
-            while (
-                not (all(member.done for member in self.members.values()) or self._failure) and time.monotonic() < ends
-            ):
+            while not (self._all_done() or self._failure) and time.monotonic() < ends:
                 time.sleep(POLL / 10)  # a connection that is closed with an unread message would lose the next one
             self._tell_all(finished=True)
         else:
@@ -86,6 +85,10 @@ class MainWatch(Watch):
         self.close()
         if lost:
             raise ProcessFailed(f"{self._failure}: all processes are ended. {self.hint()}") from error
+
+    def _all_done(self) -> bool:
+        """Whether all others need nothing any more; one that this process started may not be heard of yet."""
+        return self.processes.keys() <= self.members.keys() and all(member.done for member in self.members.values())
 
     def _end_all(self, code: int) -> None:
         """Let the others exit, and end those of this process that don't."""
@@ -141,10 +144,12 @@ class MainWatch(Watch):
         if self._cause or self._failure:
             return
         self._cause, self._exit_code = f"{name} got {signal.Signals(number).name}", 128 + number
+        self._interrupt = signal.Signals(number)
         log.warning("%s: all processes stop", self._cause)
         self._tell_all(stopping=True)
         if not self._is_leaving:
             self._deadline = time.monotonic() + GRACE
+            self._interrupt_at = time.monotonic() + AGAIN
         if not name.startswith("rank 0 "):
             signal.pthread_kill(self._main_thread, number)
 
@@ -165,9 +170,9 @@ class MainWatch(Watch):
     def _look_around(self) -> None:
         self._look_at_processes()
         now = time.monotonic()
-        if now > self._interrupt_at:
-            self._interrupt_at = float("inf")
-            signal.pthread_kill(self._main_thread, signal.SIGTERM)
+        if now > self._interrupt_at and not self._is_leaving:
+            self._interrupt_at = now + AGAIN
+            signal.pthread_kill(self._main_thread, self._interrupt)
         waits = self._cause and not self._failure and signals_are_held()
         if now > self._deadline + (LONG_GRACE - GRACE if waits else 0):
             self._deadline = float("inf")

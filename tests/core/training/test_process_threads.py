@@ -92,6 +92,23 @@ def test_a_signal_to_a_member_stops_rank_0_and_then_the_member_with_its_code(num
     assert f"rank 1 (process {members[0].pid}) got {signal.Signals(number).name}: all processes stop" in caplog.text
 
 
+@pytest.mark.parametrize("act", [lambda member: member.send_signal(signal.SIGTERM), subprocess.Popen.kill])
+def test_an_interrupt_that_does_not_wake_the_main_thread_is_sent_again(act, members, monkeypatch):
+    sent = []
+
+    def lose_the_first(thread: int, number: int) -> None:
+        sent.append(number)
+        if len(sent) > 1:
+            pthread_kill(thread, number)
+
+    pthread_kill = signal.pthread_kill
+    monkeypatch.setattr(process_threads, "AGAIN", 0.05)
+    monkeypatch.setattr(signal, "pthread_kill", lose_the_first)
+    with pytest.raises((Terminated, ProcessFailed)):
+        run_rank_0(members, then=act)
+    assert len(sent) > 1
+
+
 def test_an_error_of_a_member_is_reported_by_rank_0(members):
     with pytest.raises(ProcessFailed, match=r"rank 1 \(process \d+\) failed: bad data: all"):
         run_rank_0(members, "raise UserError('bad data')")
