@@ -66,6 +66,7 @@ def check_end(tmp_path: Path, event: str, code: int, message: str) -> None:
     assert ended.output.count("Traceback") == ("error" in event), ended.output
 
 
+@pytest.mark.long
 def test_a_signal_to_the_second_process_ends_both_with_a_checkpoint(tmp_path):
     check_end(tmp_path, "step 1 SIGTERM", *SIGNALLED["step 1 SIGTERM"])
     assert (tmp_path / "run/checkpoints/interrupted.ckpt").is_file()
