@@ -84,6 +84,15 @@ def test_any_value_of_an_adapter_config_is_read_or_refused(run):
                 check_ranks(read_adapter(run / "model"))
 
 
+def test_a_tokenizer_with_an_id_that_no_model_has_is_refused(run):
+    file = run / "model/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[next(reversed(vocabulary))] = 2**31
+    file.write_text(json.dumps(tokenizer))
+    refused(run, r"the tokenizer in .* has the token id 2,147,483,648, and gptask takes 16,777,216 at most")
+
+
 def test_the_base_that_an_adapter_names_is_not_followed(run, no_network):
     edit(
         run / "model/adapter_config.json", base_model_name_or_path="some/model", auto_mapping={"base_model_class": "os"}

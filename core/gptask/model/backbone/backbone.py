@@ -23,7 +23,7 @@ from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.data.hub_access import hub_switched_off
 from gptask.errors import UserError, damaged, listing
 from gptask.model.backbone.chat_template import turn_end
-from gptask.model.backbone.folder_checks import check_model_folder, check_sizes
+from gptask.model.backbone.folder_checks import check_model_folder, check_sizes, check_token_ids
 from gptask.model.backbone.hf_logging import quiet_transformers
 from gptask.model.backbone.layer_cut import check_cut, cut_layers, layers_path
 from gptask.model.backbone.locate import BackboneOrigin
@@ -377,7 +377,9 @@ def load_tokenizer(folder: str) -> Any:
     with hub_switched_off(), damaged(f"the tokenizer in {folder}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **ONLY_LOCAL)
         tokenizer.decode(tokenizer("a b")["input_ids"])  # its options are checked where they are used
-        return tokenizer
+        vocabulary = tokenizer.get_vocab()
+    check_token_ids(vocabulary, folder)
+    return tokenizer
 
 
 def _check_supported(backbone: GPTBackbone) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SIZES = (  # each at most the largest dimension of a weight, which hold all of t
     *("vocab_size", "hidden_size", "n_embd", "n_positions", "n_inner", "intermediate_size", "head_dim"),
     *("num_attention_heads", "n_head", "num_key_value_heads"),
 )
+MAX_TOKEN_ID = 2**24  # the tokenizers library takes memory for each id up to the largest where it saves them
 MAX_POSITIONS = 2**27  # that a model may see; they take no memory until they are used
 
 
@@ -109,3 +110,11 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [text for _, text in _members(value) if isinstance(text, str)]
+
+
+def check_token_ids(vocabulary: Mapping[str, int], folder: str) -> None:
+    """Raise `UserError` for a vocabulary with an id that no model has."""
+    if (largest := max(vocabulary.values(), default=0)) > MAX_TOKEN_ID:
+        raise UserError(
+            f"the tokenizer in {folder} has the token id {largest:,}, and gptask takes {MAX_TOKEN_ID:,} at most"
+        )
