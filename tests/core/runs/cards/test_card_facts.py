@@ -1,7 +1,9 @@
 """Facts that a card's text and its metadata share."""
 
-from gptask.config.schemas import Sample
-from gptask.runs.cards.card_facts import hub_id
+from types import SimpleNamespace
+
+from gptask.config.schemas import Hub, Sample
+from gptask.runs.cards.card_facts import CardFacts, hub_id
 from gptask.training.builder import build_corpus
 from gptask_tasks.sentiment import Sentiment
 
@@ -9,6 +11,15 @@ from gptask_tasks.sentiment import Sentiment
 def test_only_names_that_the_hub_accepts_are_ids():
     names = ["gpt2", "org/model.v1", "/home/me/model", "a/b/c", "a b", "../x", "模型"]
     assert [hub_id(name) for name in names] == ["gpt2", "org/model.v1", None, None, None, None, None]
+
+
+def test_a_data_set_of_the_hub_is_no_file_however_long_its_name_is():
+    for name in ("org/set", "a" * 5000):
+        data = SimpleNamespace(
+            corpus=SimpleNamespace(options=Hub(path=name), sources=lambda split, n=name: {f"{n}[x]": ""})
+        )
+        facts = CardFacts(*[None] * 4, data, *[None] * 3)
+        assert facts.hub_dataset("test") == name
 
 
 def test_a_users_licence_replaces_the_samples_and_does_not_change_the_cache_key():
