@@ -118,16 +118,13 @@ def load_backbone(
     if has_full_weights(model):
         origin = BackboneOrigin(str(model), saved["source"], saved["weights_hash"])
         backbone = from_folder(origin, torch_dtype, engine=engine)
-        if dtype is DType.int4:
-            quantize(backbone)
-        return backbone
-    options = from_plain("backbone", values["backbone"])
-    origin = _locate_frozen(options, saved)
-    backbone = from_folder(origin, torch_dtype, str(model), engine)
-    backbone.keep_layers(_kept_layers(saved))
+    else:
+        origin = _locate_frozen(from_plain("backbone", values["backbone"]), saved)
+        backbone = from_folder(origin, torch_dtype, str(model), engine)
+        backbone.keep_layers(_kept_layers(saved))
     if dtype is DType.int4:
         quantize(backbone)
-    if not (model / "adapter_config.json").exists():
+    if has_full_weights(model) or not (model / "adapter_config.json").exists():
         return backbone
     from peft import PeftModel, get_peft_model_state_dict
 
