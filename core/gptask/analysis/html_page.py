@@ -14,7 +14,8 @@ from markupsafe import Markup
 def rendered(template: Path, style: str, script: str, **variables: Any) -> str:
     """The HTML of a template, which also gets the ``version`` of gptask, ``style``, ``script`` and ``script_hash``.
 
-    Every variable is escaped but `Markup`; the template sets the Content-Security-Policy with the hash.
+    Every variable is escaped but `Markup`; the template sets the Content-Security-Policy with the hash. Half
+    a surrogate pair from a data file becomes a question mark.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -26,13 +27,14 @@ def rendered(template: Path, style: str, script: str, **variables: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    return environment.get_template(template.name).render(
+    html: str = environment.get_template(template.name).render(
         version=version("gptask"),
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **variables,
     )
+    return html.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def json_in_html(text: str) -> Markup:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptask.analysis.explain.chosen_examples import CHOICES, ReferencedRow, chosen_examples
-from gptask.analysis.explain.explain_page import write_explain_page
+from gptask.analysis.explain.explain_page import explain_page
 from gptask.analysis.explain.explanation import Explanation, Faithfulness, read_lines
 from gptask.analysis.explain.faithfulness import summarize
 from gptask.analysis.explain.page_of_run import EXPLAIN_PAGE
@@ -27,6 +27,7 @@ from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
 from gptask.errors import DataError, UserError, visible
+from gptask.runs.atomic_write import write_text
 from gptask.runs.part_file import PartFile
 from gptask.runs.predict_file import file_to_replace
 from gptask.runs.prediction_identity import run_digest, run_identity
@@ -209,7 +210,7 @@ def _write_file(
             if target.suffix.lower() == PAGE:
                 page = target.with_name(f"{target.name}.page")
                 source = {"method": config.method.value, "run": config.run, "run_digest": run_digest(run.folder)}
-                write_explain_page(page, explanations, summary, order=order, **source)
+                write_text(page, explain_page(explanations, summary, order=order, **source))
             elif summary:
                 part.write(f"{summary.to_json()}\n".encode())
             part.flush()

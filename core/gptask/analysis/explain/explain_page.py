@@ -14,7 +14,7 @@ from markupsafe import Markup
 from gptask.analysis.explain.explanation import AttentionMaps, Explanation, Faithfulness
 from gptask.analysis.html_page import json_in_html, rendered
 from gptask.analysis.report.page import REPORT_STYLE
-from gptask.runs.atomic_write import json_text, write_text
+from gptask.runs.atomic_write import json_text
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("element.js", "word_group.js", "attention.js", "explanation.js", "page.js")  # each imports earlier ones only
@@ -30,26 +30,6 @@ MAX_ATTENTION_MB = 12  # of all maps together, compressed: the browser reads the
 MAX_CLASSES = 500  # in the list that chooses one
 
 
-def write_explain_page(
-    path: Path,
-    explanations: Sequence[Explanation],
-    faithfulness: Faithfulness | None,
-    *,
-    method: str,
-    run: str,
-    run_digest: str,
-    order: str = "",
-) -> None:
-    """Write the page of what a method explains about a run's predictions.
-
-    ``run_digest`` is that of `gptask.runs.prediction_identity`: by it, the report knows a page of other weights.
-    ``order`` says which texts they are, and in which order.
-    """
-    html = explain_page(explanations, faithfulness, method=method, run=run, run_digest=run_digest, order=order)
-    # half a surrogate pair from a data file becomes a question mark
-    write_text(path, html.encode("utf-8", errors="replace").decode("utf-8"))
-
-
 def explain_page(
     explanations: Sequence[Explanation],
     faithfulness: Faithfulness | None,
@@ -59,7 +39,11 @@ def explain_page(
     run_digest: str,
     order: str = "",
 ) -> str:
-    """The HTML of the page that `write_explain_page` writes."""
+    """The HTML of the page of what a method explains about a run's predictions.
+
+    ``run_digest`` is that of `gptask.runs.prediction_identity`: by it, the report knows a page of other weights.
+    ``order`` says which texts they are, and in which order.
+    """
     attention, left_out = _attention(explanations)
     lines = (replace(explanation, attention=None).to_json() for explanation in explanations)
     classes = dict.fromkeys(entry.target for e in explanations if e.probabilities for entry in e.maps)

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     html = report_page(runs, path.parent, issues)
     if labels_path and issues:
         _write(labels_path, "".join(map(_json_line, issues.lines())), "--labels")
-    _write(path, _encodable(html), "--output")
+    _write(path, html, "--output")
     write_out(f"{path}\n" + (f"{labels_path}\n" if issues else ""))
     if issues:
         write_error(f"gptask: {issues.summary}\n")

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 from gptask.analysis.explain import explain_page as module
-from gptask.analysis.explain.explain_page import explain_page, write_explain_page
+from gptask.analysis.explain.explain_page import explain_page
 from gptask.analysis.explain.explanation import AttributionMap, Explanation
+from gptask.runs.atomic_write import write_text
 
 from tests.support.browser import LEAST_CONTRAST, UNNAMED, chromium
 from tests.support.explanations import FAITHFUL, RANDOM, attended, classified, translated
@@ -45,7 +46,8 @@ def opened(shared_page, tmp_path):
 
     def open_page(explanations, faithfulness=FAITHFUL, method="ig", width=1200, scheme="light", **options):
         file = tmp_path / "explain.html"
-        write_explain_page(file, explanations, faithfulness, method=method, run="a/b", run_digest="ab12", **options)
+        html = explain_page(explanations, faithfulness, method=method, run="a/b", run_digest="ab12", **options)
+        write_text(file, html)
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
         page.goto(file.as_uri())
@@ -103,7 +105,7 @@ def test_maps_of_heads_that_are_too_large_are_left_out_and_counted(monkeypatch):
 
 def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
     file = tmp_path / "why.html"
-    write_explain_page(file, [classified("half \ud800 pair")], None, method="ig", run="a", run_digest="")
+    write_text(file, explain_page([classified("half \ud800 pair")], None, method="ig", run="a", run_digest=""))
     assert "half ? pair" in file.read_text(encoding="utf-8")
 
 

@@ -4,9 +4,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from gptask.analysis.compare.records import find_runs
-from gptask.analysis.explain.explain_page import write_explain_page
+from gptask.analysis.explain.explain_page import explain_page
 from gptask.analysis.explain.page_of_run import EXPLAIN_PAGE, page_of_run
 from gptask.analysis.report.page import report_page
+from gptask.runs.atomic_write import write_text
 from gptask.runs.manifest import read_manifest
 from gptask.runs.prediction_identity import run_digest
 
@@ -17,7 +18,7 @@ from tests.support.run_folders import hotel_reviews, seal, write_review_run
 def explain(folder):
     digest = run_digest(folder)
     options = {"method": "ig", "run": str(folder), "run_digest": digest}
-    write_explain_page(folder / EXPLAIN_PAGE, [classified("a b c d")], FAITHFUL, **options)
+    write_text(folder / EXPLAIN_PAGE, explain_page([classified("a b c d")], FAITHFUL, **options))
 
 
 def links(html):
