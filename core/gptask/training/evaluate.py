@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptask.config.conversion import validated_copy
+from gptask.config.conversion import from_plain, validated_copy
 from gptask.config.schemas import DType, Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus, count_overlap
@@ -46,7 +46,7 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
     ``command`` is the command line that the config comes from, if any. An evaluation of a run is cut and limited by the
     run's seeds. Raises `UserError` for whatever the user can fix.
     """
-    config = validated_copy(_with_seeds_of_run(config) if config.run else config)
+    config = validated_copy(_with_values_of_run(config) if config.run else config)
     check_trainer_options(config.trainer)
     if config.dtype is DType.int4:
         require_int4()
@@ -61,8 +61,8 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
     return folder
 
 
-def _with_seeds_of_run(config: Evaluate) -> Evaluate:
-    """The config with the seeds of its run: another cut would test what the run was trained or selected on.
+def _with_values_of_run(config: Evaluate) -> Evaluate:
+    """The config with its run's backbone, and its seeds: another cut would test what it was trained or selected on.
 
     Raises `UserError` for another ``data.seed``, which would have no effect.
     """
@@ -77,7 +77,8 @@ def _with_seeds_of_run(config: Evaluate) -> Evaluate:
         )
     if config.seed != seed:
         log.warning("seed=%s has no effect: %s is evaluated with its own, %s", config.seed, config.run, seed)
-    return replace(config, seed=seed, data=replace(config.data, seed=data_seed))
+    backbone = config.backbone or from_plain("backbone", values["backbone"])
+    return replace(config, backbone=backbone, seed=seed, data=replace(config.data, seed=data_seed))
 
 
 def _check_overlap(config: Evaluate, corpus: CachedCorpus) -> None:

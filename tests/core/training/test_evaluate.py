@@ -50,6 +50,8 @@ def test_a_run_scores_the_same_again_and_names_its_parent(run, tmp_path):
     assert not (folder / "model").exists()
     manifest = read_manifest(folder)
     manifest.verify()
+    backbone = "| backbone | from scratch"
+    assert backbone in (folder / "README.md").read_text(), "the run's own, which the config leaves out"
     parent_hash = hashlib.sha256((run.folder / "manifest.json").read_bytes()).hexdigest()
     assert (manifest.method, manifest.parent) == ("evaluate", {"folder": str(run.folder), "manifest": parent_hash})
     assert manifest.splits == {"test": read_manifest(run.folder).splits["test"]}
