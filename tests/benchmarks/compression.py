@@ -1,45 +1,46 @@
-"""Quality, sizes and speeds of runs without some of their layers, and of the smallest when its parent teaches it.
+"""Quality, sizes and speeds of runs in int4 or without some of their layers, and of the smallest, taught by its parent.
 
 They are the table of docs/compress.md.
 
 python tests/benchmarks/compression.py --record                # SST-2 and Multi30k, 24, 18 and 12 of 30 layers: hours
-python tests/benchmarks/compression.py --layers 24 data.limit.train=64 trainer.max_steps=4 data.limit.test=40   # a try
+python tests/benchmarks/compression.py --folder /tmp/a --layers 24 data.limit.train=64 trainer.max_steps=4   # a try
 
-Each parent is trained with all layers by its preset, and each compression is healed with the same options. A run that
-is finished in --folder is not made again, so what was stopped goes on. The overrides are those of the parents.
+The parents, and the students of 12 layers, are those of distillation.py. Each compression is healed with its parent's
+options. A run that is finished in --folder is not made again, so what was stopped goes on. The overrides are those of
+the parents.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness import DATA, ROOT, machine
+from distillation import LESSONS, OUTPUTS, SEEDS, Lesson, gptask, train_student, train_teacher
+from harness import ROOT, machine
 from record import RENDER, _machine, _score
 
 sys.path.insert(0, str(ROOT / "docs"))
 import results_file
 from results_file import Compressed, Machine
 
-NAMES = {"sst2": "SST-2", "multi30k": "Multi30k, German to English"}
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the runs, print the table, and record it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", choices=NAMES, default=[*NAMES])
+    lessons = {lesson.id: lesson for lesson in LESSONS}
+    parser.add_argument("--experiments", nargs="+", choices=lessons, default=[*lessons])
     parser.add_argument("--layers", nargs="+", type=int, default=[24, 18, 12])
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs/compression")
+    parser.add_argument("--folder", type=Path, default=OUTPUTS)
     parser.add_argument("--record", action="store_true", help="add the figures to docs/results.json")
     parser.add_argument("overrides", nargs="*", help="options of the parents' trainings")
     options = parser.parse_intermixed_args(arguments)
-    entries = [entry for name in options.experiments for entry in measure(name, options)]
+    entries = [entry for name in options.experiments for entry in measure(lessons[name], options)]
     record = results_file.load()
     for entry in entries:
         record.add(entry)
@@ -52,31 +53,54 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(name: str, options: argparse.Namespace) -> list[Compressed]:
-    """The entries of an experiment: its parent, and the runs with fewer layers."""
-    parent = options.folder / name / "parent"
-    # all layers: a preset may use some only
-    train = ["train", f"experiment={name}", "tuning.layers=1", *options.overrides]
-    gptask(*train, f"data.root={DATA}", f"folder={parent}", "resume=auto")
+def measure(lesson: Lesson, options: argparse.Namespace) -> list[Compressed]:
+    """The entries of a lesson: its teacher, with all layers, and the students with fewer."""
+    parent = train_teacher(lesson, options.folder, *options.overrides)
+    train = ["train", *lesson.teacher, *options.overrides]
     entries: list[Compressed] = []
     fewest = min(options.layers)
     for method, count in [*(("prune", count) for count in options.layers), ("distil", fewest)]:
-        suffix, model = ("", "") if method == "prune" else ("_distilled", ", distilled")
-        folder = options.folder / name / f"keep_{count}{suffix}"
-        compress = ["compress", f"run={parent}", f"method={method}", f"keep={count}"]
-        gptask(*compress, f"folder={folder}", "resume=auto")
+        folder = train_student(parent, method, count, SEEDS[0])
         result, against = read(folder), read(folder)["against_parent"]
         if not entries:  # the parent's sizes and speeds were measured in turns with each of the others
-            entries.append(entry_of(f"{name}_parent", name, "all layers", train, read(parent), against, "parent"))
-        model = f"{count} layers{model}"
-        entries.append(entry_of(f"{name}_{folder.name}", name, model, compress, result, against, "run"))
-    return entries
+            teacher = read(parent)
+            entries.append(entry_of(f"{lesson.id}_parent", lesson, "all layers", train, teacher, against, "parent"))
+        model = f"{count} layers" + ", distilled" * (method == "distil")
+        compress = ["compress", f"run={parent.name}", f"method={method}", f"keep={count}"]
+        entries.append(entry_of(f"{lesson.id}_{method}_{count}", lesson, model, compress, result, against, "run"))
+    return [*entries, int4_entry(lesson, parent, entries[0])]
 
 
-def gptask(*words: str) -> None:
-    """Run a command, whose output is shown; one that fails ends the script, and the same call goes on there."""
-    if code := subprocess.run([sys.executable, "-m", "gptask", *words], check=False).returncode:
-        sys.exit(code)
+def int4_entry(lesson: Lesson, teacher: Path, parent: Compressed) -> Compressed:
+    """The teacher's entry with weights in int4: evaluated on the same test split, and timed in turns with itself."""
+    from gptask.analysis.compare.comparison import compare
+    from gptask.analysis.compare.records import find_runs
+    from gptask.analysis.compress.against_parent import measure_speeds, memory_bytes
+    from gptask.config.schemas import DType
+    from gptask.runs.run import load_run
+
+    folder = teacher.parent / "int4"
+    if not (folder / "manifest.json").is_file():
+        gptask("evaluate", f"run={teacher}", "dtype=int4", f"folder={folder}")
+    (table,) = compare(find_runs([str(folder), str(teacher)]), baseline=teacher).tables
+    (verdict,) = table.verdicts[table.main].values()
+    in_int4, result = load_run(teacher, dtype=DType.int4), read(folder)
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = measure_speeds(in_int4, load_run(teacher), [json.loads(line) for line in lines])
+    assert in_int4.backbone.int4
+    return replace(
+        parent,
+        id=f"{lesson.id}_int4",
+        command=f"gptask evaluate run={teacher.name} dtype=int4",
+        commit=result["git_commit"],
+        model="all layers, int4",
+        score=_score(result["metrics"][parent.metric]),
+        verdict=verdict.sentence,
+        memory_mb=(memory_bytes(in_int4) + in_int4.backbone.int4.nbytes) / 2**20,
+        examples_per_second=speeds.examples.run,
+        tokens_per_second=speeds.tokens.run if speeds.tokens else None,
+        speed=(speeds.tokens or speeds.examples).ratio,
+    )
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -93,7 +117,7 @@ def this_machine() -> Machine:
 
 def entry_of(
     identifier: str,
-    name: str,
+    lesson: Lesson,
     model: str,
     command: list[str],
     result: dict[str, Any],
@@ -106,12 +130,12 @@ def entry_of(
     tokens = against.get("tokens_per_second")
     return Compressed(
         id=identifier,
-        command=" ".join(["gptask", *(Path(word).name if word.startswith("run=") else word for word in command)]),
+        command=" ".join(["gptask", *command]),
         commit=result["git_commit"],
         date=date.today().isoformat(),
         machine=this_machine(),
         seed=result["seed"],
-        data=NAMES[name],
+        data=lesson.name,
         model=model,
         metric=metric,
         score=_score(result["metrics"][metric]),
