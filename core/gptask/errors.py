@@ -128,6 +128,11 @@ def user_path(text: object) -> Path:
         raise UserError(f"no such file or folder: {text} ({str(error).rstrip('.')})") from error
 
 
+def real_path(path: str | Path) -> Path:
+    """The absolute path behind links; unlike `Path.resolve`, it raises nothing for links that lead to each other."""
+    return Path(os.path.realpath(path))
+
+
 def listing(names: Iterable[object], limit: int = 12) -> str:
     """Join names for a message, cut to ``limit`` names so that the message stays on one line."""
     texts = [str(name) for name in names]

@@ -14,6 +14,7 @@ from gptask.errors import (
     WriteError,
     aligned,
     damaged,
+    real_path,
     user_path,
     visible,
     write_failure,
@@ -129,3 +130,11 @@ def test_a_user_without_a_home_is_named() -> None:
     assert user_path("a/b") == Path("a/b")
     with pytest.raises(UserError, match="no such file or folder: ~nobody-at-all/x"):
         user_path("~nobody-at-all/x")
+
+
+def test_links_that_lead_to_each_other_have_a_real_path(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert real_path(tmp_path / "a").parent == real_path(tmp_path)
+    (tmp_path / "c").symlink_to("d")
+    assert real_path(tmp_path / "c") == (tmp_path / "d").resolve()

@@ -101,6 +101,11 @@ def test_core_holds_its_rooms_and_nothing_else() -> None:
     assert entries == {*ROOMS} - {"errors"} | {"errors.py", "__init__.py", "__main__.py", "py.typed"}
 
 
+def test_links_are_followed_by_real_path() -> None:
+    users = [name for name in CORE if ".resolve()" in FILES[name].read_text(encoding="utf-8")]
+    assert not users, "Path.resolve raises RuntimeError for links that lead to each other: gptask.errors.real_path"
+
+
 def test_no_two_modules_of_core_share_a_name() -> None:
     # a command is named by its verb; private.py is, in three rooms, what a library has no public form for
     unnamed = ("__init__", "private")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.cli.output import write_error, write_out
 from gptask.data.rows import stdin
-from gptask.errors import UserError, listing, nearest, user_path
+from gptask.errors import UserError, listing, nearest, real_path, user_path
 from gptask.runs.atomic_write import write_text
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ class ChatRepl:
             raise UserError("/save needs a file: /save talk.jsonl")
         if not any(message["role"] == "assistant" for message in self.chat.messages):
             raise UserError("the conversation is empty: there is nothing to save")
-        if path.exists() and path.resolve() not in self.saved:
+        if path.exists() and real_path(path) not in self.saved:
             raise UserError(f"{path} exists; choose another file")
         try:
             write_text(path, json.dumps({"messages": self.chat.messages}, ensure_ascii=False) + "\n")
         except OSError as error:
             raise UserError(f"{path} can't be written: {error.strerror}") from error
-        self.saved.add(path.resolve())
+        self.saved.add(real_path(path))
         note(f"saved to {path}")
 
     def help(self, argument: str) -> None:

@@ -34,7 +34,9 @@ def load_yaml(text: str, name: object, texts_only: bool = False) -> Any:
 
 
 def read_yaml(file: Path) -> Any:
-    """The value of a YAML file, as `load_yaml` gives it."""
+    """The value of a YAML file, as `load_yaml` gives it; raises `UserError` for a pipe or a device."""
+    if not file.is_file():  # reading it may never end
+        raise UserError(f"{file} is no regular file")
     if (size := file.stat().st_size) > MAX_BYTES:
         raise UserError(f"{file} has {size:,} bytes, at most {MAX_BYTES:,} are read")
     return load_yaml(file.read_text(encoding="utf-8"), file)

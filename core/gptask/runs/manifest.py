@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gptask.config.verb_schemas import verb_of_run
 from gptask.config.yaml_text import read_yaml
-from gptask.errors import UserError, damaged, listing
+from gptask.errors import UserError, damaged, listing, real_path
 from gptask.runs.atomic_write import sync, write_json, written_whole
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Manifest:
             return f"{name} is not listed"
         if not path.is_file():
             return f"{name} is missing"
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if not real_path(path).is_relative_to(real_path(self.folder)):
             return f"{name} is a link to a file outside of the run folder"
         if (size := path.stat().st_size) != entry.size:
             return f"{name} has {size:,} instead of {entry.size:,} bytes"
@@ -189,7 +189,9 @@ def training_verb(folder: Path) -> str:
 def _is_inside(name: str) -> bool:
     """Whether a name is that of a file in the run folder, on every system: relative, with forward slashes alone."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0])
+    if not path.parts or "\0" in name or "\\" in name:
+        return False
+    return not (path.is_absolute() or ".." in path.parts or ":" in path.parts[0])
 
 
 def _model_files(folder: Path) -> Iterator[str]:
@@ -207,7 +209,7 @@ def _sha256(path: Path) -> str:
     """The SHA-256 of a file; a large one that has not changed since is not read again by this process."""
     state = path.stat()
     hasher = _remembered_sha256 if state.st_size >= CACHED_FROM else _remembered_sha256.__wrapped__
-    return hasher(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+    return hasher(real_path(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ from gptask.data.columns import Columns
 from gptask.data.documents import options_for_task
 from gptask.data.reading import read, read_stream
 from gptask.data.rows import Source, stdin
-from gptask.errors import DataError, UserError, visible
+from gptask.errors import DataError, UserError, real_path, visible
 from gptask.plugins.task import Task
 from gptask.plugins.types import Prediction
 from gptask.runs.parquet_chunks import join_chunks
@@ -117,7 +117,7 @@ def input_file(config: Predict) -> Source | None:
 def file_to_replace(output: str) -> Path | None:
     """The file that the output becomes; None for standard output, a device and a pipe, which are written directly."""
     path = Path(output)
-    path = path.resolve() if path.is_symlink() else path
+    path = real_path(path) if path.is_symlink() else path
     return None if output == "-" or (path.exists() and not path.is_file()) else path
 
 
@@ -281,7 +281,7 @@ def open_writer(output: str, with_errors: bool) -> Iterator[PredictionWriter]:
             with closing(_file_writer(file_format, WholeLines(stream).write, with_errors)) as writer:
                 yield writer
             return
-        with NamedTemporaryFile(dir=Path(output).resolve().parent, prefix=f".{Path(output).name}.") as chunks:
+        with NamedTemporaryFile(dir=real_path(output).parent, prefix=f".{Path(output).name}.") as chunks:
             try:
                 with closing(_file_writer(file_format, chunks.write, with_errors)) as writer:
                     yield writer

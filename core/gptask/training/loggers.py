@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import MLflowLog, TensorBoardLog, Train, WandbLog
-from gptask.errors import UserError
+from gptask.errors import UserError, real_path
 from gptask.plugins.discovery import plugin_of
 from gptask.runs.folder import is_main_process, run_title
 
@@ -39,7 +39,7 @@ def _mlflow(config: Train, folder: Path) -> Logger:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from pytorch_lightning.loggers import MLFlowLogger
 
-    outputs = Path(config.outputs).resolve()
+    outputs = real_path(config.outputs)
     uri = config.logger.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return MLFlowLogger(
         config.logger.experiment or run_title(config),

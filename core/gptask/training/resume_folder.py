@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptask.config.conversion import to_plain
 from gptask.config.schemas import AUTO, LATEST, Train
-from gptask.errors import UserError, listing
+from gptask.errors import UserError, listing, real_path
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import NoCheckpoint, checkpoint_files, is_main_process, latest_run, run_title
 from gptask.runs.leftovers import LOG, remove_earlier_start, remove_partial, require_unfinished_training
@@ -37,7 +37,7 @@ def folder_to_resume(config: Train) -> Path | None:
         return Path(config.folder)
     title = run_title(config) if config.task or config.tasks else None
     folder = latest_run(config.outputs, title) if config.resume == LATEST else Path(config.resume)
-    if config.folder and Path(config.folder).resolve() != folder.resolve():
+    if config.folder and real_path(config.folder) != real_path(folder):
         raise UserError(f"folder={config.folder}: resume={folder} goes on in the folder of the run; leave folder= out")
     if not folder.is_dir():
         read_config(folder)  # raises, and names the run folders near it

@@ -1,5 +1,8 @@
 """YAML from elsewhere has no aliases and no deep nesting, and is read as plain values."""
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 from gptask.config import yaml_text
@@ -43,3 +46,14 @@ def test_too_much_text_is_refused_unread(tmp_path, monkeypatch) -> None:
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(UserError, match=r"data\.labels has 13 characters"):
         load_yaml("a: 1234567890", "data.labels")
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "loop"])
+def test_a_file_whose_reading_may_never_end_is_refused(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero" if kind == "device" else file)
+    with pytest.raises(UserError, match=r"config\.yaml is no regular file"):
+        read_yaml(file)

@@ -118,7 +118,9 @@ def test_full_weights_that_are_not_finite_are_refused(random_run, tmp_path):
     refused(folder, "has weights that are not finite")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "model/../../secret", "C:/secret", "..\\secret", ""])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "model/../../secret", "C:/secret", "..\\secret", "a\0b", ""]
+)
 def test_a_manifest_that_names_files_elsewhere_is_refused_before_they_are_read(name, run, tmp_path, monkeypatch):
     (tmp_path / "secret").write_text("secret")
     values = json.loads((run / "manifest.json").read_text())

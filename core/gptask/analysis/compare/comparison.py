@@ -16,7 +16,7 @@ from typing import Any
 from gptask.analysis.compare.records import WAY_OUT, RunRecord
 from gptask.analysis.compare.seed_groups import SeedGroup, seed_groups
 from gptask.data.cache import cache_folder, digest, replacing, usable
-from gptask.errors import UserError, WriteError, listing, nearest
+from gptask.errors import UserError, WriteError, listing, nearest, real_path
 from gptask.plugins.metric import Metric
 from gptask.plugins.resampling import bootstrap
 from gptask.runs.significance import RESAMPLES, Difference, difference, holm
@@ -182,7 +182,7 @@ def _table(groups: list[SeedGroup], main: str, baseline: Path | None, runs: list
 
 
 def _same_folder(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve()
+    return real_path(a) == real_path(b)
 
 
 def _holds(group: SeedGroup, folder: Path) -> bool:

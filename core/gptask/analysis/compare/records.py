@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gptask.config.yaml_text import read_yaml
-from gptask.errors import UserError, damaged, listing, nearest, user_path
+from gptask.errors import UserError, damaged, listing, nearest, real_path, user_path
 from gptask.plugins.metric import Metric
 from gptask.plugins.task import Task
 from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, way_to_finish
@@ -184,11 +184,11 @@ def find_runs(patterns: Iterable[str], task: str | None = None, latest: int | No
         run_folders = [folder for path in _matching_folders(pattern) for folder in _run_folders(path)]
         if not run_folders:
             raise UserError(f"no run folder at or below {pattern} (a run folder holds config.yaml and metrics.json)")
-        folders |= {folder.resolve(): folder for folder in run_folders}
-        named |= {folder.resolve() for folder in run_folders if folder == user_path(pattern)}
+        folders |= {real_path(folder): folder for folder in run_folders}
+        named |= {real_path(folder) for folder in run_folders if folder == user_path(pattern)}
     records = sorted(map(read_run, folders.values()), key=lambda record: (record.folder.name, str(record.folder)))
     for record in records:
-        record.named = record.folder.resolve() in named
+        record.named = real_path(record.folder) in named
     tasks = {record.task for record in records if record.task}
     if task is not None:
         if task not in tasks:

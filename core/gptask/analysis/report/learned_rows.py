@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptask.analysis.compare.records import RunRecord, named_runs
-from gptask.errors import UserError, damaged
+from gptask.errors import UserError, damaged, real_path
 from gptask.runs.config_file import read_config
 from gptask.runs.manifest import MANIFEST, Manifest, read_manifest, read_splits
 from gptask.runs.run import read_metrics, task_from_config
@@ -33,7 +33,7 @@ def learned_inputs(folder: Path) -> np.ndarray:
     They are those of the run, of the other tasks that share its model, of the run that it evaluates or compresses, and
     of the one whose model is its backbone. Texts learned without a target (by language modelling) don't count.
     """
-    pending, visited, digests = [folder.resolve()], set[Path](), [np.zeros(0, dtype=np.int64)]
+    pending, visited, digests = [real_path(folder)], set[Path](), [np.zeros(0, dtype=np.int64)]
     while pending:
         current = pending.pop()
         if current in visited:

@@ -14,7 +14,7 @@ from gptask.analysis.compare.records import RunRecord, find_runs
 from gptask.analysis.compare.render import TEXTS, problems
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import write_error, write_out
-from gptask.errors import UserError, listing, user_path
+from gptask.errors import UserError, listing, real_path, user_path
 
 DESCRIPTION = "Runs side by side: metrics with intervals, and paired tests on the same test examples."
 EPILOG = """examples:
@@ -90,10 +90,10 @@ def _refuse_unused_options(options: argparse.Namespace) -> None:
 
 def _write_leaderboard(options: argparse.Namespace, records: Sequence[RunRecord]) -> int:
     """Write it into the first argument that is a folder of runs, else into the folder above all runs."""
-    run_folders = {record.folder.resolve() for record in records}
+    run_folders = {real_path(record.folder) for record in records}
     arguments = [user_path(argument) for argument in options.runs]
     above = Path(os.path.commonpath([record.folder.absolute().parent for record in records]))
-    folder = next((path for path in arguments if path.is_dir() and path.resolve() not in run_folders), above)
+    folder = next((path for path in arguments if path.is_dir() and real_path(path) not in run_folders), above)
     paths, left_out = leaderboard.write(records, folder, options.metric)
     write_out("".join(f"{path}\n" for path in paths))
     write_error("".join(f"gptask: {line}\n" for line in problems(left_out)))
@@ -129,6 +129,6 @@ def _base_and_candidate(arguments: Sequence[str]) -> tuple[RunRecord, RunRecord]
         raise UserError("\n".join(problems_found))
     if base.task != candidate.task:
         raise UserError(f"{base.folder} is of task '{base.task}', {candidate.folder} of '{candidate.task}'")
-    if base.folder.resolve() == candidate.folder.resolve():
+    if real_path(base.folder) == real_path(candidate.folder):
         raise UserError(f"BASE and CANDIDATE are the same run, {base.folder}")
     return base, candidate

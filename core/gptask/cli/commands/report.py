@@ -14,7 +14,7 @@ from gptask.analysis.report.page import report_page
 from gptask.analysis.report.report_run import report_runs
 from gptask.cli.arguments import VerbParser
 from gptask.cli.output import write_error, write_out
-from gptask.errors import UserError, user_path
+from gptask.errors import UserError, real_path, user_path
 from gptask.runs.atomic_write import json_text, write_text
 
 MAX_RUNS = 12  # columns of a page
@@ -81,11 +81,11 @@ def _named_file(name: str, default: str) -> Path:
 
 def _refuse_files_of_runs(paths: Sequence[Path], runs: Sequence[records.RunRecord]) -> None:
     """Raise `UserError` for a file to write that is a run's own, or is to be written twice."""
-    own = {(run.folder / name).resolve(): run for run in runs for name in (*records.MARKS, *_listed_files(run))}
+    own = {real_path(run.folder / name): run for run in runs for name in (*records.MARKS, *_listed_files(run))}
     for path in paths:
-        if run := own.get(path.resolve()):
+        if run := own.get(real_path(path)):
             raise UserError(f"{path} is a file of the run {run.folder}, which it would damage; choose another name")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({real_path(path) for path in paths}) < len(paths):
         raise UserError(f"--output and --labels are the same file, {paths[0]}; choose another name for one")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from gptask.config.schemas import Pretrained
 from gptask.data.cache import cache_folder, digest, part_suffix, replacing, usable
 from gptask.data.hub_access import hub_problem
-from gptask.errors import UserError, WriteError, listing, user_path
+from gptask.errors import UserError, WriteError, listing, real_path, user_path
 from gptask.model.backbone import gguf
 
 log = logging.getLogger("gptask")
@@ -219,4 +219,4 @@ def folder_hash(folder: Path) -> str:
 def _file_state(file: Path) -> str:
     """Return what changes when a file is replaced: path, size, time of the last change."""
     stat = file.stat()
-    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{real_path(file)} {stat.st_size} {stat.st_mtime_ns}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptask.errors import UserError, user_path
+from gptask.errors import UserError, real_path, user_path
 from gptask.runs.manifest import MANIFEST
 
 NAME = re.compile(r"\w[\w.~-]*", re.ASCII)  # of characters that a URL shows as they are
@@ -51,7 +51,7 @@ def _named_folder(text: str) -> RunFolder:
 
 def last_part(path: Path) -> str:
     """The last part of a path, where it ends in dots that of what they stand for."""
-    return path.resolve().name if path.name in ("", "..") else path.name
+    return real_path(path).name if path.name in ("", "..") else path.name
 
 
 def url_name(text: str) -> str:

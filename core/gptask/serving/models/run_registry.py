@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptask.config.schemas import Pretrained, Serve
-from gptask.errors import UserError, listing, nearest, user_path
+from gptask.errors import UserError, listing, nearest, real_path, user_path
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import verified_model
 from gptask.runs.saved_model import base_weights_hash, has_full_weights, locate_backbone
@@ -246,8 +246,8 @@ class RunRegistry:
         """The runs in ``runs_root`` that are not named; raises `UserError` where it can't be read."""
         if self._root is None:
             return []
-        named = {run.folder.resolve() for run in self._folders if run.named}
-        return [run for run in folders_below(self._root) if run.folder.resolve() not in named]
+        named = {real_path(run.folder) for run in self._folders if run.named}
+        return [run for run in folders_below(self._root) if real_path(run.folder) not in named]
 
     def _look(self, folder: WatchedFolder) -> str:
         """Look at a folder; return what to tell where its models change."""

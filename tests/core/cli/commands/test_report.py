@@ -130,6 +130,15 @@ def test_files_of_a_run_and_one_file_for_both_are_refused(refused, tmp_path):
     assert "choose another place: --labels FILE" in refused("report", "a", "--labels", "missing/x.jsonl")
 
 
+def test_files_of_a_run_that_are_links_to_themselves_are_named(run_command, refused, tmp_path):
+    folder, _ = write_labelled_run(tmp_path / "a")
+    (folder / "train.log").symlink_to("train.log")
+    assert run_command("report", "a").code == 0
+    (folder / "metrics.json").unlink()
+    (folder / "metrics.json").symlink_to("metrics.json")
+    assert "metrics.json is missing" in refused("report", "a")
+
+
 def test_rows_that_were_learned_are_refused_and_nothing_is_written(refused, tmp_path):
     _, rows = write_labelled_run(tmp_path / "a")
     write_labelled_run(tmp_path / "b", learned=[int(row["digest"], 16) - 2**63 for row in rows])
