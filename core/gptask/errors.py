@@ -33,6 +33,10 @@ class DataError(UserError):
         self.field = field
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C where gptask handles it; unlike its base class, it takes weak references."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM asks the process to end; whoever handles Ctrl-C handles it alike."""
 

@@ -2,6 +2,9 @@
 
 While an optimizer step or a checkpoint is half made, a signal is held back until that is complete. Signals behind the
 first are ignored, so that what it saves is saved; nothing of this is in force outside of `interruptible`.
+
+C code may clear the error that a signal raises inside it: pyarrow does so where it tries to import pandas. An error
+that is destroyed while the work goes on has been cleared, so the signal is sent again.
 """
 
 from __future__ import annotations
@@ -9,13 +12,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
-from gptask.errors import Terminated
+from gptask.errors import Interrupted, Terminated
 
+AGAIN = 0.05  # seconds until a signal whose error was cleared is sent again
 USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
@@ -23,10 +29,10 @@ USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: sig
 class _State:
     """What the handler knows: the process that installed it, and how far a stop has come."""
 
-    pid: int = 0
+    pid: int = 0  # 0 once the work has ended
     holding: bool = False
-    held_back: KeyboardInterrupt | None = None
-    stopping: bool = False
+    held_back: int | None = None  # the signal
+    stop: weakref.ref[KeyboardInterrupt] | None = None  # the error that stops the work
 
 
 _state = _State()
@@ -50,6 +56,7 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        _state.pid = 0
         for number, usual in replaced.items():
             signal.signal(number, usual)
 
@@ -67,9 +74,9 @@ def signals_are_held() -> bool:
 def release_signals() -> None:
     """Stop the work now if a signal was held back."""
     _state.holding = False
-    if held_back := _state.held_back:
-        _state.held_back, _state.stopping = None, True
-        raise held_back
+    if number := _state.held_back:
+        _state.held_back = None
+        raise _first_stop(number)
 
 
 def forget_signals() -> None:
@@ -81,14 +88,33 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.pid:  # a forked worker of a data loader: it ends as if nothing were installed
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    if _state.stopping or _state.held_back:
+    if _state.stop or _state.held_back:
         return
-    stop = Terminated("stopped by SIGTERM") if number == signal.SIGTERM else KeyboardInterrupt("stopped")
     if _state.holding:
-        _state.held_back = stop
+        _state.held_back = number
         return
-    _state.stopping = True
-    raise stop
+    raise _first_stop(number)
+
+
+def _first_stop(number: int) -> KeyboardInterrupt:
+    """The error of the first signal; no frame that it passes names it, so once it is cleared it is destroyed."""
+    stop = Terminated("stopped by SIGTERM") if number == signal.SIGTERM else Interrupted("stopped")
+    _state.stop = weakref.ref(stop, partial(_send_again, _state, number))
+    return stop
+
+
+def _send_again(state: _State, number: int, stop: object) -> None:
+    """Send a signal whose error was destroyed while the work goes on; here, it would be raised in a destructor."""
+
+    def send() -> None:
+        if state.pid:
+            signal.pthread_kill(main_thread, number)
+
+    if state.pid == os.getpid():
+        state.stop, main_thread = None, threading.main_thread().ident or 0
+        timer = threading.Timer(AGAIN, send)
+        timer.daemon = True
+        timer.start()
 
 
 @contextmanager
