@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from gptask.errors import Terminated, UserError
+from gptask.errors import Interrupted, Terminated, UserError
 from gptask.training import process_threads, process_watch
 from gptask.training.interrupts import interruptible
 from gptask.training.process_threads import MainWatch, MemberWatch, ProcessFailed
@@ -83,7 +83,7 @@ def test_a_member_of_another_launcher_that_dies_is_known_by_its_connection(membe
         run_rank_0(members, rank=3, then=subprocess.Popen.kill)
 
 
-@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Terminated), (signal.SIGINT, Interrupted)])
 def test_a_signal_to_a_member_stops_rank_0_and_then_the_member_with_its_code(number, stop, members, caplog):
     with pytest.raises(stop) as stopped:
         run_rank_0(members, then=lambda member: member.send_signal(number))
@@ -104,7 +104,7 @@ def test_an_interrupt_that_does_not_wake_the_main_thread_is_sent_again(act, memb
     pthread_kill = signal.pthread_kill
     monkeypatch.setattr(process_threads, "AGAIN", 0.05)
     monkeypatch.setattr(signal, "pthread_kill", lose_the_first)
-    with pytest.raises((Terminated, ProcessFailed)):
+    with pytest.raises((Interrupted, Terminated, ProcessFailed)):
         run_rank_0(members, then=act)
     assert len(sent) > 1
 

@@ -18,5 +18,6 @@ def test_size_and_power(kind):
 @pytest.mark.parametrize("n", [500, 2000])
 @pytest.mark.parametrize("kind", simulation.KINDS)
 def test_size_and_power_over_thousands(kind, n):
-    assert 0.04 <= simulation.rejected(kind, n, 0.0, 5000) <= 0.06
+    lowest = 0.03 if kind == "seeds" else 0.04  # t over three seeds is conservative, as the docs' table says
+    assert lowest <= simulation.rejected(kind, n, 0.0, 5000) <= 0.06
     assert 0.75 <= simulation.rejected(kind, n, simulation.stated(kind, n), 5000) <= 0.85
