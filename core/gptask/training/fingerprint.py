@@ -20,8 +20,8 @@ from gptask.data.rows import Source
 from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
-from gptask.runs.folder import model_folder, numbered_alternatives, run_title
 from gptask.runs import openvino_model
+from gptask.runs.folder import model_folder, numbered_alternatives, run_title
 from gptask.runs.manifest import MANIFEST, manifest_digest, read_manifest
 from gptask.runs.provenance import versions
 from gptask.training import builder

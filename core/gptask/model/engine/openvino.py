@@ -12,7 +12,7 @@ import random
 import statistics
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -94,6 +94,17 @@ class OpenVinoEngine(FastEngine):
             if bool(keep) not in self._pipelines:
                 self._pipelines[bool(keep)] = _pipeline(self.folder, EXACT if self.exact else {}, bool(keep))
         return OpenVinoBatch(self, self._pipelines[bool(keep)])
+
+    def decode(self, rows: Sequence[DecodingRow]) -> None:
+        """See `Engine`; where it is interrupted, OpenVINO drops the rows, too."""
+        batch = self.decoding_batch()
+        try:
+            batch.admit(rows)
+            while batch.rows:
+                batch.step()
+        finally:
+            for row in batch.rows:
+                batch.leave(row)
 
     @property
     def weight_format(self) -> str:
@@ -187,8 +198,10 @@ class OpenVinoBatch(TokenBatch):
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
         if handle := self.handles.pop(row, None):
-            with self.lock:
+            with self.lock, suppress(RuntimeError):  # what is broken has been reported
                 handle.stop()
+                if not self.handles and self.pipeline.has_non_finished_requests():
+                    self.pipeline.step()  # which drops the stopped rows: what it keeps until its end, it calls leaked
 
 
 def refuse_beams(options: GenerationOptions) -> None:

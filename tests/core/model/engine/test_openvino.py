@@ -109,6 +109,7 @@ def test_stop_texts_stop_tokens_and_limits_end_rows_as_elsewhere(backbones):
     for row, expected in zip(*batches, strict=True):
         assert (row.new_ids, row.finish) == (expected.new_ids, expected.finish)
         assert row.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-2)
+    assert not backbone.exact.engine.decoding_batch().pipeline.has_non_finished_requests()
     finishes = [row.finish for row in batches[0]]
     assert finishes.count("stop") >= len(PROMPTS)
     assert "length" in finishes
@@ -177,10 +178,10 @@ def test_an_interrupted_batch_leaves_nothing_behind(backbones, monkeypatch):
     monkeypatch.setattr(batch_class, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(backbone.exact, PROMPTS, options)
-    monkeypatch.undo()
-    assert generate(backbone.exact, PROMPTS[:2], options) == expected
     batch = backbone.exact.engine.decoding_batch()
     assert not batch.pipeline.has_non_finished_requests()
+    monkeypatch.undo()
+    assert generate(backbone.exact, PROMPTS[:2], options) == expected
     assert batch.step() == batch.rows == batch.unread == []
 
 
