@@ -38,10 +38,9 @@ EXACT = {  # by default it rounds states to bfloat16 or 8 bits, and keys and val
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     "KV_CACHE_PRECISION": "f32",
 }
+SHARED_TOKENS = 64  # of all prompts, from which on OpenVINO reads them once: it keeps blocks of 32
 CHECKED_LENGTHS = (3, 5, 8, 13, 21, 34, 55, 89)
-MAX_ERROR = (
-    0.5  # nats, the median of the checked prompts: rounding alone makes 0.06 in tiny random models, less in real
-)
+MAX_ERROR = 0.5  # nats, the median over the checked prompts: rounding makes 0.06 in tiny random models, less in real
 
 
 class OpenVinoEngine(FastEngine):
@@ -91,15 +90,25 @@ class OpenVinoEngine(FastEngine):
                 "choose engine=fast"
             )
         with self.lock:
-            if bool(keep) not in self._pipelines:
-                self._pipelines[bool(keep)] = _pipeline(self.folder, EXACT if self.exact else {}, bool(keep))
-        return OpenVinoBatch(self, self._pipelines[bool(keep)])
+            keeps = bool(keep) or True in self._pipelines  # each has weights of its own
+            if keeps not in self._pipelines:
+                self._pipelines[keeps] = _pipeline(self.folder, EXACT if self.exact else {}, keeps)
+        return OpenVinoBatch(self, self._pipelines[keeps])
 
     def decode(self, rows: Sequence[DecodingRow]) -> None:
-        """See `Engine`; where it is interrupted, OpenVINO drops the rows, too."""
-        batch = self.decoding_batch()
+        """See `Engine`; a long beginning that all prompts share is read once. Interrupted, OpenVINO drops the rows.
+
+        What it keeps for that costs a tenth of the time where prompts share nothing.
+        """
+        beginnings = {tuple(row.prompt[:SHARED_TOKENS]) for row in rows}
+        shares = len(rows) > 1 and len(beginnings) == 1 and len(*beginnings) == SHARED_TOKENS
+        first = 1 if shares else len(rows)
+        batch = self.decoding_batch(keep=shares)
         try:
-            batch.admit(rows)
+            batch.admit(rows[:first])
+            while shares and not rows[0].log_probabilities:
+                batch.step()
+            batch.admit(rows[first:])
             while batch.rows:
                 batch.step()
         finally:

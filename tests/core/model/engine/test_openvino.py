@@ -1,5 +1,7 @@
 """OpenVINO writes what the fast engine writes with the same rounded weights, and refuses what it can't write."""
 
+import copy
+import random
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -185,6 +187,27 @@ def test_an_interrupted_batch_leaves_nothing_behind(backbones, monkeypatch):
     assert batch.step() == batch.rows == batch.unread == []
 
 
+@pytest.mark.parametrize("stop", [[], ["a"]])
+def test_a_long_beginning_that_prompts_share_is_read_once(stop, backbones, monkeypatch):
+    """The first row may end before the others come; OpenVINO's pipeline with what it keeps serves all later calls."""
+    backbone = load_run(backbones("llama").folder, dtype=DType.float32, engine=OpenVino()).backbone
+    numbers, sizes = random.Random(0), []
+    shared = [numbers.randrange(3, 300) for _ in range(70)]
+    prompts, options = [[*shared, *prompt] for prompt in PROMPTS], GenerationOptions(max_new_tokens=LIMIT, stop=stop)
+    admit = openvino_engine.OpenVinoBatch.admit
+    monkeypatch.setattr(
+        openvino_engine.OpenVinoBatch, "admit", lambda batch, rows: sizes.append(len(rows)) or admit(batch, rows)
+    )
+    expected = generate(backbones("llama").fast, prompts, options)
+    texts = generate(backbone, prompts, options)
+    assert [text.text for text in texts] == [text.text for text in expected]
+    assert [text.score for text in texts] == pytest.approx([text.score for text in expected], rel=1e-3)
+    generate(backbone, PROMPTS, options)
+    assert sizes == [1, len(PROMPTS) - 1, len(PROMPTS), 0]
+    assert [*backbone.engine._pipelines] == [True]
+    assert not backbone.engine.decoding_batch().pipeline.has_non_finished_requests()
+
+
 def test_rows_enter_and_leave_between_steps(backbones):
     backbone, options = backbones("llama"), GenerationOptions(max_new_tokens=LIMIT, min_new_tokens=LIMIT)
     expected = [DecodingRow(prompt, LIMIT, options) for prompt in PROMPTS[:3]]
@@ -284,6 +307,8 @@ def test_a_model_that_has_changed_is_refused(change, backbones):
         backbone.train()
     else:
         backbone.set_model(backbone.peft.merge_and_unload())
+    with pytest.raises(TypeError, match="can't be copied or pickled"):
+        copy.deepcopy(backbone)
     with pytest.raises(UserError, match="the model has changed since it was loaded"):
         generate(backbone, PROMPTS, GenerationOptions(max_new_tokens=1))
 
