@@ -8,6 +8,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import threading
@@ -55,6 +56,7 @@ class OpenVinoEngine(FastEngine):
         super().__init__(backbone, Fast())
         self.folder, self.exact = folder, exact
         self.lock = threading.Lock()  # of the pipelines
+        self.numbers = itertools.count()  # of their rows
         self._pipelines: dict[bool, ContinuousBatchingPipeline] = {}
         self._installs = 0
 
@@ -138,8 +140,7 @@ class OpenVinoBatch(TokenBatch):
 
     def __init__(self, engine: OpenVinoEngine, pipeline: ContinuousBatchingPipeline) -> None:
         super().__init__(engine.backbone)
-        self.lock, self.pipeline = engine.lock, pipeline
-        self.check_generation = engine.check_generation
+        self.engine, self.pipeline = engine, pipeline
         self.handles: dict[DecodingRow, GenerationHandle] = {}
 
     @property
@@ -165,20 +166,22 @@ class OpenVinoBatch(TokenBatch):
         import openvino
 
         for row in rows:
-            self.check_generation(row.options)
+            self.engine.check_generation(row.options)
             if row.adapter or row.constraint or row.top_count or row.frequency_penalty or row.presence_penalty:
                 raise UserError("engine=openvino has no adapters, constraints, top tokens or frequency penalties")
         stop_ids = self.backbone.stop_ids
-        with _openvino_errors(), self.lock:
+        with _openvino_errors(), self.engine.lock:
             for row in rows:
                 prompt = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
-                self.handles[row] = self.pipeline.add_request(id(row), prompt, _generation_config(row, stop_ids))
+                self.handles[row] = self.pipeline.add_request(
+                    next(self.engine.numbers), prompt, _generation_config(row, stop_ids)
+                )
 
     def step(self) -> list[DecodingRow]:
         """See `DecodingBatch`; a row gets more than one token where other threads have called it for their rows."""
         if not self.handles:
             return []
-        with _openvino_errors(), self.lock:
+        with _openvino_errors(), self.engine.lock:
             if not any(handle.can_read() for handle in self.handles.values()):
                 self.pipeline.step()
         stop_ids = self.backbone.stop_ids
@@ -207,7 +210,7 @@ class OpenVinoBatch(TokenBatch):
     def leave(self, row: DecodingRow) -> None:
         """Drop a row before its end; a row that has left already is no error."""
         if handle := self.handles.pop(row, None):
-            with self.lock, suppress(RuntimeError):  # what is broken has been reported
+            with self.engine.lock, suppress(RuntimeError):  # what is broken has been reported
                 handle.stop()
                 if not self.handles and self.pipeline.has_non_finished_requests():
                     self.pipeline.step()  # which drops the stopped rows: what it keeps until its end, it calls leaked
