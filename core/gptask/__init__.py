@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptask.config.engine import Fast, Reference
+    from gptask.config.engine import Fast, OpenVino, Reference
     from gptask.config.schemas import (
         Documents,
         Files,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from gptask.training.train import train, train_tasks
 
 _MODULES = {  # the module that defines each public name
-    "gptask.config.engine": ("Fast", "Reference"),
+    "gptask.config.engine": ("Fast", "OpenVino", "Reference"),
     "gptask.config.schemas": (
         "Documents",
         "Files",
@@ -110,6 +110,7 @@ __all__ = [
     "Message",
     "Metric",
     "Mixing",
+    "OpenVino",
     "Prediction",
     "Pretrained",
     "PromptedTask",

@@ -82,7 +82,7 @@ def write_failure(error: BaseException) -> str | None:
         of_torch = isinstance(cause, RuntimeError) and TORCH_REFUSALS.search(text)
         following = cause.__cause__ or (cause.__context__ if of_torch else None)  # torch hides what its stream raised
         if of_torch and following is None:
-            return "a disk that is full or refuses more (PyTorch does not say which)"
+            return "a disk that is full or refuses more (the library does not say which)"
         cause = following
     return None
 

@@ -1,17 +1,15 @@
-"""Greedy generation by a trained run: gptask's fast engine in bfloat16 against OpenVINO on the run's GGUF file (q8_0).
+"""Greedy generation by a trained run: engine=fast in bfloat16 against engine=openvino (weights in q8_0).
 
 python tests/benchmarks/openvino_generation.py outputs/translation/first --rows 64 --alone 16 --rounds 3
 
-Both sides get the same token ids, take turns, and see each prompt once, so that no cache of prompts helps. Needs
-openvino, openvino-genai and openvino-tokenizers; the run must write one target for each test example.
+Both sides get the same token ids, take turns, and see each prompt once, so that no cache of prompts helps. Needs the
+extra gptask[openvino]; the run must write one target for each test example.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import sacrebleu
@@ -40,15 +38,11 @@ def compare(options: argparse.Namespace) -> list[Result]:
     """New tokens/s and BLEU of both sides, for a batch and for single prompts."""
     import gptask
     from gptask.config.conversion import from_plain
-    from gptask.config.schemas import DType, Export, ExportFormat
+    from gptask.config.schemas import DType
     from gptask.data.datamodule import encode
-    from gptask.runs.export import export
     from gptask.training import builder
 
-    run = gptask.load_run(options.run, dtype=DType.bfloat16)
-    file = export(
-        Export(run=options.run, output=str(Path(tempfile.mkdtemp()) / "model.gguf"), format=ExportFormat.gguf)
-    )
+    run = gptask.load_run(options.run, dtype=DType.bfloat16, engine=gptask.Fast())
     data = from_plain("data", run.config["data"])
     data.root, data.limit.test = options.data_root, (options.rows + options.alone) * (options.rounds + 1)
     corpus = builder.build_corpus(run.task, data, run.config["seed"])
@@ -58,7 +52,8 @@ def compare(options: argparse.Namespace) -> list[Result]:
     ids = [[*encode(run.task, example, run.backbone.tokenizer, data.max_tokens)[0]["ids"]] for example in examples]
     (target,) = (field.name for field in run.task.targets())
     references = [str(example[target]) for example in examples]
-    writers = {"ours": gptask_writer(run), "openvino": openvino_writer(file, run)}
+    by_openvino = gptask.load_run(options.run, engine=gptask.OpenVino())
+    writers = {"ours": writer_of(run), "openvino": writer_of(by_openvino)}
     batch = options.rows * (options.rounds + 1)
     kinds = {"batch": (ids[:batch], options.rows, True), "alone": (ids[batch:], options.alone, False)}
     results = []
@@ -77,7 +72,7 @@ def compare(options: argparse.Namespace) -> list[Result]:
         note = f"{same:.0%} of the texts are equal; OpenVINO is {1 / rate_ratio(rates):.2f} times as fast"
         results.append(
             Result(
-                f"openvino_{kind}", measure, "tokens/s", rates["ours"], rates["openvino"], "OpenVINO, GGUF q8_0",
+                f"openvino_{kind}", measure, "tokens/s", rates["ours"], rates["openvino"], "engine=openvino, q8_0",
                 extra={"bleu": [ours, openvino]}, note=f"{note}, BLEU {ours:.2f} and {openvino:.2f}",
             )
         )  # fmt: skip
@@ -105,43 +100,11 @@ class Side:
         return float(sum(len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts))
 
 
-def gptask_writer(run: Any) -> Writer:
-    """The run's own generation."""
+def writer_of(run: Any) -> Writer:
+    """What a run writes for prompts, by its own options and engine."""
     from gptask.model.generation.generate import generate
 
     return lambda prompts: [answer.text.strip() for answer in generate(run.backbone, prompts, run.head.options)]
-
-
-def openvino_writer(file: Path, run: Any) -> Writer:
-    """OpenVINO's continuous batching, as many threads as torch has and no cache of prompts."""
-    import numpy as np
-    import openvino as ov
-    import openvino_genai as genai
-    import torch
-
-    scheduler = genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = False
-    scheduler.cache_size = 1  # GB
-    properties = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    pipeline = genai.ContinuousBatchingPipeline(str(file), scheduler, "CPU", properties)
-    options, tokenizer = run.head.options, run.backbone.tokenizer
-    config = genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample = options.limit, False
-    config.stop_token_ids = {*run.backbone.stop_ids}
-    config.stop_strings = {*options.stop}
-
-    def write(prompts: Prompts) -> list[str]:
-        tensors = [ov.Tensor(np.array([prompt], dtype=np.int64)) for prompt in prompts]
-        answers = pipeline.generate(tensors, [config] * len(prompts))
-        texts = [tokenizer.decode(answer.m_generation_ids[0], skip_special_tokens=True) for answer in answers]
-        return [cut_at_stop(text, options.stop).strip() for text in texts]
-
-    return write
-
-
-def cut_at_stop(text: str, stop: list[str]) -> str:
-    """The text up to the first stop text."""
-    return text[: min((text.index(word) for word in stop if word in text), default=len(text))]
 
 
 if __name__ == "__main__":

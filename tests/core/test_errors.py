@@ -71,7 +71,7 @@ def _fail(error: Exception, cause: Exception | None = None, context: Exception |
         ),
         (
             _fail(RuntimeError("basic_ios::clear: iostream error"), context=RuntimeError("unexpected pos 1 vs 0")),
-            "a disk that is full or refuses more (PyTorch does not say which)",
+            "a disk that is full or refuses more (the library does not say which)",
         ),
         (FileNotFoundError(2, "No such file"), None),
         (ValueError("os error 28 in the user's text"), None),

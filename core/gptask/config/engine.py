@@ -33,12 +33,28 @@ class Reference:
     """transformers, PEFT and torch as they are."""
 
 
-ENGINES: dict[str, type[Fast] | type[Reference]] = {"fast": Fast, "reference": Reference}
+@dataclass
+class OpenVino:
+    """OpenVINO writes the texts of a run, with weights in q8_0; all else is computed as `Fast` does."""
+
+
+EngineOptions = Fast | Reference | OpenVino
+ENGINES: dict[str, type[EngineOptions]] = {"fast": Fast, "reference": Reference, "openvino": OpenVino}
 COMPONENTS = tuple(f.name for f in fields(Fast))
-SYNTAX = f"expected fast or reference ({VARIABLE} takes fast,packing=off too)"
+SYNTAX = f"expected fast, reference or openvino ({VARIABLE} takes fast,packing=off too)"
 
 
-def engine_from_environment() -> Fast | Reference:
+def refuse_openvino(engine: EngineOptions, use: str) -> None:
+    """Raise `UserError` where an engine that only writes the texts of a finished run is to do more."""
+    if isinstance(engine, OpenVino):
+        origin = f" ({VARIABLE} names it)" if os.environ.get(VARIABLE, "").strip().lower() == "openvino" else ""
+        raise UserError(
+            f"engine=openvino{origin} writes the texts of a finished run: predict, evaluate, chat and gptask.load_run "
+            f"take it, {use} does not: choose engine=fast"
+        )
+
+
+def engine_from_environment() -> EngineOptions:
     """The engine that ``GPTASK_ENGINE`` names, the fast one without it; raises `UserError` for what names none."""
     text = os.environ.get(VARIABLE, "").strip()
     name, *components = (part.strip() for part in (text or "fast").split(","))
@@ -47,7 +63,7 @@ def engine_from_environment() -> Fast | Reference:
     return _with_components(_engine(name, where), components, where)
 
 
-def engine_from_overrides(overrides: Sequence[str]) -> Fast | Reference:
+def engine_from_overrides(overrides: Sequence[str]) -> EngineOptions:
     """The engine of ``engine=<name>`` and ``engine.<component>=<truth value>``, for verbs that Hydra doesn't compose.
 
     Without ``engine=`` it is the environment's, as the overrides change it. Raises `UserError` for what names none.
@@ -64,7 +80,7 @@ def environment_overrides(overrides: Sequence[str]) -> list[str]:
     """The environment's engine as overrides to be put before the user's, none where the user chooses an engine.
 
     They name every component, so that they replace those of a preset. Raises `UserError` where the user sets one and
-    the environment names the reference engine, which has none.
+    the environment names another engine than the fast one: they have none.
     """
     if not os.environ.get(VARIABLE, "").strip() or values_of(overrides, "engine"):
         return []
@@ -74,23 +90,25 @@ def environment_overrides(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         if override.lstrip("+~").startswith("engine."):
             _with_components(engine, [override.lstrip("+~").removeprefix("engine.")], override, f" (from {VARIABLE})")
-    return ["engine=reference"]
+    return [f"engine={_name(engine)}"]
 
 
-def _engine(name: str, where: str) -> Fast | Reference:
+def _name(engine: EngineOptions) -> str:
+    return next(name for name, options in ENGINES.items() if type(engine) is options)
+
+
+def _engine(name: str, where: str) -> EngineOptions:
     if name not in ENGINES:
         raise UserError(f"{where}: unknown engine '{name}'; {SYNTAX}.{nearest(name, ENGINES)}")
     return ENGINES[name]()
 
 
-def _with_components(
-    engine: Fast | Reference, components: Sequence[str], where: str, origin: str = ""
-) -> Fast | Reference:
+def _with_components(engine: EngineOptions, components: Sequence[str], where: str, origin: str = "") -> EngineOptions:
     """The engine with components set by texts such as ``packing=off``."""
     for component in components:
         name, _, value = (part.strip() for part in component.partition("="))
-        if isinstance(engine, Reference):
-            raise UserError(f"{where}: the reference engine{origin} has no components, as engine=fast has")
+        if not isinstance(engine, Fast):
+            raise UserError(f"{where}: the {_name(engine)} engine{origin} has no components, as engine=fast has")
         if name not in COMPONENTS:
             hint = nearest(name, COMPONENTS)
             raise UserError(f"{where}: unknown component '{name}'; available: {listing(COMPONENTS)}.{hint}")

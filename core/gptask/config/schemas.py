@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from gptask.config.engine import Fast, Reference, engine_from_environment
+from gptask.config.engine import Fast, OpenVino, Reference, engine_from_environment
 from gptask.config.option import option
 from gptask.errors import UserError
 
@@ -486,5 +486,5 @@ GROUP_SCHEMAS: dict[str, dict[str, type]] = {
         "mlflow_schema": MLflowLog,
         "wandb_schema": WandbLog,
     },
-    "engine": {"fast_schema": Fast, "reference_schema": Reference},
+    "engine": {"fast_schema": Fast, "reference_schema": Reference, "openvino_schema": OpenVino},
 }

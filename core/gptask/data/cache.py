@@ -1,7 +1,8 @@
 """The cache: entries that are written completely or not at all, checked when they are read, and listed by kind.
 
-An entry of ``examples``, ``encoded`` or ``scores`` is a table with a JSON file beside it, of ``backbones`` a folder
-with a JSON file in it: this file seals the entry, and its time of change tells when the entry was last used.
+An entry of ``examples``, ``encoded`` or ``scores`` is a table with a JSON file beside it, of ``backbones`` and
+``openvino`` a folder with a JSON file in it: this file seals the entry, and its time of change tells when the entry
+was last used.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SUFFIXES = {  # of the files of an entry, by its kind
     "hashes": ("",),
     "verdicts": (".json",),
     "int4": (".json",),
+    "openvino": ("",),
 }
 SEAL = "gptask.json"  # the file that seals a folder
 HOST = platform.node().replace(".", "-")
@@ -144,7 +146,7 @@ def _mark(paths: Sequence[Path]) -> Path:
 def _problem(kind: str, paths: Sequence[Path]) -> str | None:
     """What is wrong with an entry, None if it is sound."""
     try:
-        if kind == "backbones":
+        if kind in ("backbones", "openvino"):
             for name, expected in json.loads(_mark(paths).read_text(encoding="utf-8"))["files"].items():
                 if not is_sealed(paths[0] / name, expected):
                     return f"{name} is not as it was written"

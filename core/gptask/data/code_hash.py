@@ -64,8 +64,7 @@ def code_hash(task: Task, modules: Iterable[str]) -> str:
     file (typed into a notebook) has another hash each time.
     """
     total = hashlib.sha256()
-    root = Path(str(files("gptask")))
-    paths = {root.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in modules}
+    paths = _paths(modules)
     for cls in type(task).__mro__:
         if issubclass(cls, Task) and cls.__module__.partition(".")[0] != "gptask":
             module = sys.modules[cls.__module__]
@@ -76,3 +75,13 @@ def code_hash(task: Task, modules: Iterable[str]) -> str:
     for path in sorted(paths):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
+
+
+def source_hash(modules: Iterable[str]) -> str:
+    """A hash of the code of gptask's ``modules``."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(_paths(modules)))).hexdigest()[:16]
+
+
+def _paths(modules: Iterable[str]) -> set[Path]:
+    root = Path(str(files("gptask")))
+    return {root.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in modules}

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gptask.config.engine import refuse_openvino
 from gptask.config.schemas import DType, Export, ExportFormat
 from gptask.errors import UserError, writing
 from gptask.runs import saved_model
@@ -65,6 +66,7 @@ def export(config: Export) -> Path:
     is not empty or can't be written, where no transformers class fits the head, and where the run is more than an
     adapter.
     """
+    refuse_openvino(config.engine, "export")
     if config.dtype is DType.int4:
         raise UserError(
             "dtype=int4: the weights of an export are float32 or bfloat16; evaluate, predict, chat and serve compute "

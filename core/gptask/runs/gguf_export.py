@@ -5,30 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections import Counter
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from gptask.config.schemas import DType, Export, Quantization
 from gptask.errors import UserError, writing
 from gptask.plugins.generation_options import DEFAULT_NEW_TOKENS, GenerationOptions
 from gptask.runs.atomic_write import written_whole
 from gptask.runs.gguf_tokenizer import add_tokenizer, normalizes_unicode
-from gptask.runs.gguf_weights import (
-    ARCHITECTURES,
-    add_hyperparameters,
-    check_architecture,
-    stored_array,
-    stored_tensors,
-)
+from gptask.runs.gguf_weights import check_architecture, write_gguf
 from gptask.runs.markdown import fenced
 from gptask.runs.prompt_text import prompt_template
 from gptask.runs.run import Run, load_run
 
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
 log = logging.getLogger("gptask")
-FILE_TYPES = {Quantization.f16: "MOSTLY_F16", Quantization.q8_0: "MOSTLY_Q8_0", Quantization.q4_1: "MOSTLY_Q4_1"}
 README = """# {title}
 
 The language model of the gptask run `{run}` (task `{task}`) in the GGUF format, for llama.cpp and programs built on it.
@@ -110,38 +103,21 @@ def _check_head(run: Run) -> None:
 
 def _write(run: Run, quantization: Quantization, path: Path) -> str:
     """Write the file; return which number formats its weights have."""
-    from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
-
     backbone = run.backbone
     peft: Any = backbone.peft
     template = prompt_template(run.task, backbone)
     model = peft.merge_and_unload() if hasattr(peft, "merge_and_unload") else peft
-    writer = GGUFWriter(path, ARCHITECTURES[model.config.model_type])
-    try:
-        writer.add_type("model")
+
+    def add_description(writer: GGUFWriter) -> None:
         writer.add_name(run.folder.name)
-        writer.add_file_type(LlamaFileType[FILE_TYPES[quantization]])
-        writer.add_quantization_version(GGML_QUANT_VERSION)
         if licence := run.config["backbone"].get("license"):
             writer.add_license(licence)
         writer.add_string("gptask.run", str(run.folder))
         writer.add_string("gptask.task", run.plugin.name)
         writer.add_string("gptask.prompt_template", template)
-        add_hyperparameters(writer, model.config)
         add_tokenizer(writer, backbone.tokenizer, backbone.stop_ids, model.config.vocab_size, template)
-        tensors = stored_tensors(model, quantization)
-        for tensor in tensors:
-            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, tensor.format)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(stored_array(tensor, model.config))
-    finally:
-        writer.close()
-    sizes = Counter[str]()
-    for tensor in tensors:
-        sizes[tensor.format.name.lower()] += tensor.bytes
+
+    sizes = write_gguf(path, model, quantization, add_description)
     log.info("%s: %s", path.with_suffix("").name, ", ".join(f"{n / 1e6:.1f} MB {name}" for name, n in sizes.items()))
     return ", ".join(sizes)
 

@@ -6,8 +6,10 @@ The names are those of the `gguf` package, the layouts those of llama.cpp's conv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,7 @@ ARCHITECTURES = {  # transformers' name of a family -> GGUF's
     "qwen3": "qwen3",
     "gemma3_text": "gemma3",
 }
+FILE_TYPES = {Quantization.f16: "MOSTLY_F16", Quantization.q8_0: "MOSTLY_Q8_0", Quantization.q4_1: "MOSTLY_Q4_1"}
 COMPUTED: Mapping[str, Mapping[str, tuple[Any, ...]]] = {  # what llama.cpp computes, whatever a file says
     "gpt2": {
         "activation_function": ("gelu_new", "gelu"),  # its table of the tanh form is coarser than their difference
@@ -69,7 +72,18 @@ def check_architecture(config: Any) -> None:
     if kind not in ARCHITECTURES:
         names = ", ".join(sorted(ARCHITECTURES))
         raise UserError(f"format=gguf has no {kind}; it has {names}. Leave format=gguf out to export a folder")
-    architecture = ARCHITECTURES[kind]
+    if problems := uncomputed_values(config):
+        raise UserError(
+            f"format=gguf: llama.cpp does not compute a {kind} with {', '.join(problems)}. Leave format=gguf out to "
+            "export a folder"
+        )
+    if ARCHITECTURES[kind] != "gpt2":
+        _rope(config)
+
+
+def uncomputed_values(config: Any) -> list[str]:
+    """The options of a config of a known family, but for its rotary embeddings, that a GGUF file can't tell."""
+    architecture = ARCHITECTURES[config.model_type]
     problems = [
         f"{name}={getattr(config, name)}"
         for name, values in COMPUTED[architecture].items()
@@ -78,13 +92,40 @@ def check_architecture(config: Any) -> None:
     sliding = {number for number, layer in enumerate(_layer_types(config)) if layer == "sliding_attention"}
     if sliding and (architecture != "gemma3" or _period(config) is None):
         problems.append(f"layer_types={config.layer_types}")
-    if problems:
-        raise UserError(
-            f"format=gguf: llama.cpp does not compute a {kind} with {', '.join(problems)}. Leave format=gguf out to "
-            "export a folder"
-        )
-    if architecture != "gpt2":
-        _rope(config)
+    return problems
+
+
+def write_gguf(
+    path: Path, model: Any, quantization: Quantization, add_description: Callable[[GGUFWriter], None]
+) -> Counter[str]:
+    """Write a model with a config that `check_architecture` lets through; return the bytes of each number format.
+
+    ``add_description`` adds the tokenizer, and what else tells about the model. One matrix at a time is converted.
+    Raises `UserError` for weights that llama.cpp's architecture does not have, or that are too large.
+    """
+    from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
+
+    writer = GGUFWriter(path, ARCHITECTURES[model.config.model_type])
+    try:
+        writer.add_type("model")
+        writer.add_file_type(LlamaFileType[FILE_TYPES[quantization]])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        add_hyperparameters(writer, model.config)
+        add_description(writer)
+        tensors = stored_tensors(model, quantization)
+        for tensor in tensors:
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, tensor.format)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(stored_array(tensor, model.config))
+    finally:
+        writer.close()
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[tensor.format.name.lower()] += tensor.bytes
+    return sizes
 
 
 def add_hyperparameters(writer: GGUFWriter, config: Any) -> None:

@@ -20,10 +20,15 @@ NOT_REPRODUCED = {"folder", "outputs", "resume", "probe", "engine", "run", "task
 def reproduce_command(config: dict[str, Any]) -> str:
     """The command line that a run's config.yaml holds; ``config`` is what `read_config` returns.
 
-    For a run from Python or a resumed one, a command of all values that differ from the defaults.
+    For a run from Python or a resumed one, a command of all values that differ from the defaults. Of the engines, one
+    decides the result: it is named where the run has it from the environment, too.
     """
-    if command := config.get("command"):
-        return str(command)
+    command = str(config.get("command") or _command_of_values(config))
+    is_openvino = (config.get("engine") or {}).get("kind") == "openvino_schema"
+    return f"{command} engine=openvino" if is_openvino and "engine=openvino" not in command else command
+
+
+def _command_of_values(config: dict[str, Any]) -> str:
     verb = verb_of_run(config)
     defaults = to_plain(VERB_SCHEMAS[verb]())
     parent = config["run"] if verb == "compress" else config.get("parent")

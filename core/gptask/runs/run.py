@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gptask.config import schemas
 from gptask.config.conversion import from_plain
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions, Fast, OpenVino, engine_from_environment, refuse_openvino
 from gptask.errors import UserError, damaged
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import Plugin, discover, load_task_class
@@ -20,6 +20,7 @@ from gptask.runs import saved_model
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import model_folder, refuse_multitask, verified_model
 from gptask.runs.manifest import read_manifest
+from gptask.runs.openvino_model import require_openvino, use_openvino
 from gptask.runs.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -124,31 +125,42 @@ def load_run(
     folder: str | Path,
     task: type[Task] | Task | None = None,
     dtype: schemas.DType | None = None,
-    engine: Fast | Reference | None = None,
+    engine: EngineOptions | None = None,
 ) -> Run:
     """Load a run folder's model for prediction; of a run of several tasks, the folder of one task.
 
     ``task`` is a class that no entry point names, or an instance, which replaces the run's options; ``dtype`` replaces
     the number format the run was trained with, and may be int4; ``engine`` is that of ``GPTASK_ENGINE`` where it is
-    None. Raises `UserError` where there is no such run, where it is unfinished or damaged, where its backbone is
-    missing or another than the run was trained on, where its files don't fit, and where int4 can't be computed.
+    None. With `OpenVino`, OpenVINO writes the texts, with weights in q8_0 that are converted once; ``dtype`` may be
+    float32 then, in which it computes more slowly. Raises `UserError` where there is no such run, where it is
+    unfinished or damaged, where its backbone is missing or another than the run was trained on, where its files don't
+    fit, where int4 can't be computed, and where the run writes no texts or has a model that OpenVINO does not compute.
     """
-    return _load_task_run(
-        Path(folder), task, lambda model, values: saved_model.load_backbone(model, values, dtype, engine)
+    engine = engine or engine_from_environment()
+    writes_by_openvino = isinstance(engine, OpenVino)
+    if writes_by_openvino:
+        require_openvino(dtype)
+    computed_by = Fast() if writes_by_openvino else engine
+    run = _load_task_run(
+        Path(folder), task, lambda model, values: saved_model.load_backbone(model, values, dtype, computed_by)
     )
+    if writes_by_openvino:
+        use_openvino(run.backbone, run.head, run.folder, run.config, exact=dtype is schemas.DType.float32)
+    return run
 
 
 def load_runs(
     folder: str | Path,
     tasks: Mapping[str, type[Task] | Task] | None = None,
     dtype: schemas.DType | None = None,
-    engine: Fast | Reference | None = None,
+    engine: EngineOptions | None = None,
 ) -> Runs:
     """Load every task of a run folder, and the backbone they share once.
 
     ``tasks`` are classes or instances by name; they, ``dtype``, ``engine`` and the errors raised are those of
-    `load_run`.
+    `load_run`, but for `OpenVino`, which is for one task.
     """
+    refuse_openvino(engine or engine_from_environment(), "gptask.load_runs")
     folder, runs = Path(folder), dict[str, Run]()
     values = read_config(folder)
 

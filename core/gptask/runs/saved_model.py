@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import from_plain
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions
 from gptask.config.schemas import DType, Full, Lora, Pretrained, Scratch
 from gptask.data.cache import cache_folder, digest, replacing, seal_folder, usable
 from gptask.data.hub_access import hub_switched_off
@@ -103,7 +103,7 @@ def save_adapter(backbone: GPTBackbone, folder: Path, base: str) -> None:
 
 
 def load_backbone(
-    model: Path, values: dict[str, Any], dtype: DType | None, engine: Fast | Reference | None = None
+    model: Path, values: dict[str, Any], dtype: DType | None, engine: EngineOptions | None = None
 ) -> GPTBackbone:
     """The backbone of a run with its adapter; ``values`` are the run's config, ``dtype`` replaces its number format.
 

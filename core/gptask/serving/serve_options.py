@@ -11,6 +11,7 @@ import socket
 import stat
 from importlib.util import find_spec
 
+from gptask.config.engine import refuse_openvino
 from gptask.config.schemas import Serve
 from gptask.errors import UserError, listing, user_path
 from gptask.runs.config_file import read_config
@@ -25,6 +26,7 @@ BACKLOG = 2048  # connections that wait to be accepted
 
 def check_options(options: Serve) -> None:
     """Raise `UserError` for missing packages, a value out of range, and an address that is open without a token."""
+    refuse_openvino(options.engine, "serve")
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise UserError(
             f"gptask serve needs packages that are not installed ({listing(missing)}): pip install 'gptask[serve]'"

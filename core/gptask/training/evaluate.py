@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptask.config.conversion import from_plain, validated_copy
+from gptask.config.engine import OpenVino, refuse_openvino
 from gptask.config.schemas import DType, Evaluate
 from gptask.config.trainer_options import check_trainer_options
 from gptask.data.corpus import CachedCorpus, count_overlap
@@ -25,6 +26,7 @@ from gptask.runs import run
 from gptask.runs.config_file import read_config
 from gptask.runs.folder import is_main_process, open_run_folder, refuse_multitask, run_title
 from gptask.runs.manifest import read_splits
+from gptask.runs.openvino_model import require_openvino
 from gptask.runs.saved_model import locate_backbone
 from gptask.training import builder
 from gptask.training.context import RunContext
@@ -48,7 +50,11 @@ def evaluate(config: Evaluate, command: str | None = None) -> Path:
     """
     config = validated_copy(_with_values_of_run(config) if config.run else config)
     check_trainer_options(config.trainer)
-    if config.dtype is DType.int4:
+    if isinstance(config.engine, OpenVino):
+        if not config.run:
+            refuse_openvino(config.engine, "an evaluation of the bare backbone (run=null)")
+        require_openvino(config.dtype)
+    elif config.dtype is DType.int4:
         require_int4()
     if config.run and config.shots:
         raise UserError("shots=k is for the bare backbone (run=null); a fine-tuned run has learned its task")

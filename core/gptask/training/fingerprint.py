@@ -11,6 +11,7 @@ from typing import Any
 
 from gptask.config.compression import Compress
 from gptask.config.conversion import to_plain
+from gptask.config.engine import OpenVino
 from gptask.config.schemas import Evaluate, Pretrained, Train
 from gptask.data.cache import digest
 from gptask.data.code_hash import CODE_OF_ENCODING, code_hash
@@ -19,6 +20,7 @@ from gptask.data.rows import Source
 from gptask.errors import UserError, user_path
 from gptask.model.backbone.locate import folder_hash
 from gptask.plugins.discovery import plugin_of
+from gptask.runs import openvino_model
 from gptask.runs.folder import model_folder, numbered_alternatives, run_title
 from gptask.runs.manifest import MANIFEST, manifest_digest, read_manifest
 from gptask.runs.provenance import versions
@@ -55,6 +57,7 @@ CODE_OF_RUN = (  # what computes a run's weights, predictions and metrics
     "gptask.model.engine.loss",
     "gptask.model.engine.next_tokens",
     "gptask.model.engine.norm",
+    "gptask.model.engine.openvino",
     "gptask.model.engine.packing",
     "gptask.model.engine.private",
     "gptask.model.engine.reference",
@@ -101,7 +104,7 @@ CODE_OF_COMPRESSION = (  # beside that
     "gptask.analysis.compress.unlabelled",
     "gptask.config.compression",
 )
-# options that do not change the result
+# options that do not change the result; an engine that rounds the weights does
 NOT_DECISIVE = ("outputs", "folder", "resume", "probe", "baseline", "logger", "checkpoint", "engine")
 
 
@@ -111,10 +114,12 @@ def run_fingerprint(config: Train | Evaluate, corpora: dict[str, CachedCorpus] |
     ``corpora`` are built from the config where the caller has none. Raises `UserError` as the run itself would.
     """
     corpora = corpora or builder.build_corpora(config)
-    plain = {name: value for name, value in to_plain(config).items() if name not in NOT_DECISIVE}
+    undecisive = {*NOT_DECISIVE} - ({"engine"} if isinstance(config.engine, OpenVino) else set())
+    plain = {name: value for name, value in to_plain(config).items() if name not in undecisive}
     tasks = [task_config.task for task_config in builder.task_configs(config).values()]
     code = [versions()["gptask"]]
     modules = (*CODE_OF_RUN, *CODE_OF_COMPRESSION) if isinstance(config, Compress) else CODE_OF_RUN
+    modules = (*modules, *openvino_model.CODE) if isinstance(config.engine, OpenVino) else modules
     code += [part for task in tasks for part in (plugin_of(task).origin, code_hash(task, modules))]
     data = [corpus.fingerprint() for corpus in corpora.values()]
     parts = [type(config).__name__, plain, data, _weights_hash(config), code]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptask.config.conversion import validated_copy
+from gptask.config.engine import refuse_openvino
 from gptask.config.schemas import HeadOnly, Lora, Scratch, Train
 from gptask.config.trainer_options import TRAINING_LIMITS, check_trainer_options
 from gptask.data.corpus import SPLITS
@@ -72,6 +73,7 @@ def train_tasks(
     A ``variation`` is a training that is no plain one.
     """
     config = validated_copy(config)
+    refuse_openvino(config.engine, "train")
     check_trainer_options(config.trainer)
     _check_minutes(config.checkpoint.minutes)
     _refuse_random_weights_that_stay(config)

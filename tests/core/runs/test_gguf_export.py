@@ -19,7 +19,7 @@ from gptask.config.schemas import DType, Export, ExportFormat, Full, Lora, Pretr
 from gptask.data.datamodule import encode
 from gptask.model.backbone.backbone import from_folder
 from gptask.model.backbone.locate import locate
-from gptask.runs import gguf_export
+from gptask.runs import gguf_export, gguf_weights
 from gptask.runs.export import export
 from gptask.runs.gguf_tokenizer import WORDS
 from gptask_tasks.classification import Classification
@@ -223,13 +223,13 @@ def test_a_run_keeps_its_layers(random_run, tmp_path):
 
 
 def test_one_tensor_is_converted_after_the_other(run_of, tmp_path, monkeypatch):
-    sizes, convert = [], gguf_export.stored_array
+    sizes, convert = [], gguf_weights.stored_array
 
     def watched(tensor, config):
         sizes.append((tmp_path / "model.gguf.part").stat().st_size)
         return convert(tensor, config)
 
-    monkeypatch.setattr(gguf_export, "stored_array", watched)
+    monkeypatch.setattr(gguf_weights, "stored_array", watched)
     exported(run_of("llama"), tmp_path / "model.gguf")
     written = np.diff(sizes)
     assert len(written) > 10
@@ -281,12 +281,12 @@ def test_an_existing_file_is_not_overwritten(name, tmp_path):
     assert (tmp_path / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", ["stored_array", "_page"])
-def test_a_failing_write_leaves_nothing(step, run_of, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "step"), [(gguf_weights, "stored_array"), (gguf_export, "_page")])
+def test_a_failing_write_leaves_nothing(module, step, run_of, tmp_path, monkeypatch):
     def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gguf_export, step, disk_full)
+    monkeypatch.setattr(module, step, disk_full)
     with pytest.raises(UserError, match="No space left on device while writing output="):
         exported(run_of("llama"), tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []

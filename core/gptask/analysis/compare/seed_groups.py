@@ -120,6 +120,8 @@ def _method_config(record: RunRecord) -> dict[str, Any]:
     config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
     if isinstance(data := config.get("data"), dict):
         config["data"] = {key: value for key, value in data.items() if key != "seed"}  # the run's, unless it is set
+    if (engine := engine_of(record.config.get("engine") or {})) == "openvino":  # it rounds the weights
+        config["engine"] = engine
     tuned = record.config.get("tuned_options") or {}  # on validation, so these values follow from the seed
     if isinstance(config.get("keep"), int):  # which layers stay follows from the run, and so from its seed
         for group, chosen in (("backbone", "keep"), ("tuning", "top")):

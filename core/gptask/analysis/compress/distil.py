@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gptask.analysis.compress.parent import FromParent
 from gptask.analysis.compress.prune import Pruning
 from gptask.config.compression import Compress
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions
 from gptask.config.schemas import Train
 from gptask.data.corpus import CachedCorpus
 from gptask.data.rows import Source
@@ -113,7 +113,7 @@ class Distilling(FromParent):
             return self.folders[task]
         return str(self.parent) if len(self.config.parents) == 1 else None
 
-    def load_parent(self, engine: Fast | Reference) -> Runs:
+    def load_parent(self, engine: EngineOptions) -> Runs:
         """Load the teachers."""
         tasks = task_configs(self.config)
         runs = {name: load_run(folder, type(tasks[name].task), engine=engine) for name, folder in self.folders.items()}

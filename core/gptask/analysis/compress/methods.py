@@ -8,6 +8,7 @@ from gptask.analysis.compress.distil import Distilling
 from gptask.analysis.compress.parent import FromParent
 from gptask.analysis.compress.prune import Pruning
 from gptask.config.compression import Compress, CompressionMethod
+from gptask.config.engine import refuse_openvino
 from gptask.errors import UserError, listing
 from gptask.runs.run import Runs
 from gptask.training.train import train_tasks
@@ -26,6 +27,7 @@ def compress(config: Compress, command: str | None = None) -> Runs:
     ``command`` is the command line that the config comes from, if any. Raises `UserError` for whatever the user can
     fix.
     """
+    refuse_openvino(config.engine, "compress")
     if config.method is not CompressionMethod.distil:
         defaults = {f.name: f.default for f in fields(Compress)}
         if unused := [name for name in OF_DISTILLING if getattr(config, name) != defaults[name]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptask.analysis.compare.records import RunRecord, read_run
 from gptask.analysis.compress.against_parent import against_parent, quality, tested_rows
 from gptask.config.compression import Compress
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions
 from gptask.config.schemas import Train
 from gptask.data.corpus import CachedCorpus
 from gptask.errors import UserError
@@ -70,7 +70,7 @@ class FromParent(Variation):
             raise UserError(f"{record.folder}: {record.problem}")
         return record
 
-    def load_parent(self, engine: Fast | Reference) -> Runs:
+    def load_parent(self, engine: EngineOptions) -> Runs:
         """Load the parent's tasks."""
         tasks = {name: type(one.task) for name, one in task_configs(self.config).items()}
         return load_runs(self.parent, tasks, engine=engine)

@@ -14,7 +14,7 @@ from gptask.analysis.compress.teacher_scores import align, compute_scores
 from gptask.analysis.compress.teacher_texts import texts_of_teacher, written_examples
 from gptask.analysis.compress.unlabelled import with_unlabelled
 from gptask.config.conversion import from_plain
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions
 from gptask.config.schemas import Data
 from gptask.data.code_hash import code_hash
 from gptask.data.datamodule import DataModule
@@ -37,7 +37,7 @@ class Teacher:
     """The run in ``folder``, of one task; its model is loaded only where something of it is not in the cache."""
 
     folder: str
-    engine: Fast | Reference
+    engine: EngineOptions
 
     @cached_property
     def values(self) -> dict[str, Any]:

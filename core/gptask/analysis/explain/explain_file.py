@@ -19,6 +19,7 @@ from gptask.analysis.explain.explain_page import explain_page
 from gptask.analysis.explain.explanation import Explanation, Faithfulness, read_lines
 from gptask.analysis.explain.faithfulness import summarize
 from gptask.analysis.explain.page_of_run import EXPLAIN_PAGE
+from gptask.config.engine import refuse_openvino
 from gptask.config.explain_options import Explain, ExplainMethod
 from gptask.config.schemas import BadRowPolicy
 from gptask.data.column_lookup import trained_columns
@@ -50,6 +51,7 @@ def explain_file(config: Explain) -> Faithfulness | None:
     the method is, None where no row could be measured. Raises `UserError` where a file can't be read or written
     and where the run has nothing to explain, `DataError` for a bad row (unless data.on_bad=skip).
     """
+    refuse_openvino(config.engine, "explain")
     steps = config.check()
     config = _with_output(config)
     chosen, order = list[ReferencedRow](), ""

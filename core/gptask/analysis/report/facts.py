@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptask.analysis.compare.seed_groups import overlap_of
+from gptask.analysis.compare.seed_groups import engine_of, overlap_of
 from gptask.analysis.report.report_run import ReportRun
 
 Fact = Callable[[dict[str, Any], dict[str, Any]], Any]  # from the contents of config.yaml and metrics.json
@@ -52,6 +52,11 @@ def _group_summary(config: dict[str, Any], group: str) -> str:
     kind = str(values.get("kind", "")).removesuffix("_schema")
     details = [str(values[key]) for key in ("source", "path", "name", "train", "test", "rank") if values.get(key)]
     return ": ".join(filter(None, (kind, ", ".join(details))))
+
+
+def _number_format(config: dict[str, Any]) -> str | None:
+    """The number format of the weights, where an option sets it."""
+    return "q8_0 (OpenVINO)" if engine_of(config.get("engine") or {}) == "openvino" else config.get("dtype")
 
 
 def _number(value: Any, unit: str = "", digits: int = 0) -> str | None:
@@ -103,7 +108,7 @@ FACTS: dict[str, Fact] = {
     "made smaller from": lambda config, result: _parent(result.get("against_parent")),
     "weights from": lambda config, result: result.get("backbone"),
     "weights hash": lambda config, result: result.get("weights_hash"),
-    "number format": lambda config, result: config.get("dtype"),
+    "number format": lambda config, result: _number_format(config),
     "tuning": lambda config, result: _group_summary(config, "tuning"),
     "trainable parameters": lambda config, result: _trainable(result),
     "seed": lambda config, result: result.get("seed"),

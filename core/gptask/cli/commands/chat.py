@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gptask.cli.arguments import VerbParser
 from gptask.cli.chat_repl import COMMANDS, ChatRepl
 from gptask.cli.hydra.job import log_to_console
-from gptask.config.engine import Fast, Reference, engine_from_overrides
+from gptask.config.engine import EngineOptions, engine_from_overrides, refuse_openvino
 from gptask.config.overrides import parse_override, quote_if_needed
 from gptask.config.schemas import LOADED_DTYPES, DType, Pretrained
 from gptask.errors import UserError, listing, nearest, user_path
@@ -60,7 +60,8 @@ def _parser() -> VerbParser:
         for field in dataclasses.fields(default)
         if field.name not in UNSUPPORTED
     )
-    option_rows += f"  {'engine=fast':<24}fast or reference; components: engine.packing=off (also $GPTASK_ENGINE)\n"
+    engines = "fast, reference or openvino (for a run); engine.packing=off (also $GPTASK_ENGINE)"
+    option_rows += f"  {'engine=fast':<24}{engines}\n"
     option_rows += f"  {'dtype=null':<24}{LOADED_DTYPES}\n"
     parser = VerbParser(
         "chat",
@@ -110,7 +111,7 @@ def _chat_options(overrides: Sequence[str]) -> ChatOptions:
     return options
 
 
-def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
+def _load_backbone(model: str, options: ChatOptions, engine: EngineOptions, dtype: DType | None) -> GPTBackbone:
     """The backbone of a run or a pretrained one, on a GPU if there is one."""
     import torch
 
@@ -121,7 +122,7 @@ def _load_backbone(model: str, options: ChatOptions, engine: Fast | Reference, d
     return backbone.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _run_backbone(path: Path, options: ChatOptions, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
+def _run_backbone(path: Path, options: ChatOptions, engine: EngineOptions, dtype: DType | None) -> GPTBackbone:
     """The backbone of a run; sets the texts that end an answer to those of the run's task, unless the user did."""
     from gptask.model.heads import GenerationHead  # imports torch
 
@@ -132,8 +133,9 @@ def _run_backbone(path: Path, options: ChatOptions, engine: Fast | Reference, dt
     return run.backbone
 
 
-def _pretrained_backbone(model: str, engine: Fast | Reference, dtype: DType | None) -> GPTBackbone:
+def _pretrained_backbone(model: str, engine: EngineOptions, dtype: DType | None) -> GPTBackbone:
     """The backbone of a preset, or of a source such as a folder, a GGUF file or a hub id."""
+    refuse_openvino(engine, "a backbone without a run")
     from gptask.model.backbone.backbone import load_or_build_backbone  # imports torch
 
     preset_folder = files("gptask_conf") / "backbone"

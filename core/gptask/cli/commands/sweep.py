@@ -17,6 +17,7 @@ from gptask.cli.hydra.error_messages import with_user_errors
 from gptask.cli.hydra.launch import open_keys, read_command_line
 from gptask.cli.hydra.validate import validated_config
 from gptask.cli.output import report_error
+from gptask.config.engine import refuse_openvino
 from gptask.config.overrides import normalize_overrides
 from gptask.config.schemas import Train
 from gptask.config.trainer_options import check_trainer_options
@@ -129,6 +130,7 @@ def _first_config(space: Sequence[Dimension], fixed: Sequence[str]) -> Train:
     """The config of the first values; each other choice is validated too, so that no trial fails hours later."""
     start = {d.key: d.override(d.choices[0] if d.choices else d.low) for d in space}
     first = train_config([*fixed, *start.values()])
+    refuse_openvino(first.engine, "sweep")
     for d in space:
         for choice in d.choices[1:]:
             other = train_config([*fixed, *(start | {d.key: d.override(choice)}).values()])

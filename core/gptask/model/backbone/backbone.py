@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gptask.config.engine import Fast, Reference, engine_from_environment
+from gptask.config.engine import EngineOptions, Fast, engine_from_environment, refuse_openvino
 from gptask.config.schemas import DType, Pretrained, Scratch
 from gptask.data.hub_access import hub_switched_off
 from gptask.errors import UserError, damaged, listing
@@ -52,9 +52,7 @@ class GPTBackbone(nn.Module):
     _kept_layers: list[int] | None = None
     int4: Quantization | None = None
 
-    def __init__(
-        self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: Fast | Reference | None = None
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, origin: BackboneOrigin, engine: EngineOptions | None = None) -> None:
         super().__init__()
         self.peft = model
         self.tokenizer = text_tokenizer(tokenizer)
@@ -72,8 +70,9 @@ class GPTBackbone(nn.Module):
     def engine(self, engine: Engine) -> None:
         self._engines[0] = engine
 
-    def use_engine(self, options: Fast | Reference) -> None:
-        """Compute by another engine from now on."""
+    def use_engine(self, options: EngineOptions) -> None:
+        """Compute by another engine from now on; raises `UserError` for `OpenVino`, which `gptask.load_run` sets up."""
+        refuse_openvino(options, "a backbone")
         self.engine.uninstall()
         backbone = self.engine.backbone  # not a view
         self.engine = FastEngine(backbone, options) if isinstance(options, Fast) else ReferenceEngine(backbone)
@@ -185,8 +184,8 @@ class GPTBackbone(nn.Module):
 
     @property
     def weight_format(self) -> str:
-        """The name of the number format of the weights: float32, bfloat16 or int4."""
-        return "int4" if self.int4 else str(self.model.dtype).removeprefix("torch.")
+        """The name of the number format of the weights that predict: float32, bfloat16, int4 or q8_0."""
+        return self.engine.weight_format
 
     @property
     def channels(self) -> int:
@@ -301,7 +300,7 @@ def load_or_build_backbone(
     options: Pretrained | Scratch,
     origin: BackboneOrigin | None,
     texts: Callable[[], Iterable[str]],
-    engine: Fast | Reference | None = None,
+    engine: EngineOptions | None = None,
     dtype: DType | None = None,
 ) -> GPTBackbone:
     """Load the pretrained backbone at ``origin``, or build one from scratch with a tokenizer trained on ``texts``.
@@ -326,7 +325,7 @@ def from_folder(
     origin: BackboneOrigin,
     dtype: torch.dtype = torch.float32,
     tokenizer: str | None = None,
-    engine: Fast | Reference | None = None,
+    engine: EngineOptions | None = None,
 ) -> GPTBackbone:
     """Load a Hugging Face folder, with the tokenizer of another folder if one is named.
 

@@ -266,6 +266,9 @@ class Engine(ABC):
         """A number that grows when the weights may have changed unseen."""
         return 0
 
+    def check_generation(self, options: GenerationOptions) -> None:  # noqa: B027 (an engine may honour them all)
+        """Raise `UserError` for options of text generation that this engine can't honour."""
+
     def decode(self, rows: Sequence[DecodingRow]) -> None:
         """Write the texts of all rows to their end."""
         batch = self.decoding_batch()
@@ -311,6 +314,11 @@ class Engine(ABC):
         if reason:
             self.off[component] = reason
         return not reason
+
+    @property
+    def weight_format(self) -> str:
+        """The name of the number format of the weights that predict: float32, bfloat16 or int4."""
+        return "int4" if self.backbone.int4 else str(self.backbone.model.dtype).removeprefix("torch.")
 
     def describe(self) -> dict[str, Any]:
         """The engine's name, the reason of each component that is off, and the weights where they are in int4."""

@@ -19,12 +19,42 @@ from gptask.plugins.text_tokenizer import text_tokenizer
 MAX_STOP_TESTS = 256  # lists of stop texts whose tests a batch remembers
 
 
-class SampledBatch(DecodingBatch):
-    """A batch that samples what its subclass computes."""
+class TokenBatch(DecodingBatch):
+    """A batch whose rows get a token at a time, and end where a stop token, a stop text or the limit ends them."""
 
     def __init__(self, backbone: EngineBackbone) -> None:
         self.backbone = backbone
         self.stop_tests: dict[tuple[str, ...], Callable[[list[int]], bool]] = {}
+
+    def write(self, row: DecodingRow, token: int, log_probability: float, stop_ids: set[int]) -> None:
+        """Add a token to a row, or end it."""
+        row.log_probabilities.append(log_probability)
+        if token in stop_ids:
+            row.finish = "stop"
+            return
+        row.new_ids.append(token)
+        if self._is_stopped(row):
+            row.finish = "stop"
+        elif len(row.new_ids) >= row.limit:
+            row.finish = "length"
+
+    def _is_stopped(self, row: DecodingRow) -> bool:
+        """Whether a row's newest token completes a stop text."""
+        stops = tuple(row.options.stop)
+        if not stops:
+            return False
+        if stops not in self.stop_tests:
+            if len(self.stop_tests) == MAX_STOP_TESTS:
+                self.stop_tests.clear()
+            self.stop_tests[stops] = stop_test(self.backbone.tokenizer, stops)
+        return self.stop_tests[stops](row.new_ids)
+
+
+class SampledBatch(TokenBatch):
+    """A batch that samples what its subclass computes."""
+
+    def __init__(self, backbone: EngineBackbone) -> None:
+        super().__init__(backbone)
         self.interrupted = False  # whether a pass ended within the layers, which then hold different numbers of tokens
 
     @abstractmethod
@@ -55,29 +85,10 @@ class SampledBatch(DecodingBatch):
         logits_BV = self.next_logits()
         self.interrupted = False
         for row, token, log_probability in zip(rows, *Sampler(stop_ids)(rows, logits_BV), strict=True):
-            row.log_probabilities.append(log_probability)
-            if token in stop_ids:
-                row.finish = "stop"
-                continue
-            row.new_ids.append(token)
-            if self._is_stopped(row):
-                row.finish = "stop"
-            elif len(row.new_ids) >= row.limit:
-                row.finish = "length"
+            self.write(row, token, log_probability, stop_ids)
         ended = [row for row in rows if row.finish]
         self.remove(ended)
         return ended
-
-    def _is_stopped(self, row: DecodingRow) -> bool:
-        """Whether a row's newest token completes a stop text."""
-        stops = tuple(row.options.stop)
-        if not stops:
-            return False
-        if stops not in self.stop_tests:
-            if len(self.stop_tests) == MAX_STOP_TESTS:
-                self.stop_tests.clear()
-            self.stop_tests[stops] = stop_test(self.backbone.tokenizer, stops)
-        return self.stop_tests[stops](row.new_ids)
 
 
 def stop_test(tokenizer: Any, stops: Sequence[str]) -> Callable[[list[int]], bool]:

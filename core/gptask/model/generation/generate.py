@@ -35,8 +35,10 @@ def generate(backbone: GPTBackbone, prompts: Sequence[list[int]], options: Gener
     """Continue every prompt until EOS, a stop text, ``max_new_tokens`` or the end of the model's context.
 
     Prompts are left-padded with their true position ids, so a row's text does not depend on its neighbours.
-    Raises `UserError` for a prompt that is empty or longer than the context.
+    Raises `UserError` for a prompt that is empty or longer than the context, and for options that the engine can't
+    honour.
     """
+    backbone.engine.check_generation(options)
     generated: list[GeneratedText] = []
     for numbers in _split_by_memory(backbone, prompts, options):
         rows = decoding_rows(backbone, [prompts[number] for number in numbers], options)

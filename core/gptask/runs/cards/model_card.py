@@ -119,8 +119,9 @@ class ModelCard(CardFacts):
         model = (
             f"the run {code_span(self.config.run)}" if self.config.run else "the bare backbone, without any training"
         )
-        in_int4 = ", with weights in int4" if self.backbone.weight_format == "int4" else ""
-        return f"An evaluation of {model}{in_int4}, made with {gptask}. This folder holds no model."
+        notes = {"int4": ", with weights in int4", "q8_0": ", whose texts OpenVINO wrote with weights in q8_0"}
+        weights = notes.get(self.backbone.weight_format, "")
+        return f"An evaluation of {model}{weights}, made with {gptask}. This folder holds no model."
 
     def about(self) -> str:
         """Task, backbone and tuning."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptask.config.conversion import from_plain
-from gptask.config.engine import Fast, Reference
+from gptask.config.engine import EngineOptions
 from gptask.config.schemas import DType, Pretrained
 from gptask.errors import UserError, damaged, user_path
 from gptask.model.backbone.backbone import from_folder, number_format
@@ -58,7 +58,7 @@ class BackbonePool:
 
     def __init__(
         self,
-        engine: Fast | Reference,
+        engine: EngineOptions,
         dtype: DType | None,
         memory_mb: int | None,
         between_passes: Callable[[Callable[[], Any]], Any],

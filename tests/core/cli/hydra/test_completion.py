@@ -32,7 +32,7 @@ SCRIPTS = Path(sys.executable).parent
             ["tuning=full ", "tuning=head ", "tuning=lora ", "tuning=lora_half ", "tuning=lora_short "],
         ),  # no schemas
         ("gptask train schedule.name=c", ["schedule.name=constant ", "schedule.name=cosine "]),
-        ("gptask train engine=", ["engine=fast ", "engine=reference "]),
+        ("gptask train engine=", ["engine=fast ", "engine=openvino ", "engine=reference "]),
         ("gptask export engine.pa", ["engine.packing="]),
         ("gptask train engine.packing=", ["engine.packing=false ", "engine.packing=true "]),
         ("gptask train probe=", ["probe=false ", "probe=true "]),

@@ -9,7 +9,7 @@ import pytest
         # unknown names: the nearest, and the choice that has such an option
         ("train task=sentimen", ["unknown task 'sentimen'", "Did you mean 'sentiment'?", "translation"]),
         ("train backbone=nanoo", ["unknown backbone 'nanoo'", "Did you mean 'nano'?"]),
-        ("train engine=", ["unknown engine ''; available: fast, reference."]),
+        ("train engine=", ["unknown engine ''; available: fast, openvino, reference."]),
         ("train backbone=", ["unknown backbone ''; available: gemma3"]),
         ("train task=", ["unknown task ''; installed: classification"]),
         ("train experiment=[sst2,tre]", ["unknown experiment 'tre'", "Did you mean 'trec'?"]),

@@ -283,7 +283,7 @@ def test_the_environment_goes_over_a_preset(run_command, environment, mine):
 @pytest.mark.parametrize(
     ("variable", "option", "message"),
     [
-        ("", "engine=fsat", "unknown engine 'fsat'; available: fast, reference. Did you mean 'fast'?"),
+        ("", "engine=fsat", "unknown engine 'fsat'; available: fast, openvino, reference. Did you mean 'fast'?"),
         ("", "engine.pakcing=off", "unknown option 'engine.pakcing'"),
         ("", "engine.packing=maybe", "engine.packing=maybe: expected true or false, got 'maybe'"),
         ("fsat", "seed=3", "GPTASK_ENGINE=fsat: unknown engine"),
