@@ -29,7 +29,8 @@ USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: sig
 class _State:
     """What the handler knows: the process that installed it, and how far a stop has come."""
 
-    pid: int = 0  # 0 once the work has ended
+    pid: int = 0
+    ended: bool = False  # the work, whose handlers are no longer in force
     holding: bool = False
     held_back: int | None = None  # the signal
     stop: weakref.ref[KeyboardInterrupt] | None = None  # the error that stops the work
@@ -50,15 +51,17 @@ def interruptible() -> Iterator[None]:
         yield
         return
     global _state
-    _state = _State(os.getpid())
+    outer, _state = _state, _State(os.getpid())
+    state = _state
     for number in replaced:
         signal.signal(number, _stop)
     try:
         yield
     finally:
-        _state.pid = 0
+        state.ended = True
         for number, usual in replaced.items():
             signal.signal(number, usual)
+        _state = outer
 
 
 def hold_signals() -> None:
@@ -107,10 +110,10 @@ def _send_again(state: _State, number: int, stop: object) -> None:
     """Send a signal whose error was destroyed while the work goes on; here, it would be raised in a destructor."""
 
     def send() -> None:
-        if state.pid:
+        if not state.ended:
             signal.pthread_kill(main_thread, number)
 
-    if state.pid == os.getpid():
+    if not state.ended and state.pid == os.getpid():
         state.stop, main_thread = None, threading.main_thread().ident or 0
         timer = threading.Timer(AGAIN, send)
         timer.daemon = True
