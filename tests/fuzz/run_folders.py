@@ -123,6 +123,7 @@ def _edit(folder: Path, kind: str, number: int, detail: Any) -> None:
     if kind == "new":
         path = folder / detail
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be a link to itself by now
         path.write_bytes(NEW_FILES[detail])
         return
     if kind == "tree":

@@ -92,11 +92,11 @@ def values_to_compress(folder: str, values: dict[str, Any], student: bool = Fals
     if optimizer.get("lr") == tuning.get("lr"):
         optimizer["lr"] = None  # it was chosen to be tuning.lr
     changes = {"optimizer": optimizer}
-    if tuning["kind"] == "lora_schema":
+    if tuning.get("kind") == "lora_schema":
         changes["tuning"] = tuning | {"layers": 1.0}
         return values | changes
     changes["tuning"] = {"kind": "lora_schema"}
-    if tuning["kind"] == "full_schema":
+    if tuning.get("kind") == "full_schema":
         license_ = values["backbone"].get("license")
         changes["backbone"] = {"kind": "pretrained", "source": folder, "license": license_, "dtype": "float32"}
         changes["trainer"] = {name: v for name, v in values["trainer"].items() if name != "precision"}

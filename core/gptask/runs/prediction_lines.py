@@ -66,10 +66,10 @@ class WholeLines:
 
 
 def renamed_cells(cells: Mapping[str, Any], taken: Sequence[str]) -> dict[str, Any]:
-    """The input's cells, with ``input_`` before the names that the output needs for itself."""
+    """The input's cells under names that are `encodable`, with ``input_`` before those that the output needs itself."""
     renamed = {}
     for name, value in cells.items():
-        new_name = name
+        new_name = encodable(name)
         while new_name in taken or (new_name != name and new_name in cells):
             new_name = f"input_{new_name}"
         renamed[new_name] = value
@@ -133,5 +133,5 @@ def encodable(value: Any) -> Any:
     if isinstance(value, list):
         return [encodable(part) for part in value]
     if isinstance(value, dict):
-        return {name: encodable(part) for name, part in value.items()}
+        return {encodable(name): encodable(part) for name, part in value.items()}
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -113,7 +113,7 @@ class CsvTable(Table):
 def _csv_cell(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return harmless(encodable(value))
-    text = as_json(value)
+    text = as_json(encodable(value))
     return harmless(json.loads(text)) if text.startswith('"') else "" if text == "null" else text
 
 

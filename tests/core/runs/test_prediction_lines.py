@@ -38,3 +38,13 @@ def test_standard_output_is_json_in_any_encoding(encoding, escaped, monkeypatch)
 
 def test_json_holds_no_number_that_json_lacks():
     assert as_json({"a": math.nan, "b": [math.inf], "c": b"x\xff"}) == '{"a": null, "b": [null], "c": "x\\\\xff"}'
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_half_a_surrogate_pair_in_a_column_name_or_a_cell_is_its_number(suffix, tmp_path):
+    file = tmp_path / f"out{suffix}"
+    with open_writer(str(file), with_errors=True) as writer:
+        writer.write(Line(1, {"a\udcff": "b\udcff", "c": [{"d\udcff": 1}]}, {"prediction": "good"}, None))
+    content = file.read_bytes()
+    assert rb"a\udcff" in content.replace(rb"\\", b"\\")
+    assert rb"b\udcff" in content.replace(rb"\\", b"\\")

@@ -217,9 +217,9 @@ def _plugin_name(where: str, config: dict[str, Any]) -> str:
 def _group_choice(where: str, group: str, value: Any) -> tuple[str, dict[str, Any]]:
     """The choice of a group in a saved config, and its values."""
     values = dict(value) if isinstance(value, dict) else {}
-    kind = values.pop("kind", None)
+    kind = str(values.pop("kind", None))
     if kind not in schemas.GROUP_SCHEMAS[group]:
-        raise UserError(f"{where} is damaged: {group}.kind is {kind!r}")
+        raise UserError(f"{where} is damaged: {group}.kind is {kind[:40]!r}")
     if group == "data":
         values.setdefault("stratify", False)  # a run of a version without this option was cut like that
     return kind, values

@@ -8,9 +8,11 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
 import statistics
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -268,8 +270,32 @@ def _pipeline(path: Path, properties: dict[str, Any], caches_prefixes: bool) -> 
     scheduler = SchedulerConfig()
     scheduler.cache_size, scheduler.enable_prefix_caching = CACHE_GB, caches_prefixes
     properties = {"INFERENCE_NUM_THREADS": torch.get_num_threads()} | properties
-    with _openvino_errors():
+    with _openvino_errors(), _signal_stack_kept():
         return ContinuousBatchingPipeline(str(path), scheduler, "CPU", properties)
+
+
+class _SignalStack(ctypes.Structure):
+    """Linux's ``stack_t``, of sigaltstack(2)."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Put the stack back that the handlers of this thread's signals run on.
+
+    OpenVINO's plugin for CPUs sets one that is too small for the registers of AMX, or that it frees, so that Ctrl-C
+    would end the process by a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def _generation_config(row: DecodingRow, stop_ids: set[int]) -> GenerationConfig:

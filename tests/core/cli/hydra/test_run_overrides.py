@@ -165,6 +165,7 @@ def test_overrides_that_contradict_the_run_are_refused(refused, saved, arguments
         ("answer: span", "answer: spam", ["task.answer (from", "expected one of"]),
         ("seed: 7", "seed: x", ["seed (from"]),
         ("kind: scratch", "kind: scrtch", ["is damaged: backbone.kind is 'scrtch'"]),
+        ("kind: scratch", "kind: [scratch]", ["is damaged: backbone.kind is \"['scratch']\""]),
         ("format: 3", "format: 1", ["run format 1", "reads format 3", "train again"]),
         ("name: qa", "name: qqa", ["unknown task 'qqa'", "Did you mean 'qa'?", "first run"]),
         ("plugin:", "plgin:", ["is not the config of a gptask run"]),

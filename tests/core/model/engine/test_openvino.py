@@ -1,7 +1,9 @@
 """OpenVINO writes what the fast engine writes with the same rounded weights, and refuses what it can't write."""
 
 import copy
+import ctypes
 import random
+import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -319,3 +321,19 @@ def test_what_openvino_raises_is_an_error_of_the_engine(backbones, tmp_path):
     engine = OpenVinoEngine(backbones("llama").fast, tmp_path, exact=False)
     with pytest.raises(UserError, match=r"engine=openvino: OpenVINO fails .*: choose engine=fast"):
         engine.decoding_batch()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack is called as Linux has it")
+def test_the_stack_of_signal_handlers_stays(backbones):
+    """OpenVINO's own is too small for a process that multiplies by AMX: Ctrl-C would be a segmentation fault."""
+
+    def stack():
+        found = openvino_engine._SignalStack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+        return found.start, found.flags, found.size
+
+    before = stack()
+    backbone = load_run(backbones("llama").folder, engine=OpenVino()).backbone
+    (text,) = generate(backbone, PROMPTS[:1], GenerationOptions(max_new_tokens=2))
+    assert text.score
+    assert stack() == before
