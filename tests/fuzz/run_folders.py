@@ -21,7 +21,7 @@ from tests.fuzz.target import Setting, Target
 
 VERBS = (
     "compare", "compare", "compare two", "report", "report two", "predict", "predict", "export", "serve", "evaluate",
-    "resume", "backbone", "load", "adapter",
+    "resume", "backbone", "load", "adapter", "explain", "compress", "gguf",
 )  # fmt: skip
 RUNS = ("sentiment", "adapted", "tags", "translation", "several")
 TREES = (".json", ".yaml", ".jsonl", ".safetensors", ".ckpt")
@@ -243,12 +243,25 @@ def _read(case: FolderCase, sandbox: Sandbox, setting: Setting, folder: Path) ->
             sandbox.command("compare", str(run), "--leaderboard", writable=[sandbox.folder])
     elif case.verb.startswith("report"):
         runs = [str(run), str(other)] if case.verb == "report two" else [str(run)]
-        sandbox.command("report", *runs, "--output", "out/report.html")
+        labels = ["--labels", "out/issues.jsonl"] * (case.detail % 4 == 0)
+        sandbox.command("report", *runs, "--output", "out/report.html", *labels)
     elif case.verb == "predict":
         sandbox.command("predict", f"run={run}", "input=-", "output=out/p.jsonl", "on_error=skip", stdin=source, **hub)
     elif case.verb == "export":
         adapter = ["adapter=true"] * (case.detail % 3 == 0)
         sandbox.command("export", f"run={run}", f"output={new}", *adapter, **hub)
+    elif case.verb == "gguf":
+        sandbox.command("export", f"run={run}", "output=out/model.gguf", "format=gguf", **hub)
+    elif case.verb == "explain":
+        method = ("ig", "occlusion", "attention")[case.detail % 3]
+        examples = ("-", "worst", "surprising")[case.detail % 5 % 3]
+        options = [f"method={method}", "steps=2"] if method == "ig" else [f"method={method}"]
+        sandbox.command("explain", f"run={run}", f"input={examples}", "output=out/why.html", "examples=2", *options,
+                        stdin=source, **hub)  # fmt: skip
+    elif case.verb == "compress":
+        method = ("prune", "distil")[case.detail % 2]
+        options = ["keep=1", "trainer.max_steps=1", "probe=false", "baseline=false"]
+        sandbox.command("compress", f"run={run}", f"method={method}", f"folder={new}", *options, **hub)
     elif case.verb == "serve":
         backbone = [f"backbone.source={setting.runs['backbone']}"] * (case.detail % 2)
         sandbox.command("serve", f"runs=[{run}]", "check=true", "port=0", *backbone, writable=[], **hub)
