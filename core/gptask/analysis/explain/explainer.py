@@ -109,7 +109,9 @@ class Explainer:
             written,
         )
         if self.with_attention:
-            explanation.attention = attention_maps(self.predictor.backbone, self._ids(reading, 0), reading.shares[0])
+            ids_1T = self._ids(reading, 0)
+            shares_TW = self._padded(reading.shares[0], ids_1T.shape[1])
+            explanation.attention = attention_maps(self.predictor.backbone, ids_1T, shares_TW)
         return explanation
 
     @cached_property

@@ -223,6 +223,13 @@ def test_a_head_without_scores_is_named(predictor_of, monkeypatch):
         explain(predictor, TEXT)
 
 
+@pytest.mark.parametrize("kind", INPUTS)
+def test_the_attention_between_the_words_of_each_kind(kind, predictor_of):
+    task, example = INPUTS[kind]
+    explanation = explain(predictor_of(task), example, method=ExplainMethod.attention, places=1, with_attention=True)
+    assert explanation.attention.weights.shape == (2, 4, len(explanation.words), len(explanation.words))
+
+
 def test_the_attention_of_every_head(predictor_of):
     explanation = explain(predictor_of(SENTIMENT), TEXT, method=ExplainMethod.occlusion, with_attention=True)
     weights = explanation.attention.weights
