@@ -242,10 +242,8 @@ def check_conversion(backbone: EngineBackbone, folder: Path) -> None:
     Compared are log-probabilities of the likeliest tokens behind prompts of random ids, both computed in float32.
     """
     numbers, vocabulary = random.Random(0), int(backbone.config.vocab_size)
-    options, longest = (
-        GenerationOptions(max_new_tokens=1, min_new_tokens=1),
-        int(backbone.config.max_position_embeddings),
-    )
+    options = GenerationOptions(max_new_tokens=1, min_new_tokens=1)
+    longest = int(backbone.config.max_position_embeddings)
     rows = [
         DecodingRow([numbers.randrange(vocabulary) for _ in range(min(length, longest))], 1, options)
         for length in CHECKED_LENGTHS
