@@ -165,6 +165,7 @@ def test_spans_and_tags_are_marked_in_the_words(tab, canned):
     card = tab.ask(tokens="The dog barks")
     assert card.locator("mark").all_inner_texts() == ["The\u00a0DET", "dog\u00a0NOUN", "barks\u00a0VERB"]
     tab.page.get_by_role("link", name="wikigold").click()
+    tab.page.locator("mark").nth(3).wait_for()
     assert tab.page.locator("mark").count() == 4  # what another run's view showed is still there
 
 
