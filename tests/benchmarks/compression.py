@@ -3,7 +3,7 @@
 They are the table of docs/compress.md.
 
 python tests/benchmarks/compression.py --record                # SST-2 and Multi30k, 24, 18 and 12 of 30 layers: hours
-python tests/benchmarks/compression.py --folder /tmp/a --layers 24 data.limit.train=64 trainer.max_steps=4   # a try
+python tests/benchmarks/compression.py data.limit.train=64 trainer.max_steps=4 --folder /tmp/a --layers 24   # a try
 
 The parents, and the students of 12 layers, are those of distillation.py. Each compression is healed with its parent's
 options. A run that is finished in --folder is not made again, so what was stopped goes on. The overrides are those of

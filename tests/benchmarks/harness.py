@@ -157,7 +157,7 @@ def machine() -> dict[str, Any]:
     ]
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),  # that this process may use
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "bf16_peak_gflops": round(matrix_peak()) if bf16() else None,
