@@ -57,11 +57,9 @@ def measure(lesson: Lesson) -> Result:
     (verdict,) = table.verdicts[table.main].values()
     values = {name: [record.metrics[table.main]["value"] for record in group] for name, group in groups.items()}
     (parent,) = find_runs([str(teacher)])
-    difference = verdict.difference
-    note = (
-        f"{verdict.sentence}: {difference.value:+.2f} ({difference.low:+.2f} to {difference.high:+.2f}); "
-        f"the teacher has {parent.metrics[table.main]['value']:.2f}"
-    )
+    difference = f"{verdict.difference.value:+.2f} ({verdict.difference.low:+.2f} to {verdict.difference.high:+.2f})"
+    sentence = verdict.sentence if difference in verdict.sentence else f"{verdict.sentence}: {difference}"
+    note = f"{sentence}; the teacher has {parent.metrics[table.main]['value']:.2f}"
     return Result(
         f"distil_{lesson.id}", f"{table.main}, {lesson.name}, {LAYERS} layers, by seed", "%",
         values["distilled"], values["labels"], "same student on labels alone", note=note,
