@@ -75,7 +75,7 @@ def compression_table(record: Record, ids: Sequence[str] = ()) -> str:
         return "No figures are recorded yet."
     chosen = _chosen(record.compression, ids)
     if not ids:
-        chosen.sort(key=lambda entry: (entry.data, -entry.disk_mb, -entry.memory_mb, entry.id))
+        chosen.sort(key=lambda entry: (entry.data, -entry.disk_mb, entry.memory_mb, entry.model))
     rows = [
         [
             entry.data,
@@ -128,7 +128,8 @@ def _machines(machines: Sequence[Machine]) -> Iterable[str]:
             for name, key in (("bfloat16", "bf16_peak_gflops"), ("float32", "fp32_peak_gflops"))
             if (known := [peak for machine in same if (peak := getattr(machine, key))])
         ]
-        yield f"{cores} cores of {processor}" + (f" (matrix peak in GFLOP/s: {', '.join(peaks)})" if peaks else "")
+        count = "1 core" if cores == 1 else f"{cores} cores"
+        yield f"{count} of {processor}" + (f" (matrix peak in GFLOP/s: {', '.join(peaks)})" if peaks else "")
 
 
 def _chosen(entries: Mapping[str, EntryType], ids: Sequence[str]) -> list[EntryType]:

@@ -61,7 +61,7 @@ def measure(lesson: Lesson) -> Result:
     sentence = verdict.sentence if difference in verdict.sentence else f"{verdict.sentence}: {difference}"
     note = f"{sentence}; the teacher has {parent.metrics[table.main]['value']:.2f}"
     return Result(
-        f"distil_{lesson.id}", f"{table.main}, {lesson.name}, {LAYERS} layers, by seed", "%",
+        f"distil_{lesson.id}", f"{table.main}, {lesson.name}, {LAYERS} layers, by seed", "points",
         values["distilled"], values["labels"], "same student on labels alone", note=note,
         extra={"p": verdict.p, "seeds": list(SEEDS), "folders": folders},
     )  # fmt: skip
